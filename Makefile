@@ -1,0 +1,53 @@
+# Turbo-VAED. `make` lists the targets; `make poc` and `make test` set up all that they need.
+PYTHON ?= python3
+CUSTOMER ?= demo
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: help setup browser poc test lint teacher bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+setup: $(STAMP) data/demo/.fetched ## make the environment in .venv and fetch the demo videos
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"Python 3.11 is needed, found {sys.version}"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+data/demo/.fetched: scripts/fetch_demo_videos.py | $(STAMP)
+	$(BIN)/python scripts/fetch_demo_videos.py data/demo
+	@touch $@
+
+browser: ## install headless Chromium for the report's tests (Debian, Ubuntu)
+	@sh scripts/install_browser.sh
+
+poc: setup ## run the PoC of CUSTOMER (demo): from videos to a judged package and its report
+	$(BIN)/turbo-vaed poc $(CUSTOMER)
+
+test: setup browser lint ## run every check
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## style, types and import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+teacher: setup ## train the small teacher of the demo again (an hour on one core)
+	$(BIN)/python scripts/train_teacher.py
+
+bench: setup ## time set-up, PoC and its re-run; writes bench/results
+	$(BIN)/python bench/first_light.py
+
+clean: ## remove what runs made (not the environment, not the videos)
+	rm -rf work state dvc.lock

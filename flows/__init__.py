@@ -1,0 +1,1 @@
+"""Prefect flows: when, for whom, retries, timeouts, and the side effects after the gate."""

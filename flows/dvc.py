@@ -1,0 +1,127 @@
+"""DVC as a child process: what is stale, and one stage at a time.
+
+The command line is called and not `dvc.repo.Repo`, which resolves dvc.yaml from the working
+directory of the process and so breaks in tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from turbo_vaed.errors import DataRefused, Fault, Refused, TurboVaedError, UserError
+
+_LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
+_TAIL_LINES = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduced:
+    """What `dvc repro` did with a stage."""
+
+    ran: bool
+    """False where nothing had changed."""
+
+
+def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str]:
+    """Those of a customer's stages whose inputs, params or outputs changed, in order.
+
+    Raises:
+        Fault: DVC itself failed.
+    """
+    targets = [f"{stage}@{customer}" for stage in stages]
+    status, errors = _dvc(root, ["status", "--json", *targets], {}, timeout_seconds=300)
+    found = json.loads(status.strip().splitlines()[-1]) if status.strip() else {}
+    if not isinstance(found, dict):
+        raise Fault(f"dvc status said: {status[-500:]} {errors[-500:]}")
+    return [stage for stage, target in zip(stages, targets, strict=True) if target in found]
+
+
+def reproduce(
+    root: Path, customer: str, stage: str, *, environment: Mapping[str, str], timeout_seconds: float
+) -> Reproduced:
+    """Run `dvc repro --single-item STAGE@CUSTOMER`, its output shown as it comes.
+
+    Raises:
+        TurboVaedError: with the stage's own error text, in the class that its exit code means.
+    """
+    command = ["repro", "--single-item", f"{stage}@{customer}"]
+    out, _ = _dvc(root, command, environment, timeout_seconds=timeout_seconds, stage=stage)
+    return Reproduced(ran="Running stage" in out)
+
+
+def push(root: Path, customer: str, stages: tuple[str, ...]) -> str:
+    """`dvc push` of a customer's outputs to the configured remote; returns what DVC said."""
+    targets = [f"{stage}@{customer}" for stage in stages]
+    out, _ = _dvc(root, ["push", *targets], {}, timeout_seconds=1800)
+    return out.strip().splitlines()[-1] if out.strip() else "nothing to push"
+
+
+def _dvc(
+    root: Path,
+    arguments: list[str],
+    environment: Mapping[str, str],
+    *,
+    timeout_seconds: float,
+    stage: str = "",
+) -> tuple[str, str]:
+    """Run DVC in `root`; a stage's output is shown, and its errors are kept."""
+    # The venv's `turbo-vaed` must be the one that dvc.yaml names.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root,
+        env={**os.environ, **environment, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    kept: dict[str, list[str]] = {"out": [], "err": []}
+
+    def drain(name: str) -> None:
+        pipe = process.stdout if name == "out" else process.stderr
+        assert pipe is not None
+        for line in pipe:
+            kept[name].append(line)
+            if stage:
+                print(line, end="", flush=True, file=sys.stdout if name == "out" else sys.stderr)
+
+    readers = [threading.Thread(target=drain, args=(name,), daemon=True) for name in kept]
+    for reader in readers:
+        reader.start()
+    try:
+        code = process.wait(timeout_seconds)
+    except subprocess.TimeoutExpired:
+        raise Fault(
+            f"{stage or arguments[0]} took more than {timeout_seconds:.0f} s and was stopped"
+        ) from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for reader in readers:
+            reader.join(5)
+    out, errors = "".join(kept["out"]), "".join(kept["err"])
+    if code:
+        raise _failure(stage or f"dvc {arguments[0]}", code, errors)
+    return out, errors
+
+
+def _failure(what: str, code: int, errors: str) -> TurboVaedError:
+    """The error that a child process ended with, by what it printed."""
+    if any(sign in errors for sign in _LOCKED):
+        return Refused(f"{what}: another run works on this checkout's DVC lock; wait for it to end")
+    for line_number, line in enumerate(lines := errors.splitlines()):
+        for kind, error in (("refused", DataRefused), ("error", UserError), ("fault", Fault)):
+            if line.startswith(f"{kind}: "):
+                text = "\n".join(lines[line_number:]).removeprefix(f"{kind}: ")
+                return error(f"{what}: {text.split(chr(10) + 'ERROR:')[0].strip()}")
+    return Fault(f"{what} ended with exit code {code}:\n" + "\n".join(lines[-_TAIL_LINES:]))

@@ -1,0 +1,185 @@
+"""What a run does beside computing: check the ground, register, promote, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows import runs
+from turbo_vaed import registry
+from turbo_vaed.costs import Budget, Ledger, PriceBook, format_usd, summarise
+from turbo_vaed.errors import UserError
+from turbo_vaed.poc import Poc
+from turbo_vaed.report import Failure, Registration, collect, write_report
+from turbo_vaed.report.words import headline
+from turbo_vaed.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A version in the registry, and what became of it."""
+
+    name: str
+    version: int
+    mlflow_run_id: str
+    alias: str = ""
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """The page, and the sentence that it begins with."""
+
+    path: Path
+    sentence: str
+
+
+def preflight(settings: Settings, customer: str) -> Poc:
+    """What must hold before anything is computed or paid.
+
+    Raises:
+        UserError: params that are not valid, no folder of videos.
+        BudgetRefused: the machine's price is unknown.
+        Unreachable: the ledger or MLflow does not answer.
+    """
+    poc = Poc.load(settings.root, customer)
+    if not poc.source.is_dir():
+        raise UserError(
+            f"customers.{customer}.source: no folder {poc.source}"
+            + ("; make setup fetches the demo videos" if customer == "demo" else "")
+        )
+    poc.teacher_weights()
+    local = poc.params.prices.local_usd_per_hour
+    PriceBook(local_usd_per_hour=local).require("node", "local")
+    Ledger.open(settings.ledger_url).close()
+    registry.open_tracking(settings.mlflow_tracking_uri)
+    return poc
+
+
+def register(poc: Poc, settings: Settings, run: runs.Run) -> Registered:
+    """Log the run and its package with MLflow, once for the same package and verdict."""
+    evaluation = _read(poc.folder("evaluate") / "evaluation.json")
+    history = _read(poc.folder("distill") / "history.json")
+    metrics = {
+        f"{who}_{name}_{part}": float(value)
+        for who in ("teacher", "student")
+        for name, parts in evaluation[who].items()
+        for part, value in parts.items()
+    }
+    metrics |= {f"retention_{k}": float(v) for k, v in evaluation["retention"].items()}
+    metrics["student_parameters"] = float(history["student_parameters"])
+    with Ledger.open(settings.ledger_url) as ledger:
+        metrics["spent_usd"] = float(ledger.total(run=run.run_id))
+    params = {
+        f"{section}.{key}": value
+        for section in ("clip", "encode", "distill", "gate")
+        for key, value in vars(getattr(poc.params, section)).items()
+        if not key.startswith("_")
+    }
+    lock = settings.root / "dvc.lock"
+    found = registry.register(
+        tracking_uri=settings.mlflow_tracking_uri,
+        run_id=run.run_id,
+        customer=poc.customer,
+        package_folder=poc.folder("export") / "package",
+        verdict_path=poc.folder("gate") / "verdict.json",
+        metrics=metrics,
+        params=params,
+        lineage=lineage(poc, settings),
+        artifacts=[
+            path
+            for path in (
+                lock,
+                poc.folder("evaluate") / "evaluation.json",
+                poc.folder("distill") / "history.json",
+                poc.folder("gate") / "measurement.json",
+            )
+            if path.is_file()
+        ],
+    )
+    return Registered(
+        name=found.name, version=found.version, mlflow_run_id=found.mlflow_run_id
+    )
+
+
+def promote(poc: Poc, settings: Settings, registered: Registered) -> Registered:
+    """Ask the registry to make the version champion; it says what the version becomes."""
+    outcome = registry.promote(
+        tracking_uri=settings.mlflow_tracking_uri,
+        customer=poc.customer,
+        version=registered.version,
+    )
+    return Registered(
+        name=registered.name,
+        version=registered.version,
+        mlflow_run_id=registered.mlflow_run_id,
+        alias=outcome.alias,
+        reasons=outcome.reasons,
+    )
+
+
+def report(
+    poc: Poc,
+    settings: Settings,
+    run: runs.Run,
+    registered: Registered | None,
+    failure: tuple[str, str] | None,
+) -> Reported:
+    """Write work/CUSTOMER/report/report.html of what was reached."""
+    params = poc.params
+    local = params.prices.local_usd_per_hour
+    price = PriceBook(local_usd_per_hour=local).require("node", "local")
+    budget = Budget.plan(
+        run_usd=params.budget.run_usd,
+        warn_share=params.budget.warn_share,
+        reserve_seconds=params.budget.reserve_seconds,
+        usd_per_hour=price.usd_per_hour,
+    )
+    with Ledger.open(settings.ledger_url) as ledger:
+        costs = summarise(ledger, run.run_id, budget)
+    context = collect(
+        poc.work,
+        run_id=run.run_id,
+        started=run.started_at,
+        finished=datetime.now(UTC),
+        costs=costs,
+        price=f"{format_usd(price.usd_per_hour)} per hour, local ({price.source})",
+        lineage=lineage(poc, settings),
+        registration=None
+        if registered is None
+        else Registration(
+            name=registered.name,
+            version=registered.version,
+            alias=registered.alias,
+            reasons=registered.reasons,
+            mlflow_run=registered.mlflow_run_id,
+            mlflow_uri=settings.mlflow_tracking_uri if "@" not in settings.mlflow_tracking_uri else "",
+        ),
+        failure=None if failure is None else Failure(stage=failure[0], error=failure[1]),
+        customer=poc.customer,
+        use_case=params.use_case,
+    )
+    return Reported(path=write_report(context, poc.report), sentence=headline(context))
+
+
+def lineage(poc: Poc, settings: Settings) -> dict[str, str]:
+    """What the run was made with, beside what verdict and package say themselves."""
+    found = {"python": platform.python_version(), "use_case": poc.params.use_case}
+    lock = settings.root / "dvc.lock"
+    if lock.is_file():
+        found["dvc_lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+    verdict = poc.folder("gate") / "verdict.json"
+    if verdict.is_file():
+        said = _read(verdict)
+        found |= {key: str(said[key]) for key in ("git_revision", "data_sha256")}
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from turbo_vaed.costs import Budget, check_start, decide
+from turbo_vaed.errors import BudgetRefused, UserError
+
+usd = st.decimals(min_value=0, max_value=100, places=6)
+
+
+def budget(run: str = "10", warn: str = "0.8", reserve: str = "1") -> Budget:
+    return Budget(run_usd=Decimal(run), warn_share=Decimal(warn), reserve_usd=Decimal(reserve))
+
+
+@pytest.mark.parametrize(
+    ("spent", "seconds", "action"),
+    [
+        ("0", 1.0, "continue"),
+        ("6.9", 1.0, "continue"),
+        ("7", 1.0, "warn"),  # 7 + 1 reaches 80 %
+        ("8", 1.0, "warn"),  # 8 + 1 + the reserve is the budget, and no more
+        ("8.000001", 1.0, "stop"),
+        ("8", 1.0000001, "stop"),
+        ("9", 0.0, "warn"),
+        ("9.5", 0.0, "stop"),  # the reserve is being eaten
+    ],
+)
+def test_decide_at_a_dollar_a_second(spent: str, seconds: float, action: str) -> None:
+    decision = decide(
+        budget(),
+        spent_usd=Decimal(spent),
+        rate_usd_per_second=Decimal(1),
+        next_step_seconds=seconds,
+    )
+    assert decision.action == action
+    assert decision.left_usd == 9 - Decimal(spent)
+    assert "of $10.00 spent" in decision.reason
+
+
+@settings(deadline=None)
+@given(
+    run=st.decimals(min_value="0.000001", max_value=100, places=6),
+    reserve=usd,
+    before=usd,
+    rate=st.decimals(min_value=0, max_value=1, places=8),
+    most_seconds=st.floats(0, 1000),
+    shares=st.lists(st.floats(0, 1), max_size=100),
+)
+def test_spend_and_reserve_never_pass_the_budget(
+    run: Decimal,
+    reserve: Decimal,
+    before: Decimal,
+    rate: Decimal,
+    most_seconds: float,
+    shares: list[float],
+) -> None:
+    plan = Budget(run_usd=run, warn_share=Decimal("0.8"), reserve_usd=reserve)
+    spent = before
+    for share in shares:
+        if decide(
+            plan, spent_usd=spent, rate_usd_per_second=rate, next_step_seconds=most_seconds
+        ).stop:
+            break
+        spent += rate * Decimal(most_seconds * share)
+    assert spent == before or spent + reserve <= run
+
+
+@settings(deadline=None)
+@given(run=st.decimals(min_value="0.000001", max_value=100, places=6), spent=usd, reserve=usd)
+def test_start_stops_exactly_where_nothing_is_left(
+    run: Decimal, spent: Decimal, reserve: Decimal
+) -> None:
+    plan = Budget(run_usd=run, warn_share=Decimal("0.8"), reserve_usd=reserve)
+    decision = check_start(plan, spent_usd=spent, usd_per_hour=Decimal("0.08"))
+    assert decision.stop == (spent + reserve >= run)
+
+
+def test_a_budget_below_its_reserve_lets_the_rest_run() -> None:
+    tiny = Budget.plan(
+        run_usd=Decimal("0.001"),
+        warn_share=0.8,
+        reserve_seconds=120,
+        usd_per_hour=Decimal("0.08"),
+    )
+    assert tiny.reserve_usd == 120 * Decimal("0.000022222222222222")
+    decision = check_start(tiny, spent_usd=Decimal(0), usd_per_hour=Decimal("0.08"))
+    assert decision.stop
+    assert "may pass the budget by up to $0.00167" in decision.reason
+
+
+def test_free_steps_never_stop_a_run() -> None:
+    decision = decide(
+        budget(), spent_usd=Decimal(0), rate_usd_per_second=Decimal(0), next_step_seconds=1e9
+    )
+    assert decision.action == "continue"
+
+
+def test_an_unknown_price_is_refused() -> None:
+    with pytest.raises(BudgetRefused, match=r"prices\.local_usd_per_hour"):
+        check_start(budget(), spent_usd=Decimal(0), usd_per_hour=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"run": "0"}, "run_usd is 0"),
+        ({"run": "-1"}, "run_usd is -1"),
+        ({"run": "NaN"}, "finite Decimal"),
+        ({"warn": "1.01"}, "warn_share"),
+        ({"reserve": "-0.01"}, "reserve_usd"),
+    ],
+)
+def test_impossible_budgets_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        budget(**changes)
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [("1", float("nan")), ("1", -1.0), ("-1", 1.0)])
+def test_a_step_of_unknown_cost_is_an_error(rate: str, seconds: float) -> None:
+    with pytest.raises(ValueError, match="expected 0 or more"):
+        decide(
+            budget(),
+            spent_usd=Decimal(0),
+            rate_usd_per_second=Decimal(rate),
+            next_step_seconds=seconds,
+        )

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from turbo_vaed.costs import Charge, Ledger, Meter, total_usd
+from turbo_vaed.costs.money import AMOUNT_QUANTUM, time_usd
+from turbo_vaed.errors import Unreachable, UserError
+
+START = datetime(2026, 11, 22, 13, 0, tzinfo=UTC)
+PRICE = Decimal("0.08")
+
+
+class Clock:
+    """Nanoseconds that move when the test says so."""
+
+    def __init__(self, start: int = 123_456_789_012_345) -> None:
+        self.now = start
+
+    def __call__(self) -> int:
+        return self.now
+
+
+class Memory(Ledger):
+    """Charges in a list; fails as often as it is told to, after or before it keeps them."""
+
+    def __init__(self, failures: int = 0, *, keeps: bool = False) -> None:
+        self.kept: dict[str, Charge] = {}
+        self.failures, self.keeps = failures, keeps
+
+    def add_all(self, charges: Iterable[Charge]) -> int:
+        failing, self.failures = self.failures > 0, self.failures - 1
+        if failing and not self.keeps:
+            raise Unreachable("the ledger is gone")
+        self.kept |= {charge.key: charge for charge in charges}
+        if failing:
+            raise Unreachable("the ledger took it and hung up")
+        return 0
+
+    @property
+    def rows(self) -> list[Charge]:
+        return list(self.kept.values())
+
+
+def meter(ledger: Ledger, **changes: Any) -> Meter:
+    values: dict[str, Any] = {
+        "run": "demo-1",
+        "customer": "demo",
+        "stage": "clip",
+        "resource": "host",
+        "usd_per_hour": PRICE,
+        "price_source": "a test",
+        "interval_seconds": 3600.0,
+        "now": lambda: START,
+    }
+    return Meter(ledger, **{**values, **changes})
+
+
+@given(
+    st.lists(st.integers(0, 10**13), min_size=1, max_size=30),
+    st.decimals(min_value=0, max_value=1000, places=6),
+    st.integers(1, 64),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_any_split_costs_the_same_to_the_last_digit(
+    nanoseconds: list[int], price: Decimal, nodes: int, fails: bool
+) -> None:
+    ledger, clock = Memory(), Clock()
+    began = clock.now
+    try:
+        with meter(ledger, clock=clock, usd_per_hour=price, nodes=nodes) as running:
+            for step in nanoseconds[:-1]:
+                clock.now += step
+                running.cut()
+            clock.now += nanoseconds[-1]
+            if fails:
+                raise RuntimeError
+    except RuntimeError:
+        assert fails
+    microseconds = clock.now // 1000 - began // 1000
+    rows = ledger.rows
+    assert total_usd(c.amount_usd for c in rows) == time_usd(microseconds * nodes, price)
+    assert total_usd(c.quantity for c in rows) == Decimal(microseconds * nodes) / 1_000_000
+    exact = Fraction(microseconds * nodes) * Fraction(price) / 3_600_000_000
+    assert abs(Fraction(running.usd) - exact) <= Fraction(AMOUNT_QUANTUM) / 2
+    wasted = total_usd(c.amount_usd for c in rows if c.useful == "wasted")
+    assert wasted == (running.usd if fails else 0)
+    slices = [c for c in rows if c.quantity > 0][: len(rows) - 2 if fails else None]
+    for before, after in pairwise(slices):
+        assert before.ended_at == after.started_at
+        assert (
+            before.quantity
+            == nodes
+            * Decimal((before.ended_at - before.started_at) // timedelta(microseconds=1))
+            / 1_000_000
+        )
+
+
+def test_a_free_machine_is_metered_too() -> None:
+    ledger, clock = Memory(), Clock()
+    with meter(ledger, clock=clock, usd_per_hour=Decimal(0)):
+        clock.now += 10**9
+    assert [(c.quantity, c.amount_usd) for c in ledger.rows] == [(Decimal(1), Decimal(0))]
+
+
+def test_a_block_that_raises_is_wasted_altogether() -> None:
+    ledger, clock = Memory(), Clock()
+    with pytest.raises(ZeroDivisionError), meter(ledger, clock=clock) as running:
+        clock.now += 1800 * 10**9
+        running.cut()
+        clock.now += 1800 * 10**9
+        raise ZeroDivisionError
+    kinds = {"useful": Decimal(0), "wasted": Decimal(0)}
+    for row in ledger.rows:
+        kinds[row.useful] += row.amount_usd
+    assert kinds == {"useful": 0, "wasted": PRICE}
+    assert len(ledger.rows) == 4
+
+
+def test_what_the_ledger_does_not_have_yet() -> None:
+    ledger, clock = Memory(), Clock()
+    with meter(ledger, clock=clock) as running:
+        clock.now += 1800 * 10**9
+        running.cut()
+        clock.now += 900 * 10**9
+        assert running.usd == Decimal("0.06")
+        assert running.unwritten_usd() == Decimal("0.02")
+    assert running.unwritten_usd() == 0
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_ledger_that_comes_back_gets_every_charge_once(
+    keeps: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = Memory(3, keeps=keeps)
+    with meter(ledger, interval_seconds=0.01) as running:
+        deadline = time.monotonic() + 60
+        while ledger.failures > -2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    rows = ledger.rows
+    assert len(rows) > 4
+    assert "took all of clip in the end" in caplog.text
+    assert (
+        total_usd(c.quantity for c in rows)
+        == Decimal((rows[-1].ended_at - rows[0].started_at) // timedelta(microseconds=1))
+        / 1_000_000
+    )
+    assert running.usd == total_usd(c.amount_usd for c in rows)
+    assert running.unwritten_usd() == 0
+
+
+def test_a_ledger_that_stays_away_is_an_error_at_the_end() -> None:
+    with (
+        pytest.raises(Unreachable, match="the ledger is gone"),
+        meter(Memory(10**9), interval_seconds=0.01),
+    ):
+        time.sleep(0.1)
+
+
+def test_the_blocks_own_error_comes_first() -> None:
+    with pytest.raises(ZeroDivisionError) as caught, meter(Memory(10**9)):
+        raise ZeroDivisionError
+    assert "did not take all charges of clip: the ledger is gone" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"usd_per_hour": 0.08},
+        {"usd_per_hour": None},
+        {"usd_per_hour": Decimal("NaN")},
+        {"usd_per_hour": Decimal(-1)},
+        {"nodes": 0},
+        {"interval_seconds": 0.0},
+    ],
+)
+def test_impossible_values_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="meter: usd_per_hour"):
+        meter(Memory(), **changes)
+
+
+CHILD = """
+import sys, time
+from decimal import Decimal
+from turbo_vaed.costs import Ledger, Meter
+with Meter(Ledger.open(sys.argv[1]), run="r", customer="c", stage="s", resource="host",
+           usd_per_hour=Decimal(3600), price_source="a test", interval_seconds=0.3):
+    print("metering", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_process_loses_one_slice_at_most(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    child = subprocess.Popen([sys.executable, "-c", CHILD, url], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None and child.stdout.readline() == "metering\n"
+        ledger = Ledger.open(url)
+        deadline = time.monotonic() + 90
+        while len(ledger.charges()) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        killed_at = datetime.now(UTC)
+    rows = ledger.charges()
+    assert len(rows) >= 3
+    assert killed_at - rows[-1].ended_at < timedelta(seconds=0.3 + 10)  # on a busy machine
+    for before, after in pairwise(rows):
+        assert before.ended_at == after.started_at
+    assert ledger.total() == total_usd(c.quantity for c in rows)  # a dollar a second

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from decimal import Decimal, Inexact
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from turbo_vaed.costs.money import (
+    AMOUNT_QUANTUM,
+    format_usd,
+    parse_usd,
+    per_second,
+    plain,
+    time_usd,
+    total_usd,
+)
+from turbo_vaed.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("0.08", "0.08"), (" $1,234.50 ", "1234.50"), (95, "95"), (Decimal("1e-12"), "1e-12")],
+)
+def test_parse_keeps_every_digit(value: str | int | Decimal, expected: str) -> None:
+    assert parse_usd(value) == Decimal(expected)
+
+
+@pytest.mark.parametrize("value", [0.08, True, None, "NaN", "inf", "eight cents", ""])
+def test_parse_refuses_floats_and_nonsense(value: object) -> None:
+    with pytest.raises(UserError, match="money: found"):
+        parse_usd(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [
+        ("0", "$0.00"),
+        ("95", "$95.00"),
+        ("1234.5", "$1,234.50"),
+        ("0.5", "$0.50"),
+        ("0.01234", "$0.0123"),
+        ("0.00005312", "$0.000053"),
+        ("0.9999", "$1.00"),
+        ("-0.0123", "-$0.0123"),
+        ("0.0000004", "<$0.000001"),
+        ("-0.0000004", "-<$0.000001"),
+    ],
+)
+def test_format(amount: str, expected: str) -> None:
+    assert format_usd(Decimal(amount)) == expected
+
+
+@settings(deadline=None)
+@given(st.decimals(min_value="-1e6", max_value="1e6", allow_nan=False, places=12))
+def test_only_nothing_looks_free(amount: Decimal) -> None:
+    assert (format_usd(amount) == "$0.00") == (amount == 0)
+
+
+def test_sum_is_exact_where_the_default_context_rounds() -> None:
+    amounts = [Decimal("99999999999999999999"), Decimal("1e-12")]
+    assert total_usd(amounts) == Decimal("99999999999999999999.000000000001")
+    assert sum(amounts) != total_usd(amounts)
+    with pytest.raises(Inexact):
+        total_usd([Decimal("1e60"), Decimal("1e-12")])
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 10**15),
+    st.decimals(min_value=0, max_value=1000, places=6, allow_nan=False, allow_infinity=False),
+)
+def test_time_times_price_is_right_to_the_last_digit(microseconds: int, price: Decimal) -> None:
+    exact = Fraction(microseconds) * Fraction(price) / 3_600_000_000
+    assert abs(Fraction(time_usd(microseconds, price)) - exact) <= Fraction(AMOUNT_QUANTUM) / 2
+
+
+def test_an_hour_costs_the_hourly_price() -> None:
+    assert time_usd(3_600_000_000, Decimal("0.08")) == Decimal("0.08")
+    assert per_second(Decimal("0.08")) == Decimal("0.000022222222222222")
+
+
+def test_plain_text_has_one_form() -> None:
+    values = ("0.080", "8e-2", "10", "-0", "1e3")
+    assert [plain(Decimal(t)) for t in values] == ["0.08", "0.08", "10", "0", "1000"]

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from turbo_vaed.costs import Budget, Charge, Ledger, summarise
+
+START = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+def test_summary_against_the_budget(tmp_path: Path) -> None:
+    def charge(run: str, stage: str, second: int, usd: str, useful: str = "useful") -> Charge:
+        return Charge(
+            run=run,
+            customer="demo",
+            stage=stage,
+            resource="host",
+            market="local",
+            quantity=Decimal(10),
+            unit="node-second",
+            unit_price_usd=Decimal(usd) / 10,
+            amount_usd=Decimal(usd),
+            started_at=START + timedelta(seconds=second),
+            ended_at=START + timedelta(seconds=second + 10),
+            useful=useful,  # type: ignore[arg-type]
+            price_source="a test",
+        )
+
+    budget = Budget(run_usd=Decimal("4"), warn_share=Decimal("0.8"), reserve_usd=Decimal(0))
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        ledger.add_all(
+            [
+                charge("r", "validate", 0, "1"),
+                charge("r", "distill", 10, "2"),
+                charge("r", "distill", 20, "2", "wasted"),
+                charge("another", "distill", 5, "77"),
+            ]
+        )
+        found = summarise(ledger, "r", budget)
+        nothing = summarise(ledger, "unheard-of", budget)
+    assert (found.usd, found.wasted_usd, found.over_usd) == (5, 2, 1)
+    assert found.budget_share == Decimal("1.25")
+    assert [(s.stage, s.node_seconds, s.usd, s.wasted_usd, s.share) for s in found.stages] == [
+        ("validate", 10, 1, 0, Decimal("0.2")),
+        ("distill", 20, 4, 2, Decimal("0.8")),
+    ]
+    assert (nothing.usd, nothing.stages, nothing.over_usd) == (0, (), 0)
+    with pytest.raises(AttributeError):
+        found.usd = Decimal(0)  # type: ignore[misc]

@@ -1,0 +1,270 @@
+"""This host as a device: real programs in the real runtime, and what becomes of broken ones."""
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from turbo_vaed.devices import Measurement, _child
+from turbo_vaed.devices.host import measure, read_decoded
+from turbo_vaed.errors import CorruptFile, Fault, UserError
+from turbo_vaed.export import IoSpec, export_xnnpack, write_package
+from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
+
+SHAPE = (1, 8, 2, 4, 6)
+COUNTS = {"threads": 1, "warmup": 1, "samples": 3, "timeout_seconds": 120}
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    torch.manual_seed(0)
+    config = DecoderConfig(
+        latent_channels=8,
+        decoder_block_out_channels=(8, 12),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, False),
+        decoder_spatio_only=(False, False),
+        decoder_is_dw_conv=(False, False, True),
+        decoder_dw_kernel_size=5,
+        patch_size=2,
+    )
+    return TurboVaedDecoder(config).eval()
+
+
+@pytest.fixture(scope="module")
+def package(decoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    program = export_xnnpack(decoder, latent_shape=SHAPE, folder=folder)
+    return write_package(folder / "package", program, IoSpec.of(decoder.config, SHAPE))
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    path = tmp_path_factory.mktemp("latents") / "latents.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(5, *SHAPE[1:])).astype(np.float32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(package, latents, tmp_path_factory):
+    """One measurement, made while this process is large, and what it left in its folder."""
+    out = tmp_path_factory.mktemp("out")
+    ballast = np.ones(1_500_000_000 // 8)  # a big parent must not be taken for a big decoder
+    measurement = measure(package.folder, latents, out_folder=out, **COUNTS)
+    del ballast
+    return measurement, out
+
+
+def test_every_clip_is_decoded_as_pytorch_does(measured, decoder, latents):
+    decoded = read_decoded(measured[1])
+    with torch.no_grad():
+        expected = decoder(torch.from_numpy(np.load(latents))).numpy()
+    assert decoded.dtype == np.float32
+    np.testing.assert_allclose(decoded, expected, atol=1e-4)
+    assert float(np.abs(expected[0] - expected[1]).max()) > 1e-2  # clips differ, and so in order
+    assert [p.name for p in measured[1].iterdir()] == ["decoded.npy"]
+
+
+def test_figures_are_those_of_a_run(measured, package):
+    measurement = measured[0]
+    assert len(measurement.latency_seconds) == 3
+    assert (measurement.threads, measurement.warmup, measurement.clips) == (1, 1, 5)
+    assert measurement.package_sha256 == package.sha256
+    assert 0 < min(measurement.latency_seconds) < 5
+    # The cold start loads, verifies and runs: more than the best of the warm runs.
+    assert measurement.cold_start_seconds > min(measurement.latency_seconds)
+    assert "executorch 1." in measurement.runtime
+
+
+def test_memory_is_that_of_the_process_alone(measured):
+    measurement = measured[0]
+    assert 20e6 < measurement.baseline_memory_bytes <= measurement.peak_memory_bytes
+    assert measurement.peak_memory_bytes < 1000e6  # this process had 1.5 GB more then
+
+
+def test_a_measurement_survives_json(measured):
+    measurement = measured[0]
+    document = json.loads(json.dumps(measurement.to_json(), allow_nan=False))
+    assert Measurement.from_json({**document, "teacher_latency_seconds": [1.0]}) == measurement
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("cold_start_seconds", float("nan")),
+        ("cold_start_seconds", 0),
+        ("cold_start_seconds", "1"),
+        ("latency_seconds", []),
+        ("latency_seconds", 0.1),
+        ("latency_seconds", [0.1, -0.1]),
+        ("latency_seconds", [0.1, float("inf")]),
+        ("peak_memory_bytes", 0),
+        ("peak_memory_bytes", 1.5),
+        ("peak_memory_bytes", None),
+        ("threads", 0),
+        ("package_sha256", ""),
+    ],
+)
+def test_an_impossible_measurement_is_refused(measured, key, value):
+    with pytest.raises(ValueError, match=key):
+        Measurement.from_json({**measured[0].to_json(), key: value})
+
+
+def test_a_measurement_with_a_key_missing_is_refused(measured):
+    document = measured[0].to_json()
+    del document["cold_start_seconds"]
+    with pytest.raises(ValueError, match="missing: cold_start_seconds"):
+        Measurement.from_json(document)
+
+
+def test_median_latency_ignores_one_busy_moment(measured):
+    measurement = replace(measured[0], latency_seconds=(0.1, 9.0, 0.2))
+    assert measurement.median_latency_seconds == 0.2
+
+
+def test_a_program_that_is_none_is_a_fault_with_its_last_words(latents, package, tmp_path):
+    junk = tmp_path / "decoder.pte"
+    junk.write_bytes(b"not a program " * 1000)
+    write_package(tmp_path / "package", junk, package.io)  # its sha256 is right
+    with pytest.raises(Fault, match=r"ExecuTorch runtime .* failed with exit code 1.*(?s:.)*Error"):
+        measure(tmp_path / "package", latents, out_folder=tmp_path / "out", **COUNTS)
+    assert not (tmp_path / "out" / "decoded.npy").exists()
+
+
+def test_a_program_that_puts_out_something_else_is_a_fault(latents, package, tmp_path):
+    _, _, frames, height, width = package.io.video_shape
+    lying = replace(package.io, video_shape=(1, 3, frames + 1, height, width))
+    write_package(tmp_path / "package", package.program_path, lying)
+    with pytest.raises(Fault, match="the package promises"):
+        measure(tmp_path / "package", latents, out_folder=tmp_path / "out", **COUNTS)
+
+
+def test_a_slow_device_is_stopped(package, latents, tmp_path):
+    start = time.monotonic()
+    with pytest.raises(Fault, match=r"stopped after 0\.3 s"):
+        measure(
+            package.folder,
+            latents,
+            out_folder=tmp_path,
+            **{**COUNTS, "timeout_seconds": 0.3},
+        )
+    assert time.monotonic() - start < 5
+
+
+def test_an_altered_package_is_refused(package, latents, tmp_path):
+    folder = write_package(tmp_path / "package", package.program_path, package.io).folder
+    program = folder / "decoder.pte"
+    program.write_bytes(program.read_bytes()[:-1])
+    with pytest.raises(CorruptFile, match=r"decoder\.pte.*run the export stage again"):
+        measure(folder, latents, out_folder=tmp_path / "out", **COUNTS)
+    with pytest.raises(CorruptFile, match=r"package\.json"):
+        measure(tmp_path / "none", latents, out_folder=tmp_path / "out", **COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 8, 2, 4, 7), np.float32), "the package takes"),
+        (np.zeros((2, 8, 2, 4, 6)), "float64"),
+        (np.zeros((0, 8, 2, 4, 6), np.float32), "shape"),
+        (np.zeros((8, 2, 4, 6), np.float32), "shape"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(package, tmp_path, array, message):
+    np.save(tmp_path / "latents.npy", array)
+    with pytest.raises(UserError, match=message):
+        measure(package.folder, tmp_path / "latents.npy", out_folder=tmp_path, **COUNTS)
+
+
+def test_latents_that_are_no_array_are_refused(package, tmp_path):
+    (tmp_path / "latents.npy").write_text("text")
+    for path in (tmp_path / "latents.npy", tmp_path / "none.npy"):
+        with pytest.raises(UserError, match=r"not a \.npy file"):
+            measure(package.folder, path, out_folder=tmp_path, **COUNTS)
+
+
+@pytest.mark.parametrize("change", [{"threads": 0}, {"samples": 0}, {"warmup": -1}])
+def test_counts_that_measure_nothing_are_refused(package, latents, tmp_path, change):
+    with pytest.raises(UserError, match=next(iter(change))):
+        measure(package.folder, latents, out_folder=tmp_path, **{**COUNTS, **change})
+
+
+def run_code(code: str, tmp_path: Path, monkeypatch, timeout_seconds: float = 60):
+    """`run_module` on a module with this code; it gets RESULT as sys.argv[1]."""
+    (tmp_path / "a_device_process.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return _child.run_module(
+        "a_device_process", [], threads=1, timeout_seconds=timeout_seconds, what="the device"
+    )
+
+
+WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text({!r})"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os; os.abort()", r"crashed \(SIGABRT\)"),
+        ("import os; os.kill(os.getpid(), 9)", "SIGKILL.*memory runs out"),
+        ("import sys; sys.exit('out of cheese')", "exit code 1.*out of cheese"),
+        ("print('x' * 9999); raise ValueError('late words')", "late words"),
+        ("", "left no result"),
+        (WRITE.format('{"latency'), "not JSON"),
+        (WRITE.format("[1]"), "left list"),
+    ],
+)
+def test_a_bad_end_is_a_fault(code, message, tmp_path, monkeypatch):
+    with pytest.raises(Fault, match=f"(?s)the device.*{message}") as caught:
+        run_code(code, tmp_path, monkeypatch)
+    assert len(str(caught.value)) < 3000
+
+
+def test_a_hanging_process_and_its_children_are_ended(tmp_path, monkeypatch):
+    pid_file = tmp_path / "pid"
+    code = (
+        "import subprocess, sys, pathlib, time\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        f"pathlib.Path({str(pid_file)!r}).write_text(str(child.pid))\n"
+        "time.sleep(600)\n"
+    )
+    with pytest.raises(Fault, match="stopped after"):
+        run_code(code, tmp_path, monkeypatch, timeout_seconds=3)
+    pid = int(pid_file.read_text())
+    deadline = time.monotonic() + 5
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(pid)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_the_runner_knows_no_model():
+    """What the child loads is its memory: the runtime and PyTorch, no model and no exporter."""
+    code = (
+        "import sys; import turbo_vaed.devices._host_runner as r\n"
+        "try: r.main(['a', 'b', '/nonexistent.npy', 'd', '1', '0', '1'])\n"
+        "except FileNotFoundError: pass\n"
+        "else: raise SystemExit('it ran on nothing')\n"
+        "bad = [m for m in sys.modules if m.startswith(('turbo_vaed.models', 'executorch.exir',"
+        " 'diffusers', 'transformers', 'torchao'))]\n"
+        "raise SystemExit(f'it loads {bad[:5]}' if bad else 0)"
+    )
+    import subprocess
+
+    root = Path(_child.__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,231 @@
+"""Exported programs, run by the real ExecuTorch runtime, and packages."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from turbo_vaed.export import (
+    ExportError,
+    IoSpec,
+    export_xnnpack,
+    load_package,
+    write_package,
+)
+from turbo_vaed.models import PRESETS, DecoderConfig, TurboVaedDecoder
+
+LATENT_SHAPE = (1, 8, 2, 4, 6)
+
+
+def small_config() -> DecoderConfig:
+    """Every kind of layer, at a size that lowers in seconds."""
+    return DecoderConfig(
+        latent_channels=8,
+        decoder_block_out_channels=(16, 20, 24),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False),
+        decoder_spatio_only=(True, False, False),
+        decoder_is_dw_conv=(False, False, True, True),
+        decoder_dw_kernel_size=5,
+        patch_size=4,
+    )
+
+
+def run(program: Path, latents: Tensor) -> Tensor:
+    from executorch.runtime import Runtime
+
+    # The bytes and the program must outlive the method: it holds neither, and reads freed
+    # memory without them.
+    data = program.read_bytes()
+    loaded = Runtime.get().load_program(data)
+    method = loaded.load_method("forward")
+    assert method is not None
+    video: Tensor = method.execute((latents,))[0]
+    return video.clone()
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """In dB, for a data range of 2 ([-1, 1])."""
+    return 10 * math.log10(4 / float(((a - b) ** 2).mean().clamp_min(1e-20)))
+
+
+@pytest.fixture(scope="module")
+def decoder() -> TurboVaedDecoder:
+    torch.manual_seed(0)
+    return TurboVaedDecoder(small_config()).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def program(decoder: TurboVaedDecoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Channels-last, as after training: the export must not care, nor change it.
+    decoder.to(memory_format=torch.channels_last)
+    mean, std = [0.1 * i for i in range(8)], [1 + 0.2 * i for i in range(8)]
+    path = export_xnnpack(
+        decoder,
+        latent_shape=LATENT_SHAPE,
+        folder=tmp_path_factory.mktemp("program"),
+        latent_mean=mean,
+        latent_std=std,
+    )
+    assert decoder.conv_in.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    return path
+
+
+def test_program_agrees_with_eager(decoder: TurboVaedDecoder, program: Path) -> None:
+    latents = torch.randn(LATENT_SHAPE)
+    scale = torch.arange(8).reshape(1, 8, 1, 1, 1)
+    expected = decoder(latents * (1 + 0.2 * scale) + 0.1 * scale)
+    video = run(program, latents)
+    assert video.shape == expected.shape
+    assert psnr(video, expected) >= 60
+    assert program.name == "decoder.pte"
+    assert [path.name for path in program.parent.iterdir()] == ["decoder.pte"]
+
+
+def test_tiny_preset_without_scaling(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    decoder = TurboVaedDecoder(PRESETS["tiny-ltx"]).requires_grad_(False)
+    latents = torch.randn(1, 32, 2, 3, 4)
+    path = export_xnnpack(decoder, latent_shape=(1, 32, 2, 3, 4), folder=tmp_path)
+    assert psnr(run(path, latents), decoder(latents)) >= 60
+
+
+def test_a_graph_that_splits_is_refused(tmp_path: Path) -> None:
+    decoder = TurboVaedDecoder(small_config())
+
+    class Sorted(nn.Module):  # an operation that XNNPACK does not have
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sort(x, dim=1).values
+
+    decoder.mid_block.resnets[0].norm1 = Sorted()
+    with pytest.raises(ExportError, match=r"XNNPACK took \d+ subgraphs and left outside: .*sort"):
+        export_xnnpack(decoder, latent_shape=LATENT_SHAPE, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shape_or_scaling_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    decoder = TurboVaedDecoder(small_config())
+    with pytest.raises(ValueError, match=r"latent_shape: .* allowed: 8 channels"):
+        export_xnnpack(decoder, latent_shape=(1, 4, 2, 4, 4), folder=tmp_path)
+    for mean, std, message in (
+        ([0.0] * 8, None, "latent_std: found None"),
+        ([0.0] * 7, [1.0] * 8, "latent_mean: found 7 values"),
+        ([0.0] * 8, [0.0] * 8, "latent_std: found 0.0, allowed: finite numbers > 0"),
+        ([math.nan] * 8, [1.0] * 8, "latent_mean: found nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_xnnpack(
+                decoder,
+                latent_shape=LATENT_SHAPE,
+                folder=tmp_path,
+                latent_mean=mean,
+                latent_std=std,
+            )
+
+
+# --- packages ---
+
+
+@pytest.fixture
+def anything(tmp_path: Path) -> Path:
+    path = tmp_path / "decoder.pte"
+    path.write_bytes(b"program" * 100)
+    return path
+
+
+@pytest.fixture
+def io() -> IoSpec:
+    return IoSpec.of(small_config(), LATENT_SHAPE, latent_mean=[0.0] * 8, latent_std=[2.0] * 8)
+
+
+def test_package_round_trip(anything: Path, io: IoSpec, tmp_path: Path) -> None:
+    written = write_package(tmp_path / "package", anything, io)
+    loaded = load_package(tmp_path / "package")
+    assert loaded == written
+    assert loaded.sha256 == written.sha256 and len(loaded.sha256) == 64
+    assert loaded.program_path.read_bytes() == anything.read_bytes()
+    assert loaded.size_bytes == 700
+    assert loaded.io.video_shape == (1, 3, 3, 64, 96)
+    assert set(loaded.tools) == {"torch", "executorch"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["decoder.pte", "package"]
+
+
+def test_the_digest_is_of_contents_only(anything: Path, io: IoSpec, tmp_path: Path) -> None:
+    first = write_package(tmp_path / "a", anything, io)
+    assert write_package(tmp_path / "b", anything, io).sha256 == first.sha256
+    anything.write_bytes(b"another program")
+    second = write_package(tmp_path / "a", anything, io)  # takes the place of the first
+    assert second.sha256 != first.sha256
+    assert load_package(tmp_path / "a") == second
+
+
+def test_a_program_may_be_a_folder(io: IoSpec, tmp_path: Path) -> None:
+    program = tmp_path / "decoder.mlpackage"
+    (program / "Data").mkdir(parents=True)
+    (program / "Manifest.json").write_text("{}")
+    (program / "Data" / "weight.bin").write_bytes(b"w")
+    write_package(tmp_path / "package", program, io, tools=["torch"])
+    names = [file.name for file in load_package(tmp_path / "package").files]
+    assert names == ["decoder.mlpackage/Data/weight.bin", "decoder.mlpackage/Manifest.json"]
+
+
+@pytest.mark.parametrize("tampered", [b"PROGRAM" * 100, b"short", None])
+def test_a_tampered_file_is_refused(
+    tampered: bytes | None, anything: Path, io: IoSpec, tmp_path: Path
+) -> None:
+    package = write_package(tmp_path / "package", anything, io)
+    if tampered is None:
+        package.program_path.unlink()
+    else:
+        package.program_path.write_bytes(tampered)
+    with pytest.raises(ValueError, match=r"package/decoder\.pte"):
+        load_package(tmp_path / "package")
+
+
+def test_a_tampered_description_is_refused(anything: Path, io: IoSpec, tmp_path: Path) -> None:
+    write_package(tmp_path / "package", anything, io)
+    path = tmp_path / "package" / "package.json"
+    good = json.loads(path.read_text())
+    for change in (
+        {"io": good["io"] | {"latent_std": [3.0] * 8}},
+        {"io": good["io"] | {"wings": 2}},
+        {"files": []},
+        {"files": [good["files"][0] | {"name": "../decoder.pte"}]},
+        {"format": 2},
+        {"tools": None},
+    ):
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(ValueError, match=r"package\.json: not a valid package description"):
+            load_package(tmp_path / "package")
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"package\.json"):
+        load_package(tmp_path / "package")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"package\.json"):
+        load_package(tmp_path / "package")
+
+
+def test_nothing_is_left_of_a_write_that_failed(
+    anything: Path, io: IoSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = write_package(tmp_path / "package", anything, io)
+
+    def full_disk(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("turbo_vaed.export.package.shutil.copyfile", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_package(tmp_path / "package", anything, io)
+    assert load_package(tmp_path / "package") == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["decoder.pte", "package"]
+
+
+def test_missing_programs_and_tools_are_refused(anything: Path, io: IoSpec, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such program"):
+        write_package(tmp_path / "package", tmp_path / "nothing.pte", io)
+    with pytest.raises(ValueError, match="'not-a-tool', which is not installed"):
+        write_package(tmp_path / "package", anything, io, tools=["not-a-tool"])
+    assert not (tmp_path / "package").exists()

@@ -1,0 +1,254 @@
+"""The verdict: each check at its limit, nothing unmeasured passes, and the file cannot lie."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_vaed.errors import CorruptFile
+from turbo_vaed.gate import CHECK_NAMES, Evidence, judge, read_verdict, write_verdict
+from turbo_vaed.params import UseCase
+
+THRESHOLDS = UseCase(
+    min_psnr_retention=0.95,
+    min_psnr=22.0,
+    min_ssim=0.6,
+    min_ms_ssim=0.8,
+    min_worst_psnr=16.0,
+    max_cold_start_seconds=5.0,
+    max_peak_memory_mb=1500,
+    max_package_mb=40,
+    max_latency_ratio=1.0,
+    needs_approval=False,
+)
+GOOD = Evidence(
+    psnr_db=28.0,
+    ssim=0.8,
+    ms_ssim=0.9,
+    worst_psnr_db=20.0,
+    teacher_psnr_db=28.5,
+    parity_psnr_db=90.0,
+    cold_start_seconds=0.2,
+    peak_memory_bytes=400e6,
+    package_bytes=4e6,
+    latency_seconds=0.05,
+    teacher_latency_seconds=0.2,
+)
+CHECKED_BY = {
+    "psnr_db": {"psnr", "psnr_retention"},
+    "ssim": {"ssim"},
+    "ms_ssim": {"ms_ssim"},
+    "worst_psnr_db": {"worst_psnr"},
+    "teacher_psnr_db": {"psnr_retention"},
+    "parity_psnr_db": {"parity_psnr"},
+    "cold_start_seconds": {"cold_start_seconds"},
+    "peak_memory_bytes": {"peak_memory_mb"},
+    "package_bytes": {"package_mb"},
+    "latency_seconds": {"latency_ratio"},
+    "teacher_latency_seconds": {"latency_ratio"},
+}
+HIGHER_IS_BETTER = {"psnr_db", "ssim", "ms_ssim", "worst_psnr_db", "parity_psnr_db"}
+LOWER_IS_BETTER = {"cold_start_seconds", "peak_memory_bytes", "package_bytes", "latency_seconds"}
+
+
+def verdict_of(evidence, thresholds=THRESHOLDS, min_parity_psnr=60.0):
+    return judge(
+        evidence,
+        customer="demo",
+        use_case="education",
+        thresholds=thresholds,
+        min_parity_psnr=min_parity_psnr,
+        package_sha256="a" * 64,
+        data_sha256="b" * 64,
+        git_revision="c" * 40,
+        created="2026-11-22T12:00:00+00:00",
+    )
+
+
+def failed_names(verdict):
+    return {check.name for check in verdict.failed}
+
+
+def test_good_evidence_passes_every_check():
+    verdict = verdict_of(GOOD)
+    assert verdict.result == "passes"
+    assert tuple(check.name for check in verdict.checks) == CHECK_NAMES
+    assert all(check.passed for check in verdict.checks)
+    assert all("holds" in check.reason for check in verdict.checks)
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        ({"psnr_db": 21.9, "teacher_psnr_db": 22.0}, "psnr"),
+        ({"psnr_db": 27.0}, "psnr_retention"),
+        ({"ssim": 0.59}, "ssim"),
+        ({"ms_ssim": 0.79}, "ms_ssim"),
+        ({"worst_psnr_db": 15.9}, "worst_psnr"),
+        ({"parity_psnr_db": 59.9}, "parity_psnr"),
+        ({"cold_start_seconds": 5.1}, "cold_start_seconds"),
+        ({"peak_memory_bytes": 1501e6}, "peak_memory_mb"),
+        ({"package_bytes": 40.1e6}, "package_mb"),
+        ({"latency_seconds": 0.21}, "latency_ratio"),
+    ],
+)
+def test_one_bad_value_fails_exactly_its_check(change, check):
+    verdict = verdict_of(replace(GOOD, **change))
+    assert verdict.result == "fails"
+    assert failed_names(verdict) == {check}
+    assert "misses" in verdict.failed[0].reason
+
+
+def test_the_limit_itself_passes():
+    at_limit = Evidence(
+        psnr_db=22.0,
+        ssim=0.6,
+        ms_ssim=0.8,
+        worst_psnr_db=16.0,
+        teacher_psnr_db=22.0,
+        parity_psnr_db=60.0,
+        cold_start_seconds=5.0,
+        peak_memory_bytes=1500e6,
+        package_bytes=40e6,
+        latency_seconds=0.2,
+        teacher_latency_seconds=0.2,
+    )
+    assert verdict_of(at_limit).result == "passes"
+
+
+@pytest.mark.parametrize("field", asdict(GOOD))
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+def test_what_was_not_measured_fails(field, value):
+    verdict = verdict_of(replace(GOOD, **{field: value}))
+    assert verdict.result == "fails"
+    assert failed_names(verdict) == CHECKED_BY[field]
+    for check in verdict.failed:
+        assert check.measured is None
+        assert "not measured" in check.reason
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+@pytest.mark.parametrize("field", ["teacher_psnr_db", "teacher_latency_seconds"])
+def test_a_comparison_with_nothing_fails(field, value):
+    assert failed_names(verdict_of(replace(GOOD, **{field: value}))) == CHECKED_BY[field]
+
+
+def test_a_near_miss_is_told_apart_from_its_limit():
+    verdict = verdict_of(replace(GOOD, psnr_db=21.9999, teacher_psnr_db=22.0))
+    assert "21.9999 dB misses the limit; at least 22 dB" in verdict.failed[0].reason
+
+
+def test_needs_approval_comes_from_the_use_case():
+    assert not verdict_of(GOOD).needs_approval
+    assert verdict_of(GOOD, replace(THRESHOLDS, needs_approval=True)).needs_approval
+
+
+MEASURED = st.floats(0.001, 2e9, allow_nan=False)
+
+
+@given(
+    evidence=st.builds(Evidence, **{name: MEASURED | st.none() for name in asdict(GOOD)}),
+    field=st.sampled_from(sorted(HIGHER_IS_BETTER | LOWER_IS_BETTER)),
+    factor=st.floats(1, 100),
+)
+def test_worse_never_passes_more(evidence, field, factor):
+    value = getattr(evidence, field)
+    if value is None:
+        return
+    worse = value / factor if field in HIGHER_IS_BETTER else value * factor
+    before, after = verdict_of(evidence), verdict_of(replace(evidence, **{field: worse}))
+    assert failed_names(before) <= failed_names(after)
+    assert not (before.result == "fails" and after.result == "passes")
+
+
+@given(
+    evidence=st.builds(Evidence, **{name: MEASURED for name in asdict(GOOD)}),
+    field=st.sampled_from(sorted(asdict(GOOD))),
+)
+def test_losing_a_measurement_never_passes_more(evidence, field):
+    assert verdict_of(replace(evidence, **{field: None})).result == "fails"
+
+
+@given(
+    evidence=st.builds(Evidence, **{name: MEASURED for name in asdict(GOOD)}),
+    better=st.floats(1, 100),
+)
+def test_better_never_fails_more(evidence, better):
+    """The mirror image: a sign turned round in any one rule shows here."""
+    changed = {
+        name: getattr(evidence, name) * (better if name in HIGHER_IS_BETTER else 1 / better)
+        for name in HIGHER_IS_BETTER | LOWER_IS_BETTER
+    }
+    assert failed_names(verdict_of(replace(evidence, **changed))) <= failed_names(
+        verdict_of(evidence)
+    )
+
+
+def test_a_verdict_is_read_back_as_written(tmp_path):
+    for evidence in (GOOD, replace(GOOD, ssim=math.nan)):
+        verdict = verdict_of(evidence)
+        path = write_verdict(verdict, tmp_path)
+        assert path.name == "verdict.json"
+        assert read_verdict(path) == verdict
+        assert [p.name for p in tmp_path.iterdir()] == ["verdict.json"]
+
+
+def test_no_verdict_is_no_verdict(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_verdict(tmp_path / "verdict.json")
+
+
+def failing_document():
+    return verdict_of(replace(GOOD, ssim=0.1)).to_json()
+
+
+def without_failed(document):
+    document["checks"] = [c for c in document["checks"] if c["passed"]]
+    document["result"] = "passes"
+
+
+def set_check(document, **values):
+    next(c for c in document["checks"] if c["name"] == "ssim").update(values)
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda d: d.update(result="passes"),
+        without_failed,
+        lambda d: (set_check(d, passed=True), d.update(result="passes")),
+        lambda d: set_check(d, measured="0.9"),
+        lambda d: set_check(d, passed=1),
+        lambda d: d.update(checks=[], result="passes"),
+        lambda d: d.update(checks=None),
+        lambda d: d.pop("package_sha256"),
+        lambda d: d.update(unknown=1),
+    ],
+)
+def test_an_altered_verdict_is_refused(tmp_path, forge):
+    document = json.loads(json.dumps(failing_document()))
+    path = tmp_path / "verdict.json"
+    path.write_text(json.dumps(document))
+    read_verdict(path)
+    forge(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(CorruptFile, match="run the gate stage again"):
+        read_verdict(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"customer": "x"}'])
+def test_a_broken_verdict_is_refused(tmp_path, content):
+    path = tmp_path / "verdict.json"
+    path.write_bytes(content)
+    with pytest.raises(CorruptFile, match=r"verdict\.json"):
+        read_verdict(path)
+
+
+def test_a_verdict_cut_short_is_refused(tmp_path):
+    path = write_verdict(verdict_of(GOOD), tmp_path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(CorruptFile):
+        read_verdict(path)

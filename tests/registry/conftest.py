@@ -1,0 +1,148 @@
+"""MLflow stores, servers, packages and verdicts for the tests of the registry."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from turbo_vaed.export.package import IoSpec, write_package
+from turbo_vaed.gate import Evidence, Verdict, judge, write_verdict
+from turbo_vaed.mlflow_runs import open_tracking
+from turbo_vaed.params import UseCase
+
+Make = Callable[..., tuple[Path, Path]]
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make its tables: once, and a copy for each test."""
+    path = tmp_path_factory.mktemp("mlflow") / "new" / "mlflow.db"
+    open_tracking(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> str:
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real `mlflow server` on a free port of this host."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copyfile(empty_store, folder / "mlflow.db")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
+                "--port", str(port), "--workers", "1",
+                "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
+                "--artifacts-destination", str(folder / "artifacts"),
+            ],
+            env={
+                **os.environ,
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+            },
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while not _up(uri):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((folder / "log").read_text()[-3000:])
+            time.sleep(0.3)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)  # its own session: the workers end with it
+        process.wait(30)
+
+
+def _up(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Writes a package and a verdict over it; returns the two paths."""
+
+    def make(
+        content: bytes = b"a program",
+        *,
+        customer: str = "demo",
+        psnr_db: float = 30.0,
+        needs_approval: bool = False,
+        of: str | None = None,
+    ) -> tuple[Path, Path]:
+        folder = tmp_path / f"stages-{len(list(tmp_path.glob('stages-*')))}"
+        folder.mkdir()
+        (folder / "decoder.pte").write_bytes(content)
+        package = write_package(
+            folder / "package",
+            folder / "decoder.pte",
+            IoSpec(latent_shape=(1, 16, 3, 8, 8), video_shape=(1, 3, 9, 64, 64)),
+            tools=("numpy",),
+        )
+        verdict = _verdict(customer, of or package.sha256, psnr_db, needs_approval)
+        return folder / "package", write_verdict(verdict, folder)
+
+    return make
+
+
+def _verdict(customer: str, sha256: str, psnr_db: float, needs_approval: bool) -> Verdict:
+    return judge(
+        Evidence(
+            psnr_db=psnr_db,
+            ssim=0.9,
+            ms_ssim=0.95,
+            worst_psnr_db=25.0,
+            teacher_psnr_db=30.0,
+            parity_psnr_db=90.0,
+            cold_start_seconds=1.0,
+            peak_memory_bytes=3e8,
+            package_bytes=1e7,
+            latency_seconds=0.1,
+            teacher_latency_seconds=0.4,
+        ),
+        customer=customer,
+        use_case="inspection",
+        thresholds=UseCase(
+            min_psnr_retention=0.97,
+            min_psnr=26.0,
+            min_ssim=0.75,
+            min_ms_ssim=0.9,
+            min_worst_psnr=20.0,
+            max_cold_start_seconds=5.0,
+            max_peak_memory_mb=1500,
+            max_package_mb=40,
+            max_latency_ratio=1.0,
+            needs_approval=needs_approval,
+        ),
+        min_parity_psnr=60.0,
+        package_sha256=sha256,
+        data_sha256="d" * 64,
+        git_revision="0123abc",
+        created="2026-11-22T13:00:00+00:00",
+    )

@@ -1,0 +1,381 @@
+"""A work folder as the stages leave it, and a headless Chromium to look at pages with."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from turbo_vaed.costs import CostSummary, StageRow
+from turbo_vaed.gate import Evidence, judge
+from turbo_vaed.params import UseCase
+from turbo_vaed.report import ReportContext, collect
+from turbo_vaed.report.screenshot import QUIET_FLAGS, find_browser
+
+STARTED = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
+FINISHED = datetime(2026, 11, 22, 9, 41, 8, tzinfo=UTC)
+SHA = "3f9c2a71b04d" * 5 + "abcd"
+THRESHOLDS = UseCase(
+    min_psnr_retention=0.95,
+    min_psnr=22.0,
+    min_ssim=0.60,
+    min_ms_ssim=0.80,
+    min_worst_psnr=16.0,
+    max_cold_start_seconds=5.0,
+    max_peak_memory_mb=1500,
+    max_package_mb=40,
+    max_latency_ratio=1.0,
+    needs_approval=False,
+)
+
+
+def moving(size: int, frames: int, seed: int) -> np.ndarray:
+    """A coloured texture that drifts: uint8 (T,H,W,3)."""
+    rng = np.random.default_rng(seed)
+    grid = np.linspace(0, 2 * np.pi, size)
+    waves = [
+        np.sin(np.outer(np.sin(grid * rng.integers(1, 4)), grid) + t / 4 + phase)
+        for t in range(frames)
+        for phase in rng.uniform(0, 6, 1).repeat(3) + np.arange(3)
+    ]
+    video = np.stack(waves).reshape(frames, 3, size, size).transpose(0, 2, 3, 1)
+    return np.rint((video + 1) * 127.5).astype(np.uint8)
+
+
+def noisy(video: np.ndarray, levels: float, seed: int) -> np.ndarray:
+    """The video with an error of about so many levels."""
+    noise = np.random.default_rng(seed).normal(0, levels, video.shape)
+    return np.clip(np.rint(video + noise), 0, 255).astype(np.uint8)
+
+
+def db(video: np.ndarray, reference: np.ndarray) -> float:
+    """PSNR, written down a second time."""
+    mse = np.mean((video.astype(float) / 255 - reference.astype(float) / 255) ** 2)
+    return float(-10 * np.log10(mse))
+
+
+def build_work(
+    work: Path,
+    videos: Sequence[np.ndarray],
+    teacher: Sequence[np.ndarray],
+    phone: Sequence[np.ndarray],
+    paths: Sequence[str],
+    *,
+    thresholds: UseCase = THRESHOLDS,
+    stopped: str = "finished",
+) -> Path:
+    """Every stage's outputs: the first two of every six clips are for training, one for val."""
+    import pandas as pd
+    import zarr
+
+    splits = [("train", "train", "val", "test", "test", "test")[i % 6] for i in range(len(videos))]
+    tests = [i for i, split in enumerate(splits) if split == "test"]
+    frames, size = videos[0].shape[:2]
+
+    def store(stage: str, name: str, array: str, stacked: np.ndarray, **attributes: Any) -> None:
+        group = zarr.open_group(work / stage / name, mode="a")
+        group.create_array(array, data=stacked, chunks=(1, *stacked.shape[1:]))
+        group.attrs.update(attributes)
+
+    def document(stage: str, name: str, content: dict[str, Any]) -> None:
+        path = work / stage / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+
+    bad = {"lectures/broken.mp4": "moov atom not found: the file is cut short or no video",
+           "notes.mp4": "does not decode: Invalid data found when processing input"}  # fmt: skip
+    good = sorted(set(paths))
+    (work / "validate").mkdir(parents=True)
+    pd.DataFrame(
+        [
+            dict(path=path, sha256=SHA, bytes=1_055_736, status="ok", reason=None, container="mp4",
+                 codec="h264", width=1280, height=720, fps=25.0, frames=132, seconds=5.28)
+            for path in good
+        ]
+        + [
+            dict(path=path, sha256=SHA, bytes=20_123, status="quarantined", reason=reason)
+            for path, reason in bad.items()
+        ]
+    ).to_parquet(work / "validate" / "manifest.parquet")  # fmt: skip
+    document("validate", "validation.json", {
+        "files": len(good) + len(bad), "ok": len(good), "success": True,
+        "quarantined": [{"path": path, "reason": reason} for path, reason in bad.items()],
+        "expectations": [
+            {"name": "file decodes", "column": "decodable", "severity": "critical",
+             "success": False, "observed": "2 of 5 files fail",
+             "expected": "every file decodes as a video, to its end"},
+            {"name": "short side", "column": "short_side", "severity": "critical",
+             "success": True, "observed": "0 of 5 files fail", "expected": "at least 128 px"},
+            {"name": "no near copies", "column": "phash", "severity": "warning",
+             "success": False, "observed": "2 of 5 files fail",
+             "expected": "no two files with the same perceptual hash"},
+        ],
+    })  # fmt: skip
+
+    store("clip", "clips.zarr", "video", np.stack(videos))
+    document("clip", "clips.json", {
+        "split_by": "time", "frames": frames, "size": size,
+        "split_reason": f"{len(good)} good videos; a split by source needs at least 5.",
+        "counts": {name: splits.count(name) for name in ("train", "val", "test")},
+        "clips": [
+            {"index": i, "path": path, "sha256": SHA, "fps": 25.0, "start_frame": 9 * i,
+             "y": 0, "x": 0, "split": split}
+            for i, (path, split) in enumerate(zip(paths, splits, strict=True))
+        ],
+    })  # fmt: skip
+
+    store("encode", "latents.zarr", "reconstruction", np.stack(teacher))
+    document("encode", "latents.json", {
+        "family": "ltx-video", "channels": 32, "compression": [4, 8, 8], "mean": [0.0] * 32,
+        "std": [1.0] * 32, "teacher_sha256": "7ea" + SHA[3:], "clips": len(videos),
+        "teacher_decoder_parameters": 4_512_003,
+    })  # fmt: skip
+
+    done = 400 if stopped == "finished" else 120
+    steps = [
+        {"step": step, "seconds": step * 0.8, "learning_rate": 2e-4,
+         "loss_source": 0.05 + 0.03 * np.exp(-step / 60) + 0.006 * np.sin(step * 1.7),
+         "loss_teacher": 0.02 + 0.05 * np.exp(-step / 50) + 0.004 * np.sin(step * 2.3),
+         "spent_usd": str(Decimal("0.004") + Decimal("0.0000178") * step)}
+        for step in range(1, done + 1)
+    ]  # fmt: skip
+    for row in steps:
+        row["loss"] = row["loss_source"] + row["loss_teacher"]
+        if row["step"] % 40 == 0:
+            row["val_psnr"] = 28.6 - 3.2 * np.exp(-row["step"] / 110)
+    document("distill", "history.json", {
+        "steps": steps, "stopped": stopped, "steps_done": done, "steps_planned": 400,
+        "reason": "" if stopped == "finished" else "$0.08 of $0.08 spent; the next step would "
+        "eat into the reserve.",
+        "best_step": done, "student_parameters": 1_038_211,
+        "teacher_decoder_parameters": 4_512_003, "workers": 2, "precision": "bf16",
+        "start": "linear",
+    })  # fmt: skip
+
+    def quality(video: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+        value = db(video, reference)
+        return {"psnr": value, "ssim": 0.84, "ms_ssim": 0.95}
+
+    def summary(who: str) -> dict[str, dict[str, float]]:
+        columns = {key: sorted(clip[who][key] for clip in rows) for key in rows[0][who]}
+        return {
+            key: {"mean": float(np.mean(values)), "worst": values[0]}
+            for key, values in columns.items()
+        }
+
+    rows = [
+        {"index": i, "path": paths[i], "start_frame": 9 * i,
+         "teacher": quality(teacher[i], videos[i]), "student": quality(phone[i], videos[i])}
+        for i in tests
+    ]  # fmt: skip
+    both = {who: summary(who) for who in ("teacher", "student")}
+    kept = {k: both["student"][k]["mean"] / both["teacher"][k]["mean"] for k in both["student"]}
+    worst = min(rows, key=lambda row: row["student"]["psnr"])["index"]
+    document("evaluate", "evaluation.json", {
+        **both, "retention": kept, "worst_share": 0.05, "clips": rows, "worst_clip": worst,
+    })  # fmt: skip
+
+    document("export", "package/package.json", {
+        "format": 1, "program": "decoder.pte", "io": {}, "files": [], "size_bytes": 4_310_220,
+        "tools": {"torch": "2.13.0", "executorch": "1.5.1"}, "sha256": "9ac" + SHA[3:],
+    })  # fmt: skip
+
+    store("gate", "frames.zarr", "video", np.stack([phone[i] for i in tests]), indices=tests)
+    document("gate", "measurement.json", {
+        "device": "host", "machine": "x86_64, 2 cores, Linux 6.8", "runtime": "executorch 1.5.1",
+        "package_sha256": "9ac" + SHA[3:], "threads": 1, "warmup": 2,
+        "latency_seconds": [0.131, 0.128, 0.135, 0.129, 0.142], "cold_start_seconds": 0.34,
+        "peak_memory_bytes": 312_000_000, "baseline_memory_bytes": 180_000_000,
+        "clips": len(tests), "teacher_latency_seconds": [0.311, 0.308, 0.322, 0.310, 0.309],
+        "quality": both["student"],
+    })  # fmt: skip
+    verdict = judge(
+        Evidence(
+            psnr_db=both["student"]["psnr"]["mean"], ssim=0.84, ms_ssim=0.95,
+            worst_psnr_db=both["student"]["psnr"]["worst"],
+            teacher_psnr_db=both["teacher"]["psnr"]["mean"], parity_psnr_db=78.3,
+            cold_start_seconds=0.34, peak_memory_bytes=312e6, package_bytes=4_310_220,
+            latency_seconds=0.131, teacher_latency_seconds=0.310,
+        ),
+        customer=work.name, use_case="education", thresholds=thresholds, min_parity_psnr=60.0,
+        package_sha256="9ac" + SHA[3:], data_sha256="da7a" + SHA[4:], git_revision="8c1d5e0f77",
+        created=FINISHED.isoformat(),
+    )  # fmt: skip
+    document("gate", "verdict.json", verdict.to_json())
+    return work
+
+
+def cost_summary(stages: Sequence[str], budget_usd: str = "95") -> CostSummary:
+    """Charges of so many stages, distill the longest; a tenth of it wasted."""
+    seconds = {"validate": 9, "clip": 14, "encode": 41, "distill": 402, "evaluate": 33,
+               "export": 48, "gate": 52}  # fmt: skip
+    usd = {stage: Decimal(seconds[stage]) * Decimal("0.08") / 3600 for stage in stages}
+    total = sum(usd.values(), Decimal(0))
+    rows = tuple(
+        StageRow(
+            stage=stage,
+            node_seconds=Decimal(seconds[stage]),
+            usd=usd[stage],
+            wasted_usd=usd[stage] / 10 if stage == "distill" else Decimal(0),
+            share=usd[stage] / total,
+        )
+        for stage in stages
+    )
+    return CostSummary(
+        run="demo-3f9c2a71b04d",
+        usd=total,
+        wasted_usd=sum((row.wasted_usd for row in rows), Decimal(0)),
+        stages=rows,
+        budget_usd=Decimal(budget_usd),
+        budget_share=total / Decimal(budget_usd),
+        over_usd=max(Decimal(0), total - Decimal(budget_usd)),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_work() -> Callable[..., Path]:
+    """`make_work(folder, **options)`: a full work folder of twelve small clips of two videos."""
+
+    def make(folder: Path, **options: Any) -> Path:
+        videos = [moving(64, 9, i) for i in range(12)]
+        paths = [("bikes.mp4", "lectures/optics.mp4")[i % 2] for i in range(12)]
+        teacher = [noisy(video, 6 + i % 4, 100 + i) for i, video in enumerate(videos)]
+        phone = [noisy(video, 7 + i % 5, 200 + i) for i, video in enumerate(videos)]
+        return build_work(folder, videos, teacher, phone, options.pop("paths", paths), **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory, make_work: Callable[..., Path]) -> Path:
+    """A run that passed; tests only read it."""
+    return make_work(tmp_path_factory.mktemp("work") / "demo")
+
+
+@pytest.fixture(scope="session")
+def gather() -> Callable[..., ReportContext]:
+    """`collect` with the plain values of a run filled in."""
+
+    def make(work: Path, **options: Any) -> ReportContext:
+        stages = ("validate", "clip", "encode", "distill", "evaluate", "export", "gate")
+        values: dict[str, Any] = {
+            "run_id": "demo-3f9c2a71b04d",
+            "started": STARTED,
+            "finished": FINISHED,
+            "costs": cost_summary(stages),
+            "price": "$0.08 per hour, local (params.yaml)",
+            "shots": 2,
+        }
+        return collect(work, **(values | options))
+
+    return make
+
+
+@dataclass(kw_only=True)
+class Page:
+    """One tab, driven by the DevTools protocol."""
+
+    socket: Any
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send one command and return its result, keeping the events that come before it."""
+        number = next(self.numbers)
+        self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
+        while True:
+            message = json.loads(self.socket.recv(timeout=30))
+            if message.get("id") == number:
+                assert "error" not in message, message
+                return dict(message["result"])
+            self.events.append(message)
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression; a promise is waited for."""
+        found = self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def open(self, path: Path, width: int = 1280, height: int = 900) -> None:
+        """Load a page, with every event of it kept."""
+        self.events.clear()
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        self.resize(width, height)
+        self.call("Page.navigate", url=path.resolve().as_uri())
+        deadline = time.monotonic() + 30
+        while self.evaluate("document.readyState") != "complete":
+            assert time.monotonic() < deadline, f"{path} did not load"
+            time.sleep(0.05)
+
+    def resize(self, width: int, height: int) -> None:
+        """The window, as a phone's or a desktop's."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                  deviceScaleFactor=1, mobile=False)  # fmt: skip
+
+    def errors(self) -> list[str]:
+        """What the page complained of, and what it logged."""
+        return [
+            json.dumps(event["params"])
+            for event in self.events
+            if event["method"]
+            in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+        ]
+
+    def requests(self) -> list[str]:
+        """Every address that was asked for."""
+        return [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A tab of a headless Chromium."""
+    with open_browser(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def open_browser(profile: Path) -> Iterator[Page]:
+    """Start Chromium with a fresh profile and connect to its one tab."""
+    from urllib.request import urlopen
+
+    from websockets.sync.client import connect
+
+    log = profile / "log.txt"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [find_browser(), *QUIET_FLAGS, f"--user-data-dir={profile}",
+             "--remote-debugging-port=0", "about:blank"],
+            stdout=stream, stderr=stream,
+        )  # fmt: skip
+    try:
+        told = profile / "DevToolsActivePort"
+        deadline = time.monotonic() + 60
+        while not told.is_file() or "\n" not in told.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        port = told.read_text().split()[0]
+        with urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
+            tab = next(tab for tab in json.load(answer) if tab["type"] == "page")
+        with connect(tab["webSocketDebuggerUrl"], max_size=None, proxy=None) as socket:
+            yield Page(socket=socket)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)

@@ -1,0 +1,132 @@
+"""What of a work folder is read, and what is left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zarr
+
+from turbo_vaed.report import Failure, ReportContext, render, write_report
+from turbo_vaed.report.context import STAGES
+
+Gather = Callable[..., ReportContext]
+
+
+@pytest.fixture
+def copy(work: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(work, tmp_path / "demo"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_outputs_of_an_older_run_are_left_out_from_the_failed_stage_on(
+    work: Path, gather: Gather, stage: str
+) -> None:
+    found = gather(work, failure=Failure(stage=stage, error="it broke"))
+    outputs = (found.validation, found.clips, found.latents, found.history, found.evaluation,
+               found.package, found.verdict)  # fmt: skip
+    reached = [name for name, output in zip(STAGES, outputs, strict=True) if output is not None]
+    assert reached == list(STAGES[: STAGES.index(stage)])
+    assert found.problems == ()
+    assert f"Failed at {stage}" in render(found)
+
+
+@pytest.mark.parametrize("reached", range(len(STAGES) + 1))
+def test_a_run_that_stopped_anywhere_has_a_page(
+    copy: Path, gather: Gather, tmp_path: Path, reached: int
+) -> None:
+    for stage in STAGES[reached:]:
+        shutil.rmtree(copy / stage)
+    found = gather(copy)
+    assert found.problems == ()
+    page = write_report(found, tmp_path / "report.html").read_text()
+    assert ("No verdict" in page) == (reached < len(STAGES))
+    assert page.count("<video") == (0 if reached < 2 else 2)
+
+
+def test_an_empty_folder_has_a_page(tmp_path: Path, gather: Gather) -> None:
+    failure = Failure(stage="validate", error="no folder /data/acme")
+    page = render(gather(tmp_path, failure=failure))
+    assert "no folder /data/acme" in page and "<video" not in page
+
+
+def test_data_that_validate_rejected_is_shown(copy: Path, gather: Gather) -> None:
+    (copy / "validate").rename(copy / "validate.rejected")
+    failure = Failure(stage="validate", error="too little good video")
+    assert "moov atom not found" in render(gather(copy, failure=failure))
+    assert gather(copy, failure=Failure(stage="clip", error="x")).validation is None
+
+
+def test_the_rejected_data_of_an_older_run_is_not_shown(copy: Path, gather: Gather) -> None:
+    shutil.copytree(copy / "validate", copy / "validate.rejected")
+    document = json.loads((copy / "validate.rejected" / "validation.json").read_text())
+    (copy / "validate.rejected" / "validation.json").write_text(json.dumps(document | {"ok": 99}))
+    found = gather(copy).validation
+    assert found is not None and found["ok"] == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["validate/manifest.parquet", "validate/validation.json", "clip/clips.json",
+     "encode/latents.json", "distill/history.json", "evaluate/evaluation.json",
+     "export/package/package.json", "gate/measurement.json", "gate/verdict.json"],
+)  # fmt: skip
+def test_an_output_cut_short_is_named_on_the_page(copy: Path, gather: Gather, name: str) -> None:
+    path = copy / name
+    path.write_bytes(path.read_bytes()[:20])
+    found = gather(copy)
+    assert len(found.problems) == 1 and found.problems[0].startswith(f"{name} could not be read")
+    assert f"{name} could not be read" in render(found)
+
+
+def test_frames_of_other_clips_are_never_shown_as_these(copy: Path, gather: Gather) -> None:
+    group = zarr.open_group(copy / "gate" / "frames.zarr", mode="a")
+    group.attrs["indices"] = [0, *group.attrs["indices"][1:]]
+    found = gather(copy)
+    assert found.shots == () and "the test split has" in found.problems[0]
+    assert "the test split has" in render(found)
+
+
+def test_frames_are_matched_by_index_not_by_place(copy: Path, gather: Gather) -> None:
+    straight = {shot.index: shot.phone_psnr for shot in gather(copy, shots=5).shots}
+    group = zarr.open_group(copy / "gate" / "frames.zarr", mode="a")
+    video = group["video"][:]
+    group["video"][:] = video[::-1]
+    group.attrs["indices"] = group.attrs["indices"][::-1]
+    assert {shot.index: shot.phone_psnr for shot in gather(copy, shots=5).shots} == straight
+
+
+def test_best_median_worst_and_their_psnr(work: Path, gather: Gather) -> None:
+    found = gather(work, shots=5)
+    clips = json.loads((work / "evaluate" / "evaluation.json").read_text())["clips"]
+    ranked = sorted((c["student"]["psnr"] for c in clips), reverse=True)
+    shown = {shot.label: shot.phone_psnr for shot in found.shots}
+    assert shown["Best clip"] == pytest.approx(ranked[0], abs=1e-4)
+    assert shown["Median clip"] == pytest.approx(ranked[2], abs=1e-4)
+    assert shown["Worst clip"] == pytest.approx(ranked[-1], abs=1e-4)
+    assert [s.phone_psnr for s in found.shots] == sorted(shown.values(), reverse=True)
+    assert found.worst is not None and found.worst.label == "Worst clip"
+
+
+def test_one_shot_is_the_worst_clip(work: Path, gather: Gather) -> None:
+    assert [shot.label for shot in gather(work, shots=1).shots] == ["Worst clip"]
+
+
+def test_customer_and_use_case_come_from_the_folder(work: Path, gather: Gather) -> None:
+    found = gather(work)
+    assert (found.customer, found.use_case) == ("demo", "education")
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(
+    work: Path, gather: Gather, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    broken = gather(work)
+    object.__setattr__(broken, "evaluation", {"clips": []})
+    with pytest.raises(KeyError):
+        write_report(broken, path)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

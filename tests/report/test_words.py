@@ -1,0 +1,112 @@
+"""Sentences and figures for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_vaed import gate
+from turbo_vaed.report import Failure, ReportContext, render, words
+
+Gather = Callable[..., ReportContext]
+
+
+def judged(work: Path, target: Path, **changes: object) -> Path:
+    shutil.copytree(work, target)
+    path = target / "gate" / "verdict.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return target
+
+
+def test_every_check_of_the_gate_has_a_name_for_people() -> None:
+    assert set(words.CHECK_LABELS) == set(gate.CHECK_NAMES)
+
+
+def test_a_run_that_fails_says_how_many_checks_fail(
+    work: Path, tmp_path: Path, gather: Gather
+) -> None:
+    checks = json.loads((work / "gate" / "verdict.json").read_text())["checks"]
+    checks[3]["passed"] = False
+    found = gather(judged(work, tmp_path / "a", result="fails", checks=checks))
+    said = words.headline(found)
+    assert said.startswith("Not ready to ship, 1 of 10 checks fails: the student keeps 9")
+    assert words.badge(found) == ("Fails the gate", "bad")
+    assert render(found).index("✗ fails") < render(found).index("✓ passes")
+
+
+def test_a_use_case_that_needs_approval_is_never_ready_by_itself(
+    work: Path, tmp_path: Path, gather: Gather
+) -> None:
+    found = gather(judged(work, tmp_path / "a", needs_approval=True))
+    assert words.headline(found).startswith("Ready for a person's approval: ")
+    assert words.badge(found) == ("Passes, needs approval", "warn")
+
+
+def test_a_run_that_the_budget_stopped(work: Path, gather: Gather) -> None:
+    failure = Failure(stage="distill", error="price unknown", by_budget=True)
+    found = gather(work, failure=failure)
+    assert words.badge(found) == ("Stopped by budget at distill", "warn")
+    assert words.headline(found) == (
+        "The budget stopped the run at distill, with $0.0133 of the $95.00 budget spent."
+    )
+
+
+def test_a_failure_after_the_gate_is_no_success(work: Path, gather: Gather) -> None:
+    found = gather(work, failure=Failure(stage="register", error="MLflow did not answer"))
+    assert words.badge(found) == ("Failed at register", "bad")
+    assert words.headline(found).startswith("The run failed at register, after $0.0133")
+
+
+def test_what_the_gate_judged_is_what_the_sentence_says(work: Path, gather: Gather) -> None:
+    found = gather(work)
+    assert found.verdict is not None
+    checks = [dict(found.verdict["checks"][0], measured=0.9512), *found.verdict["checks"][1:]]
+    changed = dataclasses.replace(found, verdict={**found.verdict, "checks": checks})
+    assert "keeps 95.1 % of the teacher's PSNR at 23 %" in words.headline(changed)
+
+
+@given(
+    st.floats(1e-3, 5000), st.floats(1e-3, 5000), st.sampled_from(["share", "ratio", "dB", "MB"])
+)
+def test_a_figure_never_reads_as_its_limit_or_beyond_it(
+    measured: float, limit: float, unit: str
+) -> None:
+    limit = float(f"{limit:.3g}")  # as a person would type it
+    shown, asked = (float(text.split()[0]) for text in
+                    words.measured_and_limit(measured, limit, unit))  # fmt: skip
+    if abs(measured - limit) > 1e-9 * limit:
+        assert (shown < asked) == (measured < limit) and shown != asked
+    assert asked == pytest.approx(limit * (100 if unit == "share" else 1), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (words.percent(0.99123), "99.1 %"),
+        (words.percent(0.0000139, 2), "< 0.01 %"),
+        (words.percent(0.0), "0.0 %"),
+        (words.percent(None), "unknown"),
+        (words.percent(float("nan")), "unknown"),
+        (words.seconds(8.44), "8.4 s"),
+        (words.seconds(59.97), "1 min 00 s"),
+        (words.seconds(200), "3 min 20 s"),
+        (words.seconds(7500), "2 h 05 min"),
+        (words.milliseconds(0.131), "131 ms"),
+        (words.size(4_310_220), "4.3 MB"),
+        (words.size(20_123), "20.1 kB"),
+        (words.decibel(None), "not measured"),
+        (words.million(1_038_211), "1.04 M"),
+        (words.measured_and_limit(None, 0.95, "share")[0], "not measured"),
+        (words.measured_and_limit(0.949999, 0.95, "share")[0], "94.9999 %"),
+        (words.measured_and_limit(312.0, 1500.0, "MB"), ("312 MB", "1500 MB")),
+    ],
+)
+def test_figures(said: object, expected: object) -> None:
+    assert said == expected

@@ -1,0 +1,256 @@
+"""`turbo-vaed …`: arguments in, exit code out.
+
+0 done, 1 refused (gate, budget, data), 2 a user's mistake, 3 a fault.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from turbo_vaed.errors import TurboVaedError, UserError
+from turbo_vaed.settings import QUIET_ENVIRONMENT, Settings
+
+Format = Annotated[
+    Literal["table", "json"], typer.Option("--format", help="table for people, json for programs")
+]
+Customer = Annotated[str, typer.Argument(help="name of a customer in params.yaml")]
+
+app = typer.Typer(
+    name="turbo-vaed",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distil the decoder of a video VAE into one that a phone runs, one PoC per customer.",
+)
+customers = typer.Typer(no_args_is_help=True, help="Customers: who has videos, and for what use.")
+costs = typer.Typer(no_args_is_help=True, help="What runs cost.")
+registry = typer.Typer(no_args_is_help=True, help="Versions of a customer's student.")
+gates = typer.Typer(no_args_is_help=True, help="Verdicts and what they rest on.")
+reports = typer.Typer(no_args_is_help=True, help="The HTML page of a run.")
+app.add_typer(customers, name="customer")
+app.add_typer(costs, name="cost")
+app.add_typer(registry, name="registry")
+app.add_typer(gates, name="gate")
+app.add_typer(reports, name="report")
+
+
+def main() -> int:
+    """Entry point: run a verb and return its exit code."""
+    os.environ.update({k: v for k, v in QUIET_ENVIRONMENT.items() if k not in os.environ})
+    try:
+        app(standalone_mode=False)
+    except TurboVaedError as error:
+        print(f"{_kind(error)}: {error}", file=sys.stderr)
+        return error.exit_code
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except Exception as error:
+        usage = getattr(error, "exit_code", None)
+        if usage is None:
+            traceback.print_exc()
+            return 3
+        getattr(error, "show", lambda: None)()
+        return int(usage)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _kind(error: TurboVaedError) -> str:
+    return {1: "refused", 2: "error"}.get(error.exit_code, "fault")
+
+
+def _show(rows: Sequence[Mapping[str, Any]], form: str, title: str) -> None:
+    """Rows as a table, or as one JSON document."""
+    if form == "json":
+        print(json.dumps(list(rows), default=str))
+        return
+    table = Table(title=title, title_justify="left")
+    for column in rows[0] if rows else ():
+        table.add_column(column.replace("_", " "))
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console().print(table if rows else f"{title}: none")
+
+
+@app.command("poc")
+def run_poc(customer: Customer) -> None:
+    """Run the PoC of a customer: validate, distil, package, measure, judge, register, report."""
+    from flows.poc import start
+
+    outcome = start(Settings.from_environment(), customer)
+    print(outcome.sentence)
+    if outcome.report is not None:
+        print(f"report: {outcome.report}")
+
+
+@app.command("stage")
+def run_stage(
+    name: Annotated[str, typer.Argument(help="params, validate, clip, encode, distill, …")],
+    customer: Customer,
+) -> None:
+    """Run one stage and meter it; this is what dvc.yaml calls."""
+    from turbo_vaed.stages.running import run_metered
+
+    run_metered(Settings.from_environment(), name, customer)
+
+
+@customers.command("add")
+def add_customer(
+    name: Annotated[str, typer.Argument(help="a-z, 0-9, '-' and '_'")],
+    source: Annotated[Path, typer.Option(help="folder of videos")],
+    use_case: Annotated[str, typer.Option(help="a profile under use_cases in params.yaml")],
+) -> None:
+    """Add a customer to params.yaml; its comments stay."""
+    from turbo_vaed.customers import add
+
+    settings = Settings.from_environment()
+    add(settings.root, name, source=source, use_case=use_case)
+    print(f"added {name}; run its PoC with: turbo-vaed poc {name}")
+
+
+@customers.command("list")
+def list_customers(form: Format = "table") -> None:
+    """Who is in params.yaml."""
+    from turbo_vaed.customers import everyone
+
+    _show(everyone(Settings.from_environment().root), form, "customers")
+
+
+@customers.command("show")
+def show_customer(customer: Customer, form: Format = "table") -> None:
+    """Every param of a customer, defaults and overrides merged."""
+    from turbo_vaed import params
+
+    root = Settings.from_environment().root
+    resolved = params.resolve(params.read_yaml(root / "params.yaml"), customer)
+    params.parse(resolved)
+    if form == "json":
+        print(json.dumps(resolved, default=str))
+        return
+    rows = [
+        {"param": f"{key}.{leaf}" if leaf else key, "value": value}
+        for key, section in resolved.items()
+        for leaf, value in (section.items() if isinstance(section, dict) else [("", section)])
+    ]
+    _show(rows, form, f"params of {customer}")
+
+
+@costs.command("report")
+def cost_report(customer: Customer, form: Format = "table") -> None:
+    """What each run of a customer cost, by stage."""
+    from turbo_vaed.costs import Ledger
+    from turbo_vaed.params import check_customer_name
+
+    check_customer_name(customer)
+    with Ledger.open(Settings.from_environment().ledger_url) as ledger:
+        runs = dict.fromkeys(c.run for c in ledger.charges(customer=customer))
+        rows = [
+            {
+                "run": run,
+                "stage": stage,
+                "node_seconds": cost.node_seconds,
+                "usd": cost.usd,
+                "wasted_usd": cost.wasted_usd,
+            }
+            for run in runs
+            for stage, cost in ledger.by_stage(run).items()
+        ]
+    _show(rows, form, f"costs of {customer}")
+
+
+@registry.command("list")
+def list_versions(customer: Customer, form: Format = "table") -> None:
+    """Versions of a customer's student: alias, verdict, package."""
+    from turbo_vaed.registry import versions
+
+    rows = [
+        {
+            "version": row.version,
+            "aliases": ", ".join(row.aliases),
+            "verdict": row.verdict_result,
+            "package": row.package_sha256[:12],
+            "created": row.created_at.isoformat(timespec="seconds"),
+            "reasons": row.reasons,
+        }
+        for row in versions(Settings.from_environment().mlflow_tracking_uri, customer)
+    ]
+    _show(rows, form, f"versions of {customer}")
+
+
+@registry.command("promote")
+def promote_version(
+    customer: Customer, version: Annotated[int, typer.Argument(help="of the customer's model")]
+) -> None:
+    """Make a version champion, if a passing verdict stands over exactly its bytes."""
+    from turbo_vaed.errors import GateRefused
+    from turbo_vaed.registry import promote
+
+    uri = Settings.from_environment().mlflow_tracking_uri
+    outcome = promote(tracking_uri=uri, customer=customer, version=version)
+    print(f"{outcome.name} version {outcome.version} is {outcome.alias}")
+    if outcome.reasons:
+        raise GateRefused("not champion: " + "; ".join(outcome.reasons))
+
+
+@gates.command("explain")
+def explain_gate(customer: Customer, form: Format = "table") -> None:
+    """The checks of a customer's last verdict: measured, limit, result, reason."""
+    from turbo_vaed.gate import read_verdict
+    from turbo_vaed.poc import Poc
+
+    path = Poc.load(Settings.from_environment().root, customer).folder("gate") / "verdict.json"
+    if not path.is_file():
+        raise UserError(f"no verdict yet for {customer}; run: turbo-vaed poc {customer}")
+    verdict = read_verdict(path)
+    rows = [
+        {
+            "check": check.name,
+            "measured": check.measured,
+            "limit": f"{'>=' if check.direction == 'min' else '<='} {check.limit:g} {check.unit}",
+            "passed": check.passed,
+            "reason": check.reason,
+        }
+        for check in verdict.checks
+    ]
+    _show(rows, form, f"{customer}: {verdict.result} for {verdict.use_case}")
+
+
+@reports.command("open")
+def open_report(customer: Customer) -> None:
+    """Open the report of a customer's last run in the browser, and print where it is."""
+    import webbrowser
+
+    from turbo_vaed.poc import Poc
+
+    path = Poc.load(Settings.from_environment().root, customer).report
+    if not path.is_file():
+        raise UserError(f"no report yet for {customer}; run: turbo-vaed poc {customer}")
+    print(path)
+    webbrowser.open(path.as_uri())
+
+
+@app.command("doctor")
+def doctor(form: Format = "table") -> None:
+    """What is installed, what is reachable, what is missing and how to get it."""
+    from turbo_vaed.doctor import examine
+
+    rows = examine(Settings.from_environment())
+    _show(rows, form, "doctor")
+    if any(row["state"] == "missing" for row in rows):
+        raise typer.Exit(3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

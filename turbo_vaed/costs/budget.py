@@ -1,0 +1,169 @@
+"""The budget: pure functions that say whether a run may go on.
+
+A run has one part that can be cut short (distillation) and a part that cannot (checkpoint,
+evaluate, export, gate, report). The reserve is kept back for the second. So:
+
+- While distillation runs, `decide` is asked before every step and says `stop` as soon as one more
+  step would eat into the reserve. A run whose reserve fits therefore never passes its budget.
+- A budget that is above zero but does not even hold the reserve stops distillation before its
+  first step; the student is then what it started as, and the rest still runs, so that the
+  customer gets a report for the money and the report says by how much the floor of a run is
+  above the budget. What is spent beyond it is that floor and never a step of training.
+- Zero or less, and an unknown price, are refused before anything is spent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from turbo_vaed.costs.money import format_usd, per_second
+from turbo_vaed.errors import BudgetRefused, UserError
+
+Action = Literal["continue", "warn", "stop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a run may cost.
+
+    Raises:
+        UserError: `run_usd` is not above zero, the share is not in 0..1, the reserve is negative.
+    """
+
+    run_usd: Decimal
+    warn_share: Decimal
+    """Of `run_usd`: warn from here on."""
+    reserve_usd: Decimal
+    """Kept back for what must run after distillation."""
+
+    def __post_init__(self) -> None:
+        for name in ("run_usd", "warn_share", "reserve_usd"):
+            value = getattr(self, name)
+            if not isinstance(value, Decimal) or not value.is_finite():
+                raise UserError(f"budget: {name} is {value!r}; expected a finite Decimal")
+        if self.run_usd <= 0:
+            raise UserError(f"budget: run_usd is {self.run_usd}; expected more than 0")
+        if not 0 <= self.warn_share <= 1:
+            raise UserError(f"budget: warn_share is {self.warn_share}; expected 0 to 1")
+        if self.reserve_usd < 0:
+            raise UserError(f"budget: reserve_usd is {self.reserve_usd}; expected at least 0")
+
+    @classmethod
+    def plan(
+        cls,
+        *,
+        run_usd: Decimal,
+        warn_share: float,
+        reserve_seconds: float,
+        usd_per_hour: Decimal,
+        nodes: int = 1,
+    ) -> Budget:
+        """The budget of params.yaml, its reserve in seconds priced at what the nodes cost."""
+        return cls(
+            run_usd=run_usd,
+            warn_share=Decimal(str(warn_share)),
+            reserve_usd=Decimal(str(reserve_seconds)) * nodes * per_second(usd_per_hour),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Whether to take the next step, and why, in words for a log and a report."""
+
+    action: Action
+    reason: str
+    spent_usd: Decimal
+    left_usd: Decimal
+    """For further steps, the reserve already taken off; negative when that is eaten into."""
+
+    @property
+    def stop(self) -> bool:
+        return self.action == "stop"
+
+
+def decide(
+    budget: Budget,
+    *,
+    spent_usd: Decimal,
+    rate_usd_per_second: Decimal,
+    next_step_seconds: float,
+) -> Decision:
+    """May the next step be taken?
+
+    Args:
+        budget: of the run.
+        spent_usd: by the whole run up to now. A figure from the ledger alone is late by up to a
+            slice of the meter: add `Meter.unwritten_usd()`, or the meter's interval to
+            `next_step_seconds`.
+        rate_usd_per_second: of all nodes together.
+        next_step_seconds: the most that the step can take, what follows it before the next
+            question (a validation, a checkpoint) included.
+
+    Returns:
+        `stop` when the step could eat into the reserve; `warn` when it passes the warning
+        share; else `continue`. While every step keeps to what was said, spend + reserve never
+        passes the budget.
+
+    Raises:
+        ValueError: a negative or non-finite duration or rate.
+    """
+    if not math.isfinite(next_step_seconds) or next_step_seconds < 0:
+        raise ValueError(f"next_step_seconds is {next_step_seconds}; expected 0 or more, finite")
+    if not rate_usd_per_second.is_finite() or rate_usd_per_second < 0:
+        raise ValueError(f"rate_usd_per_second is {rate_usd_per_second}; expected 0 or more")
+    step_usd = rate_usd_per_second * Decimal(next_step_seconds)
+    left_usd = budget.run_usd - budget.reserve_usd - spent_usd
+    warn_usd = budget.run_usd * budget.warn_share
+    of = f"{format_usd(spent_usd)} of {format_usd(budget.run_usd)} spent"
+    if left_usd < 0 or step_usd > left_usd:
+        action: Action = "stop"
+        reason = (
+            f"{of}; a further step of up to {format_usd(step_usd)} would eat into the "
+            f"{format_usd(budget.reserve_usd)} kept back for what must follow"
+        )
+    elif spent_usd + step_usd >= warn_usd:
+        action = "warn"
+        reason = f"{of}; the warning stands at {format_usd(warn_usd)}"
+    else:
+        action, reason = "continue", of
+    return Decision(action=action, reason=reason, spent_usd=spent_usd, left_usd=left_usd)
+
+
+def check_start(budget: Budget, *, spent_usd: Decimal, usd_per_hour: Decimal | None) -> Decision:
+    """Asked once before a run spends anything: is its price known, does its reserve fit?
+
+    Returns:
+        `stop` when nothing is left for distillation: the run goes on with the student as it
+        starts, and the reason belongs in the log and the report.
+
+    Raises:
+        BudgetRefused: the price is unknown.
+    """
+    if usd_per_hour is None:
+        raise BudgetRefused(
+            "the price of this run's machine is unknown, so its budget cannot be kept; set "
+            "prices.local_usd_per_hour in params.yaml to USD per hour (0 is a price)"
+        )
+    left_usd = budget.run_usd - budget.reserve_usd - spent_usd
+    if left_usd > 0:
+        decision = decide(
+            budget,
+            spent_usd=spent_usd,
+            rate_usd_per_second=per_second(usd_per_hour),
+            next_step_seconds=0,
+        )
+        return decision
+    return Decision(
+        action="stop",
+        reason=(
+            f"{format_usd(spent_usd)} of {format_usd(budget.run_usd)} spent; the "
+            f"{format_usd(budget.reserve_usd)} kept back for evaluate, export, gate and report "
+            "leave nothing for distillation: the rest runs with the student as it starts, and "
+            f"may pass the budget by up to {format_usd(-left_usd)}"
+        ),
+        spent_usd=spent_usd,
+        left_usd=left_usd,
+    )

@@ -1,0 +1,1 @@
+"""Videos in, clips and latents out: probing, expectations, splits, Zarr arrays."""

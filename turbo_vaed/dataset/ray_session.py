@@ -1,0 +1,90 @@
+"""One way to a Ray: the cluster that is named, the session that runs, or a local one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from turbo_vaed.errors import Fault, Unreachable
+
+OBJECT_STORE_BYTES = 300_000_000
+CONNECT_SECONDS = 5.0
+START_ATTEMPTS = 3
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+@contextmanager
+def ray_session(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
+    """Ray, connected; what this call started or joined is left again at its end.
+
+    Args:
+        address: a cluster (`host:port`, `ray://host:port`, `auto`); None or "local" starts a
+            local Ray, unless this process is connected already.
+        cpus: of a local Ray; as many as the machine has by default.
+
+    Raises:
+        Unreachable: nothing answers at the address.
+        Fault: a local Ray does not start.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address and address != "local":
+        _knock(address)
+        try:
+            ray.init(address=address, **QUIET)
+        except ConnectionError as error:
+            raise Unreachable(f"no Ray answers at {address} (RAY_ADDRESS): {error}") from None
+    else:
+        _start(cpus or os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(cpus: int) -> None:
+    """A local Ray; tried again, since Ray gives its own start 30 s and a busy machine needs more.
+
+    What a failed attempt leaves behind ends with this process.
+    """
+    import ray
+
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                **QUIET,
+            )
+            return
+        except Exception as error:  # Ray raises a plain Exception here
+            ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                raise Fault(
+                    f"a local Ray did not start in {attempt} attempts: {error}; "
+                    "the machine may be too busy, run again"
+                ) from error
+
+
+def _knock(address: str) -> None:
+    """Ray itself waits for minutes: see first whether anything listens."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.hostname is None or parts.port is None:
+        return
+    try:
+        socket.create_connection((parts.hostname, parts.port), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise Unreachable(
+            f"no Ray answers at {address} (RAY_ADDRESS): {error}; start the cluster, "
+            "or unset RAY_ADDRESS for a local one"
+        ) from None

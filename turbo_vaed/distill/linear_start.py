@@ -1,0 +1,238 @@
+"""A closed-form start of a decoder: least squares, layer by layer, before the first gradient.
+
+A freshly initialised decoder spends most of a small budget learning what a linear map from
+latents to pixels already knows. So the residual branches start at zero, and every convolution
+on the remaining path is fitted by ridge regression from its real inputs to what a linear video
+code would carry there: the principal components of the pixel block under each position. One
+channel holds a constant that dominates the norms on the path, which makes them nearly linear;
+pairs of +x and -x make `silu` exactly so. Training goes on from there.
+
+Shapes: B batch, C channels, T frames, t latent frames, H W pixels, F = T*B folded frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from turbo_vaed.models.decoder import ResBlock, TurboVaedDecoder
+from turbo_vaed.models.layers import FrameConv, SeparableConv, fold_frames
+
+CONSTANT = 24.0
+"""Value of the constant channel; large beside the signal's norm, so that norms vary little."""
+SIGNAL = 3.0
+"""Root of the summed squares of a representation's channels."""
+_RIDGE = 1e-4
+_ROWS_PER_UNKNOWN = 4
+
+
+def blocks(video: Tensor, t: int, p: int, *, keeps_first: bool = False) -> Tensor:
+    """The pixels under each position: (B, C, T, H, W) -> (B, C*t*p*p, T', H/p, W/p).
+
+    A video VAE of temporal compression t gives the first frame a latent of its own: it is
+    repeated to fill its block. With `keeps_first` T is simply divided by t.
+    """
+    if not keeps_first:
+        video = torch.cat([video[:, :, :1]] * (t - 1) + [video], dim=2)
+    b, c, frames, height, width = video.shape
+    x = video.reshape(b, c, frames // t, t, height // p, p, width // p, p)
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(
+        b, c * t * p * p, frames // t, height // p, width // p
+    )
+
+
+def representation(x: Tensor, channels: int) -> Tensor:
+    """Principal components of `x` (B, n, T, H, W) for a layer of `channels`, one left free.
+
+    Scaled so that the squares over channels sum to `SIGNAL`^2 on average; as pairs of +x and
+    -x where there is room.
+    """
+    rows = x.movedim(1, -1).reshape(-1, x.shape[1])
+    mean = rows.mean(0)
+    covariance = torch.cov(rows.T).reshape(len(mean), len(mean))
+    _, vectors = torch.linalg.eigh(covariance)
+    kept = min(x.shape[1], channels - 1)
+    components = (x.movedim(1, -1) - mean) @ vectors.flip(1)[:, :kept]
+    if 2 * kept + 1 <= channels:
+        components = torch.cat([components, -components], dim=-1)
+    norm = components.pow(2).sum(-1).mean().sqrt().clamp_min(1e-6)
+    return (components * (SIGNAL / norm)).movedim(-1, 1)
+
+
+@torch.no_grad()
+def fit_conv(conv: nn.Conv2d | nn.Conv3d, inputs: Tensor, targets: Tensor) -> None:
+    """Ridge regression of the first outputs of `conv`, in place.
+
+    Args:
+        conv: weights (out, in, *kernel) with zero padding and a bias.
+        inputs: what it is called with, (N, in, *sizes).
+        targets: what its first `targets.shape[1]` outputs should be, (N, outputs, *sizes').
+    """
+    assert conv.bias is not None
+    dims = len(conv.kernel_size)
+    pads = [p for size in reversed(conv.padding) for p in (int(size), int(size))]
+    x = F.pad(inputs, pads)
+    for d, (kernel, stride) in enumerate(zip(conv.kernel_size, conv.stride, strict=True)):
+        x = x.unfold(2 + d, kernel, stride)
+    x = x.movedim(1, 1 + dims)  # N, *sizes', in, *kernel
+    where = torch.randperm(x.shape[:-1 - dims].numel(), generator=torch.Generator().manual_seed(0))
+    unknowns = x.shape[-1 - dims :].numel()
+    index = torch.unravel_index(where[: _ROWS_PER_UNKNOWN * unknowns], x.shape[: -1 - dims])
+    features = x[index].reshape(len(index[0]), -1)
+    wanted = targets.movedim(1, -1)[index]
+    feature_mean, wanted_mean = features.mean(0), wanted.mean(0)
+    features, wanted = features - feature_mean, wanted - wanted_mean
+    gram = (features.T @ features).double()
+    gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
+    solution = torch.linalg.solve(gram, (features.T @ wanted).double()).float().T
+    count = targets.shape[1]
+    conv.weight[:count] = solution.reshape(count, *conv.weight.shape[1:])
+    conv.bias[:count] = wanted_mean - solution @ feature_mean
+
+
+@torch.no_grad()
+def hold_constant(conv: nn.Conv2d | nn.Conv3d, rows: slice | int) -> None:
+    """Make the outputs `rows` of `conv` the constant."""
+    assert conv.bias is not None
+    conv.weight[rows] = 0
+    conv.bias[rows] = CONSTANT
+
+
+@torch.no_grad()
+def capture_input(module: nn.Module, call: Callable[[], object]) -> Tensor:
+    """The first argument that `module` gets while `call` runs; what comes after it is not run."""
+    seen: list[Tensor] = []
+
+    def stop(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.append(arguments[0].detach())
+        raise _Reached
+
+    hook = module.register_forward_pre_hook(stop)
+    try:
+        call()
+    except _Reached:
+        return seen[0]
+    finally:
+        hook.remove()
+    raise AssertionError("the module was not called")
+
+
+class _Reached(Exception):
+    """The layer whose input is wanted."""
+
+
+@torch.no_grad()
+def start_decoder(decoder: TurboVaedDecoder, latents: Tensor, video: Tensor) -> None:
+    """Fit `decoder` in place to map latents (B, C, t, h, w) to video (B, 3, T, H, W) in [-1, 1].
+
+    A few dozen crops are enough; the result is a function of the inputs alone.
+    """
+    config = decoder.config
+    keeps_first = config.is_video_dc_ae
+
+    def fit(conv: nn.Conv2d, target: Tensor) -> None:
+        fit_conv(conv, capture_input(conv, lambda: decoder(latents)), fold_frames(target))
+
+    for block in decoder.modules():
+        if isinstance(block, ResBlock):
+            _mixing_conv(block.conv2).weight.zero_()
+            _mixing_bias(block.conv2).zero_()
+    carried = representation(latents, decoder.conv_in.conv.out_channels)
+    with _fitted(decoder.conv_in.conv, decoder.conv_in.conv.out_channels - 1) as conv:
+        fit(conv, carried)
+    t, p = _compression(decoder)
+    for i, up_block in enumerate(decoder.up_blocks):
+        if up_block.conv_in is not None:
+            conv = _mixing_conv(up_block.conv_in.conv_shortcut)
+            carried = representation(carried, conv.out_channels)
+            with _fitted(conv, conv.out_channels - 1):
+                fit(conv, carried)
+        for upsampler in up_block.upsamplers:
+            factor = upsampler.time_factor
+            t, p = t // factor, p // 2
+            conv = upsampler.conv.conv
+            channels = conv.out_channels // (4 * factor)
+            after = decoder.up_blocks[i + 1] if i + 1 < len(decoder.up_blocks) else None
+            room = channels
+            if after is not None and after.conv_in is not None:
+                room = min(room, _mixing_conv(after.conv_in.conv_shortcut).out_channels)
+            carried = representation(blocks(video, t, p, keeps_first=keeps_first), room)
+            before_shuffle = _unshuffle(carried, channels, factor, upsampler.dropped)
+            fit(conv, before_shuffle)
+            for r in range(factor):
+                hold_constant(conv, slice(4 * ((r + 1) * channels - 1), 4 * (r + 1) * channels))
+    for upsample in decoder.patch_upsamplers:
+        p //= 2
+        channels = upsample.conv.out_channels // 4
+        carried = representation(blocks(video, 1, p), channels)
+        fit(upsample.conv, _unshuffle(carried, channels, 1, 0))
+        hold_constant(upsample.conv, slice(4 * (channels - 1), None))
+    fit(decoder.conv_out.conv, video)
+
+
+@contextmanager
+def _fitted(conv: nn.Conv2d, constant_row: int) -> Iterator[nn.Conv2d]:
+    """What is not fitted on the path starts small, and one output holds the constant."""
+    with torch.no_grad():
+        conv.weight.mul_(0.1)
+    yield conv
+    hold_constant(conv, constant_row)
+
+
+def freeze_constant(decoder: TurboVaedDecoder) -> None:
+    """No gradient for the weights that read the constant channel: the biases do that job.
+
+    The constant is large and the same everywhere, so a step of Adam on those weights moves every
+    output at once, hundreds of times as far as a step on a bias.
+    """
+    for name, layer in decoder.named_modules():
+        if not isinstance(layer, FrameConv | SeparableConv):
+            continue
+        if name == "conv_in" or name.endswith("conv2"):  # they do not read the constant
+            continue
+        weight = _mixing_conv(layer).weight
+        taps = layer.taps if isinstance(layer, FrameConv) else 1
+        mask = torch.ones(weight.shape[1])
+        mask.view(taps, -1)[:, -1] = 0
+        weight.register_hook(lambda grad, mask=mask: grad * mask.view(-1, 1, 1))
+
+
+def _compression(decoder: TurboVaedDecoder) -> tuple[int, int]:
+    """Temporal and spatial compression of the decoder, from its upsamplers."""
+    t, p = 1, decoder.config.patch_size
+    for up_block in decoder.up_blocks:
+        for upsampler in up_block.upsamplers:
+            t, p = t * upsampler.time_factor, p * 2
+    return t, p
+
+
+def _unshuffle(x: Tensor, channels: int, factor: int, dropped: int) -> Tensor:
+    """What an upsampling convolution must put out for `x` (B, k, T, H, W) to come after it.
+
+    Returns (B, factor*channels*4, T/factor, H/2, W/2), zeros for the channels that `x` lacks.
+    """
+    x = torch.cat([x[:, :, :1]] * dropped + [x], dim=2)
+    x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, channels - x.shape[1]))
+    b, c, frames, height, width = x.shape
+    x = x.reshape(b, c, frames // factor, factor, height // 2, 2, width // 2, 2)
+    return x.permute(0, 3, 1, 5, 7, 2, 4, 6).reshape(
+        b, factor * c * 4, frames // factor, height // 2, width // 2
+    )
+
+
+def _mixing_conv(conv: nn.Module | None) -> nn.Conv2d:
+    """The convolution of a dense or a separable layer that mixes channels."""
+    if isinstance(conv, FrameConv):
+        return conv.conv
+    assert isinstance(conv, SeparableConv)
+    return conv.pointwise
+
+
+def _mixing_bias(conv: nn.Module) -> Tensor:
+    bias = _mixing_conv(conv).bias
+    assert bias is not None
+    return bias

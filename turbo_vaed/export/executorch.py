@@ -1,0 +1,138 @@
+"""A decoder as an ExecuTorch program for XNNPACK, the CPU backend of Android and iOS.
+
+Shapes: B batch, C channels, t latent frames, h w latent; T H W video.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from turbo_vaed.export.package import check_latent_scaling
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from turbo_vaed.models import TurboVaedDecoder
+
+PROGRAM_NAME = "decoder.pte"
+
+
+class ExportError(RuntimeError):
+    """A decoder did not become the program that a phone needs."""
+
+
+def export_xnnpack(
+    decoder: "TurboVaedDecoder",
+    *,
+    latent_shape: tuple[int, int, int, int, int],
+    folder: Path,
+    latent_mean: Sequence[float] | None = None,
+    latent_std: Sequence[float] | None = None,
+) -> Path:
+    """Write `folder/decoder.pte` for latents of one fixed shape (B, C, t, h, w), float32.
+
+    With `latent_mean` and `latent_std` (C numbers each) the program takes normalised
+    latents and computes z * std + mean first. The decoder itself is left as it is.
+
+    Returns:
+        The path of the program; it is there in full or not at all.
+
+    Raises:
+        ValueError: the shape or the latent scaling does not fit the decoder.
+        ExportError: XNNPACK did not take the whole graph as one subgraph. Nothing may
+            stay outside, not even a copy into another memory format: the decoder is
+            exported in the default one, in which none is needed.
+    """
+    import torch
+
+    decoder.config.video_shape(latent_shape)  # a ValueError where the channels are wrong
+    check_latent_scaling(decoder.config.latent_channels, latent_mean, latent_std)
+    plain = copy.deepcopy(decoder).eval().to("cpu", torch.float32)
+    for tensor in (*plain.parameters(), *plain.buffers()):
+        # May be channels-last, from training. A 1x1 kernel is contiguous either way, and
+        # `contiguous()` would leave it so: copy into fresh memory.
+        fresh = torch.empty(tensor.shape, dtype=tensor.dtype)
+        tensor.data = fresh.copy_(tensor.data)
+    program: nn.Module = plain
+    if latent_mean is not None and latent_std is not None:
+        program = _denormalising(program, latent_mean, latent_std)
+    buffer = _lower(program, torch.zeros(latent_shape))
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{PROGRAM_NAME}.{uuid4().hex}"
+    try:
+        temporary.write_bytes(buffer)
+        return temporary.replace(folder / PROGRAM_NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _lower(module: "nn.Module", latents: "Tensor") -> bytes:
+    # Late: these imports take seconds, and ExecuTorch's talks.
+    import torch
+    from executorch.backends.xnnpack.partition import (  # type: ignore[import-untyped, unused-ignore]
+        xnnpack_partitioner,
+    )
+    from executorch.exir import (  # type: ignore[import-untyped, unused-ignore]
+        to_edge_transform_and_lower,
+    )
+
+    with torch.no_grad():
+        exported = torch.export.export(module, (latents,))
+    edge = to_edge_transform_and_lower(
+        exported, partitioner=[xnnpack_partitioner.XnnpackPartitioner()]
+    )
+    subgraphs, outside = count_delegation(edge.exported_program())
+    if subgraphs != 1 or outside:
+        found = ", ".join(f"{count} {name}" for name, count in sorted(outside.items()))
+        raise ExportError(
+            f"XNNPACK took {subgraphs} subgraphs and left outside: {found or 'nothing'}; "
+            f"expected the whole graph as one subgraph. Look for what the decoder computes "
+            f"other than by 2-D convolutions, element-wise operations and reshapes"
+        )
+    return bytes(edge.to_executorch().buffer)
+
+
+def count_delegation(exported_program: Any) -> tuple[int, Counter[str]]:
+    """Delegated subgraphs of a lowered program, and the operations outside of them by name."""
+    outside: Counter[str] = Counter()
+    subgraphs = 0
+    for node in exported_program.graph_module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        name = getattr(node.target, "__name__", str(node.target))
+        if name == "executorch_call_delegate":
+            subgraphs += 1
+        elif name != "getitem":  # takes an output of a subgraph: no work on the device
+            outside[str(node.target)] += 1
+    return subgraphs, outside
+
+
+def _denormalising(
+    decoder: "nn.Module", mean: Sequence[float], std: Sequence[float]
+) -> "nn.Module":
+    """z * std + mean, then the decoder."""
+    # The class is in here so that reading a package does not import PyTorch.
+    import torch
+    from torch import Tensor, nn
+
+    class Denormalising(nn.Module):
+        std: Tensor
+        mean: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder = decoder
+            for name, values in (("std", std), ("mean", mean)):
+                tensor = torch.tensor(values, dtype=torch.float32)
+                self.register_buffer(name, tensor.view(1, -1, 1, 1, 1))
+
+        def forward(self, latents: Tensor) -> Tensor:
+            out: Tensor = self.decoder(latents * self.std + self.mean)
+            return out
+
+    return Denormalising().eval()

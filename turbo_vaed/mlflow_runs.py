@@ -1,0 +1,156 @@
+"""An MLflow that is known to answer, and runs in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from turbo_vaed.errors import Fault, Unreachable, UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+HEALTH_SECONDS = 5.0
+"""How long a server may take to say that it is up; MLflow's own client retries for minutes."""
+_BATCH = 100
+
+
+def open_tracking(uri: str) -> MlflowClient:
+    """A client of the MLflow server or store at `uri` that is known to answer.
+
+    Raises:
+        UserError: not a URI that can be used.
+        Unreachable: nothing answers there; the password is not shown.
+    """
+    shown = _shown(uri)
+    scheme = uri.partition("://")[0]
+    if scheme in ("http", "https"):
+        _check_server(uri, shown)
+    elif scheme == "sqlite":
+        _check_store_folder(uri)
+    elif not scheme.startswith("postgresql"):
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: found {shown!r}; expected http://…, https://…, "
+            "sqlite:////path/mlflow.db or postgresql://…"
+        )
+    from mlflow import MlflowClient
+
+    with talking(uri):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def experiment_id(client: MlflowClient, uri: str, customer: str) -> str:
+    """The id of `turbo-vaed/CUSTOMER`, made if it is missing.
+
+    A store without a server keeps the artifacts beside it. Raises UserError where it is deleted.
+    """
+    import sqlalchemy as sa
+
+    name, location = f"turbo-vaed/{customer}", None
+    if uri.startswith("sqlite:"):
+        folder = Path(sa.make_url(uri).database or "").resolve().parent
+        location = (folder / "mlartifacts" / customer).as_uri()
+    with unless_there():
+        client.create_experiment(name, artifact_location=location)
+    found = client.get_experiment_by_name(name)
+    assert found is not None, "it exists or was just made"
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"MLflow experiment {name} is deleted; bring it back with: "
+            f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+    return str(found.experiment_id)
+
+
+@contextmanager
+def running(
+    client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]
+) -> Iterator[str]:
+    """A run that ends as finished or failed, as its block does."""
+    run = client.create_run(experiment, tags=dict(tags), run_name=name)
+    status = "FAILED"
+    try:
+        yield run.info.run_id
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run.info.run_id, status)
+
+
+def log_values(
+    client: MlflowClient, run_id: str, metrics: Mapping[str, float], params: Mapping[str, object]
+) -> None:
+    """Metrics (at step 0) and params of a run, in as few calls as MLflow takes."""
+    from mlflow.entities import Metric, Param
+
+    now = round(datetime.now(UTC).timestamp() * 1000)
+    values = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+    texts = [Param(key, str(value)) for key, value in params.items()]
+    for start in range(0, max(len(values), len(texts)), _BATCH):
+        part = slice(start, start + _BATCH)
+        client.log_batch(run_id, metrics=values[part], params=texts[part])
+
+
+def _shown(uri: str) -> str:
+    import sqlalchemy as sa
+
+    try:
+        return sa.make_url(uri).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return uri
+
+
+def _check_server(uri: str, shown: str) -> None:
+    import requests
+
+    todo = "start it (mlflow server), or correct or unset MLFLOW_TRACKING_URI"
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=HEALTH_SECONDS)
+    except requests.RequestException as error:
+        kind = type(error).__name__  # its text repeats the URL, password and all
+        raise Unreachable(f"no MLflow server answers at {shown} ({kind}); {todo}") from None
+    if answer.status_code not in (200, 401, 403):  # 401: up, and the client may log in
+        raise Unreachable(
+            f"{shown} answers {answer.status_code} to /health; is it an MLflow server? {todo}"
+        )
+
+
+def _check_store_folder(uri: str) -> None:
+    import sqlalchemy as sa
+
+    folder = Path(sa.make_url(uri).database or "").resolve().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unreachable(
+            f"the folder {folder} of MLflow's store cannot be made: {error}"
+        ) from None
+
+
+@contextmanager
+def unless_there() -> Iterator[None]:
+    """Creating what another process has created in the same moment is no error."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+@contextmanager
+def talking(uri: str) -> Iterator[None]:
+    """MLflow's own errors as ours."""
+    import sqlalchemy as sa
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, sa.exc.SQLAlchemyError, OSError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise Fault(f"MLflow at {_shown(uri)} failed: {said}") from error

@@ -1,0 +1,288 @@
+"""params.yaml as typed, validated, frozen dataclasses.
+
+`defaults` holds a section per stage, `use_cases` the gate's thresholds, and a customer overrides
+any leaf of the defaults. Unknown keys and impossible values are refused with the key's path, what
+was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from turbo_vaed.errors import UserError
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+CUSTOMER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+# YAML numbers arrive as float: str() keeps the digits that the person typed.
+Money = Annotated[Decimal, BeforeValidator(lambda v: str(v) if isinstance(v, float) else v)]
+PositiveMoney = Annotated[Money, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BudgetParams:
+    run_usd: PositiveMoney
+    warn_share: Share
+    reserve_seconds: Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PriceParams:
+    local_usd_per_hour: Annotated[Money, Field(ge=0)] | None
+    """USD per hour of this machine; null is an unknown price, which stops a run."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ValidateParams:
+    timeout_seconds: Positive
+    min_seconds: Positive
+    min_side: Count
+    max_black_share: Share
+    max_frozen_share: Share
+    min_good_videos: Count
+    min_good_share: Share
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ClipParams:
+    frames: Count
+    size: Count
+    clips_per_video: Count
+    train_share: Annotated[float, Field(gt=0, lt=1)]
+    val_share: Annotated[float, Field(gt=0, lt=1)]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EncodeParams:
+    teacher_family: Literal["ltx-video"]
+    teacher_weights: str
+    batch_size: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DistillParams:
+    student: str
+    start: Literal["linear", "random"]
+    steps: Count
+    batch_size: Count
+    crop: Count
+    workers: Count
+    learning_rate: Positive
+    betas: tuple[Share, Share]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_share: Share
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    weight_source: Annotated[float, Field(ge=0)]
+    weight_teacher: Annotated[float, Field(ge=0)]
+    checkpoint_every: Count
+    validate_every: Count
+    precision: Literal["bf16", "fp32"]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvaluateParams:
+    batch_size: Count
+    worst_share: Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ExportParams:
+    target: Literal["executorch-xnnpack"]
+    precision: Literal["fp32"]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class GateParams:
+    threads: Count
+    warmup: Annotated[int, Field(ge=0)]
+    samples: Count
+    min_parity_psnr: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class UseCase:
+    """Thresholds of one use case; dB, shares of 1, seconds, MB (1e6 bytes)."""
+
+    min_psnr_retention: Annotated[float, Field(gt=0)]
+    min_psnr: Positive
+    min_ssim: Share
+    min_ms_ssim: Share
+    min_worst_psnr: Positive
+    max_cold_start_seconds: Positive
+    max_peak_memory_mb: Positive
+    max_package_mb: Positive
+    max_latency_ratio: Positive
+    needs_approval: bool
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Params:
+    """Everything that one customer's run is tuned by."""
+
+    source: str
+    use_case: str
+    budget: BudgetParams
+    prices: PriceParams
+    validate: ValidateParams
+    clip: ClipParams
+    encode: EncodeParams
+    distill: DistillParams
+    evaluate: EvaluateParams
+    export: ExportParams
+    gate: GateParams
+    thresholds: UseCase
+    """The profile that `use_case` names."""
+
+    def __post_init__(self) -> None:
+        if self.clip.train_share + self.clip.val_share >= 1:
+            raise ValueError(
+                f"clip.train_share + clip.val_share is "
+                f"{self.clip.train_share + self.clip.val_share:g}; "
+                "it must be below 1, what is left is the test split"
+            )
+        if self.distill.batch_size % self.distill.workers:
+            raise ValueError(
+                f"distill.batch_size {self.distill.batch_size} is no multiple of "
+                f"distill.workers {self.distill.workers}"
+            )
+        if self.distill.crop > self.clip.size:
+            raise ValueError(
+                f"distill.crop {self.distill.crop} is larger than clip.size {self.clip.size}"
+            )
+        if self.validate.min_side < self.clip.size:
+            raise ValueError(
+                f"validate.min_side {self.validate.min_side} is smaller than clip.size "
+                f"{self.clip.size}: a video that passes could not hold a crop"
+            )
+
+
+_PARAMS = TypeAdapter(Params)
+SECTIONS = (
+    "validate", "clip", "encode", "distill", "evaluate", "export", "gate"
+)  # fmt: skip
+
+
+def check_customer_name(name: str) -> str:
+    """`name`, or a UserError that says what a customer's name may be."""
+    if not CUSTOMER_NAME.fullmatch(name):
+        raise UserError(
+            f"customer name {name!r} is not allowed: use 1 to 48 of a-z, 0-9, '-' and '_', "
+            "beginning with a letter or digit"
+        )
+    return name
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, or a UserError that names the file."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} must hold a mapping, found {type(document).__name__}")
+    return document
+
+
+def resolve(document: Mapping[str, Any], customer: str) -> dict[str, Any]:
+    """Defaults, the customer's overrides and its use case, merged into one plain mapping.
+
+    Raises:
+        UserError: no such customer or use case, or an unknown top-level key.
+    """
+    check_customer_name(customer)
+    allowed = ("defaults", "use_cases", "customers")
+    for key in document:
+        if key not in allowed:
+            raise UserError(f"params.yaml: unknown key {key!r}; allowed: {', '.join(allowed)}")
+    for key in allowed:
+        if not isinstance(document.get(key), Mapping):
+            raise UserError(f"params.yaml: {key} must be a mapping")
+    customers = document["customers"]
+    if customer not in customers:
+        raise UserError(
+            f"unknown customer {customer!r}; known: {', '.join(sorted(customers)) or 'none'}; "
+            f"add it with: turbo-vaed customer add {customer} --source DIR --use-case USE"
+        )
+    own = customers[customer]
+    if not isinstance(own, Mapping):
+        raise UserError(f"params.yaml: customers.{customer} must be a mapping")
+    merged = _merge(document["defaults"], own, f"customers.{customer}")
+    use_cases = document["use_cases"]
+    use_case = merged.get("use_case")
+    if use_case not in use_cases:
+        raise UserError(
+            f"params.yaml: customers.{customer}.use_case is {use_case!r}; "
+            f"allowed: {', '.join(use_cases)}"
+        )
+    thresholds = merged.pop("thresholds", {})
+    return {
+        **merged,
+        "thresholds": _merge(
+            use_cases[use_case], thresholds, f"customers.{customer}.thresholds"
+        ),
+    }
+
+
+def parse(resolved: Mapping[str, Any], where: str = "params.yaml") -> Params:
+    """Typed params of a resolved mapping.
+
+    Raises:
+        UserError: with a line per key: its path, what was found, what is allowed.
+    """
+    try:
+        return _PARAMS.validate_python(dict(resolved))
+    except ValidationError as error:
+        raise UserError(
+            f"{where} is not valid:\n" + "\n".join(_explain(e) for e in error.errors())
+        ) from None
+
+
+def load(path: Path, customer: str) -> Params:
+    """The params of one customer from params.yaml."""
+    return parse(resolve(read_yaml(path), customer), f"{path.name} (customer {customer})")
+
+
+def _merge(base: Any, over: Any, path: str) -> dict[str, Any]:
+    if not isinstance(base, Mapping) or not isinstance(over, Mapping):
+        raise UserError(f"params.yaml: {path} must be a mapping, found {over!r}")
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(base.get(key), Mapping):
+            merged[key] = _merge(base[key], value, f"{path}.{key}")
+        else:
+            merged[key] = value
+    return merged
+
+
+def _explain(error: Any) -> str:
+    loc = [str(part) for part in error["loc"]]
+    path = ".".join(loc) or "params"
+    if error["type"] == "unexpected_keyword_argument":
+        owner: Any = Params
+        for part in loc[:-1]:
+            owner = next(f.type for f in dataclasses.fields(owner) if f.name == part)
+            owner = globals()[owner] if isinstance(owner, str) else owner
+        allowed = ", ".join(f.name for f in dataclasses.fields(owner))
+        return f"  {path}: unknown key; allowed: {allowed}"
+    if error["type"] == "missing_argument":
+        return f"  {path}: missing"
+    if error["type"] == "value_error":
+        return f"  {error['msg'].removeprefix('Value error, ')}"
+    return f"  {path}: found {error['input']!r}; {error['msg'].lower()}"

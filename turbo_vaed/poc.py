@@ -1,0 +1,87 @@
+"""`Poc`: the place of one customer, its params and its paths. A stage gets one and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from turbo_vaed import params as params_module
+from turbo_vaed.errors import UserError
+from turbo_vaed.params import Params
+from turbo_vaed.tracker import Tracker
+
+STAGES = ("validate", "clip", "encode", "distill", "evaluate", "export", "gate")
+"""The DVC stages in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poc:
+    """One customer's params and paths; nothing of another customer is reachable from it."""
+
+    customer: str
+    params: Params
+    root: Path
+    tracker: Tracker
+
+    @classmethod
+    def load(cls, root: Path, customer: str, tracker: Tracker | None = None) -> Poc:
+        """The customer's place in the checkout at `root`.
+
+        Raises:
+            UserError: a bad name, an unknown customer, invalid params.
+        """
+        params_module.check_customer_name(customer)
+        return cls(
+            customer=customer,
+            params=params_module.load(root / "params.yaml", customer),
+            root=root,
+            tracker=tracker or Tracker(),
+        )
+
+    @property
+    def work(self) -> Path:
+        """Everything that is made for this customer."""
+        return self.root / "work" / self.customer
+
+    @property
+    def source(self) -> Path:
+        """The customer's folder of videos."""
+        return (self.root / self.params.source).resolve()
+
+    def folder(self, stage: str) -> Path:
+        """The output folder of a stage; it exists only when the stage has succeeded."""
+        return self.work / stage
+
+    @property
+    def report(self) -> Path:
+        """The page of the last run."""
+        return self.work / "report" / "report.html"
+
+    def teacher_weights(self) -> Path:
+        """The folder of the teacher's weights, below assets/teachers, which DVC watches."""
+        teachers = (self.root / "assets" / "teachers").resolve()
+        path = (self.root / self.params.encode.teacher_weights).resolve()
+        if teachers not in path.parents or not path.is_dir():
+            raise UserError(
+                f"encode.teacher_weights: {self.params.encode.teacher_weights} is no folder below "
+                "assets/teachers; put the teacher's config and safetensors there"
+            )
+        return path
+
+    @contextmanager
+    def writing(self, stage: str) -> Iterator[Path]:
+        """A fresh folder that becomes the stage's output if, and only if, the block succeeds."""
+        final = self.folder(stage)
+        partial = self.work / f".{stage}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)

@@ -1,0 +1,40 @@
+"""One progress style: a Rich bar for a terminal, a line every few seconds for a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_LINE_EVERY_SECONDS = 10.0
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """Show progress of `label` towards `total`; yields `update(done, detail)`."""
+    if sys.stdout.isatty():
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+        )
+        with Progress(*columns, console=Console(file=sys.stdout)) as bar:
+            task = bar.add_task(label, total=total, detail="")
+            yield lambda done, detail: bar.update(task, completed=done, detail=detail)
+        return
+    last = 0.0
+
+    def line(done: int, detail: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY_SECONDS or done >= total:
+            last = now
+            print(f"{label}: {done}/{total} {detail}".rstrip(), flush=True)
+
+    yield line

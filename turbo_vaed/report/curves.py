@@ -1,0 +1,111 @@
+"""The charts of a report: training, quality over steps and dollars, quality per clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from turbo_vaed.report.charts import Axis, Series, chart, smoothed
+from turbo_vaed.report.context import ReportContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One chart with its legend: (tone, name) pairs."""
+
+    title: str
+    legend: Sequence[tuple[str, str]]
+    svg: Markup
+
+
+def curves(context: ReportContext) -> list[Curve]:
+    """The charts that the reached stages allow, at most four."""
+    found: list[Curve | None] = []
+    if context.history is not None:
+        steps = context.history["steps"]
+        found += [_loss(steps), _quality(context.history, steps), _dollars(steps)]
+    if context.evaluation is not None:
+        found.append(_per_clip(context.evaluation["clips"]))
+    return [curve for curve in found if curve is not None]
+
+
+def _drawn(
+    title: str, description: str, x: Axis, y: Axis, series: Sequence[Series]
+) -> Curve | None:
+    svg = chart(title=title, description=description, x=x, y=y, series=series)
+    if not svg:
+        return None
+    legend = {s.tone: s.name for s in series if s.x and not s.faint}
+    return Curve(title=title, legend=list(legend.items()), svg=svg)
+
+
+def _loss(steps: Sequence[Mapping[str, Any]]) -> Curve | None:
+    window = max(1, len(steps) // 40)
+    series = []
+    for key, name, tone in (
+        ("loss", "loss", "phone"),
+        ("loss_source", "part to the source", "other"),
+        ("loss_teacher", "part to the teacher", "teacher"),
+    ):
+        rows = [row for row in steps if row.get(key) is not None]
+        x, y = [row["step"] for row in rows], [row[key] for row in rows]
+        if key == "loss" and window > 1:
+            series.append(Series(name=name, x=x, y=y, tone=tone, faint=True))
+        series.append(Series(name=name, x=x, y=smoothed(y, window), tone=tone))
+    said = f"{len(steps)} steps; the mean over {window} steps is drawn."
+    return _drawn(
+        "Training loss", said, Axis(label="step"), Axis(label="L1 loss, pixels in [-1, 1]"), series
+    )
+
+
+def _validated(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in steps if row.get("val_psnr") is not None]
+
+
+def _quality(history: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Curve | None:
+    rows = _validated(steps)
+    best = [row for row in rows if row["step"] == history.get("best_step")]
+    series = [
+        Series(name="student", x=_column(rows, "step"), y=_column(rows, "val_psnr"), tone="phone",
+               dots=True),
+        Series(name="kept", x=_column(best, "step"), y=_column(best, "val_psnr"), tone="other",
+               line=False, dots=True),
+    ]  # fmt: skip
+    said = ", ".join(f"{row['val_psnr']:.2f} dB at step {row['step']}" for row in rows[-6:])
+    return _drawn(
+        "Quality while training", said, Axis(label="step"),
+        Axis(label="validation PSNR", unit="dB"), series,
+    )  # fmt: skip
+
+
+def _dollars(steps: Sequence[Mapping[str, Any]]) -> Curve | None:
+    rows = [row for row in _validated(steps) if row.get("spent_usd") is not None]
+    spent = [float(row["spent_usd"]) for row in rows]  # a place in a drawing, not a sum
+    series = [Series(name="student", x=spent, y=_column(rows, "val_psnr"), tone="phone", dots=True)]
+    said = ", ".join(f"{r['val_psnr']:.2f} dB for ${r['spent_usd']}" for r in rows[-6:])
+    return _drawn(
+        "Quality against dollars", said, Axis(label="spent by the run", unit="USD"),
+        Axis(label="validation PSNR", unit="dB"), series,
+    )  # fmt: skip
+
+
+def _per_clip(clips: Sequence[Mapping[str, Any]]) -> Curve | None:
+    ranked = sorted(clips, key=lambda clip: -clip["teacher"]["psnr"])
+    place = list(range(1, len(ranked) + 1))
+    series = [
+        Series(name=name, x=place, y=[clip[name]["psnr"] for clip in ranked], tone=tone,
+               line=False, dots=True)
+        for name, tone in (("teacher", "teacher"), ("student", "phone"))
+    ]  # fmt: skip
+    said = f"{len(ranked)} test clips, from the one that the teacher does best to its worst."
+    return _drawn(
+        "Test clips", said, Axis(label="test clip, by the teacher's PSNR"),
+        Axis(label="PSNR", unit="dB"), series,
+    )  # fmt: skip
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [float(row[key]) for row in rows]

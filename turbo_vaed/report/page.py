@@ -1,0 +1,113 @@
+"""The context of a run -> one HTML page that holds everything inside itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from turbo_vaed.report import lineage, media, pictures, tables, words
+from turbo_vaed.report.context import ReportContext, Shot
+from turbo_vaed.report.curves import curves
+
+
+def write_report(context: ReportContext, path: Path) -> Path:
+    """Write the page to `path`, in full or not at all, and return it.
+
+    Videos, pictures, styles and script are inside; a content security policy in the page keeps
+    it from loading, or running, anything else. Every text is escaped.
+
+    Raises:
+        Fault: a clip could not be encoded.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        temporary.write_text(render(context), encoding="utf-8")
+        return temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render(context: ReportContext) -> str:
+    """The page as text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    loader = PackageLoader("turbo_vaed.report", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    style, script = (loader.get_source(environment, name)[0] for name in
+                     ("style.css", "script.js"))  # fmt: skip
+    digest = hashlib.sha256(script.encode()).digest()
+    return environment.get_template("report.html.j2").render(
+        style=Markup(style),
+        script=Markup(script),
+        script_sha256=Markup(base64.b64encode(digest).decode()),
+        **_view(context),
+    )
+
+
+def _view(context: ReportContext) -> dict[str, Any]:
+    text, tone = words.badge(context)
+    return {
+        "customer": context.customer,
+        "use_case": context.use_case,
+        "run_id": context.run_id,
+        "started": f"{context.started:%d %B %Y, %H:%M}",
+        "finished": f"{context.finished:%H:%M %Z}".strip(),
+        "badge": {"text": text, "tone": tone},
+        "headline": words.headline(context),
+        "failure": context.failure,
+        "registration": context.registration,
+        "stopped_early": _stopped_early(context),
+        "problems": context.problems,
+        "budget": tables.budget(context),
+        "tiles": tables.tiles(context),
+        "shots": pictures.shots(context.shots),
+        "panels_said": pictures.panel_names(context.shots),
+        "shots_are_scored": context.evaluation is not None,
+        "slowed": _slowed(context.shots),
+        "error_map": None if context.worst is None else pictures.error_map(context.worst),
+        "checks": tables.checks(context),
+        "needs_approval": bool((context.verdict or {}).get("needs_approval")),
+        "quality": tables.quality(context),
+        "device": tables.device(context),
+        "charts": curves(context),
+        "charts_lead": _training(context),
+        "cost": tables.cost(context),
+        "data": tables.data(context),
+        "lineage": lineage.rows(context),
+    }
+
+
+def _stopped_early(context: ReportContext) -> dict[str, Any] | None:
+    if not context.stopped_early or context.history is None:
+        return None
+    history = context.history
+    return {
+        "done": words.count(history["steps_done"]),
+        "planned": words.count(history["steps_planned"]),
+        "reason": history.get("reason") or "",
+    }
+
+
+def _slowed(shots: Sequence[Shot]) -> int:
+    short = [shot for shot in shots if media.is_slowed(shot.source)]
+    return media.SLOW_FPS if short else 0
+
+
+def _training(context: ReportContext) -> str:
+    history = context.history
+    if history is None:
+        return ""
+    return (
+        f"{words.count(history['steps_done'])} of {words.count(history['steps_planned'])} steps "
+        f"on {history['workers']} worker(s) in {history['precision']}, "
+        f"{history['start']} start; the weights of step {history['best_step']} were kept."
+    )

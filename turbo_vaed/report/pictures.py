@@ -1,0 +1,130 @@
+"""The moving and the still pictures of a report, as the templates take them.
+
+Shapes: T frames, H height, W width; videos are uint8 (T,H,W,3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from turbo_vaed.report import media, words
+from turbo_vaed.report.context import Shot, Video
+
+CRFS = (12, 18, 24, 30)
+"""Qualities of H.264 (lower is better) that are tried until the clips fit."""
+MOST_VIDEO_BYTES = 7_500_000
+"""Of all clips together; a data URI takes a third more, and the page stays below 12 MB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One of the pictures side by side in a video, and what stands below it."""
+
+    name: str
+    video: Video
+    said: str = ""
+    about: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Still:
+    """One picture with its caption."""
+
+    name: str
+    uri: str
+    about: str
+    alt: str
+
+
+def shots(context_shots: Sequence[Shot]) -> list[dict[str, Any]]:
+    """Each shot as one video of its panels, at the best quality that fits `MOST_VIDEO_BYTES`.
+
+    One video, for separate ones drift apart while they play.
+    """
+    panels = [_panels(shot) for shot in context_shots]
+    loops: list[bytes] = []
+    for crf in CRFS:
+        loops = [
+            media.loop([panel.video for panel in row], shot.fps, crf=crf)
+            for shot, row in zip(context_shots, panels, strict=True)
+        ]
+        if sum(map(len, loops)) <= MOST_VIDEO_BYTES:
+            break
+    return [
+        {
+            "label": shot.label,
+            "path": shot.path,
+            "start_frame": shot.start_frame,
+            "frames": len(shot.source),
+            "height": shot.source.shape[1],
+            "width": shot.source.shape[2] * len(row),
+            "panels": row,
+            "uri": media.data_uri("video/mp4", video),
+            "alt": f"{shot.label} of {shot.path}: {panel_names([shot])}, side by side",
+        }
+        for shot, row, video in zip(context_shots, panels, loops, strict=True)
+    ]
+
+
+def panel_names(context_shots: Sequence[Shot]) -> str:
+    """`source, teacher and phone`, or those of them that were reached."""
+    names = [panel.name.lower() for panel in _panels(context_shots[0])] if context_shots else []
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+
+
+def _panels(shot: Shot) -> list[Panel]:
+    panels = [Panel(name="Source", video=shot.source, said="the customer's video")]
+    if shot.teacher is not None:
+        said = words.decibel(shot.teacher_psnr)
+        panels.append(Panel(name="Teacher", video=shot.teacher, said=said))
+    if shot.phone is not None:
+        kept = ""
+        if shot.phone_psnr is not None and shot.teacher_psnr:
+            kept = f"{words.percent(shot.phone_psnr / shot.teacher_psnr)} of the teacher"
+        said = words.decibel(shot.phone_psnr)
+        panels.append(Panel(name="Phone", video=shot.phone, said=said, about=kept))
+    return panels
+
+
+def error_map(shot: Shot) -> dict[str, Any]:
+    """The worst frame of a shot: source, phone, and the error of phone and teacher.
+
+    Both maps have one scale, in 8-bit levels.
+    """
+    assert shot.phone is not None
+    frame = media.worst_frame(shot.source, shot.phone)
+    source, phone = shot.source[frame], shot.phone[frame]
+    error = media.absolute_error(source, phone)
+    top = media.top_level(error)
+    stills = [
+        _still("Source", media.png(source), shot, frame),
+        _still("Phone", media.png(phone), shot, frame, words.decibel(shot.phone_psnr) + " (clip)"),
+        _still("Error of the phone", media.png(media.heat(error, top)), shot, frame,
+               f"mean {error.mean():.1f}, largest {error.max():.0f} levels"),
+    ]  # fmt: skip
+    if shot.teacher is not None:
+        taught = media.absolute_error(source, shot.teacher[frame])
+        stills.append(
+            _still("Error of the teacher", media.png(media.heat(taught, top)), shot, frame,
+                   f"mean {taught.mean():.1f}, largest {taught.max():.0f} levels")
+        )  # fmt: skip
+    return {
+        "stills": stills,
+        "path": shot.path,
+        "start_frame": shot.start_frame,
+        "frame": frame + 1,
+        "height": source.shape[0],
+        "width": source.shape[1],
+        "has_teacher": shot.teacher is not None,
+        "top": top,
+        "marks": [*(f"{top * i // 4}" for i in range(4)), f"{top} and more"],
+        "gradient": media.heat_gradient(),
+    }
+
+
+def _still(name: str, content: bytes, shot: Shot, frame: int, about: str = "") -> Still:
+    alt = f"{name}: frame {frame + 1} of the clip of {shot.path} from frame {shot.start_frame}"
+    uri = media.data_uri("image/png", content)
+    return Still(name=name, uri=uri, about=about, alt=f"{alt}; {about}" if about else alt)

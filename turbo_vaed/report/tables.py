@@ -1,0 +1,303 @@
+"""The figures of a report as rows and tiles that the templates take."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from turbo_vaed.costs.money import format_usd
+from turbo_vaed.report import words
+from turbo_vaed.report.context import STAGES, ReportContext
+
+MOST_FILES = 200
+"""A longer list of files is cut, the quarantined ones first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One key figure."""
+
+    name: str
+    value: str = "\N{EN DASH}"
+    about: str = "not reached"
+    tone: str = "absent"
+
+
+def tiles(context: ReportContext) -> list[Tile]:
+    """The key figures, in the order in which they are read."""
+    return [_retention(context), _parameters(context), _package(context),
+            _latency(context), _memory(context), _dollars(context)]  # fmt: skip
+
+
+def _tone(context: ReportContext, check: str) -> str:
+    found = words.check_named(context.verdict, check)
+    return "" if found is None else "good" if found["passed"] else "bad"
+
+
+def _limit(check: Mapping[str, Any]) -> str:
+    bound = "at least" if check["direction"] == "min" else "at most"
+    asked = words.measured_and_limit(check["measured"], check["limit"], check["unit"])[1]
+    return f"{bound} {asked} asked"
+
+
+def _retention(context: ReportContext) -> Tile:
+    share = words.retention(context)
+    if share is None:
+        return Tile(name="PSNR retention")
+    about = "of the teacher's PSNR"
+    if context.evaluation is not None:
+        student, teacher = (context.evaluation[who]["psnr"]["mean"] for who in
+                            ("student", "teacher"))  # fmt: skip
+        about = f"student {student:.2f} dB, teacher {teacher:.2f} dB"
+    return Tile(name="PSNR retention", value=words.percent(share), about=about,
+                tone=_tone(context, "psnr_retention"))  # fmt: skip
+
+
+def _parameters(context: ReportContext) -> Tile:
+    share = words.parameter_share(context)
+    if share is None or context.history is None:
+        return Tile(name="Decoder size")
+    student, teacher = (context.history[key] for key in
+                        ("student_parameters", "teacher_decoder_parameters"))  # fmt: skip
+    about = f"{words.million(student)} of the teacher's {words.million(teacher)} parameters"
+    return Tile(name="Decoder size", value=words.percent(share), about=about, tone="")
+
+
+def _package(context: ReportContext) -> Tile:
+    if context.package is None:
+        return Tile(name="Package")
+    check = words.check_named(context.verdict, "package_mb")
+    about = _limit(check) if check else str(context.package["program"])
+    return Tile(name="Package", value=words.size(context.package["size_bytes"]), about=about,
+                tone=_tone(context, "package_mb"))  # fmt: skip
+
+
+def _latency(context: ReportContext) -> Tile:
+    check = words.check_named(context.verdict, "latency_ratio")
+    if check is None or check["measured"] is None:
+        return Tile(name="Latency ratio")
+    about = f"of the teacher's on this host; {_limit(check)}"
+    return Tile(name="Latency ratio", value=f"{check['measured']:.2f} {words.TIMES}", about=about,
+                tone=_tone(context, "latency_ratio"))  # fmt: skip
+
+
+def _memory(context: ReportContext) -> Tile:
+    check = words.check_named(context.verdict, "peak_memory_mb")
+    if check is None or check["measured"] is None:
+        return Tile(name="Peak memory")
+    return Tile(name="Peak memory", value=f"{check['measured']:,.0f} MB", about=_limit(check),
+                tone=_tone(context, "peak_memory_mb"))  # fmt: skip
+
+
+def _dollars(context: ReportContext) -> Tile:
+    costs = context.costs
+    about = f"of {format_usd(costs.budget_usd)}, in {words.seconds(_seconds(context))}"
+    return Tile(name="Cost of the run", value=format_usd(costs.usd), about=about,
+                tone="bad" if costs.over_usd > 0 else "good")  # fmt: skip
+
+
+def _seconds(context: ReportContext) -> float:
+    return float(sum((row.node_seconds for row in context.costs.stages), Decimal(0)))
+
+
+def budget(context: ReportContext) -> dict[str, Any]:
+    """The bar under the headline."""
+    costs = context.costs
+    return {
+        "spent": format_usd(costs.usd),
+        "wasted": format_usd(costs.wasted_usd) if costs.wasted_usd else "",
+        "limit": format_usd(costs.budget_usd),
+        "share": words.percent(float(costs.budget_share), 2),
+        "width": f"{min(1.0, float(costs.budget_share)) * 100:.2f}",
+        "tone": "warn" if context.stopped_early or costs.over_usd > 0 else "",
+    }
+
+
+def cost(context: ReportContext) -> dict[str, Any]:
+    """A row per stage, those that were reached without a charge too."""
+    costs = context.costs
+    most = max((row.usd for row in costs.stages), default=Decimal(0))
+    places = _places([row.usd for row in costs.stages])
+    rows = [
+        {
+            "stage": row.stage,
+            "seconds": words.seconds(float(row.node_seconds)),
+            "usd": _aligned(row.usd, places),
+            "wasted": _aligned(row.wasted_usd, places),
+            "share": words.percent(float(row.share)),
+            "width": f"{float(row.usd / most) * 100 if most else 0:.1f}",
+            "wasted_width": f"{float(row.wasted_usd / row.usd) * 100:.1f}"
+            if row.wasted_usd and row.usd else "",
+        }
+        for row in costs.stages
+    ]  # fmt: skip
+    left = costs.budget_usd - costs.usd
+    return {
+        "rows": rows,
+        "reused": [stage for stage in _reached(context)
+                   if stage not in {row.stage for row in costs.stages}],
+        "seconds": words.seconds(_seconds(context)),
+        "total": _aligned(costs.usd, places),
+        "wasted": _aligned(costs.wasted_usd, places),
+        "any_wasted": costs.wasted_usd > 0,
+        "budget": format_usd(costs.budget_usd),
+        "left_name": "Over the budget by" if left < 0 else "Left",
+        "left": format_usd(abs(left)),
+        "price": context.price,
+    }  # fmt: skip
+
+
+def _places(amounts: Sequence[Decimal]) -> int:
+    """Decimals that show two digits of the smallest amount that is not zero, 2 to 6."""
+    least = min((amount for amount in amounts if amount > 0), default=Decimal(1))
+    return min(6, max(2, 1 - least.adjusted()))
+
+
+def _aligned(amount: Decimal, places: int) -> str:
+    """Dollars with a fixed number of decimals, so that a column reads down."""
+    return f"${amount:,.{places}f}"
+
+
+def _reached(context: ReportContext) -> list[str]:
+    outputs = (context.validation, context.clips, context.latents, context.history,
+               context.evaluation, context.package, context.verdict)  # fmt: skip
+    return [stage for stage, out in zip(STAGES, outputs, strict=True) if out is not None]
+
+
+def checks(context: ReportContext) -> list[dict[str, Any]]:
+    """The verdict's checks, the failed ones first."""
+    rows = []
+    for check in (context.verdict or {}).get("checks", ()):
+        measured, limit = words.measured_and_limit(check["measured"], check["limit"], check["unit"])
+        sign = "≥" if check["direction"] == "min" else "≤"
+        rows.append({
+            "label": words.check_label(check["name"]),
+            "measured": measured,
+            "limit": f"{sign} {limit}",
+            "passed": check["passed"],
+            "reason": check["reason"],
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: row["passed"])
+
+
+def quality(context: ReportContext) -> dict[str, Any] | None:
+    """Teacher, student and what the device put out, on the test clips."""
+    found = context.evaluation
+    if found is None:
+        return None
+    worst = f"worst {words.percent(found['worst_share'], 0)}"
+    phone = (context.measurement or {}).get("quality")
+    sources = [("Teacher", found["teacher"]), ("Student", found["student"])]
+    sources += [("Phone", phone)] if phone else []
+    rows = []
+    for key, name, digits, unit in (
+        ("psnr", "PSNR", 2, " dB"), ("ssim", "SSIM", 4, ""), ("ms_ssim", "MS-SSIM", 4, "")
+    ):  # fmt: skip
+        figures = [
+            f"{source[key][which]:.{digits}f}{unit}"
+            for which in ("mean", "worst")
+            for _, source in sources
+        ]
+        rows.append((name, [*figures, words.percent(found["retention"][key])]))
+    columns = [f"{who}, {which}" for which in ("mean", worst) for who, _ in sources]
+    return {
+        "columns": [*columns, "Student keeps"],
+        "rows": rows,
+        "clips": len(found["clips"]),
+    }
+
+
+def device(context: ReportContext) -> list[tuple[str, str]]:
+    """What measured the package, and how fast it was: (name, value) pairs."""
+    found = context.measurement
+    if found is None:
+        return []
+    samples = found["latency_seconds"]
+    facts = [
+        ("Device", f"{found['device']}: {found['machine']}"),
+        ("Runtime", f"{found['runtime']}, {found['threads']} thread(s)"),
+        ("Package, one clip", _spread(samples) + f", after {found['warmup']} warm-up runs"),
+    ]
+    if found.get("teacher_latency_seconds"):
+        facts.append(("Teacher, one clip", _spread(found["teacher_latency_seconds"])))
+    facts.append(("Cold start", words.milliseconds(found["cold_start_seconds"])))
+    return facts
+
+
+def _spread(samples: Sequence[float]) -> str:
+    low, middle, high = (words.milliseconds(f(samples)) for f in (min, statistics.median, max))
+    return f"median {middle} ({low} to {high}, {len(samples)} runs)"
+
+
+def data(context: ReportContext) -> dict[str, Any] | None:
+    """Files, split and expectations."""
+    if context.validation is None:
+        return None
+    found = context.validation
+    quarantined = len(found["quarantined"])
+    lead = f"{found['files']} files, {found['ok']} used, {quarantined} quarantined."
+    if quarantined:
+        lead += " A quarantined file takes no part in training or in any figure."
+    ordered = sorted(context.manifest, key=lambda row: (row["status"] == "ok", row["path"]))
+    return {
+        "lead": lead,
+        "files": [_file(row) for row in ordered[:MOST_FILES]],
+        "files_left_out": max(0, len(ordered) - MOST_FILES),
+        "split": None if context.clips is None else _split(context.clips),
+        "expectations": [
+            {
+                "name": row["name"].replace("_", " "),
+                "column": row["column"],
+                "severity": row["severity"],
+                "expected": _plain(row["expected"]),
+                "observed": _plain(row["observed"]),
+                "met": row["success"],
+                "tone": "good" if row["success"]
+                else "bad" if row["severity"] == "critical" else "warn",
+            }
+            for row in found["expectations"]
+        ],
+    }  # fmt: skip
+
+
+def _file(row: Mapping[str, Any]) -> dict[str, Any]:
+    ok = row["status"] == "ok"
+    picture, rate = "", row.get("fps")
+    if row.get("width") and row.get("height"):
+        picture = f"{row['width']:.0f} {words.TIMES} {row['height']:.0f}"
+        picture += f", {rate:.4g} fps" if rate else ""
+        picture += f", {row['codec']}" if row.get("codec") else ""
+    return {
+        "path": row["path"],
+        "ok": ok,
+        "picture": picture,
+        "frames": "" if row.get("frames") is None else f"{row['frames']:.0f}",
+        "length": "" if row.get("seconds") is None else words.seconds(row["seconds"]),
+        "size": words.size(row["bytes"]),
+        "reason": row.get("reason") or "",
+    }
+
+
+def _split(clips: Mapping[str, Any]) -> dict[str, Any]:
+    how = {
+        "source": "Split by source video: no video has clips in two parts.",
+        "time": "Split by time inside each video, with a gap between the parts.",
+    }
+    counts = clips["counts"]
+    said = how.get(clips["split_by"], f"Split by {clips['split_by']}.")
+    side = f"{clips['size']} {words.TIMES} {clips['size']}"
+    shape = f"Clips of {clips['frames']} frames of {side} pixels."
+    return {
+        "parts": [{"name": name, "count": counts[name]} for name in ("train", "val", "test")],
+        "said": f"{said} Why: {clips['split_reason']} {shape}",
+        "counts": ", ".join(f"{counts[name]} {name}" for name in ("train", "val", "test")),
+    }
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,169 @@
+"""Figures and sentences for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from turbo_vaed.costs.money import format_usd
+from turbo_vaed.report.context import ReportContext
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+CHECK_LABELS = {
+    "psnr_retention": "PSNR retention",
+    "psnr": "Mean PSNR",
+    "ssim": "Mean SSIM",
+    "ms_ssim": "Mean MS-SSIM",
+    "worst_psnr": "PSNR of the worst clips",
+    "parity_psnr": "Package against PyTorch",
+    "cold_start_seconds": "Cold start",
+    "peak_memory_mb": "Peak memory",
+    "package_mb": "Package size",
+    "latency_ratio": "Latency over the teacher's",
+}
+"""The gate's checks, for people."""
+
+
+def check_label(name: str) -> str:
+    """A check's name for people; an unknown one keeps its words."""
+    return CHECK_LABELS.get(name, name.replace("_", " ").capitalize())
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share of 1 as `99.1 %`; a positive share that would print as zero is `< 0.1 %`."""
+    if share is None or not math.isfinite(share):
+        return "unknown"
+    least = 10**-digits
+    if 0 < share * 100 < least / 2:
+        return f"< {least:g} %"
+    return f"{share * 100:.{digits}f} %"
+
+
+def decibel(value: float | None) -> str:
+    """dB with two decimals."""
+    return "not measured" if value is None else f"{value:.2f} dB"
+
+
+def seconds(value: float) -> str:
+    """A duration: `8.4 s`, `3 min 20 s`, `2 h 05 min`."""
+    if value < 59.95:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def milliseconds(value_seconds: float) -> str:
+    """A short duration in ms, or in s from ten seconds on."""
+    return f"{value_seconds * 1000:.0f} ms" if value_seconds < 10 else seconds(value_seconds)
+
+
+def size(value_bytes: int) -> str:
+    """Bytes as kB or MB (1e6 bytes)."""
+    return f"{value_bytes / 1e6:.1f} MB" if value_bytes >= 1e5 else f"{value_bytes / 1e3:.1f} kB"
+
+
+def count(value: int) -> str:
+    """A count: `4,512,003`."""
+    return f"{value:,}"
+
+
+def million(value: int) -> str:
+    """A count of parameters: `1.04 M`."""
+    return f"{value / 1e6:.2f} M" if value >= 1e5 else count(value)
+
+
+def measured_and_limit(measured: float | None, limit: float, unit: str) -> tuple[str, str]:
+    """Both with their unit, and as many digits as tell on which side of the limit one is."""
+    scale, sign = {"share": (100.0, " %"), "ratio": (1.0, f" {TIMES}")}.get(unit, (1.0, f" {unit}"))
+    sign = sign if unit else ""
+    asked = f"{limit * scale:.10g}{sign}"
+    if measured is None or not math.isfinite(measured):
+        return "not measured", asked
+    shown = ""
+    for digits in range(3 if unit == "MB" else 4, 16):
+        shown = f"{measured * scale:.{digits}g}"
+        if measured == limit or float(shown) != float(f"{limit * scale:.10g}"):
+            break
+    if "e" in shown:
+        shown = f"{measured * scale:.0f}"
+    return f"{shown}{sign}", asked
+
+
+def check_named(verdict: Mapping[str, Any] | None, name: str) -> Mapping[str, Any] | None:
+    """The check called `name` of a verdict, or None."""
+    checks = (verdict or {}).get("checks", ())
+    return next((check for check in checks if check["name"] == name), None)
+
+
+def retention(context: ReportContext) -> float | None:
+    """The share of the teacher's PSNR that is kept: as the gate judged it, else as evaluated."""
+    check = check_named(context.verdict, "psnr_retention")
+    if check is not None and check["measured"] is not None:
+        return float(check["measured"])
+    share = None if context.evaluation is None else context.evaluation["retention"]["psnr"]
+    return None if share is None else float(share)
+
+
+def parameter_share(context: ReportContext) -> float | None:
+    """Parameters of the student over those of the teacher's decoder."""
+    if context.history is None:
+        return None
+    history = context.history
+    return float(history["student_parameters"]) / float(history["teacher_decoder_parameters"])
+
+
+def badge(context: ReportContext) -> tuple[str, str]:
+    """The verdict in a few words, and its tone: good, warn, bad."""
+    if context.failure is not None:
+        if context.failure.by_budget:
+            return f"Stopped by budget at {context.failure.stage}", "warn"
+        return f"Failed at {context.failure.stage}", "bad"
+    if context.verdict is None:
+        return "No verdict", "warn"
+    if context.verdict["result"] != "passes":
+        return "Fails the gate", "bad"
+    if context.verdict["needs_approval"]:
+        return "Passes, needs approval", "warn"
+    return "Passes the gate", "good"
+
+
+def headline(context: ReportContext) -> str:
+    """The run in one sentence: verdict, retention, dollars against the budget."""
+    money = f"{format_usd(context.costs.usd)} of the {format_usd(context.costs.budget_usd)} budget"
+    if context.failure is not None:
+        stage = context.failure.stage
+        if context.failure.by_budget:
+            return f"The budget stopped the run at {stage}, with {money} spent."
+        kept = _kept(context)
+        reached = f"; by then the student kept {kept}" if kept else ""
+        return f"The run failed at {stage}, after {money}{reached}."
+    kept = _kept(context)
+    if context.verdict is None or kept is None:
+        return f"The run has no verdict yet, after {money}."
+    passed = context.verdict["result"] == "passes"
+    if passed and context.verdict["needs_approval"]:
+        start = "Ready for a person's approval"
+    elif passed:
+        start = "Ready to ship"
+    else:
+        start = f"Not ready to ship, {_failed_checks(context.verdict)}"
+    return f"{start}: the student keeps {kept}, for {money}."
+
+
+def _kept(context: ReportContext) -> str | None:
+    share, parameters = retention(context), parameter_share(context)
+    if share is None or parameters is None:
+        return None
+    return (
+        f"{percent(share)} of the teacher's PSNR at {percent(parameters, 0)} "
+        "of its decoder parameters"
+    )
+
+
+def _failed_checks(verdict: Mapping[str, Any]) -> str:
+    failed = sum(not check["passed"] for check in verdict["checks"])
+    return f"{failed} of {len(verdict['checks'])} checks {'fails' if failed == 1 else 'fail'}"

@@ -1,0 +1,78 @@
+"""Endpoints and secrets from the environment: the one place that reads it.
+
+| variable | what | default |
+|---|---|---|
+| `TURBO_VAED_ROOT` | the checkout that holds params.yaml and dvc.yaml | the nearest folder upwards |
+| `TURBO_VAED_LEDGER_URL` | SQLAlchemy URL of the ledger | `sqlite:///<root>/state/ledger.db` |
+| `MLFLOW_TRACKING_URI` | MLflow server or store | `sqlite:///<root>/state/mlflow.db` |
+| `TURBO_VAED_RUN_ID` | the PoC run that a stage belongs to | a fresh one per command |
+| `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from turbo_vaed.errors import UserError
+
+QUIET_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+}
+"""Nothing phones home; set by the command line and handed to every child process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the environment says."""
+
+    root: Path
+    ledger_url: str
+    mlflow_tracking_uri: str
+    run_id: str | None
+    ray_address: str | None
+
+    @classmethod
+    def from_environment(cls, root: Path | None = None) -> Settings:
+        """Read the environment; `root` overrides the search for the checkout.
+
+        Raises:
+            UserError: no params.yaml in this folder or any above it.
+        """
+        root = root or find_root()
+        state = root / "state"
+        return cls(
+            root=root,
+            ledger_url=os.environ.get("TURBO_VAED_LEDGER_URL") or f"sqlite:///{state}/ledger.db",
+            mlflow_tracking_uri=os.environ.get("MLFLOW_TRACKING_URI")
+            or f"sqlite:///{state}/mlflow.db",
+            run_id=os.environ.get("TURBO_VAED_RUN_ID") or None,
+            ray_address=os.environ.get("RAY_ADDRESS") or None,
+        )
+
+
+def find_root() -> Path:
+    """The checkout: `TURBO_VAED_ROOT`, or the nearest folder upwards with params.yaml."""
+    named = os.environ.get("TURBO_VAED_ROOT")
+    if named:
+        return Path(named).resolve()
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    raise UserError(
+        f"no params.yaml and dvc.yaml in {here} or above it; "
+        "run inside the checkout or set TURBO_VAED_ROOT"
+    )
+
+
+def new_run_id(customer: str) -> str:
+    """A fresh, unique run id, for instance `demo-3f9c2a71b04d`."""
+    return f"{customer}-{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,105 @@
+"""The test split as `evaluate` and `gate` read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from turbo_vaed.dataset.clip_store import read_description
+from turbo_vaed.errors import CorruptFile
+from turbo_vaed.poc import Poc
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from turbo_vaed.models import TurboVaedDecoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The test clips, in the order of clips.json; a clip is read when it is asked for."""
+
+    clips: tuple[Mapping[str, Any], ...]
+    """Their entries in clips.json."""
+    _video: Any
+    _reconstruction: Any
+    _latents: Any
+
+    def source(self, index: int) -> NDArray[np.uint8]:
+        """The clip with this index in clips.zarr, (T, H, W, 3) uint8."""
+        array: NDArray[np.uint8] = self._video[index]
+        return array
+
+    def reconstruction(self, index: int) -> NDArray[np.uint8]:
+        """What the teacher made of it, (T, H, W, 3) uint8."""
+        array: NDArray[np.uint8] = self._reconstruction[index]
+        return array
+
+    def latents(self, indices: list[int]) -> NDArray[np.float32]:
+        """Latents of the clips with these indices, (n, C, t, h, w) float32."""
+        array: NDArray[np.float32] = self._latents.oindex[indices]
+        return array
+
+    @property
+    def indices(self) -> list[int]:
+        """Indices of the test clips in clips.zarr."""
+        return [int(clip["index"]) for clip in self.clips]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int, int]:
+        """(1, C, t, h, w), of one clip."""
+        _, c, t, h, w = self._latents.shape
+        return (1, int(c), int(t), int(h), int(w))
+
+    @classmethod
+    def open(cls, poc: Poc) -> HeldOut:
+        """Open clips and latents of a customer.
+
+        Raises:
+            CorruptFile: an array is missing, or does not belong to the clips.
+        """
+        clips = read_description(poc.folder("clip") / "clips.json")["clips"]
+        video = _array(poc.folder("clip") / "clips.zarr", "video")
+        store = poc.folder("encode") / "latents.zarr"
+        reconstruction, latents = _array(store, "reconstruction"), _array(store, "latents")
+        if not (video.shape[0] == len(clips) and video.ndim == 5 and video.shape[-1] == 3):
+            raise CorruptFile(
+                f"clips.zarr holds {video.shape}, clips.json {len(clips)} clips; "
+                "run the stage `clip` again"
+            )
+        if reconstruction.shape != video.shape or latents.shape[:1] != video.shape[:1]:
+            raise CorruptFile(
+                f"{store} holds reconstructions {reconstruction.shape} and latents "
+                f"{latents.shape} for clips {video.shape}; run the stage `encode` again"
+            )
+        tests = tuple(clip for clip in clips if clip["split"] == "test")
+        if not tests:
+            raise CorruptFile("clips.json has no test clip; run the stage `clip` again")
+        return cls(clips=tests, _video=video, _reconstruction=reconstruction, _latents=latents)
+
+
+def load_student(poc: Poc) -> TurboVaedDecoder:
+    """The student of `distill`, ready to decode.
+
+    Raises:
+        CorruptFile: it is missing or damaged.
+    """
+    from turbo_vaed.models import TurboVaedDecoder
+
+    try:
+        return TurboVaedDecoder.from_pretrained(poc.folder("distill") / "student").eval()
+    except (FileNotFoundError, ValueError) as error:
+        raise CorruptFile(f"{error}; run the stage `distill` again") from error
+
+
+def _array(store: Path, name: str) -> Any:
+    import zarr
+    from zarr.errors import BaseZarrError
+
+    try:
+        return zarr.open_group(str(store), mode="r")[name]
+    except (OSError, KeyError, ValueError, BaseZarrError) as error:
+        raise CorruptFile(f"{store}: no array {name!r} ({error}); run its stage again") from error

@@ -1,0 +1,39 @@
+"""Stage `clip`: manifest and videos -> clips of T frames in Zarr, split for train, val, test."""
+
+from __future__ import annotations
+
+from turbo_vaed.dataset.clip_store import write_clips
+from turbo_vaed.dataset.clips import SourceVideo, plan_clips
+from turbo_vaed.dataset.manifest import read_manifest
+from turbo_vaed.poc import Poc
+
+
+def run(poc: Poc) -> dict[str, object]:
+    """Write clip/clips.zarr and clip/clips.json from the good files of the manifest.
+
+    Raises:
+        DataRefused: no train or no test clip is left.
+        CorruptFile: the manifest is missing or broken, or a video changed since `validate`.
+    """
+    params = poc.params.clip
+    manifest = read_manifest(poc.folder("validate") / "manifest.parquet")
+    good = manifest[manifest["status"] == "ok"]
+    columns = ["path", "sha256", "width", "height", "frames", "fps"]
+    plan = plan_clips(
+        [SourceVideo(**row) for row in good[columns].to_dict("records")],
+        frames=params.frames,
+        size=params.size,
+        clips_per_video=params.clips_per_video,
+        train_share=params.train_share,
+        val_share=params.val_share,
+        seed=params.seed,
+    )
+    with poc.writing("clip") as folder:
+        write_clips(plan, poc.source, folder)
+    return {
+        "clips": len(plan.clips),
+        **plan.counts,
+        "split_by": plan.split_by,
+        "split_reason": plan.split_reason,
+        "left_out": [f"{path}: {reason}" for path, reason in plan.left_out],
+    }

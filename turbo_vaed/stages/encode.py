@@ -1,0 +1,75 @@
+"""Stage `encode`: clips -> the teacher's latents and its own reconstructions."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+from turbo_vaed.dataset.clip_store import read_description
+from turbo_vaed.dataset.latents import encode_clips
+from turbo_vaed.errors import UserError
+from turbo_vaed.models.teachers import LatentSpec, describe_teacher, load_teacher
+from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+
+
+def run(poc: Poc) -> dict[str, object]:
+    """Write encode/latents.zarr and encode/latents.json.
+
+    Raises:
+        UserError: the teacher takes no clips of that many frames or that size.
+        CorruptFile: a file of the teacher or the clips' description is broken.
+        Unreachable, Fault: as `encode_clips`.
+    """
+    params = poc.params.encode
+    weights = poc.teacher_weights()
+    facts = describe_teacher(params.teacher_family, weights)
+    clip_folder = poc.folder("clip")
+    description = read_description(clip_folder / "clips.json")
+    frames, size, count = description["frames"], description["size"], len(description["clips"])
+    spec = facts.latent_spec
+    _check_legal(spec, frames, size)
+    shape = spec.latent_shape(frames, size, size)
+    with poc.writing("encode") as folder:
+        encode_clips(
+            str(clip_folder / "clips.zarr"),
+            str(folder / "latents.zarr"),
+            make_codec=functools.partial(load_teacher, params.teacher_family, weights),
+            latent_shape=shape,
+            batch_size=params.batch_size,
+            ray_address=Settings.from_environment(poc.root).ray_address,
+        )
+        document = {
+            "family": params.teacher_family,
+            "channels": spec.channels,
+            "compression": [spec.compression_t, spec.compression_h, spec.compression_w],
+            "mean": spec.mean,
+            "std": spec.std,
+            "teacher_sha256": facts.sha256,
+            "teacher_decoder_parameters": facts.decoder_parameters,
+            "clips": count,
+        }
+        (folder / "latents.json").write_text(json.dumps(document, indent=1) + "\n")
+    return {
+        "clips": count,
+        "latent_shape": list(shape),
+        "teacher_sha256": facts.sha256,
+        "teacher_decoder_parameters": facts.decoder_parameters,
+    }
+
+
+def _check_legal(spec: LatentSpec, frames: int, size: int) -> None:
+    if not spec.legal_frames(frames):
+        step = spec.compression_t
+        below = max(1, (frames - 1) // step * step + 1)
+        raise UserError(
+            f"clip.frames is {frames}; the teacher compresses time {step} to 1 and takes "
+            f"{step}k+1 frames: set clip.frames to {below} or {below + step}"
+        )
+    if not spec.legal_size(size, size):
+        step = max(spec.compression_h, spec.compression_w)
+        below = max(step, size // step * step)
+        raise UserError(
+            f"clip.size is {size}; the teacher compresses space {step} to 1 and takes multiples "
+            f"of {step}: set clip.size to {below} or {below + step}"
+        )

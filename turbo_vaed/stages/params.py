@@ -1,0 +1,33 @@
+"""Stage `params`: a customer's params, resolved, a file per section.
+
+A DVC stage depends on the file of its own section, so that an edit of params.yaml reruns what it
+touches and nothing more. What else a stage reads stands in its file too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from turbo_vaed import params as params_module
+from turbo_vaed.poc import Poc
+
+
+def run(poc: Poc) -> dict[str, object]:
+    """Write work/CUSTOMER/params/SECTION.yaml for every stage."""
+    document = params_module.read_yaml(poc.root / "params.yaml")
+    resolved = params_module.resolve(document, poc.customer)
+    sections: dict[str, Any] = {name: resolved[name] for name in params_module.SECTIONS}
+    limits = {key: resolved["budget"][key] for key in ("run_usd", "reserve_seconds")}
+    sections["distill"] = {**sections["distill"], "budget": limits}
+    sections["gate"] = {
+        **sections["gate"],
+        "use_case": resolved["use_case"],
+        "thresholds": resolved["thresholds"],
+    }
+    sections["validate"] = {**sections["validate"], "source": resolved["source"]}
+    with poc.writing("params") as folder:
+        for name, section in sections.items():
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(section, sort_keys=True))
+    return {"sections": len(sections)}
