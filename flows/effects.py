@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import runs
-from turbo_vaed import registry
+from turbo_vaed import mlflow_runs, registry
 from turbo_vaed.costs import Budget, Ledger, PriceBook, format_usd, summarise
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import Poc
@@ -57,7 +57,7 @@ def preflight(settings: Settings, customer: str) -> Poc:
     local = poc.params.prices.local_usd_per_hour
     PriceBook(local_usd_per_hour=local).require("node", "local")
     Ledger.open(settings.ledger_url).close()
-    registry.open_tracking(settings.mlflow_tracking_uri)
+    mlflow_runs.open_tracking(settings.mlflow_tracking_uri)
     return poc
 
 
@@ -102,9 +102,7 @@ def register(poc: Poc, settings: Settings, run: runs.Run) -> Registered:
             if path.is_file()
         ],
     )
-    return Registered(
-        name=found.name, version=found.version, mlflow_run_id=found.mlflow_run_id
-    )
+    return Registered(name=found.name, version=found.version, mlflow_run_id=found.mlflow_run_id)
 
 
 def promote(poc: Poc, settings: Settings, registered: Registered) -> Registered:
@@ -158,7 +156,9 @@ def report(
             alias=registered.alias,
             reasons=registered.reasons,
             mlflow_run=registered.mlflow_run_id,
-            mlflow_uri=settings.mlflow_tracking_uri if "@" not in settings.mlflow_tracking_uri else "",
+            mlflow_uri=settings.mlflow_tracking_uri
+            if "@" not in settings.mlflow_tracking_uri
+            else "",
         ),
         failure=None if failure is None else Failure(stage=failure[0], error=failure[1]),
         customer=poc.customer,

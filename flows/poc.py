@@ -80,7 +80,9 @@ def show_figures(folder: Path, customer: str, stage: str) -> None:
     lines = [f"| {key.replace('_', ' ')} | {value} |" for key, value in figures.items()]
     create_markdown_artifact(
         key=f"{customer.replace('_', '-')}-{stage}",
-        markdown="\n".join([f"## {customer}: {stage}", "", "| figure | value |", "|---|---|", *lines]),
+        markdown="\n".join(
+            [f"## {customer}: {stage}", "", "| figure | value |", "|---|---|", *lines]
+        ),
         description=f"figures of stage {stage}",
     )
 

@@ -51,3 +51,32 @@ def make_video() -> MakeVideo:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LTX-Video VAE of few weights, saved as diffusers saves it: 8 channels, 4x8x8."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
+
+    torch.manual_seed(0)
+    module = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 16),
+        decoder_block_out_channels=(8, 16),
+        down_block_types=("LTXVideoDownBlock3D",) * 2,
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, True),
+        decoder_spatio_temporal_scaling=(True, True),
+        decoder_inject_noise=(False,) * 3,
+        downsample_type=("conv",) * 2,
+        upsample_residual=(False,) * 2,
+        upsample_factor=(1,) * 2,
+        patch_size=2,
+    )
+    module.latents_mean.fill_(0.5)
+    module.latents_std.fill_(2.0)
+    folder = tmp_path_factory.mktemp("tiny-teacher")
+    module.save_pretrained(folder)
+    return folder

@@ -48,12 +48,11 @@ def main() -> int:
     """Entry point: run a verb and return its exit code."""
     os.environ.update({k: v for k, v in QUIET_ENVIRONMENT.items() if k not in os.environ})
     try:
-        app(standalone_mode=False)
+        returned = app(standalone_mode=False)  # typer gives an `Exit` raised inside as its code
+        return returned if isinstance(returned, int) else 0
     except TurboVaedError as error:
         print(f"{_kind(error)}: {error}", file=sys.stderr)
         return error.exit_code
-    except typer.Exit as stop:
-        return int(stop.exit_code)
     except Exception as error:
         usage = getattr(error, "exit_code", None)
         if usage is None:
@@ -64,7 +63,6 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    return 0
 
 
 def _kind(error: TurboVaedError) -> str:

@@ -24,7 +24,9 @@ def examine(settings: Settings) -> list[dict[str, Any]]:
             rows.append(_row(name, "ok", importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
             rows.append(_row(name, "missing", "not installed", "make setup"))
-    browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if _which(b)), None)
+    browser = next(
+        (b for b in ("chromium", "chromium-browser", "google-chrome") if _which(b)), None
+    )
     rows.append(
         _row("browser", "ok", browser)
         if browser
@@ -65,6 +67,6 @@ def _open_ledger(settings: Settings) -> None:
 
 
 def _open_mlflow(settings: Settings) -> None:
-    from turbo_vaed.registry import open_tracking
+    from turbo_vaed.mlflow_runs import open_tracking
 
     open_tracking(settings.mlflow_tracking_uri)

@@ -234,9 +234,7 @@ def resolve(document: Mapping[str, Any], customer: str) -> dict[str, Any]:
     thresholds = merged.pop("thresholds", {})
     return {
         **merged,
-        "thresholds": _merge(
-            use_cases[use_case], thresholds, f"customers.{customer}.thresholds"
-        ),
+        "thresholds": _merge(use_cases[use_case], thresholds, f"customers.{customer}.thresholds"),
     }
 
 
@@ -281,7 +279,7 @@ def _explain(error: Any) -> str:
             owner = globals()[owner] if isinstance(owner, str) else owner
         allowed = ", ".join(f.name for f in dataclasses.fields(owner))
         return f"  {path}: unknown key; allowed: {allowed}"
-    if error["type"] == "missing_argument":
+    if error["type"] in ("missing", "missing_argument"):
         return f"  {path}: missing"
     if error["type"] == "value_error":
         return f"  {error['msg'].removeprefix('Value error, ')}"

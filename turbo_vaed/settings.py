@@ -2,7 +2,7 @@
 
 | variable | what | default |
 |---|---|---|
-| `TURBO_VAED_ROOT` | the checkout that holds params.yaml and dvc.yaml | the nearest folder upwards |
+| `TURBO_VAED_ROOT` | the checkout with params.yaml and dvc.yaml | the nearest upwards |
 | `TURBO_VAED_LEDGER_URL` | SQLAlchemy URL of the ledger | `sqlite:///<root>/state/ledger.db` |
 | `MLFLOW_TRACKING_URI` | MLflow server or store | `sqlite:///<root>/state/mlflow.db` |
 | `TURBO_VAED_RUN_ID` | the PoC run that a stage belongs to | a fresh one per command |
@@ -22,11 +22,13 @@ QUIET_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "DVC_NO_ANALYTICS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
 }
-"""Nothing phones home; set by the command line and handed to every child process."""
+"""Nothing phones home, no client tries for minutes; for the command line and its children."""
 
 
 @dataclass(frozen=True, kw_only=True)

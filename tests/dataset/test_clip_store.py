@@ -43,7 +43,9 @@ def test_every_clip_holds_the_pixels_of_its_place(made: tuple[Path, ClipPlan]) -
     whole = {}
     for name in ("a.mp4", "b.mp4"):
         with av.open(str(folder / name)) as container:
-            whole[name] = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+            whole[name] = np.stack(
+                [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+            )
     for clip in clips.clips:
         expected = whole[clip.path][
             clip.start_frame : clip.start_frame + 5, clip.y : clip.y + 32, clip.x : clip.x + 32

@@ -32,12 +32,8 @@ def unreadable(path: str) -> dict[str, object]:
     return row(path, status="quarantined", reason="bad", error="bad", **nothing)
 
 
-def check(
-    docs: Path, *rows: dict[str, object]
-) -> tuple[pd.DataFrame, dict[str, Expectation]]:
-    checked, outcomes = check_manifest(
-        pd.DataFrame(rows).astype(COLUMNS), LIMITS, data_docs=docs
-    )
+def check(docs: Path, *rows: dict[str, object]) -> tuple[pd.DataFrame, dict[str, Expectation]]:
+    checked, outcomes = check_manifest(pd.DataFrame(rows).astype(COLUMNS), LIMITS, data_docs=docs)
     return checked.set_index("path"), {o.name: o for o in outcomes}
 
 

@@ -64,6 +64,15 @@ def test_a_truncated_video(tmp_path: Path, make_video) -> None:
     assert f"after {facts.frames} frames" in facts.error or "cut short" in facts.error
 
 
+def test_a_video_that_ends_early_without_a_word(tmp_path: Path, make_video) -> None:
+    """AVI just stops: only its header knows how many frames there were."""
+    path = make_video(tmp_path / "v.avi")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    facts = probe(path)
+    assert facts.error == f"cut short: {facts.frames} of 30 declared frames decode"
+
+
 @pytest.mark.parametrize("content", [b"a letter, not a video\n" * 200, b"\x00" * 5000])
 def test_a_file_that_is_no_video(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "letter.mp4").write_bytes(content)
@@ -90,7 +99,9 @@ def test_an_audio_only_file(tmp_path: Path) -> None:
 def test_a_playlist_cannot_reach_another_customers_video(tmp_path: Path, make_video) -> None:
     make_video(tmp_path / "other.ts")
     playlist = tmp_path / "mine.m3u8"
-    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.2,\nother.ts\n#EXT-X-ENDLIST\n")
+    playlist.write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.2,\nother.ts\n#EXT-X-ENDLIST\n"
+    )
     with av.open(str(playlist)) as container:
         assert container.streams.video, "FFmpeg alone follows it"
     facts = probe(playlist)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_vaed import gate
-from turbo_vaed.report import Failure, ReportContext, render, words
+from turbo_vaed.report import Failure, ReportContext, render, tables, words
 
 Gather = Callable[..., ReportContext]
 
@@ -70,6 +71,30 @@ def test_what_the_gate_judged_is_what_the_sentence_says(work: Path, gather: Gath
     checks = [dict(found.verdict["checks"][0], measured=0.9512), *found.verdict["checks"][1:]]
     changed = dataclasses.replace(found, verdict={**found.verdict, "checks": checks})
     assert "keeps 95.1 % of the teacher's PSNR at 23 %" in words.headline(changed)
+
+
+def test_a_run_beyond_its_budget_says_by_how_much(work: Path, gather: Gather) -> None:
+    found = gather(work)
+    costs = dataclasses.replace(
+        found.costs, budget_usd=Decimal("0.01"), budget_share=Decimal("1.3311"),
+        over_usd=found.costs.usd - Decimal("0.01"),
+    )  # fmt: skip
+    cost = tables.cost(dataclasses.replace(found, costs=costs))
+    assert (cost["left_name"], cost["left"]) == ("Over the budget by", "$0.00331")
+    assert tables.tiles(dataclasses.replace(found, costs=costs))[-1].tone == "bad"
+
+
+def test_stages_without_a_charge_are_named(work: Path, gather: Gather) -> None:
+    found = gather(work)
+    costs = dataclasses.replace(found.costs, stages=found.costs.stages[3:4])
+    cost = tables.cost(dataclasses.replace(found, costs=costs))
+    nothing = dataclasses.replace(
+        costs, stages=(), usd=Decimal(0), wasted_usd=Decimal(0), budget_share=Decimal(0)
+    )
+    page = render(dataclasses.replace(found, costs=nothing))
+    assert page.count("no charge: its outputs were there already") == 7
+    assert "for $0.00 of the $95.00 budget" in page
+    assert cost["reused"] == ["validate", "clip", "encode", "evaluate", "export", "gate"]
 
 
 @given(

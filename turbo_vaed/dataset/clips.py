@@ -189,7 +189,9 @@ def _split_sources(
     shuffled = list(videos)
     random.Random(f"split/{seed}").shuffle(shuffled)
     train, val, test = _parts(len(shuffled), train_share, val_share)
-    order: list[Split] = ["train"] * train + ["val"] * val + ["test"] * test
+    order = [
+        split for split, count in zip(SPLITS, (train, val, test), strict=True) for _ in range(count)
+    ]
     ranges: dict[str, dict[Split, tuple[int, int]]] = {
         video.path: {split: (0, video.frames // frames * frames)}
         for video, split in zip(shuffled, order, strict=True)

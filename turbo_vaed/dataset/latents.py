@@ -7,11 +7,13 @@ same chunk and only indices travel through Ray.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from turbo_vaed import errors
 from turbo_vaed.dataset.progress import track
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import Fault, TurboVaedError
@@ -19,6 +21,10 @@ from turbo_vaed.errors import Fault, TurboVaedError
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
+
+
+BATCHES_PER_WORKER = 4
+"""At least so many for every worker: loading a teacher takes as long as some batches."""
 
 
 class Codec(Protocol):
@@ -66,15 +72,16 @@ def encode_clips(
     with ray_session(ray_address):
         ray.data.DataContext.get_current().enable_progress_bars = False
         batches = -(-count // batch_size)
+        free = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        size = max(1, min(workers or free, free, batches // BATCHES_PER_WORKER))
         # Items are blocks already. `range` would need a CPU for its read task, and where the
         # workers hold every CPU that task, and with it the stage, would wait for ever.
         items = [{"index": i} for i in range(count)]
-        free = int(ray.cluster_resources().get("CPU", 1))
         dataset = ray.data.from_items(items, override_num_blocks=batches).map_batches(
             _Encode,
             batch_size=batch_size,
             fn_constructor_args=(make_codec, clips, out, latent_shape),
-            compute=ray.data.ActorPoolStrategy(size=max(1, min(workers or free, free, batches))),
+            compute=ray.data.ActorPoolStrategy(size=size),
             num_cpus=1,
         )
         try:
@@ -138,12 +145,13 @@ def to_pixels(video: torch.Tensor) -> NDArray[np.uint8]:
 
 
 def _cause(error: BaseException) -> TurboVaedError:
-    """The project's own error below Ray's, or a Fault with the last line of what happened."""
-    found: BaseException | None = error
-    while found is not None:
-        inner = getattr(found, "cause", None) or found.__cause__
-        if isinstance(found, TurboVaedError):
-            return type(found)(str(found).strip().splitlines()[-1])
-        found = inner
-    last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    return Fault(f"a worker of Ray Data failed: {last}")
+    """The project's own error that a worker raised, or a Fault with Ray's last words.
+
+    Ray hands over what a worker's start raised as text alone: the class is found by its name.
+    """
+    text = str(error).strip()
+    own = re.findall(r"^turbo_vaed\.errors\.(\w+): (.+?)(?:\n\n|\Z)", text, re.M | re.S)
+    if own:
+        name, message = own[-1]
+        return cast(TurboVaedError, getattr(errors, name)(message))
+    return Fault(f"a worker of Ray Data failed: {text.splitlines()[-1] if text else error!r}")

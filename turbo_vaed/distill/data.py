@@ -46,10 +46,11 @@ class Clips:
 
         self.index = json.loads((clips / "clips.json").read_text())["clips"]
         self.facts = json.loads((latents / "latents.json").read_text())
-        self.video: Any = zarr.open_group(str(clips / "clips.zarr"), mode="r")["video"]
-        group = zarr.open_group(str(latents / "latents.zarr"), mode="r")
-        self.latents: Any = group["latents"]
-        self.reconstruction: Any = group["reconstruction"]
+        video: Any = zarr.open_group(str(clips / "clips.zarr"), mode="r")
+        encoded: Any = zarr.open_group(str(latents / "latents.zarr"), mode="r")
+        self.video = video["video"]
+        self.latents = encoded["latents"]
+        self.reconstruction = encoded["reconstruction"]
         if not len(self.index) == self.video.shape[0] == self.latents.shape[0]:
             raise CorruptFile(
                 f"{latents} holds {self.latents.shape[0]} clips and {clips} "

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from turbo_vaed.models.decoder import ResBlock, TurboVaedDecoder
+from turbo_vaed.models.decoder import ResBlock, TurboVaedDecoder, UpBlock, Upsampler
 from turbo_vaed.models.layers import FrameConv, SeparableConv, fold_frames
 
 CONSTANT = 24.0
@@ -60,7 +61,8 @@ def representation(x: Tensor, channels: int) -> Tensor:
     if 2 * kept + 1 <= channels:
         components = torch.cat([components, -components], dim=-1)
     norm = components.pow(2).sum(-1).mean().sqrt().clamp_min(1e-6)
-    return (components * (SIGNAL / norm)).movedim(-1, 1)
+    scaled: Tensor = components * (SIGNAL / norm)
+    return scaled.movedim(-1, 1)
 
 
 @torch.no_grad()
@@ -74,12 +76,13 @@ def fit_conv(conv: nn.Conv2d | nn.Conv3d, inputs: Tensor, targets: Tensor) -> No
     """
     assert conv.bias is not None
     dims = len(conv.kernel_size)
-    pads = [p for size in reversed(conv.padding) for p in (int(size), int(size))]
+    assert not isinstance(conv.padding, str)
+    pads = [p for size in reversed(conv.padding) for p in (size, size)]
     x = F.pad(inputs, pads)
     for d, (kernel, stride) in enumerate(zip(conv.kernel_size, conv.stride, strict=True)):
         x = x.unfold(2 + d, kernel, stride)
     x = x.movedim(1, 1 + dims)  # N, *sizes', in, *kernel
-    where = torch.randperm(x.shape[:-1 - dims].numel(), generator=torch.Generator().manual_seed(0))
+    where = torch.randperm(x.shape[: -1 - dims].numel(), generator=torch.Generator().manual_seed(0))
     unknowns = x.shape[-1 - dims :].numel()
     index = torch.unravel_index(where[: _ROWS_PER_UNKNOWN * unknowns], x.shape[: -1 - dims])
     features = x[index].reshape(len(index[0]), -1)
@@ -145,18 +148,19 @@ def start_decoder(decoder: TurboVaedDecoder, latents: Tensor, video: Tensor) -> 
     with _fitted(decoder.conv_in.conv, decoder.conv_in.conv.out_channels - 1) as conv:
         fit(conv, carried)
     t, p = _compression(decoder)
-    for i, up_block in enumerate(decoder.up_blocks):
+    up_blocks = _up_blocks(decoder)
+    for i, up_block in enumerate(up_blocks):
         if up_block.conv_in is not None:
             conv = _mixing_conv(up_block.conv_in.conv_shortcut)
             carried = representation(carried, conv.out_channels)
             with _fitted(conv, conv.out_channels - 1):
                 fit(conv, carried)
-        for upsampler in up_block.upsamplers:
+        for upsampler in _upsamplers(up_block):
             factor = upsampler.time_factor
             t, p = t // factor, p // 2
             conv = upsampler.conv.conv
             channels = conv.out_channels // (4 * factor)
-            after = decoder.up_blocks[i + 1] if i + 1 < len(decoder.up_blocks) else None
+            after = up_blocks[i + 1] if i + 1 < len(up_blocks) else None
             room = channels
             if after is not None and after.conv_in is not None:
                 room = min(room, _mixing_conv(after.conv_in.conv_shortcut).out_channels)
@@ -165,7 +169,7 @@ def start_decoder(decoder: TurboVaedDecoder, latents: Tensor, video: Tensor) -> 
             fit(conv, before_shuffle)
             for r in range(factor):
                 hold_constant(conv, slice(4 * ((r + 1) * channels - 1), 4 * (r + 1) * channels))
-    for upsample in decoder.patch_upsamplers:
+    for upsample in cast("list[FrameConv]", list(decoder.patch_upsamplers)):
         p //= 2
         channels = upsample.conv.out_channels // 4
         carried = representation(blocks(video, 1, p), channels)
@@ -183,29 +187,11 @@ def _fitted(conv: nn.Conv2d, constant_row: int) -> Iterator[nn.Conv2d]:
     hold_constant(conv, constant_row)
 
 
-def freeze_constant(decoder: TurboVaedDecoder) -> None:
-    """No gradient for the weights that read the constant channel: the biases do that job.
-
-    The constant is large and the same everywhere, so a step of Adam on those weights moves every
-    output at once, hundreds of times as far as a step on a bias.
-    """
-    for name, layer in decoder.named_modules():
-        if not isinstance(layer, FrameConv | SeparableConv):
-            continue
-        if name == "conv_in" or name.endswith("conv2"):  # they do not read the constant
-            continue
-        weight = _mixing_conv(layer).weight
-        taps = layer.taps if isinstance(layer, FrameConv) else 1
-        mask = torch.ones(weight.shape[1])
-        mask.view(taps, -1)[:, -1] = 0
-        weight.register_hook(lambda grad, mask=mask: grad * mask.view(-1, 1, 1))
-
-
 def _compression(decoder: TurboVaedDecoder) -> tuple[int, int]:
     """Temporal and spatial compression of the decoder, from its upsamplers."""
     t, p = 1, decoder.config.patch_size
-    for up_block in decoder.up_blocks:
-        for upsampler in up_block.upsamplers:
+    for up_block in _up_blocks(decoder):
+        for upsampler in _upsamplers(up_block):
             t, p = t * upsampler.time_factor, p * 2
     return t, p
 
@@ -222,6 +208,14 @@ def _unshuffle(x: Tensor, channels: int, factor: int, dropped: int) -> Tensor:
     return x.permute(0, 3, 1, 5, 7, 2, 4, 6).reshape(
         b, factor * c * 4, frames // factor, height // 2, width // 2
     )
+
+
+def _up_blocks(decoder: TurboVaedDecoder) -> list[UpBlock]:
+    return cast("list[UpBlock]", list(decoder.up_blocks))
+
+
+def _upsamplers(up_block: UpBlock) -> list[Upsampler]:
+    return cast("list[Upsampler]", list(up_block.upsamplers))
 
 
 def _mixing_conv(conv: nn.Module | None) -> nn.Conv2d:

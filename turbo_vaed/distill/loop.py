@@ -13,6 +13,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -31,6 +32,9 @@ from turbo_vaed.distill.losses import output_distillation
 from turbo_vaed.metrics import psnr
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 from turbo_vaed.params import DistillParams
+
+Report = Callable[[dict[str, Any], Checkpoint | None], None]
+"""Takes the figures of every rank, and the checkpoint of rank 0."""
 
 CONTINUE, OUT_OF_BUDGET, DIVERGED = 0, 1, 2
 _START_CLIPS = 24
@@ -77,17 +81,18 @@ def learning_rate(step: int, params: DistillParams) -> float:
 class Loop:
     """The state of one worker and its steps."""
 
-    def __init__(self, job: Job, rank: int, world: int, resume: Path | None) -> None:
+    def __init__(
+        self, job: Job, *, rank: int, world: int, report: Report, resume: Checkpoint | None = None
+    ) -> None:
         params = job.params
-        self.job, self.rank, self.world = job, rank, world
+        self.job, self.rank, self.world, self.report = job, rank, world, report
         self.data = Clips(clips=job.clips, latents=job.latents)
         self.dtype = torch.bfloat16 if params.precision == "bf16" and has_bf16() else torch.float32
         torch.manual_seed(params.seed)
         decoder = TurboVaedDecoder(job.student)
         self.step, self.best_step, self.best_psnr = 0, 0, -math.inf
         self.history: list[dict[str, Any]] = []
-        restored = checkpoints.load(resume) if resume else None
-        if restored is None and params.start == "linear" and rank == 0:
+        if resume is None and params.start == "linear" and rank == 0:
             start = self.data.crops(
                 size=params.crop, count=_START_CLIPS, split="train", seed=(params.seed,)
             )
@@ -102,8 +107,8 @@ class Loop:
             betas=params.betas,
             weight_decay=params.weight_decay,
         )
-        if restored is not None:
-            self._restore(restored)
+        if resume is not None:
+            self._restore(resume)
 
     def _restore(self, state: Checkpoint) -> None:
         self.decoder.load_state_dict(state.weights)
@@ -177,7 +182,7 @@ class Loop:
             weight_teacher=params.weight_teacher,
         )
         self.optimizer.zero_grad()
-        losses.total.backward()
+        losses.total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
         self.optimizer.step()
         self._average()
@@ -234,32 +239,26 @@ class Loop:
         return stopped, reason
 
     def _report(self, stopped: str, reason: str) -> None:
-        """Checkpoint through Ray Train, which every rank must join."""
-        import ray.train
-
+        """Hand over the figures, and rank 0's checkpoint; every rank must join."""
         metrics = {"step": self.step, "best_psnr": self.best_psnr, "stopped": stopped}
         if self.rank:
-            ray.train.report(metrics)
+            self.report(metrics, None)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoints.save(
-                Checkpoint(
-                    step=self.step,
-                    weights=self.decoder.state_dict(),
-                    ema=self.ema.state_dict(),
-                    best=self.best,
-                    best_step=self.best_step,
-                    best_psnr=self.best_psnr,
-                    optimizer=self.optimizer.state_dict(),
-                    random_state=torch.get_rng_state(),
-                    spent_usd=f"{self.job.spent_now():.8f}",
-                    stopped=stopped,
-                    reason=reason,
-                    history=self.history,
-                ),
-                Path(folder),
-            )
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        state = Checkpoint(
+            step=self.step,
+            weights=self.decoder.state_dict(),
+            ema=self.ema.state_dict(),
+            best=self.best,
+            best_step=self.best_step,
+            best_psnr=self.best_psnr,
+            optimizer=self.optimizer.state_dict(),
+            random_state=torch.get_rng_state(),
+            spent_usd=f"{self.job.spent_now():.8f}",
+            stopped=stopped,
+            reason=reason,
+            history=self.history,
+        )
+        self.report(metrics, state)
 
 
 def _wrap(decoder: nn.Module) -> nn.Module:
@@ -278,17 +277,26 @@ def train_worker(config: dict[str, Any]) -> None:
     """What Ray Train runs on every worker; `config["job"]` is a `Job`."""
     import ray.train
 
-    context = ray.train.get_context()
+    def report(metrics: dict[str, Any], state: Checkpoint | None) -> None:
+        if state is None:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints.save(state, Path(folder))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
     torch.set_num_threads(1)
+    context = ray.train.get_context()
     handed = ray.train.get_checkpoint()
-    if handed is None:
-        loop = Loop(config["job"], context.get_world_rank(), context.get_world_size(), None)
-    else:
+    resume = None
+    if handed is not None:
         with handed.as_directory() as folder:
-            loop = Loop(
-                config["job"],
-                context.get_world_rank(),
-                context.get_world_size(),
-                Path(folder),
-            )
+            resume = checkpoints.load(Path(folder))
+    loop = Loop(
+        config["job"],
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        report=report,
+        resume=resume,
+    )
     loop.run()

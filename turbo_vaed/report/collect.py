@@ -119,7 +119,7 @@ class _Reader:
         folder = self.folder("validate")
         if folder is None:
             return None
-        import pyarrow.parquet  # type: ignore[import-untyped]
+        import pyarrow.parquet
 
         path = folder / "manifest.parquet"
         return self.attempt(

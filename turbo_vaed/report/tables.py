@@ -110,6 +110,7 @@ def budget(context: ReportContext) -> dict[str, Any]:
         "spent": format_usd(costs.usd),
         "wasted": format_usd(costs.wasted_usd) if costs.wasted_usd else "",
         "limit": format_usd(costs.budget_usd),
+        "some": costs.usd > 0,
         "share": words.percent(float(costs.budget_share), 2),
         "width": f"{min(1.0, float(costs.budget_share)) * 100:.2f}",
         "tone": "warn" if context.stopped_early or costs.over_usd > 0 else "",
@@ -143,9 +144,9 @@ def cost(context: ReportContext) -> dict[str, Any]:
         "total": _aligned(costs.usd, places),
         "wasted": _aligned(costs.wasted_usd, places),
         "any_wasted": costs.wasted_usd > 0,
-        "budget": format_usd(costs.budget_usd),
+        "budget": _aligned(costs.budget_usd, places),
         "left_name": "Over the budget by" if left < 0 else "Left",
-        "left": format_usd(abs(left)),
+        "left": _aligned(abs(left), places),
         "price": context.price,
     }  # fmt: skip
 

@@ -17,10 +17,10 @@ def run(poc: Poc) -> dict[str, object]:
     """
     params = poc.params.clip
     manifest = read_manifest(poc.folder("validate") / "manifest.parquet")
-    good = manifest[manifest["status"] == "ok"]
     columns = ["path", "sha256", "width", "height", "frames", "fps"]
+    rows = manifest[manifest["status"] == "ok"][columns].to_dict("records")
     plan = plan_clips(
-        [SourceVideo(**row) for row in good[columns].to_dict("records")],
+        [SourceVideo(**{str(k): v for k, v in row.items()}) for row in rows],
         frames=params.frames,
         size=params.size,
         clips_per_video=params.clips_per_video,

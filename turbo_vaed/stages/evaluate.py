@@ -61,7 +61,6 @@ def run(poc: Poc) -> dict[str, object]:
         for who, quality in (("teacher", of_teacher), ("student", of_student))
         for name in QUALITY
     }
-    poc.tracker.metrics({f"test_{name}": value for name, value in figures.items()}, 0)
     return {
         "test_clips": len(clips),
         **figures,

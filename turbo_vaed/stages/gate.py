@@ -19,7 +19,7 @@ from turbo_vaed.devices.host import measure, read_decoded
 from turbo_vaed.devices.teacher import measure_teacher
 from turbo_vaed.errors import CorruptFile
 from turbo_vaed.export import load_package
-from turbo_vaed.gate import Evidence, Verdict, judge, write_verdict
+from turbo_vaed.gate import Evidence, judge, write_verdict
 from turbo_vaed.poc import Poc
 from turbo_vaed.stages._held_out import HeldOut, load_student
 
@@ -80,7 +80,12 @@ def run(poc: Poc) -> dict[str, object]:
         text = json.dumps(document, indent=1, allow_nan=False)
         (folder / "measurement.json").write_text(text + "\n", encoding="utf-8")
         write_verdict(verdict, folder)
-    return _headline(poc, verdict)
+    return {
+        "result": verdict.result,
+        "failed": [check.reason for check in verdict.failed],
+        **{check.name: check.measured for check in verdict.checks},
+        "package_sha256": verdict.package_sha256,
+    }
 
 
 def _read_evaluation(poc: Poc, split: HeldOut) -> dict[str, Any]:
@@ -100,7 +105,7 @@ def _measure(poc: Poc, split: HeldOut, scratch: Path) -> tuple[Measurement, tupl
     """The package on this host, then the teacher's decoder under the same conditions."""
     import numpy as np
 
-    params = poc.params.gate
+    params, weights = poc.params.gate, poc.teacher_weights()
     latents = scratch / "latents.npy"
     np.save(latents, split.latents(split.indices))
     measurement = measure(
@@ -114,7 +119,7 @@ def _measure(poc: Poc, split: HeldOut, scratch: Path) -> tuple[Measurement, tupl
     )
     teacher_seconds = measure_teacher(
         poc.params.encode.teacher_family,
-        poc.teacher_weights(),
+        weights,
         latents,
         threads=params.threads,
         warmup=params.warmup,
@@ -206,14 +211,3 @@ def _git_revision(root: Path) -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return found.stdout.strip()
-
-
-def _headline(poc: Poc, verdict: Verdict) -> dict[str, object]:
-    measured = {check.name: check.measured for check in verdict.checks}
-    poc.tracker.metrics({f"gate_{k}": v for k, v in measured.items() if v is not None}, 0)
-    return {
-        "result": verdict.result,
-        "failed": [check.reason for check in verdict.failed],
-        **measured,
-        "package_sha256": verdict.package_sha256,
-    }

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+import ray
+
+from turbo_vaed.dataset.ray_session import START_ATTEMPTS, ray_session
+from turbo_vaed.errors import Fault, Unreachable
+
+
+def test_an_address_where_nothing_listens() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert not ray.is_initialized()
+    with (
+        pytest.raises(Unreachable, match=f"no Ray answers at 127.0.0.1:{port}"),
+        ray_session(f"127.0.0.1:{port}"),
+    ):
+        pass
+
+
+def test_a_start_that_fails_is_tried_again_and_then_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+
+    def too_slow(**_: object) -> None:
+        attempts.append(1)
+        raise Exception("The current node timed out during startup")
+
+    monkeypatch.setattr(ray, "init", too_slow)
+    with pytest.raises(Fault, match=r"did not start in 3 attempts.*timed out"), ray_session():
+        pass
+    assert len(attempts) == START_ATTEMPTS == 3

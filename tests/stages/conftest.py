@@ -1,0 +1,155 @@
+"""A customer judged on made-up clips, with a random teacher and student: for evaluate to gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zarr
+
+from turbo_vaed.dataset.manifest import COLUMNS, write_manifest
+from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
+from turbo_vaed.poc import Poc
+from turbo_vaed.stages import evaluate, export, gate
+
+SPLITS = ("train", "test", "val", "test", "test")
+TESTS = [1, 3, 4]
+FRAMES, SIZE = 5, 32
+LATENTS = (8, 3, 4, 4)
+STUDENT = DecoderConfig(  # every kind of layer, at a size that lowers in seconds
+    latent_channels=8,
+    decoder_block_out_channels=(16, 24),
+    decoder_layers_per_block=(1, 1, 1),
+    spatio_temporal_scaling=(True, False),
+    decoder_spatio_only=(False, False),
+    decoder_is_dw_conv=(False, False, True),
+    decoder_dw_kernel_size=5,
+    patch_size=4,
+)
+TEACHER = "assets/teachers/random"
+PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
+
+
+def make_poc(root: Path, teacher: Path) -> Poc:
+    """A customer with everything that `evaluate` needs, made without the stages before it."""
+    rng = np.random.default_rng(0)
+    shutil.copy(PARAMS, root / "params.yaml")
+    poc = Poc.load(root, "demo")
+    thresholds = dataclasses.replace(
+        poc.params.thresholds,
+        min_psnr=1.0, min_psnr_retention=0.1, min_ssim=0.0, min_ms_ssim=0.0, min_worst_psnr=1.0,
+        max_cold_start_seconds=60, max_latency_ratio=100,
+    )  # fmt: skip
+    params = dataclasses.replace(
+        poc.params,
+        thresholds=thresholds,
+        encode=dataclasses.replace(poc.params.encode, teacher_weights=TEACHER),
+        gate=dataclasses.replace(poc.params.gate, warmup=1, samples=3),
+    )
+    poc = dataclasses.replace(poc, params=params)
+
+    poc.folder("validate").mkdir(parents=True)
+    files = [("a.mp4", "ok", "ff"), ("b.mp4", "ok", "aa"), ("c.mp4", "quarantined", "00")]
+    rows = [
+        {**dict.fromkeys(COLUMNS), "path": path, "status": status, "sha256": sha256, "bytes": 1}
+        for path, status, sha256 in files
+    ]
+    write_manifest(pd.DataFrame(rows).astype(COLUMNS), poc.folder("validate") / "manifest.parquet")
+
+    y, x = np.mgrid[:SIZE, :SIZE]
+    base = 128 + 80 * np.sin(x / 9) * np.cos(y / 7)
+    video = base[None, None, :, :, None] + rng.normal(0, 8, (5, FRAMES, SIZE, SIZE, 3))
+    blurred = video + rng.normal(0, 1, video.shape) * np.arange(2, 12, 2).reshape(5, 1, 1, 1, 1)
+    stored = {"video": video, "reconstruction": blurred}
+    stored = {k: v.clip(0, 255).round().astype(np.uint8) for k, v in stored.items()}
+    stored["latents"] = rng.normal(size=(5, *LATENTS)).astype(np.float32)
+    for stage, store, names in (
+        ("clip", "clips.zarr", ["video"]),
+        ("encode", "latents.zarr", ["latents", "reconstruction"]),
+    ):
+        poc.folder(stage).mkdir()
+        group = zarr.open_group(str(poc.folder(stage) / store), mode="w", zarr_format=3)
+        for name in names:
+            data = stored[name]
+            group.create_array(name, data=data, chunks=(1, *data.shape[1:]))
+    clips = [
+        {"index": i, "path": "ab"[i % 2] + ".mp4", "start_frame": 9 * i, "split": split}
+        for i, split in enumerate(SPLITS)
+    ]
+    text = json.dumps({"frames": FRAMES, "size": SIZE, "clips": clips})
+    (poc.folder("clip") / "clips.json").write_text(text)
+
+    torch.manual_seed(0)
+    student = TurboVaedDecoder(STUDENT)
+    student.save_pretrained(poc.folder("distill") / "student")
+    shutil.copytree(teacher, root / TEACHER)
+    return poc
+
+
+@pytest.fixture(scope="session")
+def judged(tmp_path_factory, tiny_teacher):
+    """The three stages, run once, with what they returned and what the device put out."""
+    poc = make_poc(tmp_path_factory.mktemp("root"), tiny_teacher)
+    figures = SimpleNamespace(evaluate=evaluate.run(poc), export=export.run(poc))
+    kept = tmp_path_factory.mktemp("kept")
+
+    def keep(package, latents, **arguments):
+        measurement = gate_measure(package, latents, **arguments)
+        shutil.copy(arguments["out_folder"] / "decoded.npy", kept)
+        return measurement
+
+    gate_measure = gate.measure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "measure", keep)
+        figures.gate = gate.run(poc)
+    return SimpleNamespace(poc=poc, figures=figures, decoded=kept / "decoded.npy")
+
+
+@pytest.fixture
+def judged_copy(judged, tmp_path):
+    """The same customer in a place of its own, to be damaged."""
+    shutil.copytree(judged.poc.root, tmp_path / "root")
+    return dataclasses.replace(judged.poc, root=tmp_path / "root")
+
+
+@pytest.fixture(scope="session")
+def files() -> SimpleNamespace:
+    """What a test reads and damages a customer's files with."""
+    return SimpleNamespace(
+        read=read, stored=stored, student_video=student_video,
+        shorten=shorten, rewrite_clips=rewrite_clips,
+    )  # fmt: skip
+
+
+def read(poc: Poc, stage: str, name: str) -> dict:
+    return json.loads((poc.folder(stage) / name).read_text())
+
+
+def stored(poc: Poc, stage: str, store: str, name: str) -> np.ndarray:
+    return zarr.open_group(str(poc.folder(stage) / store), mode="r")[name][:]
+
+
+def student_video(poc: Poc) -> np.ndarray:
+    """(3, T, H, W, 3) uint8 of the test clips, by PyTorch and with nothing of the stages."""
+    decoder = TurboVaedDecoder.from_pretrained(poc.folder("distill") / "student").eval()
+    latents = torch.from_numpy(stored(poc, "encode", "latents.zarr", "latents")[TESTS])
+    with torch.no_grad():
+        video = decoder(latents).clamp(-1, 1)
+    return ((video + 1) / 2 * 255).round().byte().permute(0, 2, 3, 4, 1).numpy()
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def rewrite_clips(poc: Poc, change) -> None:
+    document = read(poc, "clip", "clips.json")
+    document["clips"] = change(document["clips"])
+    (poc.folder("clip") / "clips.json").write_text(json.dumps(document))

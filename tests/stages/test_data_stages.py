@@ -1,0 +1,221 @@
+"""The stages `validate`, `clip` and `encode`, on folders as customers hand them in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+import zarr
+
+from turbo_vaed.errors import CorruptFile, DataRefused, UserError
+from turbo_vaed.poc import Poc
+from turbo_vaed.stages import clip, encode, validate
+
+REPOSITORY = Path(__file__).parents[2]
+TEACHER = "assets/teachers/tiny"
+MakePoc = Callable[..., Poc]
+
+
+@pytest.fixture
+def make_poc(tmp_path: Path) -> MakePoc:
+    """The Poc of a customer with small clips; its videos belong in `poc.source`."""
+
+    def make(**overrides: dict[str, Any]) -> Poc:
+        document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+        small: dict[str, Any] = {
+            "source": "videos",
+            "use_case": "education",
+            "validate": {"min_side": 32},
+            "clip": {"frames": 5, "size": 32, "clips_per_video": 6},
+            "distill": {"crop": 32},
+            "encode": {"teacher_weights": TEACHER, "batch_size": 4},
+        }
+        for section, values in overrides.items():
+            small[section] = {**small.get(section, {}), **values}
+        document["customers"] = {"acme": small}
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
+        (tmp_path / "videos").mkdir(exist_ok=True)
+        return Poc.load(tmp_path, "acme")
+
+    return make
+
+
+def listing(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()} if folder.exists() else set()
+
+
+def test_a_mixed_folder_goes_through_with_its_bad_files_named(
+    make_poc: MakePoc, make_video
+) -> None:
+    poc = make_poc(validate={"min_good_share": 0.2, "min_side": 96}, clip={"size": 64})
+    good = make_video(poc.source / "good.mp4", frames=60, seed=1)
+    make_video(poc.source / "odd.mp4", frames=60, width=161, height=123, seed=2)
+    make_video(poc.source / "small.mp4", width=64, height=64, seed=3)
+    make_video(poc.source / "brief.mp4", frames=4, seed=4)
+    shutil.copy(good, poc.source / "zcopy.mp4")
+    (poc.source / "cut.mp4").write_bytes(good.read_bytes()[:-2000])
+    (poc.source / "text.mp4").write_text("not a video\n" * 99)
+    (poc.source / "zero.mp4").touch()
+    with av.open(str(poc.source / "talk.m4a"), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+        sound.rate = 16000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
+
+    figures = validate.run(poc)
+    assert (figures["files"], figures["ok"], figures["quarantined"]) == (9, 2, 7)
+    folder = poc.folder("validate")
+    assert listing(folder) == {"manifest.parquet", "validation.json", "data_docs"}
+    summary = json.loads((folder / "validation.json").read_text())
+    assert summary["success"] and summary["ok"] == 2
+    reasons = {bad["path"]: bad["reason"] for bad in summary["quarantined"]}
+    expected = {
+        "small.mp4": "short side is 64 px, at least 96 px is needed",
+        "brief.mp4": "0.16 s long, at least 1 s is needed",
+        "zcopy.mp4": "exact copy of good.mp4",
+        "cut.mp4": "does not decode as a video",
+        "text.mp4": "does not decode as a video",
+        "zero.mp4": "empty",
+        "talk.m4a": "only audio",
+    }
+    assert reasons.keys() == expected.keys()
+    for path, words in expected.items():
+        assert words in reasons[path]
+    assert set(summary["expectations"][0]) == {
+        "name", "column", "severity", "success", "observed", "expected"
+    }  # fmt: skip
+    manifest = pd.read_parquet(folder / "manifest.parquet")
+    assert list(manifest["path"][manifest["status"] == "ok"]) == ["good.mp4", "odd.mp4"]
+
+    figures = clip.run(poc)
+    assert listing(poc.folder("clip")) == {"clips.zarr", "clips.json"}
+    assert figures["split_by"] == "time" and figures["clips"] == 12
+    description = json.loads((poc.folder("clip") / "clips.json").read_text())
+    assert {c["path"] for c in description["clips"]} == {"good.mp4", "odd.mp4"}
+    video = zarr.open_array(str(poc.folder("clip") / "clips.zarr"), path="video", mode="r")
+    assert video.shape == (12, 5, 64, 64, 3)
+    assert all(video[i].std() > 5 for i in range(12))
+
+
+def test_too_little_left_is_refused_and_the_evidence_is_kept(make_poc: MakePoc, make_video) -> None:
+    poc = make_poc()
+    make_video(poc.source / "good.mp4")
+    (poc.source / "a.mp4").write_text("text")
+    (poc.source / "b.mp4").touch()
+    with pytest.raises(DataRefused) as refusal:
+        validate.run(poc)
+    said = str(refusal.value)
+    assert "1 of 3 files" in said and "at least 1 and 50% are needed" in said
+    assert "\n  a.mp4: does not decode" in said and "\n  b.mp4: the file is empty" in said
+    rejected = poc.work / "validate.rejected"
+    assert str(rejected) in said
+    assert listing(poc.work) == {"validate.rejected"}
+    assert not json.loads((rejected / "validation.json").read_text())["success"]
+    assert (rejected / "data_docs" / "index.html").is_file()
+    assert len(pd.read_parquet(rejected / "manifest.parquet")) == 3
+
+    (poc.source / "a.mp4").unlink()
+    validate.run(poc)
+    assert listing(poc.work) == {"validate"}, "a refusal that is over leaves nothing behind"
+
+
+def test_an_empty_and_a_missing_folder(make_poc: MakePoc) -> None:
+    poc = make_poc()
+    with pytest.raises(DataRefused, match="holds no file"):
+        validate.run(poc)
+    poc.source.rmdir()
+    with pytest.raises(UserError, match="videos does not exist"):
+        validate.run(poc)
+    assert listing(poc.work) == set()
+
+
+def test_the_same_folder_gives_the_same_bytes(make_poc: MakePoc, make_video) -> None:
+    poc = make_poc()
+    make_video(poc.source / "good.mp4", frames=40)
+    results = []
+    for _ in range(2):
+        validate.run(poc)
+        clip.run(poc)
+        files = [poc.folder("validate") / "manifest.parquet", *poc.folder("clip").rglob("*")]
+        results.append({f: f.read_bytes() for f in files if f.is_file()})
+    assert results[0] == results[1]
+
+
+def test_clips_that_cannot_be_split_leave_no_output(make_poc: MakePoc, make_video) -> None:
+    poc = make_poc(clip={"frames": 9})
+    make_video(poc.source / "good.mp4", frames=30)
+    with pytest.raises(CorruptFile, match="run the stage `validate` again"):
+        clip.run(poc)
+    validate.run(poc)
+    with pytest.raises(DataRefused, match=r"no test clip is left.*at least 45 frames"):
+        clip.run(poc)
+    assert listing(poc.work) == {"validate"}
+
+
+@pytest.fixture
+def clipped(make_poc: MakePoc, make_video, tiny_teacher: Path) -> MakePoc:
+    """As `make_poc`, with clips made and a teacher in place."""
+
+    def make(**overrides: dict[str, Any]) -> Poc:
+        poc = make_poc(**overrides)
+        make_video(poc.source / "good.mp4", frames=40)
+        shutil.copytree(tiny_teacher, poc.root / TEACHER)
+        validate.run(poc)
+        clip.run(poc)
+        return poc
+
+    return make
+
+
+def test_encode_writes_the_latents_and_what_they_are(clipped: MakePoc) -> None:
+    poc = clipped()
+    figures = encode.run(poc)
+    assert (figures["clips"], figures["latent_shape"]) == (6, [8, 2, 4, 4])
+    folder = poc.folder("encode")
+    assert listing(folder) == {"latents.zarr", "latents.json"}
+    group = zarr.open_group(str(folder / "latents.zarr"), mode="r")
+    assert group["latents"].shape == (6, 8, 2, 4, 4)
+    assert group["reconstruction"].shape == (6, 5, 32, 32, 3)
+    assert all(np.abs(group["latents"][i]).sum() > 0 for i in range(6))
+    document = json.loads((folder / "latents.json").read_text())
+    assert document["compression"] == [4, 8, 8] and document["clips"] == 6
+    assert document["mean"] == [0.5] * 8 and document["std"] == [2.0] * 8
+    assert document["teacher_sha256"] == figures["teacher_sha256"]
+    assert document["teacher_decoder_parameters"] > 0
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"frames": 6}, "clip.frames is 6; .* takes 4k\\+1 frames: set clip.frames to 5 or 9"),
+        ({"size": 36}, "clip.size is 36; .* multiples of 8: set clip.size to 32 or 40"),
+    ],
+)
+def test_clips_that_the_teacher_cannot_take(
+    clipped: MakePoc, section: dict[str, Any], said: str
+) -> None:
+    poc = clipped(clip=section, validate={"min_side": 40})
+    with pytest.raises(UserError, match=said):
+        encode.run(poc)
+    assert listing(poc.work) == {"validate", "clip"}
+
+
+def test_a_corrupt_teacher_and_a_missing_one(clipped: MakePoc) -> None:
+    poc = clipped()
+    weights = poc.root / TEACHER / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CorruptFile, match=r"diffusion_pytorch_model\.safetensors cannot be read"):
+        encode.run(poc)
+    shutil.rmtree(poc.root / TEACHER)
+    with pytest.raises(UserError, match=r"encode\.teacher_weights"):
+        encode.run(poc)
+    assert listing(poc.work) == {"validate", "clip"}

@@ -1,0 +1,128 @@
+"""evaluate and export on made-up clips, with a random teacher and student, for real."""
+
+import dataclasses
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from turbo_vaed.errors import CorruptFile, Fault
+from turbo_vaed.export import load_package
+from turbo_vaed.metrics import clip_quality
+from turbo_vaed.poc import Poc
+from turbo_vaed.stages import evaluate, export
+
+TESTS = [1, 3, 4]
+
+
+def weights_of(poc: Poc) -> Path:
+    return poc.folder("distill") / "student" / "model.safetensors"
+
+
+def only_validation(clips):
+    return [{**clip, "split": "val"} for clip in clips]
+
+
+def poison(poc: Poc) -> None:
+    path = weights_of(poc)
+    weights = load_file(path)
+    config = (path.parent / "config.json").read_text()
+    weights["decoder.conv_in.conv.bias"][0] = float("nan")
+    save_file(weights, path, metadata={"config": config, "format": "pt"})
+
+
+def test_evaluation_is_of_the_test_clips_only(judged, files):
+    evaluation = files.read(judged.poc, "evaluate", "evaluation.json")
+    assert [clip["index"] for clip in evaluation["clips"]] == TESTS
+    assert [clip["path"] for clip in evaluation["clips"]] == ["b.mp4", "b.mp4", "a.mp4"]
+    assert [clip["start_frame"] for clip in evaluation["clips"]] == [9, 27, 36]
+    assert evaluation["worst_share"] == judged.poc.params.evaluate.worst_share
+
+
+def test_evaluation_figures_are_those_of_the_metrics(judged, files):
+    evaluation = files.read(judged.poc, "evaluate", "evaluation.json")
+    source = files.stored(judged.poc, "clip", "clips.zarr", "video")
+    teacher = files.stored(judged.poc, "encode", "latents.zarr", "reconstruction")
+    student = files.student_video(judged.poc)
+    for i, clip in enumerate(evaluation["clips"]):
+        expected = {
+            "teacher": clip_quality(teacher[clip["index"]], source[clip["index"]]),
+            "student": clip_quality(student[i], source[clip["index"]]),
+        }
+        for who, quality in expected.items():
+            assert clip[who] == pytest.approx(quality, abs=1e-3)
+    for who in ("teacher", "student"):
+        for name in ("psnr", "ssim", "ms_ssim"):
+            values = [clip[who][name] for clip in evaluation["clips"]]
+            assert evaluation[who][name]["mean"] == pytest.approx(statistics.mean(values))
+            assert evaluation[who][name]["worst"] == pytest.approx(min(values))
+    worst = min(evaluation["clips"], key=lambda clip: clip["student"]["psnr"])
+    assert evaluation["worst_clip"] == worst["index"]
+
+
+def test_retention_is_student_over_teacher(judged, files):
+    evaluation = files.read(judged.poc, "evaluate", "evaluation.json")
+    for name, share in evaluation["retention"].items():
+        means = (evaluation[who][name]["mean"] for who in ("student", "teacher"))
+        assert share == pytest.approx(next(means) / next(means))
+    assert judged.figures.evaluate["psnr_retention"] == evaluation["retention"]["psnr"]
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(judged, judged_copy, files):
+    section = dataclasses.replace(judged_copy.params.evaluate, batch_size=3)
+    params = dataclasses.replace(judged_copy.params, evaluate=section)
+    other = dataclasses.replace(judged_copy, params=params)
+    evaluate.run(other)
+    found = files.read(other, "evaluate", "evaluation.json")
+    expected = files.read(judged.poc, "evaluate", "evaluation.json")
+    for a, b in zip(found["clips"], expected["clips"], strict=True):
+        assert a["student"] == pytest.approx(b["student"], abs=1e-3)
+
+
+def test_headlines_are_plain_enough_for_an_artifact(judged):
+    assert judged.figures.gate["result"] == "passes"
+    assert judged.figures.gate["psnr"] > 1
+    json.dumps(vars(judged.figures), allow_nan=False)
+
+
+def test_a_student_of_nan_is_a_fault_and_leaves_the_old_evaluation_alone(judged_copy, files):
+    before = files.read(judged_copy, "evaluate", "evaluation.json")
+    poison(judged_copy)
+    with pytest.raises(Fault, match=r"NaN or infinity for test clips \[1, 3\]"):
+        evaluate.run(judged_copy)
+    assert files.read(judged_copy, "evaluate", "evaluation.json") == before
+    assert not (judged_copy.work / ".evaluate.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p, _: shutil.rmtree(p.folder("clip") / "clips.zarr"), "clips.zarr"),
+        (lambda p, _: shutil.rmtree(p.folder("encode") / "latents.zarr" / "latents"), "latents"),
+        (lambda p, files: files.shorten(p.folder("clip") / "clips.json"), "clips.json"),
+        (lambda p, files: files.shorten(weights_of(p)), "distill"),
+        (lambda p, _: shutil.rmtree(p.folder("distill")), "distill"),
+        (lambda p, files: files.rewrite_clips(p, lambda clips: clips[:4]), "clips.json 4 clips"),
+        (lambda p, files: files.rewrite_clips(p, only_validation), "no test clip"),
+    ],
+)
+@pytest.mark.parametrize("stage", [evaluate, export])
+def test_a_damaged_input_is_named(judged_copy, stage, damage, message, files):
+    damage(judged_copy, files)
+    name = stage.__name__.rpartition(".")[2]
+    shutil.rmtree(judged_copy.folder(name))
+    with pytest.raises(CorruptFile, match=message):
+        stage.run(judged_copy)
+    assert not judged_copy.folder(name).exists()
+
+
+def test_package_takes_one_clip_of_these_latents(judged):
+    package = load_package(judged.poc.folder("export") / "package")
+    assert package.io.latent_shape == (1, 8, 3, 4, 4)
+    assert package.io.video_shape == (1, 3, 5, 32, 32)
+    assert [p.name for p in judged.poc.folder("export").iterdir()] == ["package"]
+    assert judged.figures.export["package_sha256"] == package.sha256
+    assert judged.figures.export["package_mb"] == pytest.approx(package.size_bytes / 1e6, abs=1e-3)

@@ -1,0 +1,205 @@
+"""gate on made-up clips: a real package in the real runtime, a real verdict."""
+
+import dataclasses
+import hashlib
+import shutil
+import statistics
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zarr
+
+from turbo_vaed.dataset.manifest import write_manifest
+from turbo_vaed.devices import Measurement
+from turbo_vaed.errors import CorruptFile
+from turbo_vaed.export import load_package
+from turbo_vaed.gate import read_verdict
+from turbo_vaed.models import TurboVaedDecoder
+from turbo_vaed.poc import Poc
+from turbo_vaed.stages import gate
+
+TESTS = [1, 3, 4]
+
+
+def test_gate_keeps_the_frames_of_the_device(judged, files):
+    group = zarr.open_group(str(judged.poc.folder("gate") / "frames.zarr"), mode="r")
+    assert group.attrs["indices"] == TESTS
+    frames = group["video"][:].astype(int)
+    assert frames.shape == (3, 5, 32, 32, 3)
+    assert np.abs(frames - files.student_video(judged.poc)).max() <= 1
+    names = {path.name for path in judged.poc.folder("gate").iterdir()}
+    assert names == {"frames.zarr", "measurement.json", "verdict.json"}
+
+
+def test_verdict_is_of_these_bytes_and_measurements(judged, files):
+    poc = judged.poc
+    verdict = read_verdict(poc.folder("gate") / "verdict.json")
+    document = files.read(poc, "gate", "measurement.json")
+    evaluation = files.read(poc, "evaluate", "evaluation.json")
+    measurement = Measurement.from_json(document)
+    package = load_package(poc.folder("export") / "package")
+    assert (verdict.customer, verdict.use_case) == ("demo", "education")
+    assert verdict.result == "passes", verdict.failed
+    assert verdict.package_sha256 == measurement.package_sha256 == package.sha256
+    assert verdict.data_sha256 == hashlib.sha256(b"aa\nff").hexdigest()
+    assert verdict.git_revision == "unknown"  # the temporary root is no checkout
+
+    measured = {check.name: check.measured for check in verdict.checks}
+    clips = document["quality_clips"]
+    mean_psnr = statistics.mean(clip["psnr"] for clip in clips)
+    assert measured["psnr"] == pytest.approx(mean_psnr)
+    assert measured["worst_psnr"] == pytest.approx(min(clip["psnr"] for clip in clips))
+    teacher_psnr = evaluation["teacher"]["psnr"]["mean"]
+    assert measured["psnr_retention"] == pytest.approx(mean_psnr / teacher_psnr)
+    assert measured["ssim"] == pytest.approx(statistics.mean(clip["ssim"] for clip in clips))
+    assert measured["ms_ssim"] == pytest.approx(statistics.mean(c["ms_ssim"] for c in clips))
+    assert measured["psnr"] == pytest.approx(evaluation["student"]["psnr"]["mean"], abs=0.01)
+    assert measured["parity_psnr"] == document["parity_psnr_db"]
+    assert measured["package_mb"] == package.size_bytes / 1e6
+    assert measured["peak_memory_mb"] == measurement.peak_memory_bytes / 1e6
+    assert measured["cold_start_seconds"] == measurement.cold_start_seconds
+    latencies = (measurement.latency_seconds, document["teacher_latency_seconds"])
+    assert [len(samples) for samples in latencies] == [3, 3]
+    ratio = statistics.median(latencies[0]) / statistics.median(latencies[1])
+    assert measured["latency_ratio"] == pytest.approx(ratio)
+
+
+def test_package_agrees_with_pytorch(judged, files):
+    """Against its own floats: parity in the verdict is real, not the cap and not of rounding."""
+    parity = files.read(judged.poc, "gate", "measurement.json")["parity_psnr_db"]
+    decoder = TurboVaedDecoder.from_pretrained(judged.poc.folder("distill") / "student").eval()
+    stored = files.stored(judged.poc, "encode", "latents.zarr", "latents")
+    latents = torch.from_numpy(stored[TESTS])
+    with torch.no_grad():
+        expected = torch.cat([decoder(one[None]) for one in latents]).double().numpy()
+    errors = ((np.load(judged.decoded) - expected) / 2) ** 2
+    assert parity == pytest.approx(min(100, -10 * np.log10(errors.mean((1, 2, 3, 4)).max())), abs=2)
+    assert parity >= 60
+
+
+@pytest.fixture
+def remeasured(judged, monkeypatch, files):
+    """A gate that takes the measurement made before, with what the device put out changed."""
+    document = files.read(judged.poc, "gate", "measurement.json")
+
+    def patch(change=lambda decoded: decoded):
+        def again(package, latents, *, out_folder, **arguments):
+            np.save(out_folder / "decoded.npy", change(np.load(judged.decoded)))
+            return Measurement.from_json(document)
+
+        monkeypatch.setattr(gate, "measure", again)
+        monkeypatch.setattr(gate, "measure_teacher", lambda *a, **k: (1.0, 2.0, 3.0))
+
+    return patch
+
+
+def failed_checks(poc: Poc) -> set[str]:
+    verdict = read_verdict(poc.folder("gate") / "verdict.json")
+    assert (verdict.result == "fails") == bool(verdict.failed)
+    return {check.name for check in verdict.failed}
+
+
+def test_a_failing_verdict_is_a_whole_result(judged_copy, remeasured):
+    remeasured()
+    strict = dataclasses.replace(judged_copy.params.thresholds, min_ssim=1.0, max_package_mb=0.001)
+    params = dataclasses.replace(judged_copy.params, thresholds=strict)
+    figures = gate.run(dataclasses.replace(judged_copy, params=params))
+    assert failed_checks(judged_copy) == {"ssim", "package_mb"}
+    assert figures["result"] == "fails"
+    assert len(figures["failed"]) == 2
+    assert (judged_copy.folder("gate") / "frames.zarr").is_dir()
+
+
+def test_quality_is_of_what_the_device_put_out(judged_copy, remeasured, files):
+    """A device that inverts one clip fails parity, though PyTorch's own output is as before."""
+
+    def invert(decoded):
+        decoded[1] = -decoded[1]
+        return decoded
+
+    remeasured(invert)
+    before = files.read(judged_copy, "gate", "measurement.json")["quality_clips"]
+    gate.run(judged_copy)
+    after = files.read(judged_copy, "gate", "measurement.json")["quality_clips"]
+    assert failed_checks(judged_copy) == {"parity_psnr"}
+    assert [a == b for a, b in zip(after, before, strict=True)] == [True, False, True]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_device_that_puts_out_nan_fails_and_is_no_fault(judged_copy, remeasured, value, files):
+    def spoil(decoded):
+        decoded[2, 0, 0, 0, 0] = value
+        return decoded
+
+    remeasured(spoil)
+    gate.run(judged_copy)
+    quality = {"psnr_retention", "psnr", "ssim", "ms_ssim", "worst_psnr", "parity_psnr"}
+    assert failed_checks(judged_copy) == quality
+    assert files.read(judged_copy, "gate", "measurement.json")["quality"] is None
+
+
+def test_the_git_revision_is_that_of_the_checkout(judged_copy, remeasured):
+    remeasured()
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=n", "-c", "user.email=e", "commit", "-q", "--allow-empty", "-m", "m"],
+    ):
+        subprocess.run(["git", *command], cwd=judged_copy.root, check=True)
+    gate.run(judged_copy)
+    head = subprocess.check_output(
+        ["git", "rev-parse", "HEAD"], cwd=judged_copy.root, text=True
+    ).strip()
+    assert read_verdict(judged_copy.folder("gate") / "verdict.json").git_revision == head
+
+
+def test_the_data_hash_is_of_good_files_and_not_of_their_names(judged_copy, remeasured):
+    remeasured()
+    path = judged_copy.folder("validate") / "manifest.parquet"
+    manifest = pd.read_parquet(path)
+    write_manifest(manifest.iloc[::-1].assign(path=["z", "y", "x"]), path)
+    gate.run(judged_copy)
+    verdicts = [read_verdict(judged_copy.folder("gate") / "verdict.json")]
+    write_manifest(manifest.assign(status="ok"), path)
+    gate.run(judged_copy)
+    verdicts.append(read_verdict(judged_copy.folder("gate") / "verdict.json"))
+    assert verdicts[0].data_sha256 == hashlib.sha256(b"aa\nff").hexdigest()
+    assert verdicts[1].data_sha256 == hashlib.sha256(b"00\naa\nff").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p, _: (p.folder("evaluate") / "evaluation.json").unlink(), "evaluation.json"),
+        (
+            lambda p, files: files.shorten(p.folder("evaluate") / "evaluation.json"),
+            "evaluation.json",
+        ),
+        (
+            lambda p, files: files.rewrite_clips(p, lambda c: [*c[:4], {**c[4], "split": "val"}]),
+            "other clips",
+        ),
+        (
+            lambda p, files: files.shorten(p.folder("export") / "package" / "decoder.pte"),
+            "decoder.pte",
+        ),
+    ],
+)
+def test_a_damaged_input_of_the_gate_is_named(judged_copy, damage, message, files):
+    damage(judged_copy, files)
+    shutil.rmtree(judged_copy.folder("gate"))
+    with pytest.raises(CorruptFile, match=message):
+        gate.run(judged_copy)
+    assert not judged_copy.folder("gate").exists()
+    assert not (judged_copy.work / ".gate.partial").exists()
+
+
+def test_a_damaged_teacher_is_named(judged_copy, remeasured, monkeypatch, files):
+    whole = gate.measure_teacher
+    remeasured()
+    monkeypatch.setattr(gate, "measure_teacher", whole)
+    files.shorten(judged_copy.teacher_weights() / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(CorruptFile, match="teacher"):
+        gate.run(judged_copy)

@@ -1,0 +1,213 @@
+"""The command line: exit codes, messages without tracebacks, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from turbo_vaed import cli, params
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout of its own: params.yaml and dvc.yaml, an empty demo folder, the teacher."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "assets/teachers", tmp_path / "assets/teachers")
+    (tmp_path / "data/demo").mkdir(parents=True)
+    monkeypatch.setenv("TURBO_VAED_ROOT", str(tmp_path))
+    for name in ("MLFLOW_TRACKING_URI", "TURBO_VAED_LEDGER_URL", "TURBO_VAED_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def call(checkout, monkeypatch, capsys):
+    """`call(*arguments)` -> (exit code, stdout, stderr); no traceback ever."""
+
+    def run(*arguments: str):
+        monkeypatch.setattr(sys, "argv", ["turbo-vaed", *arguments])
+        code = cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return run
+
+
+def edit(checkout: Path, old: str, new: str) -> None:
+    path = checkout / "params.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        [],
+        ["poc"],
+        ["stage"],
+        ["customer"],
+        ["customer", "add"],
+        ["cost", "report"],
+        ["registry", "list"],
+        ["registry", "promote"],
+        ["gate", "explain"],
+        ["report", "open"],
+        ["doctor"],
+    ],
+)
+def test_every_verb_answers_help(call, verb):
+    code, out, _ = call(*verb, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_customer_add_keeps_comments_and_is_listed(call, checkout, tmp_path):
+    videos = tmp_path / "some videos"
+    videos.mkdir()
+    before = (checkout / "params.yaml").read_text()
+    code, out, _ = call(
+        "customer", "add", "acme", "--source", str(videos), "--use-case", "inspection"
+    )
+    assert code == 0
+    assert "turbo-vaed poc acme" in out
+    after = (checkout / "params.yaml").read_text()
+    assert [c for c in before.split("#")[1:] if c.split("\n")[0] not in after] == []
+    assert params.load(checkout / "params.yaml", "acme").thresholds.min_psnr == 26
+    code, out, _ = call("customer", "list", "--format", "json")
+    assert [row["customer"] for row in json.loads(out)] == ["demo", "acme"]
+    code, _, err = call(
+        "customer", "add", "acme", "--source", str(videos), "--use-case", "inspection"
+    )
+    assert code == 2
+    assert "already" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a/b", "--source", ".", "--use-case", "education"], "not allowed"),
+        (["a b", "--source", ".", "--use-case", "education"], "not allowed"),
+        (["acme", "--source", ".", "--use-case", "fun"], "unknown use case 'fun'"),
+        (["acme", "--source", "nowhere", "--use-case", "education"], "not a folder"),
+        (["acme", "--source", "s3://b/p", "--use-case", "education"], "S3"),
+    ],
+)
+def test_customer_add_refuses(call, checkout, arguments, said):
+    before = (checkout / "params.yaml").read_bytes()
+    code, _, err = call("customer", "add", *arguments)
+    assert code == 2
+    assert said in err
+    assert (checkout / "params.yaml").read_bytes() == before
+    assert [path.name for path in checkout.glob("*.partial")] == []
+
+
+@pytest.mark.parametrize("name", ["a/b", "a b", "nobody"])
+def test_poc_of_a_name_that_is_no_customer(call, name):
+    code, _, err = call("poc", name)
+    assert code == 2
+    assert "not allowed" in err or "unknown customer" in err
+
+
+def test_unknown_key_in_params(call, checkout):
+    edit(checkout, "    steps:", "    stepz: 3\n    steps:")
+    code, _, err = call("poc", "demo")
+    assert code == 2
+    assert "distill.stepz" in err
+
+
+@pytest.mark.parametrize("budget", ["0", "-3"])
+def test_budget_of_zero_or_less(call, checkout, budget):
+    edit(checkout, "run_usd: 95", f"run_usd: {budget}")
+    code, _, err = call("poc", "demo")
+    assert code == 2
+    assert "budget.run_usd" in err
+
+
+def test_unknown_price_is_refused_before_anything_runs(call, checkout):
+    edit(checkout, "local_usd_per_hour: 0.08", "local_usd_per_hour: null")
+    code, _, err = call("poc", "demo")
+    assert code == 1
+    assert "prices.local_usd_per_hour" in err
+    assert not (checkout / "work").exists()
+
+
+def test_unreachable_mlflow(call, checkout, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    code, _, err = call("poc", "demo")
+    assert code == 3
+    assert "127.0.0.1:9" in err
+    assert not (checkout / "work").exists()
+
+
+def test_no_folder_of_videos(call, checkout):
+    (checkout / "data/demo").rmdir()
+    code, _, err = call("poc", "demo")
+    assert code == 2
+    assert "make setup" in err
+
+
+def test_empty_folder_is_refused_and_leaves_no_result(call, checkout):
+    code, _, err = call("stage", "validate", "demo")
+    assert code == 1
+    assert "demo" in err
+    assert not (checkout / "work/demo/validate").exists()
+    code, out, _ = call("cost", "report", "demo", "--format", "json")
+    assert code == 0
+    (row,) = json.loads(out)
+    assert row["stage"] == "validate"
+    assert row["usd"] == row["wasted_usd"]  # the stage failed: its seconds bought nothing
+
+
+def test_teacher_outside_the_teachers_folder(call, checkout):
+    edit(checkout, "teacher_weights: assets/teachers/tiny-ltx", "teacher_weights: data/demo")
+    code, _, err = call("poc", "demo")
+    assert code == 2
+    assert "assets/teachers" in err
+
+
+def test_unknown_stage(call):
+    code, _, err = call("stage", "dance", "demo")
+    assert code == 2
+    assert "validate" in err
+
+
+def test_missing_argument_is_a_users_mistake(call):
+    assert call("poc")[0] == 2
+
+
+@pytest.mark.parametrize("verb", [["gate", "explain"], ["report", "open"]])
+def test_nothing_to_show_yet(call, verb):
+    code, _, err = call(*verb, "demo")
+    assert code == 2
+    assert "turbo-vaed poc demo" in err
+
+
+def test_outside_a_checkout(call, monkeypatch, tmp_path_factory):
+    monkeypatch.delenv("TURBO_VAED_ROOT")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    code, _, err = call("customer", "list")
+    assert code == 2
+    assert "TURBO_VAED_ROOT" in err
+
+
+def test_doctor_names_what_is_missing_and_how_to_get_it(call):
+    code, out, _ = call("doctor", "--format", "json")
+    rows = {row["what"]: row for row in json.loads(out)}
+    assert rows["torch"]["state"] == "ok"
+    assert rows["ledger"]["state"] == rows["mlflow"]["state"] == "ok"
+    assert rows["demo videos"] == {
+        "what": "demo videos",
+        "state": "missing",
+        "found": "none in data/demo",
+        "to_do": "make setup",
+    }
+    assert code == 3

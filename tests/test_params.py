@@ -1,0 +1,118 @@
+"""params.yaml: what is refused, and what the message says; resolving and overriding."""
+
+from __future__ import annotations
+
+import copy
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from turbo_vaed import params
+from turbo_vaed.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def document():
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def load(document, customer="demo"):
+    return params.parse(params.resolve(document, customer))
+
+
+def test_the_shipped_file_is_valid_for_every_customer_and_use_case(document):
+    for use_case in ("education", "inspection", "critical"):
+        document["customers"]["demo"]["use_case"] = use_case
+        assert load(document).use_case == use_case
+    assert load(document).budget.run_usd == Decimal(95)
+    assert load(document).thresholds.needs_approval is True
+
+
+def test_a_customer_overrides_any_leaf_and_no_other(document):
+    before = load(document)
+    document["customers"]["demo"]["distill"] = {"steps": 7}
+    after = load(document)
+    assert after.distill.steps == 7
+    assert after.distill.batch_size == before.distill.batch_size
+    assert after.clip == before.clip
+
+
+def test_money_keeps_the_digits_that_were_typed(document):
+    document["customers"]["demo"]["budget"] = {"run_usd": 0.1}
+    assert load(document).budget.run_usd == Decimal("0.1")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("distill", "stepz"), 3, ["distill.stepz", "unknown key", "steps"]),
+        (("colour",), "red", ["colour", "unknown key"]),
+        (("budget", "run_usd"), 0, ["budget.run_usd", "found 0", "greater than 0"]),
+        (("budget", "run_usd"), -5, ["budget.run_usd", "found -5"]),
+        (("budget", "run_usd"), float("nan"), ["budget.run_usd"]),
+        (("distill", "steps"), "many", ["distill.steps", "'many'"]),
+        (("distill", "steps"), 2.5, ["distill.steps", "2.5"]),
+        (("distill", "batch_size"), 3, ["batch_size 3", "workers 2"]),
+        (("distill", "crop"), 4096, ["distill.crop 4096", "clip.size"]),
+        (("validate", "min_side"), 16, ["validate.min_side 16", "clip.size"]),
+        (("clip", "train_share"), 0.95, ["below 1"]),
+        (("encode", "teacher_family"), "mystery", ["encode.teacher_family", "ltx-video"]),
+        (("use_case",), "fun", ["use_case is 'fun'", "education"]),
+    ],
+)
+def test_bad_values_are_refused_by_their_path(document, path, value, said):
+    place = document["customers"]["demo"]
+    for key in path[:-1]:
+        place = place.setdefault(key, {})
+    place[path[-1]] = value
+    with pytest.raises(UserError) as refused:
+        load(document)
+    for words in said:
+        assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a b", "../x", "", "Ä", "-x", "a" * 49, "A"])
+def test_names_that_are_no_customer_names(document, name):
+    with pytest.raises(UserError, match="not allowed"):
+        params.resolve(document, name)
+
+
+def test_unknown_customer_is_told_how_to_be_added(document):
+    with pytest.raises(UserError, match="customer add nobody"):
+        params.resolve(document, "nobody")
+
+
+def test_unknown_top_level_key(document):
+    document["default"] = {}
+    with pytest.raises(UserError, match="unknown key 'default'"):
+        params.resolve(document, "demo")
+
+
+def test_missing_section(document):
+    del document["defaults"]["clip"]
+    with pytest.raises(UserError, match="clip: missing"):
+        load(document)
+
+
+def test_file_that_is_no_yaml(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("a: [1\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        params.read_yaml(path)
+    path.write_text("- 1\n")
+    with pytest.raises(UserError, match="mapping"):
+        params.read_yaml(path)
+    with pytest.raises(UserError, match="does not exist"):
+        params.read_yaml(tmp_path / "none.yaml")
+
+
+def test_resolving_does_not_change_what_was_read(document):
+    before = copy.deepcopy(document)
+    document["customers"]["demo"]["distill"] = {"steps": 7}
+    before["customers"]["demo"]["distill"] = {"steps": 7}
+    params.resolve(document, "demo")
+    assert document == before
