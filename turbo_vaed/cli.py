@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from turbo_vaed.errors import TurboVaedError, UserError
-from turbo_vaed.settings import QUIET_ENVIRONMENT, Settings
+from turbo_vaed.settings import ENVIRONMENT, Settings
 
 Format = Annotated[
     Literal["table", "json"], typer.Option("--format", help="table for people, json for programs")
@@ -46,7 +46,8 @@ app.add_typer(reports, name="report")
 
 def main() -> int:
     """Entry point: run a verb and return its exit code."""
-    os.environ.update({k: v for k, v in QUIET_ENVIRONMENT.items() if k not in os.environ})
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         returned = app(standalone_mode=False)  # typer gives an `Exit` raised inside as its code
         return returned if isinstance(returned, int) else 0

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from turbo_vaed.errors import UserError
 
-QUIET_ENVIRONMENT = {
+ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -27,8 +27,11 @@ QUIET_ENVIRONMENT = {
     "DVC_NO_ANALYTICS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
 }
-"""Nothing phones home, no client tries for minutes; for the command line and its children."""
+"""Set for the command line and its children where not set already: nothing phones home, no client
+tries for minutes, and a slow machine may take its time to start Prefect's own server."""
 
 
 @dataclass(frozen=True, kw_only=True)

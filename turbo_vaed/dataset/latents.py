@@ -7,6 +7,7 @@ same chunk and only indices travel through Ray.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -71,6 +72,7 @@ def encode_clips(
     group.create_array("reconstruction", shape=video.shape, chunks=video.chunks, dtype="uint8")
     with ray_session(ray_address):
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         batches = -(-count // batch_size)
         free = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
         size = max(1, min(workers or free, free, batches // BATCHES_PER_WORKER))

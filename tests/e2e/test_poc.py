@@ -1,0 +1,173 @@
+"""Whole runs through the command line on a checkout of their own: Prefect, DVC, Ray, MLflow.
+
+The teacher is the demo's, the videos are made on the spot, and everything is tiny. One checkout
+serves all tests in order, as a person would use it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "validate": {"min_side": 64},
+    "clip": {"size": 64, "clips_per_video": 6},
+    "distill": {
+        "steps": 4, "crop": 32, "batch_size": 2, "checkpoint_every": 2, "validate_every": 2,
+    },
+    "gate": {"warmup": 1, "samples": 3},
+    "thresholds": {
+        "min_psnr_retention": 0.1, "min_psnr": 5.0, "min_ssim": 0.0, "min_ms_ssim": 0.0,
+        "min_worst_psnr": 1.0, "max_cold_start_seconds": 300, "max_latency_ratio": 100,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, make_video):
+    """A checkout with the customer `tiny`, whose videos are four, one of them a text file."""
+    root = tmp_path_factory.mktemp("checkout")
+    for name in ("params.yaml", "dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "assets", root / "assets")
+    for seed in range(2):
+        make_video(root / f"videos/v{seed}.mp4", frames=60, width=96, height=80, seed=seed)
+    (root / "videos/notes.mp4").write_text("not a video")
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=root, check=True)
+    remote = ["remote", "add", "-d", "local", "state/dvc-remote"]
+    subprocess.run([sys.executable, "-m", "dvc", *remote], cwd=root, check=True)
+    return root
+
+
+def override(checkout: Path, **changes: object) -> None:
+    path = checkout / "params.yaml"
+    document = yaml.safe_load(path.read_text())
+    document["customers"]["tiny"].update(changes)
+    path.write_text(yaml.safe_dump(document))
+
+
+def turbo_vaed(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run the command line as a person would, in the checkout."""
+    own = ("TURBO_VAED_ROOT", "TURBO_VAED_RUN_ID", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+    told = {k: v for k, v in os.environ.items() if k not in own}
+    return subprocess.run(
+        [sys.executable, "-m", "turbo_vaed.cli", *arguments],
+        cwd=checkout,
+        env={**told, "PREFECT_HOME": str(checkout / "state/prefect"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+
+
+def charges(checkout: Path) -> list[tuple[str, str]]:
+    with sqlite3.connect(checkout / "state/ledger.db") as ledger:
+        return ledger.execute("select run, stage from charges order by started_at").fetchall()
+
+
+@pytest.fixture(scope="module")
+def first_run(checkout):
+    added = turbo_vaed(
+        checkout, "customer", "add", "tiny", "--source", "videos", "--use-case", "education"
+    )
+    assert added.returncode == 0, added.stderr
+    override(checkout, **TINY)
+    return turbo_vaed(checkout, "poc", "tiny")
+
+
+def test_a_run_ends_with_a_judged_registered_package_and_a_report(checkout, first_run):
+    assert first_run.returncode == 0, first_run.stdout[-3000:] + first_run.stderr[-3000:]
+    work = checkout / "work/tiny"
+    assert "Ready to ship" in first_run.stdout
+    verdict = json.loads((work / "gate/verdict.json").read_text())
+    assert verdict["result"] == "passes"
+    package = json.loads((work / "export/package/package.json").read_text())
+    page = (work / "report/report.html").read_text()
+    for words in ("notes.mp4", "champion", verdict["package_sha256"], "by time"):
+        assert words in page, words
+    assert package["files"]
+    history = json.loads((work / "distill/history.json").read_text())
+    assert history["stopped"] == "finished"
+    assert history["workers"] == 2
+    assert len(history["steps"]) == 4
+    listed = turbo_vaed(checkout, "registry", "list", "tiny", "--format", "json")
+    (version,) = json.loads(listed.stdout)
+    assert version["aliases"] == "champion"
+    stages = {stage for _, stage in charges(checkout)}
+    assert stages == {"validate", "clip", "encode", "distill", "evaluate", "export", "gate"}
+    assert list((checkout / "state/dvc-remote").rglob("*.dir"))  # pushed
+    assert not list(work.glob(".*.partial"))
+    assert not (work / "checkpoints").exists()
+
+
+def test_a_second_run_computes_and_charges_nothing(checkout, first_run):
+    before = charges(checkout)
+    lock = (checkout / "dvc.lock").read_bytes()
+    again = turbo_vaed(checkout, "poc", "tiny")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "Nothing changed" in again.stdout
+    assert charges(checkout) == before
+    assert (checkout / "dvc.lock").read_bytes() == lock
+    assert "Running stage" not in again.stdout
+    listed = turbo_vaed(checkout, "registry", "list", "tiny", "--format", "json")
+    assert len(json.loads(listed.stdout)) == 1
+
+
+def test_a_budget_too_small_stops_distillation_and_the_rest_still_runs(checkout, first_run):
+    encoded = (checkout / "work/tiny/encode/latents.json").stat().st_mtime_ns
+    override(checkout, budget={"run_usd": 0.0001}, use_case="critical")
+    short = turbo_vaed(checkout, "poc", "tiny")
+    assert short.returncode == 0, short.stdout[-3000:] + short.stderr[-3000:]
+    work = checkout / "work/tiny"
+    history = json.loads((work / "distill/history.json").read_text())
+    assert history["stopped"] == "budget"
+    assert history["steps_done"] < 4
+    assert "budget" in (work / "report/report.html").read_text().lower()
+    assert (work / "encode/latents.json").stat().st_mtime_ns == encoded  # not run again
+    runs = list(dict.fromkeys(run for run, _ in charges(checkout)))
+    assert len(runs) == 2
+    # `critical` needs a person's approval: whatever was measured, it is no champion.
+    versions = json.loads(
+        turbo_vaed(checkout, "registry", "list", "tiny", "--format", "json").stdout
+    )
+    assert versions[0]["aliases"] == "candidate"
+    assert versions[0]["reasons"]
+    assert versions[1]["aliases"] == "champion"
+
+
+def test_a_failing_stage_leaves_its_own_words_and_a_report(checkout, first_run):
+    weights = checkout / "assets/teachers/tiny-ltx/diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    try:
+        failed = turbo_vaed(checkout, "poc", "tiny")
+    finally:
+        weights.write_bytes(whole)
+    assert failed.returncode == 3
+    assert weights.name in failed.stderr
+    assert "Traceback" not in failed.stderr.split("fault: ")[-1]
+    page = (checkout / "work/tiny/report/report.html").read_text()
+    assert "encode" in page
+    assert weights.name in page
+    assert not (checkout / "work/tiny/.encode.partial").exists()
+
+
+def test_too_little_data_is_refused_with_names(checkout, first_run):
+    shutil.rmtree(checkout / "videos")
+    (checkout / "videos").mkdir()
+    (checkout / "videos/empty.mp4").touch()
+    refused = turbo_vaed(checkout, "poc", "tiny")
+    assert refused.returncode == 1
+    assert "empty.mp4" in refused.stderr
+    assert "empty.mp4" in (checkout / "work/tiny/report/report.html").read_text()
+    assert not (checkout / "work/tiny/validate").exists()
