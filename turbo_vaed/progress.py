@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+T = TypeVar("T")
 _LINE_EVERY_SECONDS = 10.0
 
 
@@ -38,3 +40,11 @@ def progress(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
             print(f"{label}: {done}/{total} {detail}".rstrip(), flush=True)
 
     yield line
+
+
+def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    """`items`, counted up to `total` where a person can follow."""
+    with progress(label, total) as update:
+        for done, item in enumerate(items, 1):
+            yield item
+            update(done, "")

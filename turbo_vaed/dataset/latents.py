@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from turbo_vaed import errors
-from turbo_vaed.dataset.progress import track
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import Fault, TurboVaedError
+from turbo_vaed.progress import track
 
 if TYPE_CHECKING:
     import torch

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from turbo_vaed.export.package import check_latent_scaling
+from turbo_vaed.quiet import quiet_imports
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,12 +75,14 @@ def export_xnnpack(
 def _lower(module: "nn.Module", latents: "Tensor") -> bytes:
     # Late: these imports take seconds, and ExecuTorch's talks.
     import torch
-    from executorch.backends.xnnpack.partition import (  # type: ignore[import-untyped, unused-ignore]
-        xnnpack_partitioner,
-    )
-    from executorch.exir import (  # type: ignore[import-untyped, unused-ignore]
-        to_edge_transform_and_lower,
-    )
+
+    with quiet_imports():
+        from executorch.backends.xnnpack.partition import (  # type: ignore[import-untyped, unused-ignore]
+            xnnpack_partitioner,
+        )
+        from executorch.exir import (  # type: ignore[import-untyped, unused-ignore]
+            to_edge_transform_and_lower,
+        )
 
     with torch.no_grad():
         exported = torch.export.export(module, (latents,))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import torch
 
 from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.models.teachers import LatentSpec, TeacherFacts
+from turbo_vaed.quiet import quiet_imports
 
 FAMILY = "ltx-video"
 CLASS_NAME = "AutoencoderKLLTXVideo"
@@ -97,7 +95,7 @@ def load(
     facts = describe(folder)
     config = _read_config(folder)
     try:
-        with _quiet():
+        with quiet_imports():
             from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
 
             module = AutoencoderKLLTXVideo.from_config(config)
@@ -129,14 +127,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "use a variant without (LTX-Video 0.9.0)"
         )
     return config
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings of diffusers, which tries out optional parts that are not used here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -1,0 +1,18 @@
+"""Silence for libraries that talk at import about optional parts that nobody asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """No log messages up to WARNING inside the block; errors still raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
