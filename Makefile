@@ -46,8 +46,8 @@ lint: $(STAMP) ## style, types and import direction
 teacher: setup ## train the small teacher of the demo again (an hour on one core)
 	$(BIN)/python scripts/train_teacher.py
 
-bench: setup ## time set-up, PoC and its re-run; writes bench/results
+bench: setup ## time set-up, PoC and its re-run in a fresh clone; writes bench/results
 	$(BIN)/python bench/first_light.py
 
-clean: ## remove what runs made (not the environment, not the videos)
+clean: ## remove what runs made, ledger and registry with it (not .venv, not the videos)
 	rm -rf work state dvc.lock

@@ -1,17 +1,13 @@
-"""Time `make poc` on a set-up checkout, its re-run, and the memory of all its processes.
+"""Time set-up, `make poc` and its re-run in a fresh clone of HEAD, and the memory they take.
 
-Works in the checkout that it lies in: removes work/, state/ and dvc.lock first. With --set-up a
-fresh clone of HEAD is set up and used instead, and that is timed too.
 Run: make bench. Its last line is JSON; it is also written to bench/results/first_light.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -25,10 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class PeakMemory:
-    """Highest sum of the proportional set sizes of a process and all its descendants, bytes.
+    """Highest sum of the proportional set sizes of all processes that began after this, bytes.
 
-    Ray and Prefect detach some of theirs: every process that began after the start and runs from
-    this checkout's environment, or belongs to Ray, is counted.
+    Ray and Prefect detach some of theirs, so descendants alone would not do: run nothing else.
     """
 
     def __init__(self) -> None:
@@ -67,20 +62,11 @@ def timed(command: list[str], cwd: Path) -> tuple[float, int]:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--set-up", action="store_true", help="in a fresh clone, set-up timed")
-    given = arguments.parse_args()
     result: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        checkout = ROOT
-        if given.set_up:
-            checkout = Path(scratch) / "clone"
-            subprocess.run(["git", "clone", "-q", str(ROOT), str(checkout)], check=True)
-            result["set_up_seconds"], _ = timed(["make", "setup"], checkout)
-        else:
-            for name in ("work", "state"):
-                shutil.rmtree(checkout / name, ignore_errors=True)
-            (checkout / "dvc.lock").unlink(missing_ok=True)
+        checkout = Path(scratch) / "clone"
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(checkout)], check=True)
+        result["set_up_seconds"], _ = timed(["make", "setup"], checkout)
         result["poc_seconds"], peak = timed(["make", "poc"], checkout)
         result["poc_peak_memory_gb"] = round(peak / 1e9, 2)
         result["poc_again_seconds"], _ = timed(["make", "poc"], checkout)
@@ -104,7 +90,9 @@ def main() -> None:
         "python": platform.python_version(),
         "versions": {n: version(n) for n in ("torch", "ray", "prefect", "dvc", "mlflow")},
     }
-    (ROOT / "bench/results/first_light.json").write_text(json.dumps(result, indent=2) + "\n")
+    results = ROOT / "bench/results"
+    results.mkdir(exist_ok=True)
+    (results / "first_light.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
 
 

@@ -12,14 +12,34 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from turbo_vaed.errors import DataRefused, Fault, Refused, TurboVaedError, UserError
+from turbo_vaed.errors import (
+    CorruptFile,
+    DataRefused,
+    Fault,
+    Refused,
+    TurboVaedError,
+    UserError,
+)
 
 _LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
+_LOCK_WAIT_SECONDS = 600.0
+_INTERRUPT_SECONDS = 15.0
+"""What a stage gets to end its charges and its children, before it is killed."""
+_HASHING_SECONDS = 6 * 3600.0
+"""`dvc status` hashes a customer's whole folder the first time."""
 _TAIL_LINES = 30
+_KINDS: dict[str, type[TurboVaedError]] = {
+    "refused": DataRefused,
+    "error": UserError,
+    "corrupt": CorruptFile,
+    "fault": Fault,
+}
+"""How the command line begins its last words, and what they mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +57,8 @@ def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str
         Fault: DVC itself failed.
     """
     targets = [f"{stage}@{customer}" for stage in stages]
-    status, errors = _dvc(root, ["status", "--json", *targets], {}, timeout_seconds=300)
+    command = ["status", "--json", *targets]
+    status, errors = _dvc(root, command, {}, timeout_seconds=_HASHING_SECONDS)
     found = json.loads(status.strip().splitlines()[-1]) if status.strip() else {}
     if not isinstance(found, dict):
         raise Fault(f"dvc status said: {status[-500:]} {errors[-500:]}")
@@ -60,7 +81,7 @@ def reproduce(
 def push(root: Path, customer: str, stages: tuple[str, ...]) -> str:
     """`dvc push` of a customer's outputs to the configured remote; returns what DVC said."""
     targets = [f"{stage}@{customer}" for stage in stages]
-    out, _ = _dvc(root, ["push", *targets], {}, timeout_seconds=1800)
+    out, _ = _dvc(root, ["push", *targets], {}, timeout_seconds=_HASHING_SECONDS)
     return out.strip().splitlines()[-1] if out.strip() else "nothing to push"
 
 
@@ -72,7 +93,29 @@ def _dvc(
     timeout_seconds: float,
     stage: str = "",
 ) -> tuple[str, str]:
-    """Run DVC in `root`; a stage's output is shown, and its errors are kept."""
+    """Run DVC in `root`, waiting for its lock where another customer's stage holds it."""
+    deadline = time.monotonic() + _LOCK_WAIT_SECONDS
+    while True:
+        try:
+            return _dvc_once(root, arguments, environment, timeout_seconds, stage)
+        except _Locked:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2)
+
+
+class _Locked(Refused):
+    """Another process works on this checkout's DVC repository."""
+
+
+def _dvc_once(
+    root: Path,
+    arguments: list[str],
+    environment: Mapping[str, str],
+    timeout_seconds: float,
+    stage: str,
+) -> tuple[str, str]:
+    """Run DVC once; a stage's output is shown as it comes, and its errors are kept."""
     # The venv's `turbo-vaed` must be the one that dvc.yaml names.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     process = subprocess.Popen(
@@ -104,9 +147,7 @@ def _dvc(
             f"{stage or arguments[0]} took more than {timeout_seconds:.0f} s and was stopped"
         ) from None
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _stop(process)
         for reader in readers:
             reader.join(5)
     out, errors = "".join(kept["out"]), "".join(kept["err"])
@@ -115,13 +156,26 @@ def _dvc(
     return out, errors
 
 
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Interrupt a process group that still runs, so that it books its waste; then kill it."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(_INTERRUPT_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def _failure(what: str, code: int, errors: str) -> TurboVaedError:
     """The error that a child process ended with, by what it printed."""
     if any(sign in errors for sign in _LOCKED):
-        return Refused(f"{what}: another run works on this checkout's DVC lock; wait for it to end")
-    for line_number, line in enumerate(lines := errors.splitlines()):
-        for kind, error in (("refused", DataRefused), ("error", UserError), ("fault", Fault)):
-            if line.startswith(f"{kind}: "):
-                text = "\n".join(lines[line_number:]).removeprefix(f"{kind}: ")
-                return error(f"{what}: {text.split(chr(10) + 'ERROR:')[0].strip()}")
+        return _Locked(f"{what}: another run works on this checkout's DVC lock; wait for its end")
+    lines = errors.splitlines()
+    for number, line in enumerate(lines):
+        kind = _KINDS.get(line.split(": ", 1)[0])
+        if kind is not None:
+            text = "\n".join(lines[number:]).split("\nERROR:")[0].split(": ", 1)[1].strip()
+            return kind(f"{what}: {text}")
     return Fault(f"{what} ended with exit code {code}:\n" + "\n".join(lines[-_TAIL_LINES:]))

@@ -10,14 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from flows import runs
 from turbo_vaed import mlflow_runs, registry
-from turbo_vaed.costs import Budget, Ledger, PriceBook, format_usd, summarise
-from turbo_vaed.errors import UserError
-from turbo_vaed.poc import Poc
+from turbo_vaed.costs import Budget, Ledger, format_usd, summarise
+from turbo_vaed.errors import BudgetRefused, UserError
+from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.report import Failure, Registration, collect, write_report
 from turbo_vaed.report.words import headline
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages.fit import check_student
+from turbo_vaed.stages.prices import price_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,39 @@ class Reported:
     sentence: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    sentence: str
+    report: Path
+    run_id: str
+    passed: bool
+    """Whether every check of the gate passed; approval by a person is another matter."""
+
+
+def outcome(poc: Poc, run: runs.Run, sentence: str) -> Outcome:
+    """The end of a run whose verdict lies in the customer's folder."""
+    verdict = _read(poc.folder("gate") / "verdict.json")
+    return Outcome(
+        sentence=sentence,
+        report=poc.report,
+        run_id=run.run_id,
+        passed=verdict["result"] == "passes",
+    )
+
+
+def unchanged(poc: Poc, run: runs.Run) -> Outcome:
+    """The end of a run that had nothing to do: the last one stands."""
+    return outcome(poc, run, f"Nothing changed since run {run.run_id}, which made a {run.alias}.")
+
+
+def failure(stage: str, error: Exception) -> Failure:
+    """What the report says of an error: its own words, or its kind where it has none."""
+    said = str(error) or type(error).__name__
+    return Failure(stage=stage, error=said, by_budget=isinstance(error, BudgetRefused))
+
+
 def preflight(settings: Settings, customer: str) -> Poc:
     """What must hold before anything is computed or paid.
 
@@ -53,9 +90,9 @@ def preflight(settings: Settings, customer: str) -> Poc:
             f"customers.{customer}.source: no folder {poc.source}"
             + ("; make setup fetches the demo videos" if customer == "demo" else "")
         )
-    poc.teacher_weights()
-    local = poc.params.prices.local_usd_per_hour
-    PriceBook(local_usd_per_hour=local).require("node", "local")
+    check_student(poc)
+    for stage in STAGES:
+        price_of(poc.params, settings, stage)
     Ledger.open(settings.ledger_url).close()
     mlflow_runs.open_tracking(settings.mlflow_tracking_uri)
     return poc
@@ -81,7 +118,7 @@ def register(poc: Poc, settings: Settings, run: runs.Run) -> Registered:
         for key, value in vars(getattr(poc.params, section)).items()
         if not key.startswith("_")
     }
-    lock = settings.root / "dvc.lock"
+    verdict = _read(poc.folder("gate") / "verdict.json")
     found = registry.register(
         tracking_uri=settings.mlflow_tracking_uri,
         run_id=run.run_id,
@@ -90,16 +127,12 @@ def register(poc: Poc, settings: Settings, run: runs.Run) -> Registered:
         verdict_path=poc.folder("gate") / "verdict.json",
         metrics=metrics,
         params=params,
-        lineage=lineage(poc, settings),
+        lineage=lineage(poc) | {key: str(verdict[key]) for key in ("git_revision", "data_sha256")},
         artifacts=[
-            path
-            for path in (
-                lock,
-                poc.folder("evaluate") / "evaluation.json",
-                poc.folder("distill") / "history.json",
-                poc.folder("gate") / "measurement.json",
-            )
-            if path.is_file()
+            write_lock(poc),
+            poc.folder("evaluate") / "evaluation.json",
+            poc.folder("distill") / "history.json",
+            poc.folder("gate") / "measurement.json",
         ],
     )
     return Registered(name=found.name, version=found.version, mlflow_run_id=found.mlflow_run_id)
@@ -126,12 +159,11 @@ def report(
     settings: Settings,
     run: runs.Run,
     registered: Registered | None,
-    failure: tuple[str, str] | None,
+    failure: Failure | None,
 ) -> Reported:
     """Write work/CUSTOMER/report/report.html of what was reached."""
     params = poc.params
-    local = params.prices.local_usd_per_hour
-    price = PriceBook(local_usd_per_hour=local).require("node", "local")
+    price = price_of(params, settings, "distill")
     budget = Budget.plan(
         run_usd=params.budget.run_usd,
         warn_share=params.budget.warn_share,
@@ -146,8 +178,8 @@ def report(
         started=run.started_at,
         finished=datetime.now(UTC),
         costs=costs,
-        price=f"{format_usd(price.usd_per_hour)} per hour, local ({price.source})",
-        lineage=lineage(poc, settings),
+        price=f"{format_usd(price.usd_per_hour)} per hour ({price.source})",
+        lineage=lineage(poc),
         registration=None
         if registered is None
         else Registration(
@@ -160,24 +192,31 @@ def report(
             if "@" not in settings.mlflow_tracking_uri
             else "",
         ),
-        failure=None if failure is None else Failure(stage=failure[0], error=failure[1]),
+        failure=failure,
         customer=poc.customer,
         use_case=params.use_case,
     )
     return Reported(path=write_report(context, poc.report), sentence=headline(context))
 
 
-def lineage(poc: Poc, settings: Settings) -> dict[str, str]:
+def lineage(poc: Poc) -> dict[str, str]:
     """What the run was made with, beside what verdict and package say themselves."""
-    found = {"python": platform.python_version(), "use_case": poc.params.use_case}
-    lock = settings.root / "dvc.lock"
-    if lock.is_file():
-        found["dvc_lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
-    verdict = poc.folder("gate") / "verdict.json"
-    if verdict.is_file():
-        said = _read(verdict)
-        found |= {key: str(said[key]) for key in ("git_revision", "data_sha256")}
-    return found
+    lock = write_lock(poc)
+    return {
+        "python": platform.python_version(),
+        "use_case": poc.params.use_case,
+        "dvc_lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
+    }
+
+
+def write_lock(poc: Poc) -> Path:
+    """The customer's own part of dvc.lock, as work/CUSTOMER/dvc.lock; nobody else's is in it."""
+    path = poc.root / "dvc.lock"
+    whole = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    own = {k: v for k, v in whole.get("stages", {}).items() if k.endswith(f"@{poc.customer}")}
+    out = poc.work / "dvc.lock"
+    out.write_text(yaml.safe_dump({"schema": whole.get("schema"), "stages": own}))
+    return out
 
 
 def _read(path: Path) -> dict[str, Any]:

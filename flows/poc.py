@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from flows import dvc, effects, runs
-from turbo_vaed.errors import Fault, TurboVaedError
+from flows.effects import Outcome
+from turbo_vaed.errors import CorruptFile, Fault
 from turbo_vaed.poc import STAGES, Poc
+from turbo_vaed.report import Failure
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages.prices import RAY_STAGES
 
 TIMEOUT_SECONDS = {
     "params": 120,
@@ -36,24 +39,12 @@ TIMEOUT_SECONDS = {
 }
 RETRIES = {"encode": 1, "distill": 1, "gate": 1}
 """Where trying again can help: a lost Ray worker, a measurement that was disturbed."""
-RAY_STAGES = ("encode", "distill")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a run came to."""
-
-    sentence: str
-    report: Path | None
-    run_id: str
-    ran: tuple[str, ...]
-    """The stages that were computed; empty where nothing had changed."""
 
 
 def is_worth_retrying(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
-    """A fault may pass; a refusal or a user's mistake will not."""
+    """A fault may pass; a refusal, a user's mistake or a broken file will not."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, Fault)
+    return isinstance(error, Fault) and not isinstance(error, CorruptFile)
 
 
 @task(retry_delay_seconds=5, retry_condition_fn=is_worth_retrying)
@@ -69,7 +60,10 @@ def run_stage(
         timeout_seconds=TIMEOUT_SECONDS[stage],
     )
     if stage in STAGES:
-        show_figures(settings.root / "work" / customer / stage, customer, stage)
+        try:
+            show_figures(settings.root / "work" / customer / stage, customer, stage)
+        except Exception:  # the stage is done and paid for; its picture in Prefect is not worth it
+            get_run_logger().warning("no Prefect artifact for %s", stage, exc_info=True)
     return done.ran
 
 
@@ -78,11 +72,10 @@ def show_figures(folder: Path, customer: str, stage: str) -> None:
     path = folder / "figures.json"
     figures = json.loads(path.read_text()) if path.is_file() else {}
     lines = [f"| {key.replace('_', ' ')} | {value} |" for key, value in figures.items()]
+    text = "\n".join([f"## {customer}: {stage}", "", "| figure | value |", "|---|---|", *lines])
     create_markdown_artifact(
         key=f"{customer.replace('_', '-')}-{stage}",
-        markdown="\n".join(
-            [f"## {customer}: {stage}", "", "| figure | value |", "|---|---|", *lines]
-        ),
+        markdown=text,
         description=f"figures of stage {stage}",
     )
 
@@ -105,7 +98,7 @@ def report(
     settings: Settings,
     run: runs.Run,
     registered: effects.Registered | None,
-    failure: tuple[str, str] | None,
+    failure: Failure | None,
 ) -> effects.Reported:
     """The page for an engineer and for a finance person, of what was reached."""
     return effects.report(poc, settings, run, registered, failure)
@@ -117,43 +110,66 @@ def push(settings: Settings, customer: str) -> str:
     return dvc.push(settings.root, customer, STAGES)
 
 
-@flow(name="poc", flow_run_name="poc-{customer}", validate_parameters=False)
-def poc_flow(settings: Settings, customer: str) -> Outcome:
+@flow(name="poc", flow_run_name="poc-{customer}")
+def poc_flow(customer: str) -> Outcome:
     """Everything from a folder of videos to a judged, registered package and its report."""
+    settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
     log = get_run_logger()
     poc = effects.preflight(settings, customer)
-    stale = _resolve_params_and_status(settings, customer)
-    last = runs.read(poc.work)
-    if last is not None and last.status == "done" and not stale and poc.report.is_file():
-        log.info("nothing changed since run %s: no stage to compute", last.run_id)
-        registered = promote(poc, settings, register(poc, settings, last))
-        sentence = f"Nothing changed since run {last.run_id}: it is {registered.alias}."
-        return Outcome(sentence=sentence, report=poc.report, run_id=last.run_id, ran=())
-    run = last if last is not None and last.status == "open" else runs.begin(poc.work, customer)
-    reached, ran = "validate", []
+    with runs.alone(poc.work, customer):
+        stale = _resolve_params_and_status(settings, customer)
+        last = runs.read(poc.work)
+        if last is not None and last.status == "done" and not stale and poc.report.is_file():
+            if last.verdict_sha256 == runs.verdict_sha256(poc.work):
+                log.info("nothing changed since run %s: no stage to compute", last.run_id)
+                return effects.unchanged(poc, last)
+            last = None  # stages were run by hand since: they are a run of their own
+        run = last if last is not None and last.status == "open" else None
+        return _run(poc, settings, run or runs.begin(poc.work, customer), stale)
+
+
+def _run(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> Outcome:
+    log = get_run_logger()
+    reached = stale[0] if stale else "register"
+    registered: effects.Registered | None = None
     try:
         with _ray_for(settings, stale) as environment:
             for stage in STAGES[STAGES.index(stale[0]) :] if stale else ():
                 reached = stage
                 told = {**environment, "TURBO_VAED_RUN_ID": run.run_id}
                 attempt = run_stage.with_options(name=stage, retries=RETRIES.get(stage, 0))
-                if attempt(settings, customer, stage, told):
-                    ran.append(stage)
+                attempt(settings, poc.customer, stage, told)
         reached = "register"
         registered = register(poc, settings, run)
         reached = "promote"
         registered = promote(poc, settings, registered)
-    except TurboVaedError as error:
-        written = report(poc, settings, run, None, (reached, str(error)))
-        log.error("run %s failed at %s; report: %s", run.run_id, reached, written.path)
+    except Exception as error:
+        _report_failure(poc, settings, run, registered, reached, error)
         raise
     written = report(poc, settings, run, registered, None)
-    said = push(settings, customer)
-    log.info("dvc push: %s", said)
-    runs.write(poc.work, replace(run, status="done"))
-    return Outcome(
-        sentence=written.sentence, report=written.path, run_id=run.run_id, ran=tuple(ran)
-    )
+    log.info("dvc push: %s", push(settings, poc.customer))
+    verdict = runs.verdict_sha256(poc.work)
+    done = replace(run, status="done", verdict_sha256=verdict, alias=registered.alias)
+    runs.write(poc.work, done)
+    return effects.outcome(poc, run, written.sentence)
+
+
+def _report_failure(
+    poc: Poc,
+    settings: Settings,
+    run: runs.Run,
+    registered: effects.Registered | None,
+    reached: str,
+    error: Exception,
+) -> None:
+    """A report of what was reached; that it fails must not hide the error it is about."""
+    log = get_run_logger()
+    try:
+        written = report(poc, settings, run, registered, effects.failure(reached, error))
+    except Exception:
+        log.exception("run %s failed at %s, and its report could not be written", run, reached)
+    else:
+        log.error("run %s failed at %s; report: %s", run.run_id, reached, written.path)
 
 
 def _resolve_params_and_status(settings: Settings, customer: str) -> list[str]:
@@ -173,13 +189,13 @@ def _ray_for(settings: Settings, stale: list[str]) -> Iterator[dict[str, str]]:
     first = STAGES.index(stale[0]) if stale else len(STAGES)
     needed = any(STAGES.index(stage) >= first for stage in RAY_STAGES)
     if settings.ray_address or not needed:
-        with nullcontext():
-            yield {}
+        yield {}
         return
     with ray_session():
         import ray
 
-        yield {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        address = ray.get_runtime_context().gcs_address
+        yield {"RAY_ADDRESS": address, "TURBO_VAED_OWN_RAY": address}
 
 
 def start(settings: Settings, customer: str) -> Outcome:
@@ -189,4 +205,4 @@ def start(settings: Settings, customer: str) -> Outcome:
         TurboVaedError: as the stage that failed; the report of what was reached is written.
     """
     effects.preflight(settings, customer)  # a user's mistake needs no server to be told
-    return poc_flow(settings, customer)
+    return poc_flow(customer)

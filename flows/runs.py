@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from turbo_vaed.errors import Refused
 from turbo_vaed.settings import new_run_id
 
 
@@ -20,6 +25,10 @@ class Run:
     started: str
     """ISO 8601, UTC."""
     status: Literal["open", "done"]
+    verdict_sha256: str = ""
+    """Of the verdict that the run ended with: what a done run stands for."""
+    alias: str = ""
+    """What the run made of its version."""
 
     @property
     def started_at(self) -> datetime:
@@ -46,3 +55,25 @@ def begin(work: Path, customer: str) -> Run:
     """A fresh, open run."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return write(work, Run(run_id=new_run_id(customer), started=now, status="open"))
+
+
+def verdict_sha256(work: Path) -> str:
+    """Of the verdict that lies in `work` now; empty where there is none."""
+    path = work / "gate" / "verdict.json"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+@contextmanager
+def alone(work: Path, customer: str) -> Iterator[None]:
+    """Only one flow works for a customer at a time.
+
+    Raises:
+        Refused: another one does.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"another run of {customer} is going on; wait for its end") from None
+        yield

@@ -140,6 +140,39 @@ def test_unknown_price_is_refused_before_anything_runs(call, checkout):
     assert not (checkout / "work").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("crop: 64", "crop: 60", "distill.crop is 60"),
+        ("frames: 9", "frames: 8", "clip.frames is 8"),
+        ("student: tiny-ltx", "student: turbo-vaed-ltx", "128 channels"),
+        ("student: tiny-ltx", "student: mine", "allowed: "),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_paid(call, checkout, old, new, said):
+    edit(checkout, old, new)
+    code, _, err = call("poc", "demo")
+    assert code == 2
+    assert said in err
+    assert not (checkout / "work").exists()
+
+
+def test_a_corrupt_teacher_is_told_before_anything_is_paid(call, checkout):
+    weights = checkout / "assets/teachers/tiny-ltx/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, _, err = call("poc", "demo")
+    assert code == 3
+    assert weights.name in err
+    assert not (checkout / "work").exists()
+
+
+def test_a_cluster_without_a_price_is_refused(call, checkout, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    code, _, err = call("poc", "demo")
+    assert code == 1
+    assert "prices.cluster_usd_per_hour" in err
+
+
 def test_unreachable_mlflow(call, checkout, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     code, _, err = call("poc", "demo")

@@ -57,6 +57,7 @@ def test_money_keeps_the_digits_that_were_typed(document):
         (("distill", "steps"), "many", ["distill.steps", "'many'"]),
         (("distill", "steps"), 2.5, ["distill.steps", "2.5"]),
         (("distill", "batch_size"), 3, ["batch_size 3", "workers 2"]),
+        (("clip", "size"), 8, ["clip.size", "32"]),
         (("distill", "crop"), 4096, ["distill.crop 4096", "clip.size"]),
         (("validate", "min_side"), 16, ["validate.min_side 16", "clip.size"]),
         (("clip", "train_share"), 0.95, ["below 1"]),
@@ -75,7 +76,7 @@ def test_bad_values_are_refused_by_their_path(document, path, value, said):
         assert words in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["a/b", "a b", "../x", "", "Ä", "-x", "a" * 49, "A"])
+@pytest.mark.parametrize("name", ["a/b", "a b", "../x", "", "Ä", "-x", "a" * 49, "A", "no", "123"])
 def test_names_that_are_no_customer_names(document, name):
     with pytest.raises(UserError, match="not allowed"):
         params.resolve(document, name)

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from turbo_vaed.errors import TurboVaedError, UserError
+from turbo_vaed.errors import CorruptFile, TurboVaedError, UserError
 from turbo_vaed.settings import ENVIRONMENT, Settings
 
 Format = Annotated[
@@ -67,6 +67,8 @@ def main() -> int:
 
 
 def _kind(error: TurboVaedError) -> str:
+    if isinstance(error, CorruptFile):
+        return "corrupt"
     return {1: "refused", 2: "error"}.get(error.exit_code, "fault")
 
 
@@ -90,8 +92,9 @@ def run_poc(customer: Customer) -> None:
 
     outcome = start(Settings.from_environment(), customer)
     print(outcome.sentence)
-    if outcome.report is not None:
-        print(f"report: {outcome.report}")
+    print(f"report: {outcome.report}")
+    if not outcome.passed:
+        raise typer.Exit(1)
 
 
 @app.command("stage")

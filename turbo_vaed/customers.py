@@ -44,9 +44,12 @@ def add(root: Path, name: str, *, source: Path, use_case: str) -> None:
     text = io.StringIO()
     yaml.dump(document, text)
     partial = path.with_suffix(".yaml.partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    params.load(partial, name)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text.getvalue(), encoding="utf-8")
+        params.load(partial, name)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def everyone(root: Path) -> list[dict[str, Any]]:

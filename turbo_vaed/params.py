@@ -43,6 +43,8 @@ class BudgetParams:
 class PriceParams:
     local_usd_per_hour: Annotated[Money, Field(ge=0)] | None
     """USD per hour of this machine; null is an unknown price, which stops a run."""
+    cluster_usd_per_hour: Annotated[Money, Field(ge=0)] | None
+    """USD per hour of all nodes of the Ray cluster in RAY_ADDRESS together."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -59,7 +61,8 @@ class ValidateParams:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ClipParams:
     frames: Count
-    size: Count
+    size: Annotated[int, Field(ge=32, strict=True)]
+    """Side of a clip in pixels; SSIM needs some."""
     clips_per_video: Count
     train_share: Annotated[float, Field(gt=0, lt=1)]
     val_share: Annotated[float, Field(gt=0, lt=1)]
@@ -179,10 +182,10 @@ SECTIONS = (
 
 def check_customer_name(name: str) -> str:
     """`name`, or a UserError that says what a customer's name may be."""
-    if not CUSTOMER_NAME.fullmatch(name):
+    if not CUSTOMER_NAME.fullmatch(name) or not isinstance(yaml.safe_load(name), str):
         raise UserError(
             f"customer name {name!r} is not allowed: use 1 to 48 of a-z, 0-9, '-' and '_', "
-            "beginning with a letter or digit"
+            "beginning with a letter or digit, and no word that YAML reads as something else"
         )
     return name
 

@@ -43,6 +43,13 @@ class Settings:
     mlflow_tracking_uri: str
     run_id: str | None
     ray_address: str | None
+    own_ray_address: str | None
+    """Of a local Ray that the flow started for its stages."""
+
+    @property
+    def on_a_cluster(self) -> bool:
+        """Whether Ray is somebody's cluster, which costs more than this machine."""
+        return self.ray_address not in (None, "local", self.own_ray_address)
 
     @classmethod
     def from_environment(cls, root: Path | None = None) -> Settings:
@@ -60,6 +67,7 @@ class Settings:
             or f"sqlite:///{state}/mlflow.db",
             run_id=os.environ.get("TURBO_VAED_RUN_ID") or None,
             ray_address=os.environ.get("RAY_ADDRESS") or None,
+            own_ray_address=os.environ.get("TURBO_VAED_OWN_RAY") or None,
         )
 
 

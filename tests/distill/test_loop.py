@@ -69,12 +69,22 @@ def test_budget_stops_before_the_first_step_and_still_gives_a_student(make_job):
     assert last.best
 
 
-def test_budget_stops_on_the_way(make_job):
-    job = make_job(steps=100000, budget_usd="0.3", usd_per_hour="360")  # 0.1 USD per second
-    (*_, last) = run(job)
+def test_budget_stops_on_the_way_and_keeps_what_was_paid_for(make_job):
+    """100 USD a second: six seconds of steps, far from a validation when they end."""
+    job = make_job(
+        steps=100_000,
+        validate_every=90_000,
+        checkpoint_every=90_000,
+        learning_rate=5e-3,
+        budget_usd="600",
+        usd_per_hour="360000",
+    )
+    (last,) = run(job)
     assert last.stopped == "budget"
-    assert 0 <= last.step < 100000
-    assert float(last.spent_usd) <= 0.3
+    assert 0 < last.step < 90_000
+    assert float(last.spent_usd) <= 600
+    assert last.history[-1]["val_psnr"] == last.best_psnr  # validated at the stop, and better
+    assert last.best_step == last.step
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(make_job):

@@ -91,6 +91,7 @@ class Loop:
         torch.manual_seed(params.seed)
         decoder = TurboVaedDecoder(job.student)
         self.step, self.best_step, self.best_psnr = 0, 0, -math.inf
+        self.validate_seconds = self.report_seconds = 0.0  # what the last one took
         self.history: list[dict[str, Any]] = []
         if resume is None and params.start == "linear" and rank == 0:
             start = self.data.crops(
@@ -127,10 +128,13 @@ class Loop:
         while self.step < params.steps:
             stop, reason = self._agree(*self._may_go_on())
             if stop == OUT_OF_BUDGET:
+                if self.history and "val_psnr" not in self.history[-1]:
+                    self.history[-1]["val_psnr"] = self._validate()  # what was paid for may be best
                 return self._finish("budget", reason)
             row = self._train_step()
-            if self._agree(DIVERGED if not math.isfinite(row["loss"]) else CONTINUE, "")[0]:
-                return self._finish("diverged", f"the loss was not finite at step {self.step}")
+            if row is None:
+                reason = f"loss or gradient was not finite at step {self.step + 1}"
+                return self._finish("diverged", reason)
             self.step += 1
             self.history.append(row)
             if self.step % params.validate_every == 0 or self.step == params.steps:
@@ -144,12 +148,13 @@ class Loop:
         """Rank 0's word on the budget, for the next step."""
         if self.rank:
             return CONTINUE, ""
-        seconds = [row["step_seconds"] for row in self.history[-10:]] or [2.0]
+        steps = [row["step_seconds"] for row in self.history[-10:]] or [2.0]
+        # After the step a validation may follow, or the one of a stop; then a checkpoint.
         decision = decide(
             self.job.budget,
             spent_usd=self.job.spent_now(),
             rate_usd_per_second=per_second(self.job.usd_per_hour),
-            next_step_seconds=2 * max(seconds),
+            next_step_seconds=2 * (max(steps) + self.validate_seconds + self.report_seconds),
         )
         return (OUT_OF_BUDGET if decision.stop else CONTINUE), decision.reason
 
@@ -161,7 +166,8 @@ class Loop:
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return int(shared.item()), reason
 
-    def _train_step(self) -> dict[str, Any]:
+    def _train_step(self) -> dict[str, Any] | None:
+        """One step of all ranks; None, and no update, where loss or gradient is not finite."""
         params, began = self.job.params, time.perf_counter()
         rate = learning_rate(self.step, params)
         for group in self.optimizer.param_groups:
@@ -183,7 +189,10 @@ class Loop:
         )
         self.optimizer.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
+        finite = math.isfinite(norm.item()) and math.isfinite(losses.total.item())
+        if self._agree(CONTINUE if finite else DIVERGED, "")[0]:
+            return None
         self.optimizer.step()
         self._average()
         parts = torch.stack([losses.total, losses.source, losses.teacher]).detach()
@@ -211,6 +220,7 @@ class Loop:
     @torch.no_grad()
     def _validate(self) -> float:
         """Mean PSNR in dB of the EMA student on the validation clips, shared over the ranks."""
+        began = time.perf_counter()
         indices = self.data.of_split("val")
         total = torch.zeros(1)
         for index in indices[self.rank :: self.world]:
@@ -221,6 +231,7 @@ class Loop:
         if self.world > 1:
             dist.all_reduce(total)
         mean = total.item() / len(indices)
+        self.validate_seconds = time.perf_counter() - began
         if mean > self.best_psnr:
             self.best, self.best_step, self.best_psnr = (
                 copy.deepcopy(self.ema.state_dict()),
@@ -240,11 +251,13 @@ class Loop:
 
     def _report(self, stopped: str, reason: str) -> None:
         """Hand over the figures, and rank 0's checkpoint; every rank must join."""
+        began = time.perf_counter()
         metrics = {"step": self.step, "best_psnr": self.best_psnr, "stopped": stopped}
-        if self.rank:
-            self.report(metrics, None)
-            return
-        state = Checkpoint(
+        self.report(metrics, None if self.rank else self._checkpoint(stopped, reason))
+        self.report_seconds = time.perf_counter() - began
+
+    def _checkpoint(self, stopped: str, reason: str) -> Checkpoint:
+        return Checkpoint(
             step=self.step,
             weights=self.decoder.state_dict(),
             ema=self.ema.state_dict(),
@@ -258,7 +271,6 @@ class Loop:
             reason=reason,
             history=self.history,
         )
-        self.report(metrics, state)
 
 
 def _wrap(decoder: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Any
 
 from turbo_vaed.distill import checkpoint as checkpoints
 from turbo_vaed.distill.checkpoint import Checkpoint
-from turbo_vaed.errors import Fault
+from turbo_vaed.errors import Fault, UserError
 from turbo_vaed.progress import progress
 
 MAX_FAILURES = 2
@@ -43,13 +43,15 @@ def distill(job: Any, *, storage: Path) -> Distilled:
             interrupted goes on from the last one in it.
 
     Raises:
-        Fault: the workers failed more than `MAX_FAILURES` times, or the loss was not finite.
+        UserError: more workers than CPUs in the cluster, or a learning rate that diverges.
+        Fault: the workers failed more than `MAX_FAILURES` times.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from turbo_vaed.distill.loop import train_worker
 
+    _check_room(job.params.workers)
     storage.mkdir(parents=True, exist_ok=True)
     trainer = TorchTrainer(
         train_worker,
@@ -60,7 +62,10 @@ def distill(job: Any, *, storage: Path) -> Distilled:
         run_config=RunConfig(
             name=run_name(job),
             storage_path=str(storage.resolve()),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(  # the class of Train V2, whose type is not published
+                max_failures=MAX_FAILURES,
+                controller_failure_limit=MAX_FAILURES,  # type: ignore[call-arg]
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
@@ -76,11 +81,23 @@ def distill(job: Any, *, storage: Path) -> Distilled:
     with result.checkpoint.as_directory() as folder:
         state = checkpoints.load(Path(folder))
     if state.stopped == "diverged":
-        raise Fault(
+        clean(storage)  # nothing to go on from
+        raise UserError(
             f"distillation diverged: {state.reason}; lower distill.learning_rate in params.yaml "
             f"(it is {job.params.learning_rate:g})"
         )
     return Distilled(checkpoint=state, workers=job.params.workers)
+
+
+def _check_room(workers: int) -> None:
+    """Ray waits for workers that never fit, for ever and at a price."""
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+    if workers > cpus:
+        raise UserError(
+            f"distill.workers is {workers}, a CPU each; Ray has {cpus}: lower it in params.yaml"
+        )
 
 
 def run_name(job: Any) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from decimal import Decimal
 
-from turbo_vaed.costs import Budget, PriceBook, check_start
-from turbo_vaed.errors import UserError
+from turbo_vaed.costs import Budget, check_start
 from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+from turbo_vaed.stages.fit import check_student
+from turbo_vaed.stages.prices import price_of
 
 
 def run(poc: Poc) -> dict[str, object]:
@@ -16,14 +18,11 @@ def run(poc: Poc) -> dict[str, object]:
     from turbo_vaed.distill import train
     from turbo_vaed.distill.loop import Job
     from turbo_vaed.models import PRESETS
-    from turbo_vaed.settings import Settings
 
     params = poc.params
-    if params.distill.student not in PRESETS:
-        raise UserError(
-            f"distill.student is {params.distill.student!r}; allowed: {', '.join(PRESETS)}"
-        )
-    price = PriceBook(local_usd_per_hour=params.prices.local_usd_per_hour).require("node", "local")
+    check_student(poc)
+    settings = Settings.from_environment(poc.root)
+    price = price_of(params, settings, "distill")
     budget = Budget.plan(
         run_usd=params.budget.run_usd,
         warn_share=params.budget.warn_share,
@@ -44,7 +43,6 @@ def run(poc: Poc) -> dict[str, object]:
         started_at=time.time(),
         progress_file=checkpoints / "progress.jsonl",
     )
-    settings = Settings.from_environment(poc.root)
     with poc.writing("distill") as folder, ray_session(settings.ray_address):
         done = train.distill(job, storage=checkpoints)
         history = train.write_student(done, job, folder)

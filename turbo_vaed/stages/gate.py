@@ -202,12 +202,21 @@ def _data_sha256(poc: Poc) -> str:
 
 
 def _git_revision(root: Path) -> str:
-    """The commit that is checked out, `unknown` where there is none or no git."""
-    command = ["git", "rev-parse", "--verify", "HEAD"]
-    try:
-        found = subprocess.run(
+    """The commit that is checked out, with `-dirty` where tracked files differ from it.
+
+    `unknown` where there is no commit or no git.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(
             command, cwd=root, capture_output=True, text=True, timeout=30, check=True
         )
+        return done.stdout.strip()
+
+    try:
+        revision = git("rev-parse", "--verify", "HEAD")
+        is_dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return found.stdout.strip()
+    return f"{revision}-dirty" if is_dirty else revision

@@ -6,10 +6,11 @@ import dataclasses
 import importlib
 import json
 
-from turbo_vaed.costs import Ledger, Meter, PriceBook
+from turbo_vaed.costs import Ledger, Meter
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings, new_run_id
+from turbo_vaed.stages.prices import price_of
 from turbo_vaed.tracker import Tracker
 
 FIGURES = "figures.json"
@@ -31,8 +32,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
     run = settings.run_id or new_run_id(customer)
     with Ledger.open(settings.ledger_url) as ledger:
         poc = Poc.load(settings.root, customer)
-        local = poc.params.prices.local_usd_per_hour
-        price = PriceBook(local_usd_per_hour=local).require("node", "local")
+        price = price_of(poc.params, settings, name)
         meter = Meter(
             ledger,
             run=run,
