@@ -16,6 +16,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
@@ -47,7 +48,7 @@ def is_worth_retrying(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -
     return isinstance(error, Fault) and not isinstance(error, CorruptFile)
 
 
-@task(retry_delay_seconds=5, retry_condition_fn=is_worth_retrying)
+@task(retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
 def run_stage(
     settings: Settings, customer: str, stage: str, environment: Mapping[str, str]
 ) -> bool:
@@ -80,19 +81,19 @@ def show_figures(folder: Path, customer: str, stage: str) -> None:
     )
 
 
-@task(retries=2, retry_delay_seconds=5, retry_condition_fn=is_worth_retrying)
+@task(retries=2, retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
 def register(poc: Poc, settings: Settings, run: runs.Run) -> effects.Registered:
     """The package as a version of the customer's model in MLflow, its verdict with it."""
     return effects.register(poc, settings, run)
 
 
-@task(retries=2, retry_delay_seconds=5, retry_condition_fn=is_worth_retrying)
+@task(retries=2, retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
 def promote(poc: Poc, settings: Settings, registered: effects.Registered) -> effects.Registered:
     """`champion` with a passing verdict over exactly those bytes; else `candidate`."""
     return effects.promote(poc, settings, registered)
 
 
-@task
+@task(cache_policy=NO_CACHE)
 def report(
     poc: Poc,
     settings: Settings,
@@ -104,7 +105,7 @@ def report(
     return effects.report(poc, settings, run, registered, failure)
 
 
-@task(retries=2, retry_delay_seconds=10)
+@task(retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
 def push(settings: Settings, customer: str) -> str:
     """`dvc push` to the configured remote."""
     return dvc.push(settings.root, customer, STAGES)
