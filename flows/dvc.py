@@ -32,6 +32,15 @@ _INTERRUPT_SECONDS = 15.0
 """What a stage gets to end its charges and its children, before it is killed."""
 _HASHING_SECONDS = 6 * 3600.0
 """`dvc status` hashes a customer's whole folder the first time."""
+_HINTS = (
+    "Updating lock file",
+    "To track the changes with git",
+    "git add dvc.lock",
+    "To enable auto staging",
+    "dvc config core.autostage",
+    "Use `dvc push`",
+)
+"""What DVC advises after a stage and the flow does by itself: not shown."""
 _TAIL_LINES = 30
 _KINDS: dict[str, type[TurboVaedError]] = {
     "refused": DataRefused,
@@ -134,7 +143,7 @@ def _dvc_once(
         assert pipe is not None
         for line in pipe:
             kept[name].append(line)
-            if stage:
+            if stage and line.strip() and not line.strip().startswith(_HINTS):
                 print(line, end="", flush=True, file=sys.stdout if name == "out" else sys.stderr)
 
     readers = [threading.Thread(target=drain, args=(name,), daemon=True) for name in kept]

@@ -205,6 +205,7 @@ def lineage(poc: Poc) -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "use_case": poc.params.use_case,
+        "teacher": poc.params.encode.teacher_weights,
         "dvc_lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
     }
 

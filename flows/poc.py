@@ -8,6 +8,7 @@ reached through the verdict alone.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from prefect.tasks import Task
 
 from flows import dvc, effects, runs
 from flows.effects import Outcome
-from turbo_vaed.errors import CorruptFile, Fault
+from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.report import Failure
 from turbo_vaed.settings import Settings
@@ -170,7 +171,8 @@ def _report_failure(
     except Exception:
         log.exception("run %s failed at %s, and its report could not be written", run, reached)
     else:
-        log.error("run %s failed at %s; report: %s", run.run_id, reached, written.path)
+        log.error("run %s failed at %s", run.run_id, reached)
+        error.add_note(f"report: {written.path}")
 
 
 def _resolve_params_and_status(settings: Settings, customer: str) -> list[str]:
@@ -206,4 +208,13 @@ def start(settings: Settings, customer: str) -> Outcome:
         TurboVaedError: as the stage that failed; the report of what was reached is written.
     """
     effects.preflight(settings, customer)  # a user's mistake needs no server to be told
+    for name in ("prefect.task_runs", "prefect.flow_runs"):
+        logging.getLogger(name).addFilter(without_our_tracebacks)
     return poc_flow(customer)
+
+
+def without_our_tracebacks(record: logging.LogRecord) -> bool:
+    """An error that was raised on purpose speaks for itself; any other keeps its traceback."""
+    if record.exc_info and isinstance(record.exc_info[1], TurboVaedError):
+        record.exc_info = None
+    return True

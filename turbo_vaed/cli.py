@@ -53,6 +53,8 @@ def main() -> int:
         return returned if isinstance(returned, int) else 0
     except TurboVaedError as error:
         print(f"{_kind(error)}: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
         return error.exit_code
     except Exception as error:
         usage = getattr(error, "exit_code", None)
@@ -120,6 +122,10 @@ def add_customer(
     settings = Settings.from_environment()
     add(settings.root, name, source=source, use_case=use_case)
     print(f"added {name}; run its PoC with: turbo-vaed poc {name}")
+    print(
+        "its teacher is the demo's small one unless you name yours under "
+        f"customers.{name}.encode.teacher_weights in params.yaml"
+    )
 
 
 @customers.command("list")
@@ -152,11 +158,12 @@ def show_customer(customer: Customer, form: Format = "table") -> None:
 @costs.command("report")
 def cost_report(customer: Customer, form: Format = "table") -> None:
     """What each run of a customer cost, by stage."""
+    from turbo_vaed import params
     from turbo_vaed.costs import Ledger
-    from turbo_vaed.params import check_customer_name
 
-    check_customer_name(customer)
-    with Ledger.open(Settings.from_environment().ledger_url) as ledger:
+    settings = Settings.from_environment()
+    params.load(settings.root / "params.yaml", customer)
+    with Ledger.open(settings.ledger_url) as ledger:
         runs = dict.fromkeys(c.run for c in ledger.charges(customer=customer))
         rows = [
             {
@@ -175,8 +182,11 @@ def cost_report(customer: Customer, form: Format = "table") -> None:
 @registry.command("list")
 def list_versions(customer: Customer, form: Format = "table") -> None:
     """Versions of a customer's student: alias, verdict, package."""
+    from turbo_vaed import params
     from turbo_vaed.registry import versions
 
+    settings = Settings.from_environment()
+    params.load(settings.root / "params.yaml", customer)
     rows = [
         {
             "version": row.version,
@@ -186,7 +196,7 @@ def list_versions(customer: Customer, form: Format = "table") -> None:
             "created": row.created_at.isoformat(timespec="seconds"),
             "reasons": row.reasons,
         }
-        for row in versions(Settings.from_environment().mlflow_tracking_uri, customer)
+        for row in versions(settings.mlflow_tracking_uri, customer)
     ]
     _show(rows, form, f"versions of {customer}")
 
