@@ -93,7 +93,7 @@ def start_linear(vae: Any, video: Tensor) -> None:
             module.conv2.conv.bias.zero_()
 
     def fit(net: nn.Module, given: tuple[Any, ...], conv: nn.Conv3d, target: Tensor) -> None:
-        fit_conv(conv, capture_input(conv, lambda: net(*given)), target)
+        fit_conv(conv, capture_input(conv, lambda: net(*given)), target, rows_per_unknown=8)
 
     # Encoder: patches, then blocks twice and four times as large in time and space.
     latents_code = representation(blocks(video, 4, 4 * PATCH), LATENT_CHANNELS + 1)

@@ -28,7 +28,6 @@ CONSTANT = 24.0
 SIGNAL = 3.0
 """Root of the summed squares of a representation's channels."""
 _RIDGE = 1e-4
-_ROWS_PER_UNKNOWN = 4
 
 
 def blocks(video: Tensor, t: int, p: int, *, keeps_first: bool = False) -> Tensor:
@@ -66,13 +65,16 @@ def representation(x: Tensor, channels: int) -> Tensor:
 
 
 @torch.no_grad()
-def fit_conv(conv: nn.Conv2d | nn.Conv3d, inputs: Tensor, targets: Tensor) -> None:
+def fit_conv(
+    conv: nn.Conv2d | nn.Conv3d, inputs: Tensor, targets: Tensor, *, rows_per_unknown: int = 4
+) -> None:
     """Ridge regression of the first outputs of `conv`, in place.
 
     Args:
         conv: weights (out, in, *kernel) with zero padding and a bias.
         inputs: what it is called with, (N, in, *sizes).
         targets: what its first `targets.shape[1]` outputs should be, (N, outputs, *sizes').
+        rows_per_unknown: how many positions to fit to, at most, per weight of one output.
     """
     assert conv.bias is not None
     dims = len(conv.kernel_size)
@@ -84,7 +86,7 @@ def fit_conv(conv: nn.Conv2d | nn.Conv3d, inputs: Tensor, targets: Tensor) -> No
     x = x.movedim(1, 1 + dims)  # N, *sizes', in, *kernel
     where = torch.randperm(x.shape[: -1 - dims].numel(), generator=torch.Generator().manual_seed(0))
     unknowns = x.shape[-1 - dims :].numel()
-    index = torch.unravel_index(where[: _ROWS_PER_UNKNOWN * unknowns], x.shape[: -1 - dims])
+    index = torch.unravel_index(where[: rows_per_unknown * unknowns], x.shape[: -1 - dims])
     features = x[index].reshape(len(index[0]), -1)
     wanted = targets.movedim(1, -1)[index]
     feature_mean, wanted_mean = features.mean(0), wanted.mean(0)
