@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from turbo_vaed.errors import (
@@ -51,14 +50,6 @@ _KINDS: dict[str, type[TurboVaedError]] = {
 """How the command line begins its last words, and what they mean."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reproduced:
-    """What `dvc repro` did with a stage."""
-
-    ran: bool
-    """False where nothing had changed."""
-
-
 def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str]:
     """Those of a customer's stages whose inputs, params or outputs changed, in order.
 
@@ -76,15 +67,14 @@ def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str
 
 def reproduce(
     root: Path, customer: str, stage: str, *, environment: Mapping[str, str], timeout_seconds: float
-) -> Reproduced:
+) -> None:
     """Run `dvc repro --single-item STAGE@CUSTOMER`, its output shown as it comes.
 
     Raises:
         TurboVaedError: with the stage's own error text, in the class that its exit code means.
     """
     command = ["repro", "--single-item", f"{stage}@{customer}"]
-    out, _ = _dvc(root, command, environment, timeout_seconds=timeout_seconds, stage=stage)
-    return Reproduced(ran="Running stage" in out)
+    _dvc(root, command, environment, timeout_seconds=timeout_seconds, stage=stage)
 
 
 def push(root: Path, customer: str, stages: tuple[str, ...]) -> str:

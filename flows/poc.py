@@ -52,9 +52,9 @@ def is_worth_retrying(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -
 @task(retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
 def run_stage(
     settings: Settings, customer: str, stage: str, environment: Mapping[str, str]
-) -> bool:
-    """Reproduce one DVC stage; True where it was computed. Its figures become an artifact."""
-    done = dvc.reproduce(
+) -> None:
+    """Reproduce one DVC stage; its figures become an artifact."""
+    dvc.reproduce(
         settings.root,
         customer,
         stage,
@@ -66,7 +66,6 @@ def run_stage(
             show_figures(settings.root / "work" / customer / stage, customer, stage)
         except Exception:  # the stage is done and paid for; its picture in Prefect is not worth it
             get_run_logger().warning("no Prefect artifact for %s", stage, exc_info=True)
-    return done.ran
 
 
 def show_figures(folder: Path, customer: str, stage: str) -> None:

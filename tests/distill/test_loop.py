@@ -85,6 +85,9 @@ def test_budget_stops_on_the_way_and_keeps_what_was_paid_for(make_job):
     assert float(last.spent_usd) <= 600
     assert last.history[-1]["val_psnr"] == last.best_psnr  # validated at the stop, and better
     assert last.best_step == last.step
+    warned = [row["step"] for row in last.history if "of $600" in row.get("budget_warning", "")]
+    assert warned and warned[0] > 1  # from 80 % on, and not before
+    assert warned[-1] == last.step
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(make_job):

@@ -92,6 +92,7 @@ class Loop:
         decoder = TurboVaedDecoder(job.student)
         self.step, self.best_step, self.best_psnr = 0, 0, -math.inf
         self.validate_seconds = self.report_seconds = 0.0  # what the last one took
+        self.warning = ""  # rank 0's, once the warning share of the budget is spent
         self.history: list[dict[str, Any]] = []
         if resume is None and params.start == "linear" and rank == 0:
             start = self.data.crops(
@@ -136,6 +137,8 @@ class Loop:
                 reason = f"loss or gradient was not finite at step {self.step + 1}"
                 return self._finish("diverged", reason)
             self.step += 1
+            if self.warning:
+                row["budget_warning"] = self.warning
             self.history.append(row)
             if self.step % params.validate_every == 0 or self.step == params.steps:
                 row["val_psnr"] = self._validate()
@@ -156,6 +159,7 @@ class Loop:
             rate_usd_per_second=per_second(self.job.usd_per_hour),
             next_step_seconds=2 * (max(steps) + self.validate_seconds + self.report_seconds),
         )
+        self.warning = decision.reason if decision.action == "warn" else ""
         return (OUT_OF_BUDGET if decision.stop else CONTINUE), decision.reason
 
     def _agree(self, flag: int, reason: str) -> tuple[int, str]:

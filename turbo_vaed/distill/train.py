@@ -28,11 +28,6 @@ class Distilled:
     checkpoint: Checkpoint
     workers: int
 
-    @property
-    def stopped(self) -> str:
-        """`finished` or `budget`."""
-        return self.checkpoint.stopped
-
 
 def distill(job: Any, *, storage: Path) -> Distilled:
     """Run a `turbo_vaed.distill.loop.Job` to its end or its budget.
@@ -167,7 +162,8 @@ def _following(path: Path, steps: int) -> Iterator[None]:
                 lines = path.read_text().split("\n")[:-1] if path.exists() else []
                 for row in map(json.loads, lines[read:]):
                     psnr = f" val {row['val_psnr']:.2f} dB" if "val_psnr" in row else ""
-                    update(row["step"], f"loss {row['loss']:.4f}{psnr} ${row['spent_usd'][:7]}")
+                    spent = row.get("budget_warning") or f"${row['spent_usd'][:7]}"
+                    update(row["step"], f"loss {row['loss']:.4f}{psnr} {spent}")
                 read = len(lines)
                 if last_look:
                     return
