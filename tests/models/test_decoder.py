@@ -9,13 +9,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.plain_decoder import PlainDecoder
 from turbo_vaed.models import (
     PRESETS,
     AlignmentHeads,
     DecoderConfig,
     TurboVaedDecoder,
+    layers,
     match_resolution,
 )
+from turbo_vaed.models.timeline import Whole
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 FAMILIES = ("ltx", "hunyuan", "cogvideox", "dc")
@@ -43,22 +46,86 @@ def tiny() -> TurboVaedDecoder:
     return TurboVaedDecoder(PRESETS["tiny-ltx"])
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def formulations(decoder: TurboVaedDecoder) -> dict[str, torch.nn.Module]:
+    """Every form that the decoder is computed in."""
+    contiguous = torch.contiguous_format
+    plain = PlainDecoder(decoder.config)
+    state = decoder.published_state_dict()
+    plain.load_state_dict({key.removeprefix("decoder."): state[key] for key in state})
+    return {
+        "trained": decoder,
+        "direct": decoder.for_inference(winograd=False),
+        "winograd": decoder.for_inference(),
+        "direct, contiguous": decoder.for_inference(winograd=False, memory_format=contiguous),
+        "winograd, contiguous": decoder.for_inference(memory_format=contiguous),
+        "plain 3-D": plain,
+    }
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_reproduces_the_published_decoder(family: str, memory_format: torch.memory_format) -> None:
+def test_every_formulation_reproduces_the_published_decoder(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "MIN_WINOGRAD_CHANNELS", 1)  # goldens are narrow
     decoder, tensors = golden_decoder(family)
-    decoder = decoder.to(memory_format=memory_format)
+    for name, form in formulations(decoder).items():
+        error = (form(tensors["latents"]) - tensors["decoded"]).abs().max().item()
+        assert error < 1e-4, f"{name}: {error}"
 
-    video, features = decoder.decode_with_features(tensors["latents"])
 
-    torch.testing.assert_close(video, tensors["decoded"], atol=1e-4, rtol=0)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reproduces_the_published_features(family: str) -> None:
+    decoder, tensors = golden_decoder(family)
     recorded = {k: v for k, v in tensors.items() if k.startswith("features.")}
     assert len(recorded) == 3
-    for name, expected in recorded.items():
-        torch.testing.assert_close(
-            features[name.removeprefix("features.")], expected, atol=1e-4, rtol=0
-        )
-    torch.testing.assert_close(decoder(tensors["latents"]), video, atol=0, rtol=0)
+    for form in (decoder, decoder.for_inference()):
+        video, features = form.decode_with_features(tensors["latents"])
+        for name, expected in recorded.items():
+            torch.testing.assert_close(
+                features[name.removeprefix("features.")], expected, atol=1e-4, rtol=0
+            )
+        torch.testing.assert_close(form(tensors["latents"]), video, atol=0, rtol=0)
+
+
+def test_compiled_and_exported_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "MIN_WINOGRAD_CHANNELS", 1)
+    decoder, tensors = golden_decoder("ltx")
+    decoder, latents = decoder.for_inference(), tensors["latents"]
+    exported = torch.export.export(decoder, (latents,)).module()
+    # The backend captures the graph, without minutes of a C++ compiler.
+    compiled = torch.compile(decoder, backend="aot_eager", fullgraph=True)
+    for form in (exported, compiled):
+        torch.testing.assert_close(form(latents), tensors["decoded"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 6, 9])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_winograd_is_the_same_for_any_number_of_frames(frames: int, batch: int) -> None:
+    torch.manual_seed(0)
+    conv = layers.FrameConv(layers.MIN_WINOGRAD_CHANNELS, 5)
+    narrow = layers.FrameConv(layers.MIN_WINOGRAD_CHANNELS - 1, 5)
+    assert len(conv.kernels(winograd=True)) == 4 + 1 and len(conv.kernels()) == 3 + 1
+    assert len(narrow.kernels(winograd=True)) == 3 + 1
+    x = torch.randn(frames * batch, layers.MIN_WINOGRAD_CHANNELS, 3, 4)
+    direct = conv(x, Whole(batch))
+    layers.fold(conv, winograd=True, memory_format=torch.channels_last)
+    torch.testing.assert_close(conv(x, Whole(batch)), direct, atol=1e-5, rtol=0)
+
+
+def test_half_precision_stays_near(tiny: TurboVaedDecoder) -> None:
+    tiny.requires_grad_(False)
+    latents = torch.randn(1, 32, 3, 8, 8)
+    error = tiny.for_inference(torch.bfloat16)(latents.bfloat16()).float() - tiny(latents)
+    psnr = -10 * torch.log10(error.square().mean() / 4)  # of a range of 2
+    assert psnr > 45
+
+
+def test_for_inference_leaves_the_decoder_alone(tiny: TurboVaedDecoder) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    assert not any(p.requires_grad for p in tiny.for_inference().parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in tiny.state_dict().items())
+    with pytest.raises(ValueError, match="made for inference"):
+        tiny.for_inference().save_pretrained(Path("nowhere"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -156,6 +223,15 @@ def test_latents_of_a_wrong_shape_are_refused(tiny: TurboVaedDecoder) -> None:
             ValueError, match=r"latents: found shape .* allowed: \(B, 32, t, h, w\)"
         ):
             tiny(wrong)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite_are_refused(tiny: TurboVaedDecoder, value: float) -> None:
+    latents = torch.zeros(1, 32, 2, 4, 4)
+    latents[0, 3, 1, 2, 2] = value
+    for decode in (tiny, tiny.decode_with_features, lambda z: list(tiny.stream(z))):
+        with pytest.raises(ValueError, match="latents: found NaN or infinity"):
+            decode(latents)
 
 
 # --- configs ---

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from turbo_vaed.models.decoder import ResBlock, TurboVaedDecoder, UpBlock, Upsampler
-from turbo_vaed.models.layers import FrameConv, SeparableConv, fold_frames
+from turbo_vaed.models.layers import FrameConv, SeparableConv, fold_frames, unfold_frames
+from turbo_vaed.models.timeline import Whole
 
 CONSTANT = 24.0
 """Value of the constant channel; large beside the signal's norm, so that norms vary little."""
@@ -139,54 +140,68 @@ def start_decoder(decoder: TurboVaedDecoder, latents: Tensor, video: Tensor) -> 
     config = decoder.config
     keeps_first = config.is_video_dc_ae
 
-    def fit(conv: nn.Conv2d, target: Tensor) -> None:
-        fit_conv(conv, capture_input(conv, lambda: decoder(latents)), fold_frames(target))
+    def fit(layer: FrameConv | SeparableConv, target: Tensor) -> None:
+        x = capture_input(layer, lambda: decoder(latents))
+        _fit_layer(layer, x, target)
 
     for block in decoder.modules():
         if isinstance(block, ResBlock):
-            _mixing_conv(block.conv2).weight.zero_()
-            _mixing_bias(block.conv2).zero_()
+            assert isinstance(block.conv2, FrameConv | SeparableConv)
+            _mixing(block.conv2).weight.zero_()
+            _mixing(block.conv2).bias.zero_()
     carried = representation(latents, decoder.conv_in.conv.out_channels)
-    with _fitted(decoder.conv_in.conv, decoder.conv_in.conv.out_channels - 1) as conv:
-        fit(conv, carried)
+    with _fitted(decoder.conv_in):
+        fit(decoder.conv_in, carried)
     t, p = _compression(decoder)
     up_blocks = _up_blocks(decoder)
     for i, up_block in enumerate(up_blocks):
-        if up_block.conv_in is not None:
-            conv = _mixing_conv(up_block.conv_in.conv_shortcut)
-            carried = representation(carried, conv.out_channels)
-            with _fitted(conv, conv.out_channels - 1):
-                fit(conv, carried)
+        if (shortcut := _shortcut(up_block)) is not None:
+            carried = representation(carried, _mixing(shortcut).out_channels)
+            with _fitted(shortcut):
+                fit(shortcut, carried)
         for upsampler in _upsamplers(up_block):
             factor = upsampler.time_factor
             t, p = t // factor, p // 2
-            conv = upsampler.conv.conv
-            channels = conv.out_channels // (4 * factor)
-            after = up_blocks[i + 1] if i + 1 < len(up_blocks) else None
+            channels = upsampler.conv.conv.out_channels // (4 * factor)
             room = channels
-            if after is not None and after.conv_in is not None:
-                room = min(room, _mixing_conv(after.conv_in.conv_shortcut).out_channels)
+            if i + 1 < len(up_blocks) and (after := _shortcut(up_blocks[i + 1])) is not None:
+                room = min(room, _mixing(after).out_channels)
             carried = representation(blocks(video, t, p, keeps_first=keeps_first), room)
-            before_shuffle = _unshuffle(carried, channels, factor, upsampler.dropped)
-            fit(conv, before_shuffle)
-            for r in range(factor):
-                hold_constant(conv, slice(4 * ((r + 1) * channels - 1), 4 * (r + 1) * channels))
-    for upsample in cast("list[FrameConv]", list(decoder.patch_upsamplers)):
+            fit(upsampler.conv, _unshuffle(carried, channels, factor, upsampler.dropped))
+            hold_constant(upsampler.conv.conv, slice(4 * factor * (channels - 1), None))
+    for upsample in decoder.patch_upsamplers():
         p //= 2
         channels = upsample.conv.out_channels // 4
         carried = representation(blocks(video, 1, p), channels)
-        fit(upsample.conv, _unshuffle(carried, channels, 1, 0))
+        fit(upsample, _unshuffle(carried, channels, 1, 0))
         hold_constant(upsample.conv, slice(4 * (channels - 1), None))
-    fit(decoder.conv_out.conv, video)
+    fit(decoder.conv_out, video)
+
+
+def _fit_layer(layer: FrameConv | SeparableConv, x: Tensor, target: Tensor) -> None:
+    """Fit the weights of `layer` to give `target` (B, n, T, H, W) for frames x (T*B, C, H, W)."""
+    batch = target.shape[0]
+    conv = _mixing(layer)
+    if isinstance(conv, nn.Conv2d):
+        fit_conv(conv, x, fold_frames(target))
+        return
+    if isinstance(layer, SeparableConv):
+        assert layer.size == 1, "only the shortcuts, of size 1, are on the path"
+        x = unfold_frames(x, batch)
+        x = F.conv3d(x, layer.depthwise_conv.weight, layer.depthwise_conv.bias, groups=x.shape[1])
+    else:
+        x = unfold_frames(Whole(batch).pad(x, layer.taps // 2), batch)
+    fit_conv(conv, x, target)
 
 
 @contextmanager
-def _fitted(conv: nn.Conv2d, constant_row: int) -> Iterator[nn.Conv2d]:
-    """What is not fitted on the path starts small, and one output holds the constant."""
+def _fitted(layer: FrameConv | SeparableConv) -> Iterator[None]:
+    """What is not fitted on the path starts small, and the last output holds the constant."""
+    conv = _mixing(layer)
     with torch.no_grad():
         conv.weight.mul_(0.1)
-    yield conv
-    hold_constant(conv, constant_row)
+    yield
+    hold_constant(conv, conv.out_channels - 1)
 
 
 def _compression(decoder: TurboVaedDecoder) -> tuple[int, int]:
@@ -201,14 +216,15 @@ def _compression(decoder: TurboVaedDecoder) -> tuple[int, int]:
 def _unshuffle(x: Tensor, channels: int, factor: int, dropped: int) -> Tensor:
     """What an upsampling convolution must put out for `x` (B, k, T, H, W) to come after it.
 
-    Returns (B, factor*channels*4, T/factor, H/2, W/2), zeros for the channels that `x` lacks.
+    Returns (B, channels*4*factor, T/factor, H/2, W/2), the channels as published, zeros for
+    those that `x` lacks.
     """
     x = torch.cat([x[:, :, :1]] * dropped + [x], dim=2)
     x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, channels - x.shape[1]))
     b, c, frames, height, width = x.shape
     x = x.reshape(b, c, frames // factor, factor, height // 2, 2, width // 2, 2)
-    return x.permute(0, 3, 1, 5, 7, 2, 4, 6).reshape(
-        b, factor * c * 4, frames // factor, height // 2, width // 2
+    return x.permute(0, 1, 5, 7, 3, 2, 4, 6).reshape(
+        b, c * 4 * factor, frames // factor, height // 2, width // 2
     )
 
 
@@ -220,15 +236,10 @@ def _upsamplers(up_block: UpBlock) -> list[Upsampler]:
     return cast("list[Upsampler]", list(up_block.upsamplers))
 
 
-def _mixing_conv(conv: nn.Module | None) -> nn.Conv2d:
-    """The convolution of a dense or a separable layer that mixes channels."""
-    if isinstance(conv, FrameConv):
-        return conv.conv
-    assert isinstance(conv, SeparableConv)
-    return conv.pointwise
+def _shortcut(up_block: UpBlock) -> FrameConv | SeparableConv | None:
+    return up_block.conv_in.conv_shortcut if up_block.conv_in is not None else None
 
 
-def _mixing_bias(conv: nn.Module) -> Tensor:
-    bias = _mixing_conv(conv).bias
-    assert bias is not None
-    return bias
+def _mixing(layer: FrameConv | SeparableConv) -> Any:
+    """The weights that mix channels: a `Conv3d`, or a `Conv2d` frame by frame; with a bias."""
+    return layer.conv if isinstance(layer, FrameConv) else layer.pointwise_conv

@@ -3,7 +3,6 @@
 Shapes: B batch, C channels, t latent frames, h w latent; T H W video.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,12 +50,9 @@ def export_xnnpack(
 
     decoder.config.video_shape(latent_shape)  # a ValueError where the channels are wrong
     check_latent_scaling(decoder.config.latent_channels, latent_mean, latent_std)
-    plain = copy.deepcopy(decoder).eval().to("cpu", torch.float32)
-    for tensor in (*plain.parameters(), *plain.buffers()):
-        # May be channels-last, from training. A 1x1 kernel is contiguous either way, and
-        # `contiguous()` would leave it so: copy into fresh memory.
-        fresh = torch.empty(tensor.shape, dtype=tensor.dtype)
-        tensor.data = fresh.copy_(tensor.data)
+    # In channels-last memory, copies between the formats would stay outside of the subgraph.
+    # Winograd's kernels would make the file a third larger.
+    plain = decoder.to("cpu").for_inference(winograd=False, memory_format=torch.contiguous_format)
     program: nn.Module = plain
     if latent_mean is not None and latent_std is not None:
         program = _denormalising(program, latent_mean, latent_std)

@@ -8,9 +8,11 @@ exported. Checkpoints keep the published names and 3-D weight layouts.
     latents -> conv_in -> mid_block -> up_blocks -> patch upsampling -> norm, SiLU, conv_out
 """
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +24,15 @@ from turbo_vaed.models.layers import (
     LayerNorm,
     RmsNorm,
     SeparableConv,
+    fold,
     fold_frames,
     unfold_frames,
 )
+from turbo_vaed.models.streaming import stream
+from turbo_vaed.models.timeline import Timeline, Whole
+
+Step = Callable[[Tensor, Timeline], Tensor]
+"""A layer: frames (T*B, C, H, W) and where they stand in time -> frames."""
 
 
 class ResBlock(nn.Module):
@@ -50,17 +58,20 @@ class ResBlock(nn.Module):
         self.norm3 = LayerNorm(inputs, norm_eps) if inputs != outputs else None
         self.conv_shortcut = _conv(inputs, outputs, separable_size, size=1) if self.norm3 else None
 
-    def forward(self, x: Tensor, batch: int) -> Tensor:
+    def forward(self, x: Tensor, time: Timeline) -> Tensor:
         """(T*B, inputs, H, W) -> (T*B, outputs, H, W)."""
-        y = self.conv1(self.first_activation(self.norm1(x)), batch)
-        y = self.conv2(F.silu(self.norm2(y)), batch)
+        y = self.conv1(self.first_activation(self.norm1(x)), time)
+        y = self.conv2(F.silu(self.norm2(y)), time)
+        x = time.align(x, y)
         if self.norm3 is not None and self.conv_shortcut is not None:
-            x = self.conv_shortcut(self.norm3(x), batch)
+            x = self.conv_shortcut(self.norm3(x), time)
         out: Tensor = x + y
         return out
 
 
-def _conv(inputs: int, outputs: int, separable_size: int | None, size: int = 3) -> nn.Module:
+def _conv(
+    inputs: int, outputs: int, separable_size: int | None, size: int = 3
+) -> FrameConv | SeparableConv:
     if separable_size is None:
         return FrameConv(inputs, outputs, taps=size, size=size)
     return SeparableConv(inputs, outputs, size=1 if size == 1 else separable_size)
@@ -73,17 +84,13 @@ class Upsampler(nn.Module):
         super().__init__()
         self.dropped = 0 if keeps_first_frames else time_factor - 1
         self.time_factor = time_factor
-        self.conv = FrameConv(channels, channels * 4 * time_factor, time_factor=time_factor)
+        self.conv = FrameConv(
+            channels, channels * 4 * time_factor, upscale=2, time_factor=time_factor
+        )
 
-    def forward(self, x: Tensor, batch: int) -> Tensor:
+    def forward(self, x: Tensor, time: Timeline) -> Tensor:
         """(T*B, C, H, W) -> ((time_factor*T - dropped)*B, C, 2H, 2W)."""
-        frames, channels = x.shape[0] // batch, x.shape[1]
-        x = F.pixel_shuffle(self.conv(x, batch), 2)
-        if self.time_factor > 1:
-            height, width = x.shape[2:]
-            x = x.reshape(frames, batch, self.time_factor, -1).transpose(1, 2)
-            x = x.reshape(frames * self.time_factor * batch, channels, height, width)
-        return x[self.dropped * batch :]
+        return time.drop_first(self.conv(x, time), self.dropped)
 
 
 class MidBlock(nn.Module):
@@ -92,11 +99,6 @@ class MidBlock(nn.Module):
     def __init__(self, resnets: list[ResBlock]) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
-
-    def forward(self, x: Tensor, batch: int) -> Tensor:
-        for resnet in self.resnets:
-            x = resnet(x, batch)
-        return x
 
 
 class UpBlock(nn.Module):
@@ -110,12 +112,9 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([upsampler] if upsampler else [])
         self.resnets = nn.ModuleList(resnets)
 
-    def forward(self, x: Tensor, batch: int) -> Tensor:
-        if self.conv_in is not None:
-            x = self.conv_in(x, batch)
-        for layer in (*self.upsamplers, *self.resnets):
-            x = layer(x, batch)
-        return x
+    def steps(self) -> list[Step]:
+        """The layers in order."""
+        return [*([self.conv_in] if self.conv_in else []), *self.upsamplers, *self.resnets]
 
 
 class DecodedWithFeatures(NamedTuple):
@@ -142,7 +141,7 @@ class TurboVaedDecoder(nn.Module):
             for separable in config.decoder_is_dw_conv[::-1]
         ]
         scales = config.spatio_temporal_scaling[::-1]
-        spatial = config.decoder_spatio_only[::-1]
+        factors = config.temporal_factors[::-1]
 
         def block(inputs: int, outputs: int, level: int, is_relu_first: bool = False) -> ResBlock:
             return ResBlock(
@@ -159,18 +158,17 @@ class TurboVaedDecoder(nn.Module):
         before = widths[0]
         for i, width in enumerate(widths):
             conv_in = block(before, width, i + 1) if before != width else None
-            factor = 1 if spatial[i] else 2
-            upsampler = Upsampler(width, factor, config.is_video_dc_ae) if scales[i] else None
+            upsampler = Upsampler(width, factors[i], config.is_video_dc_ae) if scales[i] else None
             resnets = [block(width, width, i + 1, scales[i]) for _ in range(layers[i + 1])]
             self.up_blocks.append(UpBlock(conv_in, upsampler, resnets))
             before = width
 
         # Patches of 2 or 4 are undone by one or two per-frame upsamplings by 2.
         self.patch_norms = nn.ModuleList()
-        self.patch_upsamplers = nn.ModuleList()
-        for _ in range(config.patch_size.bit_length() - 1):
+        for i in range(config.patch_size.bit_length() - 1):
             self.patch_norms.append(RmsNorm(before))
-            self.patch_upsamplers.append(FrameConv(before, before, taps=1, published_rank=4))
+            upsampler2d = FrameConv(before, before, taps=1, upscale=2, published_rank=4)
+            self.add_module(f"upsampler2d_{i + 1}", upsampler2d)
             before //= 4
         self.norm_out = RmsNorm(before)
         self.conv_out = FrameConv(before, config.out_channels)
@@ -179,43 +177,109 @@ class TurboVaedDecoder(nn.Module):
         """(B, C, t, h, w) -> (B, 3, T, H, W), roughly [-1, 1]; sizes by `config.video_shape`.
 
         Raises:
-            ValueError: the latents are not of five dimensions with the config's channels.
+            ValueError: the latents are not of five dimensions with the config's channels, or
+                not finite.
         """
-        for name, x in self._states(latents):
+        batch = self.check(latents)
+        for name, x in self.states(fold_frames(latents), Whole(batch)):
             if name == "video":
-                return unfold_frames(x, latents.shape[0])
+                return unfold_frames(x, batch)
         raise AssertionError("the last state is the video")
 
     def decode_with_features(self, latents: Tensor) -> DecodedWithFeatures:
         """As `forward`, and the hidden states after `mid_block`, `up_block_0`, ..."""
-        states = {name: unfold_frames(x, latents.shape[0]) for name, x in self._states(latents)}
+        batch = self.check(latents)
+        named = self.states(fold_frames(latents), Whole(batch))
+        states = {name: unfold_frames(x, batch) for name, x in named}
         return DecodedWithFeatures(states.pop("video"), states)
 
-    def _states(self, latents: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def stream(
+        self,
+        latents: Tensor | Iterable[Tensor],
+        *,
+        chunk: int = 1,
+        tile: tuple[int, int] | None = None,
+    ) -> Iterator[Tensor]:
+        """As `forward`, without gradients, in pieces (B, 3, n, H, W) as they are complete.
+
+        Memory does not grow with the length of the video. The frames are those of `forward`
+        up to rounding: each is computed once, from all that it depends on, of which a part
+        lies ahead, so the first piece comes some latent frames late.
+
+        Args:
+            latents: (B, C, t, h, w), or such chunks one after another, where not even the
+                latents fit.
+            chunk: latent frames at a time, of a tensor.
+            tile: (h, w) at most so many latents at a time, where one frame does not fit.
+
+        Raises:
+            ValueError: a shape that is not the config's, no chunk at all, or a tile that is
+                smaller than what its pixels depend on.
+        """
+        return stream(self, latents, chunk=chunk, tile=tile)
+
+    def states(self, x: Tensor, time: Timeline) -> Iterator[tuple[str, Tensor]]:
         """The state (T*B, C, H, W) after each block, by its name; the last is the video."""
+        for name, steps in self.blocks():
+            for step in steps:
+                x = step(x, time)
+            yield name, x
+
+    def blocks(self) -> Iterator[tuple[str, list[Step]]]:
+        """The decoder as a list of lists: the steps of each block, in order."""
+        yield "mid_block", [self.conv_in, *self.mid_block.resnets]
+        for i, up_block in enumerate(self.up_blocks):
+            assert isinstance(up_block, UpBlock)
+            yield f"up_block_{i}", up_block.steps()
+        pairs = zip(self.patch_norms, self.patch_upsamplers(), strict=True)
+        patches = [partial(_activated, norm, upsampler2d) for norm, upsampler2d in pairs]
+        yield "video", [*patches, partial(_activated, self.norm_out, self.conv_out)]
+
+    def patch_upsamplers(self) -> "list[FrameConv]":
+        """The last upsamplings, frame by frame."""
+        names = [f"upsampler2d_{i}" for i in range(1, len(self.patch_norms) + 1)]
+        return cast("list[FrameConv]", [self.get_submodule(name) for name in names])
+
+    def check(self, latents: Tensor) -> int:
+        """The batch size of latents; a ValueError where they are not what `forward` takes."""
         channels = self.config.latent_channels
         if latents.dim() != 5 or latents.shape[1] != channels or latents.numel() == 0:
             raise ValueError(
                 f"latents: found shape {tuple(latents.shape)}, allowed: "
                 f"(B, {channels}, t, h, w), none of them 0"
             )
-        batch = latents.shape[0]
-        x = self.mid_block(self.conv_in(fold_frames(latents), batch), batch)
-        yield "mid_block", x
-        for i, up_block in enumerate(self.up_blocks):
-            x = up_block(x, batch)
-            yield f"up_block_{i}", x
-        for norm, upsample in zip(self.patch_norms, self.patch_upsamplers, strict=True):
-            x = F.pixel_shuffle(upsample(F.silu(norm(x)), batch), 2)
-        yield "video", self.conv_out(F.silu(self.norm_out(x)), batch)
+        is_known = not (torch.compiler.is_compiling() or latents.is_meta)
+        if is_known and not latents.isfinite().all():
+            raise ValueError(
+                "latents: found NaN or infinity, allowed: finite numbers; look at what made them"
+            )
+        return latents.shape[0]
+
+    def for_inference(
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        winograd: bool = True,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> "TurboVaedDecoder":
+        """A copy with its 2-D kernels made once: faster, not to be trained or saved."""
+        decoder = copy.deepcopy(self).eval().requires_grad_(False)
+        for layer in list(decoder.modules()):
+            if isinstance(layer, FrameConv | SeparableConv):
+                fold(layer, winograd=winograd, memory_format=memory_format)
+        return decoder.to(dtype)
 
     def published_state_dict(self) -> dict[str, Tensor]:
-        """Weights under their published names (`decoder.` first) and in their published layout."""
-        return {
-            f"decoder.{_published_name(name)}.{key}": tensor.detach().contiguous()
-            for name, layer in self._layers()
-            for key, tensor in layer.published().items()
-        }
+        """Weights under their published names (`decoder.` first).
+
+        Raises:
+            ValueError: it was made for inference, and has the published weights no more.
+        """
+        if self.conv_in.folded is not None:
+            raise ValueError(
+                "this decoder was made for inference; take the weights of the one it was made from"
+            )
+        return {f"decoder.{name}": tensor.detach() for name, tensor in self.state_dict().items()}
 
     def load_published(self, state_dict: Mapping[str, Tensor]) -> None:
         """Take published weights; what is not the decoder's (see below) is left alone.
@@ -243,15 +307,7 @@ class TurboVaedDecoder(nn.Module):
                 wrong.append(f"{what}: {', '.join(sorted(keys))}")
         if wrong:
             raise ValueError("these weights do not fit the config; " + "; ".join(wrong))
-        with torch.no_grad():
-            for name, layer in self._layers():
-                prefix = f"decoder.{_published_name(name)}."
-                layer.load({key: given[prefix + key] for key in layer.published()})
-
-    def _layers(self) -> Iterator[tuple[str, FrameConv | SeparableConv | LayerNorm]]:
-        for name, module in self.named_modules():
-            if isinstance(module, FrameConv | SeparableConv | LayerNorm):
-                yield name, module
+        self.load_state_dict({key.removeprefix("decoder."): given[key] for key in wanted})
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "TurboVaedDecoder":
@@ -278,7 +334,6 @@ class TurboVaedDecoder(nn.Module):
         write_folder(folder, self.config, self.published_state_dict())
 
 
-def _published_name(name: str) -> str:
-    """`patch_upsamplers.0` is published as `upsampler2d_1`; all other names agree."""
-    head, _, index = name.partition(".")
-    return f"upsampler2d_{int(index) + 1}" if head == "patch_upsamplers" else name
+def _activated(norm: nn.Module, conv: nn.Module, x: Tensor, time: Timeline) -> Tensor:
+    out: Tensor = conv(F.silu(norm(x)), time)
+    return out

@@ -1,25 +1,34 @@
-"""The layers of the decoder: convolutions over time and norms over channels, in 2-D operations.
+"""The layers of the decoder: convolutions over time and space in 2-D operations, and norms.
 
 Shapes: B batch, C channels, T frames, H W; frames are folded into the batch with time
 outermost, (B, C, T, H, W) -> (T*B, C, H, W), so one step in time is B entries, and a shift
 in time is a slice of the leading dimension, for every batch size.
 
-Mobile runtimes have no 3-D convolution, so there is none here. A dense one is one 2-D
-convolution over the channels of the shifted frames; a depthwise one is a sum of depthwise
-2-D convolutions, one per tap in time. Time is padded by repeating the first and the last
-frame, height and width by zeros. Means over channels are 1x1 convolutions with constant
-weights, which keeps a lowered graph in one piece.
+Mobile runtimes have no 3-D convolution and CPUs are slow at it, so there is none here. A dense
+one of three taps in time is a sum of three 2-D ones; or, for inference, two frames at once by
+four instead of six: Winograd's minimal filtering F(2, 3) along time (Lavin and Gray,
+arXiv 1509.09308). A depthwise one is a sum of depthwise 2-D ones, one per tap in time. Space is
+padded by zeros; what stands beside the first and the last frame is `timeline.py`'s business.
+Means over channels are 1x1 convolutions with constant weights, which keeps a lowered graph in
+one piece.
 
-Checkpoints keep the published 3-D weights: `published()` and `load()` convert.
+The weights are those of the published 3-D layers, under the published names. Their 2-D kernels
+are made in every forward pass, or once, by `fold`, for inference.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from itertools import chain, zip_longest
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from turbo_vaed.models.timeline import Timeline
+
 _RMS_EPS = 1e-8  # fixed in the published model; `resnet_norm_eps` is the layer norms'
+MIN_WINOGRAD_CHANNELS = 48
+"""In narrower layers the additions cost more than a third of the products saves."""
 
 
 def fold_frames(x: Tensor) -> Tensor:
@@ -32,17 +41,13 @@ def unfold_frames(x: Tensor, batch: int) -> Tensor:
     return x.reshape(x.shape[0] // batch, batch, *x.shape[1:]).permute(1, 2, 0, 3, 4)
 
 
-def pad_time(x: Tensor, batch: int, frames: int) -> Tensor:
-    """Repeat the first and the last frame: (T*B, C, H, W) -> ((T+2*frames)*B, C, H, W)."""
-    return torch.cat([x[:batch]] * frames + [x] + [x[-batch:]] * frames) if frames else x
-
-
 class FrameConv(nn.Module):
-    """Dense convolution over time and space, kernel (taps, size, size), as one 2-D one.
+    """Dense convolution over time and space, kernel (taps, size, size), taps 1 or 3.
 
-    With `time_factor` r the output channels hold r frames, the first frame's channels
-    first (published: the frame varies fastest), so that unfolding them is a reshape.
+    With `upscale` u and `time_factor` r its channels become u*H rows, u*W columns and r*T frames.
     """
+
+    folded: nn.ParameterList | None
 
     def __init__(
         self,
@@ -51,90 +56,132 @@ class FrameConv(nn.Module):
         *,
         taps: int = 3,
         size: int = 3,
+        upscale: int = 1,
         time_factor: int = 1,
         published_rank: int = 5,
     ) -> None:
         super().__init__()
-        self.taps, self.time_factor, self.published_rank = taps, time_factor, published_rank
-        self.conv = nn.Conv2d(taps * inputs, outputs, size, padding=size // 2)
+        assert taps in (1, 3)
+        self.taps, self.upscale, self.time_factor = taps, upscale, time_factor
+        self.padding = size // 2
+        # Holds the weights; its own forward is never called.
+        self.conv: nn.Conv3d | nn.Conv2d = (
+            nn.Conv3d(inputs, outputs, (taps, size, size), padding=(0, size // 2, size // 2))
+            if published_rank == 5
+            else nn.Conv2d(inputs, outputs, size, padding=size // 2)
+        )
+        self.folded = None
 
-    def forward(self, x: Tensor, batch: int) -> Tensor:
-        """(T*B, inputs, H, W) -> (T*B, outputs, H, W)."""
-        if self.taps > 1:
-            padded, count = pad_time(x, batch, self.taps // 2), x.shape[0]
-            x = torch.cat([padded[k * batch : k * batch + count] for k in range(self.taps)], dim=1)
-        out: Tensor = self.conv(x)
-        return out
+    def forward(self, x: Tensor, time: Timeline) -> Tensor:
+        """(T*B, inputs, H, W) -> (r*T*B, outputs / (r*u*u), u*H, u*W)."""
+        *kernels, bias = self.folded if self.folded is not None else self.kernels()
+        convolve = _two_at_once if len(kernels) == 4 else _sum_of_taps
+        x = time.pad(x, self.taps // 2)
+        x = convolve(x, kernels, bias, time.batch, padding=self.padding)
+        if self.upscale * self.time_factor > 1:
+            x = shuffle(x, time.batch, self.upscale, self.time_factor)
+        return x
 
-    def published(self) -> dict[str, Tensor]:
-        """Published names and layouts: weight (out, in, taps, size, size)."""
-        assert self.conv.bias is not None
-        _, inputs, *kernel = self.conv.weight.shape
-        taps, factor = self.taps, self.time_factor
-        weight = self.conv.weight.reshape(factor, -1, taps, inputs // taps, *kernel)
-        weight = weight.permute(1, 0, 3, 2, 4, 5).flatten(0, 1)
-        return {
-            "conv.weight": weight if self.published_rank == 5 else weight.squeeze(2),
-            "conv.bias": self.conv.bias.reshape(factor, -1).t().flatten(),
-        }
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what `published` gives."""
-        assert self.conv.bias is not None
-        _, inputs, *kernel = self.conv.weight.shape
-        taps, factor = self.taps, self.time_factor
-        weight = tensors["conv.weight"].reshape(-1, factor, inputs // taps, taps, *kernel)
-        self.conv.weight.copy_(weight.permute(1, 0, 3, 2, 4, 5).flatten(0, 1).flatten(1, 2))
-        self.conv.bias.copy_(tensors["conv.bias"].reshape(-1, factor).t().flatten())
+    def kernels(self, *, winograd: bool = False) -> list[Tensor]:
+        """The 2-D kernels: one, three or four (`winograd`), and the bias after them."""
+        weight, bias = self.conv.weight, self.conv.bias
+        assert bias is not None
+        if weight.dim() == 4:
+            weight = weight.unsqueeze(2)
+        u, r = self.upscale, self.time_factor
+        if u * r > 1:  # published: channel, row, column, frame; here: frame, row, column, channel
+            order = (3, 1, 2, 0)
+            weight = (
+                weight.reshape(-1, u, u, r, *weight.shape[1:])
+                .permute(*order, 4, 5, 6, 7)
+                .flatten(0, 3)
+            )
+            bias = bias.reshape(-1, u, u, r).permute(order).flatten()
+        taps = list(weight.unbind(2))
+        if winograd and len(taps) == 3 and weight.shape[1] >= MIN_WINOGRAD_CHANNELS:
+            outer = taps[0] + taps[2]
+            taps = [taps[0], (outer + taps[1]) / 2, (outer - taps[1]) / 2, taps[2]]
+        return [*taps, bias]
 
 
 class SeparableConv(nn.Module):
     """Depthwise convolution, kernel (size, size, size), then a 1x1 one to mix channels."""
 
+    folded: nn.ParameterList | None
+
     def __init__(self, inputs: int, outputs: int, *, size: int) -> None:
         super().__init__()
-        bound = size**-1.5  # as nn.Conv3d starts: 1 / sqrt(fan in)
-        self.taps = nn.ParameterList(
-            torch.empty(inputs, 1, size, size).uniform_(-bound, bound) for _ in range(size)
-        )
-        self.bias = nn.Parameter(torch.empty(inputs).uniform_(-bound, bound))
-        self.pointwise = nn.Conv2d(inputs, outputs, 1)
+        self.size = size
+        # They hold the weights; their own forward is never called.
+        self.depthwise_conv = nn.Conv3d(inputs, inputs, size, groups=inputs)
+        self.pointwise_conv = nn.Conv3d(inputs, outputs, 1)
+        self.folded = None
 
-    def forward(self, x: Tensor, batch: int) -> Tensor:
+    def forward(self, x: Tensor, time: Timeline) -> Tensor:
         """(T*B, inputs, H, W) -> (T*B, outputs, H, W)."""
-        size, count = len(self.taps), x.shape[0]
-        padded, groups = pad_time(x, batch, size // 2), x.shape[1]
-        total: Tensor | None = None
-        for k, tap in enumerate(self.taps):
-            part = F.conv2d(
-                padded[k * batch : k * batch + count],
-                tap,
-                self.bias if k == 0 else None,
-                padding=size // 2,
-                groups=groups,
-            )
-            total = part if total is None else total + part
-        out: Tensor = self.pointwise(total)
-        return out
+        made = self.folded if self.folded is not None else self.kernels()
+        *taps, bias, mix, mix_bias = made
+        x = time.pad(x, self.size // 2)
+        x = _sum_of_taps(x, taps, bias, time.batch, padding=self.size // 2, groups=x.shape[1])
+        return F.conv2d(x, mix, mix_bias)
 
-    def published(self) -> dict[str, Tensor]:
-        """Published names and layouts: depthwise weight (in, 1, size, size, size)."""
-        assert self.pointwise.bias is not None
-        return {
-            "depthwise_conv.weight": torch.stack(list(self.taps), dim=2),
-            "depthwise_conv.bias": self.bias,
-            "pointwise_conv.weight": self.pointwise.weight.unsqueeze(2),
-            "pointwise_conv.bias": self.pointwise.bias,
-        }
+    def kernels(self, *, winograd: bool = False) -> list[Tensor]:
+        """A depthwise 2-D kernel per tap and their bias; the mixing kernel and its bias."""
+        depthwise, pointwise = self.depthwise_conv, self.pointwise_conv
+        assert depthwise.bias is not None and pointwise.bias is not None
+        taps = depthwise.weight.unbind(2)
+        return [*taps, depthwise.bias, pointwise.weight.squeeze(2), pointwise.bias]
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what `published` gives."""
-        assert self.pointwise.bias is not None
-        for k, tap in enumerate(self.taps):
-            tap.copy_(tensors["depthwise_conv.weight"][:, :, k])
-        self.bias.copy_(tensors["depthwise_conv.bias"])
-        self.pointwise.weight.copy_(tensors["pointwise_conv.weight"].squeeze(2))
-        self.pointwise.bias.copy_(tensors["pointwise_conv.bias"])
+
+def _sum_of_taps(
+    x: Tensor, taps: list[Tensor], bias: Tensor, batch: int, *, padding: int, groups: int = 1
+) -> Tensor:
+    """One 2-D convolution per tap over the shifted frames of a padded x, added up."""
+    count = max(0, x.shape[0] - (len(taps) - 1) * batch)
+    total = F.conv2d(x[:count], taps[0], bias, padding=padding, groups=groups)
+    for k, tap in enumerate(taps[1:], start=1):
+        shifted = x[k * batch : k * batch + count]
+        total += F.conv2d(shifted, tap, padding=padding, groups=groups)
+    return total
+
+
+def _two_at_once(
+    x: Tensor, kernels: list[Tensor], bias: Tensor, batch: int, *, padding: int
+) -> Tensor:
+    """As `_sum_of_taps` with three taps, from Winograd's four kernels."""
+    frames = x.reshape(x.shape[0] // batch, batch, *x.shape[1:])
+    count = max(0, len(frames) - 2)
+    pairs, whole = (count + 1) // 2, count // 2  # the last pair may be half
+    even, odd = frames[::2], frames[1::2]
+
+    def conv(k: int, d: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.conv2d(d.flatten(0, 1), kernels[k], bias, padding=padding)
+
+    early = conv(0, even[:pairs] - even[1 : pairs + 1])
+    middle = conv(1, odd[:pairs] + even[1 : pairs + 1], bias)
+    other = conv(2, even[1 : pairs + 1] - odd[:pairs])
+    late = conv(3, odd[:whole] - odd[1 : whole + 1])
+    first = early.add_(middle).add_(other)
+    second = middle.sub_(other)[: whole * batch].sub_(late)
+    both = zip_longest(torch.split(first, batch), torch.split(second, batch) if whole else ())
+    return torch.cat([frame for frame in chain.from_iterable(both) if frame is not None])
+
+
+def shuffle(x: Tensor, batch: int, upscale: int, time_factor: int) -> Tensor:
+    """Channels to frames, rows and columns: (T*B, r*u*u*C, H, W) -> (T*r*B, C, u*H, u*W).
+
+    The channels stand as frame, row, column, channel. The memory format stays.
+    """
+    (n, channels, height, width), u, r = x.shape, upscale, time_factor
+    frames, c = n // batch, channels // (r * u * u)
+    if x.is_contiguous(memory_format=torch.channels_last):
+        x = x.permute(0, 2, 3, 1).reshape(frames, batch, height, width, r, u, u, c)
+        x = x.permute(0, 4, 1, 2, 5, 3, 6, 7).reshape(n * r, height * u, width * u, c)
+        return x.permute(0, 3, 1, 2)
+    if batch > 1 and r > 1:
+        x = x.reshape(frames, batch, r, c * u * u * height * width).transpose(1, 2)
+    x = x.reshape(n * r, u, u, c, height, width).permute(0, 3, 4, 1, 5, 2)
+    return x.reshape(n * r, c, height * u, width * u)
 
 
 class ChannelMean(nn.Module):
@@ -166,23 +213,35 @@ class RmsNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over channels with scale and shift; (F, C, H, W) to the same."""
+    """Layer norm over channels with scale and shift (C,); (F, C, H, W) to the same."""
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
         self.mean, self.variance = ChannelMean(channels), ChannelMean(channels, eps)
-        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x - self.mean(x)
-        return x * torch.rsqrt(self.variance(x * x)) * self.weight + self.bias
+        scale = self.weight.view(-1, 1, 1)
+        return x * torch.rsqrt(self.variance(x * x)) * scale + self.bias.view(-1, 1, 1)
 
-    def published(self) -> dict[str, Tensor]:
-        """Published names and layouts: (C,) each."""
-        return {"weight": self.weight.flatten(), "bias": self.bias.flatten()}
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what `published` gives."""
-        self.weight.copy_(tensors["weight"].view(-1, 1, 1))
-        self.bias.copy_(tensors["bias"].view(-1, 1, 1))
+@torch.no_grad()
+def fold(
+    layer: FrameConv | SeparableConv, *, winograd: bool, memory_format: torch.memory_format
+) -> None:
+    """Make the 2-D kernels of a layer once, in place; the published weights are gone then."""
+    made = layer.kernels(winograd=winograd)
+    layer.folded = nn.ParameterList(
+        nn.Parameter(
+            torch.empty_like(
+                kernel, memory_format=memory_format if kernel.dim() == 4 else torch.preserve_format
+            ).copy_(kernel),
+            requires_grad=False,
+        )
+        for kernel in made
+    )
+    holders = ("conv",) if isinstance(layer, FrameConv) else ("depthwise_conv", "pointwise_conv")
+    for name in holders:
+        delattr(layer, name)

@@ -1,0 +1,153 @@
+"""Decoding in pieces gives the frames of decoding at once, and memory that does not grow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from turbo_vaed.models import PRESETS, DecoderConfig, TurboVaedDecoder
+from turbo_vaed.models.streaming import halo
+from turbo_vaed.models.timeline import Chunked, Whole
+
+CONFIGS = {
+    "lone first frame": PRESETS["tiny-ltx"],
+    "all frames": replace(PRESETS["tiny-ltx"], is_video_dc_ae=True),
+    "space only": replace(PRESETS["tiny-ltx"], decoder_spatio_only=(True, False, False)),
+}
+NARROW = DecoderConfig(  # a short reach, so that tiles are small
+    latent_channels=4,
+    decoder_block_out_channels=(16, 16),
+    decoder_layers_per_block=(1, 1, 1),
+    spatio_temporal_scaling=(True, False),
+    decoder_spatio_only=(False, False),
+    decoder_is_dw_conv=(False, False, True),
+    patch_size=2,
+)
+
+
+def make(config: DecoderConfig) -> TurboVaedDecoder:
+    torch.manual_seed(0)
+    return TurboVaedDecoder(config).eval().requires_grad_(False)
+
+
+def joined(decoder: TurboVaedDecoder, latents: Tensor, **options: object) -> Tensor:
+    return torch.cat(list(decoder.stream(latents, **options)), dim=2)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("frames", [1, 2, 15])
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_equals_decoding_at_once(name: str, frames: int, chunk: int) -> None:
+    decoder = make(CONFIGS[name])
+    latents = torch.randn(2, 32, frames, 3, 2)
+    whole = decoder(latents)
+    for form in (decoder, decoder.for_inference()):
+        torch.testing.assert_close(joined(form, latents, chunk=chunk), whole, atol=1e-4, rtol=0)
+
+
+def test_frames_come_early_and_no_piece_is_large() -> None:
+    decoder = make(PRESETS["tiny-ltx"])
+    latents = torch.randn(1, 32, 40, 2, 2)
+    asked = 0
+
+    def pieces():
+        nonlocal asked
+        for one in latents.split(1, dim=2):
+            asked += 1
+            yield one
+
+    asked_at_first, sizes = 0, []
+    for video in decoder.stream(pieces()):
+        asked_at_first = asked_at_first or asked
+        sizes.append(video.shape[2])
+    assert asked_at_first < 20  # the reach ahead in time, of 40
+    assert sum(sizes) == 4 * 39 + 1
+    assert max(sizes) <= 4 + 2, "a latent frame's worth, and the last convolutions' look-ahead"
+
+
+def test_without_the_context_the_frames_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks decoded each for itself: what the test above would catch."""
+    decoder = make(PRESETS["tiny-ltx"])
+    latents = torch.randn(1, 32, 12, 3, 3)
+    whole = decoder(latents)
+    assert (joined(decoder, latents) - whole).abs().max() < 1e-4
+    monkeypatch.setattr(Chunked, "pad", lambda self, x, reach: Whole(self.batch).pad(x, reach))
+    monkeypatch.setattr(Chunked, "align", lambda self, x, y: x)
+    apart = joined(decoder, latents)
+    assert apart.shape == whole.shape
+    assert (apart - whole).abs().max() > 1e-2
+
+
+def test_the_same_memory_for_any_length() -> None:
+    """What is kept between chunks after 10 and after 100 of them."""
+    decoder = make(PRESETS["tiny-ltx"])
+
+    def kept(frames: int) -> int:
+        timelines: list[Chunked] = []
+        original = Chunked.__init__
+
+        def remember(self: Chunked, batch: int) -> None:
+            original(self, batch)
+            timelines.append(self)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Chunked, "__init__", remember)
+            latents = (torch.zeros(1, 32, 1, 2, 2) for _ in range(frames + 1))
+            for _ in zip(range(frames - 20), decoder.stream(latents), strict=False):
+                pass
+        return sum(x.numel() for time in timelines for x in time.kept if x is not None)
+
+    assert kept(40) == kept(100) > 0
+
+
+def test_tiles_are_equal_not_blended() -> None:
+    decoder = make(NARROW)
+    reach = halo(NARROW)
+    latents = torch.randn(2, 4, 3, 2 * reach + 3, 3 * reach)
+    whole = decoder(latents)
+    tiled = joined(decoder, latents, tile=(reach, reach + 1))
+    torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=0)
+
+
+def test_the_halo_is_the_true_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A latent `halo` away from a tile counts for it, and one farther away does not."""
+    decoder = make(NARROW)
+    reach, scale = halo(NARROW), NARROW.spatial_compression
+    latents = torch.randn(1, 4, 2, 2 * reach + 3, 1)
+    whole = decoder(latents)
+    for distance, is_seen in ((reach, True), (reach + 1, False)):
+        changed = latents.clone()
+        changed[..., reach + 1 + distance, :] += 100
+        row = slice((reach + 1) * scale, (reach + 2) * scale)
+        difference = (decoder(changed) - whole)[..., row, :].abs().max()
+        assert (difference > 0) == is_seen, distance
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_halo_of_the_presets(name: str) -> None:
+    expected = {
+        "turbo-vaed-ltx": 20,
+        "turbo-vaed-hunyuan": 50,
+        "turbo-vaed-cogvideox": 50,
+        "turbo-vaed-dc": 40,
+        "tiny-ltx": 15,
+    }
+    assert halo(PRESETS[name]) == expected[name]
+
+
+def test_what_cannot_be_is_refused() -> None:
+    decoder = make(NARROW)
+    latents = torch.randn(1, 4, 2, 20, 20)
+    with pytest.raises(ValueError, match=r"tile: found 2x20 latents, allowed: \d+ or more"):
+        decoder.stream(latents, tile=(2, 20))
+    with pytest.raises(ValueError, match="chunk: found 0"):
+        decoder.stream(latents, chunk=0)
+    with pytest.raises(ValueError, match="latents: found no chunk"):
+        list(decoder.stream([]))
+    with pytest.raises(ValueError, match=r"latents: found shape \(1, 5"):
+        list(decoder.stream(torch.zeros(1, 5, 2, 3, 3)))
+    with pytest.raises(ValueError, match=r"after one of \(1, 4, 1, 3, 3\)"):
+        list(decoder.stream([torch.zeros(1, 4, 1, 3, 3), torch.zeros(1, 4, 1, 3, 4)]))

@@ -1,0 +1,199 @@
+"""Decoding chunk by chunk, in memory that does not grow with the video.
+
+Shapes: B batch, C channels, T video frames, t latent frames, H W video, h w latent.
+
+In time nothing is computed twice: every convolution keeps the frames that its next chunk needs
+(`timeline.Chunked`), and the last frames of a chunk come with the next one. In space, where one
+frame alone does not fit, tiles are decoded with all the latents around them that their pixels
+depend on; that is far (`halo`), so use as few tiles as fit. The frames are those of one-shot
+decoding: computed, not blended.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, pairwise, tee
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from turbo_vaed.models.layers import fold_frames, unfold_frames
+from turbo_vaed.models.timeline import Chunked
+
+if TYPE_CHECKING:
+    from turbo_vaed.models.config import DecoderConfig
+    from turbo_vaed.models.decoder import Step, TurboVaedDecoder
+
+
+def stream(
+    decoder: TurboVaedDecoder,
+    latents: Tensor | Iterable[Tensor],
+    *,
+    chunk: int,
+    tile: tuple[int, int] | None,
+) -> Iterator[Tensor]:
+    """See `TurboVaedDecoder.stream`."""
+    if chunk < 1:
+        raise ValueError(f"chunk: found {chunk}, allowed: 1 latent frame or more")
+    reach = halo(decoder.config)
+    if tile is not None and min(tile) < reach:
+        raise ValueError(
+            f"tile: found {tile[0]}x{tile[1]} latents, allowed: {reach} or more each way, which "
+            "is how far a pixel sees; smaller tiles would mostly decode their surroundings"
+        )
+    pieces = torch.split(latents, chunk, dim=2) if isinstance(latents, Tensor) else latents
+    return _stream(decoder, _checked(decoder, pieces), chunk, tile)
+
+
+@torch.no_grad()
+def _stream(
+    decoder: TurboVaedDecoder, pieces: Iterator[Tensor], chunk: int, tile: tuple[int, int] | None
+) -> Iterator[Tensor]:
+    first = next(pieces)
+    tiles = _tiles(decoder.config, first.shape, tile)
+    lanes = [
+        _lane(decoder, t.cut(own), chunk)
+        for t, own in zip(tiles, tee(chain([first], pieces), len(tiles)), strict=True)
+    ]
+    scale = decoder.config.spatial_compression
+    *_, height, width = first.shape
+    for parts in zip(*lanes, strict=True):
+        if len(tiles) == 1:
+            yield parts[0]
+            continue
+        video = parts[0].new_empty(*parts[0].shape[:3], height * scale, width * scale)
+        for t, part in zip(tiles, parts, strict=True):
+            kept = part[..., t.kept_rows(scale), t.kept_columns(scale)]
+            video[..., _scaled(t.rows, scale), _scaled(t.columns, scale)] = kept
+        yield video
+
+
+def _lane(decoder: TurboVaedDecoder, pieces: Iterator[Tensor], chunk: int) -> Iterator[Tensor]:
+    """The frames (B, 3, n, H, W) of one tile: a chain of layers, each with its own timeline."""
+    first = next(pieces)
+    batch = first.shape[0]
+    frames = (fold_frames(piece) for piece in chain([first], pieces))
+    flow, limit = _with_last(frames), chunk
+    for _, steps in decoder.blocks():
+        for step in steps:
+            flow = _through(step, flow, batch, limit)
+            limit *= getattr(step, "time_factor", 1)
+    for x, _ in flow:
+        yield unfold_frames(x, batch)
+
+
+def _through(
+    step: Step, flow: Iterator[tuple[Tensor, bool]], batch: int, limit: int
+) -> Iterator[tuple[Tensor, bool]]:
+    """The frames that come out of a layer, and whether they are the last; `limit` at a time."""
+    time = Chunked(batch)
+    for x, is_last in flow:
+        parts = torch.split(x, limit * batch)
+        for i, part in enumerate(parts, start=1):
+            time.next_chunk(is_last=is_last and i == len(parts))
+            out = step(part, time)
+            if out.shape[0]:
+                yield out, time.is_last
+
+
+def _checked(decoder: TurboVaedDecoder, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    first: torch.Size | None = None
+    for piece in pieces:
+        decoder.check(piece)
+        first = first or piece.shape
+        if (piece.shape[:2], piece.shape[3:]) != (first[:2], first[3:]):
+            raise ValueError(
+                f"latents: found a chunk of shape {tuple(piece.shape)} after one of "
+                f"{tuple(first)}, allowed: another number of frames only"
+            )
+        yield piece
+    if first is None:
+        raise ValueError("latents: found no chunk, allowed: one or more")
+
+
+def halo(config: DecoderConfig) -> int:
+    """Latents on each side that a pixel depends on: the summed reach of all convolutions."""
+    widths = config.decoder_block_out_channels[::-1]
+    layers = config.decoder_layers_per_block[::-1]
+    reaches = [
+        config.decoder_dw_kernel_size // 2 if separable else 1
+        for separable in config.decoder_is_dw_conv[::-1]
+    ]
+    pixel = Fraction(1)  # of the present level, in latents
+    total = pixel + 2 * layers[0] * reaches[0]  # conv_in and the middle block
+    before = widths[0]
+    for i, (width, scales) in enumerate(
+        zip(widths, config.spatio_temporal_scaling[::-1], strict=True)
+    ):
+        if width != before:
+            total += 2 * reaches[i + 1] * pixel
+        if scales:
+            total += pixel
+            pixel /= 2
+        total += 2 * layers[i + 1] * reaches[i + 1] * pixel
+        before = width
+    for _ in range(config.patch_size.bit_length() - 1):
+        total += pixel
+        pixel /= 2
+    return math.ceil(total + pixel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tile:
+    """A part of the latents' plane, and how far it is padded."""
+
+    rows: slice
+    columns: slice
+    padded_rows: slice
+    padded_columns: slice
+
+    def cut(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The padded tile of every piece."""
+        return (piece[..., self.padded_rows, self.padded_columns] for piece in pieces)
+
+    def kept_rows(self, scale: int) -> slice:
+        return _within(self.rows, self.padded_rows, scale)
+
+    def kept_columns(self, scale: int) -> slice:
+        return _within(self.columns, self.padded_columns, scale)
+
+
+def _tiles(config: DecoderConfig, shape: torch.Size, tile: tuple[int, int] | None) -> list[_Tile]:
+    height, width = shape[3:]
+    tile_height, tile_width = tile or (height, width)
+    reach = halo(config)
+    return [
+        _Tile(rows=rows, columns=columns, padded_rows=padded_rows, padded_columns=padded_columns)
+        for rows, padded_rows in _cuts(height, tile_height, reach)
+        for columns, padded_columns in _cuts(width, tile_width, reach)
+    ]
+
+
+def _cuts(size: int, tile: int, reach: int) -> list[tuple[slice, slice]]:
+    """Parts of nearly equal size, at most `tile` each, and the same with their surroundings."""
+    count = math.ceil(size / tile)
+    edges = [round(i * size / count) for i in range(count + 1)]
+    return [
+        (slice(a, b), slice(max(0, a - reach), min(size, b + reach))) for a, b in pairwise(edges)
+    ]
+
+
+def _within(part: slice, padded: slice, scale: int) -> slice:
+    return slice((part.start - padded.start) * scale, (part.stop - padded.start) * scale)
+
+
+def _scaled(part: slice, scale: int) -> slice:
+    return slice(part.start * scale, part.stop * scale)
+
+
+def _with_last(pieces: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """Every piece, and whether it is the last."""
+    waiting = next(pieces)
+    for piece in pieces:
+        yield waiting, False
+        waiting = piece
+    yield waiting, True
