@@ -54,9 +54,10 @@ def formulations(decoder: TurboVaedDecoder) -> dict[str, torch.nn.Module]:
     plain.load_state_dict({key.removeprefix("decoder."): state[key] for key in state})
     return {
         "trained": decoder,
-        "direct": decoder.for_inference(winograd=False),
+        "direct": decoder.for_inference(form="taps"),
+        "joined": decoder.for_inference(form="joined"),
         "winograd": decoder.for_inference(),
-        "direct, contiguous": decoder.for_inference(winograd=False, memory_format=contiguous),
+        "direct, contiguous": decoder.for_inference(form="taps", memory_format=contiguous),
         "winograd, contiguous": decoder.for_inference(memory_format=contiguous),
         "plain 3-D": plain,
     }
@@ -104,11 +105,11 @@ def test_winograd_is_the_same_for_any_number_of_frames(frames: int, batch: int) 
     torch.manual_seed(0)
     conv = layers.FrameConv(layers.MIN_WINOGRAD_CHANNELS, 5)
     narrow = layers.FrameConv(layers.MIN_WINOGRAD_CHANNELS - 1, 5)
-    assert len(conv.kernels(winograd=True)) == 4 + 1 and len(conv.kernels()) == 3 + 1
-    assert len(narrow.kernels(winograd=True)) == 3 + 1
+    assert len(conv.kernels("winograd")) == 4 + 1 and len(conv.kernels("taps")) == 3 + 1
+    assert len(narrow.kernels("winograd")) == 3 + 1
     x = torch.randn(frames * batch, layers.MIN_WINOGRAD_CHANNELS, 3, 4)
     direct = conv(x, Whole(batch))
-    layers.fold(conv, winograd=True, memory_format=torch.channels_last)
+    layers.fold(conv, "winograd", torch.channels_last)
     torch.testing.assert_close(conv(x, Whole(batch)), direct, atol=1e-5, rtol=0)
 
 

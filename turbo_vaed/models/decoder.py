@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from turbo_vaed.models.config import DecoderConfig
 from turbo_vaed.models.layers import (
+    Form,
     FrameConv,
     LayerNorm,
     RmsNorm,
     SeparableConv,
     fold,
     fold_frames,
+    relu,
+    silu,
     unfold_frames,
 )
 from turbo_vaed.models.streaming import stream
@@ -51,7 +53,7 @@ class ResBlock(nn.Module):
         is_relu_first: bool = False,
     ) -> None:
         super().__init__()
-        self.first_activation = F.relu if is_relu_first else F.silu
+        self.first_activation = relu if is_relu_first else silu
         self.norm1, self.norm2 = RmsNorm(inputs), RmsNorm(outputs)
         self.conv1 = _conv(inputs, outputs, separable_size)
         self.conv2 = _conv(outputs, outputs, separable_size)
@@ -60,13 +62,12 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Timeline) -> Tensor:
         """(T*B, inputs, H, W) -> (T*B, outputs, H, W)."""
-        y = self.conv1(self.first_activation(self.norm1(x)), time)
-        y = self.conv2(F.silu(self.norm2(y)), time)
+        y: Tensor = self.conv1(self.first_activation(self.norm1(x)), time)
+        y = self.conv2(silu(self.norm2(y)), time)
         x = time.align(x, y)
         if self.norm3 is not None and self.conv_shortcut is not None:
             x = self.conv_shortcut(self.norm3(x), time)
-        out: Tensor = x + y
-        return out
+        return y.add_(x)
 
 
 def _conv(
@@ -259,14 +260,14 @@ class TurboVaedDecoder(nn.Module):
         self,
         dtype: torch.dtype = torch.float32,
         *,
-        winograd: bool = True,
+        form: Form = "winograd",
         memory_format: torch.memory_format = torch.channels_last,
     ) -> "TurboVaedDecoder":
         """A copy with its 2-D kernels made once: faster, not to be trained or saved."""
         decoder = copy.deepcopy(self).eval().requires_grad_(False)
         for layer in list(decoder.modules()):
             if isinstance(layer, FrameConv | SeparableConv):
-                fold(layer, winograd=winograd, memory_format=memory_format)
+                fold(layer, form, memory_format)
         return decoder.to(dtype)
 
     def published_state_dict(self) -> dict[str, Tensor]:
@@ -335,5 +336,5 @@ class TurboVaedDecoder(nn.Module):
 
 
 def _activated(norm: nn.Module, conv: nn.Module, x: Tensor, time: Timeline) -> Tensor:
-    out: Tensor = conv(F.silu(norm(x)), time)
+    out: Tensor = conv(silu(norm(x)), time)
     return out

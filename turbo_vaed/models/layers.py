@@ -5,12 +5,12 @@ outermost, (B, C, T, H, W) -> (T*B, C, H, W), so one step in time is B entries, 
 in time is a slice of the leading dimension, for every batch size.
 
 Mobile runtimes have no 3-D convolution and CPUs are slow at it, so there is none here. A dense
-one of three taps in time is a sum of three 2-D ones; or, for inference, two frames at once by
-four instead of six: Winograd's minimal filtering F(2, 3) along time (Lavin and Gray,
-arXiv 1509.09308). A depthwise one is a sum of depthwise 2-D ones, one per tap in time. Space is
-padded by zeros; what stands beside the first and the last frame is `timeline.py`'s business.
-Means over channels are 1x1 convolutions with constant weights, which keeps a lowered graph in
-one piece.
+one of three taps in time is one over the channels of three frames, or a sum of three; or, for
+inference, two frames at once by four instead of six: Winograd's minimal filtering F(2, 3) along
+time (Lavin and Gray, arXiv 1509.09308). A depthwise one is a sum of depthwise 2-D ones, one per
+tap in time. Space is padded by zeros; what stands beside the first and the last frame is
+`timeline.py`'s business. Means over channels are 1x1 convolutions with constant weights, which
+keeps a lowered graph in one piece.
 
 The weights are those of the published 3-D layers, under the published names. Their 2-D kernels
 are made in every forward pass, or once, by `fold`, for inference.
@@ -19,6 +19,7 @@ are made in every forward pass, or once, by `fold`, for inference.
 from __future__ import annotations
 
 from itertools import chain, zip_longest
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ from torch import Tensor, nn
 from turbo_vaed.models.timeline import Timeline
 
 _RMS_EPS = 1e-8  # fixed in the published model; `resnet_norm_eps` is the layer norms'
+Form = Literal["joined", "taps", "winograd"]
+"""Of a dense convolution with three taps in time: one 2-D convolution of the channels of three
+frames, which trains fastest; a sum of three, which needs the least memory; or Winograd's."""
 MIN_WINOGRAD_CHANNELS = 48
 """In narrower layers the additions cost more than a third of the products saves."""
 
@@ -39,6 +43,16 @@ def fold_frames(x: Tensor) -> Tensor:
 def unfold_frames(x: Tensor, batch: int) -> Tensor:
     """(T*B, C, H, W) -> (B, C, T, H, W)."""
     return x.reshape(x.shape[0] // batch, batch, *x.shape[1:]).permute(1, 2, 0, 3, 4)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x); for inference in place, of what a norm has just put out."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0), in place as `silu`."""
+    return F.relu(x, inplace=not torch.is_grad_enabled())
 
 
 class FrameConv(nn.Module):
@@ -75,30 +89,32 @@ class FrameConv(nn.Module):
     def forward(self, x: Tensor, time: Timeline) -> Tensor:
         """(T*B, inputs, H, W) -> (r*T*B, outputs / (r*u*u), u*H, u*W)."""
         *kernels, bias = self.folded if self.folded is not None else self.kernels()
-        convolve = _two_at_once if len(kernels) == 4 else _sum_of_taps
         x = time.pad(x, self.taps // 2)
-        x = convolve(x, kernels, bias, time.batch, padding=self.padding)
+        if len(kernels) == 1:
+            x = F.conv2d(_joined(x, self.taps, time.batch), kernels[0], bias, padding=self.padding)
+        else:
+            convolve = _two_at_once if len(kernels) == 4 else _sum_of_taps
+            x = convolve(x, kernels, bias, time.batch, padding=self.padding)
         if self.upscale * self.time_factor > 1:
             x = shuffle(x, time.batch, self.upscale, self.time_factor)
         return x
 
-    def kernels(self, *, winograd: bool = False) -> list[Tensor]:
-        """The 2-D kernels: one, three or four (`winograd`), and the bias after them."""
+    def kernels(self, form: Form = "joined") -> list[Tensor]:
+        """The 2-D kernels of a form: one, three or four, and the bias after them."""
         weight, bias = self.conv.weight, self.conv.bias
         assert bias is not None
         if weight.dim() == 4:
             weight = weight.unsqueeze(2)
         u, r = self.upscale, self.time_factor
         if u * r > 1:  # published: channel, row, column, frame; here: frame, row, column, channel
-            order = (3, 1, 2, 0)
-            weight = (
-                weight.reshape(-1, u, u, r, *weight.shape[1:])
-                .permute(*order, 4, 5, 6, 7)
-                .flatten(0, 3)
-            )
-            bias = bias.reshape(-1, u, u, r).permute(order).flatten()
+            shape, order = (-1, u, u, r), (3, 1, 2, 0)
+            kernel = weight.shape[1:]
+            weight = weight.reshape(*shape, *kernel).permute(*order, 4, 5, 6, 7).flatten(0, 3)
+            bias = bias.reshape(shape).permute(order).flatten()
         taps = list(weight.unbind(2))
-        if winograd and len(taps) == 3 and weight.shape[1] >= MIN_WINOGRAD_CHANNELS:
+        if form == "joined" or len(taps) == 1:
+            return [torch.cat(taps, dim=1), bias]
+        if form == "winograd" and weight.shape[1] >= MIN_WINOGRAD_CHANNELS:
             outer = taps[0] + taps[2]
             taps = [taps[0], (outer + taps[1]) / 2, (outer - taps[1]) / 2, taps[2]]
         return [*taps, bias]
@@ -125,12 +141,19 @@ class SeparableConv(nn.Module):
         x = _sum_of_taps(x, taps, bias, time.batch, padding=self.size // 2, groups=x.shape[1])
         return F.conv2d(x, mix, mix_bias)
 
-    def kernels(self, *, winograd: bool = False) -> list[Tensor]:
+    def kernels(self, form: Form = "taps") -> list[Tensor]:
         """A depthwise 2-D kernel per tap and their bias; the mixing kernel and its bias."""
         depthwise, pointwise = self.depthwise_conv, self.pointwise_conv
         assert depthwise.bias is not None and pointwise.bias is not None
         taps = depthwise.weight.unbind(2)
         return [*taps, depthwise.bias, pointwise.weight.squeeze(2), pointwise.bias]
+
+
+def _joined(x: Tensor, taps: int, batch: int) -> Tensor:
+    """The channels of the shifted frames of a padded x side by side."""
+    count = max(0, x.shape[0] - (taps - 1) * batch)
+    shifted = [x[k * batch : k * batch + count] for k in range(taps)]
+    return torch.cat(shifted, dim=1) if taps > 1 else x
 
 
 def _sum_of_taps(
@@ -228,11 +251,9 @@ class LayerNorm(nn.Module):
 
 
 @torch.no_grad()
-def fold(
-    layer: FrameConv | SeparableConv, *, winograd: bool, memory_format: torch.memory_format
-) -> None:
+def fold(layer: FrameConv | SeparableConv, form: Form, memory_format: torch.memory_format) -> None:
     """Make the 2-D kernels of a layer once, in place; the published weights are gone then."""
-    made = layer.kernels(winograd=winograd)
+    made = layer.kernels(form)
     layer.folded = nn.ParameterList(
         nn.Parameter(
             torch.empty_like(

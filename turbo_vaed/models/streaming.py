@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from turbo_vaed.models.config import DecoderConfig
     from turbo_vaed.models.decoder import Step, TurboVaedDecoder
 
+_FRAMES_AT_ONCE = 4
+"""More make no layer faster, and every one is held several times over by the layer at work."""
+
+Flow = Iterator[tuple[list[Tensor], bool]]
+"""Frames (n*B, C, H, W) on their way, and whether they are the last. They come in a list of one,
+out of which the next layer takes them: a generator that waits would keep its own alive."""
+
 
 def stream(
     decoder: TurboVaedDecoder,
@@ -76,28 +83,25 @@ def _lane(decoder: TurboVaedDecoder, pieces: Iterator[Tensor], chunk: int) -> It
     """The frames (B, 3, n, H, W) of one tile: a chain of layers, each with its own timeline."""
     first = next(pieces)
     batch = first.shape[0]
-    frames = (fold_frames(piece) for piece in chain([first], pieces))
-    flow, limit = _with_last(frames), chunk
+    flow, limit = _with_last(chain([first], pieces)), chunk
     for _, steps in decoder.blocks():
         for step in steps:
-            flow = _through(step, flow, batch, limit)
+            flow = _through(step, flow, batch, min(limit, _FRAMES_AT_ONCE))
             limit *= getattr(step, "time_factor", 1)
-    for x, _ in flow:
-        yield unfold_frames(x, batch)
+    for box, _ in flow:
+        yield unfold_frames(box.pop(), batch)
 
 
-def _through(
-    step: Step, flow: Iterator[tuple[Tensor, bool]], batch: int, limit: int
-) -> Iterator[tuple[Tensor, bool]]:
-    """The frames that come out of a layer, and whether they are the last; `limit` at a time."""
+def _through(step: Step, flow: Flow, batch: int, limit: int) -> Flow:
+    """The frames that come out of a layer; it gets at most `limit` at a time."""
     time = Chunked(batch)
-    for x, is_last in flow:
-        parts = torch.split(x, limit * batch)
-        for i, part in enumerate(parts, start=1):
-            time.next_chunk(is_last=is_last and i == len(parts))
-            out = step(part, time)
-            if out.shape[0]:
-                yield out, time.is_last
+    for box, is_last in flow:
+        parts = list(torch.split(box.pop(), limit * batch))
+        while parts:
+            time.next_chunk(is_last=is_last and len(parts) == 1)
+            box = [step(parts.pop(0), time)]
+            if box[0].shape[0]:
+                yield box, time.is_last
 
 
 def _checked(decoder: TurboVaedDecoder, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -190,10 +194,10 @@ def _scaled(part: slice, scale: int) -> slice:
     return slice(part.start * scale, part.stop * scale)
 
 
-def _with_last(pieces: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Every piece, and whether it is the last."""
+def _with_last(pieces: Iterator[Tensor]) -> Flow:
+    """The frames of every piece, and whether they are the last."""
     waiting = next(pieces)
     for piece in pieces:
-        yield waiting, False
+        yield [fold_frames(waiting)], False
         waiting = piece
-    yield waiting, True
+    yield [fold_frames(waiting)], True
