@@ -8,30 +8,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_msssim import ms_ssim as reference_ms_ssim
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from turbo_vaed.metrics import (
+    BETTER,
     MAX_PSNR_DB,
+    QUALITY,
     clip_quality,
+    flicker,
     frames_from_uint8,
     ms_ssim,
     ms_ssim_scales,
     psnr,
     ssim,
     summarise,
+    summarise_quality,
     uint8_from_network,
 )
-
-
-def pair(*shape, noise=0.1, seed=0):
-    """Smooth frames with noise, and the same with more noise."""
-    rng = np.random.default_rng(seed)
-    h, w = shape[-2:]
-    y, x = np.mgrid[:h, :w]
-    picture = 0.5 + 0.3 * np.sin(x / 7) * np.cos(y / 5) + rng.normal(0, 0.05, shape)
-    worse = picture + rng.normal(0, noise, shape)
-    return (torch.tensor(a.clip(0, 1), dtype=torch.float32) for a in (worse, picture))
-
 
 METRICS = [psnr, ssim, ms_ssim]
 
@@ -45,8 +38,15 @@ def test_psnr_of_known_error():
     assert float(psnr(half_wrong, reference)) == pytest.approx(expected, abs=1e-5)
 
 
-def test_identical_frames():
-    x, _ = pair(2, 3, 32, 40)
+@pytest.mark.parametrize("noise", [0.02, 0.3])
+def test_psnr_is_that_of_scikit_image(noise, make_pair):
+    x, y = make_pair(3, 3, 32, 48, noise=noise)
+    expected = peak_signal_noise_ratio(y.double().numpy(), x.double().numpy(), data_range=1)
+    assert float(psnr(x, y)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_identical_frames(make_pair):
+    x, _ = make_pair(2, 3, 32, 40)
     assert float(psnr(x, x)) == MAX_PSNR_DB
     assert float(ssim(x, x)) == pytest.approx(1, abs=1e-6)
     assert float(ms_ssim(x, x)) == pytest.approx(1, abs=1e-6)
@@ -58,8 +58,8 @@ def test_psnr_never_passes_the_cap():
 
 
 @pytest.mark.parametrize(("height", "width", "noise"), [(32, 48, 0.02), (61, 47, 0.3)])
-def test_ssim_is_that_of_scikit_image(height, width, noise):
-    x, y = pair(3, 3, height, width, noise=noise)
+def test_ssim_is_that_of_scikit_image(height, width, noise, make_pair):
+    x, y = make_pair(3, 3, height, width, noise=noise)
     expected = [
         structural_similarity(
             a.numpy(),
@@ -76,8 +76,8 @@ def test_ssim_is_that_of_scikit_image(height, width, noise):
 
 
 @pytest.mark.parametrize(("height", "width"), [(176, 192), (161, 175)])
-def test_ms_ssim_is_that_of_pytorch_msssim(height, width):
-    x, y = pair(2, 3, height, width)
+def test_ms_ssim_is_that_of_pytorch_msssim(height, width, make_pair):
+    x, y = make_pair(2, 3, height, width)
     expected = reference_ms_ssim(x, y, data_range=1, size_average=True)
     assert float(ms_ssim(x, y)) == pytest.approx(float(expected), abs=1e-5)
 
@@ -89,8 +89,8 @@ def test_ms_ssim_scales_that_fit():
 
 
 @pytest.mark.parametrize("side", [11, 13, 64, 128])
-def test_ms_ssim_of_small_frames(side):
-    x, y = pair(2, 3, side, side)
+def test_ms_ssim_of_small_frames(side, make_pair):
+    x, y = make_pair(2, 3, side, side)
     value = float(ms_ssim(x, y))
     assert 0 < value < 1
     if ms_ssim_scales(side) == 1:  # one scale is plain SSIM, to the power that the five sum to
@@ -98,8 +98,8 @@ def test_ms_ssim_of_small_frames(side):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_batch_is_each_clip(metric):
-    x, y = pair(3, 2, 3, 24, 24)
+def test_batch_is_each_clip(metric, make_pair):
+    x, y = make_pair(3, 2, 3, 24, 24)
     batch = metric(x, y)
     assert batch.shape == (3,)
     for i in range(3):
@@ -107,38 +107,22 @@ def test_batch_is_each_clip(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_more_noise_is_worse(metric):
-    values = [float(metric(*pair(2, 3, 64, 64, noise=n))) for n in (0.01, 0.05, 0.2)]
+def test_more_noise_is_worse(metric, make_pair):
+    values = [float(metric(*make_pair(2, 3, 64, 64, noise=n))) for n in (0.01, 0.05, 0.2)]
     assert values == sorted(values, reverse=True)
     assert len(set(values)) == 3
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_metrics_do_not_normalise_to_the_frames_range(metric):
+def test_metrics_do_not_normalise_to_the_frames_range(metric, make_pair):
     """A dim pair and its double differ in range only: normalised metrics would agree."""
-    x, y = pair(2, 3, 32, 32)
+    x, y = make_pair(2, 3, 32, 32)
     assert float(metric(x * 0.25, y * 0.25)) > float(metric(x, y)) + 1e-3
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize(
-    ("frames", "message"),
-    [
-        (torch.full((2, 3, 16, 16), 1.01), "expected \\[0, 1\\]"),
-        (torch.full((2, 3, 16, 16), -0.01), "expected \\[0, 1\\]"),
-        (torch.full((2, 3, 16, 16), math.nan), "nan"),
-        (torch.zeros(2, 16, 16, 3), "expected \\(T, 3, H, W\\)"),
-        (torch.zeros(3, 16, 16), "expected \\(T, 3, H, W\\)"),
-        (torch.zeros(0, 3, 16, 16), "expected \\(T, 3, H, W\\)"),
-        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "uint8"),
-        (torch.zeros(1, 3, 16, 16), "expected the same"),
-    ],
-)
-def test_bad_frames_are_refused(metric, frames, message):
-    good = torch.zeros(2, 3, 16, 16)
-    for arguments in ((frames, good), (good, frames)):
-        with pytest.raises(ValueError, match=message):
-            metric(*arguments)
+def test_bad_frames_are_refused(metric, assert_refused):
+    assert_refused(metric)
 
 
 def test_one_nan_pixel_is_refused():
@@ -170,15 +154,23 @@ def test_uint8_of_network_output_clamps_and_refuses_nan():
         uint8_from_network(video * math.nan)
 
 
-def test_clip_quality_is_the_three_metrics():
+def test_clip_quality_is_the_metrics():
     rng = np.random.default_rng(0)
     source = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     off = np.where(source > 127, source - 10, source + 10).astype(np.uint8)
     quality = clip_quality(off, source)
-    assert set(quality) == {"psnr", "ssim", "ms_ssim"}
+    assert set(quality) == {"psnr", "ssim", "ms_ssim", "flicker"}
+    assert set(quality) <= set(BETTER)
     assert quality["psnr"] == pytest.approx(20 * math.log10(255 / 10), abs=1e-3)
+    expected = flicker(frames_from_uint8(off), frames_from_uint8(source))
+    assert quality["flicker"] == pytest.approx(float(expected))
     with pytest.raises(ValueError, match="float"):
         clip_quality(off / 255, source)
+
+
+def test_a_clip_of_one_frame_has_no_flicker():
+    frame = np.zeros((1, 32, 32, 3), dtype=np.uint8)
+    assert set(clip_quality(frame, frame)) == set(QUALITY)
 
 
 def test_summary_of_known_values():
@@ -188,15 +180,35 @@ def test_summary_of_known_values():
     assert summary.worst == pytest.approx(0.5)  # two of forty
     assert summarise([3.0, 1.0], 0.05).worst == 1.0  # at least one
     assert summarise([3.0, 1.0], 1).worst == 2.0
+    falling = summarise(values, 0.05, better="lower")
+    assert falling.mean == summary.mean
+    assert falling.worst == pytest.approx(38.5)
+
+
+def test_each_metric_has_its_own_worst():
+    clips = [{"psnr": float(v), "flicker": float(v)} for v in range(40)]
+    summary = summarise_quality(clips, 0.05)
+    assert summary["psnr"] == {"mean": 19.5, "worst": 0.5}
+    assert summary["flicker"] == {"mean": 19.5, "worst": 38.5}
+
+
+@pytest.mark.parametrize(
+    "clips", [[{"psnr": 1.0}, {"psnr": 1.0, "ssim": 1.0}], [{"loudness": 1.0}], []]
+)
+def test_clips_that_do_not_add_up_are_refused(clips):
+    with pytest.raises(ValueError, match="expected"):
+        summarise_quality(clips, 0.05)
 
 
 @given(
     values=st.lists(st.floats(-100, 100), min_size=1, max_size=50),
     share=st.floats(0.001, 1),
 )
-def test_worst_is_never_above_the_mean(values, share):
+def test_worst_is_never_better_than_the_mean(values, share):
     summary = summarise(values, share)
     assert min(values) - 1e-9 <= summary.worst <= summary.mean + 1e-9
+    falling = summarise(values, share, better="lower")
+    assert max(values) + 1e-9 >= falling.worst >= summary.mean - 1e-9
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from turbo_vaed.metrics.flicker import flicker
 from turbo_vaed.metrics.frames import frames_from_uint8
+from turbo_vaed.metrics.ms_ssim import ms_ssim
 from turbo_vaed.metrics.psnr import psnr
-from turbo_vaed.metrics.ssim import ms_ssim, ssim
+from turbo_vaed.metrics.ssim import ssim
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+Direction = Literal["higher", "lower"]
+
 QUALITY = ("psnr", "ssim", "ms_ssim")
-"""The metrics that every stage reports; higher is better in each."""
+"""The metrics that every stage reports, and the gate asks for; higher is better in each."""
+
+BETTER: Mapping[str, Direction] = {
+    **dict.fromkeys(QUALITY, "higher"),
+    "flicker": "lower",
+    "lpips": "lower",
+    "rfvd": "lower",
+    "vmaf": "higher",
+}
+"""Which way each metric is better, and so which of its values are the worst."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +44,10 @@ class Summary:
         return asdict(self)
 
 
-def summarise(values: Sequence[float], worst_share: float) -> Summary:
-    """Mean of the values, and mean of the lowest `worst_share` of them, at least one.
+def summarise(
+    values: Sequence[float], worst_share: float, *, better: Direction = "higher"
+) -> Summary:
+    """Mean of the values, and mean of the worst `worst_share` of them, at least one.
 
     Raises:
         ValueError: no values, one that is not finite, a share outside (0, 1].
@@ -46,26 +61,47 @@ def summarise(values: Sequence[float], worst_share: float) -> Summary:
             raise ValueError(f"values: found {value} at {index}, expected finite numbers")
     # 0.05 * 60 may come out as 3 or as a little less.
     count = max(1, math.floor(worst_share * len(values) + 1e-9))
-    return Summary(
-        mean=math.fsum(values) / len(values), worst=math.fsum(sorted(values)[:count]) / count
-    )
+    worst = sorted(values, reverse=better == "lower")[:count]
+    return Summary(mean=math.fsum(values) / len(values), worst=math.fsum(worst) / count)
 
 
 def clip_quality(video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, float]:
     """PSNR (dB), SSIM and MS-SSIM of one clip (T, H, W, 3) uint8 against its reference.
+
+    And its flicker, where there are two frames or more.
 
     Raises:
         ValueError: dtype or shapes are wrong, or the frames are below 11 pixels.
     """
     frames, truth = frames_from_uint8(video), frames_from_uint8(reference)
     metrics = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim}
-    return {name: float(metrics[name](frames, truth)) for name in QUALITY}
+    quality = {name: float(metrics[name](frames, truth)) for name in QUALITY}
+    if len(frames) > 1:
+        quality["flicker"] = float(flicker(frames, truth))
+    return quality
 
 
 def summarise_quality(
     clips: Sequence[Mapping[str, float]], worst_share: float
 ) -> dict[str, dict[str, float]]:
-    """What `clip_quality` gave for each clip -> {metric: {mean, worst}}; errors of `summarise`."""
+    """Metrics of each clip, as of `clip_quality` -> {metric: {mean, worst}}, worst by `BETTER`.
+
+    Raises:
+        ValueError: as `summarise`; a metric that some clips have and some have not, or that is
+            not in `BETTER`.
+    """
+    names = list(clips[0]) if clips else list(QUALITY)
+    for index, clip in enumerate(clips):
+        if clip.keys() != set(names):
+            raise ValueError(
+                f"clips: found {', '.join(clip)} at {index}, expected {', '.join(names)}"
+            )
+    unknown = [name for name in names if name not in BETTER]
+    if unknown:
+        raise ValueError(
+            f"clips: found {', '.join(unknown)}, expected metrics among {', '.join(BETTER)}"
+        )
     return {
-        name: summarise([clip[name] for clip in clips], worst_share).to_json() for name in QUALITY
+        name: summarise([clip[name] for clip in clips], worst_share, better=BETTER[name]).to_json()
+        for name in names
     }
