@@ -85,11 +85,10 @@ def teacher_decode(
 def seconds_in_turns(
     forms: dict[str, Callable[[], object]], rounds: int, once: tuple[str, ...] = ()
 ) -> dict[str, float]:
-    """Median seconds of each; those in `once` run in the first round only."""
+    """Median seconds of each, after a warm-up; those in `once` run in the first round only."""
     taken: dict[str, list[float]] = {name: [] for name in forms}
-    for name, form in forms.items():
-        if name not in once:
-            form()  # warm-up: oneDNN makes its kernels
+    for form in forms.values():
+        form()  # oneDNN makes its kernels
     for round_ in range(rounds):
         for name, form in forms.items():
             if round_ and name in once:

@@ -20,7 +20,7 @@ from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.report import Failure, Registration, collect, write_report
 from turbo_vaed.report.words import headline
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.fit import check_student
+from turbo_vaed.stages.fit import student_config
 from turbo_vaed.stages.prices import price_of
 
 
@@ -90,7 +90,7 @@ def preflight(settings: Settings, customer: str) -> Poc:
             f"customers.{customer}.source: no folder {poc.source}"
             + ("; make setup fetches the demo videos" if customer == "demo" else "")
         )
-    check_student(poc)
+    student_config(poc)
     for stage in STAGES:
         price_of(poc.params, settings, stage)
     Ledger.open(settings.ledger_url).close()

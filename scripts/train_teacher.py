@@ -253,7 +253,7 @@ def main() -> None:
         "learning_rate": given.learning_rate,
         "kl": given.kl,
         "encoder_parameters": sum(p.numel() for p in vae.encoder.parameters()),
-        "decoder_parameters": teacher.decoder_parameters,
+        "decoder_parameters": teacher.latent_spec.decoder_parameters,
         "sha256": teacher.sha256,
         "hardware": f"{platform.machine()} CPU, {given.threads} thread(s)",
         "torch": torch.__version__,

@@ -24,6 +24,7 @@ Format = Annotated[
     Literal["table", "json"], typer.Option("--format", help="table for people, json for programs")
 ]
 Customer = Annotated[str, typer.Argument(help="name of a customer in params.yaml")]
+Family = Annotated[str, typer.Option("--family", help="ltx-video, hunyuan-video, cogvideox, …")]
 
 app = typer.Typer(
     name="turbo-vaed",
@@ -37,11 +38,13 @@ costs = typer.Typer(no_args_is_help=True, help="What runs cost.")
 registry = typer.Typer(no_args_is_help=True, help="Versions of a customer's student.")
 gates = typer.Typer(no_args_is_help=True, help="Verdicts and what they rest on.")
 reports = typer.Typer(no_args_is_help=True, help="The HTML page of a run.")
+teachers = typer.Typer(no_args_is_help=True, help="The heavy video VAEs that students learn from.")
 app.add_typer(customers, name="customer")
 app.add_typer(costs, name="cost")
 app.add_typer(registry, name="registry")
 app.add_typer(gates, name="gate")
 app.add_typer(reports, name="report")
+app.add_typer(teachers, name="teacher")
 
 
 def main() -> int:
@@ -251,6 +254,45 @@ def open_report(customer: Customer) -> None:
         raise UserError(f"no report yet for {customer}; run: turbo-vaed poc {customer}")
     print(path)
     webbrowser.open(path.as_uri())
+
+
+@teachers.command("show")
+def show_teacher(
+    weights: Annotated[
+        str, typer.Argument(help="a folder, ORG/NAME@COMMIT or ORG/NAME/SUBFOLDER@COMMIT")
+    ],
+    family: Family,
+    fraction: Annotated[float, typer.Option(help="student's share of the parameters")] = 0.175,
+    form: Format = "table",
+) -> None:
+    """A teacher's latents, the clips that it takes, and the student that `auto` derives."""
+    from turbo_vaed.teachers import describe
+
+    facts = describe(weights, family, fraction)
+    if form == "json":
+        print(json.dumps(facts))
+        return
+    rows = [
+        {"what": f"{key} {leaf}".replace("_", " "), "value": value}
+        for key, part in facts.items()
+        for leaf, value in (part.items() if isinstance(part, dict) else [("", part)])
+        if leaf not in ("mean", "std", "config")
+    ]
+    _show(rows, form, weights)
+
+
+@teachers.command("fetch")
+def fetch_teacher(
+    hub_id: Annotated[
+        str, typer.Argument(help="ORG/NAME@COMMIT or ORG/NAME/SUBFOLDER@COMMIT, all 40 digits")
+    ],
+    family: Family,
+    name: Annotated[str, typer.Option(help="of the new folder in assets/teachers")],
+) -> None:
+    """Download a teacher from the hub into assets/teachers, and say what to put in params.yaml."""
+    from turbo_vaed.teachers import fetch
+
+    print(fetch(Settings.from_environment().root, hub_id, family, name))
 
 
 @app.command("doctor")

@@ -69,9 +69,24 @@ class ClipParams:
     seed: int
 
 
+TeacherFamily = Literal[
+    "ltx-video",
+    "hunyuan-video",
+    "cogvideox",
+    "wan-2.1",
+    "wan-2.2",
+    "hunyuan-video-1.5",
+    "ltx-2",
+    "mochi",
+    "cosmos",
+    "dc-ae-video",
+]
+"""Those of `turbo_vaed.models.teachers.FAMILIES`, named here because that import costs seconds."""
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class EncodeParams:
-    teacher_family: Literal["ltx-video"]
+    teacher_family: TeacherFamily
     teacher_weights: str
     batch_size: Count
 
@@ -79,6 +94,7 @@ class EncodeParams:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DistillParams:
     student: str
+    """A preset of turbo_vaed.models, or `auto`: derived from the run's teacher."""
     start: Literal["linear", "random"]
     steps: Count
     batch_size: Count
@@ -95,6 +111,8 @@ class DistillParams:
     validate_every: Count
     precision: Literal["bf16", "fp32"]
     seed: int
+    student_fraction: Annotated[float, Field(gt=0, le=1)] = 0.175
+    """Of the parameters of the teacher's decoder, where the student is `auto`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

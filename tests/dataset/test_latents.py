@@ -12,7 +12,7 @@ import zarr
 
 from turbo_vaed.dataset.latents import encode_clips, to_network, to_pixels
 from turbo_vaed.dataset.ray_session import ray_session
-from turbo_vaed.errors import CorruptFile, Fault
+from turbo_vaed.errors import Fault, UserError
 from turbo_vaed.models.teachers import load_teacher
 
 
@@ -68,7 +68,7 @@ def test_what_breaks_in_a_worker_keeps_its_words(
 ) -> None:
     out = str(tmp_path / "latents.zarr")
     gone = partial(load_teacher, "ltx-video", tmp_path / "gone")
-    with pytest.raises(CorruptFile, match=r"gone/config\.json cannot be read"):
+    with pytest.raises(UserError, match=r"folder .*gone does not exist; put config"):
         encode_clips(clips, out, make_codec=gone, latent_shape=(8, 2, 2, 2), batch_size=2)
     make = partial(load_teacher, "ltx-video", tiny_teacher)
     with pytest.raises(Fault, match=r"gave latents \(8, 2, 2, 2\).*\(9, 2, 2, 2\) were expected"):

@@ -8,9 +8,12 @@ middle block's.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from math import isfinite
+from math import isfinite, prod
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turbo_vaed.models.teachers.base import LatentSpec
 
 CLASS_NAME = "AutoencoderKLTurboVAED"
 
@@ -49,6 +52,9 @@ class DecoderConfig:
     """Whether the level doubles height, width and (see below) time."""
     decoder_spatio_only: tuple[bool, ...]
     """Whether a level that scales leaves time alone."""
+    decoder_temporal_factors: tuple[int, ...] = ()
+    """Ours: how many frames a level that scales time makes of one, 1 at the others. Empty: the
+    published 2; so it is needed where the teacher's compression is not a power of two (Mochi)."""
     decoder_is_dw_conv: tuple[bool, ...]
     """Whether the residual blocks of a level, and of the middle block, are depthwise separable."""
     decoder_dw_kernel_size: int = 3
@@ -84,6 +90,7 @@ class DecoderConfig:
             ("decoder_is_dw_conv", levels + 1, True),
         ):
             _require_tuple(name, getattr(self, name), length=length, is_flag=is_flag)
+        self._check_temporal_factors(levels)
         kernel = _require_int("decoder_dw_kernel_size", self.decoder_dw_kernel_size)
         if kernel % 2 == 0:
             raise _error("decoder_dw_kernel_size", kernel, "an odd integer >= 1")
@@ -115,6 +122,15 @@ class DecoderConfig:
             raise _error("is_video_dc_ae", self.is_video_dc_ae, "true or false")
         self._check_alignment(levels)
 
+    def _check_temporal_factors(self, levels: int) -> None:
+        name, factors = "decoder_temporal_factors", self.decoder_temporal_factors
+        if factors == ():
+            return
+        _require_tuple(name, factors, length=levels, is_flag=False)
+        for factor, scales_time in zip(factors, self._scales_time, strict=True):
+            if factor > 1 and not scales_time:
+                raise _error(name, factors, "1 at every level that does not scale time")
+
     def _check_alignment(self, levels: int) -> None:
         # The projected width is the teacher's business; the student's must be what this
         # decoder has at that block. Goldens keep full-width heads beside reduced
@@ -140,10 +156,19 @@ class DecoderConfig:
         return self.patch_size * int(2 ** sum(self.spatio_temporal_scaling))
 
     @property
+    def _scales_time(self) -> tuple[bool, ...]:
+        pairs = zip(self.spatio_temporal_scaling, self.decoder_spatio_only, strict=True)
+        return tuple(scales and not spatial for scales, spatial in pairs)
+
+    @property
+    def temporal_factors(self) -> tuple[int, ...]:
+        """Frames that each level makes of one."""
+        return self.decoder_temporal_factors or tuple(2 if s else 1 for s in self._scales_time)
+
+    @property
     def temporal_compression(self) -> int:
         """Frames per latent frame."""
-        pairs = zip(self.spatio_temporal_scaling, self.decoder_spatio_only, strict=True)
-        return int(2 ** sum(scales and not spatial for scales, spatial in pairs))
+        return prod(self.temporal_factors)
 
     def video_shape(self, latent_shape: tuple[int, int, int, int, int]) -> tuple[int, ...]:
         """Shape (B, 3, T, H, W) that latents of shape (B, C, t, h, w) decode to."""
@@ -204,12 +229,25 @@ class DecoderConfig:
                 raise _error(f"{name}_ratio", ratio, f"{getattr(config, name)} by the other fields")
         return config
 
+    @classmethod
+    def for_teacher(cls, spec: "LatentSpec", budget_fraction: float = 0.175) -> "DecoderConfig":
+        """A student for the latents of any teacher: the nearest published layout, its widths
+        scaled so that it has as nearly as possible, and not more than, `budget_fraction` of the
+        parameters of the teacher's decoder.
+
+        Raises:
+            ValueError: no layout has that compression, or no student is so small.
+        """
+        from turbo_vaed.models.sizing import student_for
+
+        return student_for(spec, budget_fraction)
+
     def to_published(self) -> dict[str, Any]:
         """The published JSON form; `from_published` of it gives this config back."""
         published: dict[str, Any] = {"_class_name": CLASS_NAME, "decoder_causal": False}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name.startswith("aligned_") and not value:
+            if value == () and field.name.startswith(("aligned_", "decoder_temporal_factors")):
                 continue
             published[field.name] = _listed_form(value)
         # The published code reads this name, and its default has four levels.

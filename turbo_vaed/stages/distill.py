@@ -8,7 +8,7 @@ from decimal import Decimal
 from turbo_vaed.costs import Budget, check_start
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.fit import check_student
+from turbo_vaed.stages.fit import student_config
 from turbo_vaed.stages.prices import price_of
 
 
@@ -17,10 +17,9 @@ def run(poc: Poc) -> dict[str, object]:
     from turbo_vaed.dataset.ray_session import ray_session
     from turbo_vaed.distill import train
     from turbo_vaed.distill.loop import Job
-    from turbo_vaed.models import PRESETS
 
     params = poc.params
-    check_student(poc)
+    student = student_config(poc)
     settings = Settings.from_environment(poc.root)
     price = price_of(params, settings, "distill")
     budget = Budget.plan(
@@ -35,7 +34,7 @@ def run(poc: Poc) -> dict[str, object]:
     job = Job(
         clips=poc.folder("clip"),
         latents=poc.folder("encode"),
-        student=PRESETS[params.distill.student],
+        student=student,
         params=params.distill,
         budget=budget,
         usd_per_hour=price.usd_per_hour,

@@ -7,10 +7,10 @@ import json
 
 from turbo_vaed.dataset.clip_store import read_description
 from turbo_vaed.dataset.latents import encode_clips
-from turbo_vaed.errors import UserError
-from turbo_vaed.models.teachers import LatentSpec, describe_teacher, load_teacher
+from turbo_vaed.models.teachers import describe_teacher, load_teacher
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages.fit import check_clips
 
 
 def run(poc: Poc) -> dict[str, object]:
@@ -28,7 +28,7 @@ def run(poc: Poc) -> dict[str, object]:
     description = read_description(clip_folder / "clips.json")
     frames, size, count = description["frames"], description["size"], len(description["clips"])
     spec = facts.latent_spec
-    _check_legal(spec, frames, size)
+    check_clips(spec, frames, size)
     shape = spec.latent_shape(frames, size, size)
     with poc.writing("encode") as folder:
         encode_clips(
@@ -56,20 +56,3 @@ def run(poc: Poc) -> dict[str, object]:
         "teacher_sha256": facts.sha256,
         "teacher_decoder_parameters": facts.decoder_parameters,
     }
-
-
-def _check_legal(spec: LatentSpec, frames: int, size: int) -> None:
-    if not spec.legal_frames(frames):
-        step = spec.compression_t
-        below = max(1, (frames - 1) // step * step + 1)
-        raise UserError(
-            f"clip.frames is {frames}; the teacher compresses time {step} to 1 and takes "
-            f"{step}k+1 frames: set clip.frames to {below} or {below + step}"
-        )
-    if not spec.legal_size(size, size):
-        step = max(spec.compression_h, spec.compression_w)
-        below = max(step, size // step * step)
-        raise UserError(
-            f"clip.size is {size}; the teacher compresses space {step} to 1 and takes multiples "
-            f"of {step}: set clip.size to {below} or {below + step}"
-        )

@@ -1,117 +1,110 @@
-"""Teachers: the customer's heavy video VAE, a file per family, loaded from a local folder.
+"""Teachers: the customer's heavy video VAE, from a local folder or the Hugging Face hub.
 
-B batch, C channels, T frames, t latent frames, H W pixels, h w latent pixels.
+What differs from family to family is a row in `diffusers_vae.py`, or a module of its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import shutil
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
-from turbo_vaed.errors import UserError
+from turbo_vaed.errors import CorruptFile, UserError
+from turbo_vaed.models.teachers.base import LatentSpec, Network, Teacher, TeacherFacts
+from turbo_vaed.models.teachers.families import FAMILIES
+from turbo_vaed.models.teachers.files import TeacherFiles
+from turbo_vaed.models.teachers.hub import download, locate
+from turbo_vaed.quiet import quiet_imports
 
 if TYPE_CHECKING:
     import torch
 
-
-@dataclass(frozen=True, kw_only=True)
-class LatentSpec:
-    """The latent space of a teacher, and which videos it takes."""
-
-    channels: int
-    compression_t: int
-    compression_h: int
-    compression_w: int
-    mean: tuple[float, ...]
-    """Per channel; what a diffusion model subtracts. Latents here are raw: not normalised."""
-    std: tuple[float, ...]
-    """Per channel; what a diffusion model divides by."""
-    value_range: tuple[float, float] = (-1.0, 1.0)
-    """Of the video."""
-
-    def legal_frames(self, frames: int) -> bool:
-        """Whether a clip may have that many frames: a multiple of `compression_t`, plus one."""
-        return frames >= 1 and (frames - 1) % self.compression_t == 0
-
-    def legal_size(self, height: int, width: int) -> bool:
-        """Whether a clip may be that large: multiples of the spatial compression, in pixels."""
-        return (
-            min(height, width) >= 1
-            and height % self.compression_h == 0
-            and width % self.compression_w == 0
-        )
-
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C,t,h,w) of the latents of one legal clip."""
-        t = (frames - 1) // self.compression_t + 1
-        return (self.channels, t, height // self.compression_h, width // self.compression_w)
+__all__ = [
+    "FAMILIES",
+    "LatentSpec",
+    "Network",
+    "Teacher",
+    "TeacherFacts",
+    "TeacherFiles",
+    "describe_teacher",
+    "fetch_teacher",
+    "load_teacher",
+]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TeacherFacts:
-    """What the files of a teacher say, read without building the network."""
-
-    family: str
-    latent_spec: LatentSpec
-    decoder_parameters: int
-    sha256: str
-    """Of the weights file."""
-
-
-class Teacher(Protocol):
-    """A loaded teacher; both calls run without gradients."""
-
-    latent_spec: LatentSpec
-    decoder_parameters: int
-    sha256: str
-
-    def encode(self, video: torch.Tensor) -> torch.Tensor:
-        """Video BCTHW in [-1,1] -> raw latents BCthw: the mean of the posterior."""
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Raw latents BCthw -> video BCTHW, about [-1,1] and not clamped."""
-
-
-FAMILIES = ("ltx-video",)
-
-
-def describe_teacher(family: str, folder: Path) -> TeacherFacts:
+def describe_teacher(family: str, weights: str | Path) -> TeacherFacts:
     """The facts of a teacher from its files, without building the network.
 
-    Raises:
-        UserError: an unknown family, or a variant of it that cannot be a teacher here.
-        CorruptFile: a file is missing, cut short or not what its name says.
-    """
-    _check(family)
-    from turbo_vaed.models.teachers import ltx_video
+    Args: as `load_teacher`.
 
-    return ltx_video.describe(folder)
+    Raises: as `load_teacher`.
+    """
+    return _read(family, weights)[1]
 
 
 def load_teacher(
     family: str,
-    folder: Path,
+    weights: str | Path,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Teacher:
-    """The teacher in `folder`, ready to encode and decode.
+    """The teacher, ready to encode and decode.
 
     Args:
         family: one of `FAMILIES`.
-        folder: config.json and diffusion_pytorch_model.safetensors.
+        weights: a folder with config.json and safetensors, or `ORG/NAME@COMMIT` or
+            `ORG/NAME/SUBFOLDER@COMMIT` on the hub.
         dtype: of the weights; float32 by default.
         device: where it runs.
 
     Raises:
-        UserError, CorruptFile: as `describe_teacher`.
+        UserError: an unknown family or one that the files are not of, no such folder, pickled
+            weights, a hub id without a commit, or a variant that cannot be a teacher here.
+        CorruptFile: a file is missing, cut short, or does not fit the others.
+        Unreachable: the hub does not answer, or has no such files.
     """
-    _check(family)
-    from turbo_vaed.models.teachers import ltx_video
+    import torch
 
-    return ltx_video.load(folder, dtype=dtype, device=device)
+    files, facts = _read(family, weights)
+    network = _module(family).build(family, files)
+    with quiet_imports():
+        network.module.to(device=device, dtype=dtype or torch.float32)
+    return Teacher(network, facts)
 
 
-def _check(family: str) -> None:
+def _read(family: str, weights: str | Path) -> tuple[TeacherFiles, TeacherFacts]:
+    module = _module(family)
+    files, spec = module.read(family, locate(weights, module.WEIGHTS_NAME))
+    return files, TeacherFacts(family=family, latent_spec=spec, sha256=files.sha256())
+
+
+def fetch_teacher(family: str, hub_id: str, folder: Path) -> TeacherFacts:
+    """Download a teacher from the hub into `folder`, whole or not at all; it must be of `family`.
+
+    A download that was interrupted goes on where it was.
+
+    Raises: as `load_teacher`; and UserError where `folder` is there already.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} is there already; remove it, or take another name")
+    # Not in the folder of all teachers, which DVC watches; and another one for another id.
+    mark = hashlib.sha256(hub_id.encode()).hexdigest()[:12]
+    partial = folder.parent.with_name(f".{folder.name}.{mark}.partial")
+    try:
+        found = download(hub_id, _module(family).WEIGHTS_NAME, partial)
+        facts = describe_teacher(family, found)
+    except (UserError, CorruptFile):  # nothing to go on from
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub client's notes
+    found.rename(folder)
+    shutil.rmtree(partial, ignore_errors=True)  # what a subfolder was in
+    return facts
+
+
+def _module(family: str) -> Any:
     if family not in FAMILIES:
         raise UserError(f"unknown teacher family {family!r}; known: {', '.join(FAMILIES)}")
+    return import_module(FAMILIES[family])

@@ -1,0 +1,112 @@
+"""Twenty steps of the real loop teach a derived student something, whatever the teacher's family.
+
+B batch, C channels, T frames, t latent frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from turbo_vaed.costs import Budget
+from turbo_vaed.dataset.latents import to_network, to_pixels
+from turbo_vaed.distill.loop import Job, Loop
+from turbo_vaed.models import DecoderConfig
+from turbo_vaed.models.teachers import FAMILIES, LatentSpec, load_teacher
+from turbo_vaed.params import DistillParams
+
+SPLITS = ("train", "train", "train", "val")
+STUDENT_PARAMETERS = 170_000
+"""About the smallest that there is: the tiny teachers are hardly larger."""
+
+
+def smooth_clips(spec: LatentSpec) -> np.ndarray[Any, Any]:
+    """Drifting gradients, bright ones, uint8 (N,T,H,W,3), a position or two of latents wide."""
+    frames, side = spec.nearest_frames(9)[0], max(16, spec.compression_h)
+    rng = np.random.default_rng(0)
+    t, y, x = np.meshgrid(*(np.linspace(0, 1, n) for n in (frames, side, side)), indexing="ij")
+    clips = [
+        np.stack([np.sin(a * x + b * y + c * t + d) for a, b, c, d in rng.uniform(-2, 2, (3, 4))])
+        for _ in SPLITS
+    ]
+    return ((np.stack(clips) * 0.1 + 0.85) * 255).astype(np.uint8).transpose(0, 2, 3, 4, 1)
+
+
+def make_job(family: str, folder: Path, place: Path, learning_rate: float) -> Job:
+    """Clips, what the teacher makes of them, and a student for it, as the stages write them."""
+    teacher = load_teacher(family, folder)
+    spec = teacher.latent_spec
+    clips = smooth_clips(spec)
+    latents = teacher.encode(to_network(clips))
+    group = zarr.open_group(str(place / "clip" / "clips.zarr"), mode="w")
+    group.create_array("video", data=clips)
+    index = [{"index": i, "split": split} for i, split in enumerate(SPLITS)]
+    (place / "clip" / "clips.json").write_text(json.dumps({"clips": index}))
+    group = zarr.open_group(str(place / "encode" / "latents.zarr"), mode="w")
+    group.create_array("latents", data=latents.numpy())
+    group.create_array("reconstruction", data=to_pixels(teacher.decode(latents)))
+    facts = {"compression": [spec.compression_t, spec.compression_h, spec.compression_w]}
+    (place / "encode" / "latents.json").write_text(json.dumps(facts))
+    share = min(1.0, STUDENT_PARAMETERS / spec.decoder_parameters)
+    rate = Decimal("0.01")
+    return Job(
+        clips=place / "clip",
+        latents=place / "encode",
+        student=DecoderConfig.for_teacher(spec, share),
+        params=DistillParams(
+            student="auto",
+            start="random",
+            steps=20,
+            batch_size=2,
+            crop=clips.shape[2],
+            workers=1,
+            learning_rate=learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+            warmup_share=0.0,
+            ema_decay=0.9,
+            weight_source=1.0,
+            weight_teacher=0.25,
+            checkpoint_every=20,
+            validate_every=20,
+            precision="fp32",
+            seed=1,
+        ),
+        budget=Budget.plan(
+            run_usd=Decimal(1), warn_share=0.8, reserve_seconds=0, usd_per_hour=rate
+        ),
+        usd_per_hour=rate,
+        spent_usd=Decimal(0),
+        started_at=time.time(),
+        progress_file=place / "progress.jsonl",
+    )
+
+
+def losses(job: Job) -> tuple[float, float]:
+    """Of the first three steps and of the last three, on average."""
+    loop = Loop(job, rank=0, world=1, report=lambda _metrics, _state: None)
+    assert loop.run()[0] == "finished"
+    found = [row["loss"] for row in loop.history]
+    assert len(found) == 20
+    return sum(found[:3]) / 3, sum(found[-3:]) / 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_twenty_steps_lower_the_loss(make_teacher, tmp_path: Path, family: str) -> None:
+    first, last = losses(make_job(family, make_teacher(family), tmp_path, 1e-2))
+    assert last < 0.7 * first
+
+
+def test_it_is_the_steps_that_lower_it(make_teacher, tmp_path: Path) -> None:
+    """The same with a learning rate of next to nothing."""
+    first, last = losses(make_job("ltx-video", make_teacher("ltx-video"), tmp_path, 1e-12))
+    assert last > 0.9 * first
+    assert torch.isfinite(torch.tensor([first, last])).all()

@@ -1,0 +1,86 @@
+"""The student of a run: a preset that fits its teacher, or one derived from it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from turbo_vaed.errors import UserError
+from turbo_vaed.models import PRESETS
+from turbo_vaed.models.sizing import count_parameters
+from turbo_vaed.poc import Poc
+from turbo_vaed.stages.fit import student_config
+
+REPOSITORY = Path(__file__).parents[2]
+DECODER_PARAMETERS = 5_793_116
+"""Of the demo's teacher."""
+
+
+@pytest.fixture
+def make_poc(tmp_path: Path) -> Callable[..., Poc]:
+    """`make_poc(section={key: value})`: a customer with the demo's teacher."""
+
+    def make(**overrides: dict[str, Any]) -> Poc:
+        document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+        document["customers"] = {"acme": {"source": "videos", "use_case": "education", **overrides}}
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
+        teacher = "assets/teachers/tiny-ltx"
+        shutil.copytree(REPOSITORY / teacher, tmp_path / teacher)
+        return Poc.load(tmp_path, "acme")
+
+    return make
+
+
+def test_a_preset_is_taken_as_it_is(make_poc) -> None:
+    assert student_config(make_poc(distill={"student": "tiny-ltx"})) == PRESETS["tiny-ltx"]
+
+
+@pytest.mark.parametrize("fraction", [None, 0.05])
+def test_auto_is_derived_from_the_teacher(make_poc, fraction: float | None) -> None:
+    own = {} if fraction is None else {"student_fraction": fraction}
+    student = student_config(make_poc(distill={"student": "auto", **own}))
+    assert (student.latent_channels, student.temporal_compression) == (32, 4)
+    assert student.spatial_compression == 8
+    assert 0.9 < count_parameters(student) / ((fraction or 0.175) * DECODER_PARAMETERS) <= 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"distill": {"student": "mine"}}, "distill.student is 'mine'; allowed: auto, turbo-vaed"),
+        (
+            {"distill": {"student": "turbo-vaed-dc"}},
+            "decodes 128 channels at compression 4 in time and 32 in space with no frame alone; "
+            "the teacher's latents have 32, 4 and 8 with the first frame alone; set .* to auto",
+        ),
+        (
+            {"distill": {"student": "auto", "student_fraction": 0.01}},
+            "no student for the teacher assets/.*budget_fraction: found 0.01.*set .*fraction",
+        ),
+        ({"clip": {"frames": 16}}, r"clip.frames is 16; .* 4k\+1 frames: set .* to 13 or 17"),
+        ({"clip": {"size": 100}}, "clip.size is 100; .* multiples of 8: .* to 96 or 104"),
+        ({"distill": {"crop": 60}}, "distill.crop is 60; .* multiples of 8: .* to 56 or 64"),
+        ({"encode": {"teacher_family": "mochi"}}, "not the config of a AutoencoderKLMochi"),
+    ],
+)
+def test_what_does_not_fit(make_poc, overrides: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=f"(?s){said}"):
+        student_config(make_poc(**overrides))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("distill", "student_fraction", 0, "distill.student_fraction"),
+        ("distill", "student_fraction", 1.5, "distill.student_fraction"),
+        ("encode", "teacher_family", "vae", "encode.teacher_family: found 'vae'; .*'cosmos'"),
+    ],
+)
+def test_params_that_cannot_be(make_poc, section: str, key: str, value: object, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_poc(**{section: {key: value}})

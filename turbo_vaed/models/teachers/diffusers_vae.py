@@ -1,0 +1,288 @@
+"""The families that diffusers carries: one teacher for all, a row of `ROWS` for each.
+
+All of them are causal in time: the first frame has a latent frame of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turbo_vaed.errors import CorruptFile, UserError
+from turbo_vaed.models.teachers.base import LatentSpec, Network
+from turbo_vaed.models.teachers.files import (
+    CONFIG_NAME,
+    REMEDY,
+    WEIGHTS_NAME,
+    TeacherFiles,
+    read_files,
+)
+from turbo_vaed.quiet import quiet_imports
+
+__all__ = ["WEIGHTS_NAME", "build", "read"]
+Config = Mapping[str, Any]
+_STATISTICS = ("latents_mean", "latents_std")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What differs from family to family."""
+
+    class_name: str
+    needed: tuple[str, ...]
+    """Keys that a config must have; what is missing besides is at diffusers' default."""
+    channels: str
+    """The key with the number of latent channels."""
+    compression: Callable[[Config], tuple[int, int]]
+    """In time and in space."""
+    has_statistics_in_weights: bool = False
+    """Whether mean and std of the latents are tensors beside the weights, not in the config."""
+    latent_frames_step: int = 1
+    fewest_latent_side: int = 1
+    mid_block: str = "decoder.mid_block"
+    takes_batches: bool = True
+    cast_before: str = ""
+    """The layer of the encoder up to which a video stays float32, whatever the weights are."""
+    refuse: Callable[[Config], str] = lambda _config: ""
+    """Why a variant cannot be a teacher, and which one can; "" where it can."""
+
+
+def _ltx_compression(config: Config) -> tuple[int, int]:
+    scales = 2 ** sum(config["decoder_spatio_temporal_scaling"])
+    return scales, config["patch_size"] * scales
+
+
+def _ltx_2_compression(config: Config) -> tuple[int, int]:
+    """An upsampling may be of time or of space alone; types and flags have one entry per block."""
+    flags = reversed(config["decoder_spatio_temporal_scaling"])
+    types = [kind for kind, scales in zip(config["upsample_type"], flags, strict=True) if scales]
+    time = 2 ** sum(kind != "spatial" for kind in types)
+    return time, config["patch_size"] * 2 ** sum(kind != "temporal" for kind in types)
+
+
+def _refuse_ltx(config: Config) -> str:
+    if config.get("timestep_conditioning") or any(config.get("decoder_inject_noise") or ()):
+        return (
+            "a decoder with timestep conditioning or injected noise cannot be a teacher; "
+            "use a variant without (LTX-Video 0.9.0, LTX-2)"
+        )
+    return _only(config, "patch_size_t", 1)
+
+
+def _wan_compression(config: Config) -> tuple[int, int]:
+    time = 2 ** sum(config["temperal_downsample"])
+    return time, 2 ** (len(config["dim_mult"]) - 1) * (config.get("patch_size") or 1)
+
+
+def _refuse_wan_2_1(config: Config) -> str:
+    if config.get("is_residual"):
+        return "its blocks are residual: that is the family wan-2.2"
+    return _refuse_wan(config)
+
+
+def _refuse_wan_2_2(config: Config) -> str:
+    if not config.get("is_residual"):
+        return "its blocks are not residual: that is the family wan-2.1"
+    return _refuse_wan(config)
+
+
+def _refuse_wan(config: Config) -> str:
+    time, _ = _wan_compression(config)  # diffusers encodes four frames at a time, whatever it is
+    return "" if time == 4 else f"it compresses time {time} to 1; only 4 to 1 works in diffusers"
+
+
+def _ratios(config: Config) -> tuple[int, int]:
+    return config["temporal_compression_ratio"], config["spatial_compression_ratio"]
+
+
+def _only(config: Config, key: str, value: int) -> str:
+    found = config.get(key, value)
+    return "" if found == value else f"{key} is {found}; only {value} works in diffusers"
+
+
+_HUNYUAN: dict[str, Any] = {
+    "needed": (
+        "latent_channels",
+        "block_out_channels",
+        "scaling_factor",
+        "spatial_compression_ratio",
+        "temporal_compression_ratio",
+    ),
+    "channels": "latent_channels",
+    "compression": _ratios,
+    "refuse": lambda config: _only(config, "temporal_compression_ratio", 4),
+}
+_LTX_NEEDED = ("latent_channels", "patch_size", "decoder_spatio_temporal_scaling")
+_WAN: dict[str, Any] = {
+    "class_name": "AutoencoderKLWan",
+    "needed": ("z_dim", "base_dim", "dim_mult", "temperal_downsample", *_STATISTICS),
+    "channels": "z_dim",
+    "compression": _wan_compression,
+}
+
+ROWS: Mapping[str, Row] = MappingProxyType(
+    {
+        "ltx-video": Row(
+            class_name="AutoencoderKLLTXVideo",
+            needed=_LTX_NEEDED,
+            channels="latent_channels",
+            compression=_ltx_compression,
+            has_statistics_in_weights=True,
+            refuse=_refuse_ltx,
+        ),
+        "hunyuan-video": Row(class_name="AutoencoderKLHunyuanVideo", **_HUNYUAN),
+        "cogvideox": Row(
+            class_name="AutoencoderKLCogVideoX",
+            needed=(
+                "latent_channels",
+                "block_out_channels",
+                "scaling_factor",
+                "temporal_compression_ratio",
+            ),
+            channels="latent_channels",
+            compression=lambda c: (
+                int(c["temporal_compression_ratio"]),
+                2 ** (len(c["block_out_channels"]) - 1),
+            ),
+            # It decodes two latent frames at a time; a first one alone goes with the next two.
+            latent_frames_step=2,
+            refuse=lambda config: _only(config, "temporal_compression_ratio", 4),
+        ),
+        "wan-2.1": Row(**_WAN, refuse=_refuse_wan_2_1),
+        "wan-2.2": Row(**_WAN, refuse=_refuse_wan_2_2),
+        "hunyuan-video-1.5": Row(
+            class_name="AutoencoderKLHunyuanVideo15",
+            # Its attention mask lacks the dimension of the heads: broadcasting fails for two.
+            takes_batches=False,
+            **_HUNYUAN,
+        ),
+        "ltx-2": Row(
+            class_name="AutoencoderKLLTX2Video",
+            needed=(*_LTX_NEEDED, "upsample_type"),
+            fewest_latent_side=2,
+            channels="latent_channels",
+            compression=_ltx_2_compression,
+            has_statistics_in_weights=True,
+            refuse=_refuse_ltx,
+        ),
+        "mochi": Row(
+            class_name="AutoencoderKLMochi",
+            needed=(
+                "latent_channels",
+                "temporal_expansions",
+                "spatial_expansions",
+                *_STATISTICS,
+            ),
+            channels="latent_channels",
+            compression=lambda c: (
+                math.prod(c["temporal_expansions"]),
+                math.prod(c["spatial_expansions"]),
+            ),
+            mid_block="decoder.block_in",
+            # Before it come waves 1/128 long: to them a bfloat16 pixel is noise.
+            cast_before="encoder.proj_in",
+        ),
+        "cosmos": Row(
+            class_name="AutoencoderKLCosmos",
+            needed=(
+                "latent_channels",
+                "patch_size",
+                "spatial_compression_ratio",
+                "temporal_compression_ratio",
+            ),
+            channels="latent_channels",
+            compression=_ratios,
+        ),
+    }
+)
+
+
+def read(family: str, folder: Path) -> tuple[TeacherFiles, LatentSpec]:
+    """The files of the teacher in `folder` and what they say of its latents."""
+    row = ROWS[family]
+    files = read_files(folder, class_name=row.class_name, needed=row.needed)
+    config = files.config
+    if reason := row.refuse(config):
+        raise UserError(f"{folder / CONFIG_NAME} is no teacher of the family {family}: {reason}")
+    time, space = row.compression(config)
+    mean, std = _statistics(row, files)
+    return files, LatentSpec(
+        channels=config[row.channels],
+        compression_t=time,
+        compression_h=space,
+        compression_w=space,
+        mean=mean,
+        std=std,
+        # Without `post_quant_conv`, a 1x1x1 convolution of some hundred weights where there is
+        # one: the published counts (238.8, 146.1, 123.4 million) are the decoder's alone.
+        decoder_parameters=files.parameters("decoder."),
+        latent_frames_step=row.latent_frames_step,
+        fewest_latent_side=row.fewest_latent_side,
+    )
+
+
+def _statistics(row: Row, files: TeacherFiles) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the latents; diffusers' `scaling_factor` is a divisor of std."""
+    config = files.config
+    channels, factor = config[row.channels], config.get("scaling_factor") or 1.0
+    if row.has_statistics_in_weights:
+        tensors = files.tensors(_STATISTICS)
+        mean, std = (tensors[name].double().tolist() for name in _STATISTICS)
+    else:
+        mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0] * channels
+        std = config.get("latents_std") or [1.0] * channels
+    for name, values in zip(_STATISTICS, (mean, std), strict=True):
+        if not values or len(values) % channels:
+            raise CorruptFile(
+                f"{files.folder}: {name} has {len(values)} values for {channels} channels; {REMEDY}"
+            )
+    return tuple(mean), tuple(value / factor for value in std)
+
+
+def build(family: str, files: TeacherFiles) -> Network:
+    """The network with its weights, on the CPU; every weight must fit."""
+    row = ROWS[family]
+    try:
+        with quiet_imports():
+            from diffusers.models import autoencoders
+
+            module = getattr(autoencoders, row.class_name).from_config(dict(files.config))
+            module.load_state_dict(files.tensors())
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise CorruptFile(
+            f"{files.folder / CONFIG_NAME} and the weights beside it do not make a "
+            f"{row.class_name}: {str(error)[:500]}; {REMEDY}"
+        ) from None
+    # Else HunyuanVideo blends overlapping chunks of 16 frames: not what its weights say, and
+    # without one value for a feature.
+    module.use_framewise_encoding = module.use_framewise_decoding = False
+
+    def encode(video: Tensor, generator: torch.Generator | None) -> Tensor:
+        posterior = module.encode(video).latent_dist
+        latents: Tensor = posterior.sample(generator) if generator else posterior.mode()
+        return latents
+
+    def decode(latents: Tensor) -> Tensor:
+        decoded: Tensor = module.decode(latents).sample
+        return decoded
+
+    if row.cast_before:
+        module.get_submodule(row.cast_before).register_forward_pre_hook(
+            lambda _layer, arguments: (arguments[0].to(module.dtype), *arguments[1:])
+        )
+    ups = {f"up_block_{i}": block for i, block in enumerate(module.decoder.up_blocks)}
+    return Network(
+        module=module,
+        encode=encode,
+        decode=decode,
+        blocks={"mid_block": module.get_submodule(row.mid_block), **ups},
+        takes_batches=row.takes_batches,
+        video_dtype=torch.float32 if row.cast_before else None,
+    )
