@@ -241,7 +241,8 @@ def on_gpu(device: str, rounds: int, sizes: tuple[tuple[int, int], ...]) -> dict
 
             def timed(form: Callable[[Tensor], object], latents: Tensor = latents) -> None:
                 form(latents)
-                torch.cuda.synchronize()
+                if device == "cuda":
+                    torch.cuda.synchronize()
 
             seconds = seconds_in_turns(
                 {name: lambda f=form: timed(f) for name, form in forms.items()}, rounds

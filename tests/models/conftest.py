@@ -1,4 +1,4 @@
-"""Tiny random teachers of every family, saved as they are published."""
+"""A tiny random student, and teachers of every family, saved as they are published."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from turbo_vaed.models import PRESETS, TurboVaedDecoder
 from turbo_vaed.quiet import quiet_imports
 
 CONFIGS = Path(__file__).parents[1] / "data" / "tiny-teachers"
@@ -23,6 +24,12 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tiny() -> TurboVaedDecoder:
+    torch.manual_seed(0)
+    return TurboVaedDecoder(PRESETS["tiny-ltx"])
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,9 @@ from torch import Tensor
 from bench.plain_decoder import PlainDecoder
 from turbo_vaed.models import (
     PRESETS,
-    AlignmentHeads,
     DecoderConfig,
     TurboVaedDecoder,
     layers,
-    match_resolution,
 )
 from turbo_vaed.models.timeline import Whole
 
@@ -38,12 +36,6 @@ def golden_decoder(family: str) -> tuple[TurboVaedDecoder, dict[str, Tensor]]:
     decoder = TurboVaedDecoder(config).eval().requires_grad_(False)
     decoder.load_published(weights)
     return decoder, tensors
-
-
-@pytest.fixture
-def tiny() -> TurboVaedDecoder:
-    torch.manual_seed(0)
-    return TurboVaedDecoder(PRESETS["tiny-ltx"])
 
 
 def formulations(decoder: TurboVaedDecoder) -> dict[str, torch.nn.Module]:
@@ -233,173 +225,3 @@ def test_latents_that_are_not_finite_are_refused(tiny: TurboVaedDecoder, value: 
     for decode in (tiny, tiny.decode_with_features, lambda z: list(tiny.stream(z))):
         with pytest.raises(ValueError, match="latents: found NaN or infinity"):
             decode(latents)
-
-
-# --- configs ---
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_config_round_trip(name: str) -> None:
-    published = json.loads(json.dumps(PRESETS[name].to_published()))
-    assert DecoderConfig.from_published(published) == PRESETS[name]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"latent_channels": 0}, "latent_channels: found 0, allowed: an integer >= 1"),
-        ({"latent_channels": True}, "latent_channels: found True"),
-        ({"latent_channels": "32"}, "latent_channels: found '32'"),
-        ({"decoder_block_out_channels": 32}, "decoder_block_out_channels: found 32"),
-        ({"decoder_block_out_channels": []}, "decoder_block_out_channels"),
-        ({"decoder_block_out_channels": [30, 32, 96]}, "divisible by patch_size squared"),
-        ({"decoder_layers_per_block": [1, 1, 1]}, "decoder_layers_per_block: .* 4 entries"),
-        ({"decoder_layers_per_block": [1, 1, 1, 0]}, "decoder_layers_per_block"),
-        ({"decoder_spatio_temporal_scaling": [1, 1, 0]}, "spatio_temporal_scaling"),
-        ({"decoder_dw_kernel_size": 4}, "decoder_dw_kernel_size: found 4, allowed: an odd"),
-        ({"patch_size": 3}, "patch_size: found 3, allowed: 1 or 2 or 4"),
-        ({"patch_size_t": 2}, "patch_size_t: found 2, allowed: 1"),
-        ({"out_channels": 4}, "out_channels: found 4, allowed: 3"),
-        ({"resnet_norm_eps": 0}, "resnet_norm_eps: found 0"),
-        ({"scaling_factor": float("nan")}, "scaling_factor: found nan"),
-        ({"is_video_dc_ae": "yes"}, "is_video_dc_ae: found 'yes'"),
-        ({"decoder_causal": True}, "decoder_causal: found True, allowed: only False"),
-        ({"timestep_conditioning": True}, "timestep_conditioning"),
-        ({"decoder_inject_noise": [False, True]}, "decoder_inject_noise"),
-        ({"aligned_feature_projection_mode": "fc-1layer"}, "only 'conv-2layer'"),
-        ({"aligned_blks_indices": [4]}, "aligned_blks_indices: .* integers from 0 to 3"),
-        ({"aligned_blks_indices": [1]}, "aligned_feature_projection_dim"),
-        ({"spatial_compression_ratio": 32}, "spatial_compression_ratio: found 32, allowed: 8"),
-        ({"wings": 2}, "wings: found 2, but there is no such field"),
-        ({"_class_name": "AutoencoderKL"}, "_class_name: found 'AutoencoderKL'"),
-    ],
-)
-def test_bad_configs_are_refused_by_name(change: dict[str, object], message: str) -> None:
-    published = PRESETS["tiny-ltx"].to_published()
-    with pytest.raises(ValueError, match=message):
-        DecoderConfig.from_published(published | change)
-
-
-def test_a_missing_field_is_named() -> None:
-    published = PRESETS["tiny-ltx"].to_published()
-    del published["latent_channels"]
-    with pytest.raises(ValueError, match="latent_channels: found None, allowed: it is required"):
-        DecoderConfig.from_published(published)
-
-
-# --- files ---
-
-
-def test_save_and_load(tiny: TurboVaedDecoder, tmp_path: Path) -> None:
-    tiny.save_pretrained(tmp_path / "decoder")
-    tiny.save_pretrained(tmp_path / "decoder")  # over an older one
-    assert sorted(p.name for p in (tmp_path / "decoder").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-    ]
-    loaded = TurboVaedDecoder.from_pretrained(tmp_path / "decoder")
-    assert loaded.config == tiny.config
-    latents = torch.randn(1, 32, 2, 3, 3)
-    assert torch.equal(loaded(latents), tiny(latents))
-
-
-def test_a_failed_save_leaves_the_old_files(
-    tiny: TurboVaedDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny.save_pretrained(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def full_disk(*_: object, **__: object) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("turbo_vaed.models.checkpoint.save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        tiny.save_pretrained(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_missing_and_damaged_files_are_named(tiny: TurboVaedDecoder, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        TurboVaedDecoder.from_pretrained(tmp_path)
-    tiny.save_pretrained(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    whole = weights.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"not a safetensors file"):
-        weights.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"model\.safetensors: not a whole"):
-            TurboVaedDecoder.from_pretrained(tmp_path)
-    weights.write_bytes(whole)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json"):
-        TurboVaedDecoder.from_pretrained(tmp_path)
-
-
-def test_weights_beside_another_config_are_refused(tiny: TurboVaedDecoder, tmp_path: Path) -> None:
-    tiny.save_pretrained(tmp_path)
-    other = replace(tiny.config, is_video_dc_ae=True)  # of the same weight shapes
-    (tmp_path / "config.json").write_text(json.dumps(other.to_published()))
-    with pytest.raises(ValueError, match="saved with another config"):
-        TurboVaedDecoder.from_pretrained(tmp_path)
-
-
-def test_wrong_weights_are_listed_and_not_loaded(tiny: TurboVaedDecoder) -> None:
-    weights = {name: tensor + 1 for name, tensor in tiny.published_state_dict().items()}
-    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
-    del weights["decoder.conv_in.conv.bias"]
-    weights["decoder.wings.weight"] = torch.zeros(1)
-    weights["decoder.conv_out.conv.bias"] = torch.zeros(4)
-    with pytest.raises(ValueError) as caught:
-        tiny.load_published(weights)
-    for part in (
-        "missing: decoder.conv_in.conv.bias",
-        "unexpected: decoder.wings.weight",
-        "decoder.conv_out.conv.bias: found shape (4,), allowed: (3,)",
-    ):
-        assert part in str(caught.value)
-    assert all(torch.equal(before[name], tensor) for name, tensor in tiny.state_dict().items())
-
-
-# --- alignment heads ---
-
-
-def test_alignment_heads() -> None:
-    config = replace(
-        PRESETS["tiny-ltx"],
-        aligned_blks_indices=(0, 2),
-        aligned_feature_projection_dim=((96, 10), (32, 40)),
-    )
-    heads = AlignmentHeads(config)
-    published = {}
-    for key, tensor in heads.state_dict().items():
-        _, head, layer, kind = key.split(".")
-        name = f"aligned_feature_projection_heads.{head}.{layer}.conv.{kind}"
-        published[name] = tensor.reshape(*tensor.shape, 1) if kind == "weight" else tensor
-    other = AlignmentHeads(config)
-    other.load_published(published | {"decoder.conv_in.conv.bias": torch.zeros(96)})
-
-    _, features = TurboVaedDecoder(config).decode_with_features(torch.randn(2, 32, 2, 3, 3))
-    projected = heads(features)
-    assert {k: tuple(v.shape) for k, v in projected.items()} == {
-        "mid_block": (2, 10, 2, 3, 3),
-        "up_block_1": (2, 40, 3, 6, 6),
-    }
-    assert all(torch.equal(projected[k], v) for k, v in other(features).items())
-    del published["aligned_feature_projection_heads.0.0.conv.bias"]
-    with pytest.raises(ValueError, match=r"missing: \['aligned_feature_projection_heads\.0\.0"):
-        other.load_published(published)
-
-
-def test_heads_that_do_not_fit_the_decoder_are_refused() -> None:
-    config, _, _ = golden("hunyuan")  # full-width heads beside a reduced decoder
-    with pytest.raises(ValueError, match="found 512 student channels for up_block_0, allowed: 32"):
-        AlignmentHeads(config)
-
-
-def test_match_resolution() -> None:
-    assert match_resolution(torch.zeros(2, 5, 3, 2, 2), 5).shape == (2, 5, 3, 2, 2)
-    assert match_resolution(torch.zeros(2, 20, 3, 2, 2), 5).shape == (2, 5, 3, 4, 4)
-    x = torch.arange(8.0).reshape(1, 8, 1, 1, 1)
-    out = match_resolution(x, 1)  # channel = 4 * frame + 2 * row + column
-    assert out.tolist() == [[[[[4.0, 5.0], [6.0, 7.0]]]]]
-    with pytest.raises(ValueError, match="found 7 channels"):
-        match_resolution(torch.zeros(1, 7, 1, 1, 1), 5)

@@ -15,6 +15,8 @@ from turbo_vaed.models.config import DecoderConfig
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+_DIFFUSERS_NAME = "diffusion_pytorch_model.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def write_folder(folder: Path, config: DecoderConfig, weights: Mapping[str, Tensor]) -> None:
@@ -46,9 +48,9 @@ def read_folder(folder: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: a file is damaged, or the weights were saved with another config.
+        ValueError: a file is damaged or pickled, or the weights were saved with another config.
     """
-    config_path, weights_path = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+    config_path, weights_path = Path(folder) / CONFIG_NAME, _weights_path(Path(folder))
     for path in (config_path, weights_path):
         if not path.is_file():
             raise FileNotFoundError(
@@ -70,3 +72,18 @@ def read_folder(folder: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
     if saved_with is not None and DecoderConfig.from_published(saved_with) != config:
         raise ValueError(f"{weights_path}: saved with another config than {config_path} holds")
     return config, weights
+
+
+def _weights_path(folder: Path) -> Path:
+    """Where the weights are, or should be; diffusers' name for them is taken too."""
+    paths = [folder / WEIGHTS_NAME, folder / _DIFFUSERS_NAME]
+    for path in paths:
+        if path.is_file():
+            return path
+    for pickle in sorted(folder.glob("*")):
+        if pickle.suffix in _PICKLES:
+            raise ValueError(
+                f"{pickle}: pickled weights are refused, they can run code; load them where you "
+                f"trust them and write {WEIGHTS_NAME} with safetensors.torch.save_file"
+            )
+    return paths[0]

@@ -195,14 +195,18 @@ def quality(context: ReportContext) -> dict[str, Any] | None:
     sources += [("Phone", phone)] if phone else []
     rows = []
     for key, name, digits, unit in (
-        ("psnr", "PSNR", 2, " dB"), ("ssim", "SSIM", 4, ""), ("ms_ssim", "MS-SSIM", 4, "")
+        ("psnr", "PSNR", 2, " dB"), ("ssim", "SSIM", 4, ""), ("ms_ssim", "MS-SSIM", 4, ""),
+        ("flicker", "Flicker (less is better)", 4, ""),
     ):  # fmt: skip
+        if not all(key in source for _, source in sources):
+            continue  # clips of one frame have no flicker
         figures = [
             f"{source[key][which]:.{digits}f}{unit}"
             for which in ("mean", "worst")
             for _, source in sources
         ]
-        rows.append((name, [*figures, words.percent(found["retention"][key])]))
+        kept = found["retention"].get(key)
+        rows.append((name, [*figures, "" if kept is None else words.percent(kept)]))
     columns = [f"{who}, {which}" for which in ("mean", worst) for who, _ in sources]
     return {
         "columns": [*columns, "Student keeps"],
