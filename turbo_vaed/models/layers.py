@@ -180,12 +180,12 @@ def _two_at_once(
     def conv(k: int, d: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.conv2d(d.flatten(0, 1), kernels[k], bias, padding=padding)
 
-    early = conv(0, even[:pairs] - even[1 : pairs + 1])
     middle = conv(1, odd[:pairs] + even[1 : pairs + 1], bias)
     other = conv(2, even[1 : pairs + 1] - odd[:pairs])
-    late = conv(3, odd[:whole] - odd[1 : whole + 1])
-    first = early.add_(middle).add_(other)
-    second = middle.sub_(other)[: whole * batch].sub_(late)
+    first = conv(0, even[:pairs] - even[1 : pairs + 1]).add_(middle).add_(other)
+    second = middle.sub_(other)[: whole * batch]
+    del other
+    second -= conv(3, odd[:whole] - odd[1 : whole + 1])
     both = zip_longest(torch.split(first, batch), torch.split(second, batch) if whole else ())
     return torch.cat([frame for frame in chain.from_iterable(both) if frame is not None])
 

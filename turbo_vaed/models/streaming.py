@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from turbo_vaed.models.config import DecoderConfig
     from turbo_vaed.models.decoder import Step, TurboVaedDecoder
 
-_FRAMES_AT_ONCE = 4
-"""More make no layer faster, and every one is held several times over by the layer at work."""
+_FRAMES_AT_ONCE = 2
+"""A pair for Winograd; more make no layer faster, and the layer at work holds each several times."""
 
 Flow = Iterator[tuple[list[Tensor], bool]]
 """Frames (n*B, C, H, W) on their way, and whether they are the last. They come in a list of one,

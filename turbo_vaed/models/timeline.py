@@ -88,14 +88,14 @@ class Chunked:
         x = torch.cat(parts)
         # The frames before the next output's window are through with.
         outputs = max(0, x.shape[0] - 2 * reach * batch)
-        self._keep(x[outputs:].clone())
+        self._keep(x[outputs:])
         return x
 
     def align(self, x: Tensor, y: Tensor) -> Tensor:
         """As many of the oldest frames as y has; the rest waits."""
         kept = self._take()
         x = x if kept is None else torch.cat([kept, x])
-        self._keep(x[y.shape[0] :].clone())
+        self._keep(x[y.shape[0] :])
         return x[: y.shape[0]]
 
     def drop_first(self, x: Tensor, frames: int) -> Tensor:
@@ -113,5 +113,12 @@ class Chunked:
         return self.kept[self._tensor_at]
 
     def _keep(self, x: Tensor | None) -> None:
-        self.kept[self._tensor_at] = None if self.is_last else x
+        """A copy, where the last one was if it fits: new ones each time would riddle the heap."""
+        old = self.kept[self._tensor_at]
+        if self.is_last or x is None:
+            self.kept[self._tensor_at] = None
+        elif old is not None and old.shape == x.shape:
+            old.copy_(x)
+        else:
+            self.kept[self._tensor_at] = x.clone()
         self._tensor_at += 1
