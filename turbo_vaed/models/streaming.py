@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from turbo_vaed.models.decoder import Step, TurboVaedDecoder
 
 _FRAMES_AT_ONCE = 2
-"""A pair for Winograd; more make no layer faster, and the layer at work holds each several times."""
+"""A pair for Winograd. More are no faster, and the layer at work holds each several times over."""
 
 Flow = Iterator[tuple[list[Tensor], bool]]
 """Frames (n*B, C, H, W) on their way, and whether they are the last. They come in a list of one,
