@@ -2,7 +2,8 @@
 
 Run: python bench/decode.py [--help]. Its last line is JSON, also written to bench/results.
 Weights are random, at the published widths; both sides of a ratio run in one process, in turns.
-Quality against float32 is PSNR for a range of 2. Memory is the peak resident size above that of
+Quality against the plain float32 is PSNR for a range of 2, and the ratio of signal to noise: the
+random weights' videos are fainter than real ones. Memory is the peak resident size above that of
 the loaded weights, each in a process of its own.
 
 Shapes: B batch, C channels, T frames, t latent frames, H W pixels.
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -82,17 +84,13 @@ def teacher_decode(
     return ours.to(device, dtype).decode
 
 
-def seconds_in_turns(
-    forms: dict[str, Callable[[], object]], rounds: int, once: tuple[str, ...] = ()
-) -> dict[str, float]:
-    """Median seconds of each, after a warm-up; those in `once` run in the first round only."""
+def seconds_in_turns(forms: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, after a warm-up."""
     taken: dict[str, list[float]] = {name: [] for name in forms}
     for form in forms.values():
         form()  # oneDNN makes its kernels
     for round_ in range(rounds):
         for name, form in forms.items():
-            if round_ and name in once:
-                continue
             began = time.perf_counter()
             form()
             taken[name].append(time.perf_counter() - began)
@@ -125,7 +123,7 @@ def formulations(case: str, rounds: int, is_compiled: bool) -> dict[str, Any]:
     if is_compiled:
         compiled = torch.compile(bf16)
         forms["bf16_compiled"] = lambda: compiled(half)
-    seconds = seconds_in_turns(forms, rounds, once=("teacher_fp32",))
+    seconds = seconds_in_turns(forms, rounds)
     best = min(seconds[name] for name in seconds if name.startswith(("fp32", "bf16")))
     return {
         "frames": frames,
@@ -136,6 +134,7 @@ def formulations(case: str, rounds: int, is_compiled: bool) -> dict[str, Any]:
         "best_vs_teacher": round(seconds["teacher_fp32"] / best, 1),
         "fp32_max_error": float((fp32(latents) - expected).abs().max()),
         "bf16_psnr_db": psnr(bf16(half), expected),
+        "bf16_snr_db": round(psnr(bf16(half), expected) - psnr(torch.zeros(()), expected), 1),
     }
 
 
@@ -214,7 +213,8 @@ def memories(threads: int) -> dict[str, Any]:
             "bf16:hunyuan:17",
             "stream_fp32:ltx:33",
             "stream_bf16:ltx:33",
-            "stream_bf16:ltx:97",
+            "stream_fp32:ltx:65",
+            "stream_bf16:ltx:65",
         )
     }
     return {
@@ -224,18 +224,16 @@ def memories(threads: int) -> dict[str, Any]:
     }
 
 
-def on_gpu(device: str, rounds: int, sizes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
-    """Frames per second of students and teachers in bfloat16, compiled and not."""
+def on_gpu(
+    device: str, rounds: int, sizes: tuple[tuple[int, int], ...], is_compiled: bool
+) -> dict[str, Any]:
+    """Frames per second of students and teachers in bfloat16."""
     result: dict[str, Any] = {}
     for case, (_, _, frames, _) in CASES.items():
-        teacher = teacher_decode(case, torch.bfloat16, device)
         decoder = student(case).to(device).for_inference(torch.bfloat16)
-        forms = {
-            "student": decoder,
-            "student_compiled": torch.compile(decoder),
-            "teacher": teacher,
-            "teacher_compiled": torch.compile(teacher),
-        }
+        forms = {"student": decoder, "teacher": teacher_decode(case, torch.bfloat16, device)}
+        if is_compiled:
+            forms |= {f"{name}_compiled": torch.compile(form) for name, form in forms.items()}
         for height, width in sizes:
             latents = latents_for(decoder, frames, height, width).to(device, torch.bfloat16)
 
@@ -245,11 +243,17 @@ def on_gpu(device: str, rounds: int, sizes: tuple[tuple[int, int], ...]) -> dict
                     torch.cuda.synchronize()
 
             seconds = seconds_in_turns(
-                {name: lambda f=form: timed(f) for name, form in forms.items()}, rounds
+                {name: partial(timed, form) for name, form in forms.items()}, rounds
             )
             result[f"{case}:{height}x{width}"] = {
                 "fps": {name: round(frames / each, 1) for name, each in seconds.items()},
-                "student_vs_teacher": round(seconds["teacher"] / seconds["student_compiled"], 1),
+                "student_vs_teacher": {
+                    suffix or "eager": round(
+                        seconds[f"teacher{suffix}"] / seconds[f"student{suffix}"], 1
+                    )
+                    for suffix in ("", "_compiled")
+                    if f"student{suffix}" in seconds
+                },
             }
     return result
 
@@ -257,7 +261,7 @@ def on_gpu(device: str, rounds: int, sizes: tuple[tuple[int, int], ...]) -> dict
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--cases", default="ltx,hunyuan,cogvideox", help="comma-separated")
-    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments.add_argument("--compiled", action="store_true", help="torch.compile too (minutes)")
     arguments.add_argument("--gpu", action="store_true", help="frames per second on CUDA as well")
@@ -276,9 +280,9 @@ def main() -> None:
         print(json.dumps(result[case]), file=sys.stderr)
     print("memory and stream", file=sys.stderr)
     result["memory"] = memories(given.threads)
-    result["stream"] = streamed(2)
+    result["stream"] = streamed(min(3, given.rounds))
     if given.gpu:
-        result["gpu"] = on_gpu("cuda", given.rounds, GPU_SIZES)
+        result["gpu"] = on_gpu("cuda", given.rounds, GPU_SIZES, given.compiled)
         result["gpu"]["name"] = torch.cuda.get_device_name()
     result |= {
         "threads": given.threads,

@@ -217,3 +217,14 @@ def test_worst_is_never_better_than_the_mean(values, share):
 def test_bad_summaries_are_refused(values, share):
     with pytest.raises(ValueError, match="expected"):
         summarise(values, share)
+
+
+@pytest.mark.parametrize("metric", [ssim, ms_ssim])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_measured_in_full(metric, dtype: torch.dtype) -> None:
+    """In half precision the variances of a picture of little contrast drown."""
+    generator = torch.Generator().manual_seed(0)
+    frames = (0.5 + 0.01 * torch.randn(2, 3, 64, 64, generator=generator)).to(dtype)
+    other = (frames.float() + 0.005 * torch.randn(frames.shape, generator=generator)).to(dtype)
+    expected = metric(frames.double(), other.double())
+    assert metric(frames, other).item() == pytest.approx(expected.item(), abs=1e-4)

@@ -73,6 +73,17 @@ def test_every_formulation_reproduces_the_published_decoder(
         assert error < 1e-4, f"winograd, {memory_format}: {error}"
 
 
+@pytest.mark.parametrize("family", ["hunyuan", "cogvideox", "dc"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_winograd_reproduces_the_published_decoder_in_float32(
+    family: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "MIN_WINOGRAD_CHANNELS", 1)
+    decoder, tensors = golden_decoder(family)
+    form = decoder.for_inference(memory_format=memory_format)
+    torch.testing.assert_close(form(tensors["latents"]), tensors["decoded"], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reproduces_the_published_features(family: str) -> None:
     decoder, tensors = golden_decoder(family)
@@ -126,6 +137,20 @@ def test_for_inference_leaves_the_decoder_alone(tiny: TurboVaedDecoder) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in tiny.state_dict().items())
     with pytest.raises(ValueError, match="made for inference"):
         tiny.for_inference().save_pretrained(Path("nowhere"))
+    with pytest.raises(ValueError, match="made for inference"):
+        tiny.for_inference().for_inference()
+    with pytest.raises(ValueError, match="dtype: found float16"):
+        tiny.for_inference(torch.float16)
+
+
+def test_latents_of_another_dtype_are_refused(tiny: TurboVaedDecoder) -> None:
+    half = tiny.for_inference(torch.bfloat16)
+    with pytest.raises(
+        ValueError, match=r"latents: found torch\.float32, allowed: torch\.bfloat16"
+    ):
+        half(torch.zeros(1, 32, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"latents: found torch\.float64"):
+        tiny(torch.zeros(1, 32, 1, 2, 2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

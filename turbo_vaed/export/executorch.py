@@ -52,7 +52,7 @@ def export_xnnpack(
     check_latent_scaling(decoder.config.latent_channels, latent_mean, latent_std)
     # In channels-last memory, copies between the formats would stay outside of the subgraph.
     # Winograd's kernels would make the file a third larger.
-    plain = decoder.to("cpu").for_inference(form="taps", memory_format=torch.contiguous_format)
+    plain = decoder.for_inference(form="taps", memory_format=torch.contiguous_format).to("cpu")
     program: nn.Module = plain
     if latent_mean is not None and latent_std is not None:
         program = _denormalising(program, latent_mean, latent_std)

@@ -48,7 +48,8 @@ def flicker_steps(frames: Tensor, reference: Tensor, *, area: int = AREA) -> Ten
         raise ValueError(f"area: found {area}, expected a side of at least 1 pixel")
     error = frames.double() - reference.double()
     height, width = error.shape[-2:]
-    # As few areas as have that side at most; adaptive pooling spreads what is left over evenly.
+    # Where the side is no multiple of the area's, adaptive pooling makes all areas a little
+    # smaller, and lets neighbours share a row of pixels.
     grid = (-(-height // area), -(-width // area))
     means = F.adaptive_avg_pool2d(error.flatten(0, -4), grid).reshape(*error.shape[:-2], *grid)
     return means.diff(dim=-4).square().mean(dim=(-3, -2, -1)).sqrt()

@@ -61,3 +61,8 @@ def check_pair(frames: Tensor, reference: Tensor) -> None:
             f"frames and reference: found shapes {tuple(frames.shape)} and "
             f"{tuple(reference.shape)}, expected the same"
         )
+
+
+def in_full_precision(x: Tensor) -> Tensor:
+    """Float32 for half precision, in which variances drown; others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from turbo_vaed.metrics.frames import check_pair
+from turbo_vaed.metrics.frames import check_pair, in_full_precision
 from turbo_vaed.metrics.ssim import WINDOW, check_side, ssim_per_channel
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -26,7 +26,7 @@ def ms_ssim(frames: Tensor, reference: Tensor) -> Tensor:
     """
     check_pair(frames, reference)
     check_side(frames)
-    x, y = frames.flatten(0, -4), reference.flatten(0, -4)
+    x, y = (in_full_precision(each).flatten(0, -4) for each in (frames, reference))
     weights = WEIGHTS[: ms_ssim_scales(min(frames.shape[-2:]))]
     product = torch.ones(x.shape[:2], dtype=x.dtype, device=x.device)
     for scale, weight in enumerate(weights):

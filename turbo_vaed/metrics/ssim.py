@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from turbo_vaed.metrics.frames import check_pair
+from turbo_vaed.metrics.frames import check_pair, in_full_precision
 
 WINDOW = 11
 SIGMA = 1.5
@@ -29,7 +29,8 @@ def ssim(frames: Tensor, reference: Tensor) -> Tensor:
     """
     check_pair(frames, reference)
     check_side(frames)
-    full, _ = ssim_per_channel(frames.flatten(0, -4), reference.flatten(0, -4))
+    x, y = (in_full_precision(each).flatten(0, -4) for each in (frames, reference))
+    full, _ = ssim_per_channel(x, y)
     return full.reshape(*frames.shape[:-3], 3).mean(dim=(-2, -1))
 
 

@@ -136,6 +136,9 @@ class DecoderConfig:
         # decoder has at that block. Goldens keep full-width heads beside reduced
         # decoders, so that is checked where heads are built, not here.
         blocks, widths = self.aligned_blks_indices, self.aligned_feature_projection_dim
+        for name in ("aligned_blks_indices", "aligned_feature_projection_dim"):
+            if not isinstance(getattr(self, name), tuple):
+                raise _error(name, getattr(self, name), "a list with an entry per aligned block")
         for block in blocks:
             if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block <= levels:
                 raise _error("aligned_blks_indices", blocks, f"integers from 0 to {levels}")
@@ -193,7 +196,11 @@ class DecoderConfig:
         """
         if not isinstance(published, Mapping):
             raise _error("config", published, "a JSON object")
-        given = {k: v for k, v in published.items() if not k.startswith("_") and k not in _IGNORED}
+        given = {
+            str(key): value
+            for key, value in published.items()
+            if not str(key).startswith("_") and key not in _IGNORED
+        }
         if (found := published.get("_class_name", CLASS_NAME)) != CLASS_NAME:
             raise _error("_class_name", found, repr(CLASS_NAME))
         for name, only in _FIXED.items():
@@ -203,6 +210,12 @@ class DecoderConfig:
                 raise _error(name, found, f"only {only!r}")
         scaling = given.pop("decoder_spatio_temporal_scaling", None)
         if scaling is not None:
+            if (other := given.get("spatio_temporal_scaling", scaling)) != scaling:
+                raise _error(
+                    "decoder_spatio_temporal_scaling",
+                    scaling,
+                    f"as spatio_temporal_scaling, {other!r}, or absent",
+                )
             given["spatio_temporal_scaling"] = scaling
         ratios = {
             name: given.pop(f"{name}_ratio", None)

@@ -178,8 +178,8 @@ class TurboVaedDecoder(nn.Module):
         """(B, C, t, h, w) -> (B, 3, T, H, W), roughly [-1, 1]; sizes by `config.video_shape`.
 
         Raises:
-            ValueError: the latents are not of five dimensions with the config's channels, or
-                not finite.
+            ValueError: the latents are not of five dimensions with the config's channels, not
+                of the weights' dtype, or not finite.
         """
         batch = self.check(latents)
         for name, x in self.states(fold_frames(latents), Whole(batch)):
@@ -205,7 +205,8 @@ class TurboVaedDecoder(nn.Module):
 
         Memory does not grow with the length of the video. The frames are those of `forward`
         up to rounding: each is computed once, from all that it depends on, of which a part
-        lies ahead, so the first piece comes some latent frames late.
+        lies ahead, so the first piece comes some latent frames late. Best on a decoder made
+        `for_inference`: another makes its 2-D kernels again for every few frames.
 
         Args:
             latents: (B, C, t, h, w), or such chunks one after another, where not even the
@@ -241,6 +242,11 @@ class TurboVaedDecoder(nn.Module):
         names = [f"upsampler2d_{i}" for i in range(1, len(self.patch_norms) + 1)]
         return cast("list[FrameConv]", [self.get_submodule(name) for name in names])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of the latents that it takes."""
+        return next(self.parameters()).dtype
+
     def check(self, latents: Tensor) -> int:
         """The batch size of latents; a ValueError where they are not what `forward` takes."""
         channels = self.config.latent_channels
@@ -248,6 +254,10 @@ class TurboVaedDecoder(nn.Module):
             raise ValueError(
                 f"latents: found shape {tuple(latents.shape)}, allowed: "
                 f"(B, {channels}, t, h, w), none of them 0"
+            )
+        if latents.dtype != self.dtype and not torch.is_autocast_enabled(latents.device.type):
+            raise ValueError(
+                f"latents: found {latents.dtype}, allowed: {self.dtype}, as the decoder's weights"
             )
         is_known = not (torch.compiler.is_compiling() or latents.is_meta)
         if is_known and not latents.isfinite().all():
@@ -263,7 +273,15 @@ class TurboVaedDecoder(nn.Module):
         form: Form = "winograd",
         memory_format: torch.memory_format = torch.channels_last,
     ) -> "TurboVaedDecoder":
-        """A copy with its 2-D kernels made once: faster, not to be trained or saved."""
+        """A copy with its 2-D kernels made once: faster, not to be trained or saved.
+
+        Raises:
+            ValueError: float16, in which the norms overflow and their epsilon vanishes; or this
+                decoder was made for inference itself.
+        """
+        if dtype == torch.float16:
+            raise ValueError("dtype: found float16, allowed: bfloat16, float32 or float64")
+        self._check_has_weights()
         decoder = copy.deepcopy(self).eval().requires_grad_(False)
         for layer in list(decoder.modules()):
             if isinstance(layer, FrameConv | SeparableConv):
@@ -276,11 +294,14 @@ class TurboVaedDecoder(nn.Module):
         Raises:
             ValueError: it was made for inference, and has the published weights no more.
         """
+        self._check_has_weights()
+        return {f"decoder.{name}": tensor.detach() for name, tensor in self.state_dict().items()}
+
+    def _check_has_weights(self) -> None:
         if self.conv_in.folded is not None:
             raise ValueError(
-                "this decoder was made for inference; take the weights of the one it was made from"
+                "this decoder was made for inference; take the one that it was made from"
             )
-        return {f"decoder.{name}": tensor.detach() for name, tensor in self.state_dict().items()}
 
     def load_published(self, state_dict: Mapping[str, Tensor]) -> None:
         """Take published weights; what is not the decoder's (see below) is left alone.

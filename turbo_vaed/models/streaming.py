@@ -52,6 +52,8 @@ def stream(
             f"tile: found {tile[0]}x{tile[1]} latents, allowed: {reach} or more each way, which "
             "is how far a pixel sees; smaller tiles would mostly decode their surroundings"
         )
+    if isinstance(latents, Tensor):
+        decoder.check(latents)
     pieces = torch.split(latents, chunk, dim=2) if isinstance(latents, Tensor) else latents
     return _stream(decoder, _checked(decoder, pieces), chunk, tile)
 
@@ -62,10 +64,10 @@ def _stream(
 ) -> Iterator[Tensor]:
     first = next(pieces)
     tiles = _tiles(decoder.config, first.shape, tile)
-    lanes = [
-        _lane(decoder, t.cut(own), chunk)
-        for t, own in zip(tiles, tee(chain([first], pieces), len(tiles)), strict=True)
-    ]
+    whole = chain([first], pieces)
+    # `tee` holds back up to 57 pieces, so it is not asked for one.
+    owns = tee(whole, len(tiles)) if len(tiles) > 1 else [whole]
+    lanes = [_lane(decoder, t.cut(own), chunk) for t, own in zip(tiles, owns, strict=True)]
     scale = decoder.config.spatial_compression
     *_, height, width = first.shape
     for parts in zip(*lanes, strict=True):
