@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,18 @@ from turbo_vaed.errors import UserError
 
 _USUAL_FRAMES = 17
 """Long enough for motion, short enough for a small machine."""
+_NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}"
+"""Of a teacher's folder."""
 
 
 def describe(weights: str, family: str, fraction: float) -> dict[str, Any]:
     """A teacher's latent space, the clips that it takes, its size, and the student for it.
 
-    Raises: as `turbo_vaed.models.teachers.describe_teacher`.
+    Raises: as `turbo_vaed.models.teachers.describe_teacher`; and UserError for a fraction that is
+        not in (0, 1].
     """
+    if not 0 < fraction <= 1:  # NaN neither
+        raise UserError(f"--fraction is {fraction}; allowed: above 0, at most 1")
     from turbo_vaed.models import DecoderConfig
     from turbo_vaed.models.sizing import count_parameters
     from turbo_vaed.models.teachers import describe_teacher
@@ -53,8 +59,11 @@ def fetch(root: Path, hub_id: str, family: str, name: str) -> str:
     """
     from turbo_vaed.models.teachers import fetch_teacher
 
-    if Path(name).name != name or name.startswith("."):
-        raise UserError(f"--name {name!r} is not allowed: give the name of a folder, no path")
+    if not re.fullmatch(_NAME, name):
+        raise UserError(
+            f"--name {name!r} is not allowed: give the name of a folder, no path: letters, digits, "
+            "'.', '_' and '-', no dot first, at most 100"
+        )
     folder = root / "assets" / "teachers" / name
     facts = fetch_teacher(family, hub_id, folder)
     spec = facts.latent_spec

@@ -24,10 +24,10 @@ def student_config(poc: Poc) -> DecoderConfig:
         CorruptFile: the teacher's files are broken.
     """
     from turbo_vaed.models import PRESETS, DecoderConfig
-    from turbo_vaed.models.teachers import describe_teacher
+    from turbo_vaed.models.teachers import read_spec
 
     params = poc.params
-    spec = describe_teacher(params.encode.teacher_family, poc.teacher_weights()).latent_spec
+    spec = read_spec(params.encode.teacher_family, poc.teacher_weights())
     name = params.distill.student
     if name != AUTO and name not in PRESETS:
         raise UserError(f"distill.student is {name!r}; allowed: {', '.join((AUTO, *PRESETS))}")

@@ -31,11 +31,23 @@ __all__ = [
     "describe_teacher",
     "fetch_teacher",
     "load_teacher",
+    "read_spec",
 ]
 
 
 def describe_teacher(family: str, weights: str | Path) -> TeacherFacts:
     """The facts of a teacher from its files, without building the network.
+
+    Args: as `load_teacher`.
+
+    Raises: as `load_teacher`.
+    """
+    files, spec = _read(family, weights)
+    return TeacherFacts(family=family, latent_spec=spec, sha256=files.sha256())
+
+
+def read_spec(family: str, weights: str | Path) -> LatentSpec:
+    """As `describe_teacher`, of the latents alone: reads headers, and hashes no weights.
 
     Args: as `load_teacher`.
 
@@ -67,17 +79,20 @@ def load_teacher(
     """
     import torch
 
-    files, facts = _read(family, weights)
+    files, spec = _read(family, weights)
+    facts = TeacherFacts(family=family, latent_spec=spec, sha256=files.sha256())
     network = _module(family).build(family, files)
     with quiet_imports():
         network.module.to(device=device, dtype=dtype or torch.float32)
     return Teacher(network, facts)
 
 
-def _read(family: str, weights: str | Path) -> tuple[TeacherFiles, TeacherFacts]:
+def _read(family: str, weights: str | Path) -> tuple[TeacherFiles, LatentSpec]:
     module = _module(family)
-    files, spec = module.read(family, locate(weights, module.WEIGHTS_NAME))
-    return files, TeacherFacts(family=family, latent_spec=spec, sha256=files.sha256())
+    found: tuple[TeacherFiles, LatentSpec] = module.read(
+        family, locate(weights, module.WEIGHTS_NAME)
+    )
+    return found
 
 
 def fetch_teacher(family: str, hub_id: str, folder: Path) -> TeacherFacts:
@@ -99,6 +114,7 @@ def fetch_teacher(family: str, hub_id: str, folder: Path) -> TeacherFacts:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub client's notes
+    folder.parent.mkdir(parents=True, exist_ok=True)
     found.rename(folder)
     shutil.rmtree(partial, ignore_errors=True)  # what a subfolder was in
     return facts

@@ -183,7 +183,10 @@ class Network:
 
 
 class Teacher:
-    """A loaded teacher; no call makes gradients."""
+    """A loaded teacher; no call makes gradients.
+
+    What it returns may enter a student's loss: a tensor of inference mode could not.
+    """
 
     def __init__(self, network: Network, facts: TeacherFacts) -> None:
         self.latent_spec = facts.latent_spec
@@ -192,7 +195,7 @@ class Teacher:
         self.module = network.module.eval().requires_grad_(False)
         self._network = network
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, video: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Video BCTHW in [-1,1] -> raw latents BCthw.
 
@@ -205,7 +208,7 @@ class Teacher:
         clips = self._placed("video", video, self._network.video_dtype)
         return torch.cat([self._network.encode(clip, generator) for clip in clips])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Raw latents BCthw -> video BCTHW, about [-1,1]; clamped where its network does (Wan).
 
@@ -214,7 +217,7 @@ class Teacher:
         """
         return self.decode_with_features(latents, ()).video
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode_with_features(self, latents: Tensor, names: Sequence[str]) -> DecodedWithFeatures:
         """As `decode`, and what the named blocks put out, each (B,C,T',H',W').
 

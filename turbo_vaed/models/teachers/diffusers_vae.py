@@ -17,6 +17,7 @@ from torch import Tensor
 
 from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.models.teachers.base import LatentSpec, Network
+from turbo_vaed.models.teachers.config_values import check_values
 from turbo_vaed.models.teachers.files import (
     CONFIG_NAME,
     REMEDY,
@@ -29,6 +30,8 @@ from turbo_vaed.quiet import quiet_imports
 __all__ = ["WEIGHTS_NAME", "build", "read"]
 Config = Mapping[str, Any]
 _STATISTICS = ("latents_mean", "latents_std")
+_FIRST_LAYER = tuple(f"decoder.conv_in.{name}weight" for name in ("", "conv.", "conv_s."))
+"""Its inputs are the latents' channels, in every family under one of these names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class Row:
     """In time and in space."""
     has_statistics_in_weights: bool = False
     """Whether mean and std of the latents are tensors beside the weights, not in the config."""
+    has_statistics_per_frame: bool = False
+    """Whether mean and std may have values for each latent frame, see `LatentSpec.mean`."""
     latent_frames_step: int = 1
     fewest_latent_side: int = 1
     mid_block: str = "decoder.mid_block"
@@ -61,8 +66,12 @@ def _ltx_compression(config: Config) -> tuple[int, int]:
 
 def _ltx_2_compression(config: Config) -> tuple[int, int]:
     """An upsampling may be of time or of space alone; types and flags have one entry per block."""
-    flags = reversed(config["decoder_spatio_temporal_scaling"])
-    types = [kind for kind, scales in zip(config["upsample_type"], flags, strict=True) if scales]
+    flags, kinds = config["decoder_spatio_temporal_scaling"], config["upsample_type"]
+    if len(flags) != len(kinds):
+        raise ValueError(
+            f"upsample_type has {len(kinds)} entries, decoder_spatio_temporal_scaling {len(flags)}"
+        )
+    types = [kind for kind, scales in zip(kinds, reversed(flags), strict=True) if scales]
     time = 2 ** sum(kind != "spatial" for kind in types)
     return time, config["patch_size"] * 2 ** sum(kind != "temporal" for kind in types)
 
@@ -199,6 +208,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
             ),
             channels="latent_channels",
             compression=_ratios,
+            has_statistics_per_frame=True,
         ),
     }
 )
@@ -208,16 +218,35 @@ def read(family: str, folder: Path) -> tuple[TeacherFiles, LatentSpec]:
     """The files of the teacher in `folder` and what they say of its latents."""
     row = ROWS[family]
     files = read_files(folder, class_name=row.class_name, needed=row.needed)
-    config = files.config
-    if reason := row.refuse(config):
-        raise UserError(f"{folder / CONFIG_NAME} is no teacher of the family {family}: {reason}")
-    time, space = row.compression(config)
-    mean, std = _statistics(row, files)
-    return files, LatentSpec(
-        channels=config[row.channels],
-        compression_t=time,
-        compression_h=space,
-        compression_w=space,
+    path = folder / CONFIG_NAME
+    try:
+        check_values(files.config)
+        reason = row.refuse(files.config)
+        spec = None if reason else _spec(row, files)
+    except (TypeError, ValueError, KeyError) as error:
+        raise CorruptFile(f"{path} is no config of a {row.class_name}: {error}; {REMEDY}") from None
+    if spec is None:
+        raise UserError(f"{path} is no teacher of the family {family}: {reason}")
+    return files, spec
+
+
+def _spec(row: Row, files: TeacherFiles) -> LatentSpec:
+    channels = int(files.config[row.channels])
+    shapes = files.shapes()
+    for name in _FIRST_LAYER:
+        if name in shapes and (inputs := shapes[name][1:2]) != (channels,):
+            raise ValueError(
+                f"{row.channels} is {channels}, but the weights {name} take {inputs[0]} channels"
+                if inputs
+                else f"the weights {name} have no dimension of channels"
+            )
+    time, space = row.compression(files.config)
+    mean, std = _statistics(row, files, channels)
+    return LatentSpec(
+        channels=channels,
+        compression_t=int(time),
+        compression_h=int(space),
+        compression_w=int(space),
         mean=mean,
         std=std,
         # Without `post_quant_conv`, a 1x1x1 convolution of some hundred weights where there is
@@ -228,34 +257,56 @@ def read(family: str, folder: Path) -> tuple[TeacherFiles, LatentSpec]:
     )
 
 
-def _statistics(row: Row, files: TeacherFiles) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(
+    row: Row, files: TeacherFiles, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of the latents; diffusers' `scaling_factor` is a divisor of std."""
     config = files.config
-    channels, factor = config[row.channels], config.get("scaling_factor") or 1.0
+    factor = config.get("scaling_factor") or 1.0
     if row.has_statistics_in_weights:
-        tensors = files.tensors(_STATISTICS)
-        mean, std = (tensors[name].double().tolist() for name in _STATISTICS)
+        where, tensors = files.folder, files.tensors(_STATISTICS)
+        mean, std = (tensors[name].double().flatten().tolist() for name in _STATISTICS)
     else:
+        where = files.folder / CONFIG_NAME
         mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0] * channels
         std = config.get("latents_std") or [1.0] * channels
     for name, values in zip(_STATISTICS, (mean, std), strict=True):
-        if not values or len(values) % channels:
+        frames, rest = divmod(len(values), channels)
+        if rest or frames < 1 or (frames > 1 and not row.has_statistics_per_frame):
             raise CorruptFile(
-                f"{files.folder}: {name} has {len(values)} values for {channels} channels; {REMEDY}"
+                f"{where}: {name} has {len(values)} values for {channels} channels; {REMEDY}"
             )
-    return tuple(mean), tuple(value / factor for value in std)
+    std = [value / factor for value in std]
+    if len(mean) != len(std):
+        raise CorruptFile(
+            f"{where}: latents_mean has {len(mean)} values, latents_std {len(std)}; {REMEDY}"
+        )
+    if strange := [v for v in mean if not math.isfinite(v)]:
+        raise CorruptFile(f"{where}: latents_mean has {strange[0]}, not a finite number; {REMEDY}")
+    if strange := [v for v in std if not (math.isfinite(v) and v > 0)]:
+        raise CorruptFile(f"{where}: latents_std has {strange[0]}, not above 0; {REMEDY}")
+    return tuple(map(float, mean)), tuple(std)
 
 
 def build(family: str, files: TeacherFiles) -> Network:
     """The network with its weights, on the CPU; every weight must fit."""
     row = ROWS[family]
+    with quiet_imports():
+        from diffusers.models import autoencoders
+    network = getattr(autoencoders, row.class_name)
     try:
         with quiet_imports():
-            from diffusers.models import autoencoders
-
-            module = getattr(autoencoders, row.class_name).from_config(dict(files.config))
+            module = network.from_config(dict(files.config))
             module.load_state_dict(files.tensors())
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+    # What a network of diffusers' raises where a value is not what it takes for granted.
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         raise CorruptFile(
             f"{files.folder / CONFIG_NAME} and the weights beside it do not make a "
             f"{row.class_name}: {str(error)[:500]}; {REMEDY}"
@@ -265,7 +316,13 @@ def build(family: str, files: TeacherFiles) -> Network:
     module.use_framewise_encoding = module.use_framewise_decoding = False
 
     def encode(video: Tensor, generator: torch.Generator | None) -> Tensor:
-        posterior = module.encode(video).latent_dist
+        try:
+            posterior = module.encode(video).latent_dist
+        except NotImplementedError as error:  # Cosmos pools, which a CPU does in float32 alone
+            raise UserError(
+                f"{row.class_name} cannot encode in {module.dtype} on {video.device.type} "
+                f"({error}): load it in float32"
+            ) from None
         latents: Tensor = posterior.sample(generator) if generator else posterior.mode()
         return latents
 
