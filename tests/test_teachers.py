@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from turbo_vaed import cli
+from turbo_vaed.errors import UserError
 from turbo_vaed.models import DecoderConfig
 from turbo_vaed.models.sizing import count_parameters
+from turbo_vaed.teachers import fetch
 
 TEACHER = Path(__file__).parents[1] / "assets/teachers/tiny-ltx"
 
@@ -70,12 +72,42 @@ def test_a_share_that_is_too_small_is_told_and_is_no_fault(show) -> None:
         ((str(TEACHER), "--family", "mochi"), 2, "not the config of a AutoencoderKLMochi"),
         (("no/such-folder", "--family", "mochi"), 2, "'no/such-folder' is no folder, and no model"),
         ((str(TEACHER),), 2, "--family"),
+        *(
+            ((str(TEACHER), "--family", "ltx-video", "--fraction", share), 2, f"{said}; allowed:")
+            for share, said in (("2", "2.0"), ("nan", "nan"), ("0", "0.0"), ("-0.1", "-0.1"))
+        ),
     ],
 )
 def test_users_mistakes(show, arguments: tuple[str, ...], code: int, said: str) -> None:
     found, _, err = show(*arguments)
     assert found == code
     assert said in err
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "a/b", "../a", "a\0b", "a b", "a\n", "ä", "a" * 101]
+)
+def test_a_name_that_is_no_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"--name .* is not allowed: .* at most 100"):
+        fetch(tmp_path, f"org/tiny@{'0' * 40}", "wan-2.1", name)
+
+
+@pytest.mark.parametrize(
+    "model", ["org/name/../teachers/tiny", "org/name/./vae", "org/name/.git", "../name", "org/.."]
+)
+def test_a_model_that_leads_elsewhere(tmp_path: Path, show, model: str) -> None:
+    hub_id = f"{model}@{'0' * 40}"
+    with pytest.raises(UserError, match="no part begins with a dot"):
+        fetch(tmp_path, hub_id, "wan-2.1", "mine")
+    assert not list(tmp_path.iterdir())
+    code, _, err = show(hub_id, "--family", "wan-2.1")
+    assert (code, "no part begins with a dot" in err) == (2, True)
+
+
+@pytest.mark.parametrize("model", ["org/a--b", "org/x.git", "org/a..b", f"org/{'a' * 100}"])
+def test_a_model_that_the_hub_does_not_allow(tmp_path: Path, model: str) -> None:
+    with pytest.raises(UserError, match="is no name on the hub: "):
+        fetch(tmp_path, f"{model}@{'0' * 40}", "wan-2.1", "mine")
 
 
 @pytest.mark.parametrize("verb", ["show", "fetch"])

@@ -13,6 +13,7 @@ import yaml
 from turbo_vaed.errors import UserError
 from turbo_vaed.models import PRESETS
 from turbo_vaed.models.sizing import count_parameters
+from turbo_vaed.models.teachers import TeacherFiles
 from turbo_vaed.poc import Poc
 from turbo_vaed.stages.fit import student_config
 
@@ -38,6 +39,14 @@ def make_poc(tmp_path: Path) -> Callable[..., Poc]:
 
 def test_a_preset_is_taken_as_it_is(make_poc) -> None:
     assert student_config(make_poc(distill={"student": "tiny-ltx"})) == PRESETS["tiny-ltx"]
+
+
+def test_the_weights_are_not_hashed(make_poc, monkeypatch) -> None:
+    """They are gigabytes, and it is asked several times a run."""
+    hashed: list[TeacherFiles] = []
+    monkeypatch.setattr(TeacherFiles, "sha256", hashed.append)
+    student_config(make_poc(distill={"student": "auto"}))
+    assert not hashed
 
 
 @pytest.mark.parametrize("fraction", [None, 0.05])

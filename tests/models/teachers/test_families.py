@@ -13,8 +13,9 @@ from typing import get_args
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from turbo_vaed.errors import UserError
 from turbo_vaed.models.teachers import FAMILIES, Teacher, describe_teacher, load_teacher
 from turbo_vaed.params import TeacherFamily
 
@@ -257,6 +258,21 @@ def test_features_are_those_of_their_block_and_the_video_is_the_same(loaded, fam
 
 
 @EVERY
+def test_a_student_learns_from_what_a_teacher_returns(loaded, family: str) -> None:
+    teacher = loaded(family)
+    video = clips(teacher, EXPECTED[family].frames[0], batch=1)
+    latents = teacher.encode(video)
+    decoded, features = teacher.decode_with_features(latents, ("mid_block",))
+    for wanted in (latents, teacher.decode(latents), decoded, features["mid_block"]):
+        assert not wanted.requires_grad
+        head = nn.Conv3d(latents.shape[1], wanted.shape[1], 1)
+        found = head(nn.functional.interpolate(latents, wanted.shape[2:]))
+        # A product keeps its factors for the backward pass, as a scaled target would.
+        nn.functional.mse_loss(found * wanted, wanted).backward()
+        assert head.weight.grad is not None and head.weight.grad.abs().sum() > 0
+
+
+@EVERY
 def test_a_clip_does_not_depend_on_those_beside_it(loaded, family: str) -> None:
     teacher = loaded(family)
     video = clips(teacher, EXPECTED[family].frames[1])
@@ -309,7 +325,8 @@ def test_bfloat16_stays_close(make_teacher, loaded, family: str) -> None:
     assert close(roughly["mid_block"], exactly["mid_block"], 0.03)
     assert close(found, wanted, 0.3)  # random blocks magnify what rounding does before them
     if family == "cosmos":  # on a CPU; a GPU pools bfloat16
-        with pytest.raises(NotImplementedError, match="avg_pool3d"):
+        said = r"Cosmos cannot encode in torch.bfloat16 on cpu .*avg_pool3d.*: load it in float32"
+        with pytest.raises(UserError, match=said):
             rough.encode(video)
         return
     encoded = rough.encode(video)

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from turbo_vaed.errors import CorruptFile, UserError
-from turbo_vaed.models.teachers import describe_teacher, load_teacher
+from turbo_vaed.models.teachers import describe_teacher, load_teacher, read_spec
+from turbo_vaed.models.teachers.diffusers_vae import ROWS
+from turbo_vaed.models.teachers.files import TeacherFiles
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -38,7 +40,7 @@ def edit(make_teacher, tmp_path: Path) -> Edit:
 
 def assert_refused(family: str, folder: Path | str, error: type[Exception], said: str) -> None:
     """From the files alone, and when it is loaded."""
-    for call in (describe_teacher, load_teacher):
+    for call in (describe_teacher, load_teacher, read_spec):
         with pytest.raises(error, match=said):
             call(family, folder)
 
@@ -122,6 +124,96 @@ def test_a_variant_that_cannot_be_a_teacher(
 def test_statistics_that_are_not_those_of_the_channels(edit: Edit) -> None:
     folder = edit("wan-2.1", latents_mean=[0.0] * 5)
     assert_refused("wan-2.1", folder, CorruptFile, "latents_mean has 5 values for 4 channels")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("hunyuan-video", {"latent_channels": "4"}, "latent_channels is '4'; allowed: a whole"),
+        ("hunyuan-video", {"latent_channels": True}, "latent_channels is 'True'; allowed: a whole"),
+        ("hunyuan-video", {"latent_channels": 0}, "latent_channels is '0'; allowed: a whole"),
+        ("hunyuan-video", {"latent_channels": 10**12}, "latent_channels is '10+'; allowed"),
+        (
+            "hunyuan-video",
+            {"scaling_factor": "x"},
+            "scaling_factor is 'x'; allowed: a number above",
+        ),
+        ("hunyuan-video", {"scaling_factor": 0}, "scaling_factor is '0'; allowed: a number above"),
+        ("hunyuan-video", {"scaling_factor": float("nan")}, "scaling_factor is 'nan'; allowed"),
+        ("hunyuan-video", {"shift_factor": []}, r"shift_factor is '\[\]'; allowed: a finite"),
+        ("hunyuan-video", {"spatial_compression_ratio": 7.5}, "spatial_compression_ratio is '7.5'"),
+        (
+            "ltx-video",
+            {"decoder_spatio_temporal_scaling": 5},
+            "decoder_.*scaling is '5'; allowed: a list of",
+        ),
+        (
+            "ltx-video",
+            {"decoder_spatio_temporal_scaling": [2]},
+            "decoder_.*scaling is '.2.'; allowed: a list",
+        ),
+        ("ltx-video", {"timestep_conditioning": "no"}, "timestep_conditioning is 'no'; allowed"),
+        ("ltx-2", {"upsample_type": ["up", "spatial"]}, r"upsample_type is .* list of spatial"),
+        ("ltx-2", {"upsample_type": ["spatial"]}, "upsample_type has 1 entries, decoder_.* 2"),
+        ("cogvideox", {"block_out_channels": 3}, "block_out_channels is '3'; allowed: a list"),
+        ("mochi", {"temporal_expansions": [1, "2", 3]}, "temporal_expansions is .* a list"),
+        ("wan-2.1", {"latents_mean": "abcd"}, "latents_mean is 'abcd'; allowed: a list of finite"),
+        ("wan-2.1", {"latents_mean": []}, r"latents_mean is '\[\]'; allowed: a list of finite"),
+        ("wan-2.1", {"latents_std": list("abcd")}, "latents_std is .* numbers above 0"),
+        ("wan-2.1", {"latents_std": [1, 0, 1, 1]}, "latents_std is .* numbers above 0"),
+    ],
+)
+def test_a_value_that_cannot_be(
+    edit: Edit, family: str, changes: dict[str, object], said: str
+) -> None:
+    folder = edit(family, **changes)
+    assert_refused(family, folder, CorruptFile, rf"config\.json is no config of a \w+: {said}")
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_channels_that_are_not_those_of_the_weights(edit: Edit, family: str) -> None:
+    key = ROWS[family].channels
+    folder = edit(family, **{key: 7, "latents_mean": [0.0] * 7, "latents_std": [1.0] * 7})
+    said = rf"{key} is 7, but the weights decoder\.conv_in\S* take [48] channels"
+    assert_refused(family, folder, CorruptFile, said)
+
+
+def test_what_diffusers_cannot_build(edit: Edit) -> None:
+    for changes in ({"norm_num_groups": 0}, {"layers_per_block": "two"}, {"layers_per_block": []}):
+        with pytest.raises(CorruptFile, match="do not make a AutoencoderKLHunyuanVideo: "):
+            load_teacher("hunyuan-video", edit("hunyuan-video", **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("latents_std", torch.zeros(8), "latents_std has 0.0, not above 0"),
+        ("latents_std", torch.full((8,), torch.nan), "latents_std has nan, not above 0"),
+        ("latents_mean", torch.full((8,), torch.inf), "latents_mean has inf, not a finite number"),
+        ("latents_mean", torch.zeros(()), "latents_mean has 1 values for 8 channels"),
+        ("latents_mean", torch.zeros(16), "latents_mean has 16 values for 8 channels"),
+    ],
+)
+def test_statistics_in_the_weights(edit: Edit, name: str, values: torch.Tensor, said: str) -> None:
+    folder = edit()
+    save_file({**load_file(folder / WEIGHTS), name: values}, folder / WEIGHTS)
+    assert_refused("ltx-video", folder, CorruptFile, said)
+
+
+def test_statistics_of_different_lengths(edit: Edit) -> None:
+    folder = edit("cosmos", latents_std=[1.0] * 8)
+    assert_refused("cosmos", folder, CorruptFile, "latents_mean has 12 values, latents_std 8")
+
+
+def test_the_spec_alone_needs_no_digest(make_teacher, monkeypatch) -> None:
+    folder = make_teacher("ltx-video")
+    wanted = describe_teacher("ltx-video", folder).latent_spec
+    monkeypatch.setattr(TeacherFiles, "sha256", _not_to_be_called)
+    assert read_spec("ltx-video", folder) == wanted
+
+
+def _not_to_be_called(_files: TeacherFiles) -> str:
+    raise AssertionError("the whole weights are read")
 
 
 def test_weights_without_the_statistics(edit: Edit) -> None:

@@ -78,6 +78,9 @@ def hub(make_teacher, checkout) -> Iterator[Hub]:
             path = self.path.split("?")[0]
             hub.asked.append(path)
             hub.teachers |= {found.name for found in (checkout / "assets/teachers").iterdir()}
+            if "/org/broken/revision/" in path:
+                self.close_connection = True  # without a word
+                return
             status, headers, body = _reply(hub.files, path)
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
@@ -101,6 +104,12 @@ def hub(make_teacher, checkout) -> Iterator[Hub]:
 
 def _reply(files: dict[str, bytes], path: str) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body, as the hub would answer."""
+    if path == f"/api/models/org/tiny/revision/{COMMIT}":
+        siblings = [{"rfilename": name} for name in files]
+        model = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings}
+        return 200, {"Content-Type": "application/json"}, json.dumps(model).encode()
+    if path.startswith("/api/models/org/broken/tree/"):
+        return 200, {"Content-Type": "application/json"}, b"[]"
     if path.startswith("/api/models/org/tiny/tree/"):
         if not path.endswith(COMMIT):
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
@@ -174,6 +183,7 @@ def outcomes(hub: Hub, checkout: Path) -> dict[str, tuple[int, str, str]]:
             "path": fetch(f"org/tiny/vae@{COMMIT}", "../other"),
             "no such commit": fetch(f"org/tiny/vae@{NO_COMMIT}", "other"),
             "no such model": fetch(f"org/none@{COMMIT}", "other"),
+            "broken": fetch(f"org/broken@{COMMIT}", "other"),
             "pickled": fetch(f"org/tiny/old@{COMMIT}", "other"),
             "no subfolder": fetch(f"org/tiny@{COMMIT}", "other"),
             "cut short": fetch(f"org/tiny/cut@{COMMIT}", "other"),
@@ -217,6 +227,7 @@ def test_a_model_of_the_hub_is_shown_from_its_cache(outcomes, hub) -> None:
         ("path", 2, "give the name of a folder, no path"),
         ("no such commit", 2, f"the hub has no org/tiny/vae@{NO_COMMIT}"),
         ("no such model", 2, f"the hub has no org/none@{COMMIT}"),
+        ("broken", 3, f"org/broken@{COMMIT} cannot be downloaded (Server disconnected"),
         ("pickled", 2, "pickled weights are not taken"),
         ("no subfolder", 2, "as in ORG/NAME/vae@COMMIT"),
         ("cut short", 3, f"{WEIGHTS} cannot be read"),
@@ -233,6 +244,7 @@ def test_nothing_half_fetched_is_ever_among_the_teachers(outcomes, checkout, hub
     assert hub.teachers == {"mine"}
     assert [path.name for path in (checkout / "assets/teachers").iterdir()] == ["mine"]
     kept = [path for path in (checkout / "assets").rglob("*") if path.suffix in (".bin", ".json")]
+    kept = [path for path in kept if ".cache" not in path.parts]  # where the hub fell silent
     assert [path.parent.name for path in kept] == ["mine"]
 
 
@@ -247,3 +259,34 @@ def test_without_a_server_there_is_what_is_in_the_cache(outcomes, checkout) -> N
     code, _, err = found["fetched"]
     assert code == 3
     assert f"org/tiny/vae@{COMMIT} cannot be downloaded" in err and "try again" in err
+
+
+def test_an_interrupted_download_waits_for_the_hub_and_goes_on(hub: Hub, tmp_path: Path) -> None:
+    """Whatever there is of it: a silent hub does not say that it is all.
+
+    And where there is no folder of teachers yet, there is one in the end.
+    """
+    partial = {}
+    for name, there in (("vae", ("config.json",)), ("cut", ("config.json", WEIGHTS))):
+        mark = hashlib.sha256(f"org/tiny/{name}@{COMMIT}".encode()).hexdigest()[:12]
+        partial[name] = tmp_path / "assets" / f".{name}.{mark}.partial"
+        (partial[name] / name).mkdir(parents=True)
+        for file in there:
+            (partial[name] / name / file).write_bytes(hub.files[f"{name}/{file}"])
+    before = _contents(tmp_path / "assets")
+    cases = {name: fetch(f"org/tiny/{name}@{COMMIT}", name) for name in partial}
+    found = run(tmp_path, cases, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    for name, (code, _, err) in found.items():
+        assert (code, f"org/tiny/{name}@{COMMIT} cannot be downloaded" in err) == (3, True), err
+    assert _contents(tmp_path / "assets") == before
+
+    found = run(tmp_path, cases, HF_ENDPOINT=hub.address)
+    assert (found["vae"][0], found["cut"][0]) == (0, 3), found
+    teacher = tmp_path / "assets/teachers/vae"
+    assert _contents(tmp_path / "assets") == {
+        teacher / name: hub.files[f"vae/{name}"] for name in ("config.json", WEIGHTS)
+    }
+
+
+def _contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -203,6 +203,7 @@ class Teacher:
 
         Raises:
             ValueError: a video that the teacher does not take, see `LatentSpec`, or not finite.
+            UserError: its precision, on this device (Cosmos in bfloat16 on a CPU).
         """
         self.latent_spec.check_video(video.shape)
         clips = self._placed("video", video, self._network.video_dtype)

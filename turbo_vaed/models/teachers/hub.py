@@ -104,24 +104,19 @@ def _check_whole(hub_id: str, repo: str, commit: str, patterns: list[str], found
 @contextmanager
 def _told(hub_id: str, weights_name: str) -> Iterator[None]:
     """The hub client's errors as ours."""
-    from huggingface_hub.errors import (
-        HFValidationError,
-        # The root of its transport's errors, whichever package that is.
-        HTTPError,  # type: ignore[attr-defined]
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
+    # The root of its transport's errors, whichever package that is of.
+    transport: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
     try:
         yield
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise UserError(f"{hub_id!r} is no name on the hub: {_first_line(error)}") from None
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise UserError(
             f"the hub has no {hub_id}, or you may not read it ({_first_line(error)})"
         ) from None
-    except (HTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (transport, errors.LocalEntryNotFoundError, OSError) as error:
         raise Unreachable(
             f"{hub_id} cannot be downloaded ({_first_line(error)}); try again, or put "
             f"{CONFIG_NAME} and {weights_name} into a folder yourself"
