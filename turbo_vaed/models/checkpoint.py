@@ -16,7 +16,8 @@ from turbo_vaed.models.config import DecoderConfig
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 _DIFFUSERS_NAME = "diffusion_pytorch_model.safetensors"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Endings of files that can run code when they are read; refused."""
 
 
 def write_folder(folder: Path, config: DecoderConfig, weights: Mapping[str, Tensor]) -> None:
@@ -81,7 +82,7 @@ def _weights_path(folder: Path) -> Path:
         if path.is_file():
             return path
     for pickle in sorted(folder.glob("*")):
-        if pickle.suffix in _PICKLES:
+        if pickle.suffix in PICKLES:
             raise ValueError(
                 f"{pickle}: pickled weights are refused, they can run code; load them where you "
                 f"trust them and write {WEIGHTS_NAME} with safetensors.torch.save_file"

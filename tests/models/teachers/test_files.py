@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -276,3 +278,20 @@ def test_the_factory_pickles(make_teacher) -> None:
     folder = make_teacher("ltx-video")
     make = pickle.loads(pickle.dumps(partial(load_teacher, "ltx-video", folder)))
     assert make().sha256 == describe_teacher("ltx-video", folder).sha256
+
+
+def test_loading_is_quiet_and_leaves_logging_as_it_was(make_teacher) -> None:
+    """In a process of its own: here diffusers is imported already."""
+    code = (
+        "import logging, sys; from pathlib import Path\n"
+        "from turbo_vaed.models.teachers import load_teacher\n"
+        "load_teacher('ltx-video', Path(sys.argv[1]))\n"
+        "assert logging.root.manager.disable == 0"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(make_teacher("ltx-video"))],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

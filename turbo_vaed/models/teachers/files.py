@@ -19,11 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from turbo_vaed.errors import CorruptFile, UserError
+from turbo_vaed.models.checkpoint import PICKLES
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 REMEDY = "restore the teacher's folder, or point encode.teacher_weights at another"
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def read_files(
             f"the teacher's folder {folder} does not exist; put {CONFIG_NAME} and {weights_name} "
             "there, or download them with: turbo-vaed teacher fetch"
         )
-    if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED):
+    if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
         raise UserError(
             f"{folder} holds pickled weights ({', '.join(pickled)}), which can run code when they "
             f"are read: take the {weights_name} of the same model and delete them; where there is "
