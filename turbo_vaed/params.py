@@ -98,8 +98,13 @@ class DistillParams:
     start: Literal["linear", "random"]
     steps: Count
     batch_size: Count
+    """Clips of a step over all workers."""
+    micro_batch: Count
+    """At most so many clips at once in a worker; gradients of the rest are accumulated."""
     crop: Count
     workers: Count
+    """At most."""
+    min_workers: Count
     learning_rate: Positive
     betas: tuple[Share, Share]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -107,7 +112,17 @@ class DistillParams:
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     weight_source: Annotated[float, Field(ge=0)]
     weight_teacher: Annotated[float, Field(ge=0)]
+    perceptual: Literal["none", "gradient", "ms-ssim", "lpips"]
+    perceptual_weights: str | None
+    """The file of LPIPS' weights, below the checkout or absolute."""
+    weight_perceptual: Annotated[float, Field(ge=0)]
+    weight_feature: Annotated[float, Field(ge=0)]
+    weight_adversarial: Annotated[float, Field(ge=0)]
+    adversarial_start: Annotated[int, Field(ge=0)]
+    teacher_targets: Literal["auto", "cache", "recompute"]
+    compile: Literal["auto", "on", "off"]
     checkpoint_every: Count
+    keep_checkpoints: Count
     validate_every: Count
     precision: Literal["bf16", "fp32"]
     seed: int
@@ -176,10 +191,16 @@ class Params:
                 f"{self.clip.train_share + self.clip.val_share:g}; "
                 "it must be below 1, what is left is the test split"
             )
-        if self.distill.batch_size % self.distill.workers:
+        if not self.distill.min_workers <= self.distill.workers <= self.distill.batch_size:
             raise ValueError(
-                f"distill.batch_size {self.distill.batch_size} is no multiple of "
-                f"distill.workers {self.distill.workers}"
+                f"distill.min_workers {self.distill.min_workers}, workers {self.distill.workers} "
+                f"and batch_size {self.distill.batch_size}: none may be larger than the next, "
+                "every worker has at least one clip of a step"
+            )
+        if self.distill.perceptual == "lpips" and not self.distill.perceptual_weights:
+            raise ValueError(
+                "distill.perceptual is lpips, and distill.perceptual_weights names no file; "
+                "turbo_vaed.metrics.lpips says how to make it, gradient and ms-ssim need none"
             )
         if self.distill.crop > self.clip.size:
             raise ValueError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 
 
@@ -13,3 +14,9 @@ class Tracker:
 
     spent_usd: Callable[[], Decimal] | None = None
     """The run's spend so far, from the ledger; None where no ledger is kept."""
+    mark_wasted: Callable[[datetime, datetime, str], None] | None = None
+    """What the stage was charged between two moments was for nothing, for this reason."""
+    log_metrics: Callable[[Mapping[str, float], int], None] | None = None
+    """Figures at a step, for the run's curves."""
+    log_picture: Callable[[bytes, str], None] | None = None
+    """A PNG under a file name."""

@@ -18,19 +18,25 @@ class Checkpoint:
     """The state of a run after `step` steps. Data and noise are keyed by the step."""
 
     step: int
-    weights: dict[str, Any]
+    student: dict[str, Any]
+    """Weights in training: the decoder's, and those of its alignment heads."""
     ema: dict[str, Any]
+    """Of the decoder."""
     best: dict[str, Any]
     """EMA weights of the best validation."""
     best_step: int
     best_psnr: float
     optimizer: dict[str, Any]
-    random_state: Any
+    adversary: dict[str, Any] | None
+    """Discriminator, its optimizer and the adaptive weight, where there is one."""
+    reached_at: float
+    """Unix seconds at which the run was at `step`: time after it is lost with what comes next."""
     spent_usd: str
     stopped: str
     """`running`, `finished`, `budget` or `diverged`."""
     reason: str
     history: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
