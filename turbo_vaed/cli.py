@@ -39,7 +39,11 @@ registry = typer.Typer(no_args_is_help=True, help="Versions of a customer's stud
 gates = typer.Typer(no_args_is_help=True, help="Verdicts and what they rest on.")
 reports = typer.Typer(no_args_is_help=True, help="The HTML page of a run.")
 teachers = typer.Typer(no_args_is_help=True, help="The heavy video VAEs that students learn from.")
+distillations = typer.Typer(no_args_is_help=True, help="The training of a student.")
+nodes = typer.Typer(no_args_is_help=True, help="This machine as a node of a Ray cluster.")
 app.add_typer(customers, name="customer")
+app.add_typer(distillations, name="distill")
+app.add_typer(nodes, name="node")
 app.add_typer(costs, name="cost")
 app.add_typer(registry, name="registry")
 app.add_typer(gates, name="gate")
@@ -293,6 +297,38 @@ def fetch_teacher(
     from turbo_vaed.teachers import fetch
 
     print(fetch(Settings.from_environment().root, hub_id, family, name))
+
+
+@distillations.command("status")
+def show_distillation(customer: Customer, form: Format = "table") -> None:
+    """How a customer's distillation stands: one in flight, or the last."""
+    import time
+
+    from turbo_vaed.distill.status import read_status
+    from turbo_vaed.poc import Poc
+
+    poc = Poc.load(Settings.from_environment().root, customer)
+    status = read_status(poc.progress_file, customer=customer, now=time.time())
+    if form == "json":
+        print(json.dumps(status.document()))
+        return
+    _show(status.rows(), form, f"distillation of {customer}")
+
+
+@nodes.command("watch")
+def watch_node(
+    poll_seconds: Annotated[float, typer.Option(min=1, help="between two looks")] = 5.0,
+    rebalance_seconds: Annotated[
+        float, typer.Option(min=0, help="what a rebalance recommendation leaves to finish")
+    ] = 600.0,
+    node_id: Annotated[
+        str | None, typer.Option(help="Ray's hex id of the node; else the one on this machine")
+    ] = None,
+) -> None:
+    """Drain this machine's Ray node when EC2 says that the machine will be taken away."""
+    from turbo_vaed.node import watch
+
+    watch(poll_seconds=poll_seconds, rebalance_seconds=rebalance_seconds, node_id=node_id)
 
 
 @app.command("doctor")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from turbo_vaed.errors import Fault, Unreachable, UserError
 
@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 HEALTH_SECONDS = 5.0
 """How long a server may take to say that it is up; MLflow's own client retries for minutes."""
 _BATCH = 100
+_MOST_METRICS = 1000
+"""In one call, says MLflow."""
+
+
+class Point(NamedTuple):
+    """A figure of a curve."""
+
+    key: str
+    value: float
+    at_milliseconds: int
+    """Unix time."""
+    step: int
 
 
 def open_tracking(uri: str) -> MlflowClient:
@@ -79,6 +91,27 @@ def running(
         status = "FINISHED"
     finally:
         client.set_terminated(run.info.run_id, status)
+
+
+def find_or_create_run(
+    client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]
+) -> str:
+    """The run with these tags, running again, or a new one."""
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    found = client.search_runs([experiment], wanted, max_results=1)
+    if not found:
+        return str(client.create_run(experiment, tags=dict(tags), run_name=name).info.run_id)
+    client.update_run(found[0].info.run_id, status="RUNNING")
+    return str(found[0].info.run_id)
+
+
+def log_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
+    """Points of a run's curves, in as few calls as MLflow takes; one that is known is no double."""
+    from mlflow.entities import Metric
+
+    metrics = [Metric(*point) for point in points]
+    for start in range(0, len(metrics), _MOST_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])
 
 
 def log_values(

@@ -114,7 +114,7 @@ class DistillParams:
     weight_teacher: Annotated[float, Field(ge=0)]
     perceptual: Literal["none", "gradient", "ms-ssim", "lpips"]
     perceptual_weights: str | None
-    """The file of LPIPS' weights, below the checkout or absolute."""
+    """The file of LPIPS' weights, below the checkout or absolute; `hub` fetches 530 MB."""
     weight_perceptual: Annotated[float, Field(ge=0)]
     weight_feature: Annotated[float, Field(ge=0)]
     weight_adversarial: Annotated[float, Field(ge=0)]
@@ -200,7 +200,8 @@ class Params:
         if self.distill.perceptual == "lpips" and not self.distill.perceptual_weights:
             raise ValueError(
                 "distill.perceptual is lpips, and distill.perceptual_weights names no file; "
-                "turbo_vaed.metrics.lpips says how to make it, gradient and ms-ssim need none"
+                "turbo_vaed.metrics.lpips says how to make it, hub fetches 530 MB, gradient and "
+                "ms-ssim need none"
             )
         if self.distill.crop > self.clip.size:
             raise ValueError(

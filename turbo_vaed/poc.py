@@ -56,6 +56,11 @@ class Poc:
         return self.work / stage
 
     @property
+    def progress_file(self) -> Path:
+        """What was told of the last distillation, an event a line."""
+        return self.work / "checkpoints" / "progress.jsonl"
+
+    @property
     def report(self) -> Path:
         """The page of the last run."""
         return self.work / "report" / "report.html"

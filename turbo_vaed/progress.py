@@ -9,24 +9,41 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 T = TypeVar("T")
 _LINE_EVERY_SECONDS = 10.0
+_BAR_WIDTH = 20
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show progress of `label` towards `total`; yields `update(done, detail)`."""
+def progress(
+    label: str, total: int, *, tells_time: bool = False
+) -> Iterator[Callable[[int, str], None]]:
+    """Show progress of `label` towards `total`; yields `update(done, detail)`.
+
+    What is printed meanwhile stands above the bar.
+
+    Args:
+        tells_time: the details say how long it will take, and better than the bar could.
+    """
     if sys.stdout.isatty():
-        columns = (
+        columns: list[ProgressColumn] = [
             TextColumn("[bold]{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=_BAR_WIDTH),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-        )
-        with Progress(*columns, console=Console(file=sys.stdout)) as bar:
+            *([] if tells_time else [TimeRemainingColumn()]),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=Column(ratio=1)),
+        ]
+        with Progress(*columns, console=Console(file=sys.stdout), expand=True) as bar:
             task = bar.add_task(label, total=total, detail="")
             yield lambda done, detail: bar.update(task, completed=done, detail=detail)
         return
@@ -37,7 +54,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
         now = time.monotonic()
         if now - last >= _LINE_EVERY_SECONDS or done >= total:
             last = now
-            print(f"{label}: {done}/{total} {detail}".rstrip(), flush=True)
+            print(f"{label} {done}/{total}  {detail}".rstrip(), flush=True)
 
     yield line
 

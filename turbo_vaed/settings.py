@@ -6,7 +6,9 @@
 | `TURBO_VAED_LEDGER_URL` | SQLAlchemy URL of the ledger | `sqlite:///<root>/state/ledger.db` |
 | `MLFLOW_TRACKING_URI` | MLflow server or store | `sqlite:///<root>/state/mlflow.db` |
 | `TURBO_VAED_RUN_ID` | the PoC run that a stage belongs to | a fresh one per command |
+| `TURBO_VAED_CHECKPOINTS` | checkpoints: folder or s3://BUCKET/PREFIX | `work/NAME/checkpoints` |
 | `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
+| `AWS_EC2_METADATA_SERVICE_ENDPOINT` | where `node watch` reads notices | EC2's own address |
 """
 
 from __future__ import annotations
@@ -28,10 +30,16 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_worker_niceness": "0",
 }
 """Set for the command line and its children where not set already: nothing phones home, no client
-tries for minutes, and a slow machine may take its time to start Prefect's own server."""
+tries for minutes, a slow machine may take its time to start Prefect's own server, and Ray Train
+looks often whether a worker is lost and waits shortly for one that will not come back (that is
+the time to find room for it, not the time that it takes to start). At Ray's own niceness of 15 its
+workers starve beside anything else that runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +50,8 @@ class Settings:
     ledger_url: str
     mlflow_tracking_uri: str
     run_id: str | None
+    checkpoints_url: str | None
+    """Without a slash at its end; None for the customer's own folder."""
     ray_address: str | None
     own_ray_address: str | None
     """Of a local Ray that the flow started for its stages."""
@@ -66,6 +76,7 @@ class Settings:
             mlflow_tracking_uri=os.environ.get("MLFLOW_TRACKING_URI")
             or f"sqlite:///{state}/mlflow.db",
             run_id=os.environ.get("TURBO_VAED_RUN_ID") or None,
+            checkpoints_url=os.environ.get("TURBO_VAED_CHECKPOINTS", "").rstrip("/") or None,
             ray_address=os.environ.get("RAY_ADDRESS") or None,
             own_ray_address=os.environ.get("TURBO_VAED_OWN_RAY") or None,
         )
@@ -84,6 +95,20 @@ def find_root() -> Path:
         f"no params.yaml and dvc.yaml in {here} or above it; "
         "run inside the checkout or set TURBO_VAED_ROOT"
     )
+
+
+def metadata_endpoint() -> str:
+    """Where an EC2 machine reads what is said of it, by the variable of all AWS clients.
+
+    Raises:
+        UserError: it is set to what is no URL.
+    """
+    found = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or "http://169.254.169.254"
+    if not found.startswith(("http://", "https://")):
+        raise UserError(
+            f"AWS_EC2_METADATA_SERVICE_ENDPOINT is {found!r}, not a URL: give http://ADDRESS"
+        )
+    return found
 
 
 def new_run_id(customer: str) -> str:

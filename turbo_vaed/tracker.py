@@ -14,8 +14,10 @@ class Tracker:
 
     spent_usd: Callable[[], Decimal] | None = None
     """The run's spend so far, from the ledger; None where no ledger is kept."""
-    mark_wasted: Callable[[datetime, datetime, str], None] | None = None
+    mark_wasted: Callable[[datetime, datetime, str], object] | None = None
     """What the stage was charged between two moments was for nothing, for this reason."""
+    keep: Callable[[datetime], None] | None = None
+    """What the stage was charged up to a moment left something to go on from, if it fails now."""
     log_metrics: Callable[[Mapping[str, float], int], None] | None = None
     """Figures at a step, for the run's curves."""
     log_picture: Callable[[bytes, str], None] | None = None

@@ -50,6 +50,9 @@ class Memory(Ledger):
             raise Unreachable("the ledger took it and hung up")
         return 0
 
+    def charges(self, *, run: str | None = None, customer: str | None = None) -> tuple[Charge, ...]:
+        return tuple(c for c in self.kept.values() if c.run == run and c.customer == customer)
+
     @property
     def rows(self) -> list[Charge]:
         return list(self.kept.values())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,9 +12,11 @@ import ray
 import torch
 import zarr
 
-from turbo_vaed.dataset.latents import encode_clips, to_network, to_pixels
+from turbo_vaed.dataset.clip_arrays import ClipArray, create_clip_array
+from turbo_vaed.dataset.clip_pass import run_on_worker
+from turbo_vaed.dataset.latents import Encoder, encode_clips, to_network, to_pixels
 from turbo_vaed.dataset.ray_session import ray_session
-from turbo_vaed.errors import Fault, UserError
+from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.models.teachers import load_teacher
 
 
@@ -31,6 +35,10 @@ def clips(tmp_path: Path) -> str:
     return str(tmp_path / "clips.zarr")
 
 
+SHAPE = (8, 2, 2, 2)
+encode = partial(encode_clips, latent_shape=SHAPE, reconstructed=(), batch_size=2)
+
+
 def test_pixels_survive_the_way_there_and_back() -> None:
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 4, 8, 8, 1).repeat(3, axis=-1)
     network = to_network(pixels)
@@ -41,12 +49,13 @@ def test_pixels_survive_the_way_there_and_back() -> None:
 
 
 @pytest.mark.usefixtures("session")
-def test_every_clip_is_encoded_and_decoded_by_the_teacher(
+def test_every_clip_is_encoded_and_those_asked_for_are_decoded(
     clips: str, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "latents.zarr")
     make = partial(load_teacher, "ltx-video", tiny_teacher)
-    encode_clips(clips, out, make_codec=make, latent_shape=(8, 2, 2, 2), batch_size=2)
+    # Of a batch of two: both, one, none; and a clip alone.
+    encode(clips, out, make_codec=make, reconstructed=[0, 1, 2, 4])
     group = zarr.open_group(out, mode="r")
     latents, pictures = group["latents"], group["reconstruction"]
     assert (latents.shape, latents.chunks, latents.dtype) == (
@@ -57,8 +66,11 @@ def test_every_clip_is_encoded_and_decoded_by_the_teacher(
     video = to_network(zarr.open_array(clips, path="video", mode="r")[:])
     expected = teacher.encode(video)
     np.testing.assert_allclose(latents[:], expected.numpy(), atol=1e-5)
-    difference = np.abs(pictures[:].astype(int) - to_pixels(teacher.decode(expected)))
-    assert difference.max() <= 1 and pictures[:].std() > 0
+    decoded = to_pixels(teacher.decode(expected)).astype(int)
+    for clip in (0, 1, 2, 4):
+        assert np.abs(pictures[clip] - decoded[clip]).max() <= 1
+    with pytest.raises(CorruptFile, match="'reconstruction' of clip 3 is missing; look"):
+        ClipArray(out, "reconstruction", remedy="look")[3]
     assert ray.is_initialized(), "a session that was there before stays"
 
 
@@ -69,7 +81,37 @@ def test_what_breaks_in_a_worker_keeps_its_words(
     out = str(tmp_path / "latents.zarr")
     gone = partial(load_teacher, "ltx-video", tmp_path / "gone")
     with pytest.raises(UserError, match=r"folder .*gone does not exist; put config"):
-        encode_clips(clips, out, make_codec=gone, latent_shape=(8, 2, 2, 2), batch_size=2)
+        encode(clips, out, make_codec=gone)
     make = partial(load_teacher, "ltx-video", tiny_teacher)
     with pytest.raises(Fault, match=r"gave latents \(8, 2, 2, 2\).*\(9, 2, 2, 2\) were expected"):
-        encode_clips(clips, out, make_codec=make, latent_shape=(9, 2, 2, 2), batch_size=5)
+        encode(clips, out, make_codec=make, latent_shape=(9, 2, 2, 2), batch_size=5)
+
+
+def half(number: int, *, device: str) -> tuple[float, str, int]:
+    if number % 2:
+        raise UserError(f"{number} is odd; give an even number")
+    return number / 2, device, os.getpid()
+
+
+@pytest.mark.usefixtures("session")
+def test_one_call_on_a_worker() -> None:
+    result, device, process = run_on_worker(half, 6)
+    assert (result, device) == (3, "cpu") and process != os.getpid()
+    with pytest.raises(UserError, match=r"^3 is odd; give an even number$"):
+        run_on_worker(half, 3)
+
+
+def test_a_lost_clip_is_not_encoded_as_a_black_one(
+    clips: str, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """In this process: it is the worker's business, whoever calls it."""
+    out = str(tmp_path / "latents.zarr")
+    group = zarr.open_group(out, mode="w", zarr_format=3)
+    for name, one, dtype in (("latents", SHAPE, "f4"), ("reconstruction", (5, 16, 16, 3), "u1")):
+        create_clip_array(group, name, clips=5, shape=one, dtype=dtype, is_compressed=True)
+    make = partial(load_teacher, "ltx-video", tiny_teacher)
+    worker = Encoder(make, clips, out, SHAPE, frozenset(), device="cpu")
+    shutil.rmtree(Path(clips) / "video" / "c" / "4")
+    worker({"index": np.array([3])})
+    with pytest.raises(CorruptFile, match=r"'video' of clip 4 is missing; run `dvc checkout`"):
+        worker({"index": np.array([3, 4])})

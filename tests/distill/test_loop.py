@@ -1,27 +1,41 @@
-"""The loop of one worker: it learns, resumes to the digit, keeps the budget, stops at a NaN."""
+"""The loop of one worker: it learns, resumes to the digit, keeps the budget, bears a NaN."""
 
 from __future__ import annotations
 
 import copy
-import json
+import itertools
 import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
 import torch
 import zarr
 
-from turbo_vaed.distill import checkpoint as checkpoints
-from turbo_vaed.distill.data import Clips
 from turbo_vaed.distill.loop import Loop, learning_rate
+from turbo_vaed.distill.store import Store
 
 
-def run(job, resume=None):
-    """Run a loop alone; returns what it reported, the states only."""
-    states = []
-    keep = lambda _metrics, state: states.append(copy.deepcopy(state))  # noqa: E731
-    Loop(job, rank=0, world=1, report=keep, resume=resume).run()
-    return states
+class Run:
+    """A loop run alone, with what it saved and told."""
+
+    def __init__(self, job, resume=None, batch=None, **more):
+        self.states, self.events = [], []
+        loop = Loop(
+            job,
+            tell=self.events.append,
+            save=lambda state: self.states.append(copy.deepcopy(state)),
+            resume=resume,
+            **more,
+        )
+        read = loop._read
+        if batch is not None:
+            loop._read = lambda step: batch(step, read(step))
+        loop.run()
+        self.last = self.states[-1]
+
+    def told(self, event):
+        return [e for e in self.events if e["event"] == event]
 
 
 @pytest.fixture(autouse=True)
@@ -32,101 +46,159 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+RECIPES = {
+    "output distillation": {},
+    "all of it": {
+        "perceptual": "ms-ssim",
+        "weight_feature": 0.1,
+        "weight_adversarial": 0.05,
+        "adversarial_start": 2,
+    },
+}
+
+
 def test_loss_falls_and_validation_rises(make_job):
-    (*_, last) = run(make_job(steps=60, validate_every=30, checkpoint_every=60, learning_rate=5e-3))
-    assert last.stopped == "finished"
-    assert last.step == 60
-    losses = [row["loss"] for row in last.history]
+    run = Run(make_job(steps=40, validate_every=20, checkpoint_every=40, learning_rate=5e-3))
+    assert (run.last.stopped, run.last.step) == ("finished", 40)
+    losses = [row["loss"] for row in run.last.history]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-    assert last.best_step in (30, 60)
-    assert [row["step"] for row in last.history if "val_psnr" in row] == [30, 60]
+    assert run.last.best_step in (20, 40)
+    assert [row["step"] for row in run.last.history if "val_psnr" in row] == [20, 40]
 
 
-def test_resumed_equals_uninterrupted(make_job, tmp_path):
-    job = make_job(steps=6, checkpoint_every=3)
-    middle, whole = run(job)
-    assert middle.step == 3
-    checkpoints.save(middle, tmp_path / "kept")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_resumed_equals_uninterrupted(make_job, tmp_path, recipe):
+    job = make_job(steps=6, checkpoint_every=4, **RECIPES[recipe])
+    whole = Run(job)
+    store = Store(str(tmp_path / "kept"))
+    store.write(whole.states[0])
+    _, middle = store.newest(on_bad=pytest.fail)
+    assert middle.step == 4
     torch.manual_seed(99)  # whatever another process would have
-    (resumed,) = run(job, checkpoints.load(tmp_path / "kept"))
-    assert resumed.step == whole.step == 6
-    for name, tensor in whole.weights.items():
-        assert torch.equal(tensor, resumed.weights[name]), name
-    for name, tensor in whole.ema.items():
-        assert torch.equal(tensor, resumed.ema[name]), name
-    times = ("seconds", "step_seconds", "spent_usd")
-    for a, b in zip(whole.history, resumed.history, strict=True):
+    resumed = Run(job, middle)
+    assert resumed.last.step == whole.last.step == 6
+    assert_same(whole.last.student, resumed.last.student)
+    assert_same(whole.last.ema, resumed.last.ema)
+    times = ("at", "seconds", "step_seconds", "spent_usd")
+    for a, b in zip(whole.last.history, resumed.last.history, strict=True):
         assert {k: v for k, v in a.items() if k not in times} == {
             k: v for k, v in b.items() if k not in times
         }
 
 
+def test_every_part_of_the_recipe_is_told_and_moves_the_weights(make_job):
+    plain = Run(make_job(steps=4))
+    told = {key for row in plain.last.history for key in row if key.startswith("loss")}
+    assert told == {"loss", "loss_source", "loss_teacher"}
+    for part, changes in {
+        "loss_perceptual": {"perceptual": "gradient"},
+        "loss_feature": {"weight_feature": 1.0},
+        "loss_adversarial": {"weight_adversarial": 1.0},
+    }.items():
+        other = Run(make_job(steps=4, **changes))
+        assert all(math.isfinite(row[part]) for row in other.last.history)
+        kept = {k: v for k, v in other.last.student.items() if k in plain.last.student}
+        assert any(not torch.equal(v, plain.last.student[k]) for k, v in kept.items()), part
+
+
+def test_the_adversary_begins_at_its_step(make_job):
+    run = Run(make_job(steps=4, weight_adversarial=1.0, adversarial_start=2))
+    assert ["loss_discriminator" in row for row in run.last.history] == [False, False, True, True]
+    # Its weight is that of the step before: none yet in its first one.
+    assert [row.get("loss_adversarial") == 0 for row in run.last.history[2:]] == [True, False]
+
+
 def test_budget_stops_before_the_first_step_and_still_gives_a_student(make_job):
-    (last,) = run(make_job(budget_usd="0.000001", usd_per_hour="100"))
-    assert last.stopped == "budget"
-    assert last.step == 0
-    assert "eat into" in last.reason
-    assert last.best
+    run = Run(make_job(budget_usd="0.000001", usd_per_hour="100"))
+    assert (run.last.stopped, run.last.step) == ("budget", 0)
+    assert "eat into" in run.last.reason
+    assert run.last.best
 
 
-def test_budget_stops_on_the_way_and_keeps_what_was_paid_for(make_job):
-    """100 USD a second: six seconds of steps, far from a validation when they end."""
-    job = make_job(
-        steps=100_000,
-        validate_every=90_000,
-        checkpoint_every=90_000,
-        learning_rate=5e-3,
-        budget_usd="600",
-        usd_per_hour="360000",
-    )
-    (last,) = run(job)
+def test_budget_stops_on_the_way_keeps_what_was_paid_for_and_goes_on_with_more(
+    make_job, monkeypatch
+):
+    """A dollar each time somebody asks, far from a validation when they are spent."""
+    long = {
+        "validate_every": 90_000, "checkpoint_every": 90_000, "learning_rate": 5e-3,
+        "warmup_share": 0.0,
+    }  # fmt: skip
+    job = make_job(steps=100_000, budget_usd="80", usd_per_hour="0.01", **long)
+    asked = itertools.count(1)
+    monkeypatch.setattr(type(job), "spent_now", lambda self: Decimal(next(asked)))
+    last = Run(job).last
+    monkeypatch.undo()
     assert last.stopped == "budget"
-    assert 0 < last.step < 90_000
-    assert float(last.spent_usd) <= 600
+    assert 30 < last.step < 41
+    assert float(last.spent_usd) < 85  # the stop itself is asked for, and told
     assert last.history[-1]["val_psnr"] == last.best_psnr  # validated at the stop, and better
     assert last.best_step == last.step
-    warned = [row["step"] for row in last.history if "of $600" in row.get("budget_warning", "")]
-    assert warned and warned[0] > 1  # from 80 % on, and not before
+    warned = [row["step"] for row in last.history if "of $80" in row.get("budget_warning", "")]
+    assert warned and warned[0] > 30  # from 80 % on, and not before
     assert warned[-1] == last.step
+    more = Run(make_job(steps=last.step + 2, **long), resume=last)
+    assert (more.last.stopped, more.last.step) == ("finished", last.step + 2)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(make_job):
-    (last,) = run(make_job(learning_rate=1e30, steps=50, validate_every=1000))
-    assert last.stopped == "diverged"
-    assert last.step < 50
-    assert all(torch.isfinite(tensor).all() for tensor in last.best.values())
+def test_a_loss_that_stays_infinite_ends_the_run(make_job):
+    run = Run(make_job(learning_rate=1e30, steps=50, validate_every=1000))
+    assert run.last.stopped == "diverged"
+    assert run.last.step < 50
+    assert all(torch.isfinite(tensor).all() for tensor in run.last.best.values())
+
+
+def poisoned(step, times):
+    """A batch of `step` whose source holds a NaN, so many times; and a count of its reads."""
+    reads = []
+
+    def change(asked, batch):
+        if asked == step:
+            reads.append(asked)
+            if len(reads) <= times:
+                batch.source[0, 0, 0, 0, 0] = float("nan")
+        return batch
+
+    return change, reads
+
+
+def test_a_nan_that_does_not_come_again_leaves_no_trace(make_job):
+    job = make_job()
+    change, reads = poisoned(3, times=1)
+    run = Run(job, batch=change)
+    assert len(reads) == 2
+    assert_same(run.last.student, Run(job).last.student)
+    assert not [w for w in run.told("warning") if w["kind"] == "skipped"]
+
+
+def test_a_batch_that_stays_nan_is_left_out_and_told(make_job):
+    change, _ = poisoned(3, times=2)
+    run = Run(make_job(), batch=change)
+    assert (run.last.stopped, run.last.step) == ("finished", 6)
+    assert [w["step"] for w in run.last.warnings if w["kind"] == "skipped"] == [3]
+    assert "loss" not in run.last.history[3]
+    assert all(torch.isfinite(tensor).all() for tensor in run.last.student.values())
+
+
+def test_a_notice_saves_at_once_and_again_until_the_machine_is_gone(make_job, monkeypatch):
+    monkeypatch.setattr("turbo_vaed.distill.loop._ASK_SECONDS", 0.0)
+    notices = iter([None, {"deadline_seconds": 90.0, "ranks": [0]}] + [{}] * 2 + [None] * 9)
+    run = Run(make_job(checkpoint_every=100), notice=lambda: next(notices))
+    assert [state.step for state in run.states] == [1, 2, 3, 6]
+    assert [e["deadline_seconds"] for e in run.told("interruption")] == [90.0]
 
 
 def test_linear_start_beats_a_random_one_before_the_first_step(make_job):
     psnr = {}
     for start in ("random", "linear"):
         job = make_job(start=start, budget_usd="0.000001", usd_per_hour="100")
-        (last,) = run(job)
-        psnr[start] = last.best_psnr
+        psnr[start] = Run(job).last.best_psnr
     assert psnr["linear"] > psnr["random"] + 5
-
-
-def test_batches_are_a_function_of_seed_step_and_rank(make_job):
-    job = make_job()
-    data = Clips(clips=job.clips, latents=job.latents)
-
-    def draw(*seed):
-        return data.crops(size=16, count=2, split="train", seed=seed)
-
-    assert torch.equal(draw(1, 2, 0).source, draw(1, 2, 0).source)
-    assert not torch.equal(draw(1, 2, 0).source, draw(1, 2, 1).source)
-    assert not torch.equal(draw(1, 2, 0).source, draw(1, 3, 0).source)
-    assert draw(1, 2, 0).latents.shape == (2, 6, 3, 4, 4)
-    assert draw(1, 2, 0).source.shape == (2, 3, 5, 16, 16)
-
-
-def test_crops_of_latents_and_video_are_of_the_same_place(make_job):
-    job = make_job()
-    data = Clips(clips=job.clips, latents=job.latents)
-    batch = data.crops(size=16, count=4, split="train", seed=(5,))
-    first = batch.source[:, :, 0].reshape(4, 3, 4, 4, 4, 4).mean((3, 5))
-    means = batch.latents[:, :3, 0]  # the first latent frame is the mean of frame 0 and itself
-    assert torch.allclose(first, means, atol=0.02)
 
 
 def test_learning_rate_warms_up_and_ends_near_zero(make_job):
@@ -138,18 +210,41 @@ def test_learning_rate_warms_up_and_ends_near_zero(make_job):
     assert all(math.isfinite(rate) and rate > 0 for rate in rates)
 
 
-def test_progress_file_has_a_line_per_step(make_job):
-    job = make_job(steps=3)
-    run(job)
-    rows = [json.loads(line) for line in job.progress_file.read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    assert float(rows[-1]["spent_usd"]) > 0
+def test_what_a_run_tells(make_job):
+    run = Run(make_job(steps=3))
+    assert [e["step"] for e in run.told("step")] == [1, 2, 3]
+    assert float(run.told("step")[-1]["spent_usd"]) > 0
+    assert [e["step"] for e in run.told("picture")] == [0, 3]
+    assert run.told("picture")[0]["png"].startswith(b"\x89PNG")
+    assert run.told("end")[0]["stopped"] == "finished"
+
+
+def test_signs_of_trouble_are_flagged_once_an_interval(make_job):
+    """An untrained student's colours are off."""
+    run = Run(make_job(steps=6, learning_rate=1e-9))
+    shifts = [w["step"] for w in run.last.warnings if w["kind"] == "colour shift"]
+    assert shifts == [3, 6]
+    assert [e["text"] for e in run.told("warning")] == [w["text"] for w in run.last.warnings]
+
+
+def test_torch_compile_changes_nothing_but_the_speed(make_job):
+    plain = Run(make_job(steps=2)).last
+    compiled = Run(make_job(steps=2, compile="on")).last
+    for name, tensor in plain.student.items():
+        assert torch.allclose(tensor, compiled.student[name], atol=1e-5), name
 
 
 def test_missing_latents_are_named(make_job):
     job = make_job()
-    group = zarr.open_group(str(job.latents / "latents.zarr"), mode="a")
+    group = zarr.open_group(f"{job.latents}/latents.zarr", mode="a")
     del group["latents"]
     group.create_array("latents", data=np.zeros((2, 6, 3, 8, 8), "float32"))
-    with pytest.raises(Exception, match="run encode again"):
-        Loop(job, rank=0, world=1, report=lambda *_: None)
+    with pytest.raises(Exception, match="holds 2 clips"):
+        Loop(job, tell=lambda event: None, save=lambda state: None)
+
+
+def test_a_job_is_found_again_by_what_it_computes_and_not_how(make_job):
+    name = make_job().name
+    assert make_job(workers=2, micro_batch=1, checkpoint_every=50).name == name
+    assert make_job(learning_rate=2e-3).name != name
+    assert make_job(seed=2).name != name

@@ -7,11 +7,12 @@ import itertools
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,14 @@ def build_work(
     *,
     thresholds: UseCase = THRESHOLDS,
     stopped: str = "finished",
+    losses: Mapping[str, float] = MappingProxyType({}),
+    warnings: Sequence[Mapping[str, Any]] = (),
+    restarts: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Every stage's outputs: the first two of every six clips are for training, one for val."""
+    """Every stage's outputs: the first two of every six clips are for training, one for val.
+
+    `losses` are more parts of it than the L1 ones, and about their values.
+    """
     import pandas as pd
     import zarr
 
@@ -152,6 +159,7 @@ def build_work(
     ]  # fmt: skip
     for row in steps:
         row["loss"] = row["loss_source"] + row["loss_teacher"]
+        row |= {f"loss_{name}": value * (1 + 1 / row["step"]) for name, value in losses.items()}
         if row["step"] % 40 == 0:
             row["val_psnr"] = 28.6 - 3.2 * np.exp(-row["step"] / 110)
     document("distill", "history.json", {
@@ -160,7 +168,10 @@ def build_work(
         "eat into the reserve.",
         "best_step": done, "student_parameters": 1_038_211,
         "teacher_decoder_parameters": 4_512_003, "workers": 2, "precision": "bf16",
-        "start": "linear",
+        "start": "linear", "usd_per_tenth_db": "0.00041",
+        "recipe": {"L1 to the source": 1.0, "L1 to the teacher": 0.25, **losses},
+        "targets": {"mode": "cache", "reason": "reading is 8 times as fast as the teacher"},
+        "warnings": warnings, "restarts": restarts,
     })  # fmt: skip
 
     def quality(video: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -262,8 +273,22 @@ def make_work() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory, make_work: Callable[..., Path]) -> Path:
-    """A run that passed; tests only read it."""
-    return make_work(tmp_path_factory.mktemp("work") / "demo")
+    """A run that passed, after some trouble; tests only read it."""
+    return make_work(
+        tmp_path_factory.mktemp("work") / "demo",
+        losses={"perceptual": 0.2, "feature": 1.5, "adversarial": -0.1, "discriminator": 1.9},
+        warnings=[{"step": 120, "kind": "flicker", "text": "the error changes by 3.1 of 255"}],
+        restarts=[
+            {
+                "step": 47,
+                "lost_steps": 7,
+                "seconds": 72.3,
+                "usd": "0.0016",
+                "reason": "worker lost",
+            },
+            {"step": 90, "lost_steps": 0, "seconds": 20.0, "usd": "0.0004", "reason": "notice"},
+        ],
+    )
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 import torch
 import zarr
 
+from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.manifest import COLUMNS, write_manifest
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 from turbo_vaed.poc import Poc
@@ -78,7 +79,11 @@ def make_poc(root: Path, teacher: Path) -> Poc:
         group = zarr.open_group(str(poc.folder(stage) / store), mode="w", zarr_format=3)
         for name in names:
             data = stored[name]
-            group.create_array(name, data=data, chunks=(1, *data.shape[1:]))
+            array = create_clip_array(
+                group, name, clips=5, shape=data.shape[1:], dtype=data.dtype, is_compressed=True
+            )
+            for clip in TESTS if name == "reconstruction" else range(5):
+                array[clip] = data[clip]
     clips = [
         {"index": i, "path": "ab"[i % 2] + ".mp4", "start_frame": 9 * i, "split": split}
         for i, split in enumerate(SPLITS)

@@ -191,6 +191,10 @@ def test_encode_writes_the_latents_and_what_they_are(clipped: MakePoc) -> None:
     assert document["mean"] == [0.5] * 8 and document["std"] == [2.0] * 8
     assert document["teacher_sha256"] == figures["teacher_sha256"]
     assert document["teacher_decoder_parameters"] > 0
+    clips = json.loads((poc.folder("clip") / "clips.json").read_text())["clips"]
+    tests = [c["index"] for c in clips if c["split"] == "test"]
+    assert document["reconstructed"] == tests and len(tests) == 1
+    assert {int(p.name) for p in (folder / "latents.zarr/reconstruction/c").iterdir()} == set(tests)
 
 
 @pytest.mark.parametrize(

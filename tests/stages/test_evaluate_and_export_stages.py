@@ -119,6 +119,13 @@ def test_a_damaged_input_is_named(judged_copy, stage, damage, message, files):
     assert not judged_copy.folder(name).exists()
 
 
+def test_a_reconstruction_that_is_not_there_is_not_judged_as_black(judged_copy):
+    store = judged_copy.folder("encode") / "latents.zarr"
+    shutil.rmtree(store / "reconstruction" / "c" / "3")
+    with pytest.raises(CorruptFile, match="'reconstruction' of clip 3 is missing; run its stage"):
+        evaluate.run(judged_copy)
+
+
 def test_package_takes_one_clip_of_these_latents(judged):
     package = load_package(judged.poc.folder("export") / "package")
     assert package.io.latent_shape == (1, 8, 3, 4, 4)

@@ -77,7 +77,8 @@ class Charge:
                 raise UserError(f"charge: {name} has no time zone; expected UTC")
         if self.ended_at < self.started_at:
             raise UserError(f"charge: ends {self.ended_at}, before it starts {self.started_at}")
-        slack = AMOUNT_QUANTUM + abs(self.quantity) * PRICE_QUANTUM
+        # A meter's amount is rounded at both its ends, a part of it at both ends once more.
+        slack = 2 * AMOUNT_QUANTUM + abs(self.quantity) * PRICE_QUANTUM
         if abs(self.amount_usd - self.quantity * self.unit_price_usd) > slack:
             raise UserError(
                 f"charge: amount {self.amount_usd} USD is not {self.quantity} {self.unit} x "

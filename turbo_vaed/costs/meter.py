@@ -16,9 +16,10 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Self
 
-from turbo_vaed.costs.ledger import Charge, Ledger, Useful
+from turbo_vaed.costs.ledger import Charge, Ledger
 from turbo_vaed.costs.money import per_second, time_usd, total_usd
 from turbo_vaed.costs.prices import Market
+from turbo_vaed.costs.waste import waste_corrections
 from turbo_vaed.errors import UserError
 
 UNIT = "node-second"
@@ -33,8 +34,8 @@ def _now() -> datetime:
 class Meter:
     """Charges a stage's time while the `with` block runs.
 
-    When the block raises, everything it was charged is marked wasted: the last slice as it is
-    written, the earlier ones by a pair of correcting charges that add up to nothing.
+    When the block raises, everything it was charged is marked wasted, by pairs of correcting
+    charges as `mark_wasted` books them, but for what it was told to `keep`.
     A ledger that does not take a slice is asked again with every later one; if it has not taken
     all of them at the end of the block, that error is raised there (or noted on the block's own).
 
@@ -83,6 +84,7 @@ class Meter:
         self._charges: list[Charge] = []
         self._written = 0
         self._done = False
+        self._kept_until: datetime | None = None
         self._cut_at = 0  # microseconds since the start, up to which charges exist
 
     def __enter__(self) -> Self:
@@ -102,10 +104,13 @@ class Meter:
         self._thread.join()
         try:
             with self._lock:
-                self._slice("useful" if error is None else "wasted")
+                self._slice()
                 self._done = True
                 if error is not None:
-                    self._charges += self._corrections()
+                    reason = f"{self._stage} failed ({type(error).__name__})"
+                    ended = self._moment(self._cut_at)
+                    began = min(self._kept_until or self._started_at, ended)
+                    self._charges += waste_corrections(self._charges, began, ended, reason)
                 self._write()
         except Exception as failed:
             if error is None:
@@ -132,8 +137,41 @@ class Meter:
             Unreachable: the ledger did not take it; it stays due.
         """
         with self._lock:
-            self._slice("useful")
+            self._slice()
             self._write()
+
+    def keep(self, until: datetime) -> None:
+        """What was charged up to `until` left something to go on from, and stays useful even if
+        the block raises. The last call counts."""
+        self._kept_until = until
+
+    def mark_wasted(self, began: datetime, ended: datetime, reason: str) -> Decimal:
+        """What the stage was charged between two moments bought nothing: book it as wasted.
+
+        For every process of this run and stage that the ledger knows of, this one up to now, and
+        only for what is still useful: the same call again books nothing. The total stays what it
+        was to the last digit.
+
+        Args:
+            began, ended: aware times.
+            reason: in words; it stands in the price source of the correcting charges.
+
+        Returns:
+            USD that are wasted by this call.
+
+        Raises:
+            ValueError: `ended` lies before `began`.
+            Unreachable: the ledger cannot be read, and nothing is booked; or it does not take
+                the charges, and they stay due.
+        """
+        with self._lock:
+            self._slice()
+            run = self._ledger.charges(run=self._run, customer=self._customer)
+            stage = [c for c in run if c.stage == self._stage]
+            corrections = waste_corrections([*stage, *self._charges], began, ended, reason)
+            self._charges += corrections
+            self._write()
+        return total_usd(c.amount_usd for c in corrections if c.useful == "wasted")
 
     def _tick(self) -> None:
         while not self._stopping.wait(self._interval_seconds):
@@ -146,17 +184,26 @@ class Meter:
     def _elapsed(self) -> int:
         return self._clock() // 1000 - self._start
 
-    def _slice(self, useful: Useful) -> None:
+    def _slice(self) -> None:
+        """A charge from the last cut to now; it is useful until somebody says that it was not."""
         begin, end = self._cut_at, self._elapsed()
         if end <= begin:
             return
         self._charges.append(
-            self._charge(
-                begin,
-                end,
-                (end - begin) * self._nodes,
-                self._upto(end) - self._upto(begin),
-                useful,
+            Charge(
+                run=self._run,
+                customer=self._customer,
+                stage=self._stage,
+                resource=self._resource,
+                market=self._market,
+                quantity=(end - begin) * self._nodes * _MICRO,
+                unit=UNIT,
+                unit_price_usd=per_second(self._usd_per_hour),
+                amount_usd=self._upto(end) - self._upto(begin),
+                started_at=self._moment(begin),
+                ended_at=self._moment(end),
+                useful="useful",
+                price_source=self._price_source,
             )
         )
         self._cut_at = end
@@ -164,36 +211,8 @@ class Meter:
     def _upto(self, microseconds: int) -> Decimal:
         return time_usd(microseconds * self._nodes, self._usd_per_hour)
 
-    def _corrections(self) -> list[Charge]:
-        """Takes back what was charged as useful, and charges the same as wasted."""
-        useful = [c for c in self._charges if c.useful == "useful"]
-        if not useful:
-            return []
-        usd = total_usd(c.amount_usd for c in useful)
-        end = round((useful[-1].ended_at - self._started_at) / timedelta(microseconds=1))
-        return [
-            self._charge(0, end, -end * self._nodes, -usd, "useful"),
-            self._charge(0, end, end * self._nodes, usd, "wasted"),
-        ]
-
-    def _charge(
-        self, begin: int, end: int, node_microseconds: int, usd: Decimal, useful: Useful
-    ) -> Charge:
-        return Charge(
-            run=self._run,
-            customer=self._customer,
-            stage=self._stage,
-            resource=self._resource,
-            market=self._market,
-            quantity=node_microseconds * _MICRO,
-            unit=UNIT,
-            unit_price_usd=per_second(self._usd_per_hour),
-            amount_usd=usd,
-            started_at=self._started_at + timedelta(microseconds=begin),
-            ended_at=self._started_at + timedelta(microseconds=end),
-            useful=useful,
-            price_source=self._price_source,
-        )
+    def _moment(self, microseconds: int) -> datetime:
+        return self._started_at + timedelta(microseconds=microseconds)
 
     def _write(self) -> None:
         """Every charge that is due, oldest first; one that got through unnoticed is no double."""

@@ -59,6 +59,13 @@ def time_usd(node_microseconds: int, usd_per_hour: Decimal) -> Decimal:
     return quantise_usd(hours)
 
 
+def share(value: Decimal, part: int, whole: int, quantum: Decimal) -> Decimal:
+    """`value` x part / whole, rounded once to `quantum`; exactly `value` for the whole of it."""
+    if part == whole:
+        return value
+    return quantise_usd(_WIDE.divide(_WIDE.multiply(value, Decimal(part)), Decimal(whole)), quantum)
+
+
 def per_second(usd_per_hour: Decimal) -> Decimal:
     """USD per second, rounded to `PRICE_QUANTUM`."""
     return quantise_usd(_WIDE.divide(usd_per_hour, Decimal(3600)), PRICE_QUANTUM)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.clips import Clip, ClipPlan
 from turbo_vaed.dataset.manifest import sha256_of
 from turbo_vaed.dataset.video import frames_of, open_video
@@ -37,10 +38,12 @@ def write_clips(plan: ClipPlan, source: Path, folder: Path) -> None:
     """
     import zarr
 
-    shape = (len(plan.clips), plan.frames, plan.size, plan.size, 3)
+    count, shape = len(plan.clips), (plan.frames, plan.size, plan.size, 3)
     group = zarr.open_group(str(folder / "clips.zarr"), mode="w", zarr_format=3)
-    video = group.create_array("video", shape=shape, chunks=(1, *shape[1:]), dtype="uint8")
-    for clip, pixels in track(_decode(plan, source), "cutting clips", len(plan.clips)):
+    video = create_clip_array(
+        group, "video", clips=count, shape=shape, dtype="uint8", is_compressed=True
+    )
+    for clip, pixels in track(_decode(plan, source), "cutting clips", count):
         video[clip.index] = pixels
     write_description(plan, folder / "clips.json")
 

@@ -1,61 +1,108 @@
-"""Batches of a step: crops of latents, source and teacher reconstruction from Zarr.
+"""Batches of a step: crops of latents, of the source and of what the teacher made of it.
 
-Shapes: B batch, C latent channels, T frames, t latent frames, H W pixels, h w latent.
-What a batch holds is a function of (seed, step, rank) alone, so that a resumed run sees the
-same data as an uninterrupted one.
+Shapes: B batch, C latent channels, T frames, t latent frames, H W pixels, h w latent positions;
+a feature is (B, C', T', H', W') with H' and W' multiples of h and w.
+Sample j of a step is a function of (seed, step, j) alone: a resumed run sees the same data as an
+uninterrupted one, and so do two workers and one.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import fsspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from turbo_vaed.dataset.clip_arrays import ClipArray, read_together
+from turbo_vaed.dataset.latents import CLIPS_REMEDY, LATENTS_REMEDY, to_network
 from turbo_vaed.errors import CorruptFile, DataRefused
+
+RECONSTRUCTION = "reconstruction"
+"""The array of a cache with the teacher's video."""
+FEATURES = "features"
+"""The group of a cache that holds an array per block of the teacher."""
+TARGETS_REMEDY = "run the stage `distill` again: it makes what is missing"
+_LATENTS, _SOURCE = "latents", "source"
+_VIDEOS = (_SOURCE, RECONSTRUCTION)
+"""(N,T,H,W,3); all else is (N,C,T,H,W)."""
+_ORDER, _PLACE = 0, 1  # streams of random numbers that must not be the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a sample lies: its clip, and its upper left corner in latent positions."""
+
+    clip: int
+    row: int
+    column: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Latents (B, C, t, h, w); source and teacher videos (B, 3, T, H, W) in [-1, 1]."""
+    """Latents (B, C, t, h, w), videos (B, 3, T, H, W) in [-1, 1], all float32."""
 
     latents: Tensor
     source: Tensor
-    teacher: Tensor
+    teacher: Tensor | None = None
+    """The teacher's reconstruction, where wanted."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """What blocks of the teacher's decoder put out, by name."""
 
+    def to(self, device: torch.device) -> Batch:
+        """On `device`; from pinned memory the copy goes on while the caller does."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-def to_signed(video: np.ndarray[Any, Any]) -> Tensor:
-    """uint8 (B, T, H, W, 3) to float (B, 3, T, H, W) in [-1, 1]."""
-    return torch.from_numpy(video).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+    def pinned(self) -> Batch:
+        """In pinned memory, for a GPU."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            latents=change(self.latents),
+            source=change(self.source),
+            teacher=None if self.teacher is None else change(self.teacher),
+            features={name: change(feature) for name, feature in self.features.items()},
+        )
 
 
 class Clips:
-    """The encoded clips of a customer, read clip by clip."""
+    """The encoded clips of a customer, and the teacher's cached targets where there are any."""
 
-    def __init__(self, *, clips: Path, latents: Path) -> None:
-        """Open `clips` (work/…/clip) and `latents` (work/…/encode).
+    def __init__(
+        self, *, clips: str | Path, latents: str | Path, targets: str | Path | None = None
+    ) -> None:
+        """Open what `clip` and `encode` wrote, and a cache that `targets.write_targets` filled.
+
+        Args:
+            clips, latents, targets: folders, or fsspec URLs (s3://…).
 
         Raises:
-            CorruptFile: the two do not hold the same clips.
+            CorruptFile: something is missing, or they do not hold the same clips.
         """
-        import zarr
-
-        self.index = json.loads((clips / "clips.json").read_text())["clips"]
-        self.facts = json.loads((latents / "latents.json").read_text())
-        video: Any = zarr.open_group(str(clips / "clips.zarr"), mode="r")
-        encoded: Any = zarr.open_group(str(latents / "latents.zarr"), mode="r")
-        self.video = video["video"]
-        self.latents = encoded["latents"]
-        self.reconstruction = encoded["reconstruction"]
-        if not len(self.index) == self.video.shape[0] == self.latents.shape[0]:
-            raise CorruptFile(
-                f"{latents} holds {self.latents.shape[0]} clips and {clips} "
-                f"{self.video.shape[0]} ({len(self.index)} indexed); run encode again"
-            )
+        clips, latents = str(clips).rstrip("/"), str(latents).rstrip("/")
+        self.index = read_json(f"{clips}/clips.json", CLIPS_REMEDY)["clips"]
+        facts = read_json(f"{latents}/latents.json", LATENTS_REMEDY)
+        self.compression: tuple[int, int] = tuple(facts["compression"][1:])
+        self.video = ClipArray(f"{clips}/clips.zarr", "video", remedy=CLIPS_REMEDY)
+        self.latents = ClipArray(f"{latents}/latents.zarr", "latents", remedy=LATENTS_REMEDY)
+        arrays = {_LATENTS: self.latents, _SOURCE: self.video}
+        if targets is not None:
+            arrays |= _open_targets(str(targets).rstrip("/"))
+        for array in arrays.values():
+            if array.shape[0] != len(self.index):
+                raise CorruptFile(
+                    f"{array} holds {array.shape[0]} clips, {clips}/clips.json names "
+                    f"{len(self.index)}; run the stages `clip`, `encode` and `distill` again"
+                )
+        self._arrays = {name: self._croppable(name, array) for name, array in arrays.items()}
 
     def of_split(self, split: str) -> list[int]:
         """Indices of the clips of `train`, `val` or `test`.
@@ -68,32 +115,169 @@ class Clips:
             raise DataRefused(f"no clip in the {split} split; add videos or lower clip.frames")
         return found
 
-    def whole(self, index: int) -> Batch:
-        """One whole clip, B = 1."""
+    def places(self, *, split: str, size: int, count: int, seed: int, step: int) -> list[Place]:
+        """Where the `count` samples of a step lie, crops of `size` x `size` pixels.
+
+        Every clip is taken once before any is taken again, in an order of its own each time, so
+        that none is encoded, and its targets cached, for less than the others.
+
+        Args:
+            count: the same for every step of a run.
+            seed: at least 0.
+        """
+        clips = self.of_split(split)
+        rows, columns = self._positions(size)
+        _, _, _, height, width = self.latents.shape
+        places = []
+        for j in range(count):
+            epoch, turn = divmod(step * count + j, len(clips))
+            rng = np.random.default_rng((_PLACE, seed, step, j))
+            places.append(
+                Place(
+                    clip=clips[_order(seed, epoch, len(clips))[turn]],
+                    row=int(rng.integers(height - rows + 1)),
+                    column=int(rng.integers(width - columns + 1)),
+                )
+            )
+        return places
+
+    def read(self, places: Sequence[Place], size: int) -> Batch:
+        """The crops of `size` x `size` pixels at `places`.
+
+        Raises:
+            CorruptFile: a chunk is missing or damaged.
+        """
+        positions, count = self._positions(size), len(places)
+        read = read_together(
+            [
+                (held.array, held.crop(place, positions))
+                for held in self._arrays.values()
+                for place in places
+            ]
+        )
+        found = {
+            name: np.stack(read[i * count : (i + 1) * count]) for i, name in enumerate(self._arrays)
+        }
         return Batch(
-            latents=torch.from_numpy(np.asarray(self.latents[index])[None]),
-            source=to_signed(np.asarray(self.video[index])[None]),
-            teacher=to_signed(np.asarray(self.reconstruction[index])[None]),
+            latents=torch.from_numpy(found.pop(_LATENTS)),
+            source=to_network(found.pop(_SOURCE)),
+            teacher=to_network(found.pop(RECONSTRUCTION)) if RECONSTRUCTION in found else None,
+            features={block: torch.from_numpy(crops).float() for block, crops in found.items()},
         )
 
-    def crops(self, *, size: int, count: int, split: str, seed: tuple[int, ...]) -> Batch:
-        """`count` random crops of `size` x `size` pixels out of `split`."""
-        rng = np.random.default_rng(seed)
-        chosen = rng.choice(self.of_split(split), size=count)
-        _, compression_h, compression_w = self.facts["compression"]
-        height, width = self.latents.shape[3:5]
-        rows, columns = size // compression_h, size // compression_w
-        latents, source, teacher = [], [], []
-        for index in chosen:
-            y = int(rng.integers(height - rows + 1))
-            x = int(rng.integers(width - columns + 1))
-            ys = slice(y * compression_h, y * compression_h + size)
-            xs = slice(x * compression_w, x * compression_w + size)
-            latents.append(self.latents[index, :, :, y : y + rows, x : x + columns])
-            source.append(self.video[index, :, ys, xs])
-            teacher.append(self.reconstruction[index, :, ys, xs])
+    def whole(self, index: int) -> Batch:
+        """Latents and source of one whole clip, B = 1.
+
+        Raises:
+            CorruptFile: a chunk is missing or damaged.
+        """
         return Batch(
-            latents=torch.from_numpy(np.stack(latents)),
-            source=to_signed(np.stack(source)),
-            teacher=to_signed(np.stack(teacher)),
+            latents=torch.from_numpy(self.latents[index][None]),
+            source=to_network(self.video[index][None]),
         )
+
+    def _positions(self, size: int) -> tuple[int, int]:
+        """Latent rows and columns of a crop of `size` pixels."""
+        down, across = self.compression
+        assert size % down == 0 == size % across, "the stage checks the crop before it is paid for"
+        return size // down, size // across
+
+    def _croppable(self, name: str, array: ClipArray) -> _Croppable:
+        row_axis = 2 if name in _VIDEOS else 3
+        sizes, ours = array.shape[row_axis : row_axis + 2], self.latents.shape[3:5]
+        if sizes[0] % ours[0] or sizes[1] % ours[1]:
+            raise CorruptFile(
+                f"{array} {array.shape} cannot be cropped with latents {self.latents.shape}: its "
+                f"height or width is no multiple of theirs; {TARGETS_REMEDY}"
+            )
+        return _Croppable(array, row_axis, sizes[0] // ours[0], sizes[1] // ours[1])
+
+
+class _Croppable(NamedTuple):
+    """An array whose rows and columns are so many times the latents'."""
+
+    array: ClipArray
+    row_axis: int
+    down: int
+    across: int
+
+    def crop(self, place: Place, positions: tuple[int, int]) -> tuple[int | slice, ...]:
+        """Where `place` lies in it, for a crop of so many latent rows and columns."""
+        rows = slice(place.row * self.down, (place.row + positions[0]) * self.down)
+        columns = slice(place.column * self.across, (place.column + positions[1]) * self.across)
+        return (place.clip, *[slice(None)] * (self.row_axis - 1), rows, columns)
+
+
+class Prefetcher:
+    """Reads the batches of the steps to come in a thread, while the caller computes.
+
+    Use it in a `with`; what a read raises is raised by `get`.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Batch],
+        *,
+        stop: int,
+        device: torch.device,
+        depth: int = 2,
+    ) -> None:
+        """
+        Args:
+            read: step -> its batch; called in the thread, in order of step.
+            stop: the step after the last: nothing is read that no step needs.
+            device: where batches will go; for a GPU they come in pinned memory.
+            depth: batches that wait, beside the one that the caller has.
+        """
+        self._read, self._stop, self._depth = read, stop, depth
+        self._pins = device.type == "cuda"
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: dict[int, Future[Batch]] = {}
+
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def get(self, step: int) -> Batch:
+        """The batch of `step`; waits where it is not there yet."""
+        for ahead in range(step, min(step + 1 + self._depth, self._stop)):
+            if ahead not in self._ahead:
+                self._ahead[ahead] = self._thread.submit(self._load, ahead)
+        return self._ahead.pop(step).result()
+
+    def _load(self, step: int) -> Batch:
+        batch = self._read(step)
+        return batch.pinned() if self._pins else batch
+
+
+def _open_targets(folder: str) -> dict[str, ClipArray]:
+    """The arrays of a cache, by block, and `RECONSTRUCTION`."""
+    held = read_json(f"{folder}/targets.json", TARGETS_REMEDY)
+    names = {block: f"{FEATURES}/{block}" for block in held["blocks"]}
+    if held["reconstruction"]:
+        names[RECONSTRUCTION] = RECONSTRUCTION
+    of = functools.partial(ClipArray, f"{folder}/targets.zarr", remedy=TARGETS_REMEDY)
+    return {name: of(stored) for name, stored in names.items()}
+
+
+def read_json(url: str, remedy: str) -> dict[str, Any]:
+    """The JSON object at a path or fsspec URL.
+
+    Raises:
+        CorruptFile: it is not there, or no JSON.
+    """
+    try:
+        with fsspec.open(url, "rt", encoding="utf-8") as file:
+            document: dict[str, Any] = json.load(file)
+    except (OSError, ValueError) as error:
+        raise CorruptFile(f"{url} cannot be read ({error}); {remedy}") from error
+    return document
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> list[int]:
+    """The order in which an epoch takes `count` clips."""
+    order: list[int] = np.random.default_rng((_ORDER, seed, epoch)).permutation(count).tolist()
+    return order

@@ -1,21 +1,18 @@
-"""The training loop of one worker, read top to bottom; `train.py` starts it under Ray Train.
+"""The training loop of one worker, read top to bottom; `worker.py` runs it under Ray Train.
 
 Shapes: B batch, C latent channels, T frames, t latent frames, H W pixels.
-Every rank does the same steps; rank 0 alone writes checkpoints and the progress file. A stop
-(budget, a loss that is not finite) is agreed on by an all-reduce, checkpointed and *returned*
-from: raising would be retried.
+Every rank does the same steps, each on its part of the same batch; rank 0 alone saves and tells.
+A stop (budget, a loss that stays NaN) is agreed on by an all-reduce, saved and *returned* from:
+raising would be retried.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import math
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from decimal import Decimal
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,50 +20,34 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from turbo_vaed.costs import Budget, decide, per_second
-from turbo_vaed.distill import checkpoint as checkpoints
+from turbo_vaed.costs import decide, per_second
+from turbo_vaed.distill import health
+from turbo_vaed.distill.adversary import Adversary
 from turbo_vaed.distill.checkpoint import Checkpoint
-from turbo_vaed.distill.data import Clips
+from turbo_vaed.distill.data import Batch, Clips, Prefetcher
+from turbo_vaed.distill.job import Job
 from turbo_vaed.distill.linear_start import start_decoder
-from turbo_vaed.distill.losses import output_distillation
-from turbo_vaed.metrics import psnr
-from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
+from turbo_vaed.distill.losses import Weights, distillation_losses
+from turbo_vaed.distill.losses.perceptual import perceptual
+from turbo_vaed.distill.student import Student, averaged, averaging, has_bf16
+from turbo_vaed.distill.targets import Recompute
+from turbo_vaed.distill.validation import Validation, validate
+from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.params import DistillParams
 
-Report = Callable[[dict[str, Any], Checkpoint | None], None]
-"""Takes the figures of every rank, and the checkpoint of rank 0."""
+Tell = Callable[[dict[str, Any]], None]
+"""Takes rank 0's events; see `follow.py`."""
+Save = Callable[[Checkpoint], None]
+"""Takes rank 0's checkpoints; it copies what it keeps."""
 
-CONTINUE, OUT_OF_BUDGET, DIVERGED = 0, 1, 2
+CONTINUE, OUT_OF_BUDGET = 0, 1
+MOST_SKIPPED = 3
+"""Steps in a row whose loss is not finite, each tried twice, before the run is given up."""
+COMPILE_STEPS = 500
+"""`compile: auto` on a GPU: it takes a minute or two, which fewer steps do not bring back."""
 _START_CLIPS = 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a worker is told: plain values, so that they travel to any node."""
-
-    clips: Path
-    latents: Path
-    student: DecoderConfig
-    params: DistillParams
-    budget: Budget
-    usd_per_hour: Decimal
-    """Of all nodes of the run together."""
-    spent_usd: Decimal
-    """By the run when the job was handed over."""
-    started_at: float
-    """Unix seconds of that moment."""
-    progress_file: Path
-
-    def spent_now(self) -> Decimal:
-        """What the run has cost by now, the job's own time included."""
-        seconds = Decimal(str(max(0.0, time.time() - self.started_at)))
-        return self.spent_usd + seconds * per_second(self.usd_per_hour)
-
-
-def has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively."""
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+_ASK_SECONDS = 2.0
+"""Between two questions whether a machine is to be taken away: every rank must join in."""
 
 
 def learning_rate(step: int, params: DistillParams) -> float:
@@ -82,70 +63,164 @@ class Loop:
     """The state of one worker and its steps."""
 
     def __init__(
-        self, job: Job, *, rank: int, world: int, report: Report, resume: Checkpoint | None = None
+        self,
+        job: Job,
+        *,
+        tell: Tell,
+        save: Save,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+        resume: Checkpoint | None = None,
+        notice: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
+        """Make or restore the state.
+
+        Args:
+            tell, save: used by rank 0 only.
+            notice: facts of a machine that is to be taken away, None if none is; asked by every
+                rank in the same moment.
+        """
         params = job.params
-        self.job, self.rank, self.world, self.report = job, rank, world, report
-        self.data = Clips(clips=job.clips, latents=job.latents)
-        self.dtype = torch.bfloat16 if params.precision == "bf16" and has_bf16() else torch.float32
-        torch.manual_seed(params.seed)
-        decoder = TurboVaedDecoder(job.student)
-        self.step, self.best_step, self.best_psnr = 0, 0, -math.inf
-        self.validate_seconds = self.report_seconds = 0.0  # what the last one took
-        self.warning = ""  # rank 0's, once the warning share of the budget is spent
+        self.job, self.rank, self.world, self.device = job, rank, world, device
+        self.tell, self.save, self.notice = tell, save, notice
+        self.data = Clips(clips=job.clips, latents=job.latents, targets=job.targets)
+        self.recompute = Recompute.of(job, device) if job.plan.mode == "recompute" else None
+        bf16 = params.precision == "bf16" and has_bf16(device)
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.step, self.skipped, self.best_step, self.best_psnr = 0, 0, 0, -math.inf
+        self.validate_seconds = 0.0  # what the last one took
+        self.asked_at = time.monotonic()
+        self.is_noticed = False
+        self.budget_warning = ""  # rank 0's, once the warning share of the budget is spent
         self.history: list[dict[str, Any]] = []
+        self.warnings: list[dict[str, Any]] = []
+        torch.manual_seed(params.seed)
+        # On a CPU bf16 convolutions train faster on contiguous frames; all else on channels-last.
+        contiguous = bf16 and device.type == "cpu"
+        self.student = Student(
+            job.student, with_heads=params.weight_feature > 0, channels_last=not contiguous
+        )
+        decoder = self.student.decoder
         if resume is None and params.start == "linear" and rank == 0:
-            start = self.data.crops(
-                size=params.crop, count=_START_CLIPS, split="train", seed=(params.seed,)
+            places = self.data.places(
+                split="train", size=params.crop, count=_START_CLIPS, seed=params.seed, step=0
             )
+            start = self.data.read(places, params.crop)
             start_decoder(decoder, start.latents, start.source)
-        self.model = _wrap(decoder)  # rank 0's weights are everybody's from here on
-        self.decoder = decoder
-        self.ema = copy.deepcopy(decoder)
+        self.student.to(device)
+        self.model = averaged(self._compiled(self.student))  # rank 0's weights are everybody's
+        self.perceptual = self._perceptual()
+        self.weights = Weights(
+            source=params.weight_source,
+            teacher=params.weight_teacher,
+            perceptual=params.weight_perceptual,
+            feature=params.weight_feature,
+        )
+        self.adversary = (
+            Adversary(params, decoder, device, world) if params.weight_adversarial > 0 else None
+        )
+        self.ema: TurboVaedDecoder = copy.deepcopy(decoder)
         self.best = copy.deepcopy(decoder.state_dict())
         self.optimizer = torch.optim.AdamW(
-            decoder.parameters(),
+            self.student.parameters(),
             lr=params.learning_rate,
             betas=params.betas,
             weight_decay=params.weight_decay,
+            fused=True,
         )
         if resume is not None:
             self._restore(resume)
 
+    def _compiled(self, student: Student) -> nn.Module:
+        """`torch.compile` where it was asked for or pays; see docs/decisions.md for a CPU."""
+        params, wanted = self.job.params, self.job.params.compile
+        pays = self.device.type == "cuda" and params.steps >= COMPILE_STEPS
+        # The adaptive weight asks for gradients of the last layer alone: of a compiled student it
+        # gets them by a whole backward pass, twice a step.
+        pays = pays and params.weight_adversarial == 0
+        self.is_compiled = wanted == "on" or (wanted == "auto" and pays)
+        return torch.compile(student) if self.is_compiled else student  # type: ignore[return-value]
+
+    def _perceptual(self) -> nn.Module | None:
+        params = self.job.params
+        if params.perceptual == "none" or params.weight_perceptual == 0:
+            return None
+        weights = params.perceptual_weights
+        return perceptual(params.perceptual, Path(weights) if weights else None).to(self.device)
+
     def _restore(self, state: Checkpoint) -> None:
-        self.decoder.load_state_dict(state.weights)
+        self.student.load_state_dict(state.student)
         self.ema.load_state_dict(state.ema)
         self.best = state.best
         self.optimizer.load_state_dict(state.optimizer)
-        torch.set_rng_state(state.random_state)
+        if self.adversary is not None and state.adversary is not None:
+            self.adversary.restore(state.adversary)
         self.step, self.best_step, self.best_psnr = state.step, state.best_step, state.best_psnr
-        self.history = list(state.history)
+        self.history, self.warnings = list(state.history), list(state.warnings)
+
+    def say_start(self, checkpoint: str | None) -> None:
+        """Tell where this worker group begins, and from which checkpoint."""
+        self._tell(
+            "start",
+            world=self.world,
+            resumed_from=self.step if checkpoint else None,
+            checkpoint=checkpoint,
+            device=self.device.type,
+            precision="bf16" if self.dtype == torch.bfloat16 else "fp32",
+            compiled=self.is_compiled,
+        )
 
     def run(self) -> tuple[str, str]:
         """Train to the end or to a stop; returns what stopped it, and why in words."""
         params = self.job.params
-        if not self.history:
-            self._validate()
-        while self.step < params.steps:
-            stop, reason = self._agree(*self._may_go_on())
-            if stop == OUT_OF_BUDGET:
-                if self.history and "val_psnr" not in self.history[-1]:
-                    self.history[-1]["val_psnr"] = self._validate()  # what was paid for may be best
-                return self._finish("budget", reason)
-            row = self._train_step()
-            if row is None:
-                reason = f"loss or gradient was not finite at step {self.step + 1}"
-                return self._finish("diverged", reason)
-            self.step += 1
-            if self.warning:
-                row["budget_warning"] = self.warning
-            self.history.append(row)
-            if self.step % params.validate_every == 0 or self.step == params.steps:
-                row["val_psnr"] = self._validate()
-            self._tell(row)
-            if self.step % params.checkpoint_every == 0 and self.step < params.steps:
-                self._report("running", "")
+        if self.best_psnr == -math.inf:
+            self._validate({})
+        with Prefetcher(self._read, stop=params.steps, device=self.device) as batches:
+            while self.step < params.steps:
+                stop, reason = self._before_step()
+                if stop:
+                    if self.history and "val_psnr" not in self.history[-1]:
+                        self._validate(self.history[-1])  # what was paid for may be the best
+                    return self._finish("budget", reason)
+                row = self._train_step(batches.get(self.step)) or self._train_step(
+                    self._read(self.step)  # a memory error or a bad read does not come twice
+                )
+                if row is None:
+                    self.skipped += 1
+                    if self.skipped > MOST_SKIPPED:
+                        reason = f"loss or gradient was not finite at step {self.step + 1}"
+                        return self._finish("diverged", reason)
+                    row = self._row({}, began=time.perf_counter())
+                    self._warn("skipped", f"step {self.step + 1} left out: its loss is not finite")
+                else:
+                    self.skipped = 0
+                self.step += 1
+                self._after_step(row)
         return self._finish("finished", f"all {params.steps} steps done")
+
+    def _read(self, step: int) -> Batch:
+        """This rank's part of a step's batch: every `world`-th clip of it."""
+        params = self.job.params
+        places = self.data.places(
+            split="train", size=params.crop, count=params.batch_size, seed=params.seed, step=step
+        )
+        return self.data.read(places[self.rank :: self.world], params.crop)
+
+    def _before_step(self) -> tuple[int, str]:
+        """Whether to stop, agreed on by all ranks; and a checkpoint if a machine is to go."""
+        stop, reason = self._may_go_on()
+        ask = int(time.monotonic() - self.asked_at > _ASK_SECONDS)
+        stop, ask = self._agree(stop, ask)
+        if ask:
+            self.asked_at = time.monotonic()
+            notice = self.notice()
+            if notice is not None:
+                if not self.is_noticed:
+                    self._tell("interruption", **notice)
+                self._save("running", "")  # at once, and again until the machine is gone
+            self.is_noticed = notice is not None
+        return stop, reason
 
     def _may_go_on(self) -> tuple[int, str]:
         """Rank 0's word on the budget, for the next step."""
@@ -157,162 +232,192 @@ class Loop:
             self.job.budget,
             spent_usd=self.job.spent_now(),
             rate_usd_per_second=per_second(self.job.usd_per_hour),
-            next_step_seconds=2 * (max(steps) + self.validate_seconds + self.report_seconds),
+            next_step_seconds=2 * (max(steps) + self.validate_seconds),
         )
-        self.warning = decision.reason if decision.action == "warn" else ""
+        self.budget_warning = decision.reason if decision.action == "warn" else ""
         return (OUT_OF_BUDGET if decision.stop else CONTINUE), decision.reason
 
-    def _agree(self, flag: int, reason: str) -> tuple[int, str]:
-        """The largest flag of all ranks."""
+    def _agree(self, *flags: int) -> list[int]:
+        """The largest of each flag over all ranks."""
         if self.world == 1:
-            return flag, reason
-        shared = torch.tensor([flag])
+            return list(flags)
+        shared = torch.tensor(flags, device=self.device)
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        return int(shared.item()), reason
+        return [int(flag) for flag in shared.tolist()]
 
-    def _train_step(self) -> dict[str, Any] | None:
+    def _train_step(self, batch: Batch) -> dict[str, Any] | None:
         """One step of all ranks; None, and no update, where loss or gradient is not finite."""
         params, began = self.job.params, time.perf_counter()
         rate = learning_rate(self.step, params)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self.data.crops(
-            size=params.crop,
-            count=params.batch_size // self.world,
-            split="train",
-            seed=(params.seed, self.step, self.rank),
-        )
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            video = self.model(batch.latents)
-        losses = output_distillation(
-            video.float(),
-            batch.source,
-            batch.teacher,
-            weight_source=params.weight_source,
-            weight_teacher=params.weight_teacher,
-        )
         self.optimizer.zero_grad()
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
-        finite = math.isfinite(norm.item()) and math.isfinite(losses.total.item())
-        if self._agree(CONTINUE if finite else DIVERGED, "")[0]:
+        sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        seen = []
+        pieces = list(_micro_batches(batch.to(self.device), params.micro_batch))
+        for i, piece in enumerate(pieces, start=1):
+            share = len(piece.latents) / params.batch_size
+            video, parts = self._backward(piece, share, last=i == len(pieces))
+            seen.append((video.detach(), piece.source, share))
+            for name, value in parts.items():
+                sums[name] += share * value.detach()
+        rival = self._rival()
+        if rival is not None:
+            sums["loss_discriminator"] = rival.accumulate(seen)
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        values = torch.stack([*sums.values()])
+        if self.world > 1:
+            dist.all_reduce(values)
+        figures = dict(zip(sums, values.tolist(), strict=True))
+        is_finite = math.isfinite(norm.item()) and all(map(math.isfinite, figures.values()))
+        if self._agree(int(not is_finite))[0]:
+            if rival is not None:
+                rival.forget()
             return None
         self.optimizer.step()
+        if rival is not None:
+            rival.step(rate)
         self._average()
-        parts = torch.stack([losses.total, losses.source, losses.teacher]).detach()
-        if self.world > 1:
-            dist.all_reduce(parts)
-            parts /= self.world
-        loss, source, teacher = parts.tolist()
-        return {
-            "step": self.step + 1,
-            "seconds": round(time.time() - self.job.started_at, 3),
-            "step_seconds": round(time.perf_counter() - began, 4),
-            "loss": loss,
-            "loss_source": source,
-            "loss_teacher": teacher,
-            "learning_rate": rate,
-            "spent_usd": f"{self.job.spent_now():.8f}",
-        }
+        return self._row(figures, began=began, learning_rate=rate)
+
+    def _rival(self) -> Adversary | None:
+        """The adversary, from its first step on."""
+        return self.adversary if self.step >= self.job.params.adversarial_start else None
+
+    def _backward(
+        self, batch: Batch, share: float, *, last: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradients of a micro-batch that is `share` of the whole batch; its video and losses.
+
+        DDP divides by the number of workers, hence the factor: what comes out is the gradient of
+        the whole batch's mean, whatever the number of workers and of micro-batches.
+        """
+        if self.recompute is not None:
+            batch = self.recompute(batch)
+        with averaging(self.model, now=last):
+            with self._autocast():
+                video, projected = self.model(batch.latents)
+            video = video.float()
+            losses = distillation_losses(
+                video,
+                projected,
+                source=batch.source,
+                teacher=batch.teacher,
+                features=batch.features,
+                weights=self.weights,
+                perceptual=self.perceptual,
+            )
+            total = losses.total
+            parts = {"loss": total, **{f"loss_{name}": v for name, v in losses.parts.items()}}
+            rival = self._rival()
+            if rival is not None:
+                parts["loss_adversarial"] = rival.generator_loss(video, total, share)
+                total = total + parts["loss_adversarial"]
+            (share * self.world * total).backward()  # type: ignore[no-untyped-call]
+        return video, parts
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.job.params.ema_decay, (self.step + 1) / (self.step + 10))
-        ours = [p.detach() for p in self.decoder.parameters()]
+        ours = [p.detach() for p in self.student.decoder.parameters()]
         torch._foreach_lerp_(list(self.ema.parameters()), ours, 1 - decay)
 
-    @torch.no_grad()
-    def _validate(self) -> float:
-        """Mean PSNR in dB of the EMA student on the validation clips, shared over the ranks."""
+    def _row(self, figures: dict[str, float], *, began: float, **more: float) -> dict[str, Any]:
+        return {
+            "step": self.step + 1,
+            "at": round(time.time(), 3),
+            "seconds": round(time.time() - self.job.started_at, 3),
+            "step_seconds": round(time.perf_counter() - began, 4),
+            **figures,
+            **more,
+            "spent_usd": f"{self.job.spent_now():.8f}",
+        }
+
+    def _after_step(self, row: dict[str, Any]) -> None:
+        """Validation, signs of trouble, events and checkpoints of the step just done."""
+        params = self.job.params
+        if self.budget_warning:
+            row["budget_warning"] = self.budget_warning
+        self.history.append(row)
+        if self.step % params.validate_every == 0 or self.step == params.steps:
+            self._validate(row)
+        recent = self.history[-health.SPIKE_STEPS - 2 :]
+        losses = [r["loss"] for r in recent if "loss" in r]
+        self._warn("loss spike", health.loss_spike(losses))
+        self._tell("step", **row)
+        if self.step % params.checkpoint_every == 0 and self.step < params.steps:
+            self._save("running", "")
+
+    def _validate(self, row: dict[str, Any]) -> None:
+        """The EMA student on the validation clips: its figures into `row`, the best kept."""
         began = time.perf_counter()
-        indices = self.data.of_split("val")
-        total = torch.zeros(1)
-        for index in indices[self.rank :: self.world]:
-            batch = self.data.whole(index)
-            with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-                video = self.ema(batch.latents)
-            total += psnr(_frames(video), _frames(batch.source))
-        if self.world > 1:
-            dist.all_reduce(total)
-        mean = total.item() / len(indices)
+        with self._autocast():
+            found: Validation = validate(
+                self.ema, self.data, rank=self.rank, world=self.world, device=self.device
+            )
         self.validate_seconds = time.perf_counter() - began
-        if mean > self.best_psnr:
+        row |= {"val_psnr": found.psnr, "val_ssim": found.ssim}
+        if found.psnr > self.best_psnr:
             self.best, self.best_step, self.best_psnr = (
                 copy.deepcopy(self.ema.state_dict()),
                 self.step,
-                mean,
+                found.psnr,
             )
-        return mean
+        for kind, text in found.troubles if self.step else []:  # the start is no sign of anything
+            self._warn(kind, text)
+        if found.picture is not None:
+            self._tell("picture", png=found.picture, caption="source, student")
 
-    def _tell(self, row: dict[str, Any]) -> None:
+    def _warn(self, kind: str, text: str | None) -> None:
+        """Flag a sign of trouble, once per kind and validation interval."""
+        since = self.step - self.job.params.validate_every
+        known = any(w["kind"] == kind and w["step"] > since for w in self.warnings)
+        if text is None or known:
+            return
+        self.warnings.append({"step": self.step, "kind": kind, "text": text})
+        self._tell("warning", kind=kind, text=text)
+
+    def _tell(self, event: str, **facts: Any) -> None:
         if self.rank == 0:
-            with self.job.progress_file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(row) + "\n")
+            self.tell({"event": event, "step": self.step, "at": time.time(), **facts})
 
     def _finish(self, stopped: str, reason: str) -> tuple[str, str]:
-        self._report(stopped, reason)
+        self._save(stopped, reason)
+        self._tell("end", stopped=stopped, reason=reason)
         return stopped, reason
 
-    def _report(self, stopped: str, reason: str) -> None:
-        """Hand over the figures, and rank 0's checkpoint; every rank must join."""
-        began = time.perf_counter()
-        metrics = {"step": self.step, "best_psnr": self.best_psnr, "stopped": stopped}
-        self.report(metrics, None if self.rank else self._checkpoint(stopped, reason))
-        self.report_seconds = time.perf_counter() - began
-
-    def _checkpoint(self, stopped: str, reason: str) -> Checkpoint:
-        return Checkpoint(
+    def _save(self, stopped: str, reason: str) -> None:
+        if self.rank:
+            return
+        state = Checkpoint(
             step=self.step,
-            weights=self.decoder.state_dict(),
+            student=self.student.state_dict(),
             ema=self.ema.state_dict(),
             best=self.best,
             best_step=self.best_step,
             best_psnr=self.best_psnr,
             optimizer=self.optimizer.state_dict(),
-            random_state=torch.get_rng_state(),
+            adversary=self.adversary.state() if self.adversary is not None else None,
+            reached_at=time.time(),
             spent_usd=f"{self.job.spent_now():.8f}",
             stopped=stopped,
             reason=reason,
-            history=self.history,
+            history=list(self.history),
+            warnings=list(self.warnings),
         )
+        self.save(state)
 
 
-def _wrap(decoder: nn.Module) -> nn.Module:
-    """The decoder behind DDP where there is a process group: gradients are averaged."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        return nn.parallel.DistributedDataParallel(decoder)
-    return decoder
-
-
-def _frames(video: Tensor) -> Tensor:
-    """(1, 3, T, H, W) in [-1, 1] to (T, 3, H, W) in [0, 1]."""
-    return ((video[0].float() + 1) / 2).clamp(0, 1).transpose(0, 1)
-
-
-def train_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs on every worker; `config["job"]` is a `Job`."""
-    import ray.train
-
-    def report(metrics: dict[str, Any], state: Checkpoint | None) -> None:
-        if state is None:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoints.save(state, Path(folder))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    torch.set_num_threads(1)
-    context = ray.train.get_context()
-    handed = ray.train.get_checkpoint()
-    resume = None
-    if handed is not None:
-        with handed.as_directory() as folder:
-            resume = checkpoints.load(Path(folder))
-    loop = Loop(
-        config["job"],
-        rank=context.get_world_rank(),
-        world=context.get_world_size(),
-        report=report,
-        resume=resume,
-    )
-    loop.run()
+def _micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
+    """`batch` in pieces of at most `size` clips."""
+    for start in range(0, len(batch.latents), size):
+        part = slice(start, start + size)
+        yield Batch(
+            latents=batch.latents[part],
+            source=batch.source[part],
+            teacher=None if batch.teacher is None else batch.teacher[part],
+            features={name: feature[part] for name, feature in batch.features.items()},
+        )

@@ -1,125 +1,227 @@
-"""Distillation under Ray Train: workers, restarts, progress, and the student that comes out."""
+"""Distillation under Ray Train: workers, restarts, events, and the student that comes out."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import threading
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turbo_vaed.distill import checkpoint as checkpoints
 from turbo_vaed.distill.checkpoint import Checkpoint
-from turbo_vaed.errors import Fault, UserError
-from turbo_vaed.progress import progress
+from turbo_vaed.distill.job import Job
+from turbo_vaed.distill.store import Store
+from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
 
-MAX_FAILURES = 2
-_POLL_SECONDS = 1.0
+RAY = "ray"
+"""Ray's own files, beside the checkpoints; nothing that a run goes on from."""
+MAX_FAILURES = 20
+"""Workers lost without notice in one run. What no new start mends ends the run at once."""
+_POLL_SECONDS = 0.5
+_LOOK_SECONDS = 2.0
+_RESIZE_SECONDS = 10.0
+"""How often a run on fewer workers looks for more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distilled:
-    """What came out: the best EMA weights and the run's history."""
+    """What came out: the state at the end, with the best EMA weights and the run's history."""
 
     checkpoint: Checkpoint
-    workers: int
+    store: Store
 
 
-def distill(job: Any, *, storage: Path) -> Distilled:
-    """Run a `turbo_vaed.distill.loop.Job` to its end or its budget.
+def distill(job: Job, *, storage: str, take: Callable[[dict[str, Any]], None]) -> Distilled:
+    """Run a job to its end or its budget, on as many workers as there are, within its bounds.
 
     Args:
-        job: what the workers are told; its progress file is followed for the bar.
-        storage: a folder for checkpoints, kept until `clean`; a run of the same job that was
-            interrupted goes on from the last one in it.
+        job: what the workers are told.
+        storage: folder or URL (`s3://bucket/prefix`) for checkpoints, which every worker reaches;
+            a run of the same job that was interrupted goes on from the newest whole one in it.
+        take: gets rank 0's events, in order, from one thread.
 
     Raises:
-        UserError: more workers than CPUs in the cluster, or a learning rate that diverges.
+        UserError: more workers than the cluster has room for, or a learning rate that diverges.
+        CorruptFile: data is missing or damaged; the checkpoints are kept.
         Fault: the workers failed more than `MAX_FAILURES` times.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from turbo_vaed.distill.loop import train_worker
-
-    _check_room(job.params.workers)
-    storage.mkdir(parents=True, exist_ok=True)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=job.params.workers, resources_per_worker={"CPU": 1}
-        ),
-        run_config=RunConfig(
-            name=run_name(job),
-            storage_path=str(storage.resolve()),
-            failure_config=FailureConfig(  # the class of Train V2, whose type is not published
-                max_failures=MAX_FAILURES,
-                controller_failure_limit=MAX_FAILURES,  # type: ignore[call-arg]
-            ),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    job.progress_file.parent.mkdir(parents=True, exist_ok=True)
-    job.progress_file.unlink(missing_ok=True)
-    with _following(job.progress_file, job.params.steps):
-        try:
-            result = trainer.fit()
-        except Exception as error:  # Ray wraps what a worker raised in its own classes
-            raise Fault(f"distillation failed: {_root_cause(error)}") from error
-    if result.checkpoint is None:
-        raise Fault("distillation ended without a checkpoint")
-    with result.checkpoint.as_directory() as folder:
-        state = checkpoints.load(Path(folder))
+    storage = storage.rstrip("/")
+    store = Store(f"{storage}/{job.name}", keep=job.params.keep_checkpoints)
+    found = store.newest(on_bad=lambda text: None)  # the workers look again, and tell
+    if found is None or found[1].stopped != "finished":
+        _fit(job, store, take, storage)
+        found = store.newest(on_bad=lambda text: None)
+    if found is None or found[1].stopped == "running":
+        raise Fault("distillation ended without its last checkpoint; run it again to go on")
+    state = found[1]
     if state.stopped == "diverged":
-        clean(storage)  # nothing to go on from
+        store.clear()  # nothing to go on from
         raise UserError(
             f"distillation diverged: {state.reason}; lower distill.learning_rate in params.yaml "
             f"(it is {job.params.learning_rate:g})"
         )
-    return Distilled(checkpoint=state, workers=job.params.workers)
+    return Distilled(checkpoint=state, store=store)
 
 
-def _check_room(workers: int) -> None:
-    """Ray waits for workers that never fit, for ever and at a price."""
+def _fit(job: Job, store: Store, take: Callable[[dict[str, Any]], None], storage: str) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from turbo_vaed.distill.worker import train_worker
+
+    least, most = job.params.min_workers, job.params.workers
+    on_gpu = _check_room(least)
+    scaling: Any = ScalingConfig  # Train V2 puts its own class here, whose fields are not published
+    with _letters(take) as letters:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"job": job, "store": store.url, "letters": letters},
+            scaling_config=scaling(
+                num_workers=most if least == most else (least, most),
+                use_gpu=on_gpu,
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if on_gpu else {})},
+                elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+            ),
+            run_config=RunConfig(
+                name=f"{job.name}-{uuid.uuid4().hex[:8]}",  # Ray must not restore a run by itself
+                storage_path=f"{storage}/{RAY}",
+                # A node that is gone counts as several failures of the controller: no limit to
+                # those, nor to machines that are taken back with notice.
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                callbacks=[_end_at_once()],
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray wraps what a worker raised in its own classes
+            raise _ours(error) from error
+
+
+def _check_room(least: int) -> bool:
+    """Whether the cluster has GPUs; Ray waits for workers that never fit, for ever, at a price."""
     import ray
 
-    cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
-    if workers > cpus:
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    on_gpu = bool(resources.get("GPU", 0) > 0)
+    kind = "GPU" if on_gpu else "CPU"
+    if least > int(resources.get(kind, 0)):
         raise UserError(
-            f"distill.workers is {workers}, a CPU each; Ray has {cpus}: lower it in params.yaml"
+            f"distill.min_workers is {least}, a {kind} each; Ray has "
+            f"{int(resources.get(kind, 0))}: lower it in params.yaml"
         )
+    return on_gpu
 
 
-def run_name(job: Any) -> str:
-    """The same for the same job over the same data, so that an interrupted run is found again."""
-    digest = hashlib.sha256()
-    told = {"student": asdict(job.student), "params": asdict(job.params)}
-    digest.update(json.dumps(told, sort_keys=True, default=str).encode())
-    for path in (job.clips / "clips.json", job.latents / "latents.json"):
-        digest.update(path.read_bytes())
-    return f"distill-{digest.hexdigest()[:16]}"
+def _end_at_once() -> Any:
+    """A callback that ends a run whose worker raised what no new start mends."""
+    from ray.train import UserCallback
+
+    class EndAtOnce(UserCallback):
+        def after_exception(
+            self, run_context: Any, worker_exceptions: dict[int, Exception]
+        ) -> None:
+            for error in worker_exceptions.values():
+                ours = _found(error)
+                if isinstance(ours, CorruptFile) or (ours and not isinstance(ours, Fault)):
+                    raise ours
+
+    return EndAtOnce()
 
 
-def clean(storage: Path) -> None:
-    """Forget the checkpoints of runs that are over."""
-    shutil.rmtree(storage, ignore_errors=True)
+def _found(error: BaseException) -> TurboVaedError | None:
+    """The project's own error in a chain of Ray's wrappers."""
+    seen: list[BaseException] = [error]
+    while seen:
+        each = seen.pop()
+        if isinstance(each, TurboVaedError):
+            return each
+        inner = [each.__cause__, getattr(each, "cause", None)]
+        inner += list((getattr(each, "worker_failures", None) or {}).values())
+        seen += [e for e in inner if isinstance(e, BaseException)]
+    return None
 
 
-def write_student(done: Distilled, job: Any, folder: Path) -> dict[str, Any]:
-    """Write `student/` (best EMA weights) and `history.json`; returns the history."""
-    from turbo_vaed.distill.loop import has_bf16
+def _ours(error: Exception) -> TurboVaedError:
+    ours = _found(error)
+    if ours is not None:
+        return ours
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    said = str(root).strip().splitlines()
+    return Fault(f"distillation failed: {said[-1] if said else type(root).__name__}")
+
+
+def _look_at_the_machines() -> None:
+    """Have Ray Train see at once what became of the machines: by itself it looks every 20 s, and
+    tries in between to place workers on those that are gone."""
+    import ray
+
+    try:
+        coordinator: Any = ray.get_actor(
+            "AutoscalingCoordinator", namespace="AutoscalingCoordinator"
+        )
+    except ValueError:  # not started yet
+        return
+    # A requester that it does not know gets nothing, and all others' share is worked out anew.
+    coordinator.get_reserved_resources.remote("turbo-vaed", recompute=True)
+
+
+@contextmanager
+def _letters(take: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
+    """A letter box on this node, emptied by a thread until the block ends."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from turbo_vaed.distill.worker import LetterBox
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(LetterBox)
+    box = actor.options(num_cpus=0, scheduling_strategy=here).remote()
+    over = threading.Event()
+
+    def empty() -> None:
+        looked = time.monotonic()
+        while True:
+            last_look = over.is_set()
+            for event in ray.get(box.take.remote()):
+                take(event)
+            if last_look:
+                return
+            if time.monotonic() - looked > _LOOK_SECONDS:
+                looked = time.monotonic()
+                _look_at_the_machines()
+            over.wait(_POLL_SECONDS)
+
+    thread = threading.Thread(target=empty, name="distill-events", daemon=True)
+    thread.start()
+    try:
+        yield box
+    finally:
+        over.set()
+        thread.join()
+        ray.kill(box)
+
+
+def write_student(
+    done: Distilled, job: Job, folder: Path, followed: dict[str, Any]
+) -> dict[str, Any]:
+    """Write `student/` (best EMA weights) and `history.json`; returns the history.
+
+    Args:
+        followed: what the driver saw of the run (restarts, workers, …), for the history.
+    """
     from turbo_vaed.models import TurboVaedDecoder
 
     state = done.checkpoint
     decoder = TurboVaedDecoder(job.student)
     decoder.load_state_dict(state.best)
     decoder.save_pretrained(folder / "student")
-    facts = json.loads((job.latents / "latents.json").read_text())
+    facts = json.loads((Path(job.latents) / "latents.json").read_text())
     history = {
         "steps": state.history,
         "stopped": state.stopped,
@@ -130,49 +232,26 @@ def write_student(done: Distilled, job: Any, folder: Path) -> dict[str, Any]:
         "best_val_psnr": state.best_psnr,
         "student_parameters": sum(p.numel() for p in decoder.parameters()),
         "teacher_decoder_parameters": facts["teacher_decoder_parameters"],
-        "workers": done.workers,
-        "precision": "bf16" if job.params.precision == "bf16" and has_bf16() else "fp32",
         "start": job.params.start,
+        "recipe": recipe(job),
+        "targets": {"mode": job.plan.mode, "reason": job.plan.reason, **job.plan.figures},
         "spent_usd": state.spent_usd,
+        **followed,
     }
     (folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
     return history
 
 
-def _root_cause(error: BaseException) -> str:
-    seen: BaseException = error
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        seen = next(iter(failures.values()))
-    while seen.__cause__ is not None:
-        seen = seen.__cause__
-    return str(seen).strip().splitlines()[-1] if str(seen).strip() else type(seen).__name__
-
-
-@contextmanager
-def _following(path: Path, steps: int) -> Iterator[None]:
-    """Show the rows that rank 0 appends to `path` as they come."""
-    over = threading.Event()
-
-    def follow() -> None:
-        read = 0
-        with progress("distill", steps) as update:
-            while True:
-                last_look = over.is_set()
-                lines = path.read_text().split("\n")[:-1] if path.exists() else []
-                for row in map(json.loads, lines[read:]):
-                    psnr = f" val {row['val_psnr']:.2f} dB" if "val_psnr" in row else ""
-                    spent = row.get("budget_warning") or f"${row['spent_usd'][:7]}"
-                    update(row["step"], f"loss {row['loss']:.4f}{psnr} {spent}")
-                read = len(lines)
-                if last_look:
-                    return
-                over.wait(_POLL_SECONDS)
-
-    thread = threading.Thread(target=follow, name="distill-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+def recipe(job: Job) -> dict[str, float]:
+    """The losses that ran, and their weights."""
+    params = job.params
+    weights = {
+        "L1 to the source": params.weight_source,
+        "L1 to the teacher": params.weight_teacher,
+        f"perceptual ({params.perceptual})": (
+            params.weight_perceptual if params.perceptual != "none" else 0.0
+        ),
+        "features": params.weight_feature,
+        "adversarial": params.weight_adversarial,
+    }
+    return {name: weight for name, weight in weights.items() if weight > 0}

@@ -3,7 +3,8 @@
 Zhang et al. 2018: features of five depths of VGG16, each scaled to unit length over its
 channels; their squared differences, weighted per channel by heads trained on people's judgments,
 averaged over the frame and summed over depths. The same numbers as the package lpips 0.1.4 with
-`net="vgg"`, without torchvision. The weights come from a file, see `Lpips.from_file`.
+`net="vgg"`, without torchvision. The weights come from a file, see `Lpips.from_file`, or where it
+is asked for from the network, see `Lpips.from_hub`.
 
 Shapes: B batch, T frames, N frames, H W pixels.
 """
@@ -11,6 +12,7 @@ Shapes: B batch, T frames, N frames, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from turbo_vaed.errors import CorruptFile, UserError
+from turbo_vaed.errors import CorruptFile, Unreachable, UserError
 from turbo_vaed.metrics.frames import check_pair
 from turbo_vaed.metrics.weights import check_published
 
@@ -34,6 +36,10 @@ EPSILON = 1e-10
 
 VGG16_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 HEADS_SHA256 = "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"
+VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+HEADS_URL = (
+    "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth"
+)
 HOW_TO_GET = (
     "get vgg16-397923af.pth (torchvision's IMAGENET1K_V1 weights of VGG16, 528 MB) and "
     "lpips/weights/v0.1/vgg.pth (7 kB, inside the package lpips 0.1.4; `pip download --no-deps "
@@ -81,6 +87,28 @@ class Lpips(nn.Module):
         _check_weights(path, weights, network.state_dict())
         network.load_state_dict(weights)
         return network
+
+    @classmethod
+    def from_hub(cls) -> Lpips:
+        """The network with the published weights, fetched by torch.hub into its folder, once.
+
+        528 MB, which stay there as torchvision's would, and a converted file of 59 MB beside.
+        What comes is no more than bytes until its sha256 is right.
+
+        Raises:
+            UserError: a file there is another than the published one.
+            CorruptFile: what the network sent is.
+            Unreachable: the network does not answer.
+        """
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        converted = folder / f"lpips-vgg-{VGG16_SHA256[:8]}-{HEADS_SHA256[:8]}.safetensors"
+        if not converted.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            vgg16, heads = folder / "vgg16-397923af.pth", folder / "lpips-v0.1-vgg.pth"
+            _fetch(VGG16_URL, vgg16, VGG16_SHA256)
+            _fetch(HEADS_URL, heads, HEADS_SHA256)
+            convert_published(vgg16, heads, converted)
+        return cls.from_file(converted)
 
     def forward(self, frames: Tensor, reference: Tensor) -> Tensor:
         """Raises ValueError where the two differ in shape or a side is below 16 pixels."""
@@ -147,6 +175,17 @@ def convert_published(vgg16: Path, heads: Path, out: Path) -> None:
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _fetch(url: str, path: Path, sha256: str) -> None:
+    if path.is_file():
+        return
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+    except RuntimeError as error:  # torch.hub's, for another hash: it has kept nothing
+        raise CorruptFile(f"{url} is not the published file: {error}; {HOW_TO_GET}") from error
+    except (OSError, HTTPException) as error:
+        raise Unreachable(f"{url} does not answer ({error}); {HOW_TO_GET}") from error
 
 
 def _vgg16_features() -> nn.Sequential:

@@ -27,16 +27,21 @@ def ms_ssim(frames: Tensor, reference: Tensor) -> Tensor:
     check_pair(frames, reference)
     check_side(frames)
     x, y = (in_full_precision(each).flatten(0, -4) for each in (frames, reference))
-    weights = WEIGHTS[: ms_ssim_scales(min(frames.shape[-2:]))]
+    return per_frame(x, y).reshape(*frames.shape[:-3], 3).mean(dim=(-2, -1))
+
+
+def per_frame(x: Tensor, y: Tensor, least: float = 0.0) -> Tensor:
+    """(N, 3, H, W) twice -> (N, 3), unchecked; factors below `least` count as it."""
+    weights = WEIGHTS[: ms_ssim_scales(min(x.shape[-2:]))]
     product = torch.ones(x.shape[:2], dtype=x.dtype, device=x.device)
     for scale, weight in enumerate(weights):
         if scale:
             x, y = _halve(x), _halve(y)
         full, contrast = ssim_per_channel(x, y)
-        is_last = scale == len(weights) - 1
-        factor = (full if is_last else contrast).clamp(min=0)
-        product = product * factor ** (weight / sum(weights) * sum(WEIGHTS))
-    return product.reshape(*frames.shape[:-3], 3).mean(dim=(-2, -1))
+        factor = full if scale == len(weights) - 1 else contrast
+        share = weight / sum(weights) * sum(WEIGHTS)
+        product = product * factor.clamp(min=least) ** share
+    return product
 
 
 def ms_ssim_scales(side: int) -> int:

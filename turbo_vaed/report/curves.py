@@ -22,11 +22,16 @@ class Curve:
 
 
 def curves(context: ReportContext) -> list[Curve]:
-    """The charts that the reached stages allow, at most four."""
+    """The charts that the reached stages allow, at most five."""
     found: list[Curve | None] = []
     if context.history is not None:
         steps = context.history["steps"]
-        found += [_loss(steps), _quality(context.history, steps), _dollars(steps)]
+        found += [
+            _loss(steps),
+            _other_losses(steps),
+            _quality(context.history, steps),
+            _dollars(steps),
+        ]
     if context.evaluation is not None:
         found.append(_per_clip(context.evaluation["clips"]))
     return [curve for curve in found if curve is not None]
@@ -43,22 +48,47 @@ def _drawn(
 
 
 def _loss(steps: Sequence[Mapping[str, Any]]) -> Curve | None:
-    window = max(1, len(steps) // 40)
-    series = []
-    for key, name, tone in (
-        ("loss", "loss", "phone"),
-        ("loss_source", "part to the source", "other"),
-        ("loss_teacher", "part to the teacher", "teacher"),
-    ):
-        rows = [row for row in steps if row.get(key) is not None]
-        x, y = [row["step"] for row in rows], [row[key] for row in rows]
-        if key == "loss" and window > 1:
-            series.append(Series(name=name, x=x, y=y, tone=tone, faint=True))
-        series.append(Series(name=name, x=x, y=smoothed(y, window), tone=tone))
-    said = f"{len(steps)} steps; the mean over {window} steps is drawn."
+    window = _window(steps)
+    parts = {
+        "loss": ("loss", "phone"),
+        "loss_source": ("L1 to the source", "other"),
+        "loss_teacher": ("L1 to the teacher", "teacher"),
+    }
+    series = [_smoothed(steps, key, name, tone) for key, (name, tone) in parts.items()]
+    raw = [row for row in steps if row.get("loss") is not None]
+    if window > 1:
+        series.append(Series(name="loss", x=_column(raw, "step"), y=_column(raw, "loss"),
+                             tone="phone", faint=True))  # fmt: skip
+    return _drawn("Training loss", _said(steps), Axis(label="step"), Axis(label="loss"), series)
+
+
+def _other_losses(steps: Sequence[Mapping[str, Any]]) -> Curve | None:
+    """Parts of another unit than pixels, as they are, without their weights."""
+    parts = {
+        "loss_perceptual": ("perceptual", "third"),
+        "loss_feature": ("features", "other"),
+        "loss_adversarial": ("adversarial", "phone"),
+        "loss_discriminator": ("discriminator", "teacher"),
+    }
+    series = [_smoothed(steps, key, name, tone) for key, (name, tone) in parts.items()]
     return _drawn(
-        "Training loss", said, Axis(label="step"), Axis(label="L1 loss, pixels in [-1, 1]"), series
-    )
+        "Parts of the loss", _said(steps), Axis(label="step"), Axis(label="part, without weight"),
+        series,
+    )  # fmt: skip
+
+
+def _window(steps: Sequence[Mapping[str, Any]]) -> int:
+    return max(1, len(steps) // 40)
+
+
+def _said(steps: Sequence[Mapping[str, Any]]) -> str:
+    return f"{len(steps)} steps; the mean over {_window(steps)} steps is drawn."
+
+
+def _smoothed(steps: Sequence[Mapping[str, Any]], key: str, name: str, tone: str) -> Series:
+    rows = [row for row in steps if row.get(key) is not None]
+    y = smoothed(_column(rows, key), _window(steps))
+    return Series(name=name, x=_column(rows, "step"), y=y, tone=tone)
 
 
 def _validated(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

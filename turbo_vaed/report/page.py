@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from turbo_vaed.report import lineage, media, pictures, tables, words
+from turbo_vaed.report import lineage, media, pictures, tables, training, words
 from turbo_vaed.report.context import ReportContext, Shot
 from turbo_vaed.report.curves import curves
 
@@ -79,7 +79,7 @@ def _view(context: ReportContext) -> dict[str, Any]:
         "quality": tables.quality(context),
         "device": tables.device(context),
         "charts": curves(context),
-        "charts_lead": _training(context),
+        "training": training.training(context),
         "cost": tables.cost(context),
         "data": tables.data(context),
         "lineage": lineage.rows(context),
@@ -100,14 +100,3 @@ def _stopped_early(context: ReportContext) -> dict[str, Any] | None:
 def _slowed(shots: Sequence[Shot]) -> int:
     short = [shot for shot in shots if media.is_slowed(shot.source)]
     return media.SLOW_FPS if short else 0
-
-
-def _training(context: ReportContext) -> str:
-    history = context.history
-    if history is None:
-        return ""
-    return (
-        f"{words.count(history['steps_done'])} of {words.count(history['steps_planned'])} steps "
-        f"on {history['workers']} worker(s) in {history['precision']}, "
-        f"{history['start']} start; the weights of step {history['best_step']} were kept."
-    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from turbo_vaed.dataset.clip_arrays import ClipArray
 from turbo_vaed.dataset.clip_store import read_description
 from turbo_vaed.errors import CorruptFile
 from turbo_vaed.poc import Poc
@@ -24,24 +25,23 @@ class HeldOut:
 
     clips: tuple[Mapping[str, Any], ...]
     """Their entries in clips.json."""
-    _video: Any
-    _reconstruction: Any
-    _latents: Any
+    _video: ClipArray
+    _reconstruction: ClipArray
+    _latents: ClipArray
 
     def source(self, index: int) -> NDArray[np.uint8]:
         """The clip with this index in clips.zarr, (T, H, W, 3) uint8."""
-        array: NDArray[np.uint8] = self._video[index]
-        return array
+        return self._video[index]
 
     def reconstruction(self, index: int) -> NDArray[np.uint8]:
         """What the teacher made of it, (T, H, W, 3) uint8."""
-        array: NDArray[np.uint8] = self._reconstruction[index]
-        return array
+        return self._reconstruction[index]
 
     def latents(self, indices: list[int]) -> NDArray[np.float32]:
         """Latents of the clips with these indices, (n, C, t, h, w) float32."""
-        array: NDArray[np.float32] = self._latents.oindex[indices]
-        return array
+        import numpy as np
+
+        return np.stack([self._latents[index] for index in indices])
 
     @property
     def indices(self) -> list[int]:
@@ -95,11 +95,5 @@ def load_student(poc: Poc) -> TurboVaedDecoder:
         raise CorruptFile(f"{error}; run the stage `distill` again") from error
 
 
-def _array(store: Path, name: str) -> Any:
-    import zarr
-    from zarr.errors import BaseZarrError
-
-    try:
-        return zarr.open_group(str(store), mode="r")[name]
-    except (OSError, KeyError, ValueError, BaseZarrError) as error:
-        raise CorruptFile(f"{store}: no array {name!r} ({error}); run its stage again") from error
+def _array(store: Path, name: str) -> ClipArray:
+    return ClipArray(str(store), name, remedy="run its stage again")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import time
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from turbo_vaed.costs import Budget, check_start
 from turbo_vaed.poc import Poc
@@ -11,15 +14,26 @@ from turbo_vaed.settings import Settings
 from turbo_vaed.stages.fit import student_config
 from turbo_vaed.stages.prices import price_of
 
+if TYPE_CHECKING:
+    from turbo_vaed.distill.job import Job
+    from turbo_vaed.distill.targets import TargetPlan
+    from turbo_vaed.models import DecoderConfig
+
 
 def run(poc: Poc) -> dict[str, object]:
-    """Distil the customer's student inside what is left of the run's budget."""
+    """Distil the customer's student inside what is left of the run's budget.
+
+    Raises:
+        BudgetRefused: the price is unknown.
+        UserError: params that do not fit the teacher, the clips or the cluster.
+        CorruptFile: clips, latents or the teacher are missing or damaged.
+        Fault: the workers failed too often; what was saved is gone on from.
+    """
     from turbo_vaed.dataset.ray_session import ray_session
     from turbo_vaed.distill import train
-    from turbo_vaed.distill.loop import Job
+    from turbo_vaed.distill.follow import Follower
 
     params = poc.params
-    student = student_config(poc)
     settings = Settings.from_environment(poc.root)
     price = price_of(params, settings, "distill")
     budget = Budget.plan(
@@ -30,22 +44,26 @@ def run(poc: Poc) -> dict[str, object]:
     )
     spent = poc.tracker.spent_usd() if poc.tracker.spent_usd else Decimal(0)
     print(check_start(budget, spent_usd=spent, usd_per_hour=price.usd_per_hour).reason, flush=True)
-    checkpoints = poc.work / "checkpoints"
-    job = Job(
-        clips=poc.folder("clip"),
-        latents=poc.folder("encode"),
-        student=student,
-        params=params.distill,
-        budget=budget,
-        usd_per_hour=price.usd_per_hour,
-        spent_usd=spent,
-        started_at=time.time(),
-        progress_file=checkpoints / "progress.jsonl",
-    )
+    started_at = time.time()
+    student = _student(poc)
+    place = poc.work / "checkpoints"
+    storage = f"{settings.checkpoints_url}/{poc.customer}" if settings.checkpoints_url else place
     with poc.writing("distill") as folder, ray_session(settings.ray_address):
-        done = train.distill(job, storage=checkpoints)
-        history = train.write_student(done, job, folder)
-    train.clean(checkpoints)
+        plan = _targets(poc, student, settings)
+        job = _job(poc, student, plan, budget, price.usd_per_hour, spent, started_at)
+        place.mkdir(parents=True, exist_ok=True)
+        with Follower(
+            poc.progress_file,
+            job=job.name,
+            steps=job.params.steps,
+            usd_per_hour=job.usd_per_hour,
+            tracker=poc.tracker,
+        ) as follower:
+            done = train.distill(job, storage=str(storage), take=follower.take)
+        history = train.write_student(done, job, folder, follower.summary())
+    if done.checkpoint.stopped == "finished":  # one that its budget stopped goes on with a larger
+        done.store.clear()
+        shutil.rmtree(place / train.RAY, ignore_errors=True)
     steps = history["steps"]
     return {
         "stopped": history["stopped"],
@@ -57,4 +75,80 @@ def run(poc: Poc) -> dict[str, object]:
             history["student_parameters"] / history["teacher_decoder_parameters"], 4
         ),
         "seconds_per_step": round(steps[-1]["step_seconds"], 3) if steps else None,
+        "restarts": len(history["restarts"]),
+        "warnings": len(history["warnings"]),
     }
+
+
+def _student(poc: Poc) -> DecoderConfig:
+    """The student, with blocks to align where features have a weight."""
+    from turbo_vaed.errors import UserError
+
+    config = student_config(poc)
+    if poc.params.distill.weight_feature == 0 or config.aligned_blks_indices:
+        return config
+    from turbo_vaed.models.alignment import aligned_config
+    from turbo_vaed.models.teachers import load_teacher
+
+    teacher = load_teacher(poc.params.encode.teacher_family, poc.teacher_weights())
+    try:
+        return aligned_config(config, teacher)
+    except ValueError as error:
+        raise UserError(f"distill.weight_feature is above 0, but {error}") from error
+
+
+def _targets(poc: Poc, student: DecoderConfig, settings: Settings) -> TargetPlan:
+    """What the teacher shows besides its latents, cached where that is cheaper."""
+    from turbo_vaed.distill.targets import Wanted, plan_targets, write_targets
+    from turbo_vaed.models.alignment import block_name
+
+    params, batch_size = poc.params.distill, poc.params.encode.batch_size
+    blocks = student.aligned_blks_indices if params.weight_feature > 0 else ()
+    wanted = Wanted(
+        family=poc.params.encode.teacher_family,
+        weights=str(poc.teacher_weights()),
+        clips=str(poc.folder("clip")),
+        latents=str(poc.folder("encode")),
+        targets=str(poc.work / "targets"),
+        blocks=tuple(block_name(i) for i in blocks),
+        reconstruction=params.weight_teacher > 0,
+    )
+    plan = plan_targets(wanted, params, batch_size=batch_size, ray_address=settings.ray_address)
+    print(f"teacher's targets: {plan.reason}", flush=True)
+    if plan.mode == "cache":
+        write_targets(wanted, batch_size=batch_size, ray_address=settings.ray_address)
+    return plan
+
+
+def _job(
+    poc: Poc,
+    student: DecoderConfig,
+    plan: TargetPlan,
+    budget: Budget,
+    usd_per_hour: Decimal,
+    spent: Decimal,
+    started_at: float,
+) -> Job:
+    from turbo_vaed.distill.job import Job, data_key
+    from turbo_vaed.distill.losses.perceptual import HUB
+
+    clips, latents, params = poc.folder("clip"), poc.folder("encode"), poc.params.distill
+    if params.perceptual_weights not in (None, HUB):
+        params = dataclasses.replace(
+            params, perceptual_weights=str(poc.root / str(params.perceptual_weights))
+        )
+    return Job(
+        clips=str(clips),
+        latents=str(latents),
+        targets=str(poc.work / "targets") if plan.mode == "cache" else None,
+        plan=plan,
+        teacher_family=poc.params.encode.teacher_family,
+        teacher_weights=poc.teacher_weights(),
+        student=student,
+        params=params,
+        data_key=data_key(clips, latents),
+        budget=budget,
+        usd_per_hour=usd_per_hour,
+        spent_usd=spent,
+        started_at=started_at,
+    )

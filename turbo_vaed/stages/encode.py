@@ -1,4 +1,8 @@
-"""Stage `encode`: clips -> the teacher's latents and its own reconstructions."""
+"""Stage `encode`: clips -> the teacher's latents, and its own reconstructions of the test clips.
+
+Those are what later stages compare a student with. What a student is trained towards is another
+stage's business, which knows what it costs: `distill`.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,7 @@ def run(poc: Poc) -> dict[str, object]:
     frames, size, count = description["frames"], description["size"], len(description["clips"])
     spec = facts.latent_spec
     check_clips(spec, frames, size)
+    tests = [clip["index"] for clip in description["clips"] if clip["split"] == "test"]
     shape = spec.latent_shape(frames, size, size)
     with poc.writing("encode") as folder:
         encode_clips(
@@ -36,6 +41,7 @@ def run(poc: Poc) -> dict[str, object]:
             str(folder / "latents.zarr"),
             make_codec=functools.partial(load_teacher, params.teacher_family, weights),
             latent_shape=shape,
+            reconstructed=tests,
             batch_size=params.batch_size,
             ray_address=Settings.from_environment(poc.root).ray_address,
         )
@@ -48,6 +54,7 @@ def run(poc: Poc) -> dict[str, object]:
             "teacher_sha256": facts.sha256,
             "teacher_decoder_parameters": facts.decoder_parameters,
             "clips": count,
+            "reconstructed": tests,
         }
         (folder / "latents.json").write_text(json.dumps(document, indent=1) + "\n")
     return {

@@ -11,6 +11,7 @@ from turbo_vaed.errors import UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings, new_run_id
 from turbo_vaed.stages.prices import price_of
+from turbo_vaed.stages.telemetry import LiveRun
 from turbo_vaed.tracker import Tracker
 
 FIGURES = "figures.json"
@@ -42,8 +43,15 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             usd_per_hour=price.usd_per_hour,
             price_source=price.source,
         )
-        tracker = Tracker(spent_usd=lambda: ledger.total(run=run) + meter.unwritten_usd())
-        with meter:
+        live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
+        tracker = Tracker(
+            spent_usd=lambda: ledger.total(run=run) + meter.unwritten_usd(),
+            mark_wasted=meter.mark_wasted,
+            keep=meter.keep,
+            log_metrics=live.log_metrics,
+            log_picture=live.log_picture,
+        )
+        with live, meter:
             poc = dataclasses.replace(poc, tracker=tracker)
             figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(poc)
     text = json.dumps(figures, indent=1, default=str)

@@ -1,0 +1,112 @@
+"""Checkpoints and restarts of a distillation: what they cost; parts of `bench/distill.py`."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.distill_sides import NEVER, PUBLISHED, Demo, Paced, in_turns, make_job, say
+from turbo_vaed.distill import train
+from turbo_vaed.distill.job import Job
+from turbo_vaed.distill.loop import Loop
+from turbo_vaed.distill.saver import Saver
+from turbo_vaed.distill.store import Store
+
+
+class _Saved(Exception):
+    """The run has a checkpoint: it may be lost now."""
+
+
+def checkpoints(demo: Demo, folder: Path, rounds: int, every: int) -> dict[str, Any]:
+    """What a checkpoint every so many steps costs: blocks of steps with one and without."""
+    steps = (rounds + 1) * every + every // 2 + 1
+    common = {**PUBLISHED, "steps": steps, "validate_every": NEVER}
+    with_, _ = make_job(demo, folder, **common, checkpoint_every=every)
+    written: list[dict[str, Any]] = []
+    copied: list[float] = []
+
+    with Saver(Store(str(folder.parent / "checkpoints")), told=written.append) as saver:
+
+        def save(state: Any) -> None:
+            began = time.perf_counter()
+            saver.submit(state)
+            copied.append(time.perf_counter() - began)
+
+        def paced(job: Job, keep: Callable[[Any], None]) -> Paced:
+            return Paced(Loop(job, tell=lambda _: None, save=keep))
+
+        without = replace(with_, params=replace(with_.params, checkpoint_every=NEVER))
+        sides = {"with": paced(with_, save), "without": paced(without, lambda _: None)}
+        for side in sides.values():
+            side.advance(every // 2)  # so that a checkpoint falls into the middle of a block
+            side.advance(every)
+        forms = {name: lambda side=side: side.advance(every) for name, side in sides.items()}
+        taken = in_turns(forms, rounds)
+        for side in sides.values():
+            side.finish()
+    medians = {name: statistics.median(each) for name, each in taken.items()}
+    writing = statistics.median(event["seconds"] for event in written)
+    return {
+        "every_steps": every,
+        "bytes": written[-1]["bytes"],
+        "seconds_per_block": {name: round(each, 3) for name, each in medians.items()},
+        "share": round(1 - medians["without"] / medians["with"], 4),
+        "loop_waits_seconds": round(statistics.median(copied), 4),
+        "background_seconds": round(writing, 4),
+        "share_if_nothing_overlapped": round(
+            (statistics.median(copied) + writing) / medians["without"], 4
+        ),
+    }
+
+
+def resumed_start(demo: Demo, folder: Path, script: str) -> float:
+    """Seconds from the start of a process that resumes a run to the end of its first step.
+
+    Args:
+        script: calls `resume` when it gets `--resume FILE`.
+    """
+    job, _ = make_job(
+        demo, folder, **PUBLISHED, steps=6, checkpoint_every=3, workers=2, validate_every=NEVER
+    )
+    storage = folder.parent / "resumed"
+    store = Store(f"{storage}/{job.name}")
+
+    def save(state: Any) -> None:
+        store.write(state)
+        raise _Saved
+
+    loop = Loop(job, tell=lambda _: None, save=save)
+    try:
+        loop.run()
+    except _Saved:
+        say(f"  saved at step {loop.step}")
+    told = folder.parent / "job.pickle"
+    told.write_bytes(pickle.dumps((job, str(storage))))
+    began = time.time()
+    done = subprocess.run(
+        [sys.executable, script, "--resume", str(told)], check=True, stdout=subprocess.PIPE
+    )
+    resumed_from, at = json.loads(done.stdout.splitlines()[-1])
+    assert resumed_from == loop.step, f"resumed from {resumed_from}, not from {loop.step}"
+    return round(float(at) - began, 1)
+
+
+def resume(told: Path) -> None:
+    """In a process of its own: go on with a run; its first new step and when, as JSON."""
+    from turbo_vaed.dataset.ray_session import ray_session
+
+    job, storage = pickle.loads(told.read_bytes())
+    events: list[dict[str, Any]] = []
+    with ray_session():
+        train.distill(job, storage=storage, take=events.append)
+    (start, *_) = [event for event in events if event["event"] == "start"]
+    (step, *_) = [event for event in events if event["event"] == "step"]
+    print(json.dumps([start["resumed_from"], step["at"]]))

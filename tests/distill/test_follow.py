@@ -1,0 +1,475 @@
+"""What the driver makes of a run's events: file, bar, tracker, and what restarts wasted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from turbo_vaed.distill.events import Account, read_events
+from turbo_vaed.distill.follow import Follower, describe
+from turbo_vaed.distill.outlook import seconds_left, usd_per_tenth_db
+from turbo_vaed.errors import CorruptFile, Unreachable
+from turbo_vaed.tracker import Tracker
+
+T0 = 1_763_800_000.0
+PRICE = Decimal("0.36")
+"""0.0001 USD a second."""
+
+
+def start(at: float, resumed_from: int | None = None, world: int = 2) -> dict[str, Any]:
+    return {"event": "start", "step": resumed_from or 0, "at": T0 + at, "world": world,
+            "resumed_from": resumed_from, "checkpoint": None, "device": "cpu",
+            "precision": "fp32", "compiled": False}  # fmt: skip
+
+
+def step(number: int, at: float, **more: Any) -> dict[str, Any]:
+    return {"event": "step", "step": number, "at": T0 + at, "step_seconds": 1.0, "loss": 0.0312,
+            "loss_source": 0.03, "learning_rate": 1e-3, "spent_usd": f"{0.0001 * at:.8f}",
+            **more}  # fmt: skip
+
+
+def steps(first: int, last: int, at: float) -> list[dict[str, Any]]:
+    """One a second, the first done at `at`."""
+    return [step(n, at + n - first) for n in range(first, last + 1)]
+
+
+END = {"event": "end", "stopped": "finished", "reason": "all steps done"}
+
+
+@dataclass
+class Books:
+    """A tracker's other side."""
+
+    wasted: list[tuple[float, float, str]] = field(default_factory=list)
+    metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    pictures: list[tuple[bytes, str]] = field(default_factory=list)
+    is_down: bool = False
+
+    def mark(self, began: datetime, ended: datetime, reason: str) -> None:
+        if self.is_down:
+            raise Unreachable("the ledger does not answer")
+        assert began.utcoffset() == ended.utcoffset() == UTC.utcoffset(None)
+        self.wasted.append((began.timestamp() - T0, ended.timestamp() - T0, reason))
+
+    def tracker(self) -> Tracker:
+        return Tracker(
+            mark_wasted=self.mark,
+            log_metrics=lambda values, at: self.metrics.append((at, dict(values))),
+            log_picture=lambda png, name: self.pictures.append((png, name)),
+        )
+
+
+class Clock:
+    """The driver's own time, beside that of the events."""
+
+    def __init__(self) -> None:
+        self.now = T0
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("turbo_vaed.distill.follow.time.time", clock.time)
+    return clock
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints" / "progress.jsonl"
+
+
+def follower(path: Path, tracker: Tracker, job: str = "distill-a", steps: int = 60) -> Follower:
+    return Follower(path, job=job, steps=steps, usd_per_hour=PRICE, tracker=tracker)
+
+
+def lines(path: Path, *kinds: str) -> list[dict[str, Any]]:
+    return [event for event in read_events(path) if not kinds or event["event"] in kinds]
+
+
+def test_a_lost_worker_costs_the_time_since_its_checkpoint(path, clock, capsys) -> None:
+    books = Books()
+    with follower(path, books.tracker()) as following:
+        for event in [start(10), *steps(1, 47, at=11), start(62.3, resumed_from=40)]:
+            following.take(event)
+        assert following.account.step == 40
+        for event in [*steps(41, 60, at=63), {**END, "step": 60, "at": T0 + 83}]:
+            following.take(event)
+    ((began, ended, reason),) = books.wasted
+    assert (began, ended) == pytest.approx((50, 62.3), abs=1e-5)
+    assert reason == "worker lost at step 47, on again from step 40"
+    told = "worker lost at step 47, on again from step 40 (7 steps, 12.3 s, $0.00123 wasted)"
+    assert told in capsys.readouterr().out
+    assert following.summary()["restarts"] == [
+        {"step": 47, "lost_steps": 7, "seconds": 12.3, "usd": "0.00123", "reason": "worker lost"}
+    ]
+
+
+def test_before_the_first_checkpoint_everything_is_lost(path, clock) -> None:
+    books = Books()
+    with follower(path, books.tracker()) as following:
+        for event in [start(10), *steps(1, 5, at=11), start(40)]:
+            following.take(event)
+    assert books.wasted[0][:2] == pytest.approx((10, 40), abs=1e-5)
+    assert following.summary()["restarts"][0]["lost_steps"] == 5
+
+
+def test_a_second_restart_from_the_same_checkpoint_pays_for_its_own_time_only(path, clock) -> None:
+    books = Books()
+    with follower(path, books.tracker()) as following:
+        for event in [start(0), *steps(1, 47, at=1), start(60, 40), *steps(41, 45, at=61),
+                      start(80, 40), *steps(41, 43, at=81), start(100, 20)]:  # fmt: skip
+            following.take(event)
+    found = [wasted[:2] for wasted in books.wasted]
+    # The last one falls back to step 20: what came after it and is not booked yet.
+    wanted = [(40, 60), (60, 80), (20, 40), (80, 100)]
+    assert [pytest.approx(pair, abs=1e-5) for pair in wanted] == found
+    assert [row["lost_steps"] for row in following.summary()["restarts"]] == [7, 5, 23]
+
+
+def test_what_came_after_the_state_that_is_gone_back_to_is_forgotten(path, clock) -> None:
+    def told(number: int) -> list[dict[str, Any]]:
+        return [
+            {"event": "warning", "step": number, "at": T0 + number, "kind": "flicker", "text": "x"},
+            step(number, number, val_psnr=30.0 + number),
+            {"event": "checkpoint", "step": number, "at": T0 + number, "name": "x"},
+        ]
+
+    with follower(path, Tracker()) as following:
+        for event in [start(0), *told(1), *told(2), *told(3), start(30, 2)]:
+            following.take(event)
+    account = following.account
+    assert [known.step for known in account.validations] == list(account.checkpoints) == [1, 2]
+    assert [known["step"] for known in following.summary()["warnings"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("between", "world", "reason"),
+    [
+        ([], 1, "worker lost"),
+        ([], 3, "grown from 2 to 3 workers"),
+        ([{"event": "interruption", "step": 5, "at": T0 + 6, "deadline_seconds": 118.0,
+           "ranks": [1]}], 1, "machine taken back with notice"),
+    ],
+)  # fmt: skip
+def test_a_restart_has_its_reason(path, clock, between, world, reason) -> None:
+    with follower(path, Tracker()) as following:
+        for event in [start(0), *steps(1, 5, at=1), *between, start(30, 5, world=world)]:
+            following.take(event)
+        following.take(start(50, 5, world=1))
+    first, second = following.summary()["restarts"]
+    assert (first["reason"], first["lost_steps"], first["seconds"]) == (reason, 0, 25.0)
+    assert second["reason"] == "worker lost"  # the notice was of the one before
+
+
+def killed(path: Path, books: Books, clock: Clock, events: list[dict[str, Any]]) -> None:
+    """A driver that is gone with the last event: nothing of it runs after that."""
+    following = follower(path, books.tracker()).__enter__()
+    for event in events:
+        following.take(event)
+        clock.now = event["at"]
+
+
+def test_a_new_driver_books_what_the_one_before_lost_and_only_once(path, clock) -> None:
+    books = Books()
+    killed(path, books, clock, [start(10), *steps(1, 47, at=11)])
+    with path.open("ab") as file:
+        file.write(b'{"event": "step", "st')  # cut short
+    clock.now = T0 + 500
+    killed(path, books, clock, [start(530, resumed_from=40)])
+    # Step 40 was reached at 50, the last sign came at 57; 500 to 530 it took to start again.
+    wanted = [(50, 57), (500, 530)]
+    assert [pytest.approx(pair, abs=1e-5) for pair in wanted] == [w[:2] for w in books.wasted]
+    assert "driver started again at step 47" in books.wasted[0][2]
+    clock.now = T0 + 900
+    killed(path, books, clock, [start(910, resumed_from=40), *steps(41, 42, at=911)])
+    assert [w[:2] for w in books.wasted[2:]] == [pytest.approx((900, 910), abs=1e-5)]
+    with follower(path, books.tracker()) as following:
+        assert [row["lost_steps"] for row in following.summary()["restarts"]] == [7, 0]
+    assert len(books.wasted) == 3
+
+
+def test_what_the_ledger_did_not_take_is_booked_by_the_next_driver(path, clock, capsys) -> None:
+    books = Books(is_down=True)
+    killed(path, books, clock, [start(0), *steps(1, 5, at=1), start(20, 3), *steps(4, 9, at=21)])
+    assert capsys.readouterr().out.count("waste is not in the ledger yet") == 1
+    books.is_down = False
+    clock.now = T0 + 100
+    killed(path, books, clock, [start(110, 9)])
+    assert books.wasted[0][:2] == pytest.approx((3, 20), abs=1e-5)
+    assert len(lines(path, "wasted")) == 2
+
+
+def test_a_run_of_another_job_has_given_up_the_one_before(path, clock) -> None:
+    books = Books()
+    killed(path, books, clock, [start(10), *steps(1, 5, at=11)])
+    clock.now = T0 + 100
+    with follower(path, books.tracker(), job="distill-b") as following:
+        following.take(start(120))
+        for event in steps(1, 3, at=121):
+            following.take(event)
+    ((began, ended, reason),) = books.wasted
+    assert (began, ended) == pytest.approx((10, 15), abs=1e-5)
+    assert reason.startswith("given up for other params or data at step 5")
+    assert following.account.step == 3
+
+
+def test_a_finished_run_is_left_for_the_next_one_and_wastes_nothing(path, clock) -> None:
+    books = Books()
+    events = [start(0), step(1, 1), {"event": "picture", "step": 1, "at": T0 + 1, "png": b"x",
+              "caption": "c"}, {**END, "step": 1, "at": T0 + 2}]  # fmt: skip
+    killed(path, books, clock, events)
+    clock.now = T0 + 50
+    with follower(path, books.tracker()) as following:
+        assert following.account.ended is not None  # nothing to do: still the finished one
+        following.take(start(60))
+        assert [event["event"] for event in lines(path)] == ["open", "start"]
+    assert not (path.parent / "samples").exists()
+    assert books.wasted == [] and following.summary()["restarts"] == []
+
+
+def test_a_run_that_the_budget_stopped_goes_on_without_waste(path, clock) -> None:
+    books = Books()
+    killed(path, books, clock, [start(0), *steps(1, 5, at=1),
+                                {**END, "stopped": "budget", "step": 5, "at": T0 + 6}])  # fmt: skip
+    clock.now = T0 + 100
+    with follower(path, books.tracker()) as following:
+        following.take(start(110, resumed_from=5))
+        following.take(step(6, 111))
+    assert books.wasted == [] and following.account.step == 6
+    assert following.account.ended is None
+
+
+def test_figures_and_pictures_go_on(path, clock) -> None:
+    books = Books()
+    with follower(path, books.tracker()) as following:
+        following.take(start(0))
+        following.take(step(1, 1, val_psnr=30.0, val_ssim=0.9, loss=float("nan")))
+        following.take({"event": "picture", "step": 1, "at": T0 + 1, "png": b"\x89PNG",
+                        "caption": "source, student"})  # fmt: skip
+        following.take(step(2, 2, val_psnr=30.2))
+    (first, values), (second, priced) = books.metrics
+    assert (first, second) == (1, 2)
+    assert values == {"loss_source": 0.03, "val_psnr": 30.0, "val_ssim": 0.9, "step_seconds": 1.0,
+                      "learning_rate": 1e-3, "spent_usd": 0.0001, "workers": 2.0}  # fmt: skip
+    assert priced["usd_per_tenth_db"] == pytest.approx(0.00005)
+    assert books.pictures == [(b"\x89PNG", "step-000001.png")]
+    (picture,) = lines(path, "picture")
+    assert "png" not in picture
+    assert (path.parent / picture["file"]).read_bytes() == b"\x89PNG"
+
+
+def test_without_a_tracker_everything_is_kept_all_the_same(path, clock) -> None:
+    with follower(path, Tracker()) as following:
+        for event in [start(0), *steps(1, 3, at=1), start(9, 2)]:
+            following.take(event)
+    assert following.summary()["restarts"][0]["lost_steps"] == 1
+    assert not lines(path, "wasted")  # the next driver may have a ledger
+
+
+def test_a_failure_is_in_the_file(path, clock) -> None:
+    with pytest.raises(RuntimeError), follower(path, Tracker()) as following:
+        following.take(start(0))
+        raise RuntimeError("the workers failed")
+    assert lines(path)[-1]["text"] == "the workers failed"
+
+
+def test_a_full_disk_delays_lines_and_loses_none(path, clock, capsys, monkeypatch) -> None:
+    real = Path.open
+    with follower(path, Tracker()) as following:
+        following.take(start(0))
+
+        def full(self: Path, *arguments: Any, **options: Any) -> Any:
+            if self != path:
+                return real(self, *arguments, **options)
+            with real(self, "ab") as file:
+                file.write(b'{"event": "st')  # what still had room
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "open", full)
+        following.take(step(1, 1))
+        following.take(step(2, 2))
+        monkeypatch.setattr(Path, "open", real)
+        following.take(step(3, 3))
+    assert [event["step"] for event in lines(path, "step")] == [1, 2, 3]
+    assert capsys.readouterr().out.count("No space left") == 1
+
+
+def test_a_checkpoint_that_fails_is_told_until_one_is_written(path, clock, capsys) -> None:
+    fails = {"event": "checkpoint_failed", "step": 1, "at": T0 + 2, "text": "S3 answers 500"}
+    with follower(path, Tracker()) as following:
+        for event in [start(0), step(1, 1), fails, fails]:
+            following.take(event)
+        assert following.account.save_error == "S3 answers 500"
+        following.take({"event": "checkpoint", "step": 1, "at": T0 + 3, "name": "x"})
+        assert following.account.save_error == ""
+        following.take(fails)
+    said = "the checkpoint of step 1 is tried again: S3 answers 500"
+    assert capsys.readouterr().out.count(said) == 2
+
+
+def test_a_file_that_is_none_of_ours_is_named(path, clock) -> None:
+    path.parent.mkdir()
+    path.write_text('{"step": 1, "loss": 0.5}\n')
+    with pytest.raises(CorruptFile, match=r"progress\.jsonl, line 1: found .* Delete the file"):
+        follower(path, Tracker())
+
+
+def test_a_run_in_a_line(path, clock, capsys) -> None:
+    with follower(path, Tracker(), steps=500) as following:
+        following.take(start(0))
+        for n in range(1, 121):
+            more = {"val_psnr": 31.0 + n / 600} if n % 40 == 0 else {}
+            following.take(step(n, n, **more))
+        assert describe(following.account) == (
+            "loss 0.0312  val 31.20 dB  $0.012 spent  $0.006 per 0.1 dB  6:20 left  2 workers"
+        )
+        following.take(step(500, 900, budget_warning="$80 of $95 spent"))
+        following.take(step(500, 900, budget_warning="$81 of $95 spent"))
+        following.take({"event": "warning", "step": 500, "at": T0 + 901, "kind": "flicker",
+                        "text": "every 4 frames"})  # fmt: skip
+    out = capsys.readouterr().out
+    assert "distill: step 500/500  loss 0.0312" in out
+    assert "$80 of $95 spent" in out and "$81 of" not in out
+    assert "step 500, flicker: every 4 frames" in out
+    summary = following.summary()
+    assert summary["warnings"] == [{"step": 500, "kind": "flicker", "text": "every 4 frames"}]
+    assert [summary[key] for key in ("workers", "device", "precision", "compiled")] == [
+        2, "cpu", "fp32", False,
+    ]  # fmt: skip
+
+
+# -- what more quality costs, and how long it takes --------------------------------------------
+
+usd = st.decimals("0", "95", places=6)
+validations = st.lists(st.tuples(usd, st.floats(10, 50)), max_size=12).map(
+    lambda rows: list(zip(sorted(r[0] for r in rows), (r[1] for r in rows), strict=True))
+)
+
+
+def test_the_price_of_quality() -> None:
+    known = [(Decimal("0.01"), 30.0), (Decimal("0.02"), 30.5), (Decimal("0.03"), 30.4)]
+    assert usd_per_tenth_db(known[:1]) is None
+    assert usd_per_tenth_db(known[:2]) == pytest.approx(Decimal("0.002"))
+    assert usd_per_tenth_db(known) == pytest.approx(Decimal("0.004"))  # the best stays the best
+    assert usd_per_tenth_db([*known[1:], (Decimal("0.04"), 30.5)]) is None
+    later = [*known, *[(Decimal(n), 30.5) for n in range(1, 6)]]
+    assert usd_per_tenth_db(later) is None  # the gain lies too far back
+    assert usd_per_tenth_db([(Decimal(0), float("nan")), *known[:2]]) == usd_per_tenth_db(known[:2])
+
+
+@given(validations)
+def test_the_price_of_quality_is_never_negative_and_tells_what_was_paid(known) -> None:
+    price = usd_per_tenth_db(known)
+    if price is None:
+        return
+    assert price >= 0
+    best = [max(psnr for _, psnr in known[: i + 1]) for i in range(len(known))][-5:]
+    paid = known[-1][0] - known[-len(best)][0]
+    assert float(price) * 10 * (best[-1] - best[0]) == pytest.approx(float(paid), abs=1e-9)
+
+
+def test_time_left_counts_validations_and_no_single_wait() -> None:
+    reached, now = {0: 0.0}, 0.0
+    for n in range(1, 101):
+        now += 1 + (4 if n % 10 == 0 else 0) + (300 if n == 95 else 0)
+        reached[n] = now
+    validated = list(range(10, 101, 10))
+    assert seconds_left(reached, [], step=100, steps=300) == pytest.approx(200)
+    assert seconds_left(reached, validated, step=100, steps=300) == pytest.approx(200 + 20 * 4)
+    assert seconds_left({0: 0.0}, [], step=0, steps=300) is None
+    assert seconds_left(reached, validated, step=100, steps=100) == 0
+
+
+# -- waste, whatever happens --------------------------------------------------------------------
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """A run with restarts, of workers and of drivers, from any state that was there before."""
+    at, done = 0.0, 0
+    events: list[dict[str, Any]] = []
+
+    def later() -> float:
+        nonlocal at
+        at += draw(st.integers(0, 5))
+        return at
+
+    for _ in range(draw(st.integers(1, 6))):
+        if not events or draw(st.booleans()):
+            events.append({"event": "open", "at": T0 + later(), "job": "a", "steps": 99,
+                           "usd_per_hour": str(PRICE)})  # fmt: skip
+            if draw(st.booleans()):
+                continue  # gone before its workers started
+        done = draw(st.integers(0, done))
+        events.append(start(later(), done or None, world=draw(st.integers(1, 3))))
+        for _ in range(draw(st.integers(0, 6))):
+            done += 1
+            events.append(step(done, later()))
+    return events
+
+
+def idle(events: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
+    """The times when no driver ran: from the last sign of one to the next one's `open`."""
+    for last, event in pairwise(events):
+        if event["event"] == "open":
+            yield last["at"], event["at"]
+
+
+@given(histories())
+def test_waste_never_overlaps_lies_in_the_run_and_counts_what_was_done_again(events) -> None:
+    account = Account()
+    for event in events:
+        account.add(event)
+    wasted = sorted(part for restart in account.restarts for part in restart.wasted)
+    assert all(begin < end for begin, end in wasted)
+    assert all(a[1] <= b[0] for a, b in pairwise(wasted))
+    for begin, end in wasted:
+        assert events[0]["at"] <= begin and end <= events[-1]["at"]
+        assert all(min(end, back) <= max(begin, gone) for gone, back in idle(events))
+    told = [event["step"] for event in events if event["event"] == "step"]
+    assert sum(restart.lost_steps for restart in account.restarts) == len(told) - account.step
+    seconds = sum(restart.seconds for restart in account.restarts)
+    paid = sum((restart.usd for restart in account.restarts), Decimal(0))
+    assert float(paid) == pytest.approx(0.0001 * seconds)
+
+
+@settings(deadline=None)
+@given(histories(), st.data())
+def test_drivers_that_read_the_file_book_what_one_that_saw_it_all_would(
+    tmp_path_factory, events, data
+) -> None:
+    """Each `open` is another process, which knows the file alone."""
+    whole = Account()
+    for event in events:
+        whole.add(event)
+    path = tmp_path_factory.mktemp("run") / "progress.jsonl"
+    books, clock = Books(), Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("turbo_vaed.distill.follow.time.time", clock.time)
+        following = None
+        for event in events:
+            clock.now = event["at"]
+            if event["event"] == "open":
+                with path.open("ab") as file:  # whatever the last one was about to write
+                    file.write(json.dumps(event).encode()[: data.draw(st.integers(0, 20))])
+                following = follower(path, books.tracker(), job="a", steps=99).__enter__()
+            else:
+                assert following is not None
+                following.take(event)
+    booked = sorted((begin + T0, end + T0) for begin, end, _ in books.wasted)
+    wanted = sorted(part for restart in whole.restarts for part in restart.wasted)
+    assert booked == [pytest.approx(part, abs=1e-5) for part in wanted]
+    assert len(lines(path, "wasted")) == len(whole.restarts)

@@ -1,0 +1,351 @@
+"""The teacher's targets: the cheaper way is chosen, and a cache holds what the teacher puts out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+import yaml
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_vaed.dataset.clip_arrays import ClipArray, create_clip_array
+from turbo_vaed.dataset.latents import to_pixels
+from turbo_vaed.distill import target_cache, targets
+from turbo_vaed.distill.data import Clips, Place
+from turbo_vaed.distill.target_cache import TargetWriter, Wanted
+from turbo_vaed.distill.target_costs import TargetCosts, TargetPlan, choose
+from turbo_vaed.distill.targets import Recompute, plan_targets, write_targets
+from turbo_vaed.errors import CorruptFile, Fault, UserError
+from turbo_vaed.models.teachers import load_teacher
+from turbo_vaed.params import DistillParams
+
+BLOCKS = ("mid_block", "up_block_1")
+SPLITS = ("train", "test", "train", "train", "val", "train")
+TRAIN = [0, 2, 3, 5]
+CPU = torch.device("cpu")
+
+# --- what is chosen -------------------------------------------------------------------------------
+
+seconds = st.floats(1e-4, 100)
+rates = st.floats(1, 1e4)
+costs = st.builds(
+    TargetCosts,
+    train_clips=st.integers(20, 5000),
+    cached_clips=st.integers(0, 20),
+    samples=st.integers(1, 10**6),
+    workers=st.integers(1, 16),
+    bytes_per_clip=st.integers(1, 10**8),
+    read_mb_per_s=rates,
+    write_mb_per_s=rates,
+    free_bytes=st.none() | st.integers(0, 10**11),
+    teacher_seconds_per_clip=seconds,
+    teacher_seconds_per_crop=seconds,
+    teacher_bytes=st.just(1),
+    memory_bytes=st.just(100),
+)
+pick: Callable[..., TargetPlan] = partial(choose, blocks=BLOCKS, reconstruction=True, wish="auto")
+
+
+@given(costs)
+def test_the_choice_is_the_cheaper_of_what_fits(costs):
+    plan = pick(costs)
+    needed = 1.1 * costs.missing_bytes
+    if costs.free_bytes is not None and needed > costs.free_bytes:
+        assert plan.mode == "recompute" and "GB are free" in plan.reason
+    else:
+        is_cheap = costs.seconds_cached <= costs.seconds_recomputed
+        assert plan.mode == ("cache" if is_cheap else "recompute")
+        assert "less time" in plan.reason
+    assert (plan.blocks, plan.reconstruction) == (BLOCKS, True)
+    assert plan.figures["seconds_cached"] == costs.seconds_cached
+    assert plan.figures["seconds_recomputed"] == costs.seconds_recomputed
+
+
+@given(costs, st.floats(1, 1000))
+def test_what_speaks_for_a_cache_never_turns_one_down(costs, factor):
+    """More steps, a slower teacher, faster storage, more clips there already, more room."""
+    if pick(costs).mode == "recompute":
+        return
+    changed = partial(dataclasses.replace, costs)
+    better = [
+        changed(samples=int(costs.samples * factor)),
+        changed(
+            teacher_seconds_per_clip=factor * costs.teacher_seconds_per_clip,
+            teacher_seconds_per_crop=factor * costs.teacher_seconds_per_crop,
+        ),
+        changed(read_mb_per_s=factor * costs.read_mb_per_s),
+        changed(write_mb_per_s=factor * costs.write_mb_per_s),
+        changed(cached_clips=costs.train_clips),
+        changed(free_bytes=None),
+    ]
+    assert [pick(other).mode for other in better] == ["cache"] * len(better)
+
+
+TYPICAL = TargetCosts(
+    train_clips=100,
+    cached_clips=20,
+    samples=2000,
+    workers=2,
+    bytes_per_clip=10**7,
+    read_mb_per_s=500,
+    write_mb_per_s=100,
+    free_bytes=10**9,
+    teacher_seconds_per_clip=0.5,
+    teacher_seconds_per_crop=0.25,
+    teacher_bytes=10**9,
+    memory_bytes=8 * 10**9,
+)
+
+
+def test_seconds_and_words_of_a_typical_case():
+    assert TYPICAL.seconds_written == pytest.approx(80 * (0.5 + 0.1) / 2)
+    assert TYPICAL.seconds_read == pytest.approx(2000 * 0.02 / 2)
+    assert TYPICAL.seconds_recomputed == pytest.approx(250)
+    plan = pick(TYPICAL)
+    assert plan.mode == "cache"
+    for words in (
+        "44.0 s on 2 workers", "24.0 s to write 80 of 100 clips", "2000 samples of 10.00 MB",
+        "at 500 MB/s", "computed again: 250.0 s", "0.500 s per clip",
+    ):  # fmt: skip
+        assert words in plan.reason
+    assert pick(dataclasses.replace(TYPICAL, samples=100)).mode == "recompute"
+
+
+def test_a_wish_is_followed_where_it_can_be():
+    few = dataclasses.replace(TYPICAL, samples=1)
+    assert pick(few).mode == "recompute"
+    assert pick(few, wish="cache").mode == "cache"
+    full = dataclasses.replace(TYPICAL, free_bytes=80 * 10**7)
+    with pytest.raises(UserError, match=r"0\.88 GB .* 0\.80 GB are free; free some"):
+        pick(full, wish="cache")
+
+
+def test_a_teacher_too_large_for_the_workers_is_cached_or_refused():
+    large = dataclasses.replace(TYPICAL, teacher_bytes=3 * 10**9, samples=1)
+    plan = pick(large)
+    assert plan.mode == "cache" and "3.0 GB of weights are too much" in plan.reason
+    with pytest.raises(UserError, match=r"GB are free.*weights are too much"):
+        pick(dataclasses.replace(large, free_bytes=0))
+
+
+# --- what is cached -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wanted(tmp_path: Path, tiny_teacher: Path) -> Wanted:
+    """Six clips of 5 frames of 32x32, their latents made up."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        ("clip", "clips.zarr", "video"): rng.integers(0, 256, (6, 5, 32, 32, 3), dtype=np.uint8),
+        ("encode", "latents.zarr", "latents"): rng.normal(size=(6, 8, 2, 4, 4)).astype("f4"),
+    }
+    for (folder, store, name), values in arrays.items():
+        group = zarr.open_group(str(tmp_path / folder / store), mode="w", zarr_format=3)
+        array = create_clip_array(
+            group, name, clips=6, shape=values.shape[1:], dtype=values.dtype, is_compressed=True
+        )
+        array[:] = values
+    clips = [{"index": i, "split": split} for i, split in enumerate(SPLITS)]
+    (tmp_path / "clip" / "clips.json").write_text(json.dumps({"clips": clips}))
+    sha256 = load_teacher("ltx-video", tiny_teacher).sha256
+    facts = {"compression": [4, 8, 8], "teacher_sha256": sha256}
+    (tmp_path / "encode" / "latents.json").write_text(json.dumps(facts))
+    weights = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    return Wanted(
+        family="ltx-video",
+        weights=str(weights),
+        clips=str(tmp_path / "clip"),
+        latents=str(tmp_path / "encode"),
+        targets=str(tmp_path / "targets"),
+        blocks=BLOCKS,
+        reconstruction=True,
+    )
+
+
+def params(**changes: object) -> DistillParams:
+    document = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
+    values = document["defaults"]["distill"] | {"crop": 16, "steps": 10**6}
+    return DistillParams(**(values | changes))
+
+
+TIMES = ("teacher_seconds_per_clip", "teacher_seconds_per_crop")
+RATES = ("read_mb_per_s", "write_mb_per_s")
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Without Ray: workers are this process. The clips of every measurement are noted, and its
+    times replaced by such that a million steps ask for a cache and a single one does not."""
+    calls: list[list[int]] = []
+
+    def run(function, wanted, clips, *rest):
+        calls.append(list(clips))
+        found = function(wanted, clips, *rest, device="cpu")
+        times = dict.fromkeys(TIMES, 1.0) | dict.fromkeys(RATES, 1e3)
+        assert all(getattr(found, name) > 0 for name in times)
+        return dataclasses.replace(found, **times)
+
+    def pass_over(worker, arguments, clips, *, batch_size, **_):
+        made = worker(*arguments, device="cpu")
+        for start in range(0, len(clips), batch_size):
+            made({"index": np.array(clips[start : start + batch_size])})
+
+    monkeypatch.setattr(targets, "run_on_worker", run)
+    monkeypatch.setattr(targets, "pass_over_clips", pass_over)
+    monkeypatch.setattr(targets, "room", lambda: ("cpu", 2))
+    monkeypatch.setattr(targets, "ray_session", lambda _address: nullcontext())
+    return calls
+
+
+def check_cache(wanted: Wanted) -> None:
+    """Every train clip's targets are what the teacher makes of its latents, and no other's."""
+    teacher = load_teacher(wanted.family, wanted.weights)
+    latents = zarr.open_group(f"{wanted.latents}/latents.zarr", mode="r")["latents"][:]
+    expected = teacher.decode_with_features(torch.from_numpy(latents[TRAIN]), BLOCKS)
+    data = Clips(clips=wanted.clips, latents=wanted.latents, targets=wanted.targets)
+    batch = data.read([Place(clip=clip, row=0, column=0) for clip in TRAIN], 32)
+    assert batch.teacher is not None
+    pixels = to_pixels(batch.teacher).astype(int)
+    assert np.abs(pixels - to_pixels(expected.video)).max() <= 1
+    for block in BLOCKS:
+        feature = expected.features[block]
+        error = (batch.features[block] - feature).pow(2).mean().sqrt() / feature.std()
+        assert error < 1e-3, block
+        array = zarr.open_array(wanted.store, path=f"features/{block}", mode="r")
+        assert array.dtype == np.float16
+        assert array.chunks == (1, *feature.shape[1:]) and array.compressors == ()
+    with pytest.raises(CorruptFile, match="of clip 1 is missing"):
+        data.read([Place(clip=1, row=0, column=0)], 32)
+
+
+def test_a_whole_cache_needs_no_teacher_in_a_second_run(wanted, measured):
+    plan = plan_targets(wanted, params(), batch_size=1)
+    assert plan.mode == "cache" and "less time" in plan.reason
+    assert plan.figures["bytes_per_clip"] == 15360 + 2 * (16 * 2 * 4 * 4 + 8 * 5 * 16 * 16)
+    assert 0 < plan.figures["feature_error"] < 1e-3
+    assert all(value > 0 for value in plan.figures.values())
+    assert write_targets(wanted, batch_size=2) == 3, "the measured clip is kept"
+    check_cache(wanted)
+    shutil.rmtree(wanted.weights)
+    plan = plan_targets(wanted, params(steps=1), batch_size=1)
+    assert plan.mode == "cache" and "all 4 train clips are cached already" in plan.reason
+    assert write_targets(wanted, batch_size=1) == 0
+
+
+def test_a_pass_that_was_killed_goes_on_with_what_it_lacks(wanted, measured):
+    assert plan_targets(wanted, params(), batch_size=2).mode == "cache"
+    assert wanted.missing() == [3, 5] and measured == [[0, 2]]
+    assert write_targets(wanted, batch_size=2) == 2
+    store = Path(wanted.store)
+    shutil.rmtree(store / "reconstruction" / "c" / "2")
+    chunk = store / "features" / "mid_block" / "c" / "5" / "0" / "0" / "0" / "0"
+    os.truncate(chunk, 7)
+    kept = store / "reconstruction" / "c" / "0" / "0" / "0" / "0" / "0"
+    written = kept.stat().st_mtime_ns
+    assert wanted.missing() == [2, 5]
+    plan = plan_targets(wanted, params(), batch_size=2)
+    assert plan.mode == "cache" and "2 of 4 clips" in plan.reason
+    assert len(measured) == 1, "what was measured is kept"
+    assert write_targets(wanted, batch_size=2) == 2
+    check_cache(wanted)
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_a_cache_in_a_bucket(wanted, measured, s3_url):
+    there = dataclasses.replace(wanted, targets=f"{s3_url}/targets")
+    assert plan_targets(there, params(), batch_size=3).mode == "cache"
+    assert there.missing() == [5]
+    assert write_targets(there, batch_size=3) == 1
+    assert there.missing() == []
+    check_cache(there)
+    bucket = fsspec.filesystem("s3")
+    bucket.rm(f"{there.store}/reconstruction/c/3", recursive=True)
+    assert there.missing() == [3]
+    target_cache.clear(there)
+    assert bucket.find(there.targets) == [] and there.missing() == TRAIN
+
+
+def test_other_params_are_measured_and_another_teacher_starts_anew(wanted, measured):
+    plan_targets(wanted, params(), batch_size=1)
+    plan_targets(wanted, params(crop=32), batch_size=1)
+    plan_targets(wanted, params(crop=32, micro_batch=1), batch_size=1)
+    assert measured == [[0], [2], [3]], "what is cached stays"
+    plan_targets(dataclasses.replace(wanted, blocks=("up_block_0",)), params(), batch_size=1)
+    assert measured[3:] == [[0]]
+    assert {path.parent.name for path in Path(wanted.store).glob("features/*/c")} == {"up_block_0"}
+    plan_targets(wanted, params(), batch_size=1)
+    Path(wanted.targets, "targets.json").write_text("{")
+    plan_targets(wanted, params(), batch_size=1)
+    assert measured[4:] == [[0], [0]], "arrays that nobody knows of count for nothing"
+    facts = json.loads(Path(wanted.latents, "latents.json").read_text())
+    facts["teacher_sha256"] = "another"
+    Path(wanted.latents, "latents.json").write_text(json.dumps(facts))
+    with pytest.raises(CorruptFile, match="made by a teacher of sha256 another"):
+        plan_targets(wanted, params(), batch_size=1)
+
+
+def test_what_needs_no_measuring_is_not_measured(wanted, measured):
+    nothing = dataclasses.replace(wanted, blocks=(), reconstruction=False)
+    assert plan_targets(nothing, params(), batch_size=1).mode == "none"
+    plan = plan_targets(wanted, params(teacher_targets="recompute"), batch_size=1)
+    assert plan.mode == "recompute" and "distill.teacher_targets" in plan.reason
+    assert measured == [] and not Path(wanted.targets).exists()
+    plan = plan_targets(wanted, params(steps=1, batch_size=2), batch_size=1)
+    assert plan.mode == "recompute" and len(measured) == 1
+
+
+def test_features_too_large_for_half_precision(wanted, measured, monkeypatch):
+    """Known from the first clips they are stored in single precision; a later surprise is told."""
+    decode = TargetWriter.decode
+
+    def large(scale: float) -> None:
+        def louder(self, latents):
+            found = decode(self, latents)
+            return found | {"features/mid_block": scale * found["features/mid_block"]}
+
+        monkeypatch.setattr(TargetWriter, "decode", louder)
+
+    large(1e6)
+    plan_targets(wanted, params(), batch_size=1)
+    array = ClipArray(wanted.store, "features/mid_block", remedy="")[0]
+    assert array.dtype == np.float32 and np.isfinite(array).all()
+    target_cache.clear(wanted)
+    large(1)
+    plan_targets(wanted, params(), batch_size=1)
+    large(1e6)
+    with pytest.raises(Fault, match=r"features/mid_block of clips \[2\] is not finite in float16"):
+        write_targets(wanted, batch_size=1)
+
+
+def test_recomputed_targets_are_the_teachers_of_the_crop(wanted):
+    data = Clips(clips=wanted.clips, latents=wanted.latents)
+    plan = TargetPlan(
+        blocks=("up_block_1",), reconstruction=True, mode="recompute", reason="", figures={}
+    )
+    make = partial(Recompute, family="ltx-video", weights=wanted.weights, device=CPU)
+    bare = data.read([Place(clip=2, row=1, column=2), Place(clip=3, row=0, column=0)], 16)
+    batch = make(plan=plan)(bare)
+    latents = zarr.open_group(f"{wanted.latents}/latents.zarr", mode="r")["latents"][2:3]
+    teacher = load_teacher("ltx-video", wanted.weights)
+    crop = torch.from_numpy(latents[..., 1:3, 2:4])
+    expected = teacher.decode_with_features(crop, ("up_block_1",))
+    assert batch.teacher is not None and batch.source is bare.source
+    assert torch.allclose(batch.teacher[:1], expected.video.clamp(-1, 1), atol=1e-5)
+    assert batch.features.keys() == {"up_block_1"}
+    assert torch.allclose(
+        batch.features["up_block_1"][:1], expected.features["up_block_1"], atol=1e-4
+    )
+    silent = make(plan=dataclasses.replace(plan, reconstruction=False))(bare)
+    assert silent.teacher is None

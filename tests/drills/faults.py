@@ -1,0 +1,268 @@
+"""What goes wrong, from outside the product: machines vanish, S3 fails, disks fill."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+CLUSTER = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",  # loopback only
+    "RAY_worker_niceness": "0",  # 15 by default: beside other work its workers would starve
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "OMP_NUM_THREADS": "1",
+}
+"""What a cluster of machines that may vanish is started with: a lost one is found out in seconds,
+not in half a minute."""
+
+
+class Machines:
+    """A Ray cluster of processes: a head that computes nothing, and machines of one CPU each."""
+
+    def __init__(self, count: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 0, "include_dashboard": False}
+        self._cluster = _insist(lambda: Cluster(initialize_head=True, head_node_args=head))
+        self.address: str = self._cluster.address
+        self.nodes: list[Any] = []
+        self.ensure(count)
+
+    @classmethod
+    @contextmanager
+    def started(cls, count: int) -> Iterator[Machines]:
+        """A cluster, until the block ends."""
+        with environment(CLUSTER):
+            machines = cls(count)
+            try:
+                yield machines
+            finally:
+                machines._cluster.shutdown()
+
+    def ensure(self, count: int) -> None:
+        """Replace the machines that were lost."""
+        while len(self.nodes) < count:
+            self.nodes.append(_insist(lambda: self._cluster.add_node(num_cpus=1)))
+
+    def in_use(self) -> Any:
+        """A machine that has a worker of Ray Train, not that of rank 0 if there are several."""
+        found = [node for node in self.nodes if self.workers(node)]
+        assert found, "no worker of Ray Train runs"
+        return found[-1]
+
+    def workers(self, node: Any) -> list[psutil.Process]:
+        """The processes of Ray Train's workers on a machine."""
+        below = psutil.Process(_raylet(node)).children(recursive=True)
+        return [process for process in below if "RayTrainWorker" in " ".join(_command(process))]
+
+    def lose(self, node: Any) -> None:
+        """SIGKILL to a machine's raylet and to all that runs below it."""
+        self.nodes.remove(node)
+        try:
+            raylet = psutil.Process(_raylet(node))
+        except psutil.NoSuchProcess:
+            return  # a raylet that was drained leaves at its deadline
+        for process in (raylet, *raylet.children(recursive=True)):
+            kill(process.pid)
+
+
+def _insist(start: Callable[[], Any]) -> Any:
+    """Ray gives a node of a cluster 30 s to start, and a busy machine needs more."""
+    for _ in range(2):
+        with contextlib.suppress(Exception):  # a plain Exception
+            return start()
+    return start()
+
+
+def _raylet(node: Any) -> int:
+    pid: int = node.all_processes["raylet"][0].process.pid
+    return pid
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, to a process that may be gone."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables of the environment, until the block ends."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A loopback server in a thread; its URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Quiet(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+    def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@contextmanager
+def node_watcher(machines: Machines, node: Any, deadline: datetime) -> Iterator[None]:
+    """`turbo-vaed node watch` on a machine whose metadata say that EC2 takes it at `deadline`."""
+    notice = f'{{"action": "terminate", "time": "{deadline.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"}}'
+
+    class Metadata(_Quiet):
+        def do_PUT(self) -> None:
+            self.answer(200, b"token")
+
+        def do_GET(self) -> None:
+            if self.headers.get("X-aws-ec2-metadata-token") != "token":
+                self.answer(401, b"")
+            elif self.path == "/latest/meta-data/spot/instance-action":
+                self.answer(200, notice.encode())
+            else:
+                self.answer(404, b"")
+
+    with _served(Metadata) as url:
+        given = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": url, "RAY_ADDRESS": machines.address}
+        watch = (
+            f"from turbo_vaed.node import watch; watch(poll_seconds=1, node_id={node.node_id!r})"
+        )
+        watcher = subprocess.Popen([sys.executable, "-c", watch], env={**os.environ, **given})
+        try:
+            yield
+        finally:
+            kill(watcher.pid)
+            watcher.wait()
+
+
+class FlakyS3:
+    """An S3 that answers 500 to everything while `is_down`."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.is_down, self.refused = url, False, 0
+
+    @classmethod
+    @contextmanager
+    def started(cls, bucket: str) -> Iterator[FlakyS3]:
+        """moto's S3 with a bucket, behind a proxy; clients find it by the environment."""
+        import boto3
+        from moto.server import ThreadedMotoServer
+
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        found: list[FlakyS3] = []
+
+        class Proxy(_Quiet):
+            def forward(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if found[0].is_down:
+                    found[0].refused += 1
+                    self.answer(500, b"")
+                    return
+                behind = http.client.HTTPConnection(host, port, timeout=60)
+                behind.request(self.command, self.path, body, dict(self.headers))
+                reply = behind.getresponse()
+                kept = {k: v for k, v in reply.getheaders() if k.lower() not in _OF_THE_HOP}
+                self.answer(reply.status, reply.read(), kept)
+                behind.close()
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
+
+        with _served(Proxy) as url:
+            found.append(cls(url))
+            given = {
+                "AWS_ENDPOINT_URL": url,
+                "AWS_ACCESS_KEY_ID": "drill",
+                "AWS_SECRET_ACCESS_KEY": "drill",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }
+            try:
+                with environment(given):
+                    boto3.client("s3").create_bucket(Bucket=bucket)
+                    yield found[0]
+            finally:
+                server.stop()
+
+
+_OF_THE_HOP = ("connection", "transfer-encoding", "content-length", "server", "date")
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
+    """A disk of its own at `folder`, until the block ends; needs root.
+
+    Raises:
+        PermissionError: it cannot be mounted here.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "drill", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        raise PermissionError(f"a small disk needs root: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(file: Path) -> None:
+    """Take all that is left of a disk."""
+    with file.open("wb", buffering=0) as ballast:
+        for size in (2**20, 2**12):
+            try:
+                while True:
+                    ballast.write(b"\0" * size)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise

@@ -1,0 +1,172 @@
+"""What the stage `distill` does, over the toy job: in this process, or as a process to be killed.
+
+`python -m tests.drills.stage FOLDER STORAGE [--workers N] [--slow-seconds S] [--on-ray]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from tests.drills.toy import USD_PER_HOUR, make_job
+from turbo_vaed.costs import Ledger, Meter
+from turbo_vaed.dataset.ray_session import ray_session
+from turbo_vaed.distill import train
+from turbo_vaed.distill.checkpoint import Checkpoint
+from turbo_vaed.distill.follow import Follower
+from turbo_vaed.distill.worker import train_worker
+from turbo_vaed.settings import ENVIRONMENT, Settings
+from turbo_vaed.tracker import Tracker
+
+RUN, STAGE = "drill-1", "distill"
+
+Worker = Callable[[dict[str, Any]], None]
+Listen = Callable[[dict[str, Any]], None]
+
+
+def ledger_url(folder: Path) -> str:
+    return f"sqlite:///{folder}/ledger.db"
+
+
+def progress_file(folder: Path) -> Path:
+    return folder / "checkpoints/progress.jsonl"
+
+
+def run(
+    folder: Path,
+    storage: str,
+    *,
+    workers: int = 1,
+    worker: Worker = train_worker,
+    on_ray: bool = False,
+    listen: Listen = lambda event: None,
+) -> Checkpoint:
+    """Distil the job of `folder`, metered and followed; the state at its end.
+
+    Args:
+        worker: what the workers run: `train_worker`, or that with a fault built around it.
+        on_ray: as the product does it; else `worker` runs here, alone, which takes no cluster.
+        listen: gets the events after the follower.
+    """
+    job = make_job(folder, workers=workers)
+    lock = threading.Lock()  # here a worker's threads tell for themselves
+    with Ledger.open(ledger_url(folder)) as ledger:
+        meter = Meter(
+            ledger,
+            run=RUN,
+            customer="toy",
+            stage=STAGE,
+            resource="node",
+            usd_per_hour=USD_PER_HOUR,
+            price_source="a drill",
+            interval_seconds=1.0,
+        )
+        follower = Follower(
+            progress_file(folder),
+            job=job.name,
+            steps=job.params.steps,
+            usd_per_hour=USD_PER_HOUR,
+            tracker=Tracker(mark_wasted=meter.mark_wasted, keep=meter.keep),
+        )
+
+        def take(event: dict[str, Any]) -> None:
+            with lock:
+                follower.take(event)
+                listen(event)
+
+        with meter, follower:
+            if on_ray:
+                with (
+                    ray_session(Settings.from_environment().ray_address),
+                    patch("turbo_vaed.distill.worker.train_worker", worker),
+                ):
+                    return train.distill(job, storage=storage, take=take).checkpoint
+            with patch.object(train, "_fit", _fit_here(worker)):
+                return train.distill(job, storage=storage, take=take).checkpoint
+
+
+def slowed(worker: Worker, seconds: float) -> Worker:
+    """`worker` with steps that last, so that a kill lands inside one."""
+
+    def work(config: dict[str, Any]) -> None:
+        from turbo_vaed.distill.loop import Loop
+
+        step = Loop._train_step
+
+        def slow(self: Any, batch: Any) -> Any:
+            time.sleep(seconds)
+            return step(self, batch)
+
+        with patch.object(Loop, "_train_step", slow):
+            worker(config)
+
+    return work
+
+
+def poisoned(worker: Worker, read: int) -> Worker:
+    """`worker` whose read number `read` of a batch comes back as NaN, as from bad memory."""
+
+    def work(config: dict[str, Any]) -> None:
+        from turbo_vaed.distill.data import Clips
+
+        whole, reads = Clips.read, iter(range(10**9))
+
+        def bad(self: Any, places: Any, size: int) -> Any:
+            batch = whole(self, places, size)
+            if next(reads) == read:
+                batch.source.mul_(float("nan"))
+            return batch
+
+        with patch.object(Clips, "read", bad):
+            worker(config)
+
+    return work
+
+
+def _fit_here(worker: Worker) -> Callable[..., None]:
+    """The product's own start of workers, with this process for the only one."""
+
+    def fit(job: Any, store: Any, take: Listen, *_: Any) -> None:
+        context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+        letters = SimpleNamespace(put=SimpleNamespace(remote=take))
+        with (
+            patch("ray.train.get_context", lambda: context),
+            patch("ray.train.torch.get_device", lambda: torch.device("cpu")),
+            patch("ray.train.get_preemption_info", lambda: None),
+        ):
+            worker({"job": job, "store": store.url, "letters": letters})
+
+    return fit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("storage")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--slow-seconds", type=float, default=0.1)
+    parser.add_argument("--on-ray", action="store_true")
+    given = parser.parse_args()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    torch.set_num_threads(1)
+    run(
+        given.folder,
+        given.storage,
+        workers=given.workers,
+        worker=slowed(train_worker, given.slow_seconds),
+        on_ray=given.on_ray,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Curves of a run in flight, in a real MLflow store; and no harm done where there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tests.registry.conftest import empty_store, store  # noqa: F401
+from turbo_vaed import mlflow_runs
+from turbo_vaed.costs import Ledger
+from turbo_vaed.errors import Unreachable
+from turbo_vaed.mlflow_runs import Point, experiment_id
+from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+from turbo_vaed.stages import telemetry
+from turbo_vaed.stages.running import run_metered
+from turbo_vaed.stages.telemetry import AGAIN_SECONDS, LiveRun
+
+NOBODY = "http://127.0.0.1:9"
+"""Nothing listens on the discard port."""
+
+
+def live(uri: str, run_id: str = "acme-1", **options: Any) -> LiveRun:
+    return LiveRun(uri, customer="acme", run_id=run_id, kind="distill", **options)
+
+
+def runs(uri: str) -> list[Run]:
+    client = MlflowClient(tracking_uri=uri)
+    return list(client.search_runs([experiment_id(client, uri, "acme")]))
+
+
+def curve(uri: str, run: Run, key: str) -> list[tuple[int, float]]:
+    found = MlflowClient(tracking_uri=uri).get_metric_history(run.info.run_id, key)
+    return [(point.step, point.value) for point in found]
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def test_curves_and_pictures_are_in_the_run_of_the_customer(store: str, said: list[str]) -> None:  # noqa: F811
+    with live(store, warn=said.append) as run:
+        for step in range(1, 301):
+            run.log_metrics({"loss": 1 / step, "loss_source": 0.5, "workers": 2}, step)
+        run.log_picture(b"\x89PNG one", "step-000100.png")
+        run.log_picture(b"\x89PNG two", "step-000200.png")
+    (found,) = runs(store)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "acme-1 distill"
+    assert {"customer": "acme", "turbo_vaed.run_id": "acme-1", "kind": "distill"}.items() <= (
+        found.data.tags.items()
+    )
+    assert curve(store, found, "loss") == [(step, 1 / step) for step in range(1, 301)]
+    client = MlflowClient(tracking_uri=store)
+    listed = [file.path for file in client.list_artifacts(found.info.run_id, "samples")]
+    assert listed == ["samples/step-000100.png", "samples/step-000200.png"]
+    fetched = client.download_artifacts(found.info.run_id, listed[1])
+    assert Path(fetched).read_bytes() == b"\x89PNG two"
+    assert said == []
+
+
+def test_a_run_that_goes_on_in_another_process_is_found_again(store: str) -> None:  # noqa: F811
+    with pytest.raises(RuntimeError), live(store) as run:
+        run.log_metrics({"loss": 0.5}, 1)
+        raise RuntimeError("lost")
+    assert [found.info.status for found in runs(store)] == ["FAILED"]
+    again = live(store)
+    again.log_metrics({"loss": 0.4}, 2)
+    again.deliver()
+    assert [found.info.status for found in runs(store)] == ["RUNNING"]
+    with again:
+        pass
+    with live(store, run_id="acme-2") as run:
+        run.log_metrics({"loss": 0.3}, 1)
+    by_name = {found.info.run_name: found for found in runs(store)}
+    assert set(by_name) == {"acme-1 distill", "acme-2 distill"}
+    assert {found.info.status for found in by_name.values()} == {"FINISHED"}
+    assert curve(store, by_name["acme-1 distill"], "loss") == [(1, 0.5), (2, 0.4)]
+
+
+def test_a_stage_that_logs_nothing_makes_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "open_tracking", pytest.fail)
+    with live(NOBODY):
+        pass
+
+
+def test_where_nobody_answers_there_is_one_warning_and_no_error(said: list[str]) -> None:
+    run = live(NOBODY, warn=said.append)
+    run.log_metrics({"loss": 0.5, "val_psnr": 30.0}, 1)
+    run.deliver()
+    with run:
+        run.log_picture(b"png", "step-000001.png")
+    assert len(said) == 2
+    assert "curves are not in MLflow yet: no MLflow server answers at http://127.0.0.1:9" in said[0]
+    assert said[1] == "MLflow lacks 3 figures and pictures of run acme-1 distill"
+
+
+def test_a_stage_has_a_tracker_of_its_run(
+    store: str,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
+    settings = dataclasses.replace(
+        Settings.from_environment(tmp_path),
+        run_id="demo-1",
+        ledger_url=f"sqlite:///{tmp_path}/ledger.db",
+        mlflow_tracking_uri=store,
+        ray_address=None,
+    )
+
+    def run(poc: Poc) -> dict[str, object]:
+        tracker, began = poc.tracker, datetime.now(UTC)
+        assert tracker.log_metrics and tracker.log_picture and tracker.mark_wasted
+        tracker.log_metrics({"loss": 0.5}, 1)
+        tracker.log_picture(b"png", "step-000001.png")
+        time.sleep(0.02)
+        tracker.mark_wasted(began, datetime.now(UTC), "worker lost")
+        time.sleep(0.02)
+        poc.folder("distill").mkdir(parents=True)
+        return {}
+
+    monkeypatch.setattr("turbo_vaed.stages.distill.run", run)
+    run_metered(settings, "distill", "demo")
+    client = MlflowClient(tracking_uri=store)
+    (found,) = client.search_runs([experiment_id(client, store, "demo")])
+    assert found.info.run_name == "demo-1 distill"
+    assert found.data.metrics == {"loss": 0.5}
+    assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["samples"]
+    with Ledger.open(settings.ledger_url) as ledger:
+        cost = ledger.by_stage("demo-1")["distill"]
+    assert 0 < cost.wasted_usd < cost.usd
+
+
+class FakeClient:
+    """Takes points, unless it is told to fail."""
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self.is_down = True
+        self.opened = 0
+
+    def open(self, uri: str) -> FakeClient:
+        self.opened += 1
+        if self.is_down:
+            raise Unreachable("nobody is there")
+        return self
+
+    def log(self, client: object, run: str, points: list[Point]) -> None:
+        if self.is_down:
+            raise OSError("connection lost")
+        self.points += points
+
+    def set_terminated(self, run: str, status: str) -> None:
+        assert (run, status) == ("run", "FINISHED")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    fake = FakeClient()
+    monkeypatch.setattr(telemetry, "open_tracking", fake.open)
+    monkeypatch.setattr(telemetry, "log_points", fake.log)
+    monkeypatch.setattr(telemetry, "experiment_id", lambda *_: "0")
+    monkeypatch.setattr(telemetry, "find_or_create_run", lambda *_: "run")
+    return fake
+
+
+def test_a_server_that_comes_back_gets_everything_and_is_not_asked_too_often(
+    fake: FakeClient, said: list[str]
+) -> None:
+    now = 0.0
+    run = live(NOBODY, warn=said.append, clock=lambda: now)
+    run.log_metrics({"loss": 0.5}, 1)
+    for now in (0.0, 1.0, AGAIN_SECONDS - 1):  # noqa: B007
+        run.deliver()
+    assert fake.opened == 1
+    now = AGAIN_SECONDS
+    run.deliver()
+    assert fake.opened == 2
+    fake.is_down = False
+    run.log_metrics({"loss": 0.4}, 2)
+    now = 2 * AGAIN_SECONDS
+    run.deliver()
+    assert [(point.step, point.value) for point in fake.points] == [(1, 0.5), (2, 0.4)]
+    fake.is_down = True  # and lost once more, now between two deliveries
+    run.log_metrics({"loss": 0.3}, 3)
+    run.deliver()
+    fake.is_down = False
+    now = 3 * AGAIN_SECONDS
+    run.deliver()
+    assert [point.step for point in fake.points] == [1, 2, 3]
+    assert fake.opened == 4  # a client that failed is not trusted again
+    assert len(said) == 1
+
+
+def test_what_waits_is_bounded_and_the_newest_is_kept(
+    fake: FakeClient, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "MOST_POINTS", 3)
+    run = live(NOBODY, warn=said.append)
+    for step in range(5):
+        run.log_metrics({"loss": 0.5}, step)
+    run.deliver()
+    fake.is_down = False
+    with run:
+        pass
+    assert [point.step for point in fake.points] == [2, 3, 4]
+    assert said[1:] == ["MLflow lacks 2 figures and pictures of run acme-1 distill"]
+
+
+def test_points_go_in_as_few_calls_as_mlflow_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    class Client:
+        def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+            calls.append(len(metrics))
+
+    points = [Point("loss", 0.5, 0, step) for step in range(2001)]
+    mlflow_runs.log_points(Client(), "run", points)  # type: ignore[arg-type]
+    assert calls == [1000, 1000, 1]

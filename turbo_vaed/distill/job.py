@@ -1,0 +1,67 @@
+"""What a worker is told: plain values, so that they travel to any node."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from turbo_vaed.costs import Budget, per_second
+from turbo_vaed.distill.targets import TargetPlan
+from turbo_vaed.models import DecoderConfig
+from turbo_vaed.params import DistillParams
+
+_HOW = frozenset(
+    ("workers", "min_workers", "micro_batch", "teacher_targets", "compile", "checkpoint_every",
+     "keep_checkpoints")
+)  # fmt: skip
+"""Params that say how a student is computed and not which: a run goes on when they change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One student to be distilled; the folders may be URLs that every worker reaches."""
+
+    clips: str
+    latents: str
+    targets: str | None
+    """The teacher's cached targets, where the plan says so."""
+    plan: TargetPlan
+    teacher_family: str
+    teacher_weights: Path
+    """For targets that are computed again in every step."""
+    student: DecoderConfig
+    params: DistillParams
+    data_key: str
+    """Of the clips and latents: their content, in a few letters."""
+    budget: Budget
+    usd_per_hour: Decimal
+    """Of all nodes of the run together."""
+    spent_usd: Decimal
+    """By the run when the job was handed over."""
+    started_at: float
+    """Unix seconds of that moment."""
+
+    def spent_now(self) -> Decimal:
+        """What the run has cost by now, the job's own time included."""
+        seconds = Decimal(str(max(0.0, time.time() - self.started_at)))
+        return self.spent_usd + seconds * per_second(self.usd_per_hour)
+
+    @property
+    def name(self) -> str:
+        """The same for the same student of the same data, so that its checkpoints are found."""
+        params = {k: v for k, v in asdict(self.params).items() if k not in _HOW}
+        told = {"student": asdict(self.student), "params": params, "data": self.data_key}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+        return f"distill-{digest.hexdigest()[:16]}"
+
+
+def data_key(clips: Path, latents: Path) -> str:
+    """Of a customer's clips and latents, by what describes them."""
+    digest = hashlib.sha256()
+    for path in (clips / "clips.json", latents / "latents.json"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,60 @@
+"""The student in training: the decoder, and heads that only training needs.
+
+Shapes: B batch, C channels, T frames, t latent frames, H W pixels, h w latent positions.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
+from turbo_vaed.models.alignment import AlignmentHeads
+
+
+class Student(nn.Module):
+    """Decoder and alignment heads as one module: one forward pass through one wrapper, so that no
+    gradient escapes the averaging over workers."""
+
+    def __init__(
+        self, config: DecoderConfig, *, with_heads: bool, channels_last: bool = False
+    ) -> None:
+        super().__init__()
+        self.channels_last = channels_last
+        self.decoder = TurboVaedDecoder(config)
+        self.heads = AlignmentHeads(config) if with_heads else None
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, C, t, h, w) -> video (B, 3, T, H, W), and the aligned blocks' states, projected."""
+        if self.channels_last:
+            latents = latents.permute(2, 0, 3, 4, 1).contiguous().permute(1, 4, 0, 2, 3)
+        if self.heads is None:
+            return self.decoder(latents), {}
+        video, features = self.decoder.decode_with_features(latents)
+        return video, self.heads(features)
+
+
+def averaged(module: nn.Module) -> nn.Module:
+    """The module behind DDP where there are several workers: gradients are averaged, and rank 0's
+    weights are everybody's."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        return nn.parallel.DistributedDataParallel(module)
+    return module
+
+
+def averaging(module: nn.Module, *, now: bool) -> AbstractContextManager[None]:
+    """Around a micro-batch of an `averaged` module: its gradients are averaged with the last."""
+    if not now and isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 natively."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
