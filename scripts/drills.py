@@ -90,8 +90,9 @@ it: a head that computes nothing and {MACHINES} of one CPU each, whose loss Ray'
 after {" ".join(f"{k}={v}" for k, v in faults.CLUSTER.items() if "health" in k)}. The price is
 {format_usd(USD_PER_HOUR)} per hour, that is {format_usd(USD_PER_HOUR / 3600)} per second.
 
-- *seconds lost*: paid for, and nothing came of them: the steps that were computed again, and the
-  time until they began. Most of it is the start of processes.
+- *seconds lost*: paid for, and nothing came of them: the steps that were computed again, the time
+  until they began, most of it the start of processes, and what the end had to wait for the last
+  checkpoint.
 - *steps lost*: those that were computed again; never more than followed the last checkpoint.
 - *wasted*: in the ledger, by correcting charges. Less than the seconds where a process was killed
   that had not yet written its last slice.

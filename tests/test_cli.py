@@ -57,6 +57,8 @@ def edit(checkout: Path, old: str, new: str) -> None:
         ["customer"],
         ["customer", "add"],
         ["cost", "report"],
+        ["distill", "status"],
+        ["node", "watch"],
         ["registry", "list"],
         ["registry", "promote"],
         ["gate", "explain"],

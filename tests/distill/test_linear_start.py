@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from turbo_vaed.distill.data import Clips
+from turbo_vaed.distill.health import dead_channels
 from turbo_vaed.distill.linear_start import (
     SIGNAL,
     blocks,
@@ -13,7 +17,10 @@ from turbo_vaed.distill.linear_start import (
     fit_conv,
     hold_constant,
     representation,
+    start_decoder,
 )
+from turbo_vaed.metrics import psnr_from_mse
+from turbo_vaed.models import TurboVaedDecoder
 
 
 def test_blocks_repeat_the_first_frame():
@@ -54,3 +61,17 @@ def test_hold_constant_and_capture_input():
     seen = capture_input(net[1], lambda: net(torch.randn(1, 1, 3, 3)))
     assert seen.shape == (1, 2, 3, 3)
     assert (seen[:, 1] == 24).all()
+
+
+def test_no_channel_is_left_without_a_gradient(make_job):
+    """Written by nothing and read by nothing, it would stay so for ever."""
+    job = make_job()
+    data = Clips(clips=job.clips, latents=job.latents)
+    places = data.places(split="train", size=16, count=8, seed=1, step=0)
+    batch = data.read(places, 16)
+    config = replace(job.student, decoder_block_out_channels=(32, 64))  # room to spare
+    decoder = TurboVaedDecoder(config)
+    start_decoder(decoder, batch.latents, batch.source)
+    video, features = decoder.decode_with_features(batch.latents)
+    assert psnr_from_mse((video - batch.source).square().mean() / 4) > 15
+    assert dead_channels(features) is None

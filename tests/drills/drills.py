@@ -87,7 +87,7 @@ def carry_out(
     """
     write_toy_data(folder)
     state = drill.run(folder, machines) if drill.on_ray else drill.run(folder)
-    account, starts = _told(folder, drill.checkpoints_lost)
+    account, starts, waited_seconds = _told(folder, drill.checkpoints_lost)
     rows = [row["step"] for row in state.history]
     assert (state.step, state.stopped, rows) == (STEPS, "finished", [*range(1, STEPS + 1)])
     with Ledger.open(stage.ledger_url(folder)) as ledger:
@@ -110,7 +110,7 @@ def carry_out(
     )
     assert difference <= drill.bound, f"weights differ by {difference:g}"
     return Outcome(
-        seconds_lost=sum(restart.seconds for restart in account.restarts),
+        seconds_lost=sum(restart.seconds for restart in account.restarts) + waited_seconds,
         steps_lost=steps_lost,
         wasted_usd=wasted,
         difference=difference,
@@ -118,8 +118,9 @@ def carry_out(
     )
 
 
-def _told(folder: Path, checkpoints_lost: int) -> tuple[Account, list[tuple[int, int]]]:
-    """The account of a run, and the workers and step of each of its starts."""
+def _told(folder: Path, checkpoints_lost: int) -> tuple[Account, list[tuple[int, int]], float]:
+    """The account of a run, the workers and step of each of its starts, and how many seconds its
+    end had to wait for its last checkpoint."""
     account, starts, written = Account(), [], [0]
     for event in read_events(stage.progress_file(folder)):
         account.add(event)
@@ -131,7 +132,8 @@ def _told(folder: Path, checkpoints_lost: int) -> tuple[Account, list[tuple[int,
             if starts:
                 assert found >= known[-1], f"went on from step {found}, not {known[-1]}"
             starts.append((event["world"], found))
-    return account, starts
+    assert account.ended is not None
+    return account, starts, max(0.0, account.checkpoints[STEPS] - account.ended["at"])
 
 
 # --- faults that take no cluster -------------------------------------------------------------
@@ -163,7 +165,8 @@ def s3_down(folder: Path, seconds: float = 60.0) -> Checkpoint:
                 s3.is_down = True
                 over.start()
 
-        state = stage.run(folder, "s3://drill/checkpoints", listen=listen)
+        through = stage.slowed(train_worker, seconds / (STEPS - 3 * CHECKPOINT_EVERY))
+        state = stage.run(folder, "s3://drill/checkpoints", worker=through, listen=listen)
         over.join()
     assert s3.refused, "nothing was refused"
     return state
@@ -299,7 +302,7 @@ def _disturbed(
     slow_seconds: float = 0.1,
 ) -> Checkpoint:
     """A run on Ray that is disturbed once it is well under way."""
-    machines.ensure(2)
+    machines.mend()
     driver = _start(folder, machines, workers, slow_seconds)
     try:
         _wait_until(folder, driver, _is_well_under_way)

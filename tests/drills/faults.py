@@ -33,31 +33,32 @@ not in half a minute."""
 
 
 class Machines:
-    """A Ray cluster of processes: a head that computes nothing, and machines of one CPU each."""
+    """A Ray cluster of processes: a head, by default without a CPU, and machines of one each."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, head_cpus: int = 0) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "include_dashboard": False}
+        head = {"num_cpus": head_cpus, "include_dashboard": False}
         self._cluster = _insist(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.address: str = self._cluster.address
-        self.nodes: list[Any] = []
-        self.ensure(count)
+        self.nodes: list[Any] = [self._cluster.head_node] if head_cpus else []
+        self._count = count + len(self.nodes)
+        self.mend()
 
     @classmethod
     @contextmanager
-    def started(cls, count: int) -> Iterator[Machines]:
+    def started(cls, count: int, *, head_cpus: int = 0) -> Iterator[Machines]:
         """A cluster, until the block ends."""
         with environment(CLUSTER):
-            machines = cls(count)
+            machines = cls(count, head_cpus=head_cpus)
             try:
                 yield machines
             finally:
                 machines._cluster.shutdown()
 
-    def ensure(self, count: int) -> None:
+    def mend(self) -> None:
         """Replace the machines that were lost."""
-        while len(self.nodes) < count:
+        while len(self.nodes) < self._count:
             self.nodes.append(_insist(lambda: self._cluster.add_node(num_cpus=1)))
 
     def in_use(self) -> Any:

@@ -61,5 +61,5 @@ def test_a_disk_that_is_full(tmp_path: Path, reference: Checkpoint) -> None:
 
 
 def test_one_of_two_workers_that_is_killed(tmp_path: Path, reference: Checkpoint) -> None:
-    with faults.Machines.started(2) as machines:
+    with faults.Machines.started(0, head_cpus=2) as machines:
         carry_out(BY_NAME["worker of two killed"], tmp_path, reference, machines)

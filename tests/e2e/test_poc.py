@@ -107,7 +107,9 @@ def test_a_run_ends_with_a_judged_registered_package_and_a_report(checkout, firs
     assert stages == {"validate", "clip", "encode", "distill", "evaluate", "export", "gate"}
     assert list((checkout / "state/dvc-remote").rglob("*.dir"))  # pushed
     assert not list(work.glob(".*.partial"))
-    assert not (work / "checkpoints").exists()
+    assert {p.name for p in (work / "checkpoints").iterdir()} == {"progress.jsonl", "samples"}
+    status = turbo_vaed(checkout, "distill", "status", "tiny", "--format", "json")
+    assert json.loads(status.stdout)["state"] == "finished"
 
 
 def test_a_second_run_computes_and_charges_nothing(checkout, first_run):

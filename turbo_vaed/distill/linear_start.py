@@ -167,13 +167,15 @@ def start_decoder(decoder: TurboVaedDecoder, latents: Tensor, video: Tensor) -> 
             if i + 1 < len(up_blocks) and (after := _shortcut(up_blocks[i + 1])) is not None:
                 room = min(room, _mixing(after).out_channels)
             carried = representation(blocks(video, t, p, keeps_first=keeps_first), room)
-            fit(upsampler.conv, _unshuffle(carried, channels, factor, upsampler.dropped))
+            _start_small(upsampler.conv)
+            fit(upsampler.conv, _unshuffle(carried, factor, upsampler.dropped))
             hold_constant(upsampler.conv.conv, slice(4 * factor * (channels - 1), None))
     for upsample in decoder.patch_upsamplers():
         p //= 2
         channels = upsample.conv.out_channels // 4
         carried = representation(blocks(video, 1, p), channels)
-        fit(upsample, _unshuffle(carried, channels, 1, 0))
+        _start_small(upsample)
+        fit(upsample, _unshuffle(carried, 1, 0))
         hold_constant(upsample.conv, slice(4 * (channels - 1), None))
     fit(decoder.conv_out, video)
 
@@ -198,10 +200,15 @@ def _fit_layer(layer: FrameConv | SeparableConv, x: Tensor, target: Tensor) -> N
 def _fitted(layer: FrameConv | SeparableConv) -> Iterator[None]:
     """What is not fitted on the path starts small, and the last output holds the constant."""
     conv = _mixing(layer)
-    with torch.no_grad():
-        conv.weight.mul_(0.1)
+    _start_small(layer)
     yield
     hold_constant(conv, conv.out_channels - 1)
+
+
+@torch.no_grad()
+def _start_small(layer: FrameConv | SeparableConv) -> None:
+    """Not at zero: a channel that nothing writes and nothing reads has no gradient, for ever."""
+    _mixing(layer).weight.mul_(0.1)
 
 
 def _compression(decoder: TurboVaedDecoder) -> tuple[int, int]:
@@ -213,14 +220,12 @@ def _compression(decoder: TurboVaedDecoder) -> tuple[int, int]:
     return t, p
 
 
-def _unshuffle(x: Tensor, channels: int, factor: int, dropped: int) -> Tensor:
+def _unshuffle(x: Tensor, factor: int, dropped: int) -> Tensor:
     """What an upsampling convolution must put out for `x` (B, k, T, H, W) to come after it.
 
-    Returns (B, channels*4*factor, T/factor, H/2, W/2), the channels as published, zeros for
-    those that `x` lacks.
+    Returns (B, k*4*factor, T/factor, H/2, W/2), the channels as published.
     """
     x = torch.cat([x[:, :, :1]] * dropped + [x], dim=2)
-    x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, channels - x.shape[1]))
     b, c, frames, height, width = x.shape
     x = x.reshape(b, c, frames // factor, factor, height // 2, 2, width // 2, 2)
     return x.permute(0, 1, 5, 7, 3, 2, 4, 6).reshape(

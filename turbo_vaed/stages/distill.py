@@ -63,7 +63,8 @@ def run(poc: Poc) -> dict[str, object]:
         history = train.write_student(done, job, folder, follower.summary())
     if done.checkpoint.stopped == "finished":  # one that its budget stopped goes on with a larger
         done.store.clear()
-        shutil.rmtree(place / train.RAY, ignore_errors=True)
+        for folder in (place / train.RAY, place / job.name):  # of a bucket nothing is left
+            shutil.rmtree(folder, ignore_errors=True)
     steps = history["steps"]
     return {
         "stopped": history["stopped"],
