@@ -36,7 +36,7 @@ from bench.distill_sides import (  # noqa: E402
     NEVER,
     PUBLISHED,
     Demo,
-    Paced,
+    Ours,
     Plain,
     in_turns,
     make_job,
@@ -46,24 +46,25 @@ from bench.distill_sides import (  # noqa: E402
     val_psnr,
 )
 from turbo_vaed.distill.data import Clips  # noqa: E402
-from turbo_vaed.distill.loop import Loop, learning_rate  # noqa: E402
+from turbo_vaed.distill.loop import learning_rate  # noqa: E402
 
 RETENTION = 0.98
 """Of the teacher's PSNR, on the validation clips."""
 
 
 def step_seconds(
-    demo: Demo, folder: Path, rounds: int, block: int, **losses: Any
+    demo: Demo, folder: Path, given: argparse.Namespace, **losses: Any
 ) -> dict[str, Any]:
     """Both sides' steps in turns, and their quality after equally many."""
-    steps = (rounds + 1) * block + 1  # a warm-up before, and a last one, which validates
+    block = given.block
+    rounds = demo.poc.params.distill.steps // block - 1  # and a warm-up: as long as a demo's run
     job, targets_seconds = make_job(
-        demo, folder, **losses, steps=steps, validate_every=NEVER, checkpoint_every=NEVER
+        demo, folder, **losses, validate_every=NEVER, checkpoint_every=NEVER
     )
-    loop = Loop(job, tell=lambda _: None, save=lambda _: None)
-    start = {name: tensor.clone() for name, tensor in loop.student.state_dict().items()}
-    start_psnr = val_psnr(loop.ema, loop.data)
-    plain, ours = Plain(job, demo.teacher, start), Paced(loop)
+    data = Clips(clips=job.clips, latents=job.latents)
+    ours = Ours(job, threads=given.threads)
+    plain = Plain(job, demo.teacher, ours.start)
+    before = val_psnr(job.student, plain.ema(), data)
 
     def rate(step: int) -> float:
         return learning_rate(step, job.params)
@@ -75,10 +76,9 @@ def step_seconds(
     for form in forms.values():
         form()
     taken = in_turns(forms, rounds)
-    ours.finish()
-    plain.advance(1, rate)
     seconds = {name: statistics.median(each) / block for name, each in taken.items()}
-    found = {"published_loop": plain.val_psnr(), "ours": val_psnr(loop.ema, loop.data)}
+    weights = {"published_loop": plain.ema(), "ours": ours.finish()["ema"]}
+    found = {name: val_psnr(job.student, each, data) for name, each in weights.items()}
     once = demo.encode_seconds + targets_seconds
     planned = demo.poc.params.distill.steps
     return {
@@ -87,7 +87,8 @@ def step_seconds(
         "crop": job.params.crop,
         "targets": job.plan.mode,
         "targets_reason": job.plan.reason,
-        "precision": str(loop.dtype).removeprefix("torch."),
+        "precision": ours.precision,
+        "workers": job.params.workers,
         "seconds_per_step": {name: round(each, 4) for name, each in seconds.items()},
         "ratio": round(seconds["published_loop"] / seconds["ours"], 2),
         "once_seconds": {
@@ -97,18 +98,14 @@ def step_seconds(
         f"ratio_over_{planned}_steps_with_what_is_made_once": round(
             planned * seconds["published_loop"] / (once + planned * seconds["ours"]), 2
         ),
-        "steps": steps,
-        "val_psnr_db_at_the_start": round(start_psnr, 3),
+        "steps": (rounds + 1) * block,
+        "val_psnr_db_at_the_start": round(before, 3),
         "val_psnr_db": {name: round(each, 3) for name, each in found.items()},
         "val_psnr_db_ours_minus_published": round(found["ours"] - found["published_loop"], 3),
     }
 
 
-class _Reached(Exception):
-    """The loop's student is good enough."""
-
-
-def dollars(demo: Demo, folder: Path, cap: float, look_every: int) -> dict[str, Any]:
+def dollars(demo: Demo, folder: Path, cap: float, look_every: int, threads: int) -> dict[str, Any]:
     """USD to `RETENTION` of the teacher's PSNR on the validation clips, both sides.
 
     Ours pays for latents and targets, with the start-ups of Ray, and validates as it goes. The
@@ -119,19 +116,11 @@ def dollars(demo: Demo, folder: Path, cap: float, look_every: int) -> dict[str, 
     data = Clips(clips=job.clips, latents=job.latents)
     limit = RETENTION * teacher_psnr(demo.teacher, data)
 
-    def tell(_event: dict[str, Any]) -> None:
-        if loop.best_psnr >= limit:
-            raise _Reached
-
     began = time.perf_counter()
-    loop = Loop(job, tell=tell, save=lambda _: None)
-    try:
-        loop.run()
-        raise SystemExit(f"ours did not reach {limit:.2f} dB in {job.params.steps} steps")
-    except _Reached:
-        training = time.perf_counter() - began
+    steps, reached = Ours(job, threads=threads).until(limit)
+    training = time.perf_counter() - began
     ours = demo.encode_seconds + targets_seconds + training
-    say(f"  ours: {limit:.2f} dB after {loop.step} steps, {ours:.0f} s in all")
+    say(f"  ours: {reached:.2f} of {limit:.2f} dB after {steps} steps, {ours:.0f} s in all")
 
     plain, seconds, best, at = Plain(job, demo.teacher, None), 0.0, 0.0, 0
     warmup = round(job.params.warmup_share * job.params.steps)
@@ -139,7 +128,7 @@ def dollars(demo: Demo, folder: Path, cap: float, look_every: int) -> dict[str, 
         began = time.perf_counter()
         plain.advance(look_every, lambda s: job.params.learning_rate * min(1, (s + 1) / warmup))
         seconds += time.perf_counter() - began
-        found = plain.val_psnr()
+        found = val_psnr(plain.config, plain.ema(), data)
         if found > best:
             best, at = found, plain.loop.steps
         say(f"  published loop: {found:.2f} dB after {plain.loop.steps} steps, {seconds:.0f} s")
@@ -152,8 +141,8 @@ def dollars(demo: Demo, folder: Path, cap: float, look_every: int) -> dict[str, 
         "val_psnr_db_to_reach": round(limit, 3),
         "ours": {
             "usd": usd(ours),
-            "steps": loop.step,
-            "val_psnr_db": round(loop.best_psnr, 3),
+            "steps": steps,
+            "val_psnr_db": round(reached, 3),
             "seconds": {
                 "encode": round(demo.encode_seconds, 1),
                 "targets": round(targets_seconds, 1),
@@ -179,8 +168,8 @@ def main() -> None:
     parts = ("steps", "dollars", "checkpoints", "resume", "widths")
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--parts", default=",".join(parts), help=f"of {', '.join(parts)}")
-    arguments.add_argument("--rounds", type=int, default=7, help="turns of each side")
-    arguments.add_argument("--block", type=int, default=10, help="steps of a turn")
+    arguments.add_argument("--rounds", type=int, default=7, help="turns, of checkpoints")
+    arguments.add_argument("--block", type=int, default=25, help="steps of a turn")
     arguments.add_argument("--cap", type=float, default=6, help="published dollars / ours")
     arguments.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments.add_argument("--gpu", action="store_true", help="17x256x256 on CUDA as well")
@@ -214,17 +203,21 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             demo = prepare(root)
         if "steps" in wanted:
             say("steps of both sides, the published losses")
-            found = step_seconds(demo, root / "steps", given.rounds, given.block, **PUBLISHED)
+            found = step_seconds(demo, root / "steps", given, **PUBLISHED)
             result["ratio_vs_published_loop"] = found["ratio"]
             result["published_losses"] = found
             say("steps of both sides, the demo's own losses")
-            result["demo_losses"] = step_seconds(demo, root / "demo", given.rounds, given.block)
+            result["demo_losses"] = step_seconds(demo, root / "demo", given)
         if "dollars" in wanted:
             say(f"dollars to {RETENTION:.0%} of the teacher's PSNR")
-            result["dollars_to_98_percent"] = dollars(demo, root / "dollars", given.cap, 25)
+            result["dollars_to_98_percent"] = dollars(
+                demo, root / "dollars", given.cap, 25, given.threads
+            )
         if "checkpoints" in wanted:
             say("checkpoints")
-            found = distill_runs.checkpoints(demo, root / "checkpoint", given.rounds, every=50)
+            found = distill_runs.checkpoints(
+                demo, root / "checkpoint", given.rounds, 50, given.threads
+            )
             result["checkpoint_share"], result["checkpoints"] = found["share"], found
         if "resume" in wanted:
             say("start of a resumed run")

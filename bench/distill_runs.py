@@ -8,16 +8,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.distill_sides import NEVER, PUBLISHED, Demo, Paced, in_turns, make_job, say
+from bench.distill_sides import NEVER, PUBLISHED, Demo, Ours, in_turns, make_job, say
 from turbo_vaed.distill import train
-from turbo_vaed.distill.job import Job
 from turbo_vaed.distill.loop import Loop
-from turbo_vaed.distill.saver import Saver
 from turbo_vaed.distill.store import Store
 
 
@@ -25,33 +23,23 @@ class _Saved(Exception):
     """The run has a checkpoint: it may be lost now."""
 
 
-def checkpoints(demo: Demo, folder: Path, rounds: int, every: int) -> dict[str, Any]:
+def checkpoints(demo: Demo, folder: Path, rounds: int, every: int, threads: int) -> dict[str, Any]:
     """What a checkpoint every so many steps costs: blocks of steps with one and without."""
-    steps = (rounds + 1) * every + every // 2 + 1
-    common = {**PUBLISHED, "steps": steps, "validate_every": NEVER}
+    common = {**PUBLISHED, "steps": NEVER, "validate_every": NEVER}
     with_, _ = make_job(demo, folder, **common, checkpoint_every=every)
-    written: list[dict[str, Any]] = []
-    copied: list[float] = []
-
-    with Saver(Store(str(folder.parent / "checkpoints")), told=written.append) as saver:
-
-        def save(state: Any) -> None:
-            began = time.perf_counter()
-            saver.submit(state)
-            copied.append(time.perf_counter() - began)
-
-        def paced(job: Job, keep: Callable[[Any], None]) -> Paced:
-            return Paced(Loop(job, tell=lambda _: None, save=keep))
-
-        without = replace(with_, params=replace(with_.params, checkpoint_every=NEVER))
-        sides = {"with": paced(with_, save), "without": paced(without, lambda _: None)}
-        for side in sides.values():
-            side.advance(every // 2)  # so that a checkpoint falls into the middle of a block
-            side.advance(every)
-        forms = {name: lambda side=side: side.advance(every) for name, side in sides.items()}
-        taken = in_turns(forms, rounds)
-        for side in sides.values():
-            side.finish()
+    without = replace(with_, params=replace(with_.params, checkpoint_every=NEVER))
+    store = str(folder.parent / "checkpoints")
+    sides = {
+        "with": Ours(with_, threads=threads, store=store),
+        "without": Ours(without, threads=threads),
+    }
+    for side in sides.values():
+        side.advance(every // 2)  # so that a checkpoint falls into the middle of a block
+        side.advance(every)
+    forms = {name: partial(side.advance, every) for name, side in sides.items()}
+    taken = in_turns(forms, rounds)
+    ends = {name: side.finish() for name, side in sides.items()}
+    copied, written = ends["with"]["copied"], ends["with"]["written"]
     medians = {name: statistics.median(each) for name, each in taken.items()}
     writing = statistics.median(event["seconds"] for event in written)
     return {

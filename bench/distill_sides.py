@@ -6,23 +6,27 @@ Shapes: B batch, C channels, T frames, H W pixels.
 from __future__ import annotations
 
 import shutil
+import socket
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from bench.plain_loop import PlainLoop, PlainStudent, read_source
 from turbo_vaed.costs import Budget
 from turbo_vaed.distill.data import Clips
 from turbo_vaed.distill.job import Job, data_key
 from turbo_vaed.distill.loop import Loop
+from turbo_vaed.distill.saver import Saver
+from turbo_vaed.distill.store import Store
 from turbo_vaed.distill.targets import Wanted, plan_targets, write_targets
 from turbo_vaed.distill.validation import validate
 from turbo_vaed.metrics import psnr
@@ -39,10 +43,11 @@ PUBLISHED = {
     "weight_teacher": 0.25,
     "perceptual": "gradient",
     "weight_perceptual": 1.0,
-    "weight_feature": 1.0,
+    "weight_feature": 0.01,
 }
-"""The published losses with their weights, gradients for LPIPS (whose weights are not at hand), and
-the demo's L1 to the teacher."""
+"""The published losses and the demo's L1 to the teacher; gradients for LPIPS, whose weights are not
+at hand. Features weigh 1 as published: this teacher's are large, so that their loss is 10 where L1
+is 0.05, and at that weight it takes 12 dB off the linear start in 20 steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,7 @@ def prepare(root: Path) -> Demo:
 def make_job(demo: Demo, targets: Path, **changes: Any) -> tuple[Job, float]:
     """A job of the demo with changed params and its targets, and what those took, in seconds."""
     poc = demo.poc
-    params = replace(poc.params.distill, **{"workers": 1, "min_workers": 1, **changes})
+    params = replace(poc.params.distill, **changes)
     blocks = demo.student.aligned_blks_indices if params.weight_feature > 0 else ()
     wanted = Wanted(
         family=poc.params.encode.teacher_family,
@@ -123,45 +128,120 @@ def make_job(demo: Demo, targets: Path, **changes: Any) -> tuple[Job, float]:
     return job, seconds
 
 
-class Paced:
-    """A loop in a thread of its own, which takes a step when it is told to."""
+class Ours:
+    """The loop as Ray Train's workers run it, each a process with its share of the threads; a step
+    is taken when it is asked for."""
 
-    def __init__(self, loop: Loop) -> None:
-        self.loop = loop
-        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        loop.tell = self._pause
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+    def __init__(self, job: Job, *, threads: int, store: str | None = None) -> None:
+        """Start the job's workers, up to their first step.
 
-    def _work(self) -> None:
-        self._go.acquire()
-        self.loop.run()
-
-    def _pause(self, event: dict[str, Any]) -> None:
-        if event["event"] == "step":
-            self._done.release()
-            if event["step"] < self.loop.job.params.steps:
-                self._go.acquire()
+        Args:
+            threads: of all workers together.
+            store: where checkpoints go, none by default.
+        """
+        context = torch.multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        world = job.params.workers
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        self._workers = [
+            context.Process(
+                target=_work,
+                args=(job, rank, address, max(1, threads // world), store),
+                kwargs={"pipe": theirs if rank == 0 else None},
+            )
+            for rank in range(world)
+        ]
+        for worker in self._workers:
+            worker.start()
+        theirs.close()
+        self.start, self.precision = self._pipe.recv()
 
     def advance(self, steps: int) -> None:
-        """Take so many steps; the first call also makes the loop's first validation."""
+        """Take so many steps; the first call also makes the first validation."""
+        self._pipe.send(steps)
         for _ in range(steps):
-            self._go.release()
-        for _ in range(steps):
-            while not self._done.acquire(timeout=1):
-                assert self._thread.is_alive(), "the loop has failed: see its trace above"
+            while self._pipe.recv()["event"] != "step":
+                pass
 
-    def finish(self) -> None:
-        """Take the last step, and what follows it."""
-        self.advance(1)
-        self._thread.join()
+    def until(self, psnr_db: float) -> tuple[int, float]:
+        """Go on until a validation is that good; its step and PSNR in dB."""
+        self._pipe.send(NEVER)
+        while True:
+            told = self._pipe.recv()  # an EOFError: it never was, or a worker has failed
+            if told["best_psnr"] >= psnr_db:
+                self._end()
+                return told["step"], told["best_psnr"]
+
+    def finish(self) -> dict[str, Any]:
+        """End after the steps so far; `ema`, and what was said of checkpoints."""
+        self._pipe.send(0)
+        found: dict[str, Any] = self._pipe.recv()
+        self._end()
+        return found
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+            worker.join()
+
+
+class _Over(Exception):
+    """No more steps are wanted."""
+
+
+def _work(job: Job, rank: int, address: str, threads: int, store: str | None, *, pipe: Any) -> None:
+    """A worker of `Ours`; rank 0 tells through the pipe, and waits for leave to take steps."""
+    world, leave = job.params.workers, 0
+    torch.set_num_threads(threads)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    copied: list[float] = []
+    written: list[dict[str, Any]] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        nonlocal leave
+        pipe.send({"event": event["event"], "step": loop.step, "best_psnr": loop.best_psnr})
+        if event["event"] == "step":
+            leave -= 1
+            leave = leave or pipe.recv()
+            if leave == 0:
+                raise _Over
+
+    with ExitStack() as stack:
+        save: Callable[[Any], None] = lambda _: None  # noqa: E731
+        if store and rank == 0:
+            saver = stack.enter_context(Saver(Store(store), told=written.append))
+
+            def save(state: Any) -> None:
+                began = time.perf_counter()
+                saver.submit(state)
+                copied.append(time.perf_counter() - began)
+
+        loop = Loop(job, tell=tell, save=save, rank=rank, world=world)
+        if rank == 0:
+            pipe.send((_arrays(loop.student), str(loop.dtype).removeprefix("torch.")))
+            leave = pipe.recv()
+        with suppress(_Over):
+            loop.run()
+    if rank == 0:
+        pipe.send({"ema": _arrays(loop.ema), "copied": copied, "written": written})
+
+
+def _arrays(module: torch.nn.Module) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+def _tensors(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 class Plain:
     """The published loop on a job's data."""
 
-    def __init__(self, job: Job, teacher: Teacher, weights: dict[str, torch.Tensor] | None) -> None:
-        """Starts from the weights of our student, or from random ones."""
+    def __init__(self, job: Job, teacher: Teacher, start: dict[str, Any] | None) -> None:
+        """Starts from the weights that `Ours` starts from, or from random ones."""
         params = job.params
         self.params, self.data = params, Clips(clips=job.clips, latents=job.latents)
         torch.manual_seed(params.seed)
@@ -169,8 +249,8 @@ class Plain:
         if params.weight_feature == 0:
             config = replace(config, aligned_blks_indices=(), aligned_feature_projection_dim=())
         student = PlainStudent(config)
-        if weights is not None:
-            student.load(weights)
+        if start is not None:
+            student.load(_tensors(start))
         self.config = config
         has_perceptual = params.perceptual != "none"
         self.loop = PlainLoop(
@@ -197,16 +277,15 @@ class Plain:
             source = read_source(self.data.video, places, size, self.config.spatial_compression)
             self.loop.step(source, rate(step))
 
-    def val_psnr(self) -> float:
-        """Of the average, in dB."""
-        decoder = TurboVaedDecoder(self.config)
-        state = self.loop.ema.state_dict()
-        decoder.load_published({f"decoder.{name}": tensor for name, tensor in state.items()})
-        return val_psnr(decoder, self.data)
+    def ema(self) -> dict[str, Any]:
+        """The averaged decoder's weights."""
+        return _arrays(self.loop.ema)
 
 
-def val_psnr(decoder: TurboVaedDecoder, data: Clips) -> float:
-    """Mean PSNR in dB on the validation clips, in float32."""
+def val_psnr(config: DecoderConfig, weights: dict[str, Any], data: Clips) -> float:
+    """Mean PSNR of a decoder in dB on the validation clips, in float32."""
+    decoder = TurboVaedDecoder(config)
+    decoder.load_state_dict(_tensors(weights))
     return validate(decoder, data, rank=0, world=1, device=CPU).psnr
 
 

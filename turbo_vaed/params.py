@@ -125,7 +125,7 @@ class DistillParams:
     keep_checkpoints: Count
     validate_every: Count
     precision: Literal["bf16", "fp32"]
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     student_fraction: Annotated[float, Field(gt=0, le=1)] = 0.175
     """Of the parameters of the teacher's decoder, where the student is `auto`."""
 

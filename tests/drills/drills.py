@@ -282,7 +282,7 @@ def _is_well_under_way(events: list[Event]) -> bool:
 
 
 def _kill_worker(machines: faults.Machines) -> None:
-    [worker] = machines.workers(machines.in_use())
+    worker = machines.workers(machines.in_use())[-1]
     faults.kill(worker.pid)
 
 

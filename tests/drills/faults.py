@@ -175,10 +175,9 @@ def node_watcher(machines: Machines, node: Any, deadline: datetime) -> Iterator[
 
     with _served(Metadata) as url:
         given = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": url, "RAY_ADDRESS": machines.address}
-        watch = (
-            f"from turbo_vaed.node import watch; watch(poll_seconds=1, node_id={node.node_id!r})"
-        )
-        watcher = subprocess.Popen([sys.executable, "-c", watch], env={**os.environ, **given})
+        turbo_vaed = str(Path(sys.executable).with_name("turbo-vaed"))
+        command = [turbo_vaed, "node", "watch", "--node-id", node.node_id, "--poll-seconds", "1"]
+        watcher = subprocess.Popen(command, env={**os.environ, **given})
         try:
             yield
         finally:

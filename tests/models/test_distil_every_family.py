@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ import torch
 import zarr
 
 from turbo_vaed.costs import Budget
-from turbo_vaed.dataset.latents import to_network, to_pixels
-from turbo_vaed.distill.loop import Job, Loop
+from turbo_vaed.dataset.clip_arrays import create_clip_array
+from turbo_vaed.dataset.latents import to_network
+from turbo_vaed.distill.job import Job
+from turbo_vaed.distill.loop import Loop
+from turbo_vaed.distill.targets import TargetPlan
 from turbo_vaed.models import DecoderConfig
 from turbo_vaed.models.teachers import FAMILIES, LatentSpec, load_teacher
-from turbo_vaed.params import DistillParams
+from turbo_vaed.params import load as load_params
 
+ROOT = Path(__file__).parents[2]
 SPLITS = ("train", "train", "train", "val")
 STUDENT_PARAMETERS = 170_000
 """About the smallest that there is: the tiny teachers are hardly larger."""
@@ -46,39 +51,39 @@ def make_job(family: str, folder: Path, place: Path, learning_rate: float) -> Jo
     spec = teacher.latent_spec
     clips = smooth_clips(spec)
     latents = teacher.encode(to_network(clips))
-    group = zarr.open_group(str(place / "clip" / "clips.zarr"), mode="w")
-    group.create_array("video", data=clips)
+    keep(place / "clip" / "clips.zarr", "video", clips)
     index = [{"index": i, "split": split} for i, split in enumerate(SPLITS)]
     (place / "clip" / "clips.json").write_text(json.dumps({"clips": index}))
-    group = zarr.open_group(str(place / "encode" / "latents.zarr"), mode="w")
-    group.create_array("latents", data=latents.numpy())
-    group.create_array("reconstruction", data=to_pixels(teacher.decode(latents)))
+    keep(place / "encode" / "latents.zarr", "latents", latents.numpy())
     facts = {"compression": [spec.compression_t, spec.compression_h, spec.compression_w]}
     (place / "encode" / "latents.json").write_text(json.dumps(facts))
     share = min(1.0, STUDENT_PARAMETERS / spec.decoder_parameters)
     rate = Decimal("0.01")
     return Job(
-        clips=place / "clip",
-        latents=place / "encode",
+        clips=str(place / "clip"),
+        latents=str(place / "encode"),
+        targets=None,
+        plan=TargetPlan(blocks=(), reconstruction=True, mode="recompute", reason="", figures={}),
+        teacher_family=family,
+        teacher_weights=folder,
+        data_key="made up",
         student=DecoderConfig.for_teacher(spec, share),
-        params=DistillParams(
+        params=replace(
+            load_params(ROOT / "params.yaml", "demo").distill,
             student="auto",
             start="random",
             steps=20,
             batch_size=2,
+            micro_batch=2,
             crop=clips.shape[2],
             workers=1,
             learning_rate=learning_rate,
-            betas=(0.9, 0.95),
             weight_decay=0.0,
             warmup_share=0.0,
             ema_decay=0.9,
-            weight_source=1.0,
-            weight_teacher=0.25,
             checkpoint_every=20,
             validate_every=20,
             precision="fp32",
-            seed=1,
         ),
         budget=Budget.plan(
             run_usd=Decimal(1), warn_share=0.8, reserve_seconds=0, usd_per_hour=rate
@@ -86,13 +91,23 @@ def make_job(family: str, folder: Path, place: Path, learning_rate: float) -> Jo
         usd_per_hour=rate,
         spent_usd=Decimal(0),
         started_at=time.time(),
-        progress_file=place / "progress.jsonl",
     )
+
+
+def keep(store: Path, name: str, values: np.ndarray[Any, Any]) -> None:
+    """An array of a chunk per clip."""
+    group = zarr.open_group(str(store), mode="a", zarr_format=3)
+    array = create_clip_array(
+        group, name, clips=len(values), shape=values.shape[1:], dtype=str(values.dtype),
+        is_compressed=False,
+    )  # fmt: skip
+    for clip, value in enumerate(values):
+        array[clip] = value
 
 
 def losses(job: Job) -> tuple[float, float]:
     """Of the first three steps and of the last three, on average."""
-    loop = Loop(job, rank=0, world=1, report=lambda _metrics, _state: None)
+    loop = Loop(job, tell=lambda event: None, save=lambda state: None)
     assert loop.run()[0] == "finished"
     found = [row["loss"] for row in loop.history]
     assert len(found) == 20

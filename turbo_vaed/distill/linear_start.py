@@ -28,7 +28,8 @@ CONSTANT = 24.0
 """Value of the constant channel; large beside the signal's norm, so that norms vary little."""
 SIGNAL = 3.0
 """Root of the summed squares of a representation's channels."""
-_RIDGE = 1e-4
+_RIDGE = 1e-2
+"""Of the mean squared input: what few crops cannot tell apart, later crops are not to pay for."""
 
 
 def blocks(video: Tensor, t: int, p: int, *, keeps_first: bool = False) -> Tensor:
@@ -67,7 +68,7 @@ def representation(x: Tensor, channels: int) -> Tensor:
 
 @torch.no_grad()
 def fit_conv(
-    conv: nn.Conv2d | nn.Conv3d, inputs: Tensor, targets: Tensor, *, rows_per_unknown: int = 4
+    conv: nn.Conv2d | nn.Conv3d, inputs: Tensor, targets: Tensor, *, rows_per_unknown: int = 16
 ) -> None:
     """Ridge regression of the first outputs of `conv`, in place.
 

@@ -45,7 +45,7 @@ MOST_SKIPPED = 3
 """Steps in a row whose loss is not finite, each tried twice, before the run is given up."""
 COMPILE_STEPS = 500
 """`compile: auto` on a GPU: it takes a minute or two, which fewer steps do not bring back."""
-_START_CLIPS = 24
+_START_CLIPS = 54
 _ASK_SECONDS = 2.0
 """Between two questions whether a machine is to be taken away: every rank must join in."""
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from turbo_vaed.errors import CorruptFile
 from turbo_vaed.report.context import (
     STAGES,
     Failure,
@@ -104,7 +105,7 @@ class _Reader:
     def attempt(self, what: str, read: Callable[[], _T]) -> _T | None:
         try:
             return read()
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        except (CorruptFile, OSError, ValueError, KeyError, TypeError, IndexError) as error:
             found = f"{type(error).__name__}: {error}"
             self.problems.append(f"{what} could not be read ({found}); run its stage again")
             return None
@@ -134,8 +135,11 @@ class _Reader:
             return None
         import zarr
 
+        from turbo_vaed.dataset.clip_arrays import ClipArray
+
         group = zarr.open_group(folder / store, mode="r")
-        return group[name], dict(group.attrs) | dict(group[name].attrs)
+        array = ClipArray(str(folder / store), name, remedy=f"run the stage `{stage}` again")
+        return array, dict(group.attrs) | dict(group[name].attrs)
 
 
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:

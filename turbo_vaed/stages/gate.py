@@ -137,6 +137,7 @@ def _compare(
     import torch
     import zarr
 
+    from turbo_vaed.dataset.clip_arrays import create_clip_array
     from turbo_vaed.metrics import clip_quality, summarise_quality, uint8_from_network
 
     student = load_student(poc)
@@ -144,7 +145,9 @@ def _compare(
     shape = (n, frames, height, width, 3)
     group = zarr.open_group(str(folder / "frames.zarr"), mode="w", zarr_format=3)
     group.attrs["indices"] = split.indices
-    video = group.create_array("video", shape=shape, chunks=(1, *shape[1:]), dtype="uint8")
+    video = create_clip_array(
+        group, "video", clips=n, shape=shape[1:], dtype="uint8", is_compressed=True
+    )
     clips, parity = [], []
     for row, index in enumerate(split.indices):
         raw = torch.from_numpy(np.array(decoded[row : row + 1]))
