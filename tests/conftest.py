@@ -8,8 +8,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import hypothesis
 import numpy as np
 import pytest
+
+# No test asserts times, and on a busy machine the first example of one takes long.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 MakeVideo = Callable[..., Path]
 
