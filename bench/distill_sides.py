@@ -5,6 +5,7 @@ Shapes: B batch, C channels, T frames, H W pixels.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import statistics
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -28,6 +30,7 @@ from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.saver import Saver
 from turbo_vaed.distill.store import Store
 from turbo_vaed.distill.targets import Wanted, plan_targets, write_targets
+from turbo_vaed.distill.train import KEEP_FREED_MEMORY
 from turbo_vaed.distill.validation import validate
 from turbo_vaed.metrics import psnr
 from turbo_vaed.models import PRESETS, DecoderConfig, TurboVaedDecoder
@@ -153,8 +156,9 @@ class Ours:
             )
             for rank in range(world)
         ]
-        for worker in self._workers:
-            worker.start()
+        with patch.dict(os.environ, KEEP_FREED_MEMORY):
+            for worker in self._workers:
+                worker.start()
         theirs.close()
         self.start, self.precision = self._pipe.recv()
 

@@ -41,7 +41,9 @@ def averaged(module: nn.Module) -> nn.Module:
     """The module behind DDP where there are several workers: gradients are averaged, and rank 0's
     weights are everybody's."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        return nn.parallel.DistributedDataParallel(module)
+        return nn.parallel.DistributedDataParallel(  # buffers are constants: see `ChannelMean`
+            module, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
     return module
 
 

@@ -21,6 +21,13 @@ RAY = "ray"
 """Ray's own files, beside the checkpoints; nothing that a run goes on from."""
 MAX_FAILURES = 20
 """Workers lost without notice in one run. What no new start mends ends the run at once."""
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+"""For glibc's malloc, bytes. By itself it gives every large tensor back to the system, which clears
+the pages anew at each step: 6 to 12 % of a step on a CPU."""
 _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 2.0
 _RESIZE_SECONDS = 10.0
@@ -93,6 +100,7 @@ def _fit(job: Job, store: Store, take: Callable[[dict[str, Any]], None], storage
                 # those, nor to machines that are taken back with notice.
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 callbacks=[_end_at_once()],
+                worker_runtime_env={"env_vars": KEEP_FREED_MEMORY},
             ),
         )
         try:
