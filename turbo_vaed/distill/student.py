@@ -42,7 +42,7 @@ def averaged(module: nn.Module) -> nn.Module:
     weights are everybody's."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         return nn.parallel.DistributedDataParallel(  # buffers are constants: see `ChannelMean`
-            module, broadcast_buffers=False, gradient_as_bucket_view=True
+            module, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
     return module
 
