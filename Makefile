@@ -35,7 +35,7 @@ poc: setup ## run the PoC of CUSTOMER (demo): from videos to a judged package an
 	$(BIN)/turbo-vaed poc $(CUSTOMER)
 
 test: setup browser lint ## run every check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP) ## style, types and import direction
 	$(BIN)/ruff check .

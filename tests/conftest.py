@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -11,6 +13,9 @@ import av
 import hypothesis
 import numpy as np
 import pytest
+
+# One thread per process, as a worker computes: sums in another order are other numbers.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # No test asserts times, and on a busy machine the first example of one takes long.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -86,6 +91,23 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-teacher")
     module.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make its tables: once, and a copy for each test."""
+    from turbo_vaed.mlflow_runs import open_tracking
+
+    path = tmp_path_factory.mktemp("mlflow") / "new" / "mlflow.db"
+    open_tracking(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> str:
+    """The URL of an MLflow store without runs."""
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="session")

@@ -38,14 +38,6 @@ class Run:
         return [e for e in self.events if e["event"] == event]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def assert_same(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.drills import drills, faults
 from tests.drills.drills import DRILLS, carry_out
@@ -17,17 +15,8 @@ from turbo_vaed.distill.checkpoint import Checkpoint
 BY_NAME = {drill.name: drill for drill in DRILLS}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As a worker computes: sums in another order are other numbers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Checkpoint:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The undisturbed run."""
     return drills.undisturbed(tmp_path_factory.mktemp("undisturbed"))
 

@@ -18,14 +18,6 @@ CONFIGS = Path(__file__).parents[1] / "data" / "tiny-teachers"
 MakeTeacher = Callable[[str], Path]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def tiny() -> TurboVaedDecoder:
     torch.manual_seed(0)

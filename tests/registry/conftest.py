@@ -17,24 +17,9 @@ import pytest
 
 from turbo_vaed.export.package import IoSpec, write_package
 from turbo_vaed.gate import Evidence, Verdict, judge, write_verdict
-from turbo_vaed.mlflow_runs import open_tracking
 from turbo_vaed.params import UseCase
 
 Make = Callable[..., tuple[Path, Path]]
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make its tables: once, and a copy for each test."""
-    path = tmp_path_factory.mktemp("mlflow") / "new" / "mlflow.db"
-    open_tracking(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def store(empty_store: Path, tmp_path: Path) -> str:
-    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.registry.conftest import empty_store, store  # noqa: F401
 from turbo_vaed import mlflow_runs
 from turbo_vaed.costs import Ledger
 from turbo_vaed.errors import Unreachable
@@ -47,7 +46,7 @@ def said() -> list[str]:
     return []
 
 
-def test_curves_and_pictures_are_in_the_run_of_the_customer(store: str, said: list[str]) -> None:  # noqa: F811
+def test_curves_and_pictures_are_in_the_run_of_the_customer(store: str, said: list[str]) -> None:
     with live(store, warn=said.append) as run:
         for step in range(1, 301):
             run.log_metrics({"loss": 1 / step, "loss_source": 0.5, "workers": 2}, step)
@@ -68,7 +67,7 @@ def test_curves_and_pictures_are_in_the_run_of_the_customer(store: str, said: li
     assert said == []
 
 
-def test_a_run_that_goes_on_in_another_process_is_found_again(store: str) -> None:  # noqa: F811
+def test_a_run_that_goes_on_in_another_process_is_found_again(store: str) -> None:
     with pytest.raises(RuntimeError), live(store) as run:
         run.log_metrics({"loss": 0.5}, 1)
         raise RuntimeError("lost")
@@ -105,7 +104,7 @@ def test_where_nobody_answers_there_is_one_warning_and_no_error(said: list[str])
 
 
 def test_a_stage_has_a_tracker_of_its_run(
-    store: str,  # noqa: F811
+    store: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
