@@ -82,7 +82,9 @@ def _fit(job: Job, store: Store, take: Callable[[dict[str, Any]], None], storage
 
     least, most = job.params.min_workers, job.params.workers
     on_gpu = _check_room(least)
-    scaling: Any = ScalingConfig  # Train V2 puts its own class here, whose fields are not published
+    # Train V2 puts its own classes here, whose fields are not published.
+    scaling: Any = ScalingConfig
+    running: Any = RunConfig
     with _letters(take) as letters:
         trainer = TorchTrainer(
             train_worker,
@@ -93,7 +95,7 @@ def _fit(job: Job, store: Store, take: Callable[[dict[str, Any]], None], storage
                 resources_per_worker={"CPU": 1, **({"GPU": 1} if on_gpu else {})},
                 elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             ),
-            run_config=RunConfig(
+            run_config=running(
                 name=f"{job.name}-{uuid.uuid4().hex[:8]}",  # Ray must not restore a run by itself
                 storage_path=f"{storage}/{RAY}",
                 # A node that is gone counts as several failures of the controller: no limit to
