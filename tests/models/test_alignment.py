@@ -205,7 +205,7 @@ def test_align_by_shapes_alone() -> None:
         "mid_block": (96, 3, 2, 2),
         "up_block_0": (96, 3, 2, 2),
         "up_block_1": (32, 5, 4, 4),
-        "up_block_2": (32, 9, 8, 8),
+        "up_block_2": (16, 9, 8, 8),
     }
     deep = {"mid_block": (200, 3, 2, 2), "up_block_0": (100, 3, 2, 2)}
     # All that the teacher has, where it never upsamples; the last whatever its width.

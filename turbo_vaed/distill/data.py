@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,11 @@ class Batch:
     def pinned(self) -> Batch:
         """In pinned memory, for a GPU."""
         return self._each(lambda tensor: tensor.pin_memory())
+
+    def split(self, size: int) -> list[Batch]:
+        """In pieces of at most `size` clips."""
+        starts = range(0, len(self.latents), size)
+        return [self._each(itemgetter(slice(i, i + size))) for i in starts]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(

@@ -12,7 +12,7 @@ import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from turbo_vaed.distill.job import Job
 from turbo_vaed.distill.linear_start import start_decoder
 from turbo_vaed.distill.losses import Weights, distillation_losses
 from turbo_vaed.distill.losses.perceptual import perceptual
-from turbo_vaed.distill.student import Student, averaged, averaging, has_bf16
+from turbo_vaed.distill.student import Student, averaged, averaging, bf16_pays
 from turbo_vaed.distill.targets import Recompute
 from turbo_vaed.distill.validation import Validation, validate
 from turbo_vaed.models import TurboVaedDecoder
@@ -86,7 +86,7 @@ class Loop:
         self.tell, self.save, self.notice = tell, save, notice
         self.data = Clips(clips=job.clips, latents=job.latents, targets=job.targets)
         self.recompute = Recompute.of(job, device) if job.plan.mode == "recompute" else None
-        bf16 = params.precision == "bf16" and has_bf16(device)
+        bf16 = params.precision == "bf16" and bf16_pays(device)
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         self.step, self.skipped, self.best_step, self.best_psnr = 0, 0, 0, -math.inf
         self.validate_seconds = 0.0  # what the last one took
@@ -96,11 +96,7 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.warnings: list[dict[str, Any]] = []
         torch.manual_seed(params.seed)
-        # On a CPU bf16 convolutions train faster on contiguous frames; all else on channels-last.
-        contiguous = bf16 and device.type == "cpu"
-        self.student = Student(
-            job.student, with_heads=params.weight_feature > 0, channels_last=not contiguous
-        )
+        self.student = Student(job.student, with_heads=params.weight_feature > 0)
         decoder = self.student.decoder
         if resume is None and params.start == "linear" and rank == 0:
             places = self.data.places(
@@ -254,7 +250,7 @@ class Loop:
         self.optimizer.zero_grad()
         sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         seen = []
-        pieces = list(_micro_batches(batch.to(self.device), params.micro_batch))
+        pieces = batch.to(self.device).split(params.micro_batch)
         for i, piece in enumerate(pieces, start=1):
             share = len(piece.latents) / params.batch_size
             video, parts = self._backward(piece, share, last=i == len(pieces))
@@ -409,15 +405,3 @@ class Loop:
             warnings=list(self.warnings),
         )
         self.save(state)
-
-
-def _micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
-    """`batch` in pieces of at most `size` clips."""
-    for start in range(0, len(batch.latents), size):
-        part = slice(start, start + size)
-        yield Batch(
-            latents=batch.latents[part],
-            source=batch.source[part],
-            teacher=None if batch.teacher is None else batch.teacher[part],
-            features={name: feature[part] for name, feature in batch.features.items()},
-        )

@@ -18,6 +18,7 @@ are made in every forward pass, or once, by `fold`, for inference.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, zip_longest
 from typing import Literal
 
@@ -137,8 +138,9 @@ class SeparableConv(nn.Module):
         """(T*B, inputs, H, W) -> (T*B, outputs, H, W)."""
         made = self.folded if self.folded is not None else self.kernels()
         *taps, bias, mix, mix_bias = made
-        x = time.pad(x, self.size // 2)
-        x = _sum_of_taps(x, taps, bias, time.batch, padding=self.size // 2, groups=x.shape[1])
+        with _float32_on_cpu(x):
+            x = time.pad(x.to(bias.dtype), self.size // 2)
+            x = _sum_of_taps(x, taps, bias, time.batch, padding=self.size // 2, groups=x.shape[1])
         return F.conv2d(x, mix, mix_bias)
 
     def kernels(self, form: Form = "taps") -> list[Tensor]:
@@ -151,21 +153,36 @@ class SeparableConv(nn.Module):
 
 def _joined(x: Tensor, taps: int, batch: int) -> Tensor:
     """The channels of the shifted frames of a padded x side by side."""
-    count = max(0, x.shape[0] - (taps - 1) * batch)
-    shifted = [x[k * batch : k * batch + count] for k in range(taps)]
-    return torch.cat(shifted, dim=1) if taps > 1 else x
+    return torch.cat(_shifted(x, taps, batch), dim=1) if taps > 1 else x
 
 
 def _sum_of_taps(
     x: Tensor, taps: list[Tensor], bias: Tensor, batch: int, *, padding: int, groups: int = 1
 ) -> Tensor:
     """One 2-D convolution per tap over the shifted frames of a padded x, added up."""
-    count = max(0, x.shape[0] - (len(taps) - 1) * batch)
-    total = F.conv2d(x[:count], taps[0], bias, padding=padding, groups=groups)
-    for k, tap in enumerate(taps[1:], start=1):
-        shifted = x[k * batch : k * batch + count]
-        total += F.conv2d(shifted, tap, padding=padding, groups=groups)
+    shifted = _shifted(x, len(taps), batch)
+    total = F.conv2d(shifted[0], taps[0], bias, padding=padding, groups=groups)
+    for frames, tap in zip(shifted[1:], taps[1:], strict=True):
+        total += F.conv2d(frames, tap, padding=padding, groups=groups)
     return total
+
+
+def _shifted(x: Tensor, taps: int, batch: int) -> list[Tensor]:
+    """What each tap sees of a padded x, each (count*B, C, H, W)."""
+    frames = x.shape[0] // batch
+    count = max(0, frames - (taps - 1))
+    if not torch.is_grad_enabled():
+        return [x[k * batch : (k + count) * batch] for k in range(taps)]
+    # The gradient of each slice would be a padded x of zeros, contiguous, and all added up.
+    each = torch.split(x, batch)
+    return [torch.cat(each[k : k + count]) for k in range(taps)]
+
+
+def _float32_on_cpu(x: Tensor) -> AbstractContextManager[object]:
+    """Without autocast on a CPU, whose depthwise gradients take four times as long in bfloat16."""
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return torch.autocast("cpu", enabled=False)
+    return nullcontext()
 
 
 def _two_at_once(

@@ -40,8 +40,13 @@ class Whole:
 
     def pad(self, x: Tensor, reach: int) -> Tensor:
         """(T*B, C, H, W) -> ((T + 2*reach)*B, C, H, W)."""
+        if not reach:
+            return x
+        if torch.is_grad_enabled():  # slices have gradients of their own, zeros all over but there
+            frames = torch.split(x, self.batch)
+            return torch.cat([frames[0]] * reach + [*frames] + [frames[-1]] * reach)
         first, last = x[: self.batch], x[-self.batch :]
-        return torch.cat([first] * reach + [x] + [last] * reach) if reach else x
+        return torch.cat([first] * reach + [x] + [last] * reach)
 
     def align(self, x: Tensor, y: Tensor) -> Tensor:
         """x as it is."""
