@@ -142,7 +142,7 @@ def test_the_adaptive_weight_does_not_depend_on_how_a_batch_is_split() -> None:
     parts = [gradients(slice(0, 3)), gradients(slice(3, 4))]
     summed = [a + b for a, b in zip(*parts, strict=True)]
     for a, b in zip(summed, whole, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
     assert adaptive_weight(*summed).item() == pytest.approx(
         adaptive_weight(*whole).item(), rel=1e-4
     )

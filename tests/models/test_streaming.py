@@ -136,7 +136,7 @@ def test_halo_of_the_presets(name: str) -> None:
         "turbo-vaed-hunyuan": 50,
         "turbo-vaed-cogvideox": 50,
         "turbo-vaed-dc": 40,
-        "tiny-ltx": 15,
+        "tiny-ltx": 16,
     }
     assert halo(PRESETS[name]) == expected[name]
 
