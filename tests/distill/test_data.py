@@ -104,6 +104,22 @@ def test_a_lost_chunk_is_never_read_as_zeros(data, toy_data, folder, array, said
         data.read([Place(clip=0, row=0, column=0), Place(clip=1, row=0, column=0)], CROP)
 
 
+def test_chunks_are_read_once_while_there_is_room(data, toy_data, monkeypatch):
+    first = [Place(clip=0, row=0, column=0)]
+    batch = data.read(first, CROP)
+    shutil.rmtree(toy_data[0] / "clips.zarr/video/c/0")
+    assert torch.equal(data.read(first, CROP).source, batch.source)
+    data.forget()
+    with pytest.raises(CorruptFile, match="'video' of clip 0 is missing"):
+        data.read(first, CROP)
+    monkeypatch.setattr("turbo_vaed.distill.data.HELD_BYTES", 1000)
+    second = [Place(clip=1, row=0, column=0)]
+    data.read(second, CROP)
+    shutil.rmtree(toy_data[0] / "clips.zarr/video/c/1")
+    with pytest.raises(CorruptFile, match="'video' of clip 1 is missing"):
+        data.read(second, CROP)
+
+
 def test_folders_that_do_not_belong_together(toy_data):
     clips, latents, targets = toy_data
     index = json.loads((clips / "clips.json").read_text())["clips"]

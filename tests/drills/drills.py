@@ -187,7 +187,7 @@ def chunk_missing(folder: Path) -> Checkpoint:
             chunk.rename(aside)
 
     try:
-        stage.run(folder, _store(folder), listen=listen)
+        stage.run(folder, _store(folder), worker=stage.forgetful(train_worker), listen=listen)
     except CorruptFile as error:
         assert "clip 1 is missing" in str(error), error
     else:

@@ -132,6 +132,16 @@ def poisoned(worker: Worker, read: int) -> Worker:
     return work
 
 
+def forgetful(worker: Worker) -> Worker:
+    """`worker` with no memory for clips: it reads every one anew, as of data that are large."""
+
+    def work(config: dict[str, Any]) -> None:
+        with patch("turbo_vaed.distill.data.HELD_BYTES", 0):
+            worker(config)
+
+    return work
+
+
 def _fit_here(worker: Worker) -> Callable[..., None]:
     """The product's own start of workers, with this process for the only one."""
 

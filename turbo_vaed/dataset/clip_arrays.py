@@ -98,7 +98,7 @@ def read_together(wanted: Sequence[tuple[ClipArray, tuple[Any, ...]]]) -> list[N
     Raises:
         CorruptFile: as `ClipArray`.
     """
-    with ThreadPoolExecutor(min(len(wanted), _READERS)) as readers:
+    with ThreadPoolExecutor(min(len(wanted), _READERS) or 1) as readers:
         return list(readers.map(lambda one: one[0][one[1]], wanted))
 
 

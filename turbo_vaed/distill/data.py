@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -26,6 +26,9 @@ from turbo_vaed.dataset.clip_arrays import ClipArray, read_together
 from turbo_vaed.dataset.latents import CLIPS_REMEDY, LATENTS_REMEDY, to_network
 from turbo_vaed.errors import CorruptFile, DataRefused
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 RECONSTRUCTION = "reconstruction"
 """The array of a cache with the teacher's video."""
 FEATURES = "features"
@@ -34,6 +37,9 @@ TARGETS_REMEDY = "run the stage `distill` again: it makes what is missing"
 _LATENTS, _SOURCE = "latents", "source"
 _VIDEOS = (_SOURCE, RECONSTRUCTION)
 """(N,T,H,W,3); all else is (N,C,T,H,W)."""
+HELD_BYTES = 2**30
+"""Of clips, latents and targets, in a worker's memory: to read a chunk takes a CPU a millisecond,
+however small it is, and a batch is several chunks for every clip."""
 _ORDER, _PLACE = 0, 1  # streams of random numbers that must not be the same
 
 
@@ -109,6 +115,7 @@ class Clips:
                     f"{len(self.index)}; run the stages `clip`, `encode` and `distill` again"
                 )
         self._arrays = {name: self._croppable(name, array) for name, array in arrays.items()}
+        self._held: dict[tuple[str, int], NDArray[Any]] = {}
 
     def of_split(self, split: str) -> list[int]:
         """Indices of the clips of `train`, `val` or `test`.
@@ -153,16 +160,13 @@ class Clips:
         Raises:
             CorruptFile: a chunk is missing or damaged.
         """
-        positions, count = self._positions(size), len(places)
-        read = read_together(
-            [
-                (held.array, held.crop(place, positions))
-                for held in self._arrays.values()
-                for place in places
-            ]
-        )
+        positions = self._positions(size)
+        chunks = self._chunks({place.clip for place in places})
         found = {
-            name: np.stack(read[i * count : (i + 1) * count]) for i, name in enumerate(self._arrays)
+            name: np.stack(
+                [chunks[name, place.clip][held.crop(place, positions)] for place in places]
+            )
+            for name, held in self._arrays.items()
         }
         return Batch(
             latents=torch.from_numpy(found.pop(_LATENTS)),
@@ -170,6 +174,29 @@ class Clips:
             teacher=to_network(found.pop(RECONSTRUCTION)) if RECONSTRUCTION in found else None,
             features={block: torch.from_numpy(crops).float() for block, crops in found.items()},
         )
+
+    def forget(self) -> None:
+        """Drop what is held in memory: it may be what was wrong with a batch."""
+        self._held = {}
+
+    def _chunks(self, clips: Iterable[int]) -> dict[tuple[str, int], NDArray[Any]]:
+        """Of each array and clip, from memory, or read and held there while there is room.
+
+        What is held is not dropped for what comes after: of clips that come around in epochs the
+        oldest is the next that is wanted.
+        """
+        held = self._held
+        wanted = [(name, clip) for name in self._arrays for clip in sorted(clips)]
+        missing = [key for key in wanted if key not in held]
+        read = read_together([(self._arrays[name].array, (clip,)) for name, clip in missing])
+        fresh = dict(zip(missing, read, strict=True))
+        found = {key: fresh[key] if key in fresh else held[key] for key in wanted}
+        room = HELD_BYTES - sum(chunk.nbytes for chunk in held.values())
+        for key, chunk in fresh.items():
+            room -= chunk.nbytes
+            if room >= 0:
+                held[key] = chunk
+        return found
 
     def whole(self, index: int) -> Batch:
         """Latents and source of one whole clip, B = 1.
@@ -207,11 +234,11 @@ class _Croppable(NamedTuple):
     down: int
     across: int
 
-    def crop(self, place: Place, positions: tuple[int, int]) -> tuple[int | slice, ...]:
-        """Where `place` lies in it, for a crop of so many latent rows and columns."""
+    def crop(self, place: Place, positions: tuple[int, int]) -> tuple[slice, ...]:
+        """Where `place` lies in its clip, for a crop of so many latent rows and columns."""
         rows = slice(place.row * self.down, (place.row + positions[0]) * self.down)
         columns = slice(place.column * self.across, (place.column + positions[1]) * self.across)
-        return (place.clip, *[slice(None)] * (self.row_axis - 1), rows, columns)
+        return (*[slice(None)] * (self.row_axis - 1), rows, columns)
 
 
 class Prefetcher:

@@ -179,9 +179,10 @@ class Loop:
                     if self.history and "val_psnr" not in self.history[-1]:
                         self._validate(self.history[-1])  # what was paid for may be the best
                     return self._finish("budget", reason)
-                row = self._train_step(batches.get(self.step)) or self._train_step(
-                    self._read(self.step)  # a memory error or a bad read does not come twice
-                )
+                row = self._train_step(batches.get(self.step))
+                if row is None:  # a memory error or a bad read does not come twice
+                    self.data.forget()
+                    row = self._train_step(self._read(self.step))
                 if row is None:
                     self.skipped += 1
                     if self.skipped > MOST_SKIPPED:
