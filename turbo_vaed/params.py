@@ -89,6 +89,8 @@ class EncodeParams:
     teacher_family: TeacherFamily
     teacher_weights: str
     batch_size: Count
+    tile: Count | None
+    """Pixels: train clips are encoded in squares of this side; None for whole ones."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -14,7 +14,14 @@ import zarr
 
 from turbo_vaed.dataset.clip_arrays import ClipArray, create_clip_array
 from turbo_vaed.dataset.clip_pass import run_on_worker
-from turbo_vaed.dataset.latents import Encoder, encode_clips, to_network, to_pixels
+from turbo_vaed.dataset.latents import (
+    Encoder,
+    assemble,
+    cut,
+    encode_clips,
+    to_network,
+    to_pixels,
+)
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.models.teachers import load_teacher
@@ -115,3 +122,32 @@ def test_a_lost_clip_is_not_encoded_as_a_black_one(
     worker({"index": np.array([3])})
     with pytest.raises(CorruptFile, match=r"'video' of clip 4 is missing; run `dvc checkout`"):
         worker({"index": np.array([3, 4])})
+
+
+def test_tiles_are_encoded_each_for_itself(clips: str, tiny_teacher: Path, tmp_path: Path) -> None:
+    """In this process, as above; of a batch of two one clip is cut and one is not."""
+    out = str(tmp_path / "latents.zarr")
+    group = zarr.open_group(out, mode="w", zarr_format=3)
+    for name, one, dtype in (("latents", SHAPE, "f4"), ("reconstruction", (5, 16, 16, 3), "u1")):
+        create_clip_array(group, name, clips=5, shape=one, dtype=dtype, is_compressed=True)
+    make = partial(load_teacher, "ltx-video", tiny_teacher)
+    worker = Encoder(make, clips, out, SHAPE, frozenset([2]), frozenset([3]), 2, device="cpu")
+    worker({"index": np.array([2, 3])})
+    video = to_network(zarr.open_array(clips, path="video", mode="r")[:])
+    teacher = make()
+    whole, latents = teacher.encode(video[2:4]).numpy(), zarr.open_group(out, mode="r")["latents"]
+    np.testing.assert_allclose(latents[2], whole[0], atol=1e-5)
+    assert np.abs(latents[3] - whole[1]).max() > 1e-2
+    for row in range(2):
+        for column in range(2):
+            tile = video[3:4, ..., row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+            expected = teacher.encode(tile)[0, ..., 0, 0].numpy()
+            np.testing.assert_allclose(latents[3][..., row, column], expected, atol=1e-5)
+
+
+def test_tiles_are_put_together_again() -> None:
+    x = torch.arange(2 * 3 * 2 * 6 * 12).reshape(2, 3, 2, 6, 12)
+    tiles = cut(x, 3)
+    assert tiles.shape == (18, 3, 2, 2, 4)
+    assert torch.equal(tiles[9 + 5], x[1, ..., 2:4, 8:12])  # second clip, second row, third column
+    assert torch.equal(assemble(tiles, 3), x)

@@ -74,6 +74,14 @@ def test_a_crop_is_of_the_same_place_in_every_array(data):
         assert torch.equal(feature[1, :, 0, 0] - columns[0], torch.arange(3.0))
 
 
+def test_of_clips_in_tiles_a_crop_is_one_tile(toy_data):
+    facts = json.loads((toy_data[1] / "latents.json").read_text())
+    (toy_data[1] / "latents.json").write_text(json.dumps(facts | {"tiles": 2}))
+    tiled = Clips(clips=toy_data[0], latents=toy_data[1])
+    corners = {(place.row, place.column) for step in range(30) for place in places(tiled, step)}
+    assert corners == {(0, 0), (0, 4), (4, 0), (4, 4)}
+
+
 def test_whole_clips_and_crops_without_targets(data, toy_data):
     bare = Clips(clips=toy_data[0], latents=toy_data[1])
     batch = bare.read(places(bare, 0), CROP)

@@ -311,8 +311,8 @@ def test_features_too_large_for_half_precision(wanted, measured, monkeypatch):
     decode = TargetWriter.decode
 
     def large(scale: float) -> None:
-        def louder(self, latents):
-            found = decode(self, latents)
+        def louder(self, latents, *tiles):
+            found = decode(self, latents, *tiles)
             return found | {"features/mid_block": scale * found["features/mid_block"]}
 
         monkeypatch.setattr(TargetWriter, "decode", louder)
@@ -349,3 +349,20 @@ def test_recomputed_targets_are_the_teachers_of_the_crop(wanted):
     )
     silent = make(plan=dataclasses.replace(plan, reconstruction=False))(bare)
     assert silent.teacher is None
+
+
+def test_targets_of_tiles_are_decoded_tile_by_tile(wanted: Wanted) -> None:
+    latents_json = Path(wanted.latents, "latents.json")
+    latents_json.write_text(json.dumps(json.loads(latents_json.read_text()) | {"tiles": 2}))
+    writer = TargetWriter(wanted, device="cpu")
+    latents = writer.read([1])
+    tiled, whole = writer.decode(latents, writer.tiles), writer.decode(latents)
+    corner = writer.decode(latents[..., 2:, :2])
+    for name, values in tiled.items():
+        of_pixels = name == "reconstruction"  # BTHWC; features are BCTHW
+        down, across = (2, 3) if of_pixels else (3, 4)
+        side = corner[name].shape[down]
+        cut_out = values.take(range(side, 2 * side), down).take(range(side), across)
+        assert values.shape == whole[name].shape
+        assert not np.array_equal(values, whole[name])
+        np.testing.assert_allclose(cut_out, corner[name], atol=1 if of_pixels else 1e-4)

@@ -24,6 +24,7 @@ TINY = {
     "distill": {
         "steps": 4, "crop": 32, "batch_size": 2, "checkpoint_every": 2, "validate_every": 2,
     },
+    "encode": {"tile": 32},
     "gate": {"warmup": 1, "samples": 3},
     "thresholds": {
         "min_psnr_retention": 0.1, "min_psnr": 5.0, "min_ssim": 0.0, "min_ms_ssim": 0.0,

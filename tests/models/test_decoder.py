@@ -1,5 +1,6 @@
 """The decoder against numbers recorded from the published one, and its files."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +46,8 @@ def formulations(decoder: TurboVaedDecoder) -> dict[str, torch.nn.Module]:
     state = decoder.published_state_dict()
     plain.load_state_dict({key.removeprefix("decoder."): state[key] for key in state})
     return {
-        "trained": decoder,
+        "trained": copy.deepcopy(decoder).requires_grad_(True),
+        "eager": decoder,
         "direct": decoder.for_inference(form="taps"),
         "joined": decoder.for_inference(form="joined"),
         "winograd": decoder.for_inference(),

@@ -36,7 +36,7 @@ def make_poc(tmp_path: Path) -> MakePoc:
             "validate": {"min_side": 32},
             "clip": {"frames": 5, "size": 32, "clips_per_video": 6},
             "distill": {"crop": 32},
-            "encode": {"teacher_weights": TEACHER, "batch_size": 4},
+            "encode": {"teacher_weights": TEACHER, "batch_size": 4, "tile": 32},
         }
         for section, values in overrides.items():
             small[section] = {**small.get(section, {}), **values}

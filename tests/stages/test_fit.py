@@ -74,6 +74,9 @@ def test_auto_is_derived_from_the_teacher(make_poc, fraction: float | None) -> N
         ({"clip": {"frames": 16}}, r"clip.frames is 16; .* 4k\+1 frames: set .* to 13 or 17"),
         ({"clip": {"size": 100}}, "clip.size is 100; .* multiples of 8: .* to 96 or 104"),
         ({"distill": {"crop": 60}}, "distill.crop is 60; .* multiples of 8: .* to 56 or 64"),
+        ({"distill": {"crop": 32}}, "encode.tile is 64, distill.crop 32: .* set both to the same"),
+        ({"encode": {"tile": 48}}, "encode.tile is 48, which does not divide clip.size, 128: set"),
+        ({"encode": {"tile": 60}}, "encode.tile is 60; .* multiples of 8: .* to 56 or 64"),
         ({"encode": {"teacher_family": "mochi"}}, "not the config of a AutoencoderKLMochi"),
     ],
 )

@@ -37,6 +37,8 @@ def encode_clips(
     make_codec: Callable[..., Codec],
     latent_shape: tuple[int, int, int, int],
     reconstructed: Collection[int],
+    tiled: Collection[int] = (),
+    tiles: int = 1,
     batch_size: int,
     ray_address: str | None = None,
     workers: int | None = None,
@@ -49,6 +51,7 @@ def encode_clips(
         make_codec: called once in each worker with `device`; it must pickle.
         latent_shape: (C,t,h,w) of one clip.
         reconstructed: the clips to decode again; `reconstruction` has no chunk of the others.
+        tiled: the clips to encode in `tiles` x `tiles` pieces, each for itself.
         batch_size: clips at a time in one worker.
         ray_address: as `ray_session` takes it.
         workers: at most so many; as many as Ray has GPUs or CPUs by default.
@@ -69,7 +72,7 @@ def encode_clips(
         create_clip_array(group, name, clips=count, shape=one, dtype=dtype, is_compressed=True)
     pass_over_clips(
         Encoder,
-        (make_codec, clips, out, latent_shape, frozenset(reconstructed)),
+        (make_codec, clips, out, latent_shape, frozenset(reconstructed), frozenset(tiled), tiles),
         range(count),
         batch_size=batch_size,
         label="encoding clips",
@@ -88,6 +91,8 @@ class Encoder:
         out: str,
         latent_shape: tuple[int, int, int, int],
         reconstructed: frozenset[int],
+        tiled: frozenset[int] = frozenset(),
+        tiles: int = 1,
         *,
         device: Device,
     ) -> None:
@@ -96,12 +101,22 @@ class Encoder:
         self.latents = open_for_writing(out, "latents")
         self.reconstruction = open_for_writing(out, "reconstruction")
         self.latent_shape = latent_shape
-        self.reconstructed = reconstructed
+        self.reconstructed, self.tiled, self.tiles = reconstructed, tiled, tiles
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
         """Encode the clips of `index`, decode what is asked for, and hand the indices back."""
         indices = [int(i) for i in batch["index"]]
-        latents = self.codec.encode(to_network(np.stack([self.video[i] for i in indices])))
+        tiled = [i for i in indices if i in self.tiled]
+        whole = [i for i in indices if i not in self.tiled]
+        for some, tiles in ((tiled, self.tiles), (whole, 1)):
+            if some:
+                self._encode(some, tiles)
+        return batch
+
+    def _encode(self, indices: list[int], tiles: int) -> None:
+        """Clips that are all cut into so many tiles a side."""
+        video = to_network(np.stack([self.video[i] for i in indices]))
+        latents = assemble(self.codec.encode(cut(video, tiles)), tiles)
         if tuple(latents.shape[1:]) != self.latent_shape or not latents.isfinite().all():
             raise Fault(
                 f"the teacher gave latents {tuple(latents.shape[1:])} for clips {indices}, "
@@ -114,7 +129,20 @@ class Encoder:
             pictures = to_pixels(self.codec.decode(latents[places]))
             for picture, place in zip(pictures, places, strict=True):
                 self.reconstruction[indices[place]] = picture
-        return batch
+
+
+def cut(x: torch.Tensor, tiles: int) -> torch.Tensor:
+    """(B, C, T, H, W) -> (B*tiles*tiles, C, T, H/tiles, W/tiles): the tiles of every clip."""
+    b, c, t, height, width = x.shape
+    x = x.reshape(b, c, t, tiles, height // tiles, tiles, width // tiles)
+    return x.permute(0, 3, 5, 1, 2, 4, 6).flatten(0, 2)
+
+
+def assemble(x: torch.Tensor, tiles: int) -> torch.Tensor:
+    """The way back from `cut`, of whatever has rows and columns in proportion."""
+    n, c, t, height, width = x.shape
+    x = x.reshape(n // tiles**2, tiles, tiles, c, t, height, width)
+    return x.permute(0, 3, 4, 1, 5, 2, 6).reshape(-1, c, t, tiles * height, tiles * width)
 
 
 def to_network(pixels: NDArray[np.uint8]) -> torch.Tensor:

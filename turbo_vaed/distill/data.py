@@ -103,6 +103,8 @@ class Clips:
         self.index = read_json(f"{clips}/clips.json", CLIPS_REMEDY)["clips"]
         facts = read_json(f"{latents}/latents.json", LATENTS_REMEDY)
         self.compression: tuple[int, int] = tuple(facts["compression"][1:])
+        self.tiles: int = facts.get("tiles", 1)
+        """A side of a train clip; each was encoded for itself."""
         self.video = ClipArray(f"{clips}/clips.zarr", "video", remedy=CLIPS_REMEDY)
         self.latents = ClipArray(f"{latents}/latents.zarr", "latents", remedy=LATENTS_REMEDY)
         arrays = {_LATENTS: self.latents, _SOURCE: self.video}
@@ -131,6 +133,8 @@ class Clips:
     def places(self, *, split: str, size: int, count: int, seed: int, step: int) -> list[Place]:
         """Where the `count` samples of a step lie, crops of `size` x `size` pixels.
 
+        Anywhere in clips that were encoded whole; of those that were encoded in tiles a crop is
+        one: at the edges of any other the latents know of pixels that the student is not shown.
         Every clip is taken once before any is taken again, in an order of its own each time, so
         that none is encoded, and its targets cached, for less than the others.
 
@@ -141,6 +145,8 @@ class Clips:
         clips = self.of_split(split)
         rows, columns = self._positions(size)
         _, _, _, height, width = self.latents.shape
+        down, across = (rows, columns) if self.tiles > 1 else (1, 1)
+        assert self.tiles == 1 or self.tiles * rows == height, "the stage checks that a crop is one"
         places = []
         for j in range(count):
             epoch, turn = divmod(step * count + j, len(clips))
@@ -148,8 +154,8 @@ class Clips:
             places.append(
                 Place(
                     clip=clips[_order(seed, epoch, len(clips))[turn]],
-                    row=int(rng.integers(height - rows + 1)),
-                    column=int(rng.integers(width - columns + 1)),
+                    row=down * int(rng.integers((height - rows) // down + 1)),
+                    column=across * int(rng.integers((width - columns) // across + 1)),
                 )
             )
         return places

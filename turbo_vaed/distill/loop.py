@@ -266,8 +266,8 @@ class Loop:
         if self.world > 1:
             dist.all_reduce(values)
         figures = dict(zip(sums, values.tolist(), strict=True))
-        is_finite = math.isfinite(norm.item()) and all(map(math.isfinite, figures.values()))
-        if self._agree(int(not is_finite))[0]:
+        # All ranks see the same: averaged gradients, and figures of the whole batch.
+        if not (math.isfinite(norm.item()) and all(map(math.isfinite, figures.values()))):
             if rival is not None:
                 rival.forget()
             return None
@@ -351,10 +351,9 @@ class Loop:
     def _validate(self, row: dict[str, Any]) -> None:
         """The EMA student on the validation clips: its figures into `row`, the best kept."""
         began = time.perf_counter()
-        with self._autocast():
-            found: Validation = validate(
-                self.ema, self.data, rank=self.rank, world=self.world, device=self.device
-            )
+        found: Validation = validate(  # in float32, as what is packaged: it decides on the best
+            self.ema, self.data, rank=self.rank, world=self.world, device=self.device
+        )
         self.validate_seconds = time.perf_counter() - began
         row |= {"val_psnr": found.psnr, "val_ssim": found.ssim}
         if found.psnr > self.best_psnr:

@@ -31,7 +31,13 @@ from turbo_vaed.dataset.clip_arrays import (
     whole_chunks,
 )
 from turbo_vaed.dataset.clip_pass import Device
-from turbo_vaed.dataset.latents import CLIPS_REMEDY, LATENTS_REMEDY, to_pixels
+from turbo_vaed.dataset.latents import (
+    CLIPS_REMEDY,
+    LATENTS_REMEDY,
+    assemble,
+    cut,
+    to_pixels,
+)
 from turbo_vaed.distill.data import FEATURES, RECONSTRUCTION, TARGETS_REMEDY, read_json
 from turbo_vaed.errors import CorruptFile, Fault
 
@@ -163,27 +169,32 @@ class TargetWriter:
                 f"{facts['teacher_sha256'][:12]}…, {wanted.weights} has "
                 f"{self.teacher.sha256[:12]}…; run the stage `encode` again"
             )
+        self.tiles: int = facts.get("tiles", 1)
         self.latents = ClipArray(f"{wanted.latents}/latents.zarr", "latents", remedy=LATENTS_REMEDY)
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
         """Write the targets of the clips of `index`, and hand the indices back."""
         clips = [int(i) for i in batch["index"]]
-        self.write(clips, self.decode(self.read(clips)))
+        self.write(clips, self.decode(self.read(clips), self.tiles))
         return batch
 
     def read(self, clips: Sequence[int]) -> Tensor:
         """Latents (B,C,t,h,w)."""
         return torch.from_numpy(np.stack([self.latents[clip] for clip in clips]))
 
-    def decode(self, latents: Tensor) -> dict[str, NDArray[Any]]:
-        """What the arrays of the cache take, by their names: uint8 BTHWC and float32 BCTHW."""
-        decoded = self.teacher.decode_with_features(latents, self.wanted.blocks)
+    def decode(self, latents: Tensor, tiles: int = 1) -> dict[str, NDArray[Any]]:
+        """What the arrays of the cache take, by their names: uint8 BTHWC and float32 BCTHW.
+
+        Args:
+            tiles: a side; each was encoded for itself, and is decoded so.
+        """
+        decoded = self.teacher.decode_with_features(cut(latents, tiles), self.wanted.blocks)
         found: dict[str, NDArray[Any]] = {
-            f"{FEATURES}/{block}": feature.float().cpu().numpy()
+            f"{FEATURES}/{block}": assemble(feature, tiles).float().cpu().numpy()
             for block, feature in decoded.features.items()
         }
         if self.wanted.reconstruction:
-            found[RECONSTRUCTION] = to_pixels(decoded.video)
+            found[RECONSTRUCTION] = to_pixels(assemble(decoded.video, tiles))
         return found
 
     def write(self, clips: Sequence[int], found: Mapping[str, NDArray[Any]]) -> None:

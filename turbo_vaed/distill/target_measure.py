@@ -77,7 +77,7 @@ def begin_cache(
     crops = latents[:1, :, :, :rows, :columns].repeat(crops_at_once, 1, 1, 1, 1)
     writer.decode(crops)  # the first call prepares what all later ones have
     per_crop, _ = _timed(lambda: writer.decode(crops))
-    decoding, found = _timed(lambda: writer.decode(latents))
+    decoding, found = _timed(lambda: writer.decode(latents, writer.tiles))
     if is_new:
         create(wanted, writer.latents.shape[0], found)
     stored = {name: open_for_writing(wanted.store, name) for name in found}

@@ -67,7 +67,8 @@ class ResBlock(nn.Module):
         x = time.align(x, y)
         if self.norm3 is not None and self.conv_shortcut is not None:
             x = self.conv_shortcut(self.norm3(x), time)
-        return y.add_(x)
+        # In training x may have more digits than y, which a convolution in bfloat16 put out.
+        return y + x if torch.is_grad_enabled() else y.add_(x)
 
 
 def _conv(
@@ -172,7 +173,7 @@ class TurboVaedDecoder(nn.Module):
             self.add_module(f"upsampler2d_{i + 1}", upsampler2d)
             before //= 4
         self.norm_out = RmsNorm(before)
-        self.conv_out = FrameConv(before, config.out_channels)
+        self.conv_out = FrameConv(before, config.out_channels, is_exact=True)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, C, t, h, w) -> (B, 3, T, H, W), roughly [-1, 1]; sizes by `config.video_shape`.

@@ -14,7 +14,7 @@ from turbo_vaed.dataset.latents import encode_clips
 from turbo_vaed.models.teachers import describe_teacher, load_teacher
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.fit import check_clips
+from turbo_vaed.stages.fit import check_clips, check_tile
 
 
 def run(poc: Poc) -> dict[str, object]:
@@ -33,6 +33,8 @@ def run(poc: Poc) -> dict[str, object]:
     frames, size, count = description["frames"], description["size"], len(description["clips"])
     spec = facts.latent_spec
     check_clips(spec, frames, size)
+    tile = params.tile or size
+    check_tile(spec, tile, size)
     tests = [clip["index"] for clip in description["clips"] if clip["split"] == "test"]
     shape = spec.latent_shape(frames, size, size)
     with poc.writing("encode") as folder:
@@ -42,6 +44,8 @@ def run(poc: Poc) -> dict[str, object]:
             make_codec=functools.partial(load_teacher, params.teacher_family, weights),
             latent_shape=shape,
             reconstructed=tests,
+            tiled=[clip["index"] for clip in description["clips"] if clip["split"] == "train"],
+            tiles=size // tile,
             batch_size=params.batch_size,
             ray_address=Settings.from_environment(poc.root).ray_address,
         )
@@ -49,6 +53,7 @@ def run(poc: Poc) -> dict[str, object]:
             "family": params.teacher_family,
             "channels": spec.channels,
             "compression": [spec.compression_t, spec.compression_h, spec.compression_w],
+            "tiles": size // tile,
             "mean": spec.mean,
             "std": spec.std,
             "teacher_sha256": facts.sha256,

@@ -33,6 +33,14 @@ def student_config(poc: Poc) -> DecoderConfig:
         raise UserError(f"distill.student is {name!r}; allowed: {', '.join((AUTO, *PRESETS))}")
     check_clips(spec, params.clip.frames, params.clip.size)
     check_size(spec, "distill.crop", params.distill.crop)
+    tile = params.encode.tile
+    if tile is not None:
+        check_tile(spec, tile, params.clip.size)
+        if tile != params.distill.crop:
+            raise UserError(
+                f"encode.tile is {tile}, distill.crop {params.distill.crop}: a crop is one tile; "
+                "set both to the same, or encode.tile to null for crops anywhere in whole clips"
+            )
     if name == AUTO:
         try:
             return DecoderConfig.for_teacher(spec, params.distill.student_fraction)
@@ -59,6 +67,20 @@ def check_clips(spec: LatentSpec, frames: int, size: int) -> None:
             f"set clip.frames to {below} or {above}"
         )
     check_size(spec, "clip.size", size)
+
+
+def check_tile(spec: LatentSpec, tile: int, size: int) -> None:
+    """Refuse tiles that a teacher does not take, or that clips are not made up of.
+
+    Raises:
+        UserError: it says what to set.
+    """
+    check_size(spec, "encode.tile", tile)
+    if size % tile:
+        raise UserError(
+            f"encode.tile is {tile}, which does not divide clip.size, {size}: set encode.tile to "
+            "a divisor of it, or to null"
+        )
 
 
 def check_size(spec: LatentSpec, name: str, size: int) -> None:
