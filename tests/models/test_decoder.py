@@ -133,6 +133,14 @@ def test_half_precision_stays_near(tiny: TurboVaedDecoder) -> None:
     assert psnr > 45
 
 
+def test_trains_wholly_in_half_precision(tiny: TurboVaedDecoder) -> None:
+    decoder = copy.deepcopy(tiny).bfloat16().requires_grad_(True)
+    video = decoder(torch.randn(1, 32, 3, 8, 8).bfloat16())
+    video.float().square().mean().backward()
+    assert video.dtype == torch.bfloat16
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
+
+
 def test_for_inference_leaves_the_decoder_alone(tiny: TurboVaedDecoder) -> None:
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
     assert not any(p.requires_grad for p in tiny.for_inference().parameters())
