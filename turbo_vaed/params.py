@@ -107,6 +107,7 @@ class DistillParams:
     workers: Count
     """At most."""
     min_workers: Count
+    optimizer: Literal["adamw", "muon"]
     learning_rate: Positive
     betas: tuple[Share, Share]
     weight_decay: Annotated[float, Field(ge=0)]

@@ -131,6 +131,7 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
             "workers": 1,
             "min_workers": 1,
             "learning_rate": 1e-3,
+            "optimizer": "muon",
             "betas": (0.9, 0.95),
             "weight_decay": 0.0,
             "warmup_share": 0.1,

@@ -37,6 +37,7 @@ def make_job(folder: Path, *, workers: int = 1, steps: int = STEPS) -> Job:
             crop=16,
             workers=workers,
             min_workers=1,
+            optimizer="muon",
             learning_rate=2e-5,  # a step more or less shows, the rounding of two workers hardly
             betas=(0.9, 0.95),
             weight_decay=0.0,

@@ -29,6 +29,7 @@ from turbo_vaed.distill.job import Job
 from turbo_vaed.distill.linear_start import start_decoder
 from turbo_vaed.distill.losses import Weights, distillation_losses
 from turbo_vaed.distill.losses.perceptual import perceptual
+from turbo_vaed.distill.optimizer import Optimizer
 from turbo_vaed.distill.student import Student, averaged, averaging, bf16_pays
 from turbo_vaed.distill.targets import Recompute
 from turbo_vaed.distill.validation import Validation, validate
@@ -118,12 +119,11 @@ class Loop:
         )
         self.ema: TurboVaedDecoder = copy.deepcopy(decoder)
         self.best = copy.deepcopy(decoder.state_dict())
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = Optimizer(
             self.student.parameters(),
-            lr=params.learning_rate,
+            kind=params.optimizer,
             betas=params.betas,
             weight_decay=params.weight_decay,
-            fused=True,
         )
         if resume is not None:
             self._restore(resume)
@@ -246,8 +246,6 @@ class Loop:
         """One step of all ranks; None, and no update, where loss or gradient is not finite."""
         params, began = self.job.params, time.perf_counter()
         rate = learning_rate(self.step, params)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.optimizer.zero_grad()
         sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         seen = []
@@ -271,7 +269,7 @@ class Loop:
             if rival is not None:
                 rival.forget()
             return None
-        self.optimizer.step()
+        self.optimizer.step(rate)
         if rival is not None:
             rival.step(rate)
         self._average()
