@@ -1,10 +1,11 @@
 """Distillation against the published loop written plainly (`plain_loop.py`), on the demo.
 
 Run: python bench/distill.py [--help]. Its last line is JSON, also written to bench/results.
-Both sides take the same losses on the same crops, from the same weights, in one process and in
-turns: blocks of steps alternate, medians count. Ours is the loop that Ray Train runs, in process as
-the one worker, with latents and teacher targets made beforehand; what making them takes is told
-and charged. `distill_sides.py` holds both sides, `distill_runs.py` checkpoints and restarts,
+Both sides take the same losses on the same clips, from the same weights, in one run and in turns:
+blocks of steps alternate, medians count. The published loop draws its crops anywhere and takes
+AdamW's steps. Ours is the loop that Ray Train's workers run, with the optimizer of params.yaml and
+with latents and targets made beforehand; what making them takes is told and charged.
+`distill_sides.py` holds both sides, `distill_runs.py` checkpoints and restarts,
 `distill_widths.py` the published students.
 
 Shapes: B batch, C channels, T frames, H W pixels.
@@ -46,7 +47,7 @@ from bench.distill_sides import (  # noqa: E402
     val_psnr,
 )
 from turbo_vaed.distill.data import Clips  # noqa: E402
-from turbo_vaed.distill.loop import learning_rate  # noqa: E402
+from turbo_vaed.distill.optimizer import learning_rate  # noqa: E402
 
 RETENTION = 0.98
 """Of the teacher's PSNR, on the validation clips."""

@@ -278,7 +278,8 @@ class Plain:
             places = self.data.places(
                 split="train", size=size, count=params.batch_size, seed=params.seed, step=step
             )
-            source = read_source(self.data.video, places, size, self.config.spatial_compression)
+            clips = [place.clip for place in places]
+            source = read_source(self.data.video, clips, size, (params.seed, step))
             self.loop.step(source, rate(step))
 
     def ema(self) -> dict[str, Any]:

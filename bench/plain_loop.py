@@ -3,8 +3,8 @@
 Each step reads crops of the source, encodes them with the teacher, decodes the latents with the
 teacher for its reconstruction and features, decodes them with the student, and takes the losses:
 all in eager float32, 3-D convolutions on (B, C, T, H, W), nothing kept from step to step. It
-shares no code with `turbo_vaed.distill` but where samples lie and the learning rate, so it is a
-second opinion on losses and gradients too.
+shares no code with `turbo_vaed.distill` but which clips a step takes and the learning rate, so it
+is a second opinion on losses and gradients too.
 
 Shapes: B batch, C channels, T frames, t latent frames, H W pixels.
 """
@@ -167,19 +167,17 @@ class PlainLoop:
         return parts["loss"].item()
 
 
-def read_source(video: Any, places: Sequence[Any], size: int, scale: int) -> Tensor:
-    """Crops of clips, (B, 3, T, size, size) in [-1, 1].
+def read_source(video: Any, clips: Sequence[int], size: int, seed: tuple[int, ...]) -> Tensor:
+    """A crop of each clip, anywhere in it: (B, 3, T, size, size) in [-1, 1].
 
     Args:
         video: the Zarr array, uint8 (N, T, H, W, 3).
-        places: with `clip`, and `row` and `column` in latent positions.
         size: in pixels.
-        scale: pixels per latent position.
+        seed: of where the crops lie.
     """
-    crops = []
-    for place in places:
-        rows = slice(place.row * scale, place.row * scale + size)
-        columns = slice(place.column * scale, place.column * scale + size)
-        crops.append(np.asarray(video[place.clip, :, rows, columns]))
+    rng, (_, _, height, width, _), crops = np.random.default_rng(seed), video.shape, []
+    for clip in clips:
+        row, column = rng.integers(height - size + 1), rng.integers(width - size + 1)
+        crops.append(np.asarray(video[clip, :, row : row + size, column : column + size]))
     pixels = torch.from_numpy(np.stack(crops)).float()
     return pixels.permute(0, 4, 1, 2, 3).contiguous() / 127.5 - 1

@@ -12,7 +12,8 @@ import pytest
 import torch
 import zarr
 
-from turbo_vaed.distill.loop import Loop, learning_rate
+from turbo_vaed.distill.loop import Loop
+from turbo_vaed.distill.optimizer import learning_rate
 from turbo_vaed.distill.store import Store
 
 

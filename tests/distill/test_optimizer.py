@@ -94,7 +94,9 @@ def test_a_resumed_optimizer_goes_on_to_the_bit(kind: str) -> None:
 
 def test_adamw_alone_is_pytorchs() -> None:
     ours, theirs = network(), network()
-    steps(ours, Optimizer(ours.parameters(), kind="adamw", betas=(0.9, 0.95), weight_decay=0.1), 0, 3)
+    steps(
+        ours, Optimizer(ours.parameters(), kind="adamw", betas=(0.9, 0.95), weight_decay=0.1), 0, 3
+    )
     adamw = torch.optim.AdamW(
         theirs.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )

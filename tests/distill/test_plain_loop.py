@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from bench.plain_loop import PlainStudent, losses, plain_name, read_source
-from turbo_vaed.distill.data import Place
 from turbo_vaed.distill.losses import Weights, distillation_losses, perceptual
 from turbo_vaed.distill.student import Student
 from turbo_vaed.models import DecoderConfig
@@ -68,8 +68,18 @@ def test_losses_and_gradients_are_the_plain_loops(batch):
         assert torch.allclose(parameter.grad, gradient, atol=1e-4), name
 
 
-def test_crops_of_the_source_lie_where_they_were_asked_for():
-    video = torch.arange(2 * 3 * 8 * 12 * 3).reshape(2, 3, 8, 12, 3).remainder(256).byte().numpy()
-    (crop,) = read_source(video, [Place(clip=1, row=1, column=2)], 4, 4)
-    assert crop.shape == (3, 3, 4, 4)
-    assert crop[2, 1, 0, 3].item() == pytest.approx(video[1, 1, 4, 11, 2] / 127.5 - 1)
+def test_crops_of_the_source_lie_anywhere_in_their_clips():
+    # A pixel's value says where it lies.
+    rows, columns = np.arange(8)[:, None, None], np.arange(12)[:, None]
+    video = np.zeros((2, 3, 8, 12, 3), np.uint8)
+    video[..., 0], video[..., 1] = rows[..., 0], columns[..., 0]
+    video[1, ..., 2] = 9
+    found = set()
+    for seed in range(1000):
+        (crop,) = ((read_source(video, [1], 4, (seed,)) + 1) * 127.5).round()
+        assert crop.shape == (3, 3, 4, 4)
+        row, column, clip = crop[:, 0, 0, 0].tolist()
+        assert clip == 9
+        assert crop[:2, 2, 3, 2].tolist() == [row + 3, column + 2]
+        found.add((row, column))
+    assert found == {(row, column) for row in range(5) for column in range(9)}

@@ -29,12 +29,11 @@ from turbo_vaed.distill.job import Job
 from turbo_vaed.distill.linear_start import start_decoder
 from turbo_vaed.distill.losses import Weights, distillation_losses
 from turbo_vaed.distill.losses.perceptual import perceptual
-from turbo_vaed.distill.optimizer import Optimizer
+from turbo_vaed.distill.optimizer import Optimizer, learning_rate
 from turbo_vaed.distill.student import Student, averaged, averaging, bf16_pays
 from turbo_vaed.distill.targets import Recompute
 from turbo_vaed.distill.validation import Validation, validate
 from turbo_vaed.models import TurboVaedDecoder
-from turbo_vaed.params import DistillParams
 
 Tell = Callable[[dict[str, Any]], None]
 """Takes rank 0's events; see `follow.py`."""
@@ -49,15 +48,6 @@ COMPILE_STEPS = 500
 _START_CLIPS = 54
 _ASK_SECONDS = 2.0
 """Between two questions whether a machine is to be taken away: every rank must join in."""
-
-
-def learning_rate(step: int, params: DistillParams) -> float:
-    """Linear warm-up, then half a cosine down to zero at `params.steps`."""
-    warmup = max(1, round(params.warmup_share * params.steps))
-    if step < warmup:
-        return params.learning_rate * (step + 1) / warmup
-    share = (step - warmup) / max(1, params.steps - warmup)
-    return params.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
 class Loop:

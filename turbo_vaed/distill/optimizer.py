@@ -1,4 +1,4 @@
-"""AdamW, and Muon for the weights that mix channels.
+"""The learning rate's schedule; AdamW, and Muon for the weights that mix channels.
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by
 the nearest matrix with equal singular values, so that directions with small gradients learn as
@@ -11,6 +11,7 @@ norms and biases mix no channels: AdamW's.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -18,11 +19,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from turbo_vaed.params import DistillParams
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _MOMENTUM = 0.95
 _RMS = 0.2
 """Of AdamW's updates, as a share of the learning rate."""
+
+
+def learning_rate(step: int, params: DistillParams) -> float:
+    """Linear warm-up, then half a cosine down to zero at `params.steps`."""
+    warmup = max(1, round(params.warmup_share * params.steps))
+    if step < warmup:
+        return params.learning_rate * (step + 1) / warmup
+    share = (step - warmup) / max(1, params.steps - warmup)
+    return params.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
