@@ -42,7 +42,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
     Jordan's five quintic Newton-Schulz iterations, X <- (a + b XX' + c (XX')^2) X. They are taken
     on XX' alone, whose powers commute, and X is multiplied once by what they come to: two products
-    with the long side instead of fifteen halves of one.
+    with the long side instead of ten.
 
     Args:
         matrices: (N, O, I), finite.
