@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from turbo_vaed.params import DistillParams
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _MOMENTUM = 0.95
+_MOST_ROWS = int(__import__("os").environ.get("MR", 64))
 _RMS = 0.2
 """Of AdamW's updates, as a share of the learning rate."""
 
@@ -37,28 +38,41 @@ def learning_rate(step: int, params: DistillParams) -> float:
     return params.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
+def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Singular values brought to about 1 (0.7 to 1.2), singular vectors kept; zeros stay zeros.
 
     Jordan's five quintic Newton-Schulz iterations, X <- (a + b XX' + c (XX')^2) X. They are taken
     on XX' alone, whose powers commute, and X is multiplied once by what they come to: two products
-    with the long side instead of ten.
+    with the long side instead of ten, and all XX' of a size go through them together.
 
     Args:
-        matrices: (N, O, I), finite.
+        matrices: each (N, O, I), finite.
     """
-    if matrices.shape[1] > matrices.shape[2]:
-        return orthogonal(matrices.mT).mT
+    wide = [x if x.shape[1] <= x.shape[2] else x.mT for x in matrices]
+    wide = [x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-20) for x in wide]
+    sizes: dict[int, list[int]] = defaultdict(list)
+    for i, x in enumerate(wide):
+        sizes[x.shape[1]].append(i)
+    for places in sizes.values():
+        factors = _newton_schulz(torch.cat([wide[i] @ wide[i].mT for i in places]))
+        for i, factor in zip(places, factors.split([len(wide[i]) for i in places]), strict=True):
+            wide[i] = factor @ wide[i]
+    return [
+        x if x.shape == matrix.shape else x.mT for x, matrix in zip(wide, matrices, strict=True)
+    ]
+
+
+def _newton_schulz(gram: Tensor) -> Tensor:
+    """What the iterations multiply X by, of its XX' (N, O, O)."""
     a, b, c = _COEFFICIENTS
-    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-20)
-    gram = x @ x.mT
-    eye = torch.eye(gram.shape[1], device=gram.device, dtype=gram.dtype)
-    product = eye.expand_as(gram)
+    identity = a * torch.eye(gram.shape[1], device=gram.device, dtype=gram.dtype)
+    product = None
     for _ in range(_ITERATIONS):
-        polynomial = a * eye + b * gram + c * (gram @ gram)
-        product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
-    return product @ x
+        polynomial = torch.baddbmm(b * gram, gram, gram, alpha=c).add_(identity)
+        product = polynomial if product is None else polynomial @ product
+        gram = polynomial @ (polynomial @ gram)
+    assert product is not None
+    return product
 
 
 def is_matrix(parameter: Tensor) -> bool:
@@ -84,14 +98,8 @@ class Optimizer:
         taken = {id(p) for p in matrices}
         rest = [p for p in every if id(p) not in taken]
         self._adamw = torch.optim.AdamW(rest, betas=betas, weight_decay=weight_decay, fused=True)
-        # Equal shapes are orthogonalised together.
-        self._groups: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
-        for parameter in matrices:
-            self._groups[parameter.shape[0], parameter[0].numel()].append(parameter)
-        self._momentum = {
-            shape: torch.zeros(len(group), *shape, device=group[0].device)
-            for shape, group in self._groups.items()
-        }
+        self._matrices = matrices
+        self._momentum = [torch.zeros_like(p) for p in matrices]
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -104,25 +112,33 @@ class Optimizer:
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()
-        for shape, matrices in self._groups.items():
-            gradients = torch.stack([_gradient(p).flatten(1) for p in matrices])
-            momentum = self._momentum[shape].lerp_(gradients, 1 - _MOMENTUM)
-            update = orthogonal(gradients.lerp(momentum, _MOMENTUM))  # Nesterov's
-            scale = learning_rate * _RMS * max(shape) ** 0.5
-            for parameter, each in zip(matrices, update, strict=True):
-                parameter.mul_(1 - learning_rate * self._weight_decay)
-                parameter.sub_(each.reshape(parameter.shape), alpha=scale)
+        if not self._matrices:
+            return
+        gradients = [_gradient(p) for p in self._matrices]
+        torch._foreach_lerp_(self._momentum, gradients, 1 - _MOMENTUM)
+        nesterov = torch._foreach_lerp(gradients, self._momentum, _MOMENTUM)
+        updates = orthogonal([_in_blocks(x) for x in nesterov])
+        torch._foreach_mul_(self._matrices, 1 - learning_rate * self._weight_decay)
+        for parameter, update in zip(self._matrices, updates, strict=True):
+            scale = _RMS * max(update.shape[1:]) ** 0.5
+            parameter.sub_(update.reshape(parameter.shape), alpha=learning_rate * scale)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; tensors are not copied."""
-        momentum = {f"{rows}x{columns}": each for (rows, columns), each in self._momentum.items()}
-        return {"adamw": self._adamw.state_dict(), "momentum": momentum}
+        return {"adamw": self._adamw.state_dict(), "momentum": self._momentum}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint of the same parameters and kind."""
         self._adamw.load_state_dict(state["adamw"])
-        for (rows, columns), each in self._momentum.items():
-            each.copy_(state["momentum"][f"{rows}x{columns}"])
+        for mine, kept in zip(self._momentum, state["momentum"], strict=True):
+            mine.copy_(kept)
+
+
+def _in_blocks(weight: Tensor) -> Tensor:
+    """(O, I, ...) as equal blocks of at most `_MOST_ROWS` rows, (N, O / N, I*...)."""
+    rows = weight.shape[0]
+    blocks = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= _MOST_ROWS)
+    return weight.reshape(blocks, rows // blocks, -1)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
