@@ -32,6 +32,27 @@ def test_orthogonal_of_zero_is_zero() -> None:
     assert not orthogonal([torch.zeros(1, 4, 8)])[0].any()
 
 
+def test_matrices_of_a_size_are_orthogonalised_each_by_itself() -> None:
+    torch.manual_seed(0)
+    every = [torch.randn(2, 4, 9), torch.randn(1, 5, 6), torch.randn(1, 12, 4)]
+    for together, given in zip(orthogonal(every), every, strict=True):
+        for one, alone in zip(together, given, strict=True):
+            torch.testing.assert_close(one, orthogonal([alone[None]])[0][0])
+
+
+def test_a_wide_layer_is_orthogonalised_in_blocks_of_its_rows() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(96, 100))
+    weight.grad = torch.randn(96, 100)
+    bias = nn.Parameter(torch.zeros(1))
+    bias.grad = torch.zeros(1)
+    optimizer = Optimizer([weight, bias], kind="muon", betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer.step(1.0)
+    for rows in (slice(48), slice(48, 96)):
+        (expected,) = orthogonal([weight.grad[None, rows]])
+        torch.testing.assert_close(weight.detach()[rows], -0.2 * 10 * expected[0])
+
+
 def network() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(

@@ -1,4 +1,4 @@
-"""The budget's policy, replayed on random spot markets: does it hold, and what does it cost in steps?
+"""The budget's policy, replayed on random spot markets: does it hold, and at what price?
 
 A trace is one run's luck: the price of its machines minute by minute (jumps of up to ten times,
 hours in which no quote comes), when they are taken away (one by one and in bursts, with and
@@ -15,6 +15,7 @@ Evaluation, export, gate and report run on the driver, on demand, at the highest
 
 from __future__ import annotations
 
+import bisect
 import math
 import os
 import statistics
@@ -26,6 +27,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from turbo_vaed.costs.budget import Budget, Decision, decide
 
@@ -53,8 +55,10 @@ class Trace:
     skew_minutes: int
     """What the clock is wrong by."""
     step_seconds: float
-    checkpoint_every: int
-    """Steps."""
+    ask_seconds: float
+    """Training between two questions to the policy."""
+    checkpoint_every_seconds: float
+    """Training between two checkpoints."""
     checkpoint_seconds: float
     restart_seconds: float
     finish_seconds: float
@@ -96,32 +100,31 @@ def random_trace(seed: int, index: int) -> Trace:
     rng = np.random.default_rng((seed, index))
     on_demand = float(rng.uniform(0.5, 12.0))
     base = on_demand * float(rng.uniform(0.08, 0.6))
-    walk = np.exp(np.cumsum(rng.normal(0, 0.004, MINUTES)))
-    price = base * np.clip(walk, 0.5, 2)
+    walk = np.exp(np.cumsum(rng.normal(0, 0.03, MINUTES // 60)))  # a new price every hour
+    price = base * np.clip(np.repeat(walk, 60), 0.5, 1.6)
     for _ in range(rng.poisson(3)):  # jumps, up to tenfold
         start, length = int(rng.integers(MINUTES)), int(rng.exponential(90)) + 1
         price[start : start + length] *= float(rng.uniform(1.5, 10))
     up = price <= on_demand
     hourly = float(rng.choice([0.0, 0.02, 0.1, 0.3]))
-    for start in np.flatnonzero(rng.random(MINUTES) < hourly / 60):
-        up[start : start + 1 + int(rng.exponential(8))] = False
+    for taken in np.flatnonzero(rng.random(MINUTES) < hourly / 60):
+        up[taken : taken + 1 + int(rng.exponential(8))] = False
     for _ in range(rng.poisson(0.7)):  # a burst: taken again and again for an hour
         start = int(rng.integers(MINUTES))
-        for again in start + rng.integers(0, 60, 6):
+        for later in rng.integers(0, 60, 6).tolist():
+            again = start + later
             up[again : again + 1 + int(rng.exponential(3))] = False
     quoted = np.maximum.accumulate(np.arange(MINUTES) - int(rng.integers(1, 6)))
     for _ in range(rng.poisson(2)):  # no quote for an hour
         start = int(rng.integers(MINUTES))
         quoted[start : start + 60] = quoted[start]
-    budget = float(rng.choice([10, 25, 50, 95, 200]))
-    hours = min(budget / base, MINUTES / 60 / 3)
-    step = hours * 3600 / float(rng.uniform(200, 500))  # so many questions, however long it lasts
-    step = min(step, 900.0)
+    hours = float(rng.uniform(5, 30))  # at the first price
+    step = float(rng.uniform(1, 20))
     save = float(rng.uniform(0.5, 15))
     # Young 1974: the square root of twice the save time and the time between interruptions.
     interval = math.sqrt(2 * save * 3600 / max(hourly, 0.02))
     return Trace(
-        budget_usd=budget,
+        budget_usd=base * hours,
         most_usd_per_hour=on_demand,
         usd_per_hour=price.tolist(),
         is_up=up.tolist(),
@@ -129,9 +132,247 @@ def random_trace(seed: int, index: int) -> Trace:
         quoted_until=quoted.tolist(),
         skew_minutes=int(rng.integers(-SKEW_SECONDS // 60, SKEW_SECONDS // 60 + 1)),
         step_seconds=step,
-        checkpoint_every=max(1, round(interval / step)),
+        ask_seconds=hours * 3600 / float(rng.uniform(200, 500)),
+        checkpoint_every_seconds=interval,
         checkpoint_seconds=save,
         restart_seconds=float(rng.uniform(30, 240)),
         finish_seconds=float(rng.uniform(60, 600)),
         goal_steps=int(rng.uniform(0.2, 1.0) * hours * 3600 / step),
     )
+
+
+def replay(trace: Trace, policy: Policy = decide, *, keep_curve: bool = False) -> Replay:
+    """One run under the policy, from its first machine to its report."""
+    budget = Budget.plan(
+        run_usd=Decimal(trace.budget_usd),
+        warn_share=0.8,
+        reserve_seconds=trace.checkpoint_seconds + trace.finish_seconds,
+        usd_per_hour=Decimal(trace.most_usd_per_hour),
+    )
+    worst = Decimal(trace.most_usd_per_hour / 3600)
+    market, bound = _Market(trace), _Bound(trace)
+    kept = trained = lost = 0.0  # seconds of training
+    interruptions, must_start = 0, True
+    spent, now = 0.0, 0.0
+    curve: list[tuple[float, float]] = []
+
+    def pay(seconds: float) -> float:
+        """Use the machines for so long or until they are taken; seconds that were had."""
+        nonlocal spent, now
+        until = market.taken_after(now, now + seconds)
+        spent += market.cost(now, until)
+        bound.used(now, until)
+        had = seconds if until == now + seconds else until - now
+        now = until
+        return had
+
+    while now < (MINUTES - 1) * 60:
+        if not market.is_up(now):
+            now, must_start = market.back_after(now), True
+            continue
+        start = trace.restart_seconds if must_start else 0.0
+        is_due = trained + trace.ask_seconds - kept >= trace.checkpoint_every_seconds
+        upto = start + trace.ask_seconds + (trace.checkpoint_seconds if is_due else 0.0)
+        believed = bound.usd(now)
+        if keep_curve:
+            curve.append((now / 3600, believed))
+        if policy(
+            budget,
+            spent_usd=Decimal(believed),
+            rate_usd_per_second=worst,
+            next_step_seconds=upto,
+        ).stop:
+            break
+        had = pay(upto)
+        if had < upto:  # taken: back to the checkpoint, or to the one that a notice brought
+            interruptions += 1
+            trained += min(max(had - start, 0.0), trace.ask_seconds)
+            if market.has_notice(now):
+                kept = trained
+            lost += trained - kept
+            trained = kept
+            continue
+        must_start, trained = False, trained + trace.ask_seconds
+        kept = trained if is_due else kept
+    if trained > kept and pay(trace.checkpoint_seconds) == trace.checkpoint_seconds:
+        kept = trained
+    spent += trace.finish_seconds * trace.most_usd_per_hour / 3600
+    return Replay(
+        budget_usd=trace.budget_usd,
+        spent_usd=spent,
+        steps=int(kept / trace.step_seconds),
+        oracle_steps=_oracle(trace, market),
+        goal_steps=trace.goal_steps,
+        lost_steps=int((lost + trained - kept) / trace.step_seconds),
+        interruptions=interruptions,
+        curve=tuple(curve),
+    )
+
+
+def _oracle(trace: Trace, market: _Market) -> int:
+    """Steps of a run that knew its trace beforehand."""
+    left = trace.budget_usd - trace.finish_seconds * trace.most_usd_per_hour / 3600
+    now, trained, must_start = 0.0, 0.0, True
+    while now < 60 * MINUTES:
+        if not market.is_up(now):
+            now, must_start = market.back_after(now), True
+            continue
+        end = market.taken_after(now, 60.0 * MINUTES)
+        idle = (trace.restart_seconds if must_start else 0.0) + trace.checkpoint_seconds
+        end = min(end, market.paid_until(now, left))
+        if end - now > idle:
+            trained += end - now - idle
+            left -= market.cost(now, end)
+        if end < market.taken_after(now, 60.0 * MINUTES):
+            break  # the money is gone
+        now, must_start = end, True
+    return int(trained / trace.step_seconds)
+
+
+class _Market:
+    """Prices and machines of a trace, looked up by true seconds."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._sums: list[float] = [0.0, *np.cumsum(np.array(trace.usd_per_hour) / 60).tolist()]
+        # The next minute without machines, and the next with some, of every minute.
+        self._down = _next(~np.array(trace.is_up))
+        self._back = _next(np.array(trace.is_up))
+
+    def is_up(self, now: float) -> bool:
+        return now < 60 * MINUTES and self._trace.is_up[int(now // 60)]
+
+    def has_notice(self, now: float) -> bool:
+        return self._trace.has_notice[min(int(now // 60), MINUTES - 1)]
+
+    def taken_after(self, now: float, until: float) -> float:
+        """Seconds at which machines that are there are taken, at most `until`."""
+        return min(until, 60.0 * self._down[int(now // 60)])
+
+    def back_after(self, now: float) -> float:
+        return 60.0 * self._back[int(now // 60)]
+
+    def paid(self, at: float) -> float:
+        """USD of a machine held from the trace's beginning."""
+        minute = int(at // 60)
+        rest = (at - 60.0 * minute) / 3600
+        return self._sums[minute] + (rest * self._trace.usd_per_hour[minute] if rest else 0.0)
+
+    def cost(self, start: float, end: float) -> float:
+        return self.paid(end) - self.paid(start)
+
+    def paid_until(self, start: float, usd: float) -> float:
+        """Until when so much pays for a machine that is held from `start` on."""
+        goal = self.paid(start) + usd
+        minute = bisect.bisect_right(self._sums, goal) - 1
+        if minute >= MINUTES:
+            return 60.0 * MINUTES
+        rest = (goal - self._sums[minute]) / self._trace.usd_per_hour[minute] * 3600
+        return max(start, 60.0 * minute + rest)
+
+
+def _next(wanted: NDArray[np.bool_]) -> list[int]:
+    """Of every minute the first from it on that is wanted, `MINUTES` where none is."""
+    places = np.where(wanted, np.arange(MINUTES), MINUTES)
+    found: list[int] = np.minimum.accumulate(places[::-1])[::-1].tolist()
+    return found
+
+
+class _Bound:
+    """What a run has spent at most: quoted time by its quotes, the rest at the highest price."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        price = np.array(trace.usd_per_hour)
+        most = price.copy()
+        reach = SKEW_SECONDS // 60 + 1  # a minute more: a moment lies within its own
+        for shift in range(1, reach + 1):
+            most[shift:] = np.maximum(most[shift:], price[:-shift])
+            most[:-shift] = np.maximum(most[:-shift], price[shift:])
+        self._most = np.minimum(most, trace.most_usd_per_hour).tolist()
+        self._settled = 0.0
+        self._due: list[tuple[float, float]] = []
+
+    def used(self, start: float, end: float) -> None:
+        if end > start:
+            self._due.append((start, end))
+
+    def usd(self, now: float) -> float:
+        """At most this was spent up to now."""
+        trace = self._trace
+        minute = int(now // 60)
+        # Prices are known up to here, by a clock that is wrong.
+        known = 60.0 * (trace.quoted_until[min(minute, MINUTES - 1)] - SKEW_SECONDS // 60)
+        skew = 60 * trace.skew_minutes
+        while self._due and self._due[0][1] + skew <= known:
+            start, end = self._due.pop(0)
+            self._settled += self._by_quotes(start + skew, end + skew)
+        open_ = math.fsum(end - start for start, end in self._due)
+        return self._settled + open_ * trace.most_usd_per_hour / 3600
+
+    def _by_quotes(self, start: float, end: float) -> float:
+        """USD of a span by this clock, each minute at the highest of those around it."""
+        usd, at = 0.0, start
+        while at < end:
+            minute = math.floor(at / 60)
+            until = min(end, 60.0 * (minute + 1))
+            usd += (until - at) * self._most[min(max(minute, 0), MINUTES - 1)] / 3600
+            at = until
+        return usd
+
+
+def simulate(
+    traces: int,
+    seed: int,
+    *,
+    processes: int | None = None,
+    done: Callable[[int], None] = lambda _: None,
+) -> list[Replay]:
+    """Replays of the first `traces` traces of a seed, in order, whatever the number of processes.
+
+    Args:
+        done: told how many more are done, for a progress bar.
+    """
+    found: list[Replay] = []
+    for batch in _batches(traces, seed, processes or os.cpu_count() or 1):
+        found += batch
+        done(len(batch))
+    return found
+
+
+def _batches(traces: int, seed: int, processes: int) -> Iterator[list[Replay]]:
+    parts = [range(i, min(i + 100, traces)) for i in range(0, traces, 100)]
+    one = partial(_replay_all, seed)
+    if processes == 1 or len(parts) == 1:
+        yield from map(one, parts)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(one, parts)
+
+
+def _replay_all(seed: int, indices: range) -> list[Replay]:
+    return [replay(random_trace(seed, index)) for index in indices]
+
+
+def summary(replays: list[Replay]) -> dict[str, Any]:
+    """What the traces came to: the figures of `turbo-vaed cost simulate`."""
+    over = [r.over_usd for r in replays]
+    reachable = [r for r in replays if r.was_reachable]
+    shares = sorted(r.share_of_oracle for r in reachable)
+    return {
+        "traces": len(replays),
+        "overspent": sum(usd > 0 for usd in over),
+        "worst_overspend_usd": round(max(over, default=0.0), 6),
+        "goal_reachable": len(reachable),
+        "goal_reached": sum(r.steps >= r.goal_steps for r in reachable),
+        "median_steps_of_oracle": round(statistics.median(shares), 4) if shares else None,
+        "steps_of_oracle_5th_percentile": round(shares[len(shares) // 20], 4) if shares else None,
+        "traces_below_95_percent": sum(share < 0.95 for share in shares),
+        "interruptions": sum(r.interruptions for r in replays),
+        "lost_steps": sum(r.lost_steps for r in replays),
+        "budget_spent_median": round(
+            statistics.median(r.spent_usd / r.budget_usd for r in replays), 4
+        )
+        if replays
+        else None,
+    }

@@ -24,7 +24,8 @@ from turbo_vaed.params import DistillParams
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _MOMENTUM = 0.95
-_MOST_ROWS = int(__import__("os").environ.get("MR", 64))
+_MOST_ROWS = 64
+"""Of a block: wider layers take several, since the iterations grow with the cube of it."""
 _RMS = 0.2
 """Of AdamW's updates, as a share of the learning rate."""
 
@@ -55,7 +56,8 @@ def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
         sizes[x.shape[1]].append(i)
     for places in sizes.values():
         factors = _newton_schulz(torch.cat([wide[i] @ wide[i].mT for i in places]))
-        for i, factor in zip(places, factors.split([len(wide[i]) for i in places]), strict=True):
+        pieces = torch.split(factors, [len(wide[i]) for i in places])
+        for i, factor in zip(places, pieces, strict=True):
             wide[i] = factor @ wide[i]
     return [
         x if x.shape == matrix.shape else x.mT for x, matrix in zip(wide, matrices, strict=True)
@@ -94,7 +96,7 @@ class Optimizer:
         """`kind` adamw is AdamW for all; muon, for what is no matrix."""
         every = list(parameters)
         self._every, self._weight_decay = every, weight_decay
-        matrices = [p for p in every if kind == "muon" and is_matrix(p)]
+        matrices: list[Tensor] = [p for p in every if kind == "muon" and is_matrix(p)]
         taken = {id(p) for p in matrices}
         rest = [p for p in every if id(p) not in taken]
         self._adamw = torch.optim.AdamW(rest, betas=betas, weight_decay=weight_decay, fused=True)
@@ -141,6 +143,6 @@ def _in_blocks(weight: Tensor) -> Tensor:
     return weight.reshape(blocks, rows // blocks, -1)
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _gradient(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None, "every weight takes part in a step"
     return parameter.grad

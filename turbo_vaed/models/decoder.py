@@ -173,7 +173,7 @@ class TurboVaedDecoder(nn.Module):
             self.add_module(f"upsampler2d_{i + 1}", upsampler2d)
             before //= 4
         self.norm_out = RmsNorm(before)
-        self.conv_out = FrameConv(before, config.out_channels, is_exact=True)
+        self.conv_out = FrameConv(before, config.out_channels)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, C, t, h, w) -> (B, 3, T, H, W), roughly [-1, 1]; sizes by `config.video_shape`.

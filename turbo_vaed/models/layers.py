@@ -60,7 +60,6 @@ class FrameConv(nn.Module):
     """Dense convolution over time and space, kernel (taps, size, size), taps 1 or 3.
 
     With `upscale` u and `time_factor` r its channels become u*H rows, u*W columns and r*T frames.
-    One that `is_exact` trains in float32 under autocast, too.
     """
 
     folded: nn.ParameterList | None
@@ -75,12 +74,11 @@ class FrameConv(nn.Module):
         upscale: int = 1,
         time_factor: int = 1,
         published_rank: int = 5,
-        is_exact: bool = False,
     ) -> None:
         super().__init__()
         assert taps in (1, 3)
         self.taps, self.upscale, self.time_factor = taps, upscale, time_factor
-        self.padding, self.is_exact = size // 2, is_exact
+        self.padding = size // 2
         # Holds the weights; its own forward is never called.
         self.conv: nn.Conv3d | nn.Conv2d = (
             nn.Conv3d(inputs, outputs, (taps, size, size), padding=(0, size // 2, size // 2))
@@ -92,14 +90,12 @@ class FrameConv(nn.Module):
     def forward(self, x: Tensor, time: Timeline) -> Tensor:
         """(T*B, inputs, H, W) -> (r*T*B, outputs / (r*u*u), u*H, u*W)."""
         *kernels, bias = self.folded if self.folded is not None else self.kernels()
-        with _float32_on(x, "cpu", "cuda") if self.is_exact else nullcontext():
-            x = time.pad(x.to(bias.dtype) if self.is_exact else x, self.taps // 2)
-            if len(kernels) == 1:
-                x = _joined(x, self.taps, time.batch)
-                x = F.conv2d(x, kernels[0], bias, padding=self.padding)
-            else:
-                convolve = _two_at_once if len(kernels) == 4 else _sum_of_taps
-                x = convolve(x, kernels, bias, time.batch, padding=self.padding)
+        x = time.pad(x, self.taps // 2)
+        if len(kernels) == 1:
+            x = F.conv2d(_joined(x, self.taps, time.batch), kernels[0], bias, padding=self.padding)
+        else:
+            convolve = _two_at_once if len(kernels) == 4 else _sum_of_taps
+            x = convolve(x, kernels, bias, time.batch, padding=self.padding)
         if self.upscale * self.time_factor > 1:
             x = shuffle(x, time.batch, self.upscale, self.time_factor)
         return x
