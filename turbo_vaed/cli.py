@@ -186,6 +186,40 @@ def cost_report(customer: Customer, form: Format = "table") -> None:
     _show(rows, form, f"costs of {customer}")
 
 
+@costs.command("simulate")
+def simulate_budgets(
+    traces: Annotated[int, typer.Option("--traces", min=1, help="random markets")] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
+    form: Format = "table",
+    chart: Annotated[
+        Path | None, typer.Option("--chart", help="an SVG file to draw the runs into")
+    ] = None,
+) -> None:
+    """Replay the budget's policy on random prices and interruptions: is every budget kept?
+
+    Returns 1 where one was not.
+    """
+    from turbo_vaed.costs.simulate import simulate, summary
+    from turbo_vaed.progress import progress
+    from turbo_vaed.report.simulation import simulation_svg
+
+    with progress("traces", traces) as update:
+        replays = simulate(traces, seed, told=lambda done: update(done, ""))
+    found = summary(replays)
+    if chart is not None:
+        chart.write_text(simulation_svg(replays))
+    if form == "json":
+        print(json.dumps(found))
+    else:
+        _show(
+            [{"figure": k.replace("_", " "), "value": v} for k, v in found.items()],
+            form,
+            f"{traces} traces of seed {seed}",
+        )
+    if found["overspent"]:
+        raise typer.Exit(1)
+
+
 @registry.command("list")
 def list_versions(customer: Customer, form: Format = "table") -> None:
     """Versions of a customer's student: alias, verdict, package."""

@@ -326,17 +326,17 @@ def simulate(
     seed: int,
     *,
     processes: int | None = None,
-    done: Callable[[int], None] = lambda _: None,
+    told: Callable[[int], None] = lambda _: None,
 ) -> list[Replay]:
     """Replays of the first `traces` traces of a seed, in order, whatever the number of processes.
 
     Args:
-        done: told how many more are done, for a progress bar.
+        told: takes how many are done.
     """
     found: list[Replay] = []
     for batch in _batches(traces, seed, processes or os.cpu_count() or 1):
         found += batch
-        done(len(batch))
+        told(len(found))
     return found
 
 

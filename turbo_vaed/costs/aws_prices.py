@@ -1,0 +1,346 @@
+"""What an EC2 machine costs: spot history and on-demand list prices, cached on disk.
+
+A quote is taken from AWS, kept with the time at which it was taken, and taken again when it is
+older than a limit. Where AWS does not answer then, the old one is used and says so. Where there is
+none the price is unknown, which is None and never zero.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+from turbo_vaed.costs.money import parse_usd, plain
+from turbo_vaed.errors import BudgetRefused, UserError
+
+Ec2Market = Literal["spot", "on-demand"]
+Client = Callable[[str, str], Any]
+"""(service, region) -> a boto3 client."""
+
+MOST_USD_PER_HOUR = Decimal(1000)
+"""No machine costs as much; what does is taken for a mistake of the list."""
+HISTORY = timedelta(days=7)
+"""Of spot prices, before the moment that is asked for."""
+_PRICING_REGION = "us-east-1"  # one of the few that answer for all
+_TYPE = re.compile(r"[a-z][a-z0-9-]*\.[a-z0-9-]+")
+_REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
+_ZONE = re.compile(r"[a-z]{2}(-[a-z]+)+-\d[a-z]|[a-z]{2}(-[a-z]+)+-\d-[a-z0-9-]+")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ec2Quote:
+    """USD per hour of one machine, in force at a moment."""
+
+    usd_per_hour: Decimal
+    since: datetime
+    """From when on AWS asked this price."""
+    quoted_at: datetime
+    """When it was read."""
+    source: str
+    warning: str = ""
+    """Why it is older than it should be; stands in the report."""
+
+
+def boto3_client(service: str, region: str) -> Any:
+    """A client with AWS's own patience: throttled calls are tried five times."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        retries={"mode": "standard", "max_attempts": 5}, connect_timeout=5, read_timeout=20
+    )
+    return boto3.client(service, region_name=region, config=config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ec2Prices:
+    """The prices of EC2 machines.
+
+    Args:
+        folder: of the cache, a file per machine; made when something is written.
+        max_age: of a quote that is used without asking AWS again.
+        client, now: for tests.
+    """
+
+    folder: Path
+    max_age: timedelta
+    client: Client = boto3_client
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    def usd_per_hour(
+        self,
+        instance_type: str,
+        market: Ec2Market,
+        region: str,
+        zone: str | None = None,
+        at: datetime | None = None,
+    ) -> Decimal | None:
+        """The price in force at a moment, now by default; None where it is not known."""
+        found = self.quote(instance_type, market, region, zone, at)
+        return found.usd_per_hour if isinstance(found, Ec2Quote) else None
+
+    def require(
+        self,
+        instance_type: str,
+        market: Ec2Market,
+        region: str,
+        zone: str | None = None,
+        at: datetime | None = None,
+    ) -> Ec2Quote:
+        """The quote, for a step that is about to cost money.
+
+        Raises:
+            BudgetRefused: there is none; the message says why and what to do.
+            UserError: what was asked for can be no machine.
+        """
+        found = self.quote(instance_type, market, region, zone, at)
+        if isinstance(found, Ec2Quote):
+            return found
+        raise BudgetRefused(
+            f"the {market} price of {instance_type} in {zone or region} is unknown, and an unknown "
+            f"price is not zero: {found}; give AWS credentials that may call "
+            + ("ec2:DescribeSpotPriceHistory" if market == "spot" else "pricing:GetProducts")
+            + ", choose another type or zone, or set the price in params.yaml"
+        )
+
+    def quote(
+        self,
+        instance_type: str,
+        market: Ec2Market,
+        region: str,
+        zone: str | None = None,
+        at: datetime | None = None,
+    ) -> Ec2Quote | str:
+        """The quote in force at a moment, or why there is none.
+
+        Raises:
+            UserError: no such type, a name that can be none, a spot price without its zone, a
+                time without a time zone.
+        """
+        _check(instance_type, market, region, zone, at)
+        moment, now = at or self.now(), self.now()
+        path = self.folder / f"{market}_{zone or region}_{instance_type}.json"
+        kept = _read(path)
+        is_old = kept is None or now - kept.quoted_at > self.max_age or kept.quoted_at > now
+        wants_more = (
+            kept is None or moment > kept.quoted_at or moment < kept.begins or kept.quoted_at > now
+        )
+        warning = ""
+        if is_old and wants_more:
+            try:
+                if market == "spot":
+                    assert zone is not None, "checked"
+                    points = self._spot(instance_type, region, zone, min(moment, now))
+                else:
+                    points = self._on_demand(instance_type, region)
+                fresh = _Kept(quoted_at=now, points=tuple(points))
+            except _NoAnswer as error:
+                if kept is None:
+                    return str(error)
+                warning = f"price of {kept.quoted_at:%Y-%m-%d %H:%M} UTC used: {error}"
+                _log.warning("%s in %s: %s", instance_type, zone or region, warning)
+            else:
+                kept = fresh if kept is None else kept.with_newer(fresh)
+                _write(path, kept)
+        assert kept is not None
+        point = kept.at(moment)
+        if point is None:
+            return f"AWS tells no price at {moment:%Y-%m-%d %H:%M} UTC"
+        since, usd = point
+        what = "EC2 spot price history" if market == "spot" else "AWS price list"
+        return Ec2Quote(
+            usd_per_hour=usd,
+            since=since,
+            quoted_at=kept.quoted_at,
+            source=f"{what}, {instance_type} in {zone or region}, "
+            f"read {kept.quoted_at:%Y-%m-%dT%H:%MZ}",
+            warning=warning,
+        )
+
+    def _spot(
+        self, instance_type: str, region: str, zone: str, moment: datetime
+    ) -> list[tuple[datetime, Decimal]]:
+        """Price changes of the last days, oldest first; none where the zone has no such machine."""
+        with _asking(instance_type, region):
+            pages = (
+                self.client("ec2", region)
+                .get_paginator("describe_spot_price_history")
+                .paginate(
+                    InstanceTypes=[instance_type],
+                    ProductDescriptions=["Linux/UNIX"],
+                    AvailabilityZone=zone,
+                    StartTime=moment - HISTORY,
+                    EndTime=self.now(),
+                )
+            )
+            rows = [row for page in pages for row in page["SpotPriceHistory"]]
+        return sorted(
+            (row["Timestamp"].astimezone(UTC), _sane(row["SpotPrice"], instance_type))
+            for row in rows
+        )
+
+    def _on_demand(self, instance_type: str, region: str) -> list[tuple[datetime, Decimal]]:
+        """The list price, as one change at the day from which it is valid."""
+        filters = {
+            "instanceType": instance_type,
+            "regionCode": region,
+            "operatingSystem": "Linux",
+            "preInstalledSw": "NA",
+            "tenancy": "Shared",
+            "capacitystatus": "Used",
+        }
+        with _asking(instance_type, region):
+            pages = (
+                self.client("pricing", _PRICING_REGION)
+                .get_paginator("get_products")
+                .paginate(
+                    ServiceCode="AmazonEC2",
+                    Filters=[
+                        {"Type": "TERM_MATCH", "Field": k, "Value": v} for k, v in filters.items()
+                    ],
+                )
+            )
+            products = [json.loads(text) for page in pages for text in page["PriceList"]]
+        found = sorted({price for product in products for price in _listed(product, instance_type)})
+        if len({usd for _, usd in found}) > 1:
+            raise _NoAnswer(
+                f"the AWS price list has {len(found)} prices for it, "
+                f"{plain(found[0][1])} to {plain(found[-1][1])} USD"
+            )
+        return found
+
+
+class _NoAnswer(Exception):
+    """AWS did not tell a price; why, in words."""
+
+
+class _asking:
+    """AWS's own errors as ours."""
+
+    def __init__(self, instance_type: str, region: str) -> None:
+        self._type, self._region = instance_type, region
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if isinstance(error, ClientError):
+            code = error.response.get("Error", {}).get("Code", "")
+            if code.startswith("InvalidInstanceType") or (
+                code == "InvalidParameterValue" and self._type in str(error)
+            ):
+                raise UserError(
+                    f"no EC2 machine is called {self._type!r} in {self._region}"
+                ) from error
+            raise _NoAnswer(f"AWS says {code}: {error}") from error
+        if isinstance(error, BotoCoreError):
+            raise _NoAnswer(f"AWS does not answer: {error}") from error
+
+
+def _check(
+    instance_type: str, market: str, region: str, zone: str | None, at: datetime | None
+) -> None:
+    for what, value, form, example in (
+        ("an instance type", instance_type, _TYPE, "g5.xlarge"),
+        ("a region", region, _REGION, "eu-central-1"),
+        ("a zone", zone, _ZONE, "eu-central-1a"),
+    ):
+        if value is not None and not form.fullmatch(value):
+            raise UserError(f"{value!r} is not the name of {what}; expected one such as {example}")
+    if market not in ("spot", "on-demand"):
+        raise UserError(f"market {market!r}; allowed: spot, on-demand")
+    if zone is not None and not zone.startswith(region):
+        raise UserError(f"zone {zone} does not lie in region {region}")
+    if market == "spot" and zone is None:
+        raise UserError(f"spot prices differ by zone: name one of {region}, such as {region}a")
+    if at is not None and at.utcoffset() is None:
+        raise UserError(f"a price was asked for at {at}, which has no time zone; expected UTC")
+
+
+def _sane(text: str, instance_type: str) -> Decimal:
+    """A price from AWS.
+
+    Raises:
+        _NoAnswer: it can be none.
+    """
+    try:
+        usd = parse_usd(text)
+    except UserError as error:
+        raise _NoAnswer(f"AWS told a price of {text!r} for {instance_type}") from error
+    if not 0 < usd < MOST_USD_PER_HOUR:
+        raise _NoAnswer(
+            f"AWS told a price of {text} USD per hour for {instance_type}; expected above 0 and "
+            f"below {MOST_USD_PER_HOUR}"
+        )
+    return usd
+
+
+def _listed(product: dict[str, Any], instance_type: str) -> Iterable[tuple[datetime, Decimal]]:
+    """The hourly on-demand prices of a product of the list."""
+    for term in product.get("terms", {}).get("OnDemand", {}).values():
+        since = datetime.fromisoformat(term["effectiveDate"].replace("Z", "+00:00"))
+        for dimension in term["priceDimensions"].values():
+            if dimension["unit"] != "Hrs":
+                continue
+            prices = dimension["pricePerUnit"]
+            if "USD" not in prices:
+                raise _NoAnswer(f"the AWS price list is in {', '.join(prices)}; expected USD")
+            yield since.astimezone(UTC), _sane(prices["USD"], instance_type)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What the cache holds of a machine: price changes, oldest first, and when they were read."""
+
+    quoted_at: datetime
+    points: tuple[tuple[datetime, Decimal], ...]
+
+    @property
+    def begins(self) -> datetime:
+        return self.points[0][0] if self.points else self.quoted_at
+
+    def at(self, moment: datetime) -> tuple[datetime, Decimal] | None:
+        """The change that is in force; None before the first."""
+        place = bisect.bisect_right(self.points, moment, key=lambda point: point[0])
+        return self.points[place - 1] if place else None
+
+    def with_newer(self, other: _Kept) -> _Kept:
+        """Both, so that what was paid stays known when AWS has forgotten it."""
+        points = dict(self.points) | dict(other.points)
+        return _Kept(quoted_at=other.quoted_at, points=tuple(sorted(points.items())))
+
+
+def _read(path: Path) -> _Kept | None:
+    """The cache of a machine; None where there is none or it cannot be read, for AWS knows."""
+    try:
+        found = json.loads(path.read_text())
+        return _Kept(
+            quoted_at=datetime.fromisoformat(found["quoted_at"]),
+            points=tuple((datetime.fromisoformat(t), Decimal(p)) for t, p in found["points"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
+        _log.warning("cached price %s left out: %s", path, error)
+        return None
+
+
+def _write(path: Path, kept: _Kept) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    points = [(since.isoformat(), plain(usd)) for since, usd in kept.points]
+    draft.write_text(json.dumps({"quoted_at": kept.quoted_at.isoformat(), "points": points}))
+    draft.replace(path)

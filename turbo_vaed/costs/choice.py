@@ -1,0 +1,142 @@
+"""Which machine finishes a run for the least: spot or on-demand, which type, which zone.
+
+Young 1974 and Daly 2006 ("A higher order estimate of the optimum checkpoint interval for restart
+dumps"): interruptions come at random at a steady rate, each costs the restart and the work since
+the last checkpoint, and a checkpoint costs its save.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from turbo_vaed.costs.money import time_usd
+from turbo_vaed.errors import UserError
+
+
+def checkpoint_interval_seconds(save_seconds: float, interruptions_per_hour: float) -> float:
+    """Training between two checkpoints that costs the least time, Daly's first order.
+
+    sqrt(2 * save * mean time between interruptions) - save, and never below the save; infinity
+    where nothing is interrupted.
+
+    Raises:
+        UserError: a negative or non-finite value.
+    """
+    _check("save_seconds", save_seconds)
+    _check("interruptions_per_hour", interruptions_per_hour)
+    if interruptions_per_hour == 0:
+        return math.inf
+    between = 3600 / interruptions_per_hour
+    return max(math.sqrt(2 * save_seconds * between) - save_seconds, save_seconds)
+
+
+def expected_seconds(
+    work_seconds: float,
+    *,
+    save_seconds: float,
+    restart_seconds: float,
+    interruptions_per_hour: float,
+    interval_seconds: float | None = None,
+) -> float:
+    """Mean time to finish so much training, saves, restarts and work done twice included.
+
+    Daly's complete form for exponential interruptions, which may strike during a save and a
+    restart, too: M exp(R / M) (exp((t + s) / M) - 1) for every t seconds of work.
+
+    Args:
+        interval_seconds: between checkpoints, the best by default.
+
+    Raises:
+        UserError: a negative or non-finite value.
+    """
+    for name, value in (("work_seconds", work_seconds), ("restart_seconds", restart_seconds)):
+        _check(name, value)
+    best = checkpoint_interval_seconds(save_seconds, interruptions_per_hour)
+    if interruptions_per_hour == 0:
+        return restart_seconds + work_seconds + save_seconds
+    interval = min(best if interval_seconds is None else interval_seconds, work_seconds)
+    if work_seconds == 0:
+        return restart_seconds
+    if interval <= 0:  # a save that takes no time: after every moment of work
+        interval = 1e-3
+    between = 3600 / interruptions_per_hour
+    parts = work_seconds / interval
+    try:
+        part = between * math.exp(restart_seconds / between)
+        part *= math.expm1((interval + save_seconds) / between)
+    except OverflowError:
+        return math.inf
+    return restart_seconds + parts * part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A machine that could be had, and what it costs an hour.
+
+    `steps_per_second` is measured, or estimated and said so by `is_measured`.
+    """
+
+    instance_type: str
+    market: Literal["spot", "on-demand"]
+    zone: str
+    usd_per_hour: Decimal | None
+    steps_per_second: float
+    interruptions_per_hour: float
+    is_measured: bool = False
+    why_unknown: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a run would take on a machine; None where the price is unknown."""
+
+    machine: Machine
+    seconds: float
+    checkpoint_every_seconds: float
+    usd: Decimal | None
+
+
+def choices(
+    machines: Iterable[Machine], *, steps: int, save_seconds: float, restart_seconds: float
+) -> list[Choice]:
+    """Every machine with its expected cost to finish, the cheapest first, unknown prices last.
+
+    Raises:
+        UserError: a machine that makes no step, a negative or non-finite value.
+    """
+    found = []
+    for machine in machines:
+        if not (math.isfinite(machine.steps_per_second) and machine.steps_per_second > 0):
+            raise UserError(
+                f"{machine.instance_type}: {machine.steps_per_second} steps per second; expected "
+                "more than 0"
+            )
+        seconds = expected_seconds(
+            steps / machine.steps_per_second,
+            save_seconds=save_seconds,
+            restart_seconds=restart_seconds,
+            interruptions_per_hour=machine.interruptions_per_hour,
+        )
+        is_known = machine.usd_per_hour is not None and math.isfinite(seconds)
+        found.append(
+            Choice(
+                machine=machine,
+                seconds=seconds,
+                checkpoint_every_seconds=checkpoint_interval_seconds(
+                    save_seconds, machine.interruptions_per_hour
+                ),
+                usd=time_usd(round(seconds * 1e6), machine.usd_per_hour)
+                if is_known and machine.usd_per_hour is not None
+                else None,
+            )
+        )
+    return sorted(found, key=lambda c: (c.usd is None, c.usd or 0, c.seconds))
+
+
+def _check(name: str, value: float) -> None:
+    if not math.isfinite(value) or value < 0:
+        raise UserError(f"{name} is {value}; expected 0 or more")
