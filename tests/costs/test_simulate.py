@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from turbo_vaed.costs import decide
-from turbo_vaed.costs.simulate import MINUTES, Trace, random_trace, replay, simulate, summary
+from turbo_vaed.costs.markets import MINUTES, Trace, random_trace
+from turbo_vaed.costs.simulate import replay, simulate, summary
 
 
 def calm(**changes: Any) -> Trace:
@@ -65,12 +66,12 @@ def test_the_policy_keeps_every_budget_and_most_of_the_steps() -> None:
     assert found["interruptions"] > 300
 
 
-def test_a_policy_that_trusts_todays_price_overspends() -> None:
-    def trusting(budget: Any, **facts: Any) -> Any:
+def test_a_policy_without_a_reserve_overspends() -> None:
+    def unreserved(budget: Any, **facts: Any) -> Any:
         """The reserve is not kept."""
         return decide(replace(budget, reserve_usd=budget.reserve_usd * 0), **facts)
 
-    found = summary([replay(random_trace(5, i), trusting) for i in range(100)])
+    found = summary([replay(random_trace(5, i), unreserved) for i in range(100)])
     assert found["overspent"] >= 5
     assert found["worst_overspend_usd"] > 0.01
 

@@ -2,81 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from decimal import Decimal
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from turbo_vaed.distill.events import Account, read_events
-from turbo_vaed.distill.follow import Follower, describe
-from turbo_vaed.distill.outlook import seconds_left, usd_per_tenth_db
-from turbo_vaed.errors import CorruptFile, Unreachable
+from tests.distill.told import END, T0, Books, Clock, follower, lines, start, step, steps
+from turbo_vaed.distill.follow import describe
+from turbo_vaed.errors import CorruptFile
 from turbo_vaed.tracker import Tracker
-
-T0 = 1_763_800_000.0
-PRICE = Decimal("0.36")
-"""0.0001 USD a second."""
-
-
-def start(at: float, resumed_from: int | None = None, world: int = 2) -> dict[str, Any]:
-    return {"event": "start", "step": resumed_from or 0, "at": T0 + at, "world": world,
-            "resumed_from": resumed_from, "checkpoint": None, "device": "cpu",
-            "precision": "fp32", "compiled": False}  # fmt: skip
-
-
-def step(number: int, at: float, **more: Any) -> dict[str, Any]:
-    return {"event": "step", "step": number, "at": T0 + at, "step_seconds": 1.0, "loss": 0.0312,
-            "loss_source": 0.03, "learning_rate": 1e-3, "spent_usd": f"{0.0001 * at:.8f}",
-            **more}  # fmt: skip
-
-
-def steps(first: int, last: int, at: float) -> list[dict[str, Any]]:
-    """One a second, the first done at `at`."""
-    return [step(n, at + n - first) for n in range(first, last + 1)]
-
-
-END = {"event": "end", "stopped": "finished", "reason": "all steps done"}
-
-
-@dataclass
-class Books:
-    """A tracker's other side."""
-
-    wasted: list[tuple[float, float, str]] = field(default_factory=list)
-    metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    pictures: list[tuple[bytes, str]] = field(default_factory=list)
-    is_down: bool = False
-
-    def mark(self, began: datetime, ended: datetime, reason: str) -> None:
-        if self.is_down:
-            raise Unreachable("the ledger does not answer")
-        assert began.utcoffset() == ended.utcoffset() == UTC.utcoffset(None)
-        self.wasted.append((began.timestamp() - T0, ended.timestamp() - T0, reason))
-
-    def tracker(self) -> Tracker:
-        return Tracker(
-            mark_wasted=self.mark,
-            log_metrics=lambda values, at: self.metrics.append((at, dict(values))),
-            log_picture=lambda png, name: self.pictures.append((png, name)),
-        )
-
-
-class Clock:
-    """The driver's own time, beside that of the events."""
-
-    def __init__(self) -> None:
-        self.now = T0
-
-    def time(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -89,14 +23,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints" / "progress.jsonl"
-
-
-def follower(path: Path, tracker: Tracker, job: str = "distill-a", steps: int = 60) -> Follower:
-    return Follower(path, job=job, steps=steps, usd_per_hour=PRICE, tracker=tracker)
-
-
-def lines(path: Path, *kinds: str) -> list[dict[str, Any]]:
-    return [event for event in read_events(path) if not kinds or event["event"] in kinds]
 
 
 def test_a_lost_worker_costs_the_time_since_its_checkpoint(path, clock, capsys) -> None:
@@ -351,125 +277,19 @@ def test_a_run_in_a_line(path, clock, capsys) -> None:
     ]  # fmt: skip
 
 
-# -- what more quality costs, and how long it takes --------------------------------------------
-
-usd = st.decimals("0", "95", places=6)
-validations = st.lists(st.tuples(usd, st.floats(10, 50)), max_size=12).map(
-    lambda rows: list(zip(sorted(r[0] for r in rows), (r[1] for r in rows), strict=True))
-)
-
-
-def test_the_price_of_quality() -> None:
-    known = [(Decimal("0.01"), 30.0), (Decimal("0.02"), 30.5), (Decimal("0.03"), 30.4)]
-    assert usd_per_tenth_db(known[:1]) is None
-    assert usd_per_tenth_db(known[:2]) == pytest.approx(Decimal("0.002"))
-    assert usd_per_tenth_db(known) == pytest.approx(Decimal("0.004"))  # the best stays the best
-    assert usd_per_tenth_db([*known[1:], (Decimal("0.04"), 30.5)]) is None
-    later = [*known, *[(Decimal(n), 30.5) for n in range(1, 6)]]
-    assert usd_per_tenth_db(later) is None  # the gain lies too far back
-    assert usd_per_tenth_db([(Decimal(0), float("nan")), *known[:2]]) == usd_per_tenth_db(known[:2])
-
-
-@given(validations)
-def test_the_price_of_quality_is_never_negative_and_tells_what_was_paid(known) -> None:
-    price = usd_per_tenth_db(known)
-    if price is None:
-        return
-    assert price >= 0
-    best = [max(psnr for _, psnr in known[: i + 1]) for i in range(len(known))][-5:]
-    paid = known[-1][0] - known[-len(best)][0]
-    assert float(price) * 10 * (best[-1] - best[0]) == pytest.approx(float(paid), abs=1e-9)
-
-
-def test_time_left_counts_validations_and_no_single_wait() -> None:
-    reached, now = {0: 0.0}, 0.0
-    for n in range(1, 101):
-        now += 1 + (4 if n % 10 == 0 else 0) + (300 if n == 95 else 0)
-        reached[n] = now
-    validated = list(range(10, 101, 10))
-    assert seconds_left(reached, [], step=100, steps=300) == pytest.approx(200)
-    assert seconds_left(reached, validated, step=100, steps=300) == pytest.approx(200 + 20 * 4)
-    assert seconds_left({0: 0.0}, [], step=0, steps=300) is None
-    assert seconds_left(reached, validated, step=100, steps=100) == 0
-
-
-# -- waste, whatever happens --------------------------------------------------------------------
-
-
-@st.composite
-def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """A run with restarts, of workers and of drivers, from any state that was there before."""
-    at, done = 0.0, 0
-    events: list[dict[str, Any]] = []
-
-    def later() -> float:
-        nonlocal at
-        at += draw(st.integers(0, 5))
-        return at
-
-    for _ in range(draw(st.integers(1, 6))):
-        if not events or draw(st.booleans()):
-            events.append({"event": "open", "at": T0 + later(), "job": "a", "steps": 99,
-                           "usd_per_hour": str(PRICE)})  # fmt: skip
-            if draw(st.booleans()):
-                continue  # gone before its workers started
-        done = draw(st.integers(0, done))
-        events.append(start(later(), done or None, world=draw(st.integers(1, 3))))
-        for _ in range(draw(st.integers(0, 6))):
-            done += 1
-            events.append(step(done, later()))
-    return events
-
-
-def idle(events: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
-    """The times when no driver ran: from the last sign of one to the next one's `open`."""
-    for last, event in pairwise(events):
-        if event["event"] == "open":
-            yield last["at"], event["at"]
-
-
-@given(histories())
-def test_waste_never_overlaps_lies_in_the_run_and_counts_what_was_done_again(events) -> None:
-    account = Account()
-    for event in events:
-        account.add(event)
-    wasted = sorted(part for restart in account.restarts for part in restart.wasted)
-    assert all(begin < end for begin, end in wasted)
-    assert all(a[1] <= b[0] for a, b in pairwise(wasted))
-    for begin, end in wasted:
-        assert events[0]["at"] <= begin and end <= events[-1]["at"]
-        assert all(min(end, back) <= max(begin, gone) for gone, back in idle(events))
-    told = [event["step"] for event in events if event["event"] == "step"]
-    assert sum(restart.lost_steps for restart in account.restarts) == len(told) - account.step
-    seconds = sum(restart.seconds for restart in account.restarts)
-    paid = sum((restart.usd for restart in account.restarts), Decimal(0))
-    assert float(paid) == pytest.approx(0.0001 * seconds)
-
-
-@settings(deadline=None)
-@given(histories(), st.data())
-def test_drivers_that_read_the_file_book_what_one_that_saw_it_all_would(
-    tmp_path_factory, events, data
-) -> None:
-    """Each `open` is another process, which knows the file alone."""
-    whole = Account()
-    for event in events:
-        whole.add(event)
-    path = tmp_path_factory.mktemp("run") / "progress.jsonl"
-    books, clock = Books(), Clock()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("turbo_vaed.distill.follow.time.time", clock.time)
-        following = None
-        for event in events:
-            clock.now = event["at"]
-            if event["event"] == "open":
-                with path.open("ab") as file:  # whatever the last one was about to write
-                    file.write(json.dumps(event).encode()[: data.draw(st.integers(0, 20))])
-                following = follower(path, books.tracker(), job="a", steps=99).__enter__()
-            else:
-                assert following is not None
-                following.take(event)
-    booked = sorted((begin + T0, end + T0) for begin, end, _ in books.wasted)
-    wanted = sorted(part for restart in whole.restarts for part in restart.wasted)
-    assert booked == [pytest.approx(part, abs=1e-5) for part in wanted]
-    assert len(lines(path, "wasted")) == len(whole.restarts)
+@pytest.mark.parametrize(("stopped", "kept"), [("budget", 9.0), ("diverged", 1.0)])
+def test_of_a_diverged_run_nothing_is_kept(path, clock, stopped, kept) -> None:
+    """Its checkpoints are removed: what they were paid for is wasted."""
+    moments: list[float] = []
+    tracker = Tracker(keep=lambda until: moments.append(until.timestamp() - T0))
+    with follower(path, tracker) as following:
+        for event in (
+            start(1),
+            *steps(1, 5, at=5),
+            {"event": "checkpoint", "step": 5, "at": T0 + 9.5},
+            {**END, "step": 5, "at": T0 + 10, "stopped": stopped},
+            {"event": "checkpoint", "step": 5, "at": T0 + 11},
+        ):
+            following.take(event)
+    assert moments[0] == 9.0
+    assert moments[-1] == kept

@@ -53,6 +53,18 @@ def test_a_wide_layer_is_orthogonalised_in_blocks_of_its_rows() -> None:
         torch.testing.assert_close(weight.detach()[rows], -0.2 * 10 * expected[0])
 
 
+def test_rows_that_do_not_divide_fill_their_blocks() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(131, 200))
+    weight.grad = torch.randn(131, 200)
+    bias = nn.Parameter(torch.zeros(1))
+    bias.grad = torch.zeros(1)
+    Optimizer([weight, bias], kind="muon", betas=(0.9, 0.95), weight_decay=0.0).step(1.0)
+    for rows in (slice(44), slice(44, 88), slice(88, 131)):
+        (expected,) = orthogonal([weight.grad[None, rows]])
+        torch.testing.assert_close(weight.detach()[rows], -0.2 * 200**0.5 * expected[0])
+
+
 def network() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -224,29 +225,22 @@ class _NoAnswer(Exception):
     """AWS did not tell a price; why, in words."""
 
 
-class _asking:
+@contextmanager
+def _asking(instance_type: str, region: str) -> Iterator[None]:
     """AWS's own errors as ours."""
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    def __init__(self, instance_type: str, region: str) -> None:
-        self._type, self._region = instance_type, region
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        if isinstance(error, ClientError):
-            code = error.response.get("Error", {}).get("Code", "")
-            if code.startswith("InvalidInstanceType") or (
-                code == "InvalidParameterValue" and self._type in str(error)
-            ):
-                raise UserError(
-                    f"no EC2 machine is called {self._type!r} in {self._region}"
-                ) from error
-            raise _NoAnswer(f"AWS says {code}: {error}") from error
-        if isinstance(error, BotoCoreError):
-            raise _NoAnswer(f"AWS does not answer: {error}") from error
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code.startswith("InvalidInstanceType") or (
+            code == "InvalidParameterValue" and instance_type in str(error)
+        ):
+            raise UserError(f"no EC2 machine is called {instance_type!r} in {region}") from error
+        raise _NoAnswer(f"AWS says {code}: {error}") from error
+    except BotoCoreError as error:
+        raise _NoAnswer(f"AWS does not answer: {error}") from error
 
 
 def _check(

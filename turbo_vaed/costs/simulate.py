@@ -15,7 +15,6 @@ Evaluation, export, gate and report run on the driver, on demand, at the highest
 
 from __future__ import annotations
 
-import bisect
 import math
 import os
 import statistics
@@ -27,43 +26,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from turbo_vaed.costs.budget import Budget, Decision, decide
+from turbo_vaed.costs.markets import MINUTES, SKEW_SECONDS, Market, Trace, random_trace
 
-MINUTES = 6000
-"""Length of a trace; no run lasts longer."""
-SKEW_SECONDS = 300
-"""How far a clock may be wrong."""
 Policy = Callable[..., Decision]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trace:
-    """One run's plan and luck. Prices in USD per hour, by minute of true time."""
-
-    budget_usd: float
-    most_usd_per_hour: float
-    """On-demand, and the highest bid: a machine whose price passes it is taken away."""
-    usd_per_hour: list[float]
-    is_up: list[bool]
-    """Whether there are machines in that minute."""
-    has_notice: list[bool]
-    """Whether an interruption in that minute is told two minutes before."""
-    quoted_until: list[int]
-    """The minute up to which prices are known in that minute; -1 is none."""
-    skew_minutes: int
-    """What the clock is wrong by."""
-    step_seconds: float
-    ask_seconds: float
-    """Training between two questions to the policy."""
-    checkpoint_every_seconds: float
-    """Training between two checkpoints."""
-    checkpoint_seconds: float
-    restart_seconds: float
-    finish_seconds: float
-    goal_steps: int
-    """Steps that the quality goal takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,52 +62,6 @@ class Replay:
         return self.steps / self.oracle_steps if self.oracle_steps else 1.0
 
 
-def random_trace(seed: int, index: int) -> Trace:
-    """The trace `index` of `seed`."""
-    rng = np.random.default_rng((seed, index))
-    on_demand = float(rng.uniform(0.5, 12.0))
-    base = on_demand * float(rng.uniform(0.08, 0.6))
-    walk = np.exp(np.cumsum(rng.normal(0, 0.03, MINUTES // 60)))  # a new price every hour
-    price = base * np.clip(np.repeat(walk, 60), 0.5, 1.6)
-    for _ in range(rng.poisson(3)):  # jumps, up to tenfold
-        start, length = int(rng.integers(MINUTES)), int(rng.exponential(90)) + 1
-        price[start : start + length] *= float(rng.uniform(1.5, 10))
-    up = price <= on_demand
-    hourly = float(rng.choice([0.0, 0.02, 0.1, 0.3]))
-    for taken in np.flatnonzero(rng.random(MINUTES) < hourly / 60):
-        up[taken : taken + 1 + int(rng.exponential(8))] = False
-    for _ in range(rng.poisson(0.7)):  # a burst: taken again and again for an hour
-        start = int(rng.integers(MINUTES))
-        for later in rng.integers(0, 60, 6).tolist():
-            again = start + later
-            up[again : again + 1 + int(rng.exponential(3))] = False
-    quoted = np.maximum.accumulate(np.arange(MINUTES) - int(rng.integers(1, 6)))
-    for _ in range(rng.poisson(2)):  # no quote for an hour
-        start = int(rng.integers(MINUTES))
-        quoted[start : start + 60] = quoted[start]
-    hours = float(rng.uniform(5, 30))  # at the first price
-    step = float(rng.uniform(1, 20))
-    save = float(rng.uniform(0.5, 15))
-    # Young 1974: the square root of twice the save time and the time between interruptions.
-    interval = math.sqrt(2 * save * 3600 / max(hourly, 0.02))
-    return Trace(
-        budget_usd=base * hours,
-        most_usd_per_hour=on_demand,
-        usd_per_hour=price.tolist(),
-        is_up=up.tolist(),
-        has_notice=(rng.random(MINUTES) < 0.7).tolist(),
-        quoted_until=quoted.tolist(),
-        skew_minutes=int(rng.integers(-SKEW_SECONDS // 60, SKEW_SECONDS // 60 + 1)),
-        step_seconds=step,
-        ask_seconds=hours * 3600 / float(rng.uniform(200, 500)),
-        checkpoint_every_seconds=interval,
-        checkpoint_seconds=save,
-        restart_seconds=float(rng.uniform(30, 240)),
-        finish_seconds=float(rng.uniform(60, 600)),
-        goal_steps=int(rng.uniform(0.2, 1.0) * hours * 3600 / step),
-    )
-
-
 def replay(trace: Trace, policy: Policy = decide, *, keep_curve: bool = False) -> Replay:
     """One run under the policy, from its first machine to its report."""
     budget = Budget.plan(
@@ -150,7 +71,7 @@ def replay(trace: Trace, policy: Policy = decide, *, keep_curve: bool = False) -
         usd_per_hour=Decimal(trace.most_usd_per_hour),
     )
     worst = Decimal(trace.most_usd_per_hour / 3600)
-    market, bound = _Market(trace), _Bound(trace)
+    market, bound = Market(trace), _Bound(trace)
     kept = trained = lost = 0.0  # seconds of training
     interruptions, must_start = 0, True
     spent, now = 0.0, 0.0
@@ -209,7 +130,7 @@ def replay(trace: Trace, policy: Policy = decide, *, keep_curve: bool = False) -
     )
 
 
-def _oracle(trace: Trace, market: _Market) -> int:
+def _oracle(trace: Trace, market: Market) -> int:
     """Steps of a run that knew its trace beforehand."""
     left = trace.budget_usd - trace.finish_seconds * trace.most_usd_per_hour / 3600
     now, trained, must_start = 0.0, 0.0, True
@@ -227,55 +148,6 @@ def _oracle(trace: Trace, market: _Market) -> int:
             break  # the money is gone
         now, must_start = end, True
     return int(trained / trace.step_seconds)
-
-
-class _Market:
-    """Prices and machines of a trace, looked up by true seconds."""
-
-    def __init__(self, trace: Trace) -> None:
-        self._trace = trace
-        self._sums: list[float] = [0.0, *np.cumsum(np.array(trace.usd_per_hour) / 60).tolist()]
-        # The next minute without machines, and the next with some, of every minute.
-        self._down = _next(~np.array(trace.is_up))
-        self._back = _next(np.array(trace.is_up))
-
-    def is_up(self, now: float) -> bool:
-        return now < 60 * MINUTES and self._trace.is_up[int(now // 60)]
-
-    def has_notice(self, now: float) -> bool:
-        return self._trace.has_notice[min(int(now // 60), MINUTES - 1)]
-
-    def taken_after(self, now: float, until: float) -> float:
-        """Seconds at which machines that are there are taken, at most `until`."""
-        return min(until, 60.0 * self._down[int(now // 60)])
-
-    def back_after(self, now: float) -> float:
-        return 60.0 * self._back[int(now // 60)]
-
-    def paid(self, at: float) -> float:
-        """USD of a machine held from the trace's beginning."""
-        minute = int(at // 60)
-        rest = (at - 60.0 * minute) / 3600
-        return self._sums[minute] + (rest * self._trace.usd_per_hour[minute] if rest else 0.0)
-
-    def cost(self, start: float, end: float) -> float:
-        return self.paid(end) - self.paid(start)
-
-    def paid_until(self, start: float, usd: float) -> float:
-        """Until when so much pays for a machine that is held from `start` on."""
-        goal = self.paid(start) + usd
-        minute = bisect.bisect_right(self._sums, goal) - 1
-        if minute >= MINUTES:
-            return 60.0 * MINUTES
-        rest = (goal - self._sums[minute]) / self._trace.usd_per_hour[minute] * 3600
-        return max(start, 60.0 * minute + rest)
-
-
-def _next(wanted: NDArray[np.bool_]) -> list[int]:
-    """Of every minute the first from it on that is wanted, `MINUTES` where none is."""
-    places = np.where(wanted, np.arange(MINUTES), MINUTES)
-    found: list[int] = np.minimum.accumulate(places[::-1])[::-1].tolist()
-    return found
 
 
 class _Bound:

@@ -50,6 +50,7 @@ class Follower:
         self._steps = steps
         self._opening = {"job": job, "steps": steps, "usd_per_hour": plain(usd_per_hour)}
         self._told: set[str] = set()
+        self._began_at: float | None = None  # this driver's first workers
         self._shown = ExitStack()
         self._update: Callable[[int, str], None]
         self._lines = _Lines(path, failed=lambda said: self._tell_once("progress file", said))
@@ -88,7 +89,20 @@ class Follower:
         self._update(self.account.step, describe(self.account))
         if event["event"] in ("start", "checkpoint"):  # not with every step: a ledger may be slow
             self._book()
-        if event["event"] == "checkpoint" and self._tracker.keep is not None:
+        if event["event"] == "start" and self._began_at is None:
+            self._began_at = event["at"]
+        self._keep_charges(event)
+
+    def _keep_charges(self, event: Mapping[str, Any]) -> None:
+        """What a checkpoint was paid for stays useful if the run fails; of a run that has diverged
+        nothing does, for its checkpoints are removed."""
+        if self._tracker.keep is None or event["event"] not in ("checkpoint", "end"):
+            return
+        ended = self.account.ended
+        if ended is not None and ended["stopped"] == "diverged":
+            assert self._began_at is not None, "it has started"
+            self._tracker.keep(_utc(self._began_at))
+        elif event["event"] == "checkpoint":
             self._tracker.keep(_utc(self.account.reached.get(event["step"], event["at"])))
 
     def summary(self) -> dict[str, Any]:

@@ -77,8 +77,8 @@ class Loop:
         self.tell, self.save, self.notice = tell, save, notice
         self.data = Clips(clips=job.clips, latents=job.latents, targets=job.targets)
         self.recompute = Recompute.of(job, device) if job.plan.mode == "recompute" else None
-        bf16 = params.precision == "bf16" and bf16_pays(device)
-        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        (fp32,) = self._agree(int(params.precision == "fp32" or not bf16_pays(device)))
+        self.dtype = torch.float32 if fp32 else torch.bfloat16  # the same on all ranks
         self.step, self.skipped, self.best_step, self.best_psnr = 0, 0, 0, -math.inf
         self.validate_seconds = 0.0  # what the last one took
         self.asked_at = time.monotonic()

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from turbo_vaed.params import DistillParams
@@ -68,12 +69,15 @@ def _newton_schulz(gram: Tensor) -> Tensor:
     """What the iterations multiply X by, of its XX' (N, O, O)."""
     a, b, c = _COEFFICIENTS
     identity = a * torch.eye(gram.shape[1], device=gram.device, dtype=gram.dtype)
-    product = None
-    for _ in range(_ITERATIONS):
-        polynomial = torch.baddbmm(b * gram, gram, gram, alpha=c).add_(identity)
-        product = polynomial if product is None else polynomial @ product
-        gram = polynomial @ (polynomial @ gram)
-    assert product is not None
+
+    def polynomial(gram: Tensor) -> Tensor:
+        return torch.baddbmm(b * gram, gram, gram, alpha=c).add_(identity)
+
+    product = factor = polynomial(gram)
+    for _ in range(_ITERATIONS - 1):
+        gram = factor @ (factor @ gram)
+        factor = polynomial(gram)
+        product = factor @ product
     return product
 
 
@@ -110,7 +114,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """Move every parameter by its gradient; one without is a fault."""
+        """Move every parameter by its gradient."""
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()
@@ -123,7 +127,8 @@ class Optimizer:
         torch._foreach_mul_(self._matrices, 1 - learning_rate * self._weight_decay)
         for parameter, update in zip(self._matrices, updates, strict=True):
             scale = _RMS * max(update.shape[1:]) ** 0.5
-            parameter.sub_(update.reshape(parameter.shape), alpha=learning_rate * scale)
+            rows = update.flatten(0, 1)[: len(parameter)]
+            parameter.sub_(rows.reshape(parameter.shape), alpha=learning_rate * scale)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; tensors are not copied."""
@@ -137,10 +142,14 @@ class Optimizer:
 
 
 def _in_blocks(weight: Tensor) -> Tensor:
-    """(O, I, ...) as equal blocks of at most `_MOST_ROWS` rows, (N, O / N, I*...)."""
-    rows = weight.shape[0]
-    blocks = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= _MOST_ROWS)
-    return weight.reshape(blocks, rows // blocks, -1)
+    """(O, I, ...) as equal blocks of at most `_MOST_ROWS` rows, (N, R, I*...).
+
+    Rows of zeros fill the last block; they stay zeros, and change no other row.
+    """
+    matrix = weight.flatten(1)
+    blocks = math.ceil(len(matrix) / _MOST_ROWS)
+    rows = math.ceil(len(matrix) / blocks)
+    return F.pad(matrix, (0, 0, 0, blocks * rows - len(matrix))).reshape(blocks, rows, -1)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

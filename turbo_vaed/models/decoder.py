@@ -67,8 +67,7 @@ class ResBlock(nn.Module):
         x = time.align(x, y)
         if self.norm3 is not None and self.conv_shortcut is not None:
             x = self.conv_shortcut(self.norm3(x), time)
-        # In training x may have more digits than y, which a convolution in bfloat16 put out.
-        return y + x if torch.is_grad_enabled() else y.add_(x)
+        return y.add_(x)
 
 
 def _conv(

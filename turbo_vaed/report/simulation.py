@@ -27,7 +27,7 @@ def simulation_svg(replays: Sequence[Replay]) -> str:
     spent = sorted(100 * r.spent_usd / r.budget_usd for r in replays)
     if not shares:
         raise ValueError("no trace could have reached its goal; simulate more of them")
-    low = shares[len(shares) // 100]  # the worst of a hundred are told in the title
+    low = shares[len(shares) // 100]  # one outlier would squeeze all others
 
     def ranked(values: list[float], name: str, tone: str) -> Series:
         last = max(1, len(values) - 1)
@@ -49,8 +49,8 @@ def simulation_svg(replays: Sequence[Replay]) -> str:
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -58 480 362" width="720" height="543">'
         f"<style>{_STYLE}</style>"
-        f'<text class="title" x="66" y="-38">{len(replays):,} simulated runs: {over} passed their '
-        f"budget; median {shares[len(shares) // 2]:.1f} % of the steps</text>"
+        f'<text class="title" x="66" y="-38">{len(replays):,} runs: {over} overspent, median '
+        f"{shares[len(shares) // 2]:.1f} % of the steps</text>"
         '<rect class="key phone" x="66" y="-20" width="16" height="4"/>'
         '<text x="88" y="-13">steps, of a perfect forecast\'s</text>'
         '<rect class="key other" x="280" y="-20" width="16" height="4"/>'
