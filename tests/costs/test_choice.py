@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from turbo_vaed.costs.choice import (
@@ -68,6 +68,7 @@ def test_youngs_example() -> None:
     assert checkpoint_interval_seconds(5, 0) == math.inf
 
 
+@example(work=1.0, save=0.0, restart=0.0, few=0.0, more=2.2250738585e-313)
 @given(
     work=st.floats(1, 1e6),
     save=st.floats(0, 100),

@@ -16,6 +16,9 @@ from typing import Literal
 from turbo_vaed.costs.money import time_usd
 from turbo_vaed.errors import UserError
 
+_NEVER = 1e-9
+"""Interruptions per hour, one in a hundred thousand years: fewer are none to a float."""
+
 
 def checkpoint_interval_seconds(save_seconds: float, interruptions_per_hour: float) -> float:
     """Training between two checkpoints that costs the least time, Daly's first order.
@@ -28,7 +31,7 @@ def checkpoint_interval_seconds(save_seconds: float, interruptions_per_hour: flo
     """
     _check("save_seconds", save_seconds)
     _check("interruptions_per_hour", interruptions_per_hour)
-    if interruptions_per_hour == 0:
+    if interruptions_per_hour < _NEVER:
         return math.inf
     between = 3600 / interruptions_per_hour
     return max(math.sqrt(2 * save_seconds * between) - save_seconds, save_seconds)
@@ -56,7 +59,7 @@ def expected_seconds(
     for name, value in (("work_seconds", work_seconds), ("restart_seconds", restart_seconds)):
         _check(name, value)
     best = checkpoint_interval_seconds(save_seconds, interruptions_per_hour)
-    if interruptions_per_hour == 0:
+    if interruptions_per_hour < _NEVER:
         return restart_seconds + work_seconds + save_seconds
     interval = min(best if interval_seconds is None else interval_seconds, work_seconds)
     if work_seconds == 0:
