@@ -225,7 +225,7 @@ def _work(job: Job, rank: int, address: str, threads: int, store: str | None, *,
 
         loop = Loop(job, tell=tell, save=save, rank=rank, world=world)
         if rank == 0:
-            pipe.send((_arrays(loop.student), str(loop.dtype).removeprefix("torch.")))
+            pipe.send((_arrays(loop.student), loop.precision))
             leave = pipe.recv()
         with suppress(_Over):
             loop.run()

@@ -164,7 +164,7 @@ def one_on_cpu(case: str) -> dict[str, Any]:
     return {
         "frames": frames,
         "side": side,
-        "precision": str(loop.dtype).removeprefix("torch."),
+        "precision": loop.precision,
         "parameters_in_training": sum(p.numel() for p in loop.student.parameters()),
         "seconds_per_step": round(statistics.median(seconds), 3),
         "memory_mb": round((resident_bytes("VmHWM") - before) / 1e6),

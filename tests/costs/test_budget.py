@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbo_vaed.costs import Budget, check_start, decide
+from turbo_vaed.costs import Budget, Spending, check_start, decide
 from turbo_vaed.errors import BudgetRefused, UserError
 
 usd = st.decimals(min_value=0, max_value=100, places=6)
@@ -129,3 +129,27 @@ def test_a_step_of_unknown_cost_is_an_error(rate: str, seconds: float) -> None:
             rate_usd_per_second=Decimal(rate),
             next_step_seconds=seconds,
         )
+
+
+def spending(spent: str, usd_per_hour: str = "3600", **limits: str) -> Spending:
+    return Spending(
+        budget=budget(**limits),
+        usd_per_hour=Decimal(usd_per_hour),
+        spent_usd=lambda: Decimal(spent),
+    )
+
+
+def test_what_is_left_as_time() -> None:
+    assert spending("3").affordable_seconds() == 6
+    assert spending("9").affordable_seconds() == 0
+    assert spending("12").affordable_seconds() == 0
+    assert spending("3", usd_per_hour="0").affordable_seconds() == float("inf")
+
+
+def test_work_that_does_not_fit_is_refused_with_both_sides() -> None:
+    spending("3").require(6, "encoding")
+    with pytest.raises(BudgetRefused, match=r"encoding needs 8 s more, \$7.50.*\$3.00 are spent"):
+        spending("3").require(7.5, "encoding")
+    with pytest.raises(BudgetRefused, match=r"\$1.00 kept back"):
+        spending("9").require(0, "encoding")
+    spending("8.9", usd_per_hour="0").require(1e9, "encoding")

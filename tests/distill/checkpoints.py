@@ -22,6 +22,8 @@ def make_checkpoint(step: int, *, best_step: int = 0, numbers: int = 4) -> Check
             "param_groups": [{"lr": 0.1, "betas": (0.9, 0.95), "params": [0], "foreach": None}],
         },
         adversary=None,
+        precision="fp32",
+        validate_seconds=0.5,
         reached_at=1e9,
         spent_usd="0.01",
         stopped="running",

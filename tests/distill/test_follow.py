@@ -293,3 +293,19 @@ def test_of_a_diverged_run_nothing_is_kept(path, clock, stopped, kept) -> None:
             following.take(event)
     assert moments[0] == 9.0
     assert moments[-1] == kept
+
+
+def test_a_validation_at_a_stop_counts_like_any_other(path, clock) -> None:
+    """The step before it was told already."""
+    books = Books()
+    late = {"event": "validated", "step": 3, "at": T0 + 15, "val_psnr": 31.0, "val_ssim": 0.9,
+            "spent_usd": "0.00150000"}  # fmt: skip
+    with follower(path, books.tracker()) as following:
+        first = step(1, at=11, val_psnr=30.0, val_ssim=0.8)
+        for event in [start(10), first, *steps(2, 3, at=12), late]:
+            following.take(event)
+    assert [(v.step, v.psnr) for v in following.account.validations] == [(1, 30.0), (3, 31.0)]
+    at, figures = books.metrics[-1]
+    assert (at, figures["val_psnr"], figures["spent_usd"]) == (3, 31.0, 0.0015)
+    assert figures["usd_per_tenth_db"] == pytest.approx((0.0015 - 0.0011) / 10)
+    assert len(lines(path, "validated")) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
 from decimal import Decimal
@@ -12,6 +13,7 @@ import pytest
 import torch
 import zarr
 
+from turbo_vaed.distill import loop as loop_module
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.optimizer import learning_rate
 from turbo_vaed.distill.store import Store
@@ -85,6 +87,26 @@ def test_resumed_equals_uninterrupted(make_job, tmp_path, recipe):
         }
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_in(make_job, monkeypatch):
+    job = make_job(precision="bf16", steps=6, checkpoint_every=3)
+    monkeypatch.setattr(loop_module, "bf16_pays", lambda device: True)
+    whole = Run(job)
+    monkeypatch.setattr(loop_module, "bf16_pays", lambda device: False)  # another machine
+    alone = Run(job)
+    resumed = Run(job, resume=whole.states[0])
+    assert [state.precision for state in (whole.last, alone.last)] == ["bf16", "fp32"]
+    assert resumed.last.precision == "bf16"
+    assert_same(whole.last.student, resumed.last.student)
+
+
+def test_what_a_validation_takes_is_known_after_a_restart(make_job):
+    state = Run(make_job(checkpoint_every=1, validate_every=100)).states[1]
+    assert state.validate_seconds > 0
+    slow = dataclasses.replace(state, validate_seconds=1e6)  # none of those fits any more
+    run = Run(make_job(steps=6, usd_per_hour="0.01", budget_usd="5"), resume=slow)
+    assert (run.last.stopped, run.last.step) == ("budget", state.step)
+
+
 def test_every_part_of_the_recipe_is_told_and_moves_the_weights(make_job):
     plain = Run(make_job(steps=4))
     told = {key for row in plain.last.history for key in row if key.startswith("loss")}
@@ -125,8 +147,11 @@ def test_budget_stops_on_the_way_keeps_what_was_paid_for_and_goes_on_with_more(
     job = make_job(steps=100_000, budget_usd="80", usd_per_hour="0.01", **long)
     asked = itertools.count(1)
     monkeypatch.setattr(type(job), "spent_now", lambda self: Decimal(next(asked)))
-    last = Run(job).last
+    run = Run(job)
+    last = run.last
     monkeypatch.undo()
+    (told,) = run.told("validated")
+    assert (told["step"], told["val_psnr"]) == (last.step, last.best_psnr)
     assert last.stopped == "budget"
     assert 30 < last.step < 41
     assert float(last.spent_usd) < 85  # the stop itself is asked for, and told
@@ -176,6 +201,28 @@ def test_a_batch_that_stays_nan_is_left_out_and_told(make_job):
     assert [w["step"] for w in run.last.warnings if w["kind"] == "skipped"] == [3]
     assert "loss" not in run.last.history[3]
     assert all(torch.isfinite(tensor).all() for tensor in run.last.student.values())
+
+
+def test_every_step_that_is_left_out_is_told(make_job):
+    change, _ = poisoned(1, times=2)
+    other, _ = poisoned(2, times=2)
+    run = Run(make_job(), batch=lambda step, batch: other(step, change(step, batch)))
+    assert [w["step"] for w in run.last.warnings if w["kind"] == "skipped"] == [1, 2]
+    assert len(run.told("warning")) == len(run.last.warnings)
+
+
+def test_a_clip_that_went_bad_in_memory_is_read_again(make_job):
+    """From the store, where it is whole."""
+    job, events, states = make_job(), [], []
+    loop = Loop(job, tell=events.append, save=states.append)
+    places = loop.data.places(split="train", size=16, count=2, seed=1, step=0)
+    loop.data.read(places, 16)
+    for chunk in loop.data._held.values():
+        if chunk.dtype.kind == "f":
+            chunk[:] = float("nan")
+    loop.run()
+    assert not [e for e in events if e["event"] == "warning" and e["kind"] == "skipped"]
+    assert_same(states[-1].student, Run(job).last.student)
 
 
 def test_a_notice_saves_at_once_and_again_until_the_machine_is_gone(make_job, monkeypatch):

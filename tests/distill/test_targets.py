@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from turbo_vaed.distill.data import Clips, Place
 from turbo_vaed.distill.target_cache import TargetWriter, Wanted
 from turbo_vaed.distill.target_costs import TargetCosts, TargetPlan, choose
 from turbo_vaed.distill.targets import Recompute, plan_targets, write_targets
-from turbo_vaed.errors import CorruptFile, Fault, UserError
+from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, UserError
 from turbo_vaed.models.teachers import load_teacher
 from turbo_vaed.params import DistillParams
 
@@ -46,6 +47,7 @@ costs = st.builds(
     cached_clips=st.integers(0, 20),
     samples=st.integers(1, 10**6),
     workers=st.integers(1, 16),
+    held_clips=st.integers(0, 10**4),
     bytes_per_clip=st.integers(1, 10**8),
     read_mb_per_s=rates,
     write_mb_per_s=rates,
@@ -54,6 +56,7 @@ costs = st.builds(
     teacher_seconds_per_crop=seconds,
     teacher_bytes=st.just(1),
     memory_bytes=st.just(100),
+    affordable_seconds=st.just(math.inf),
 )
 pick: Callable[..., TargetPlan] = partial(choose, blocks=BLOCKS, reconstruction=True, wish="auto")
 
@@ -89,6 +92,7 @@ def test_what_speaks_for_a_cache_never_turns_one_down(costs, factor):
         changed(write_mb_per_s=factor * costs.write_mb_per_s),
         changed(cached_clips=costs.train_clips),
         changed(free_bytes=None),
+        changed(held_clips=10**6),
     ]
     assert [pick(other).mode for other in better] == ["cache"] * len(better)
 
@@ -98,6 +102,7 @@ TYPICAL = TargetCosts(
     cached_clips=20,
     samples=2000,
     workers=2,
+    held_clips=0,
     bytes_per_clip=10**7,
     read_mb_per_s=500,
     write_mb_per_s=100,
@@ -106,6 +111,7 @@ TYPICAL = TargetCosts(
     teacher_seconds_per_crop=0.25,
     teacher_bytes=10**9,
     memory_bytes=8 * 10**9,
+    affordable_seconds=3600,
 )
 
 
@@ -116,11 +122,30 @@ def test_seconds_and_words_of_a_typical_case():
     plan = pick(TYPICAL)
     assert plan.mode == "cache"
     for words in (
-        "44.0 s on 2 workers", "24.0 s to write 80 of 100 clips", "2000 samples of 10.00 MB",
+        "44.0 s on 2 workers", "24.0 s to write 80 of 100 clips", "1000 reads each of 10.00 MB",
         "at 500 MB/s", "computed again: 250.0 s", "0.500 s per clip",
     ):  # fmt: skip
         assert words in plan.reason
     assert pick(dataclasses.replace(TYPICAL, samples=100)).mode == "recompute"
+
+
+def test_a_clip_that_is_held_in_memory_is_read_once():
+    half = dataclasses.replace(TYPICAL, held_clips=50)
+    assert half.reads_per_worker == 50 + 1000 / 2
+    assert dataclasses.replace(TYPICAL, held_clips=1000).reads_per_worker == 100
+    few = dataclasses.replace(TYPICAL, held_clips=1000, samples=20)
+    assert few.reads_per_worker == 10
+
+
+def test_no_cache_is_begun_that_the_budget_does_not_hold():
+    poor = dataclasses.replace(TYPICAL, affordable_seconds=23)
+    for wish in ("auto", "cache"):
+        plan = pick(poor, wish=wish)
+        assert plan.mode == "recompute"
+        assert "takes 24 s and the budget holds 23 s" in plan.reason
+    assert pick(dataclasses.replace(TYPICAL, affordable_seconds=24.1)).mode == "cache"
+    with pytest.raises(BudgetRefused, match=r"budget holds 23 s.*weights are too much"):
+        pick(dataclasses.replace(poor, teacher_bytes=3 * 10**9))
 
 
 def test_a_wish_is_followed_where_it_can_be():
@@ -197,9 +222,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         assert all(getattr(found, name) > 0 for name in times)
         return dataclasses.replace(found, **times)
 
-    def pass_over(worker, arguments, clips, *, batch_size, **_):
+    def pass_over(worker, arguments, clips, *, batch_size, afford, **_):
         made = worker(*arguments, device="cpu")
         for start in range(0, len(clips), batch_size):
+            afford(len(clips) - start)
             made({"index": np.array(clips[start : start + batch_size])})
 
     monkeypatch.setattr(targets, "run_on_worker", run)
@@ -242,6 +268,22 @@ def test_a_whole_cache_needs_no_teacher_in_a_second_run(wanted, measured):
     plan = plan_targets(wanted, params(steps=1), batch_size=1)
     assert plan.mode == "cache" and "all 4 train clips are cached already" in plan.reason
     assert write_targets(wanted, batch_size=1) == 0
+
+
+def test_a_pass_that_the_budget_ends_keeps_what_it_wrote(wanted, measured):
+    assert plan_targets(wanted, params(), batch_size=1).mode == "cache"
+
+    def afford(seconds):
+        if seconds < 3:
+            raise BudgetRefused("no more")
+
+    with pytest.raises(BudgetRefused, match="no more"):
+        write_targets(wanted, batch_size=1, afford=afford)
+    assert len(wanted.missing()) == 2
+    broke = plan_targets(wanted, params(), batch_size=1, affordable_seconds=lambda: 0.0)
+    assert broke.mode == "recompute" and "nothing of the budget is left" in broke.reason
+    plan = plan_targets(wanted, params(), batch_size=1, affordable_seconds=lambda: 1e-3)
+    assert plan.mode == "recompute" and "the budget holds 0 s" in plan.reason
 
 
 def test_a_pass_that_was_killed_goes_on_with_what_it_lacks(wanted, measured):

@@ -15,7 +15,7 @@ import pytest
 import yaml
 import zarr
 
-from turbo_vaed.errors import CorruptFile, DataRefused, UserError
+from turbo_vaed.errors import BudgetRefused, CorruptFile, DataRefused, UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.stages import clip, encode, validate
 
@@ -159,6 +159,13 @@ def test_clips_that_cannot_be_split_leave_no_output(make_poc: MakePoc, make_vide
     with pytest.raises(DataRefused, match=r"no test clip is left.*at least 45 frames"):
         clip.run(poc)
     assert listing(poc.work) == {"validate"}
+
+
+def test_encoding_is_refused_where_the_budget_does_not_hold_it(clipped: MakePoc) -> None:
+    poc = clipped(budget={"run_usd": 0.001})
+    with pytest.raises(BudgetRefused, match=r"encoding needs .* kept back for evaluate"):
+        encode.run(poc)
+    assert listing(poc.work) == {"validate", "clip"}
 
 
 @pytest.fixture

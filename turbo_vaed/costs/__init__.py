@@ -1,6 +1,6 @@
 """What a run costs: money, prices, the meter, the ledger, the budget."""
 
-from turbo_vaed.costs.budget import Budget, Decision, check_start, decide
+from turbo_vaed.costs.budget import Budget, Decision, Spending, check_start, decide
 from turbo_vaed.costs.ledger import Charge, Ledger, StageCost
 from turbo_vaed.costs.meter import Meter
 from turbo_vaed.costs.money import format_usd, parse_usd, per_second, total_usd
@@ -17,6 +17,7 @@ __all__ = [
     "Meter",
     "Price",
     "PriceBook",
+    "Spending",
     "StageCost",
     "StageRow",
     "check_start",

@@ -9,12 +9,15 @@ evaluate, export, gate, report). The reserve is kept back for the second. So:
   first step; the student is then what it started as, and the rest still runs, so that the
   customer gets a report for the money and the report says by how much the floor of a run is
   above the budget. What is spent beyond it is that floor and never a step of training.
+- Work before it that can only be done as a whole (encoding) is refused, by `Spending.require`, as
+  soon as the rest of it does not fit.
 - Zero or less, and an unknown price, are refused before anything is spent.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
@@ -167,3 +170,44 @@ def check_start(budget: Budget, *, spent_usd: Decimal, usd_per_hour: Decimal | N
         spent_usd=spent_usd,
         left_usd=left_usd,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """A run as its budget sees it: what it may spend, what it has, and how fast."""
+
+    budget: Budget
+    usd_per_hour: Decimal
+    """Of all nodes together."""
+    spent_usd: Callable[[], Decimal]
+    """By the whole run up to now."""
+
+    def affordable_seconds(self) -> float:
+        """How long the run may go on before it eats into the reserve; 0 where it does already,
+        infinite where time costs nothing."""
+        left_usd = self.budget.run_usd - self.budget.reserve_usd - self.spent_usd()
+        if left_usd <= 0:
+            return 0.0
+        rate = per_second(self.usd_per_hour)
+        return float(left_usd / rate) if rate else math.inf
+
+    def require(self, seconds: float, what: str) -> None:
+        """Refuse work of so many further seconds where the budget does not hold it.
+
+        Args:
+            seconds: of all nodes; 0 asks whether anything is left at all.
+            what: the work, in words, for the message.
+
+        Raises:
+            BudgetRefused: it does not fit.
+        """
+        affordable = self.affordable_seconds()
+        if affordable > 0 and seconds <= affordable:
+            return
+        spent, usd = self.spent_usd(), Decimal(seconds) * per_second(self.usd_per_hour)
+        raise BudgetRefused(
+            f"{what} needs {seconds:.0f} s more, {format_usd(usd)}, and of the budget of "
+            f"{format_usd(self.budget.run_usd)} {format_usd(spent)} are spent and "
+            f"{format_usd(self.budget.reserve_usd)} kept back for evaluate, export, gate and "
+            "report; raise budget.run_usd in params.yaml, or lower clip.clips_per_video"
+        )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, cast
 
 from turbo_vaed import errors
@@ -33,6 +34,7 @@ def pass_over_clips(
     label: str,
     ray_address: str | None = None,
     workers: int | None = None,
+    afford: Callable[[float], None] = lambda seconds: None,
 ) -> None:
     """Call a worker with every clip once; a batch whose machine was lost is called again.
 
@@ -45,14 +47,17 @@ def pass_over_clips(
         label: of the progress.
         ray_address: as `ray_session` takes it.
         workers: at most so many; as many as Ray has GPUs or CPUs by default.
+        afford: told before the start (0.0) and with every clip how many seconds the rest will take
+            by what the last ones took; what it raises ends the pass.
 
     Raises:
         Unreachable: no Ray answers at the address.
-        TurboVaedError: a worker's own.
+        TurboVaedError: a worker's own, or what `afford` raises.
         Fault: a worker failed in another way.
     """
     import ray
 
+    afford(0.0)
     with ray_session(ray_address):
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -71,11 +76,26 @@ def pass_over_clips(
             **_resources(device),
         )
         try:
-            done = sorted(track((r["index"] for r in dataset.iter_rows()), label, len(clips)))
+            rows = _afforded((r["index"] for r in dataset.iter_rows()), len(clips), afford)
+            done = sorted(track(rows, label, len(clips)))
         except ray.exceptions.RayError as error:
             raise _cause(error) from error
     if done != sorted(clips):
         raise Fault(f"Ray Data did {len(done)} of {len(clips)} clips; run the stage again")
+
+
+def _afforded(items: Iterable[T], count: int, afford: Callable[[float], None]) -> Iterator[T]:
+    """`items`, `count` of them, for as long as what the rest will take can be afforded.
+
+    Timed from the first one on, before which Ray and the workers start.
+    """
+    began = 0.0
+    for done, item in enumerate(items, 1):
+        yield item
+        if done == 1:
+            began = time.monotonic()
+        elif done < count:
+            afford((time.monotonic() - began) / (done - 1) * (count - done))
 
 
 def run_on_worker(function: Callable[..., T], *arguments: Any, ray_address: str | None = None) -> T:

@@ -42,6 +42,7 @@ def encode_clips(
     batch_size: int,
     ray_address: str | None = None,
     workers: int | None = None,
+    afford: Callable[[float], None] = lambda seconds: None,
 ) -> None:
     """Write `latents` float32 (N,C,t,h,w) and `reconstruction` uint8 (N,T,H,W,3).
 
@@ -55,6 +56,7 @@ def encode_clips(
         batch_size: clips at a time in one worker.
         ray_address: as `ray_session` takes it.
         workers: at most so many; as many as Ray has GPUs or CPUs by default.
+        afford: as `pass_over_clips` takes it.
 
     Raises:
         CorruptFile: a clip is missing.
@@ -78,6 +80,7 @@ def encode_clips(
         label="encoding clips",
         ray_address=ray_address,
         workers=workers,
+        afford=afford,
     )
 
 

@@ -22,6 +22,10 @@ class Checkpoint:
     optimizer: dict[str, Any]
     adversary: dict[str, Any] | None
     """Discriminator, its optimizer and the adaptive weight, where there is one."""
+    precision: str
+    """`bf16` or `fp32`: a run that goes on on another machine computes as it began."""
+    validate_seconds: float
+    """That the last validation took: the budget is asked whether it holds another."""
     reached_at: float
     """Unix seconds at which the run was at `step`: time after it is lost with what comes next."""
     spent_usd: str

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,6 +73,13 @@ class Batch:
         """In pinned memory, for a GPU."""
         return self._each(lambda tensor: tensor.pin_memory())
 
+    def marked(self) -> Batch:
+        """Itself; where latents are not finite, a source that is not in place of them."""
+        if self.latents.isfinite().all():
+            return self
+        latents, source = torch.zeros_like(self.latents), torch.full_like(self.source, math.nan)
+        return replace(self, latents=latents, source=source)
+
     def split(self, size: int) -> list[Batch]:
         """In pieces of at most `size` clips."""
         starts = range(0, len(self.latents), size)
@@ -118,6 +127,7 @@ class Clips:
                 )
         self._arrays = {name: self._croppable(name, array) for name, array in arrays.items()}
         self._held: dict[tuple[str, int], NDArray[Any]] = {}
+        self._holding = threading.Lock()  # batches are read ahead in a thread, and again without
 
     def of_split(self, split: str) -> list[int]:
         """Indices of the clips of `train`, `val` or `test`.
@@ -197,11 +207,12 @@ class Clips:
         read = read_together([(self._arrays[name].array, (clip,)) for name, clip in missing])
         fresh = dict(zip(missing, read, strict=True))
         found = {key: fresh[key] if key in fresh else held[key] for key in wanted}
-        room = HELD_BYTES - sum(chunk.nbytes for chunk in held.values())
-        for key, chunk in fresh.items():
-            room -= chunk.nbytes
-            if room >= 0:
-                held[key] = chunk
+        with self._holding:
+            room = HELD_BYTES - sum(chunk.nbytes for chunk in held.values())
+            for key, chunk in fresh.items():
+                room -= chunk.nbytes
+                if room >= 0:
+                    held[key] = chunk
         return found
 
     def whole(self, index: int) -> Batch:

@@ -120,6 +120,8 @@ class Account:
                 self._start(event, at)
             case "step":
                 self._step(event, at)
+            case "validated":
+                self._validated(event)
             case "checkpoint":
                 self.checkpoints[event["step"]], self.save_error = at, ""
             case "checkpoint_failed":
@@ -194,8 +196,12 @@ class Account:
         self.step, self.row = event["step"], event
         self.reached[self.step] = at
         if "val_psnr" in event:
-            spent = Decimal(event["spent_usd"])
-            self.validations.append(Validation(self.step, spent, event["val_psnr"]))
+            self._validated(event)
+
+    def _validated(self, event: Mapping[str, Any]) -> None:
+        """With a step, or after the last one before a stop."""
+        spent = Decimal(event["spent_usd"])
+        self.validations.append(Validation(event["step"], spent, event["val_psnr"]))
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

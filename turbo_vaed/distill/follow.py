@@ -158,7 +158,7 @@ class Follower:
 
     def _forward(self, event: Mapping[str, Any]) -> None:
         """A step's figures, to the tracker."""
-        if event["event"] != "step" or self._tracker.log_metrics is None:
+        if event["event"] not in ("step", "validated") or self._tracker.log_metrics is None:
             return
         figures = {k: float(v) for k, v in event.items() if k.startswith(_FIGURES)}
         figures["workers"] = float(self.account.workers)

@@ -77,8 +77,7 @@ class Loop:
         self.tell, self.save, self.notice = tell, save, notice
         self.data = Clips(clips=job.clips, latents=job.latents, targets=job.targets)
         self.recompute = Recompute.of(job, device) if job.plan.mode == "recompute" else None
-        (fp32,) = self._agree(int(params.precision == "fp32" or not bf16_pays(device)))
-        self.dtype = torch.float32 if fp32 else torch.bfloat16  # the same on all ranks
+        self.precision = resume.precision if resume is not None else self._agreed_precision()
         self.step, self.skipped, self.best_step, self.best_psnr = 0, 0, 0, -math.inf
         self.validate_seconds = 0.0  # what the last one took
         self.asked_at = time.monotonic()
@@ -118,6 +117,12 @@ class Loop:
         if resume is not None:
             self._restore(resume)
 
+    def _agreed_precision(self) -> str:
+        """The same on all ranks: bfloat16 where it is wished for and pays on each."""
+        fp32 = self.job.params.precision == "fp32" or not bf16_pays(self.device)
+        (fp32_anywhere,) = self._agree(int(fp32))
+        return "fp32" if fp32_anywhere else "bf16"
+
     def _compiled(self, student: Student) -> nn.Module:
         """`torch.compile` where it was asked for or pays; see docs/decisions.md for a CPU."""
         params, wanted = self.job.params, self.job.params.compile
@@ -143,6 +148,7 @@ class Loop:
         if self.adversary is not None and state.adversary is not None:
             self.adversary.restore(state.adversary)
         self.step, self.best_step, self.best_psnr = state.step, state.best_step, state.best_psnr
+        self.validate_seconds = state.validate_seconds
         self.history, self.warnings = list(state.history), list(state.warnings)
 
     def say_start(self, checkpoint: str | None) -> None:
@@ -153,7 +159,7 @@ class Loop:
             resumed_from=self.step if checkpoint else None,
             checkpoint=checkpoint,
             device=self.device.type,
-            precision="bf16" if self.dtype == torch.bfloat16 else "fp32",
+            precision=self.precision,
             compiled=self.is_compiled,
         )
 
@@ -167,7 +173,8 @@ class Loop:
                 stop, reason = self._before_step()
                 if stop:
                     if self.history and "val_psnr" not in self.history[-1]:
-                        self._validate(self.history[-1])  # what was paid for may be the best
+                        found = self._validate(self.history[-1])  # what was paid for may be best
+                        self._tell("validated", **found, spent_usd=self._spent())
                     return self._finish("budget", reason)
                 row = self._train_step(batches.get(self.step))
                 if row is None:  # a memory error or a bad read does not come twice
@@ -179,7 +186,7 @@ class Loop:
                         reason = f"loss or gradient was not finite at step {self.step + 1}"
                         return self._finish("diverged", reason)
                     row = self._row({}, began=time.perf_counter())
-                    self._warn("skipped", f"step {self.step + 1} left out: its loss is not finite")
+                    self._flag("skipped", f"step {self.step + 1} left out: its loss is not finite")
                 else:
                     self.skipped = 0
                 self.step += 1
@@ -192,7 +199,9 @@ class Loop:
         places = self.data.places(
             split="train", size=params.crop, count=params.batch_size, seed=params.seed, step=step
         )
-        return self.data.read(places[self.rank :: self.world], params.crop)
+        # The decoder refuses latents that are not finite, on this rank alone. A loss that is not is
+        # seen by all, and what follows is agreed on.
+        return self.data.read(places[self.rank :: self.world], params.crop).marked()
 
     def _before_step(self) -> tuple[int, str]:
         """Whether to stop, agreed on by all ranks; and a checkpoint if a machine is to go."""
@@ -302,7 +311,7 @@ class Loop:
         return video, parts
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -318,8 +327,12 @@ class Loop:
             "step_seconds": round(time.perf_counter() - began, 4),
             **figures,
             **more,
-            "spent_usd": f"{self.job.spent_now():.8f}",
+            "spent_usd": self._spent(),
         }
+
+    def _spent(self) -> str:
+        """By the run up to now, USD."""
+        return f"{self.job.spent_now():.8f}"
 
     def _after_step(self, row: dict[str, Any]) -> None:
         """Validation, signs of trouble, events and checkpoints of the step just done."""
@@ -336,14 +349,15 @@ class Loop:
         if self.step % params.checkpoint_every == 0 and self.step < params.steps:
             self._save("running", "")
 
-    def _validate(self, row: dict[str, Any]) -> None:
-        """The EMA student on the validation clips: its figures into `row`, the best kept."""
+    def _validate(self, row: dict[str, Any]) -> dict[str, float]:
+        """The EMA student on the validation clips: its figures, also into `row`; the best kept."""
         began = time.perf_counter()
         found: Validation = validate(  # in float32, as what is packaged: it decides on the best
             self.ema, self.data, rank=self.rank, world=self.world, device=self.device
         )
         self.validate_seconds = time.perf_counter() - began
-        row |= {"val_psnr": found.psnr, "val_ssim": found.ssim}
+        figures = {"val_psnr": found.psnr, "val_ssim": found.ssim}
+        row |= figures
         if found.psnr > self.best_psnr:
             self.best, self.best_step, self.best_psnr = (
                 copy.deepcopy(self.ema.state_dict()),
@@ -354,13 +368,16 @@ class Loop:
             self._warn(kind, text)
         if found.picture is not None:
             self._tell("picture", png=found.picture, caption="source, student")
+        return figures
 
     def _warn(self, kind: str, text: str | None) -> None:
         """Flag a sign of trouble, once per kind and validation interval."""
         since = self.step - self.job.params.validate_every
         known = any(w["kind"] == kind and w["step"] > since for w in self.warnings)
-        if text is None or known:
-            return
+        if text is not None and not known:
+            self._flag(kind, text)
+
+    def _flag(self, kind: str, text: str) -> None:
         self.warnings.append({"step": self.step, "kind": kind, "text": text})
         self._tell("warning", kind=kind, text=text)
 
@@ -385,8 +402,10 @@ class Loop:
             best_psnr=self.best_psnr,
             optimizer=self.optimizer.state_dict(),
             adversary=self.adversary.state() if self.adversary is not None else None,
+            precision=self.precision,
+            validate_seconds=self.validate_seconds,
             reached_at=time.time(),
-            spent_usd=f"{self.job.spent_now():.8f}",
+            spent_usd=self._spent(),
             stopped=stopped,
             reason=reason,
             history=list(self.history),

@@ -1,9 +1,9 @@
 """Whether the teacher's targets are cached or computed again in every step: which costs less time.
 
 A cache costs a pass of the teacher over every train clip, once, its writing, and a read of each
-sample of each step. Computing again costs a pass over each sample of each step. Workers share all
-of it alike, so that their number changes what is shown and not what is chosen. Reading is counted
-in full, although most of it is hidden behind the steps: that is in favour of computing again.
+sample of each step, but for clips that a worker holds in memory, which it reads once. Computing
+again costs a pass over each sample of each step. Reading is counted although most of it is hidden
+behind the steps: that is in favour of computing again.
 Loading the teacher costs the same either way and is left out.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from turbo_vaed.errors import UserError
+from turbo_vaed.errors import BudgetRefused, UserError
 
 Mode = Literal["none", "cache", "recompute"]
 DISK_MARGIN = 1.1
@@ -34,6 +34,8 @@ class TargetCosts:
     workers: int
     bytes_per_clip: int
     """Of its targets. A clip is read whole, whatever the crop."""
+    held_clips: int
+    """So many stay in a worker's memory once they are read."""
     read_mb_per_s: float
     write_mb_per_s: float
     """Of one worker, 1e6 bytes."""
@@ -46,6 +48,8 @@ class TargetCosts:
     """Of its weights."""
     memory_bytes: int
     """Of one worker, on its GPU or its share of the machine."""
+    affordable_seconds: float
+    """That the run's budget still holds."""
 
     @property
     def missing_clips(self) -> int:
@@ -64,9 +68,15 @@ class TargetCosts:
         return self.missing_clips * (self.teacher_seconds_per_clip + write) / self.workers
 
     @property
+    def reads_per_worker(self) -> float:
+        """Clips that a worker reads from the cache in all steps."""
+        samples, held = self.samples / self.workers, min(self.held_clips, self.train_clips)
+        return min(samples, held + samples * (1 - held / self.train_clips))
+
+    @property
     def seconds_read(self) -> float:
         """Of all reads from the cache."""
-        return self.samples * self.bytes_per_clip / (1e6 * self.read_mb_per_s) / self.workers
+        return self.reads_per_worker * self.bytes_per_clip / (1e6 * self.read_mb_per_s)
 
     @property
     def seconds_cached(self) -> float:
@@ -100,12 +110,17 @@ def choose(
     reconstruction: bool,
     wish: Literal["auto", "cache"],
 ) -> TargetPlan:
-    """The plan that costs less time, or the one that is wished for.
+    """The plan that costs less time, or the one that is wished for, as far as it can be paid.
 
     Raises:
         UserError: a cache is wished for and does not fit, or neither it nor the teacher does.
+        BudgetRefused: the budget does not hold a cache, and without one no worker can do.
     """
-    no_disk, no_memory = _lack_of_disk(costs), _lack_of_memory(costs)
+    no_disk, no_memory, no_money = (
+        _lack_of_disk(costs),
+        _lack_of_memory(costs),
+        _lack_of_money(costs),
+    )
     mode: Mode
     if no_disk and (wish == "cache" or no_memory):
         raise UserError(
@@ -113,7 +128,14 @@ def choose(
             "distill.weight_feature or distill.weight_teacher to 0"
             + (f" (and {no_memory})" if no_memory else ", or distill.teacher_targets to recompute")
         )
-    if wish == "cache":
+    if no_money and no_memory:
+        raise BudgetRefused(
+            f"the teacher's targets cannot be cached: {no_money}, and {no_memory}; raise "
+            "budget.run_usd, or set distill.weight_feature and distill.weight_teacher to 0"
+        )
+    if no_money:
+        mode, why = "recompute", no_money
+    elif wish == "cache":
         mode, why = "cache", "as distill.teacher_targets says"
     elif no_disk:
         mode, why = "recompute", no_disk
@@ -154,6 +176,16 @@ def _lack_of_disk(costs: TargetCosts) -> str:
     )
 
 
+def _lack_of_money(costs: TargetCosts) -> str:
+    """Why the budget does not hold a cache, "" where it does."""
+    if costs.seconds_written <= costs.affordable_seconds:
+        return ""
+    return (
+        f"to write them takes {costs.seconds_written:.0f} s and the budget holds "
+        f"{costs.affordable_seconds:.0f} s before what must follow"
+    )
+
+
 def _lack_of_memory(costs: TargetCosts) -> str:
     """Why no worker can hold the teacher beside the student, "" where it can."""
     if costs.teacher_bytes <= TEACHER_MEMORY_SHARE * costs.memory_bytes:
@@ -169,7 +201,7 @@ def _comparison(costs: TargetCosts) -> str:
     return (
         f"Cached: {costs.seconds_cached:.1f} s on {costs.workers} workers, "
         f"{costs.seconds_written:.1f} s to write {costs.missing_clips} of {costs.train_clips} "
-        f"clips and {costs.seconds_read:.1f} s to read {costs.samples} samples of "
+        f"clips and {costs.seconds_read:.1f} s for {costs.reads_per_worker:.0f} reads each of "
         f"{costs.bytes_per_clip / 1e6:.2f} MB at {costs.read_mb_per_s:.0f} MB/s; computed again: "
         f"{costs.seconds_recomputed:.1f} s. The teacher takes "
         f"{costs.teacher_seconds_per_clip:.3f} s per clip and "

@@ -6,6 +6,8 @@ Shapes: B batch, C' channels of a feature, T frames, H W pixels.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import torch
 from turbo_vaed.dataset.clip_pass import pass_over_clips, room, run_on_worker
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.distill import target_cache as cache
-from turbo_vaed.distill.data import Batch
+from turbo_vaed.distill.data import HELD_BYTES, Batch
 from turbo_vaed.distill.target_cache import Wanted
 from turbo_vaed.distill.target_costs import Mode, TargetCosts, TargetPlan, choose
 from turbo_vaed.distill.target_measure import Measured, begin_cache
@@ -23,11 +25,18 @@ from turbo_vaed.params import DistillParams
 if TYPE_CHECKING:
     from turbo_vaed.distill.job import Job
 
+NOT_AFFORDED = "nothing of the budget is left to cache the teacher's targets with"
+
 __all__ = ["Recompute", "TargetPlan", "Wanted", "plan_targets", "write_targets"]
 
 
 def plan_targets(
-    wanted: Wanted, params: DistillParams, *, batch_size: int, ray_address: str | None = None
+    wanted: Wanted,
+    params: DistillParams,
+    *,
+    batch_size: int,
+    ray_address: str | None = None,
+    affordable_seconds: Callable[[], float] = lambda: math.inf,
 ) -> TargetPlan:
     """Whether the targets of a run are cached, and why.
 
@@ -39,9 +48,11 @@ def plan_targets(
         params: steps, crop, workers, and what `teacher_targets` wishes for.
         batch_size: clips of one call of the teacher in a pass over them.
         ray_address: as `ray_session` takes it.
+        affordable_seconds: how long the run can still be paid for: where that is too short for a
+            cache, none is begun, whatever is wished for.
 
     Raises:
-        UserError: as `choose`; or the teacher's folder is gone.
+        UserError, BudgetRefused: as `choose`; or the teacher's folder is gone.
         CorruptFile: a file of the teacher, or of the clips and latents.
         Unreachable, Fault: as `pass_over_clips`.
     """
@@ -56,6 +67,8 @@ def plan_targets(
     train, missing = wanted.train_clips(), wanted.missing()
     if not missing:
         return _plan(wanted, "cache", f"targets of all {len(train)} train clips are cached already")
+    if affordable_seconds() == 0:
+        return _plan(wanted, "recompute", NOT_AFFORDED)
     with ray_session(ray_address):
         measured = _measured(wanted, params, missing[:batch_size], facts)
     cached = len(train) - len(wanted.missing())
@@ -66,12 +79,15 @@ def plan_targets(
         workers=params.workers,
         free_bytes=cache.free_bytes(wanted),
         bytes_per_clip=measured.bytes_per_clip,
+        # The clip itself, which is held as well, is taken to be as large as its targets.
+        held_clips=HELD_BYTES // (2 * measured.bytes_per_clip),
         read_mb_per_s=measured.read_mb_per_s,
         write_mb_per_s=measured.write_mb_per_s,
         teacher_seconds_per_clip=measured.teacher_seconds_per_clip,
         teacher_seconds_per_crop=measured.teacher_seconds_per_crop,
         teacher_bytes=measured.teacher_bytes,
         memory_bytes=measured.memory_bytes,
+        affordable_seconds=affordable_seconds(),
     )
     plan = choose(
         costs,
@@ -84,7 +100,12 @@ def plan_targets(
 
 
 def write_targets(
-    wanted: Wanted, *, batch_size: int, ray_address: str | None = None, workers: int | None = None
+    wanted: Wanted,
+    *,
+    batch_size: int,
+    ray_address: str | None = None,
+    workers: int | None = None,
+    afford: Callable[[float], None] = lambda seconds: None,
 ) -> int:
     """Fill the cache that `plan_targets` began; returns how many clips were written now.
 
@@ -95,6 +116,7 @@ def write_targets(
         batch_size: clips of one call of the teacher.
         ray_address: as `ray_session` takes it.
         workers: at most so many; as many as Ray has GPUs or CPUs by default.
+        afford: as `pass_over_clips` takes it; what was written by then is kept.
 
     Raises:
         CorruptFile, Unreachable: as `plan_targets`.
@@ -111,6 +133,7 @@ def write_targets(
             label="caching the teacher's targets",
             ray_address=ray_address,
             workers=workers,
+            afford=afford,
         )
     return len(missing)
 
@@ -118,8 +141,9 @@ def write_targets(
 class Recompute:
     """The teacher in a worker: fills in what a batch's crops look like to it.
 
-    It sees the crop alone and nothing around it, as the student does; a cached target was cut out
-    of the decoded clip. And its video is not rounded to 8 bits, as a cached one is.
+    It sees the crop alone and nothing around it, as the student does, and as in a cache of clips
+    that were encoded in tiles; a cached target of a clip that was encoded whole was cut out of the
+    decoded clip. And its video is not rounded to 8 bits, as a cached one is.
     """
 
     def __init__(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from turbo_vaed.costs import Budget, check_start
+from turbo_vaed.costs import Spending, check_start
+from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.fit import student_config
-from turbo_vaed.stages.prices import price_of
+from turbo_vaed.stages.prices import spending_of
 
 if TYPE_CHECKING:
     from turbo_vaed.distill.job import Job
@@ -24,7 +24,8 @@ def run(poc: Poc) -> dict[str, object]:
     """Distil the customer's student inside what is left of the run's budget.
 
     Raises:
-        BudgetRefused: the price is unknown.
+        BudgetRefused: the price is unknown, or the budget does not hold what training needs of
+            the teacher.
         UserError: params that do not fit the teacher, the clips or the cluster.
         CorruptFile: clips, latents or the teacher are missing or damaged.
         Fault: the workers failed too often; what was saved is gone on from.
@@ -33,24 +34,18 @@ def run(poc: Poc) -> dict[str, object]:
     from turbo_vaed.distill import train
     from turbo_vaed.distill.follow import Follower
 
-    params = poc.params
     settings = Settings.from_environment(poc.root)
-    price = price_of(params, settings, "distill")
-    budget = Budget.plan(
-        run_usd=params.budget.run_usd,
-        warn_share=params.budget.warn_share,
-        reserve_seconds=params.budget.reserve_seconds,
-        usd_per_hour=price.usd_per_hour,
+    spending = spending_of(poc, settings, "distill")
+    start = check_start(
+        spending.budget, spent_usd=spending.spent_usd(), usd_per_hour=spending.usd_per_hour
     )
-    spent = poc.tracker.spent_usd() if poc.tracker.spent_usd else Decimal(0)
-    print(check_start(budget, spent_usd=spent, usd_per_hour=price.usd_per_hour).reason, flush=True)
-    started_at = time.time()
+    print(start.reason, flush=True)
     student = _student(poc)
     place = poc.work / "checkpoints"
     storage = f"{settings.checkpoints_url}/{poc.customer}" if settings.checkpoints_url else place
     with poc.writing("distill") as folder, ray_session(settings.ray_address):
-        plan = _targets(poc, student, settings)
-        job = _job(poc, student, plan, budget, price.usd_per_hour, spent, started_at)
+        plan = _targets(poc, student, settings, spending)
+        job = _job(poc, student, plan, spending)
         place.mkdir(parents=True, exist_ok=True)
         with Follower(
             poc.progress_file,
@@ -98,8 +93,10 @@ def _student(poc: Poc) -> DecoderConfig:
         raise UserError(f"distill.weight_feature is above 0, but {error}") from error
 
 
-def _targets(poc: Poc, student: DecoderConfig, settings: Settings) -> TargetPlan:
-    """What the teacher shows besides its latents, cached where that is cheaper."""
+def _targets(
+    poc: Poc, student: DecoderConfig, settings: Settings, spending: Spending
+) -> TargetPlan:
+    """What the teacher shows besides its latents, cached where that is cheaper and can be paid."""
     from turbo_vaed.distill.targets import Wanted, plan_targets, write_targets
     from turbo_vaed.models.alignment import block_name
 
@@ -114,10 +111,25 @@ def _targets(poc: Poc, student: DecoderConfig, settings: Settings) -> TargetPlan
         blocks=tuple(block_name(i) for i in blocks),
         reconstruction=params.weight_teacher > 0,
     )
-    plan = plan_targets(wanted, params, batch_size=batch_size, ray_address=settings.ray_address)
+    plan = plan_targets(
+        wanted,
+        params,
+        batch_size=batch_size,
+        ray_address=settings.ray_address,
+        affordable_seconds=spending.affordable_seconds,
+    )
     print(f"teacher's targets: {plan.reason}", flush=True)
     if plan.mode == "cache":
-        write_targets(wanted, batch_size=batch_size, ray_address=settings.ray_address)
+        try:
+            write_targets(
+                wanted,
+                batch_size=batch_size,
+                ray_address=settings.ray_address,
+                afford=lambda seconds: spending.require(seconds, "caching the teacher's targets"),
+            )
+        except BudgetRefused as refusal:  # it takes longer than measured; steps cost less at once
+            print(f"teacher's targets are computed every step: {refusal}", flush=True)
+            plan = dataclasses.replace(plan, mode="recompute", reason=str(refusal))
     return plan
 
 
@@ -125,10 +137,7 @@ def _job(
     poc: Poc,
     student: DecoderConfig,
     plan: TargetPlan,
-    budget: Budget,
-    usd_per_hour: Decimal,
-    spent: Decimal,
-    started_at: float,
+    spending: Spending,
 ) -> Job:
     from turbo_vaed.distill.job import Job, data_key
     from turbo_vaed.distill.losses.perceptual import HUB
@@ -148,8 +157,8 @@ def _job(
         student=student,
         params=params,
         data_key=data_key(clips, latents),
-        budget=budget,
-        usd_per_hour=usd_per_hour,
-        spent_usd=spent,
-        started_at=started_at,
+        budget=spending.budget,
+        usd_per_hour=spending.usd_per_hour,
+        spent_usd=spending.spent_usd(),
+        started_at=time.time(),
     )

@@ -15,6 +15,7 @@ from turbo_vaed.models.teachers import describe_teacher, load_teacher
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.fit import check_clips, check_tile
+from turbo_vaed.stages.prices import spending_of
 
 
 def run(poc: Poc) -> dict[str, object]:
@@ -22,10 +23,12 @@ def run(poc: Poc) -> dict[str, object]:
 
     Raises:
         UserError: the teacher takes no clips of that many frames or that size.
+        BudgetRefused: the price is unknown, or the budget does not hold the rest of the clips.
         CorruptFile: a file of the teacher or the clips' description is broken.
         Unreachable, Fault: as `encode_clips`.
     """
-    params = poc.params.encode
+    params, settings = poc.params.encode, Settings.from_environment(poc.root)
+    spending = spending_of(poc, settings, "encode")
     weights = poc.teacher_weights()
     facts = describe_teacher(params.teacher_family, weights)
     clip_folder = poc.folder("clip")
@@ -47,7 +50,8 @@ def run(poc: Poc) -> dict[str, object]:
             tiled=[clip["index"] for clip in description["clips"] if clip["split"] == "train"],
             tiles=size // tile,
             batch_size=params.batch_size,
-            ray_address=Settings.from_environment(poc.root).ray_address,
+            ray_address=settings.ray_address,
+            afford=lambda seconds: spending.require(seconds, "encoding"),
         )
         document = {
             "family": params.teacher_family,
