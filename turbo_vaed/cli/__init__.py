@@ -9,21 +9,16 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from turbo_vaed.cli import cost
+from turbo_vaed.cli.tables import Customer, Format, show
 from turbo_vaed.errors import CorruptFile, TurboVaedError, UserError
 from turbo_vaed.settings import ENVIRONMENT, Settings
 
-Format = Annotated[
-    Literal["table", "json"], typer.Option("--format", help="table for people, json for programs")
-]
-Customer = Annotated[str, typer.Argument(help="name of a customer in params.yaml")]
 Family = Annotated[str, typer.Option("--family", help="ltx-video, hunyuan-video, cogvideox, …")]
 
 app = typer.Typer(
@@ -34,7 +29,6 @@ app = typer.Typer(
     help="Distil the decoder of a video VAE into one that a phone runs, one PoC per customer.",
 )
 customers = typer.Typer(no_args_is_help=True, help="Customers: who has videos, and for what use.")
-costs = typer.Typer(no_args_is_help=True, help="What runs cost.")
 registry = typer.Typer(no_args_is_help=True, help="Versions of a customer's student.")
 gates = typer.Typer(no_args_is_help=True, help="Verdicts and what they rest on.")
 reports = typer.Typer(no_args_is_help=True, help="The HTML page of a run.")
@@ -44,7 +38,7 @@ nodes = typer.Typer(no_args_is_help=True, help="This machine as a node of a Ray 
 app.add_typer(customers, name="customer")
 app.add_typer(distillations, name="distill")
 app.add_typer(nodes, name="node")
-app.add_typer(costs, name="cost")
+app.add_typer(cost.app, name="cost")
 app.add_typer(registry, name="registry")
 app.add_typer(gates, name="gate")
 app.add_typer(reports, name="report")
@@ -79,19 +73,6 @@ def _kind(error: TurboVaedError) -> str:
     if isinstance(error, CorruptFile):
         return "corrupt"
     return {1: "refused", 2: "error"}.get(error.exit_code, "fault")
-
-
-def _show(rows: Sequence[Mapping[str, Any]], form: str, title: str) -> None:
-    """Rows as a table, or as one JSON document."""
-    if form == "json":
-        print(json.dumps(list(rows), default=str))
-        return
-    table = Table(title=title, title_justify="left")
-    for column in rows[0] if rows else ():
-        table.add_column(column.replace("_", " "))
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console().print(table if rows else f"{title}: none")
 
 
 @app.command("poc")
@@ -140,7 +121,7 @@ def list_customers(form: Format = "table") -> None:
     """Who is in params.yaml."""
     from turbo_vaed.customers import everyone
 
-    _show(everyone(Settings.from_environment().root), form, "customers")
+    show(everyone(Settings.from_environment().root), form, "customers")
 
 
 @customers.command("show")
@@ -159,65 +140,7 @@ def show_customer(customer: Customer, form: Format = "table") -> None:
         for key, section in resolved.items()
         for leaf, value in (section.items() if isinstance(section, dict) else [("", section)])
     ]
-    _show(rows, form, f"params of {customer}")
-
-
-@costs.command("report")
-def cost_report(customer: Customer, form: Format = "table") -> None:
-    """What each run of a customer cost, by stage."""
-    from turbo_vaed import params
-    from turbo_vaed.costs import Ledger
-
-    settings = Settings.from_environment()
-    params.load(settings.root / "params.yaml", customer)
-    with Ledger.open(settings.ledger_url) as ledger:
-        runs = dict.fromkeys(c.run for c in ledger.charges(customer=customer))
-        rows = [
-            {
-                "run": run,
-                "stage": stage,
-                "node_seconds": cost.node_seconds,
-                "usd": cost.usd,
-                "wasted_usd": cost.wasted_usd,
-            }
-            for run in runs
-            for stage, cost in ledger.by_stage(run).items()
-        ]
-    _show(rows, form, f"costs of {customer}")
-
-
-@costs.command("simulate")
-def simulate_budgets(
-    traces: Annotated[int, typer.Option("--traces", min=1, help="random markets")] = 10_000,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
-    form: Format = "table",
-    chart: Annotated[
-        Path | None, typer.Option("--chart", help="an SVG file to draw the runs into")
-    ] = None,
-) -> None:
-    """Replay the budget's policy on random prices and interruptions: is every budget kept?
-
-    Returns 1 where one was not.
-    """
-    from turbo_vaed.costs.simulate import simulate, summary
-    from turbo_vaed.progress import progress
-    from turbo_vaed.report.simulation import simulation_svg
-
-    with progress("traces", traces) as update:
-        replays = simulate(traces, seed, told=lambda done: update(done, ""))
-    found = summary(replays)
-    if chart is not None:
-        chart.write_text(simulation_svg(replays))
-    if form == "json":
-        print(json.dumps(found))
-    else:
-        _show(
-            [{"figure": k.replace("_", " "), "value": v} for k, v in found.items()],
-            form,
-            f"{traces} traces of seed {seed}",
-        )
-    if found["overspent"]:
-        raise typer.Exit(1)
+    show(rows, form, f"params of {customer}")
 
 
 @registry.command("list")
@@ -239,7 +162,7 @@ def list_versions(customer: Customer, form: Format = "table") -> None:
         }
         for row in versions(settings.mlflow_tracking_uri, customer)
     ]
-    _show(rows, form, f"versions of {customer}")
+    show(rows, form, f"versions of {customer}")
 
 
 @registry.command("promote")
@@ -277,7 +200,7 @@ def explain_gate(customer: Customer, form: Format = "table") -> None:
         }
         for check in verdict.checks
     ]
-    _show(rows, form, f"{customer}: {verdict.result} for {verdict.use_case}")
+    show(rows, form, f"{customer}: {verdict.result} for {verdict.use_case}")
 
 
 @reports.command("open")
@@ -316,7 +239,7 @@ def show_teacher(
         for leaf, value in (part.items() if isinstance(part, dict) else [("", part)])
         if leaf not in ("mean", "std", "config")
     ]
-    _show(rows, form, weights)
+    show(rows, form, weights)
 
 
 @teachers.command("fetch")
@@ -346,7 +269,7 @@ def show_distillation(customer: Customer, form: Format = "table") -> None:
     if form == "json":
         print(json.dumps(status.document()))
         return
-    _show(status.rows(), form, f"distillation of {customer}")
+    show(status.rows(), form, f"distillation of {customer}")
 
 
 @nodes.command("watch")
@@ -371,10 +294,6 @@ def doctor(form: Format = "table") -> None:
     from turbo_vaed.doctor import examine
 
     rows = examine(Settings.from_environment())
-    _show(rows, form, "doctor")
+    show(rows, form, "doctor")
     if any(row["state"] == "missing" for row in rows):
         raise typer.Exit(3)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

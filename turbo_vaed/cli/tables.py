@@ -1,0 +1,29 @@
+"""What verbs share: the customer, the form of an answer, and rows shown in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+Format = Annotated[
+    Literal["table", "json"], typer.Option("--format", help="table for people, json for programs")
+]
+Customer = Annotated[str, typer.Argument(help="name of a customer in params.yaml")]
+
+
+def show(rows: Sequence[Mapping[str, Any]], form: str, title: str) -> None:
+    """Rows as a table, or as one JSON document."""
+    if form == "json":
+        print(json.dumps(list(rows), default=str))
+        return
+    table = Table(title=title, title_justify="left")
+    for column in rows[0] if rows else ():
+        table.add_column(column.replace("_", " "))
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console().print(table if rows else f"{title}: none")
