@@ -126,7 +126,7 @@ def make_job(demo: Demo, targets: Path, **changes: Any) -> tuple[Job, float]:
         ),
         usd_per_hour=price,
         spent_usd=Decimal(0),
-        started_at=time.time(),
+        told_at=time.time(),
     )
     return job, seconds
 

@@ -14,14 +14,14 @@ import yaml
 
 from flows import runs
 from turbo_vaed import mlflow_runs, registry
-from turbo_vaed.costs import Budget, Ledger, format_usd, summarise
+from turbo_vaed.costs import Ledger, summarise
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.report import Failure, Registration, collect, write_report
 from turbo_vaed.report.words import headline
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.fit import student_config
-from turbo_vaed.stages.prices import price_of
+from turbo_vaed.stages.prices import price_in_words, price_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def preflight(settings: Settings, customer: str) -> Poc:
 
     Raises:
         UserError: params that are not valid, no folder of videos.
-        BudgetRefused: the machine's price is unknown.
+        BudgetRefused: a price is unknown: of this machine, or of a node of the cluster.
         Unreachable: the ledger or MLflow does not answer.
     """
     poc = Poc.load(settings.root, customer)
@@ -163,22 +163,15 @@ def report(
 ) -> Reported:
     """Write work/CUSTOMER/report/report.html of what was reached."""
     params = poc.params
-    price = price_of(params, settings, "distill")
-    budget = Budget.plan(
-        run_usd=params.budget.run_usd,
-        warn_share=params.budget.warn_share,
-        reserve_seconds=params.budget.reserve_seconds,
-        usd_per_hour=price.usd_per_hour,
-    )
     with Ledger.open(settings.ledger_url) as ledger:
-        costs = summarise(ledger, run.run_id, budget)
+        costs = summarise(ledger, run.run_id, params.budget.run_usd)
     context = collect(
         poc.work,
         run_id=run.run_id,
         started=run.started_at,
         finished=datetime.now(UTC),
         costs=costs,
-        price=f"{format_usd(price.usd_per_hour)} per hour ({price.source})",
+        price=price_in_words(params, settings),
         lineage=lineage(poc),
         registration=None
         if registered is None

@@ -283,6 +283,27 @@ def test_the_watch_goes_on_where_there_is_no_ray(service, monkeypatch, capsys):
     assert "is NOT drained: Ray says: nothing" in lines[1] and len(lines) == 2
 
 
+def test_the_labels_of_a_machine(service, monkeypatch):
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.url)
+    machine = {
+        "instance-type": "g6.xlarge",
+        "instance-life-cycle": "spot",
+        "placement/region": "eu-central-1",
+        "placement/availability-zone": "eu-central-1b",
+    }
+    service.says |= {f"/latest/meta-data/{path}": (200, text) for path, text in machine.items()}
+    assert node.labels() == (
+        "turbo-vaed.io/instance-type=g6.xlarge,ray.io/market-type=spot,"
+        "ray.io/availability-region=eu-central-1,ray.io/availability-zone=eu-central-1b"
+    )
+    service.says["/latest/meta-data/instance-type"] = (404, "")
+    with pytest.raises(Unreachable, match="lacks instance-type"):
+        node.labels()
+    service.says["/latest/meta-data/instance-type"] = (500, "")
+    with pytest.raises(Unreachable, match="instance metadata: 500"):
+        node.labels()
+
+
 def test_the_endpoint_is_that_of_all_aws_clients(monkeypatch):
     from turbo_vaed.settings import metadata_endpoint
 

@@ -25,6 +25,7 @@ import requests
 
 from turbo_vaed.errors import Fault, Unreachable
 from turbo_vaed.settings import metadata_endpoint
+from turbo_vaed.stages.cluster import INSTANCE_TYPE, MARKET, REGION, ZONE
 
 _TOKEN_LIFE_SECONDS = 21600
 _ANSWER_SECONDS = 2.0
@@ -117,6 +118,27 @@ class Metadata:
         deadline = datetime.now(UTC) + timedelta(seconds=seconds)
         return Notice(kind="rebalance", text=told, deadline=deadline)
 
+    def machine(self) -> dict[str, str]:
+        """The labels by which this machine's price is found, from what the metadata says of it.
+
+        Raises:
+            Unreachable: it does not answer, or does not know.
+        """
+        asked = {
+            INSTANCE_TYPE: "instance-type",
+            MARKET: "instance-life-cycle",  # spot or on-demand
+            REGION: "placement/region",
+            ZONE: "placement/availability-zone",
+        }
+        try:
+            found = {label: self._read(f"meta-data/{path}") for label, path in asked.items()}
+        except requests.RequestException as error:
+            raise Unreachable(f"instance metadata: {error}") from error
+        missing = [asked[label] for label, value in found.items() if not value]
+        if missing:
+            raise Unreachable(f"the instance metadata at {self._base} lacks {', '.join(missing)}")
+        return {label: value.strip() for label, value in found.items() if value}
+
     def _read(self, path: str) -> str | None:
         """The text at a path; None where there is none (404)."""
         if not self._token:
@@ -198,6 +220,18 @@ class Watcher:
         if self._trouble.get(kind) != text:
             self._trouble[kind] = text
             self._say(text)
+
+
+def labels() -> str:
+    """Of this EC2 machine, as `ray start --labels` takes them.
+
+    Raises:
+        Unreachable: there is no metadata service, or it does not know.
+        UserError: its endpoint is no URL.
+    """
+    metadata = Metadata(metadata_endpoint())
+    metadata.check()
+    return ",".join(f"{label}={value}" for label, value in metadata.machine().items())
 
 
 def watch(

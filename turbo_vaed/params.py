@@ -44,7 +44,10 @@ class PriceParams:
     local_usd_per_hour: Annotated[Money, Field(ge=0)] | None
     """USD per hour of this machine; null is an unknown price, which stops a run."""
     cluster_usd_per_hour: Annotated[Money, Field(ge=0)] | None
-    """USD per hour of all nodes of the Ray cluster in RAY_ADDRESS together."""
+    """USD per hour of all nodes of the Ray cluster in RAY_ADDRESS together; null: each node by its
+    labels, at its EC2 price."""
+    quote_hours: Positive
+    """An EC2 price that was read longer ago is read again."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -14,6 +14,8 @@ class Tracker:
 
     spent_usd: Callable[[], Decimal] | None = None
     """The run's spend so far, from the ledger; None where no ledger is kept."""
+    usd_per_hour: Callable[[], Decimal] | None = None
+    """Of all nodes that the stage holds now."""
     mark_wasted: Callable[[datetime, datetime, str], object] | None = None
     """What the stage was charged between two moments was for nothing, for this reason."""
     keep: Callable[[datetime], None] | None = None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from turbo_vaed.costs import Budget, Charge, Ledger, summarise
+from turbo_vaed.costs import Charge, Ledger, summarise
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -29,7 +29,7 @@ def test_summary_against_the_budget(tmp_path: Path) -> None:
             price_source="a test",
         )
 
-    budget = Budget(run_usd=Decimal("4"), warn_share=Decimal("0.8"), reserve_usd=Decimal(0))
+    budget = Decimal(4)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         ledger.add_all(
             [

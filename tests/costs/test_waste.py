@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.costs.test_meter import START, Clock, Memory, meter
-from turbo_vaed.costs import Budget, Charge, Ledger, summarise, total_usd
+from turbo_vaed.costs import Charge, Ledger, summarise, total_usd
 from turbo_vaed.costs.money import AMOUNT_QUANTUM, time_usd
 from turbo_vaed.costs.waste import SOURCE_LENGTH, waste_corrections
 from turbo_vaed.errors import Unreachable
@@ -50,7 +50,7 @@ def test_any_intervals_are_wasted_once_and_the_total_stays(
     began = clock.now // 1000
     booked = Decimal(0)
     try:
-        with meter(ledger, clock=clock, usd_per_hour=price, nodes=nodes) as running:
+        with meter(ledger, clock=clock, usd_per_hour=price, count=nodes) as running:
             for cut in cuts:
                 clock.now += cut * 1000
                 running.cut()
@@ -156,8 +156,7 @@ def test_what_a_process_before_this_one_was_charged(tmp_path: Path) -> None:
         mine = [c for c in ledger.charges(run="demo-1", customer="demo") if c.stage == "clip"]
         assert (usd(mine, "useful"), usd(mine, "wasted")) == (40, 20 + 30 + 10)
         assert usd(ledger.charges(), "wasted") == 60
-        budget = Budget(run_usd=Decimal(1000), warn_share=Decimal(1), reserve_usd=Decimal(0))
-        assert summarise(ledger, "demo-1", budget).wasted_usd == 60
+        assert summarise(ledger, "demo-1", Decimal(1000)).wasted_usd == 60
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
             ),
             usd_per_hour=Decimal(usd_per_hour),
             spent_usd=Decimal(0),
-            started_at=time.time(),
+            told_at=time.time(),
         )
 
     return make

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 
 from tests.drills.toy import USD_PER_HOUR, make_job
-from turbo_vaed.costs import Ledger, Meter
+from turbo_vaed.costs import Ledger, Meter, Rate, steady
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.distill import train
 from turbo_vaed.distill.checkpoint import Checkpoint
@@ -65,9 +65,9 @@ def run(
             run=RUN,
             customer="toy",
             stage=STAGE,
-            resource="node",
-            usd_per_hour=USD_PER_HOUR,
-            price_source="a drill",
+            nodes=steady(
+                Rate(resource="node", market="local", usd_per_hour=USD_PER_HOUR, source="a drill")
+            ),
             interval_seconds=1.0,
         )
         follower = Follower(

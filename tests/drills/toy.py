@@ -65,5 +65,5 @@ def make_job(folder: Path, *, workers: int = 1, steps: int = STEPS) -> Job:
         ),
         usd_per_hour=USD_PER_HOUR,
         spent_usd=Decimal(0),
-        started_at=time.time(),
+        told_at=time.time(),
     )

@@ -272,6 +272,17 @@ def show_distillation(customer: Customer, form: Format = "table") -> None:
     show(status.rows(), form, f"distillation of {customer}")
 
 
+@nodes.command("labels")
+def label_node() -> None:
+    """This EC2 machine's type, market and zone, by which its price is found.
+
+    For the start of a node: ray start --labels "$(turbo-vaed node labels)" …
+    """
+    from turbo_vaed.node import labels
+
+    print(labels())
+
+
 @nodes.command("watch")
 def watch_node(
     poll_seconds: Annotated[float, typer.Option(min=1, help="between two looks")] = 5.0,

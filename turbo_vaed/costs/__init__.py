@@ -2,7 +2,7 @@
 
 from turbo_vaed.costs.budget import Budget, Decision, Spending, check_start, decide
 from turbo_vaed.costs.ledger import Charge, Ledger, StageCost
-from turbo_vaed.costs.meter import Meter
+from turbo_vaed.costs.meter import Meter, Nodes, Rate, steady
 from turbo_vaed.costs.money import format_usd, parse_usd, per_second, total_usd
 from turbo_vaed.costs.prices import Market, Price, PriceBook
 from turbo_vaed.costs.summary import CostSummary, StageRow, summarise
@@ -15,8 +15,10 @@ __all__ = [
     "Ledger",
     "Market",
     "Meter",
+    "Nodes",
     "Price",
     "PriceBook",
+    "Rate",
     "Spending",
     "StageCost",
     "StageRow",
@@ -25,6 +27,7 @@ __all__ = [
     "format_usd",
     "parse_usd",
     "per_second",
+    "steady",
     "summarise",
     "total_usd",
 ]

@@ -1,8 +1,8 @@
 """The meter: node-time x price, written to the ledger in slices while the work goes on.
 
 A process that is killed loses at most the slice it was in. Slices meet to the microsecond, and
-each amount is the difference of two rounded running totals, so that the charges of a meter add up
-to (all its time x price), rounded once, however often and wherever it was cut.
+each amount is the difference of two rounded running totals, so that the charges of a meter at one
+rate add up to (all its time x price), rounded once, however often and wherever it was cut.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from types import TracebackType
@@ -24,7 +26,49 @@ from turbo_vaed.errors import UserError
 
 UNIT = "node-second"
 _MICRO = Decimal("1e-6")
+_PER_SECOND = 1_000_000
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """What a node costs, and where that was read.
+
+    Raises:
+        UserError: the price is no finite Decimal of at least 0, or the minimum is negative.
+    """
+
+    resource: str
+    market: Market
+    usd_per_hour: Decimal
+    source: str
+    minimum_seconds: int = 0
+    """Charged for a node that is gone earlier; EC2 takes 60."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.usd_per_hour, Decimal) or not self.usd_per_hour.is_finite():
+            raise UserError(f"meter: usd_per_hour is {self.usd_per_hour!r}; expected a Decimal")
+        if self.usd_per_hour < 0 or self.minimum_seconds < 0:
+            raise UserError(
+                f"meter: usd_per_hour {self.usd_per_hour}, minimum_seconds "
+                f"{self.minimum_seconds}; expected at least 0"
+            )
+
+
+Nodes = Callable[[], Mapping[str, Rate]]
+"""The nodes that a stage holds in this moment, by an id of each, and their rates."""
+
+
+def steady(rate: Rate, nodes: int = 1) -> Nodes:
+    """So many nodes that neither come nor go.
+
+    Raises:
+        UserError: fewer than one.
+    """
+    if nodes < 1:
+        raise UserError(f"meter: nodes is {nodes}; expected at least 1")
+    held = {str(number): rate for number in range(nodes)}
+    return lambda: held
 
 
 def _now() -> datetime:
@@ -32,7 +76,10 @@ def _now() -> datetime:
 
 
 class Meter:
-    """Charges a stage's time while the `with` block runs.
+    """Charges the time of a stage's nodes while the `with` block runs.
+
+    A node is charged from the look before it was first seen to the look after it was last seen,
+    so by up to two intervals too much and never too little.
 
     When the block raises, everything it was charged is marked wasted, by pairs of correcting
     charges as `mark_wasted` books them, but for what it was told to `keep`.
@@ -41,10 +88,9 @@ class Meter:
 
     Args:
         ledger: where the charges go.
-        run, customer, stage, resource, market: what the charges are for.
-        nodes: how many machines the stage holds; their seconds are what is charged.
-        usd_per_hour: price of one node; `PriceBook.require` tells it.
-        price_source: where that price was read.
+        run, customer, stage: what the charges are for.
+        nodes: asked with every slice; what it raises ends the block's start, and is only logged
+            later: the nodes known by then go on being charged.
         interval_seconds: length of a slice, and what a killed process can lose.
         clock: nanoseconds, never going back.
         now: the aware time at which the meter starts.
@@ -57,28 +103,21 @@ class Meter:
         run: str,
         customer: str,
         stage: str,
-        resource: str,
-        usd_per_hour: Decimal,
-        price_source: str,
-        market: Market = "local",
-        nodes: int = 1,
+        nodes: Nodes,
         interval_seconds: float = 15.0,
         clock: Callable[[], int] = time.monotonic_ns,
         now: Callable[[], datetime] = _now,
     ) -> None:
-        if not isinstance(usd_per_hour, Decimal) or not usd_per_hour.is_finite():
-            raise UserError(f"meter: usd_per_hour is {usd_per_hour!r}; expected a finite Decimal")
-        if usd_per_hour < 0 or nodes < 1 or not interval_seconds > 0:
-            raise UserError(
-                f"meter: usd_per_hour {usd_per_hour}, nodes {nodes}, interval_seconds "
-                f"{interval_seconds}; expected at least 0, at least 1, and above 0"
-            )
+        if not interval_seconds > 0:
+            raise UserError(f"meter: interval_seconds is {interval_seconds}; expected above 0")
         self._ledger = ledger
         self._run, self._customer, self._stage = run, customer, stage
-        self._resource, self._market, self._nodes = resource, market, nodes
-        self._usd_per_hour, self._price_source = usd_per_hour, price_source
+        self._nodes = nodes
+        self._held: dict[str, Rate] = {}
+        self._joined: dict[str, int] = {}  # of nodes that came later, at which microsecond
+        self._charged: Counter[Rate] = Counter()  # node-microseconds up to the last cut
         self._interval_seconds, self._clock, self._now = interval_seconds, clock, now
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._charges: list[Charge] = []
@@ -88,6 +127,7 @@ class Meter:
         self._cut_at = 0  # microseconds since the start, up to which charges exist
 
     def __enter__(self) -> Self:
+        self._held = dict(self._nodes())
         self._started_at = self._now()
         self._start = self._clock() // 1000
         self._thread = threading.Thread(target=self._tick, name=f"meter-{self._stage}", daemon=True)
@@ -123,7 +163,16 @@ class Meter:
     @property
     def usd(self) -> Decimal:
         """What the block has cost up to this moment or its end, written or not."""
-        return self._upto(self._cut_at if self._done else self._elapsed())
+        with self._lock:
+            open_ = 0 if self._done else self._elapsed() - self._cut_at
+            charged = self._charged.copy()
+            for rate in self._held.values():
+                charged[rate] += open_
+        return total_usd(time_usd(time, rate.usd_per_hour) for rate, time in charged.items())
+
+    def usd_per_hour(self) -> Decimal:
+        """Of all nodes that are held, together."""
+        return total_usd(rate.usd_per_hour for rate in self._held.values())
 
     def unwritten_usd(self) -> Decimal:
         """The part of it that the ledger does not have yet."""
@@ -185,31 +234,62 @@ class Meter:
         return self._clock() // 1000 - self._start
 
     def _slice(self) -> None:
-        """A charge from the last cut to now; it is useful until somebody says that it was not."""
+        """A charge per rate from the last cut to now; it is useful until somebody says that it was
+        not."""
         begin, end = self._cut_at, self._elapsed()
         if end <= begin:
             return
+        found = self._look()
+        counted: Counter[Rate] = Counter((found | self._held).values())
+        for rate, nodes in counted.items():
+            self._charge(rate, (end - begin) * nodes, begin, end)
+        self._cut_at = end
+        self._charge_minimum(self._held.keys() - found.keys(), end)
+        self._joined |= dict.fromkeys(found.keys() - self._held.keys(), begin)
+        self._held = found
+
+    def _look(self) -> dict[str, Rate]:
+        try:
+            return dict(self._nodes())
+        except Exception as error:  # a cluster whose head is busy, a price that is not told
+            _log.warning("nodes of %s are not known, the last ones count: %s", self._stage, error)
+            return dict(self._held)
+
+    def _charge_minimum(self, gone: Set[str], end: int) -> None:
+        """What nodes that are gone still cost: time that was paid for and was not there."""
+        missing: Counter[Rate] = Counter()
+        for node in gone & self._joined.keys():  # others were here before the stage, for long
+            rate = self._held[node]
+            least = rate.minimum_seconds * _PER_SECOND
+            missing[rate] += max(0, least - (end - self._joined.pop(node)))
+        for rate, microseconds in missing.items():
+            if microseconds:
+                told = f"{rate.source}; minimum of {rate.minimum_seconds} s"
+                self._charge(replace(rate, source=told), microseconds, end, end)
+
+    def _charge(self, rate: Rate, microseconds: int, begin: int, end: int) -> None:
+        """Of all nodes at one rate."""
+        before = self._charged[rate]
+        self._charged[rate] += microseconds
+        after = self._charged[rate]
+        amount = time_usd(after, rate.usd_per_hour) - time_usd(before, rate.usd_per_hour)
         self._charges.append(
             Charge(
                 run=self._run,
                 customer=self._customer,
                 stage=self._stage,
-                resource=self._resource,
-                market=self._market,
-                quantity=(end - begin) * self._nodes * _MICRO,
+                resource=rate.resource,
+                market=rate.market,
+                quantity=microseconds * _MICRO,
                 unit=UNIT,
-                unit_price_usd=per_second(self._usd_per_hour),
-                amount_usd=self._upto(end) - self._upto(begin),
+                unit_price_usd=per_second(rate.usd_per_hour),
+                amount_usd=amount,
                 started_at=self._moment(begin),
                 ended_at=self._moment(end),
-                useful="useful",
-                price_source=self._price_source,
+                useful="useful" if begin < end else "wasted",
+                price_source=rate.source,
             )
         )
-        self._cut_at = end
-
-    def _upto(self, microseconds: int) -> Decimal:
-        return time_usd(microseconds * self._nodes, self._usd_per_hour)
 
     def _moment(self, microseconds: int) -> datetime:
         return self._started_at + timedelta(microseconds=microseconds)

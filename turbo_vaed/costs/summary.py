@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-from turbo_vaed.costs.budget import Budget
 from turbo_vaed.costs.ledger import Ledger
 from turbo_vaed.costs.money import total_usd
 
@@ -39,7 +38,7 @@ class CostSummary:
     """By how much the run passed its budget; 0 when it kept to it."""
 
 
-def summarise(ledger: Ledger, run: str, budget: Budget) -> CostSummary:
+def summarise(ledger: Ledger, run: str, budget_usd: Decimal) -> CostSummary:
     """The charges of `run` against its budget; a run without charges costs 0."""
     costs = ledger.by_stage(run)
     usd = total_usd(cost.usd for cost in costs.values())
@@ -57,7 +56,7 @@ def summarise(ledger: Ledger, run: str, budget: Budget) -> CostSummary:
             )
             for stage, cost in costs.items()
         ),
-        budget_usd=budget.run_usd,
-        budget_share=usd / budget.run_usd,
-        over_usd=max(Decimal(0), usd - budget.run_usd),
+        budget_usd=budget_usd,
+        budget_share=usd / budget_usd,
+        over_usd=max(Decimal(0), usd - budget_usd),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -19,6 +19,15 @@ _HOW = frozenset(
      "keep_checkpoints")
 )  # fmt: skip
 """Params that say how a student is computed and not which: a run goes on when they change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paid:
+    """What a run has cost at most, as its driver tells it while it goes on."""
+
+    usd: Decimal
+    usd_per_hour: Decimal
+    """That its nodes can come to from now on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +48,22 @@ class Job:
     """Of the clips and latents: their content, in a few letters."""
     budget: Budget
     usd_per_hour: Decimal
-    """Of all nodes of the run together."""
+    """That all nodes of the run together can come to."""
     spent_usd: Decimal
-    """By the run when the job was handed over."""
-    started_at: float
+    """By the run when the job was handed over, or when that was told last."""
+    told_at: float
     """Unix seconds of that moment."""
 
     def spent_now(self) -> Decimal:
-        """What the run has cost by now, the job's own time included."""
-        seconds = Decimal(str(max(0.0, time.time() - self.started_at)))
+        """What the run has cost by now: what was told, and the time since at the highest price."""
+        seconds = Decimal(str(max(0.0, time.time() - self.told_at)))
         return self.spent_usd + seconds * per_second(self.usd_per_hour)
+
+    def told(self, paid: Paid) -> Job:
+        """The job from now on, with what it has cost."""
+        return replace(
+            self, spent_usd=paid.usd, usd_per_hour=paid.usd_per_hour, told_at=time.time()
+        )
 
     @property
     def name(self) -> str:

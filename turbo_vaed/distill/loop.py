@@ -25,7 +25,7 @@ from turbo_vaed.distill import health
 from turbo_vaed.distill.adversary import Adversary
 from turbo_vaed.distill.checkpoint import Checkpoint
 from turbo_vaed.distill.data import Batch, Clips, Prefetcher
-from turbo_vaed.distill.job import Job
+from turbo_vaed.distill.job import Job, Paid
 from turbo_vaed.distill.linear_start import start_decoder
 from turbo_vaed.distill.losses import Weights, distillation_losses
 from turbo_vaed.distill.losses.perceptual import perceptual
@@ -64,6 +64,7 @@ class Loop:
         device: torch.device = torch.device("cpu"),  # noqa: B008
         resume: Checkpoint | None = None,
         notice: Callable[[], dict[str, Any] | None] = lambda: None,
+        paid: Callable[[], Paid | None] = lambda: None,
     ) -> None:
         """Make or restore the state.
 
@@ -71,10 +72,12 @@ class Loop:
             tell, save: used by rank 0 only.
             notice: facts of a machine that is to be taken away, None if none is; asked by every
                 rank in the same moment.
+            paid: news of what the run has cost, None if there is none; asked by rank 0.
         """
         params = job.params
         self.job, self.rank, self.world, self.device = job, rank, world, device
-        self.tell, self.save, self.notice = tell, save, notice
+        self.tell, self.save, self.notice, self.paid = tell, save, notice, paid
+        self.began_at = job.told_at
         self.data = Clips(clips=job.clips, latents=job.latents, targets=job.targets)
         self.recompute = Recompute.of(job, device) if job.plan.mode == "recompute" else None
         self.precision = resume.precision if resume is not None else self._agreed_precision()
@@ -222,6 +225,9 @@ class Loop:
         """Rank 0's word on the budget, for the next step."""
         if self.rank:
             return CONTINUE, ""
+        paid = self.paid()
+        if paid is not None:
+            self.job = self.job.told(paid)
         steps = [row["step_seconds"] for row in self.history[-10:]] or [2.0]
         # After the step a validation may follow, or the one of a stop; then a checkpoint.
         decision = decide(
@@ -323,7 +329,7 @@ class Loop:
         return {
             "step": self.step + 1,
             "at": round(time.time(), 3),
-            "seconds": round(time.time() - self.job.started_at, 3),
+            "seconds": round(time.time() - self.began_at, 3),
             "step_seconds": round(time.perf_counter() - began, 4),
             **figures,
             **more,

@@ -7,13 +7,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from turbo_vaed.distill.checkpoint import Checkpoint
-from turbo_vaed.distill.job import Job
+from turbo_vaed.distill.job import Job, Paid
 from turbo_vaed.distill.store import Store
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
 
@@ -30,6 +30,8 @@ KEEP_FREED_MEMORY = {
 the pages anew at each step: 6 to 12 % of a step on a CPU."""
 _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 2.0
+PAY_SECONDS = 5.0
+"""How often the workers are told what the run has cost."""
 _RESIZE_SECONDS = 10.0
 """How often a run on fewer workers looks for more."""
 
@@ -42,7 +44,13 @@ class Distilled:
     store: Store
 
 
-def distill(job: Job, *, storage: str, take: Callable[[dict[str, Any]], None]) -> Distilled:
+def distill(
+    job: Job,
+    *,
+    storage: str,
+    take: Callable[[dict[str, Any]], None],
+    paid: Callable[[], Paid] | None = None,
+) -> Distilled:
     """Run a job to its end or its budget, on as many workers as there are, within its bounds.
 
     Args:
@@ -50,6 +58,8 @@ def distill(job: Job, *, storage: str, take: Callable[[dict[str, Any]], None]) -
         storage: folder or URL (`s3://bucket/prefix`) for checkpoints, which every worker reaches;
             a run of the same job that was interrupted goes on from the newest whole one in it.
         take: gets rank 0's events, in order, from one thread.
+        paid: what the run has cost, asked every `PAY_SECONDS` from that thread; None where no
+            ledger is kept: the workers then go by the clock.
 
     Raises:
         UserError: more workers than the cluster has room for, or a learning rate that diverges.
@@ -60,7 +70,7 @@ def distill(job: Job, *, storage: str, take: Callable[[dict[str, Any]], None]) -
     store = Store(f"{storage}/{job.name}", keep=job.params.keep_checkpoints)
     found = store.newest(on_bad=lambda text: None)  # the workers look again, and tell
     if found is None or found[1].stopped != "finished":
-        _fit(job, store, take, storage)
+        _fit(job, store, take, storage, paid)
         found = store.newest(on_bad=lambda text: None)
     if found is None or found[1].stopped == "running":
         raise Fault("distillation ended without its last checkpoint; run it again to go on")
@@ -74,7 +84,13 @@ def distill(job: Job, *, storage: str, take: Callable[[dict[str, Any]], None]) -
     return Distilled(checkpoint=state, store=store)
 
 
-def _fit(job: Job, store: Store, take: Callable[[dict[str, Any]], None], storage: str) -> None:
+def _fit(
+    job: Job,
+    store: Store,
+    take: Callable[[dict[str, Any]], None],
+    storage: str,
+    paid: Callable[[], Paid] | None,
+) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -85,7 +101,7 @@ def _fit(job: Job, store: Store, take: Callable[[dict[str, Any]], None], storage
     # Train V2 puts its own classes here, whose fields are not published.
     scaling: Any = ScalingConfig
     running: Any = RunConfig
-    with _letters(take) as letters:
+    with _letters(take, paid) as letters:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job, "store": store.url, "letters": letters},
@@ -182,7 +198,9 @@ def _look_at_the_machines() -> None:
 
 
 @contextmanager
-def _letters(take: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
+def _letters(
+    take: Callable[[dict[str, Any]], None], paid: Callable[[], Paid] | None
+) -> Iterator[Any]:
     """A letter box on this node, emptied by a thread until the block ends."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -195,7 +213,7 @@ def _letters(take: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
     over = threading.Event()
 
     def empty() -> None:
-        looked = time.monotonic()
+        looked = told = time.monotonic()
         while True:
             last_look = over.is_set()
             for event in ray.get(box.take.remote()):
@@ -205,6 +223,10 @@ def _letters(take: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
                 _look_at_the_machines()
+            if paid is not None and time.monotonic() - told > PAY_SECONDS:
+                told = time.monotonic()
+                with suppress(TurboVaedError):  # without news the workers count with the most
+                    box.pay.remote(paid())
             over.wait(_POLL_SECONDS)
 
     thread = threading.Thread(target=empty, name="distill-events", daemon=True)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from turbo_vaed.distill.checkpoint import Checkpoint
-from turbo_vaed.distill.job import Job
+from turbo_vaed.distill.job import Job, Paid
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.saver import Saver
 from turbo_vaed.distill.store import Store
@@ -23,10 +23,12 @@ PATIENCE_SECONDS = 120.0
 
 
 class LetterBox:
-    """A Ray actor: events in the order they were told, until the driver takes them."""
+    """A Ray actor: events in the order they were told, until the driver takes them; and the
+    driver's word on what the run has cost."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
+        self.paid: Paid | None = None
 
     def put(self, event: dict[str, Any]) -> None:
         """Leave an event."""
@@ -36,6 +38,34 @@ class LetterBox:
         """All events since the last call."""
         taken, self.events = self.events, []
         return taken
+
+    def pay(self, paid: Paid) -> None:
+        """Leave what the run has cost."""
+        self.paid = paid
+
+    def last_paid(self) -> Paid | None:
+        """What was left last, once."""
+        paid, self.paid = self.paid, None
+        return paid
+
+
+class _News:
+    """The driver's word on what the run has cost, asked for without waiting."""
+
+    def __init__(self, letters: Any) -> None:
+        self._letters, self._asked = letters, None
+
+    def __call__(self) -> Paid | None:
+        import ray
+
+        if self._asked is None:
+            self._asked = self._letters.last_paid.remote()
+        done, _ = ray.wait([self._asked], timeout=0)
+        if not done:
+            return None
+        self._asked = None
+        paid: Paid | None = ray.get(done[0])
+        return paid
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -72,6 +102,7 @@ def train_worker(config: dict[str, Any]) -> None:
         save=lambda state: saver.submit(state),
         resume=resume,
         notice=_notice,
+        paid=_News(config["letters"]),
     )
     loop.say_start(name)
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from turbo_vaed.costs import Spending, check_start
+from turbo_vaed.costs import Spending, check_start, per_second
 from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.fit import student_config
-from turbo_vaed.stages.prices import spending_of
+from turbo_vaed.stages.prices import most_usd_per_hour, spending_of
 
 if TYPE_CHECKING:
-    from turbo_vaed.distill.job import Job
+    from turbo_vaed.distill.job import Job, Paid
     from turbo_vaed.distill.targets import TargetPlan
     from turbo_vaed.models import DecoderConfig
 
@@ -51,10 +53,17 @@ def run(poc: Poc) -> dict[str, object]:
             poc.progress_file,
             job=job.name,
             steps=job.params.steps,
-            usd_per_hour=job.usd_per_hour,
+            usd_per_hour=poc.tracker.usd_per_hour()
+            if poc.tracker.usd_per_hour
+            else job.usd_per_hour,
             tracker=poc.tracker,
         ) as follower:
-            done = train.distill(job, storage=str(storage), take=follower.take)
+            done = train.distill(
+                job,
+                storage=str(storage),
+                take=follower.take,
+                paid=_paid(poc, settings) if poc.tracker.spent_usd else None,
+            )
         history = train.write_student(done, job, folder, follower.summary())
     if done.checkpoint.stopped == "finished":  # one that its budget stopped goes on with a larger
         done.store.clear()
@@ -133,6 +142,20 @@ def _targets(
     return plan
 
 
+def _paid(poc: Poc, settings: Settings) -> Callable[[], Paid]:
+    """What the run has cost until the workers are told again."""
+    from turbo_vaed.distill.job import Paid
+    from turbo_vaed.distill.train import PAY_SECONDS
+
+    def paid() -> Paid:
+        assert poc.tracker.spent_usd is not None, "the caller asks"
+        most = most_usd_per_hour(poc.params, settings, "distill")
+        late = Decimal(PAY_SECONDS) * per_second(most)
+        return Paid(usd=poc.tracker.spent_usd() + late, usd_per_hour=most)
+
+    return paid
+
+
 def _job(
     poc: Poc,
     student: DecoderConfig,
@@ -160,5 +183,5 @@ def _job(
         budget=spending.budget,
         usd_per_hour=spending.usd_per_hour,
         spent_usd=spending.spent_usd(),
-        started_at=time.time(),
+        told_at=time.time(),
     )

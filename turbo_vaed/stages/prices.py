@@ -4,34 +4,98 @@ and what a stage may spend."""
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from decimal import Decimal
 
-from turbo_vaed.costs import Budget, Price, PriceBook, Spending, per_second
-from turbo_vaed.errors import BudgetRefused
+from turbo_vaed.costs import (
+    Budget,
+    Nodes,
+    Price,
+    PriceBook,
+    Rate,
+    Spending,
+    format_usd,
+    per_second,
+    steady,
+    total_usd,
+)
+from turbo_vaed.costs.aws_prices import Ec2Prices
+from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.params import Params
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages import cluster
 
 RAY_STAGES = ("encode", "distill")
 
 
-def price_of(params: Params, settings: Settings, stage: str) -> Price:
-    """USD per hour of all nodes that `stage` runs on.
+def price_book(params: Params, settings: Settings) -> PriceBook:
+    """The prices of params.yaml and of AWS, whose quotes are kept in `state/prices`."""
+    return PriceBook(
+        local_usd_per_hour=params.prices.local_usd_per_hour,
+        ec2=Ec2Prices(
+            folder=settings.root / "state" / "prices",
+            max_age=timedelta(hours=params.prices.quote_hours),
+        ),
+    )
+
+
+def nodes_of(params: Params, settings: Settings, stage: str) -> Nodes:
+    """The nodes that `stage` holds and their rates, for its meter. Those of a cluster are asked of
+    Ray, which must be connected by then.
+
+    Raises:
+        BudgetRefused: the price of this machine is unknown; of a cluster's nodes the meter finds
+            out when it starts.
+    """
+    on_a_cluster = stage in RAY_STAGES and settings.on_a_cluster
+    if not on_a_cluster:
+        price = price_book(params, settings).require("node", "local")
+        return steady(_local("node", price))
+    together = params.prices.cluster_usd_per_hour
+    if together is not None:
+        source = "params.yaml prices.cluster_usd_per_hour"
+        return steady(_local("cluster", Price(usd_per_hour=together, source=source)))
+    book = price_book(params, settings)
+    return lambda: cluster.rates(book)
+
+
+def price_of(params: Params, settings: Settings, stage: str) -> Decimal:
+    """USD per hour of all nodes that `stage` would run on now.
 
     Raises:
         BudgetRefused: the price is unknown.
+        Unreachable: no Ray answers.
     """
-    if stage in RAY_STAGES and settings.on_a_cluster:
-        known = params.prices.cluster_usd_per_hour
-        if known is None:
-            raise BudgetRefused(
-                f"{stage} would run on the Ray cluster at {settings.ray_address}, whose price is "
-                "unknown; set prices.cluster_usd_per_hour in params.yaml to USD per hour of all "
-                "its nodes together, or unset RAY_ADDRESS"
-            )
-        return Price(usd_per_hour=known, source="params.yaml prices.cluster_usd_per_hour")
-    book = PriceBook(local_usd_per_hour=params.prices.local_usd_per_hour)
-    return book.require("node", "local")
+    nodes = nodes_of(params, settings, stage)
+    if stage not in RAY_STAGES or not settings.on_a_cluster:
+        return total_usd(rate.usd_per_hour for rate in nodes().values())
+    with ray_session(settings.ray_address):
+        return total_usd(rate.usd_per_hour for rate in nodes().values())
+
+
+def most_usd_per_hour(params: Params, settings: Settings, stage: str) -> Decimal:
+    """USD per hour that the nodes of `stage` can come to while it runs: what a budget counts with.
+
+    Raises: as `price_of`.
+    """
+    is_known = params.prices.cluster_usd_per_hour is not None
+    if stage not in RAY_STAGES or not settings.on_a_cluster or is_known:
+        return price_of(params, settings, stage)
+    with ray_session(settings.ray_address):
+        return cluster.most_usd_per_hour(price_book(params, settings))
+
+
+def price_in_words(params: Params, settings: Settings) -> str:
+    """For the report, which may be written when the cluster is gone."""
+    prices = params.prices
+    if not settings.on_a_cluster:
+        price = price_book(params, settings).require("node", "local")
+        return f"{format_usd(price.usd_per_hour)} per hour ({price.source})"
+    if prices.cluster_usd_per_hour is not None:
+        usd = format_usd(prices.cluster_usd_per_hour)
+        return f"{usd} per hour (params.yaml prices.cluster_usd_per_hour)"
+    return "each machine at its EC2 price of the time, as charged"
 
 
 def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
@@ -42,7 +106,7 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
         BudgetRefused: the price is unknown.
     """
     limits = poc.params.budget
-    usd_per_hour = price_of(poc.params, settings, stage).usd_per_hour
+    usd_per_hour = most_usd_per_hour(poc.params, settings, stage)
     budget = Budget.plan(
         run_usd=limits.run_usd,
         warn_share=limits.warn_share,
@@ -56,4 +120,10 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
 
     return Spending(
         budget=budget, usd_per_hour=usd_per_hour, spent_usd=poc.tracker.spent_usd or since
+    )
+
+
+def _local(resource: str, price: Price) -> Rate:
+    return Rate(
+        resource=resource, market="local", usd_per_hour=price.usd_per_hour, source=price.source
     )

@@ -5,23 +5,28 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+from contextlib import nullcontext
 
 from turbo_vaed.costs import Ledger, Meter
+from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings, new_run_id
-from turbo_vaed.stages.prices import price_of
+from turbo_vaed.stages.prices import RAY_STAGES, nodes_of
 from turbo_vaed.stages.telemetry import LiveRun
 from turbo_vaed.tracker import Tracker
 
+SLICE_SECONDS, CLUSTER_SLICE_SECONDS = 15.0, 5.0
+"""Of a meter: how late it learns of machines that come and go."""
 FIGURES = "figures.json"
 """Headline figures of a stage, in its output folder."""
 
 
 def run_metered(settings: Settings, name: str, customer: str) -> None:
-    """Run a stage of a customer and charge its seconds to the run.
+    """Run a stage of a customer and charge the seconds of its nodes to the run.
 
     Raises:
+        BudgetRefused: a price is unknown.
         UserError: no such stage or customer, invalid params.
         TurboVaedError: whatever the stage ends in.
     """
@@ -33,25 +38,27 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
     run = settings.run_id or new_run_id(customer)
     with Ledger.open(settings.ledger_url) as ledger:
         poc = Poc.load(settings.root, customer)
-        price = price_of(poc.params, settings, name)
+        nodes = nodes_of(poc.params, settings, name)
+        on_a_cluster = name in RAY_STAGES and settings.on_a_cluster
+        cluster = ray_session(settings.ray_address) if on_a_cluster else nullcontext()
         meter = Meter(
             ledger,
             run=run,
             customer=customer,
             stage=name,
-            resource="node",
-            usd_per_hour=price.usd_per_hour,
-            price_source=price.source,
+            nodes=nodes,
+            interval_seconds=CLUSTER_SLICE_SECONDS if on_a_cluster else SLICE_SECONDS,
         )
         live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
         tracker = Tracker(
             spent_usd=lambda: ledger.total(run=run) + meter.unwritten_usd(),
+            usd_per_hour=meter.usd_per_hour,
             mark_wasted=meter.mark_wasted,
             keep=meter.keep,
             log_metrics=live.log_metrics,
             log_picture=live.log_picture,
         )
-        with live, meter:
+        with cluster, live, meter:
             poc = dataclasses.replace(poc, tracker=tracker)
             figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(poc)
     text = json.dumps(figures, indent=1, default=str)

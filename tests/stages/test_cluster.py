@@ -1,0 +1,121 @@
+"""What a cluster's nodes cost, by their labels, and what a stage on them may spend."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from turbo_vaed import params
+from turbo_vaed.costs import PriceBook
+from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
+from turbo_vaed.dataset.ray_session import ray_session
+from turbo_vaed.errors import BudgetRefused
+from turbo_vaed.settings import Settings
+from turbo_vaed.stages import cluster, prices
+from turbo_vaed.stages.cluster import INSTANCE_TYPE, MARKET, REGION, ZONE
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+SPOT = {
+    INSTANCE_TYPE: "g6.xlarge",
+    MARKET: "spot",
+    REGION: "eu-central-1",
+    ZONE: "eu-central-1b",
+}
+HEAD = {MARKET: "local"}
+
+
+class Listed(Ec2Prices):
+    """Prices without AWS; what AWS says is tested with `Ec2Prices` itself."""
+
+    def quote(self, instance_type: str, market: str, *where: Any) -> Ec2Quote | str:
+        known = {("g6.xlarge", "spot"): "0.31", ("g6.xlarge", "on-demand"): "0.8"}
+        usd = known.get((instance_type, market))
+        if usd is None:
+            return "AWS tells no price"
+        return Ec2Quote(
+            usd_per_hour=Decimal(usd), since=NOON, quoted_at=NOON, source="a list", warning="old"
+        )
+
+
+def book(tmp_path: Path) -> PriceBook:
+    return PriceBook(local_usd_per_hour=Decimal("0.08"), ec2=Listed(folder=tmp_path, max_age=None))  # type: ignore[arg-type]
+
+
+def nodes(*labels: dict[str, str]) -> Any:
+    return lambda: [{"NodeID": f"n{i}", "Labels": found} for i, found in enumerate(labels)]
+
+
+def test_each_node_has_the_price_of_what_its_labels_say(tmp_path: Path) -> None:
+    found = cluster.rates(book(tmp_path), nodes(HEAD, SPOT, {**SPOT, MARKET: "on-demand"}))
+    assert [(r.resource, r.market, r.usd_per_hour, r.minimum_seconds) for r in found.values()] == [
+        ("node", "local", Decimal("0.08"), 0),
+        ("g6.xlarge", "spot", Decimal("0.31"), 60),
+        ("g6.xlarge", "on-demand", Decimal("0.8"), 60),
+    ]
+    assert found["n1"].source == "a list; old", "a warning stands in every charge"
+    assert list(found) == ["n0", "n1", "n2"]
+
+
+def test_a_budget_counts_spot_machines_as_what_they_can_come_to(tmp_path: Path) -> None:
+    assert cluster.most_usd_per_hour(book(tmp_path), nodes(HEAD, SPOT, SPOT)) == Decimal("1.68")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({}, "do not say what it costs"),
+        ({MARKET: "auction"}, r"spot, on-demand, local"),
+        ({MARKET: "spot"}, r"turbo-vaed node labels"),
+        ({**SPOT, INSTANCE_TYPE: "p9.huge"}, r"spot price of p9\.huge in eu-central-1b is unknown"),
+    ],
+)
+def test_a_node_whose_price_is_not_known_is_named(
+    tmp_path: Path, labels: dict[str, str], words: str
+) -> None:
+    with pytest.raises(BudgetRefused, match=words):
+        cluster.rates(book(tmp_path), nodes(labels))
+
+
+@pytest.fixture
+def on_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[params.Params, Settings]:
+    """A Ray of this machine, labelled as a spot machine, and settings that call it a cluster."""
+    repository = Path(__file__).parents[2]
+    loaded = params.load(repository / "params.yaml", "demo")
+    settings = dataclasses.replace(
+        Settings.from_environment(repository), ray_address="10.0.0.1:6379", own_ray_address=None
+    )
+    monkeypatch.setattr(prices, "price_book", lambda *_: book(tmp_path))
+    return loaded, settings
+
+
+def test_a_stage_on_a_cluster_is_priced_by_the_nodes_that_ray_has(
+    on_cluster: tuple[params.Params, Settings],
+) -> None:
+    loaded, settings = on_cluster
+    ray.init(num_cpus=1, labels=SPOT, include_dashboard=False, log_to_driver=False)
+    try:
+        with ray_session(None):
+            assert prices.price_of(loaded, settings, "distill") == Decimal("0.31")
+            assert prices.most_usd_per_hour(loaded, settings, "distill") == Decimal("0.8")
+            (rate,) = prices.nodes_of(loaded, settings, "distill")().values()
+            assert (rate.resource, rate.market) == ("g6.xlarge", "spot")
+    finally:
+        ray.shutdown()
+    assert prices.price_of(loaded, settings, "clip") == Decimal("0.08"), "runs on this machine"
+
+
+def test_a_price_of_all_nodes_together_is_asked_of_nobody(
+    on_cluster: tuple[params.Params, Settings],
+) -> None:
+    loaded, settings = on_cluster
+    known = dataclasses.replace(loaded.prices, cluster_usd_per_hour=Decimal("3.5"))
+    loaded = dataclasses.replace(loaded, prices=known)
+    (rate,) = prices.nodes_of(loaded, settings, "encode")().values()
+    assert (rate.resource, rate.market, rate.usd_per_hour) == ("cluster", "local", Decimal("3.5"))
+    assert "cluster_usd_per_hour" in prices.price_in_words(loaded, settings)
