@@ -14,14 +14,15 @@ import yaml
 
 from flows import runs
 from turbo_vaed import mlflow_runs, registry
-from turbo_vaed.costs import Ledger, summarise
+from turbo_vaed.costs import Ledger, allowance, require_allowance, summarise
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.report import Failure, Registration, collect, write_report
 from turbo_vaed.report.words import headline
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages.estimates import estimate_run
 from turbo_vaed.stages.fit import student_config
-from turbo_vaed.stages.prices import price_in_words, price_of
+from turbo_vaed.stages.prices import limits_of, price_in_words, price_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,25 @@ def preflight(settings: Settings, customer: str) -> Poc:
     Ledger.open(settings.ledger_url).close()
     mlflow_runs.open_tracking(settings.mlflow_tracking_uri)
     return poc
+
+
+def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> str:
+    """What is known before a run of what it will cost, in words.
+
+    Raises:
+        BudgetRefused: it cannot fit what it may spend. One that goes on has spent a part already,
+            and is not refused.
+    """
+    with Ledger.open(settings.ledger_url) as ledger:
+        limits, now = limits_of(poc.params), datetime.now(UTC)
+        may_spend = allowance(ledger, limits, run=run.run_id, customer=poc.customer, at=now)
+        require_allowance(may_spend)
+        if ledger.total(run=run.run_id) > 0:
+            return f"run {run.run_id} goes on"
+        found = estimate_run(poc, settings, ledger, stages=stale, may_spend_usd=may_spend.usd)
+    if found is None:
+        return f"no estimate, for no pace was measured yet; {may_spend.by} is the limit"
+    return f"estimated at {found}; {may_spend.by} is the limit"
 
 
 def register(poc: Poc, settings: Settings, run: runs.Run) -> Registered:

@@ -134,6 +134,8 @@ def _run(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> Outco
     reached = stale[0] if stale else "register"
     registered: effects.Registered | None = None
     try:
+        if stale:
+            log.info("%s", effects.estimate(poc, settings, run, stale))
         with _ray_for(settings, stale) as environment:
             for stage in STAGES[STAGES.index(stale[0]) :] if stale else ():
                 reached = stage

@@ -35,8 +35,28 @@ PositiveMoney = Annotated[Money, Field(gt=0)]
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BudgetParams:
     run_usd: PositiveMoney
+    customer_month_usd: PositiveMoney | None
+    """Of all runs of the customer that start charges in a month (UTC); None for no such limit."""
+    total_month_usd: PositiveMoney | None
+    """Of all customers together."""
     warn_share: Share
     reserve_seconds: Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CandidateParams:
+    """An EC2 machine that a run could take."""
+
+    instance_type: str
+    region: str
+    zones: tuple[str, ...]
+    """Whose spot prices are compared."""
+    speed: Positive
+    """Times the steps per second of the machine that params.yaml is used on."""
+    interruptions_per_hour: Annotated[float, Field(ge=0)]
+    """Of a spot machine."""
+    source: str
+    """Where the last two come from."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -48,6 +68,8 @@ class PriceParams:
     labels, at its EC2 price."""
     quote_hours: Positive
     """An EC2 price that was read longer ago is read again."""
+    candidates: tuple[CandidateParams, ...]
+    """Compared by `turbo-vaed cost quote`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

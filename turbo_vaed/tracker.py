@@ -14,6 +14,8 @@ class Tracker:
 
     spent_usd: Callable[[], Decimal] | None = None
     """The run's spend so far, from the ledger; None where no ledger is kept."""
+    may_spend_usd: Callable[[], Decimal] | None = None
+    """By the whole run, as its own budget and those of the month leave it; above 0."""
     usd_per_hour: Callable[[], Decimal] | None = None
     """Of all nodes that the stage holds now."""
     mark_wasted: Callable[[datetime, datetime, str], object] | None = None

@@ -16,12 +16,27 @@ from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.worker import _News
 from turbo_vaed.errors import Unreachable
 
-DEAR = Paid(usd=Decimal("0.9"), usd_per_hour=Decimal(10))
+
+def paid(usd: str, usd_per_hour: int = 1, may_spend_usd: str = "0.9") -> Paid:
+    return Paid(
+        usd=Decimal(usd), usd_per_hour=Decimal(usd_per_hour), may_spend_usd=Decimal(may_spend_usd)
+    )
+
+
+DEAR = paid("0.9", 10)
 
 
 def test_a_run_stops_by_what_it_is_told_and_not_by_its_own_clock(make_job: Any) -> None:
     """On its own it would have money for hours."""
-    news = iter([None, None, Paid(usd=Decimal("0.5"), usd_per_hour=Decimal(1)), None, DEAR])
+    news = iter(
+        [
+            None,
+            None,
+            paid("0.5"),
+            None,
+            DEAR,
+        ]
+    )
     events: list[dict[str, Any]] = []
     loop = Loop(
         make_job(budget_usd="0.90", usd_per_hour="0.0001", steps=50),
@@ -34,6 +49,19 @@ def test_a_run_stops_by_what_it_is_told_and_not_by_its_own_clock(make_job: Any) 
     assert "$0.90 of $0.90 spent" in reason
     spent = [Decimal(e["spent_usd"]) for e in events if e["event"] == "step"]
     assert spent[1] < Decimal("0.01") and spent[2] >= Decimal("0.5")
+
+
+def test_a_run_stops_where_others_have_used_up_the_months_budget(make_job: Any) -> None:
+    news = iter([None, paid("0.01"), paid("0.02", may_spend_usd="0.02")])
+    loop = Loop(
+        make_job(budget_usd="0.90", usd_per_hour="0.0001", steps=50),
+        tell=lambda event: None,
+        save=lambda state: None,
+        paid=lambda: next(news),
+    )
+    stopped, reason = loop.run()
+    assert (stopped, loop.step) == ("budget", 2)
+    assert "$0.02 of $0.02 spent" in reason
 
 
 @pytest.fixture
@@ -50,13 +78,13 @@ def test_the_driver_tells_and_a_ledger_that_is_away_stops_no_letters(
     asked: list[int] = []
     taken: list[dict[str, Any]] = []
 
-    def paid() -> Paid:
+    def tell() -> Paid:
         asked.append(1)
         if len(asked) == 1:
             raise Unreachable("the ledger is away")
         return DEAR
 
-    with train._letters(taken.append, paid) as letters:
+    with train._letters(taken.append, tell) as letters:
         news = _News(letters)
         found, deadline = None, time.monotonic() + 120
         while found is None and time.monotonic() < deadline:

@@ -70,3 +70,27 @@ def simulate_budgets(
         )
     if found["overspent"]:
         raise typer.Exit(1)
+
+
+@app.command("quote")
+def quote_machines(customer: Customer, form: Format = "table") -> None:
+    """Where a customer's distillation would cost the least: type, market and zone.
+
+    Expected cost to finish all steps, interruptions and what they make be done again included. It
+    asks AWS for prices; those that it does not tell are shown as unknown, with the reason.
+    """
+    from turbo_vaed.poc import Poc
+    from turbo_vaed.stages.quote import quote
+
+    settings = Settings.from_environment()
+    poc = Poc.load(settings.root, customer)
+    found, budget_usd = quote(poc, settings), poc.params.budget.run_usd
+    if form == "json":
+        print(json.dumps(found.document(budget_usd)))
+        return
+    print(found.sentence)
+    rows = found.rows(budget_usd)
+    show([{k: v for k, v in row.items() if k != "why_unknown"} for row in rows], form, "machines")
+    print(f"rests on {found.basis}")
+    for why in dict.fromkeys(row["why_unknown"] for row in rows if row["why_unknown"]):
+        print(f"unknown: {why}")

@@ -2,17 +2,20 @@
 
 from turbo_vaed.costs.budget import Budget, Decision, Spending, check_start, decide
 from turbo_vaed.costs.ledger import Charge, Ledger, StageCost
+from turbo_vaed.costs.limits import Allowance, Limits, allowance, require_allowance
 from turbo_vaed.costs.meter import Meter, Nodes, Rate, steady
 from turbo_vaed.costs.money import format_usd, parse_usd, per_second, total_usd
 from turbo_vaed.costs.prices import Market, Price, PriceBook
 from turbo_vaed.costs.summary import CostSummary, StageRow, summarise
 
 __all__ = [
+    "Allowance",
     "Budget",
     "Charge",
     "CostSummary",
     "Decision",
     "Ledger",
+    "Limits",
     "Market",
     "Meter",
     "Nodes",
@@ -22,11 +25,13 @@ __all__ = [
     "Spending",
     "StageCost",
     "StageRow",
+    "allowance",
     "check_start",
     "decide",
     "format_usd",
     "parse_usd",
     "per_second",
+    "require_allowance",
     "steady",
     "summarise",
     "total_usd",

@@ -84,7 +84,7 @@ class Machine:
     """
 
     instance_type: str
-    market: Literal["spot", "on-demand"]
+    market: Literal["spot", "on-demand", "local"]
     zone: str
     usd_per_hour: Decimal | None
     steps_per_second: float

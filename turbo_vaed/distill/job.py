@@ -28,6 +28,8 @@ class Paid:
     usd: Decimal
     usd_per_hour: Decimal
     """That its nodes can come to from now on."""
+    may_spend_usd: Decimal
+    """In all: less than at the start where other runs have used up a month's budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,11 @@ class Job:
     def told(self, paid: Paid) -> Job:
         """The job from now on, with what it has cost."""
         return replace(
-            self, spent_usd=paid.usd, usd_per_hour=paid.usd_per_hour, told_at=time.time()
+            self,
+            budget=replace(self.budget, run_usd=paid.may_spend_usd),
+            spent_usd=paid.usd,
+            usd_per_hour=paid.usd_per_hour,
+            told_at=time.time(),
         )
 
     @property

@@ -147,11 +147,17 @@ def _paid(poc: Poc, settings: Settings) -> Callable[[], Paid]:
     from turbo_vaed.distill.job import Paid
     from turbo_vaed.distill.train import PAY_SECONDS
 
+    run_usd = poc.params.budget.run_usd
+
     def paid() -> Paid:
         assert poc.tracker.spent_usd is not None, "the caller asks"
         most = most_usd_per_hour(poc.params, settings, "distill")
         late = Decimal(PAY_SECONDS) * per_second(most)
-        return Paid(usd=poc.tracker.spent_usd() + late, usd_per_hour=most)
+        return Paid(
+            usd=poc.tracker.spent_usd() + late,
+            usd_per_hour=most,
+            may_spend_usd=poc.tracker.may_spend_usd() if poc.tracker.may_spend_usd else run_usd,
+        )
 
     return paid
 

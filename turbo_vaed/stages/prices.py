@@ -9,6 +9,7 @@ from decimal import Decimal
 
 from turbo_vaed.costs import (
     Budget,
+    Limits,
     Nodes,
     Price,
     PriceBook,
@@ -98,6 +99,16 @@ def price_in_words(params: Params, settings: Settings) -> str:
     return "each machine at its EC2 price of the time, as charged"
 
 
+def limits_of(params: Params) -> Limits:
+    """The budgets of params.yaml."""
+    budget = params.budget
+    return Limits(
+        run_usd=budget.run_usd,
+        customer_month_usd=budget.customer_month_usd,
+        total_month_usd=budget.total_month_usd,
+    )
+
+
 def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
     """The run's budget, and its spend while `stage` runs: by the ledger, or where none is kept by
     the time from now on.
@@ -108,7 +119,7 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
     limits = poc.params.budget
     usd_per_hour = most_usd_per_hour(poc.params, settings, stage)
     budget = Budget.plan(
-        run_usd=limits.run_usd,
+        run_usd=poc.tracker.may_spend_usd() if poc.tracker.may_spend_usd else limits.run_usd,
         warn_share=limits.warn_share,
         reserve_seconds=limits.reserve_seconds,
         usd_per_hour=usd_per_hour,

@@ -6,18 +6,22 @@ import dataclasses
 import importlib
 import json
 from contextlib import nullcontext
+from datetime import UTC, datetime
 
-from turbo_vaed.costs import Ledger, Meter
+from turbo_vaed.costs import Allowance, Ledger, Meter, allowance, require_allowance
+from turbo_vaed.costs.money import AMOUNT_QUANTUM
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings, new_run_id
-from turbo_vaed.stages.prices import RAY_STAGES, nodes_of
+from turbo_vaed.stages.prices import RAY_STAGES, limits_of, nodes_of
 from turbo_vaed.stages.telemetry import LiveRun
 from turbo_vaed.tracker import Tracker
 
 SLICE_SECONDS, CLUSTER_SLICE_SECONDS = 15.0, 5.0
 """Of a meter: how late it learns of machines that come and go."""
+CAN_BE_REFUSED = STAGES[: STAGES.index("distill") + 1]
+"""What follows has its money kept back."""
 FIGURES = "figures.json"
 """Headline figures of a stage, in its output folder."""
 
@@ -26,7 +30,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
     """Run a stage of a customer and charge the seconds of its nodes to the run.
 
     Raises:
-        BudgetRefused: a price is unknown.
+        BudgetRefused: a price is unknown, or a month's budget is used up.
         UserError: no such stage or customer, invalid params.
         TurboVaedError: whatever the stage ends in.
     """
@@ -38,6 +42,13 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
     run = settings.run_id or new_run_id(customer)
     with Ledger.open(settings.ledger_url) as ledger:
         poc = Poc.load(settings.root, customer)
+
+        def may_spend() -> Allowance:
+            limits = limits_of(poc.params)
+            return allowance(ledger, limits, run=run, customer=customer, at=datetime.now(UTC))
+
+        if name in CAN_BE_REFUSED:
+            require_allowance(may_spend())
         nodes = nodes_of(poc.params, settings, name)
         on_a_cluster = name in RAY_STAGES and settings.on_a_cluster
         cluster = ray_session(settings.ray_address) if on_a_cluster else nullcontext()
@@ -52,6 +63,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
         tracker = Tracker(
             spent_usd=lambda: ledger.total(run=run) + meter.unwritten_usd(),
+            may_spend_usd=lambda: max(may_spend().usd, AMOUNT_QUANTUM),
             usd_per_hour=meter.usd_per_hour,
             mark_wasted=meter.mark_wasted,
             keep=meter.keep,

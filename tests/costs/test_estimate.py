@@ -1,0 +1,73 @@
+"""What a run will cost, and what would fit."""
+
+from __future__ import annotations
+
+import itertools
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_vaed.costs.estimate import Pace, estimate, pace, require_fit, steps_that_fit
+from turbo_vaed.errors import BudgetRefused, UserError
+
+STEADY = Pace(least=0.8, mean=1.0, most=1.5)
+DEAR = Decimal(3600)
+"""A dollar a second."""
+
+
+def test_the_pace_is_that_of_the_whole_run_and_of_its_tenths() -> None:
+    gaps = [1.0] * 50 + [2.0] * 50
+    found = pace([0.0, *itertools.accumulate(gaps)])
+    assert found == Pace(least=1.0, mean=1.5, most=2.0)
+
+
+def test_a_restart_is_no_step() -> None:
+    gaps = [1.0] * 50 + [500.0] + [1.0] * 49
+    found = pace([0.0, *itertools.accumulate(gaps)])
+    assert found == Pace(least=1.0, mean=1.0, most=1.0)
+
+
+def test_too_few_steps_tell_nothing() -> None:
+    assert pace([]) is None and pace([float(i) for i in range(10)]) is None
+    assert pace([float(i) for i in range(11)]) is not None
+
+
+def test_a_run_of_a_hundred_steps() -> None:
+    found = estimate(
+        steps=100, measured=STEADY, other_seconds=20, usd_per_hour=DEAR, basis="measured"
+    )
+    assert (found.low_usd, found.likely_usd, found.high_usd) == (100, 120, Decimal("204"))
+    assert str(found) == "$120.00 ($100.00 to $204.00), measured"
+    require_fit(found, Decimal(100), change="")
+    with pytest.raises(BudgetRefused, match=r"estimated at \$120\.00.*\$99\.00 may be spent; less"):
+        require_fit(found, Decimal(99), change="less")
+    with pytest.raises(UserError, match="other_seconds is nan"):
+        estimate(steps=1, measured=STEADY, other_seconds=float("nan"), usd_per_hour=DEAR, basis="")
+
+
+@given(
+    st.floats(0.01, 100),
+    st.floats(0, 1e5),
+    st.decimals(min_value="0.01", max_value=100, places=4),
+    st.decimals(min_value=0, max_value=1000, places=4),
+)
+def test_the_steps_that_fit_do_and_one_more_does_not(
+    mean: float, other: float, usd_per_hour: Decimal, left: Decimal
+) -> None:
+    measured = Pace(least=mean, mean=mean, most=mean)
+    steps = steps_that_fit(left, measured=measured, other_seconds=other, usd_per_hour=usd_per_hour)
+
+    def likely(count: int) -> Decimal:
+        return estimate(
+            steps=count,
+            measured=measured,
+            other_seconds=other,
+            usd_per_hour=usd_per_hour,
+            basis="",
+        ).likely_usd
+
+    assert steps >= 0
+    assert steps == 0 or likely(steps) <= left + Decimal("1e-6")
+    assert likely(steps + 1) > left - Decimal("1e-6")

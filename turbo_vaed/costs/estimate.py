@@ -1,0 +1,120 @@
+"""What a run will cost, from what the last one took; and what would fit a budget."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from turbo_vaed.costs.money import format_usd, time_usd
+from turbo_vaed.errors import BudgetRefused, UserError
+
+_TENTHS = 10
+_UNFORESEEN = 1.2
+"""The dear end of a range: the slowest tenth all the way, and a fifth on top for restarts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds per step of a run that was measured, validations and checkpoints included."""
+
+    least: float
+    mean: float
+    most: float
+    """Of its fastest and slowest tenth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """USD of a whole run, and what that rests on."""
+
+    low_usd: Decimal
+    likely_usd: Decimal
+    high_usd: Decimal
+    seconds: float
+    """The likely one."""
+    basis: str
+
+    def __str__(self) -> str:
+        return (
+            f"{format_usd(self.likely_usd)} ({format_usd(self.low_usd)} to "
+            f"{format_usd(self.high_usd)}), {self.basis}"
+        )
+
+
+def pace(moments: Sequence[float]) -> Pace | None:
+    """From the moments (in seconds) at which steps were done, in order; None before there are ten.
+
+    A gap of more than twenty times the median is a restart and is left out: what it cost stands in
+    the ledger as wasted.
+    """
+    gaps = [b - a for a, b in itertools.pairwise(moments)]
+    if len(gaps) < _TENTHS:
+        return None
+    limit = 20 * statistics.median(gaps)
+    gaps = [gap for gap in gaps if 0 <= gap <= limit]
+    size = len(gaps) / _TENTHS
+    parts = [gaps[round(i * size) : round((i + 1) * size)] for i in range(_TENTHS)]
+    means = [statistics.fmean(part) for part in parts if part]
+    return Pace(least=min(means), mean=statistics.fmean(gaps), most=max(means))
+
+
+def estimate(
+    *, steps: int, measured: Pace, other_seconds: float, usd_per_hour: Decimal, basis: str
+) -> Estimate:
+    """A run of so many steps at a measured pace.
+
+    Args:
+        other_seconds: of everything beside the steps: the other stages, and starts.
+        usd_per_hour: of all nodes together.
+        basis: in words, what was measured where.
+
+    Raises:
+        UserError: a negative or non-finite value.
+    """
+    for name, value in (("steps", steps), ("other_seconds", other_seconds)):
+        if not math.isfinite(value) or value < 0:
+            raise UserError(f"estimate: {name} is {value}; expected 0 or more")
+
+    def usd(seconds: float) -> Decimal:
+        return time_usd(round(seconds * 1e6), usd_per_hour)
+
+    likely = other_seconds + steps * measured.mean
+    return Estimate(
+        low_usd=usd(other_seconds + steps * measured.least),
+        likely_usd=usd(likely),
+        high_usd=usd(_UNFORESEEN * (other_seconds + steps * measured.most)),
+        seconds=likely,
+        basis=basis,
+    )
+
+
+def steps_that_fit(
+    left_usd: Decimal, *, measured: Pace, other_seconds: float, usd_per_hour: Decimal
+) -> int:
+    """The most steps whose likely cost is within `left_usd`; 0 where not even the rest is."""
+    if usd_per_hour == 0:
+        raise UserError("estimate: where time costs nothing every number of steps fits")
+    seconds = float(left_usd / usd_per_hour) * 3600 - other_seconds
+    return max(0, math.floor(seconds / measured.mean))
+
+
+def require_fit(found: Estimate, left_usd: Decimal, *, change: str) -> None:
+    """Refuse a run that does not fit its budget even at its cheapest.
+
+    Args:
+        left_usd: what the run may spend.
+        change: in words, the cheapest change with which it would.
+
+    Raises:
+        BudgetRefused: the low end of the estimate is above `left_usd`.
+    """
+    if found.low_usd <= left_usd:
+        return
+    raise BudgetRefused(
+        f"the run cannot fit its budget: it is estimated at {found}, and {format_usd(left_usd)} "
+        f"may be spent; {change}"
+    )

@@ -1,0 +1,91 @@
+"""Budgets that runs share: per customer and month, and over all customers per month."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from turbo_vaed.costs.ledger import Ledger
+from turbo_vaed.costs.money import format_usd, total_usd
+from turbo_vaed.errors import BudgetRefused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """USD; None where there is no such limit."""
+
+    run_usd: Decimal
+    customer_month_usd: Decimal | None
+    total_month_usd: Decimal | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """What a run may spend in all, what it has already spent included."""
+
+    usd: Decimal
+    by: str
+    """The limit that is nearest, in words."""
+
+
+def month_of(at: datetime) -> tuple[datetime, datetime]:
+    """The first moment of a month in UTC, and of the next.
+
+    Raises:
+        ValueError: `at` has no time zone.
+    """
+    if at.utcoffset() is None:
+        raise ValueError(f"{at} has no time zone")
+    at = at.astimezone(UTC)
+    first = datetime(at.year, at.month, 1, tzinfo=UTC)
+    years, month = divmod(at.month, 12)
+    return first, datetime(at.year + years, month + 1, 1, tzinfo=UTC)
+
+
+def allowance(
+    ledger: Ledger, limits: Limits, *, run: str, customer: str, at: datetime
+) -> Allowance:
+    """The least that the limits leave to a run in the month of `at`; nothing or less where other
+    runs have used up a month's.
+
+    A charge belongs to the month that it starts in. What a run has spent in an earlier month is no
+    part of this one's limits and is added: the allowance is of the whole run.
+
+    Raises:
+        Unreachable: the ledger cannot be read.
+    """
+    since, until = month_of(at)
+
+    def spent(**selection: Any) -> Decimal:
+        return total_usd(group.amount_usd for group in ledger.grouped(**selection))
+
+    in_month = spent(run=run, since=since, until=until)
+    earlier = spent(run=run) - in_month
+    found = [(limits.run_usd, f"budget.run_usd of {format_usd(limits.run_usd)}")]
+    for limit, key, who in (
+        (limits.customer_month_usd, "budget.customer_month_usd", customer),
+        (limits.total_month_usd, "budget.total_month_usd", None),
+    ):
+        if limit is not None:
+            others = spent(customer=who, since=since, until=until) - in_month
+            told = (
+                f"{key} of {format_usd(limit)} in {since:%Y-%m}, of which other runs have spent "
+                f"{format_usd(others)}"
+            )
+            found.append((limit - others + earlier, told))
+    usd, by = min(found)
+    return Allowance(usd=usd, by=by)
+
+
+def require_allowance(found: Allowance) -> None:
+    """Refuse a run to which a month's limit leaves nothing.
+
+    Raises:
+        BudgetRefused: it does not.
+    """
+    if found.usd <= 0:
+        raise BudgetRefused(
+            f"nothing may be spent: {found.by}; raise it in params.yaml, or wait for the next month"
+        )

@@ -1,0 +1,171 @@
+"""Where a customer's distillation would cost the least, interruptions included."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from turbo_vaed.costs import PriceBook, format_usd
+from turbo_vaed.costs.choice import Choice, Machine, choices
+from turbo_vaed.costs.money import plain
+from turbo_vaed.distill.events import Account, read_events
+from turbo_vaed.distill.follow import hours_and_minutes
+from turbo_vaed.errors import BudgetRefused, UserError
+from turbo_vaed.params import CandidateParams
+from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+from turbo_vaed.stages.estimates import measured_pace
+from turbo_vaed.stages.prices import price_book
+
+SAVE_SECONDS, RESTART_SECONDS = 1.0, 45.0
+"""Where no checkpoint and no restart was measured yet: as bench/distill.py has them, rounded up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quote:
+    """Every machine that could be had, the cheapest first."""
+
+    sentence: str
+    choices: list[Choice]
+    save_seconds: float
+    restart_seconds: float
+    basis: str
+    """What was measured, and what is assumed."""
+
+    def rows(self, budget_usd: Decimal) -> list[dict[str, Any]]:
+        """A table: machine, price, time, money."""
+        return [_row(choice, budget_usd) for choice in self.choices]
+
+    def document(self, budget_usd: Decimal) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "sentence": self.sentence,
+            "basis": self.basis,
+            "save_seconds": self.save_seconds,
+            "restart_seconds": self.restart_seconds,
+            "choices": self.rows(budget_usd),
+        }
+
+
+def quote(poc: Poc, settings: Settings, book: PriceBook | None = None) -> Quote:
+    """What all steps of `distill` would cost on this machine and on every candidate of params.yaml.
+
+    Args:
+        book: of prices; AWS is asked by default.
+
+    Raises:
+        UserError: no pace was measured yet; a candidate that can be no machine.
+    """
+    measured = measured_pace(poc)
+    if measured is None:
+        raise UserError(
+            f"nothing is measured of {poc.customer} yet, so no time can be told: run "
+            f"turbo-vaed poc {poc.customer} first (distill.steps: 20 is enough)"
+        )
+    book = book or price_book(poc.params, settings)
+    save, restart, told = _overheads(poc)
+    machines = list(_machines(poc, book, 1 / measured.mean))
+    found = choices(
+        machines, steps=poc.params.distill.steps, save_seconds=save, restart_seconds=restart
+    )
+    return Quote(
+        sentence=_sentence(found, poc.params.distill.steps),
+        choices=found,
+        save_seconds=save,
+        restart_seconds=restart,
+        basis=f"{measured.mean:.3g} s a step on this machine, measured; {told}; the speed and the "
+        "interruptions of others as prices.candidates assumes them",
+    )
+
+
+def _machines(poc: Poc, book: PriceBook, steps_per_second: float) -> Iterator[Machine]:
+    local = book.usd_per_hour("node", "local")
+    yield Machine(
+        instance_type="this machine",
+        market="local",
+        zone="",
+        usd_per_hour=local,
+        steps_per_second=steps_per_second,
+        interruptions_per_hour=0.0,
+        is_measured=True,
+        why_unknown="" if local is not None else "prices.local_usd_per_hour is null",
+    )
+    for candidate in poc.params.prices.candidates:
+        yield _priced(candidate, book, steps_per_second, None)
+        for zone in candidate.zones:
+            yield _priced(candidate, book, steps_per_second, zone)
+
+
+def _priced(
+    candidate: CandidateParams, book: PriceBook, steps_per_second: float, zone: str | None
+) -> Machine:
+    """A candidate on demand, or with a zone on spot."""
+    usd, why = None, ""
+    try:
+        market: Any = "on-demand" if zone is None else "spot"
+        usd = book.require(candidate.instance_type, market, candidate.region, zone).usd_per_hour
+    except BudgetRefused as refusal:  # the table says so, and the others are quoted
+        why = str(refusal)
+    return Machine(
+        instance_type=candidate.instance_type,
+        market=market,
+        zone=zone or candidate.region,
+        usd_per_hour=usd,
+        steps_per_second=steps_per_second * candidate.speed,
+        interruptions_per_hour=candidate.interruptions_per_hour if zone else 0.0,
+        why_unknown=why,
+    )
+
+
+def _overheads(poc: Poc) -> tuple[float, float, str]:
+    """Seconds of a checkpoint and of a restart, and whether they were measured."""
+    saves: list[float] = []
+    account = Account()
+    if poc.progress_file.is_file():
+        for event in read_events(poc.progress_file):
+            account.add(event)
+            if event["event"] == "checkpoint":
+                saves.append(event["seconds"])
+    restarts = [restart.seconds for restart in account.restarts]
+    save = statistics.median(saves) if saves else SAVE_SECONDS
+    restart = statistics.median(restarts) if restarts else RESTART_SECONDS
+    told = (
+        f"{save:.2g} s a checkpoint, {'measured' if saves else 'assumed'}, and {restart:.0f} s a "
+        f"restart, {'measured' if restarts else 'assumed'}"
+    )
+    return save, restart, told
+
+
+def _sentence(found: list[Choice], steps: int) -> str:
+    best = found[0]
+    if best.usd is None:
+        return "No price is known, so nothing can be run: " + best.machine.why_unknown
+    machine = best.machine
+    name = machine.instance_type
+    where = "" if machine.market == "local" else f" {machine.market} in {machine.zone}"
+    sentence = (
+        f"{steps} steps are cheapest on {name}{where}: {format_usd(best.usd)} in "
+        f"{hours_and_minutes(best.seconds)}, interruptions included"
+    )
+    unknown = sum(choice.usd is None for choice in found)
+    return sentence + (f"; {unknown} prices are not known." if unknown else ".")
+
+
+def _row(choice: Choice, budget_usd: Decimal) -> dict[str, Any]:
+    machine = choice.machine
+    every = choice.checkpoint_every_seconds
+    return {
+        "machine": machine.instance_type,
+        "market": machine.market,
+        "where": machine.zone or None,
+        "usd_per_hour": None if machine.usd_per_hour is None else plain(machine.usd_per_hour),
+        "speed": "measured" if machine.is_measured else "assumed",
+        "time": hours_and_minutes(choice.seconds),
+        "checkpoint_every": None if every == float("inf") else hours_and_minutes(every),
+        "usd": None if choice.usd is None else format_usd(choice.usd),
+        "fits_the_budget": None if choice.usd is None else choice.usd <= budget_usd,
+        "why_unknown": machine.why_unknown or None,
+    }
