@@ -168,11 +168,17 @@ def test_a_corrupt_teacher_is_told_before_anything_is_paid(call, checkout):
     assert not (checkout / "work").exists()
 
 
-def test_a_cluster_without_a_price_is_refused(call, checkout, monkeypatch):
+def test_a_cluster_that_cannot_be_asked_what_its_machines_are_is_told(call, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     code, _, err = call("poc", "demo")
-    assert code == 1
-    assert "prices.cluster_usd_per_hour" in err
+    assert code == 3
+    assert "no Ray answers at 127.0.0.1:1" in err
+
+
+def test_a_quote_before_anything_was_measured(call):
+    code, _, err = call("cost", "quote", "demo")
+    assert code == 2
+    assert "nothing is measured of demo yet" in err and "turbo-vaed poc demo" in err
 
 
 def test_unreachable_mlflow(call, checkout, monkeypatch):

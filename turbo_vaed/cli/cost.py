@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -92,5 +93,5 @@ def quote_machines(customer: Customer, form: Format = "table") -> None:
     rows = found.rows(budget_usd)
     show([{k: v for k, v in row.items() if k != "why_unknown"} for row in rows], form, "machines")
     print(f"rests on {found.basis}")
-    for why in dict.fromkeys(row["why_unknown"] for row in rows if row["why_unknown"]):
-        print(f"unknown: {why}")
+    for why, count in Counter(row["why_unknown"] for row in rows if row["why_unknown"]).items():
+        print(f"{count} prices are unknown: {why}")

@@ -6,14 +6,15 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from turbo_vaed.costs import PriceBook, format_usd
+from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.choice import Choice, Machine, choices
 from turbo_vaed.costs.money import plain
 from turbo_vaed.distill.events import Account, read_events
 from turbo_vaed.distill.follow import hours_and_minutes
-from turbo_vaed.errors import BudgetRefused, UserError
+from turbo_vaed.errors import UserError
 from turbo_vaed.params import CandidateParams
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
@@ -103,20 +104,18 @@ def _priced(
     candidate: CandidateParams, book: PriceBook, steps_per_second: float, zone: str | None
 ) -> Machine:
     """A candidate on demand, or with a zone on spot."""
-    usd, why = None, ""
-    try:
-        market: Any = "on-demand" if zone is None else "spot"
-        usd = book.require(candidate.instance_type, market, candidate.region, zone).usd_per_hour
-    except BudgetRefused as refusal:  # the table says so, and the others are quoted
-        why = str(refusal)
+    market: Literal["spot", "on-demand"] = "on-demand" if zone is None else "spot"
+    found: Ec2Quote | str = "no price list is at hand"
+    if book.ec2 is not None:
+        found = book.ec2.quote(candidate.instance_type, market, candidate.region, zone)
     return Machine(
         instance_type=candidate.instance_type,
         market=market,
         zone=zone or candidate.region,
-        usd_per_hour=usd,
+        usd_per_hour=None if isinstance(found, str) else found.usd_per_hour,
         steps_per_second=steps_per_second * candidate.speed,
         interruptions_per_hour=candidate.interruptions_per_hour if zone else 0.0,
-        why_unknown=why,
+        why_unknown=found if isinstance(found, str) else "",
     )
 
 
@@ -160,12 +159,12 @@ def _row(choice: Choice, budget_usd: Decimal) -> dict[str, Any]:
     return {
         "machine": machine.instance_type,
         "market": machine.market,
-        "where": machine.zone or None,
+        "zone": machine.zone or None,
         "usd_per_hour": None if machine.usd_per_hour is None else plain(machine.usd_per_hour),
         "speed": "measured" if machine.is_measured else "assumed",
         "time": hours_and_minutes(choice.seconds),
-        "checkpoint_every": None if every == float("inf") else hours_and_minutes(every),
+        "save_every": None if every == float("inf") else hours_and_minutes(every),
         "usd": None if choice.usd is None else format_usd(choice.usd),
-        "fits_the_budget": None if choice.usd is None else choice.usd <= budget_usd,
+        "fits": None if choice.usd is None else choice.usd <= budget_usd,
         "why_unknown": machine.why_unknown or None,
     }

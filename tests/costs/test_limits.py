@@ -1,0 +1,91 @@
+"""Budgets that runs share: what they leave to a run, and when nothing is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_vaed.costs import Charge, Ledger, Limits, allowance, require_allowance
+from turbo_vaed.costs.limits import Allowance, month_of
+from turbo_vaed.errors import BudgetRefused
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+def charge(run: str, customer: str, usd: str, at: datetime = NOW) -> Charge:
+    return Charge(
+        run=run,
+        customer=customer,
+        stage="distill",
+        resource="node",
+        market="local",
+        quantity=Decimal(usd),
+        unit="node-second",
+        unit_price_usd=Decimal(1),
+        amount_usd=Decimal(usd),
+        started_at=at,
+        ended_at=at + timedelta(seconds=1),
+        useful="useful",
+        price_source="a test",
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        ledger.add_all(
+            [
+                charge("a-1", "a", "10"),
+                charge("a-2", "a", "5"),
+                charge("b-1", "b", "20"),
+                charge("a-0", "a", "500", at=datetime(2026, 10, 31, 23, 59, 59, tzinfo=UTC)),
+            ]
+        )
+        yield ledger
+
+
+def of(ledger: Ledger, customer: str | None, total: str | None, at: datetime = NOW) -> Allowance:
+    limits = Limits(
+        run_usd=Decimal(95),
+        customer_month_usd=None if customer is None else Decimal(customer),
+        total_month_usd=None if total is None else Decimal(total),
+    )
+    return allowance(ledger, limits, run="a-2", customer="a", at=at)
+
+
+def test_the_nearest_limit_counts_and_is_named(ledger: Ledger) -> None:
+    assert of(ledger, None, None) == Allowance(usd=Decimal(95), by="budget.run_usd of $95.00")
+    found = of(ledger, "30", None)
+    assert found.usd == 20, "what the run itself has spent is its own"
+    assert found.by == (
+        "budget.customer_month_usd of $30.00 in 2026-11, of which other runs have spent $10.00"
+    )
+    found = of(ledger, "30", "45")
+    assert found.usd == 15 and "total_month_usd" in found.by
+
+
+def test_a_month_that_is_used_up_refuses(ledger: Ledger) -> None:
+    require_allowance(of(ledger, "10.01", None))
+    for limits in (("10", None), (None, "30"), ("9", None)):
+        with pytest.raises(BudgetRefused, match=r"in 2026-11.*wait for the next month"):
+            require_allowance(of(ledger, *limits))
+    assert of(ledger, "10", None, at=NOW + timedelta(days=7)).usd == 15, "December, and 5 spent"
+
+
+def test_a_run_over_the_end_of_a_month_takes_its_spend_with_it(ledger: Ledger) -> None:
+    """It has spent 5 in November; in December it may spend the month's 30 on top."""
+    assert of(ledger, "30", None, at=datetime(2026, 12, 1, tzinfo=UTC)).usd == 35
+
+
+@given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)))
+def test_every_moment_lies_in_its_month(at: datetime) -> None:
+    first, following = month_of(at)
+    assert first <= at < following and first.day == following.day == 1
+    assert month_of(following)[0] == following
+    assert timedelta(days=28) <= following - first <= timedelta(days=31)

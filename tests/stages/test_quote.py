@@ -1,0 +1,180 @@
+"""Quotes and estimates, from what a customer's last run took."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turbo_vaed.costs import Charge, Ledger, PriceBook
+from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
+from turbo_vaed.errors import BudgetRefused, UserError
+from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+from turbo_vaed.stages.estimates import ESTIMATE, estimate_run
+from turbo_vaed.stages.quote import quote
+
+REPOSITORY = Path(__file__).parents[2]
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+SPOT_USD = {"eu-central-1a": "0.40", "eu-central-1b": "0.25"}
+"""A quarter of the price on demand; of zone c AWS tells none."""
+
+
+class Listed(Ec2Prices):
+    """Prices without AWS; what AWS says is tested with `Ec2Prices` itself."""
+
+    def quote(
+        self,
+        instance_type: str,
+        market: str,
+        region: str,
+        zone: str | None = None,
+        at: datetime | None = None,
+    ) -> Ec2Quote | str:
+        usd = "1.00" if market == "on-demand" else SPOT_USD.get(zone or "")
+        if usd is None:
+            return "AWS tells no price"
+        return Ec2Quote(usd_per_hour=Decimal(usd), since=NOON, quoted_at=NOON, source="a list")
+
+
+@pytest.fixture
+def poc(tmp_path: Path) -> Poc:
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    (tmp_path / "dvc.yaml").touch()
+    poc = Poc.load(tmp_path, "demo")
+    poc.folder("distill").mkdir(parents=True)
+    rows = [{"step": i + 1, "at": 1000.0 + 36 * i} for i in range(101)]
+    (poc.folder("distill") / "history.json").write_text(json.dumps({"steps": rows}))
+    return dataclasses.replace(
+        poc,
+        params=dataclasses.replace(
+            poc.params, distill=dataclasses.replace(poc.params.distill, steps=1000)
+        ),
+    )
+
+
+@pytest.fixture
+def settings(poc: Poc) -> Settings:
+    return dataclasses.replace(Settings.from_environment(poc.root), ray_address=None)
+
+
+def book(tmp_path: Path, local: str | None = "0.08") -> PriceBook:
+    ec2 = Listed(folder=tmp_path, max_age=timedelta(hours=1))
+    return PriceBook(local_usd_per_hour=None if local is None else Decimal(local), ec2=ec2)
+
+
+def test_machines_by_what_it_costs_to_finish_there(poc: Poc, settings: Settings) -> None:
+    """Ten hours here; interruptions and restarts make a machine 60 times as fast take longer than
+    a sixtieth."""
+    found = quote(poc, settings, book(poc.root))
+    rows: list[dict[str, Any]] = found.rows(Decimal("0.5"))
+    first = rows[0]
+    assert (first["machine"], first["market"], first["zone"]) == (
+        "g5.xlarge", "spot", "eu-central-1b"
+    )  # fmt: skip
+    assert found.sentence.startswith("1000 steps are cheapest on g5.xlarge spot in eu-central-1b: ")
+    assert found.sentence.endswith("interruptions included; 4 prices are not known.")
+    (here,) = [row for row in rows if row["machine"] == "this machine"]
+    assert (here["time"], here["usd"], here["speed"]) == ("10:00:01", "$0.80", "measured")
+    assert (here["fits"], first["fits"]) == (False, True)
+    unknown = [row for row in rows if row["usd"] is None]
+    assert rows[-4:] == unknown
+    assert all(row["zone"].endswith("c") and row["why_unknown"] for row in unknown)
+    costs = [choice.usd for choice in found.choices if choice.usd is not None]
+    assert costs == sorted(costs)
+    assert "36 s a step on this machine, measured" in found.basis
+    assert "45 s a restart, assumed" in found.basis
+
+
+def test_what_was_measured_takes_the_place_of_what_is_assumed(poc: Poc, settings: Settings) -> None:
+    machine = {"device": "cpu", "precision": "bf16", "compiled": False}
+    events: list[dict[str, Any]] = [
+        {"event": "open", "at": 0.0, "job": "a", "steps": 9, "usd_per_hour": "0.1"},
+        {"event": "start", "at": 1.0, "world": 1, "resumed_from": None, **machine},
+        {"event": "step", "at": 2.0, "step": 1, "spent_usd": "0"},
+        {"event": "checkpoint", "at": 3.0, "step": 1, "seconds": 7.0},
+        {"event": "start", "at": 92.0, "world": 1, "resumed_from": 1, **machine},
+    ]
+    poc.progress_file.parent.mkdir(parents=True)
+    poc.progress_file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    found = quote(poc, settings, book(poc.root))
+    assert (found.save_seconds, found.restart_seconds) == (7.0, 90.0)
+    assert "7 s a checkpoint, measured, and 90 s a restart, measured" in found.basis
+
+
+def test_no_price_at_all(poc: Poc, settings: Settings) -> None:
+    found = quote(poc, settings, PriceBook(local_usd_per_hour=None))
+    assert "No price is known" in found.sentence and "is null" in found.sentence
+
+
+def test_nothing_measured(poc: Poc, settings: Settings) -> None:
+    shutil.rmtree(poc.folder("distill"))
+    with pytest.raises(UserError, match="nothing is measured of demo yet"):
+        quote(poc, settings, book(poc.root))
+
+
+def charge(stage: str, run: str, begin: float, end: float) -> Charge:
+    return Charge(
+        run=run,
+        customer="demo",
+        stage=stage,
+        resource="node",
+        market="local",
+        quantity=Decimal(str(end - begin)),
+        unit="node-second",
+        unit_price_usd=Decimal(0),
+        amount_usd=Decimal(0),
+        started_at=NOON + timedelta(seconds=begin),
+        ended_at=NOON + timedelta(seconds=end),
+        useful="useful",
+        price_source="a test",
+    )
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Any:
+    with Ledger.open(settings.ledger_url) as ledger:
+        ledger.add_all(
+            [
+                charge("encode", "demo-1", 0, 9999),
+                charge("encode", "demo-2", 20_000, 20_100),
+                charge("distill", "demo-2", 20_100, 20_100 + 101 * 36 + 60),
+                charge("gate", "demo-2", 30_000, 30_040),
+            ]
+        )
+        yield ledger
+
+
+def test_an_estimate_is_the_last_runs_pace_and_its_other_stages(
+    poc: Poc, settings: Settings, ledger: Ledger
+) -> None:
+    found = estimate_run(poc, settings, ledger, may_spend_usd=Decimal(95))
+    assert found is not None
+    assert found.seconds == pytest.approx(1000 * 36 + 60 + 100 + 40)
+    assert float(found.likely_usd) == pytest.approx(found.seconds * 0.08 / 3600)
+    assert "at 36 s a step and 200 s for the rest" in found.basis
+    kept = json.loads((poc.work / ESTIMATE).read_text())
+    assert Decimal(kept["likely_usd"]) == found.likely_usd and kept["steps"] == 1000
+    few = estimate_run(poc, settings, ledger, stages=["distill"], may_spend_usd=Decimal(95))
+    assert few is not None and few.seconds == pytest.approx(1000 * 36 + 60)
+    assert estimate_run(poc, settings, ledger, stages=["gate"], may_spend_usd=Decimal(1)) is None
+    assert not (poc.work / ESTIMATE).exists(), "of an earlier run nothing is left"
+
+
+def test_a_run_that_cannot_fit_is_refused_with_what_would(
+    poc: Poc, settings: Settings, ledger: Ledger
+) -> None:
+    """Half of the 36200 s fit: 18100 - 200 s are 497 steps."""
+    half = Decimal("0.08") * 18100 / 3600
+    with pytest.raises(
+        BudgetRefused, match=r"with distill\.steps of 497 it would.*cost quote demo"
+    ):
+        estimate_run(poc, settings, ledger, may_spend_usd=half)
+    with pytest.raises(BudgetRefused, match="not even its other stages fit"):
+        estimate_run(poc, settings, ledger, may_spend_usd=Decimal("0.001"))
