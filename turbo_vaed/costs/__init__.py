@@ -1,7 +1,7 @@
 """What a run costs: money, prices, the meter, the ledger, the budget."""
 
 from turbo_vaed.costs.budget import Budget, Decision, Spending, check_start, decide
-from turbo_vaed.costs.ledger import Charge, Ledger, StageCost
+from turbo_vaed.costs.ledger import Charge, ChargeGroup, Ledger, StageCost
 from turbo_vaed.costs.meter import Meter
 from turbo_vaed.costs.money import format_usd, parse_usd, per_second, total_usd
 from turbo_vaed.costs.prices import Market, Price, PriceBook
@@ -10,6 +10,7 @@ from turbo_vaed.costs.summary import CostSummary, StageRow, summarise
 __all__ = [
     "Budget",
     "Charge",
+    "ChargeGroup",
     "CostSummary",
     "Decision",
     "Ledger",
