@@ -1,7 +1,7 @@
 """What a run costs: money, prices, the meter, the ledger, the budget."""
 
 from turbo_vaed.costs.budget import Budget, Decision, Spending, check_start, decide
-from turbo_vaed.costs.ledger import Charge, Ledger, StageCost
+from turbo_vaed.costs.ledger import Charge, ChargeGroup, Ledger, StageCost
 from turbo_vaed.costs.limits import Allowance, Limits, allowance, require_allowance
 from turbo_vaed.costs.meter import Meter, Nodes, Rate, steady
 from turbo_vaed.costs.money import format_usd, parse_usd, per_second, total_usd
@@ -12,6 +12,7 @@ __all__ = [
     "Allowance",
     "Budget",
     "Charge",
+    "ChargeGroup",
     "CostSummary",
     "Decision",
     "Ledger",

@@ -1,131 +1,59 @@
-"""The ledger's table, and how a database is opened, whichever it is.
-
-Money stays exact: NUMERIC where the database is exact, text on SQLite, whose NUMERIC is a float.
-Rows cannot be changed or removed: triggers see to it on SQLite and PostgreSQL.
-"""
+"""How the ledger's database is opened, whichever it is, and its errors as ours."""
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from turbo_vaed.costs.money import PRICE_QUANTUM, plain
 from turbo_vaed.errors import CorruptFile, Unreachable, UserError
 
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one."""
+UPGRADE_SECONDS = 900.0
+"""How long a process waits for another one that is changing the tables."""
 CONNECT_SECONDS = 10
 """How long a PostgreSQL server may take to answer."""
-DECIMALS = -PRICE_QUANTUM.adjusted()
-DIGITS = 38
-"""NUMERIC(DIGITS, DECIMALS) is how numbers are kept."""
+REVISION = "0002"
+"""The newest revision in `migrations/versions`: what the tables look like now."""
+VERSION_TABLE = "ledger_version"
+"""Not Alembic's own name: MLflow or Prefect may live in the same database."""
 _SETTING = "TURBO_VAED_LEDGER_URL"
+_ADVICE = {
+    "not a database": f"move the file away or set {_SETTING}",
+    "malformed": f"put a copy of it in its place, or move it away, or set {_SETTING}",
+    "is full": "make room on its disk: nothing of this was written, nothing written is lost",
+    "No space left": "make room on its disk: nothing of this was written, nothing written is lost",
+    "is locked": "another process has been writing for longer than we wait: end it, or try again",
+    "readonly": f"let this user write the file and its folder, or set {_SETTING}",
+    "authentication failed": f"correct the user or the password in {_SETTING}",
+    'FATAL:  database "': f"correct the name in {_SETTING}, or create it on the server",
+}
+"""What to do, by a part of what the database said."""
 
 
-class _ExactDecimal(TypeDecorator[Decimal]):
-    """A Decimal that comes back as it went in: NUMERIC(38, 18), or text on SQLite."""
-
-    impl = sa.Numeric(DIGITS, DECIMALS)
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
-        return dialect.type_descriptor(
-            sa.Text() if dialect.name == "sqlite" else self.impl_instance
-        )
-
-    def process_bind_param(self, value: Decimal | None, dialect: sa.Dialect) -> Any:
-        return plain(value) if value is not None and dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Decimal | None:
-        return None if value is None else Decimal(value)
-
-
-class _Utc(TypeDecorator[datetime]):
-    """An aware time, kept in UTC; SQLite has no time zones and gets it back here."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
-        if value is None:
-            return None
-        aware: datetime = value if value.tzinfo else value.replace(tzinfo=UTC)
-        return aware.astimezone(UTC)
-
-
-METADATA = sa.MetaData()
-CHARGES = sa.Table(
-    "charges",
-    METADATA,
-    sa.Column("key", sa.String(64), primary_key=True),
-    sa.Column("run", sa.String(200), nullable=False, index=True),
-    sa.Column("customer", sa.String(200), nullable=False, index=True),
-    sa.Column("stage", sa.String(200), nullable=False),
-    sa.Column("resource", sa.String(200), nullable=False),
-    sa.Column("market", sa.String(16), nullable=False),
-    sa.Column("quantity", _ExactDecimal, nullable=False),
-    sa.Column("unit", sa.String(40), nullable=False),
-    sa.Column("unit_price_usd", _ExactDecimal, nullable=False),
-    sa.Column("amount_usd", _ExactDecimal, nullable=False),
-    sa.Column("started_at", _Utc, nullable=False),
-    sa.Column("ended_at", _Utc, nullable=False),
-    sa.Column("useful", sa.String(8), nullable=False),
-    sa.Column("price_source", sa.String(400), nullable=False),
-)
-
-for _verb in ("UPDATE", "DELETE"):
-    sa.event.listen(
-        CHARGES,
-        "after_create",
-        sa.DDL(  # type: ignore[no-untyped-call]
-            f"CREATE TRIGGER charges_no_{_verb.lower()} BEFORE {_verb} ON charges "
-            "BEGIN SELECT RAISE(ABORT, 'the ledger is append only'); END"
-        ).execute_if(dialect="sqlite"),
-    )
-for _statement in (
-    "CREATE OR REPLACE FUNCTION charges_append_only() RETURNS trigger LANGUAGE plpgsql AS "
-    "$$ BEGIN RAISE EXCEPTION 'the ledger is append only'; END $$",
-    "CREATE TRIGGER charges_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON charges "
-    "FOR EACH STATEMENT EXECUTE FUNCTION charges_append_only()",
-):
-    sa.event.listen(
-        CHARGES,
-        "after_create",
-        sa.DDL(  # type: ignore[no-untyped-call]
-            _statement
-        ).execute_if(dialect="postgresql"),
-    )
-
-
-def connect(url: str) -> sa.Engine:
+def connect(url: str | URL, busy_seconds: float | None = None) -> sa.Engine:
     """An engine for the URL; SQLite gets its folder, a write-ahead log and a busy timeout.
 
     Raises:
-        UserError: the URL cannot be read, its driver is not installed, or it is in memory.
+        UserError: the URL cannot be read, it is of a database that we have no migrations for, its
+            driver is not installed, or it is in memory.
         Unreachable: the folder cannot be made.
     """
+    busy_seconds = BUSY_SECONDS if busy_seconds is None else busy_seconds
     try:
         parsed = sa.make_url(url)
-        backend = parsed.get_backend_name()
-        if backend == "sqlite":
-            _make_folder(parsed)
-            arguments: dict[str, Any] = {"timeout": BUSY_SECONDS}
-        else:
-            known = parsed.get_driver_name().startswith("psycopg")
-            arguments = {"connect_timeout": CONNECT_SECONDS} if known else {}
-        engine = sa.create_engine(parsed, connect_args=arguments)
+        if parsed.drivername in ("postgres", "postgresql"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        given = _arguments(parsed, busy_seconds)
+        engine = sa.create_engine(parsed, **given)
         if engine.dialect.is_async:
             raise ArgumentError(f"{parsed.drivername} is an asynchronous driver")
     except (ArgumentError, NoSuchModuleError) as error:
@@ -134,37 +62,94 @@ def connect(url: str) -> sa.Engine:
             "sqlite:////path/ledger.db or postgresql+psycopg://user:password@host/database"
         ) from None
     except ModuleNotFoundError as error:
-        raise UserError(f"{_SETTING}: the driver {error.name} is not installed") from None
-    if backend == "sqlite":
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
+        hint = ": pip install 'turbo-vaed[postgres]'" if error.name == "psycopg" else ""
+        raise UserError(f"{_SETTING}: the driver {error.name} is not installed{hint}") from None
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", lambda c, _: _prepare_sqlite(c, busy_seconds))
+        sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
+def _arguments(url: URL, busy_seconds: float) -> dict[str, Any]:
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        _make_folder(url)
+        return {"connect_args": {"timeout": busy_seconds}}
+    if backend != "postgresql":
+        raise ArgumentError(f"{backend} is neither sqlite nor postgresql")
+    known = url.get_driver_name().startswith("psycopg")
+    return {
+        "connect_args": {"connect_timeout": CONNECT_SECONDS} if known else {},
+        "isolation_level": "READ COMMITTED",  # an insert waits for the same one and finds its row
+        "pool_pre_ping": True,  # a server that was restarted is no error
+    }
+
+
 def _make_folder(url: URL) -> None:
-    if not url.database or url.database == ":memory:":
+    name = url.database or ":memory:"
+    if ":memory:" in name or url.query.get("mode") == "memory":
         raise UserError(f"{_SETTING}: {url} keeps nothing; expected sqlite:////path/ledger.db")
-    folder = Path(url.database).parent
+    if name.startswith("file:"):  # SQLite's own URI: the file is there, for instance to be read
+        return
+    folder = Path(name).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Unreachable(f"the ledger's folder {folder} cannot be made: {error}") from None
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
+def _prepare_sqlite(connection: sqlite3.Connection, busy_seconds: float) -> None:
     """Write-ahead log, so that readers never wait; transactions begin where we say so."""
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
+    deadline = time.monotonic() + busy_seconds
+    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:  # SQLite itself does not wait here
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
-def answers(engine: sa.Engine) -> bool:
-    """Whether the database is there at all, were it locked by somebody."""
+def _begin_sqlite(connection: sa.Connection) -> None:
+    """A writer is one from the start: a reader that becomes one would not wait for others."""
+    writes = connection.get_execution_options().get("ledger_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that writes: all of it or nothing."""
+    with engine.execution_options(ledger_writes=True).begin() as connection:
+        yield connection
+
+
+def make_ready(engine: sa.Engine) -> None:
+    """Bring an empty or older database to the newest revision; cheap where there is nothing to do.
+
+    Raises:
+        UserError: the database is newer than this code, or its tables are somebody else's.
+    """
+    with engine.connect() as connection:
+        if current_revision(connection) == REVISION:
+            return
+    from turbo_vaed.costs.migrations import upgrade  # Alembic takes a second to import
+
+    waiting = connect(engine.url, UPGRADE_SECONDS)
     try:
-        with engine.connect() as connection:
-            connection.execute(sa.text("SELECT 1"))
-        return True
-    except DBAPIError as error:
-        return "locked" in str(error.orig)
+        upgrade(waiting)
+    finally:
+        waiting.dispose()
+
+
+def current_revision(connection: sa.Connection) -> str | None:
+    """The revision that a database is at; None where no migration has touched it."""
+    if not sa.inspect(connection).has_table(VERSION_TABLE):
+        return None
+    found: str | None = connection.execute(
+        sa.text(f"SELECT version_num FROM {VERSION_TABLE}")
+    ).scalar()
+    return found
 
 
 @contextmanager
@@ -175,12 +160,10 @@ def talking(url: URL) -> Iterator[None]:
     except DBAPIError as error:
         shown = url.render_as_string(hide_password=True)
         said = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no answer"
-        if "not a database" in said:
+        advice = next((todo for part, todo in _ADVICE.items() if part in said), None)
+        if "not a database" in said or "malformed" in said:
             raise CorruptFile(
-                f"the ledger {shown} is not a database ({said}); move the file away or set "
-                f"{_SETTING}"
+                f"the ledger {shown} is no sound database: {said}; {advice}"
             ) from error
-        raise Unreachable(
-            f"the ledger {shown} cannot be used: {said}; check that it is reachable and "
-            f"writable, or set {_SETTING}"
-        ) from error
+        advice = advice or f"check that it is reachable and writable, or set {_SETTING}"
+        raise Unreachable(f"the ledger {shown} cannot be used: {said}; {advice}") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -17,24 +16,25 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.dialects import postgresql, sqlite
 
-from turbo_vaed.costs.database import (
+from turbo_vaed.costs.database import connect, make_ready, talking, writing
+from turbo_vaed.costs.money import AMOUNT_QUANTUM, PRICE_QUANTUM, mismatch_usd, plain, total_usd
+from turbo_vaed.costs.prices import MARKETS, Market
+from turbo_vaed.costs.tables import (
+    CHARGE_GROUPS,
     CHARGES,
     DECIMALS,
     DIGITS,
-    METADATA,
-    answers,
-    connect,
-    talking,
+    GROUP_NAMES,
+    NAME_LENGTHS,
+    halves,
+    sums_of,
+    whole,
 )
-from turbo_vaed.costs.money import AMOUNT_QUANTUM, PRICE_QUANTUM, plain, total_usd
-from turbo_vaed.costs.prices import MARKETS, Market
 from turbo_vaed.errors import UserError
 
 Useful = Literal["useful", "wasted"]
-
-_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Charge:
             raise UserError(f"charge: ends {self.ended_at}, before it starts {self.started_at}")
         # A meter's amount is rounded at both its ends, a part of it at both ends once more.
         slack = 2 * AMOUNT_QUANTUM + abs(self.quantity) * PRICE_QUANTUM
-        if abs(self.amount_usd - self.quantity * self.unit_price_usd) > slack:
+        if mismatch_usd(self.amount_usd, self.quantity, self.unit_price_usd) > slack:
             raise UserError(
                 f"charge: amount {self.amount_usd} USD is not {self.quantity} {self.unit} x "
                 f"{self.unit_price_usd} USD"
@@ -97,6 +97,30 @@ class Charge:
             for name, value in asdict(self).items()
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChargeGroup:
+    """Charges of one customer, run, stage, resource, market, unit, usefulness and price source,
+    summed to the last digit."""
+
+    customer: str
+    run: str
+    stage: str
+    resource: str
+    market: Market
+    unit: str
+    """What `quantity` counts."""
+    useful: Useful
+    price_source: str
+    quantity: Decimal
+    amount_usd: Decimal
+    charges: int
+    """How many they are."""
+    first_at: datetime
+    """The earliest start."""
+    last_at: datetime
+    """The latest end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,24 +143,22 @@ class Ledger:
 
     @classmethod
     def open(cls, url: str) -> Ledger:
-        """The ledger at a SQLAlchemy URL; its folder and its table are made if they are missing.
+        """The ledger at a SQLAlchemy URL; its folder and its tables are made if they are missing,
+        and tables of an earlier version are brought up to date.
 
         Raises:
-            UserError: the URL cannot be read, its driver is not installed, or it is in memory.
+            UserError: the URL cannot be read, its driver is not installed, it is in memory, or the
+                database is newer than this code or somebody else's.
             CorruptFile: the file is not a database.
             Unreachable: the database does not answer; the password is not shown.
         """
         engine = connect(url)
-        with talking(engine.url):
-            for attempt in range(_ATTEMPTS):
-                try:
-                    METADATA.create_all(engine)
-                    break
-                except DBAPIError:  # another process made the table in the same moment
-                    if attempt == _ATTEMPTS - 1 or not answers(engine):
-                        engine.dispose()
-                        raise
-                    time.sleep(0.1 * 2**attempt)
+        try:
+            with talking(engine.url):
+                make_ready(engine)
+        except BaseException:
+            engine.dispose()
+            raise
         return cls(engine)
 
     def add(self, charge: Charge) -> bool:
@@ -147,44 +169,116 @@ class Ledger:
         """Append charges in one transaction, all or none; how many of them were new.
 
         Raises:
+            UserError: a name is longer than a ledger keeps, or holds a NUL.
             Unreachable: the database does not answer, stays locked, or its disk is full.
         """
-        statements = [_insert_once(charge) for charge in charges]
-        with talking(self._engine.url):
-            for attempt in range(_ATTEMPTS):
-                try:
-                    with self._engine.begin() as connection:
-                        return sum(connection.execute(s).rowcount for s in statements)
-                except IntegrityError:  # another writer was first; the next look finds its row
-                    if attempt == _ATTEMPTS - 1:
-                        raise
-        raise AssertionError("unreachable")
+        # All writers take them in one order: none waits for one that waits for it.
+        rows = sorted((_row(charge) for charge in charges), key=lambda row: row["key"])
+        if not rows:
+            return 0
+        groups = {row["group_key"]: {name: row[name] for name in GROUP_NAMES} for row in rows}
+        insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[
+            self._engine.dialect.name
+        ]
+        group = sa.select(CHARGE_GROUPS.c.id).where(
+            CHARGE_GROUPS.c.key == sa.bindparam("group_key")
+        )
+        with talking(self._engine.url), writing(self._engine) as connection:
+            connection.execute(
+                insert(CHARGE_GROUPS).on_conflict_do_nothing(),
+                [{"key": key, **groups[key]} for key in sorted(groups)],
+            )
+            added = connection.execute(
+                insert(CHARGES)
+                .values(group_id=group.scalar_subquery())
+                .on_conflict_do_nothing()
+                .execution_options(preserve_rowcount=True),
+                rows,
+            )
+            return added.rowcount
 
     def charges(self, *, run: str | None = None, customer: str | None = None) -> tuple[Charge, ...]:
         """The charges of a run, of a customer, of both, or all; by start, end and key."""
         query = sa.select(*(CHARGES.c[name] for name in _CONTENT)).order_by(
             CHARGES.c.started_at, CHARGES.c.ended_at, CHARGES.c.key
         )
+        if run is not None or customer is not None:
+            groups = _narrow(sa.select(CHARGE_GROUPS.c.id), run, customer)
+            query = query.where(CHARGES.c.group_id.in_(groups))
         with talking(self._engine.url), self._engine.connect() as connection:
-            rows = connection.execute(_narrow(query, run, customer)).mappings().all()
+            rows = connection.execute(query).mappings().all()
         return tuple(Charge(**row) for row in rows)
+
+    def grouped(
+        self,
+        *,
+        customer: str | None = None,
+        run: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> tuple[ChargeGroup, ...]:
+        """Charges with since <= started_at < until, summed in the database, without rounding.
+
+        Returns:
+            By `first_at`, then by their names.
+
+        Raises:
+            UserError: a time has no time zone.
+            Unreachable: the database does not answer.
+        """
+        query = _narrow(
+            sa.select(
+                *(CHARGE_GROUPS.c[name] for name in GROUP_NAMES),
+                sa.func.count(),
+                sa.func.min(CHARGES.c.started_at),
+                sa.func.max(CHARGES.c.ended_at),
+                *sums_of("quantity"),
+                *sums_of("amount"),
+            )
+            .join_from(CHARGE_GROUPS, CHARGES)
+            .group_by(CHARGE_GROUPS.c.id),
+            run,
+            customer,
+        )
+        for name, moment in (("since", since), ("until", until)):
+            if moment is not None and moment.utcoffset() is None:
+                raise UserError(f"grouped: {name} {moment} has no time zone; expected for one UTC")
+        if since is not None:
+            query = query.where(CHARGES.c.started_at >= since)
+        if until is not None:
+            query = query.where(CHARGES.c.started_at < until)
+        with talking(self._engine.url), self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        width = len(GROUP_NAMES)
+        groups = (
+            ChargeGroup(
+                **dict(zip(GROUP_NAMES, row, strict=False)),
+                charges=row[width],
+                first_at=row[width + 1],
+                last_at=row[width + 2],
+                quantity=whole(row[width + 3 : width + 7]),
+                amount_usd=whole(row[width + 7 :]),
+            )
+            for row in rows
+        )
+        return tuple(
+            sorted(groups, key=lambda g: (g.first_at, *(getattr(g, n) for n in GROUP_NAMES)))
+        )
 
     def total(self, *, run: str | None = None, customer: str | None = None) -> Decimal:
         """The exact sum in USD; 0 where there is no charge."""
-        query = _narrow(sa.select(CHARGES.c.amount_usd), run, customer)
-        with talking(self._engine.url), self._engine.connect() as connection:
-            return total_usd(connection.execute(query).scalars().all())
+        return total_usd(group.amount_usd for group in self.grouped(run=run, customer=customer))
 
     def by_stage(self, run: str) -> dict[str, StageCost]:
         """What each stage of a run cost, in the order in which they first started."""
-        stages: dict[str, list[Charge]] = {}
-        for charge in self.charges(run=run):
-            stages.setdefault(charge.stage, []).append(charge)
+        stages: dict[str, list[ChargeGroup]] = {}
+        for group in self.grouped(run=run):
+            stages.setdefault(group.stage, []).append(group)
         return {
             stage: StageCost(
-                usd=total_usd(c.amount_usd for c in found),
-                node_seconds=total_usd(c.quantity for c in found if c.unit == "node-second"),
-                wasted_usd=total_usd(c.amount_usd for c in found if c.useful == "wasted"),
+                usd=total_usd(g.amount_usd for g in found),
+                node_seconds=total_usd(g.quantity for g in found if g.unit == "node-second"),
+                wasted_usd=total_usd(g.amount_usd for g in found if g.useful == "wasted"),
             )
             for stage, found in stages.items()
         }
@@ -217,19 +311,32 @@ def _check_number(name: str, value: object) -> None:
         )
 
 
-def _insert_once(charge: Charge) -> sa.Insert:
-    """INSERT … SELECT … WHERE NOT EXISTS: portable, and a write from its first statement on."""
-    values = {"key": charge.key, **asdict(charge)}
-    chosen = sa.select(
-        *(sa.literal(value, CHARGES.c[name].type).label(name) for name, value in values.items())
-    ).where(~sa.exists(sa.select(sa.literal(1)).where(CHARGES.c.key == charge.key)))
-    insert = sa.insert(CHARGES).from_select(list(values), chosen)
-    return insert.execution_options(preserve_rowcount=True)
+def _row(charge: Charge) -> dict[str, Any]:
+    """What the table holds of a charge, with the key of its group for the group's number."""
+    values = asdict(charge)
+    for name, length in NAME_LENGTHS.items():
+        if len(values[name]) > length or "\0" in values[name]:
+            raise UserError(
+                f"charge: {name} {values[name][:50]!r} … has {len(values[name])} characters; "
+                f"at most {length} are kept, and no NUL"
+            )
+    content = json.dumps([values[name] for name in GROUP_NAMES])
+    quantity_high, quantity_low = halves(charge.quantity)
+    amount_high, amount_low = halves(charge.amount_usd)
+    return {
+        "key": charge.key,
+        **values,
+        "group_key": hashlib.sha256(content.encode()).hexdigest(),
+        "quantity_high": quantity_high,
+        "quantity_low": quantity_low,
+        "amount_high": amount_high,
+        "amount_low": amount_low,
+    }
 
 
 def _narrow(query: sa.Select[Any], run: str | None, customer: str | None) -> sa.Select[Any]:
     if run is not None:
-        query = query.where(CHARGES.c.run == run)
+        query = query.where(CHARGE_GROUPS.c.run == run)
     if customer is not None:
-        query = query.where(CHARGES.c.customer == customer)
+        query = query.where(CHARGE_GROUPS.c.customer == customer)
     return query

@@ -71,12 +71,27 @@ def per_second(usd_per_hour: Decimal) -> Decimal:
     return quantise_usd(_WIDE.divide(usd_per_hour, Decimal(3600)), PRICE_QUANTUM)
 
 
+def mismatch_usd(amount: Decimal, quantity: Decimal, unit_price: Decimal) -> Decimal:
+    """|amount - quantity x unit price|, whatever their size."""
+    return abs(_WIDE.subtract(amount, _WIDE.multiply(quantity, unit_price)))
+
+
 def plain(value: Decimal) -> str:
     """The one way to write a value without exponent or trailing zeros: `0.080` is `0.08`."""
     text = format(value, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")
     return "0" if text in ("-0", "") else text
+
+
+def to_units(value: Decimal) -> int:
+    """How many `PRICE_QUANTUM` a value is; one with more digits raises `decimal.Inexact`."""
+    return int(_EXACT.quantize(_EXACT.scaleb(value, -PRICE_QUANTUM.adjusted()), Decimal(1)))
+
+
+def from_units(units: int) -> Decimal:
+    """The value of so many `PRICE_QUANTUM`, without trailing zeros."""
+    return Decimal(plain(_EXACT.scaleb(Decimal(units), PRICE_QUANTUM.adjusted())))
 
 
 def format_usd(amount: Decimal) -> str:

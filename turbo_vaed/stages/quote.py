@@ -141,7 +141,8 @@ def _overheads(poc: Poc) -> tuple[float, float, str]:
 def _sentence(found: list[Choice], steps: int) -> str:
     best = found[0]
     if best.usd is None:
-        return "No price is known, so nothing can be run: " + best.machine.why_unknown
+        why = dict.fromkeys(choice.machine.why_unknown for choice in found)
+        return f"No price is known, so nothing can be run: {'; '.join(why)}."
     machine = best.machine
     name = machine.instance_type
     where = "" if machine.market == "local" else f" {machine.market} in {machine.zone}"

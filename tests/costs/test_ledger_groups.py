@@ -1,0 +1,189 @@
+"""Sums that the database makes: of what, in which order, and exact to the last digit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Context, Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.costs.charges import START, charge
+from turbo_vaed.costs import Charge, ChargeGroup, Ledger, total_usd
+from turbo_vaed.costs.money import from_units, to_units
+from turbo_vaed.costs.tables import GROUP_NAMES, halves
+from turbo_vaed.errors import UserError
+
+
+def grouped(charges: Iterable[Charge]) -> tuple[ChargeGroup, ...]:
+    """The same by hand."""
+    groups: dict[tuple[str, ...], list[Charge]] = {}
+    for one in charges:
+        groups.setdefault(tuple(getattr(one, name) for name in GROUP_NAMES), []).append(one)
+    made = [
+        ChargeGroup(
+            **{name: getattr(found[0], name) for name in GROUP_NAMES},
+            quantity=total_usd(c.quantity for c in found),
+            amount_usd=total_usd(c.amount_usd for c in found),
+            charges=len(found),
+            first_at=min(c.started_at for c in found),
+            last_at=max(c.ended_at for c in found),
+        )
+        for found in groups.values()
+    ]
+    return tuple(sorted(made, key=lambda g: (g.first_at, *(getattr(g, n) for n in GROUP_NAMES))))
+
+
+MANY = [
+    charge(
+        15 * n,
+        run=f"demo-{n % 3}",
+        customer="acme" if n % 3 == 2 else "demo",
+        stage=("clip", "encode")[n // 3 % 2],
+        useful="wasted" if n % 7 == 0 else "useful",
+        quantity=Decimal(15) + Decimal(n).scaleb(-6),
+        ended_at=START + timedelta(seconds=15 * n + (400 if n == 1 else 15)),
+    )
+    for n in range(60)
+]
+
+
+@pytest.mark.parametrize("name", GROUP_NAMES)
+def test_charges_that_differ_in_a_name_are_of_two_groups(url: str, name: str) -> None:
+    changed = {"market": "spot", "useful": "wasted"}.get(name, "other")
+    two = [charge(), dataclasses.replace(charge(), **{name: changed})]
+    with Ledger.open(url) as ledger:
+        ledger.add_all([*two, charge(15)])
+        found = ledger.grouped()
+    assert found == grouped([*two, charge(15)])
+    assert sorted(group.charges for group in found) == [1, 2]
+
+
+def test_charges_of_two_prices_are_of_one_group(url: str) -> None:
+    both = [charge(), charge(15, unit_price_usd=Decimal("0.00003"))]
+    with Ledger.open(url) as ledger:
+        ledger.add_all(both)
+        (group,) = ledger.grouped()
+    assert group.charges == 2
+    assert group.quantity == 30
+    assert group.amount_usd == total_usd(c.amount_usd for c in both)
+
+
+def test_groups_of_a_customer_and_a_run(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        ledger.add_all(MANY)
+        assert ledger.grouped() == grouped(MANY)
+        assert len(ledger.grouped()) == 12
+        for customer in (None, "demo", "acme", "nobody"):
+            for run in (None, "demo-0", "demo-2"):
+                expected = [
+                    c for c in MANY if customer in (None, c.customer) and run in (None, c.run)
+                ]
+                assert ledger.grouped(customer=customer, run=run) == grouped(expected)
+                assert set(ledger.charges(customer=customer, run=run)) == set(expected)
+
+
+def test_a_start_is_in_from_since_and_out_at_until(url: str) -> None:
+    since, until = START + timedelta(seconds=150), START + timedelta(seconds=450)
+    expected = [c for c in MANY if since <= c.started_at < until]
+    assert len(expected) == 20
+    tokyo = timezone(timedelta(hours=9))
+    with Ledger.open(url) as ledger:
+        ledger.add_all(MANY)
+        assert ledger.grouped(since=since, until=until) == grouped(expected)
+        assert ledger.grouped(
+            since=since.astimezone(tokyo), until=until.astimezone(tokyo), customer="demo"
+        ) == grouped(c for c in expected if c.customer == "demo")
+        assert ledger.grouped(since=until, until=since) == ()
+
+
+def test_months_that_meet_share_no_charge_and_lose_none(url: str) -> None:
+    """The last microsecond of a month is in it, the first of the next is not."""
+    next_month = datetime(2026, 12, 1, tzinfo=UTC)
+    late = [
+        dataclasses.replace(
+            charge(), started_at=next_month + timedelta(microseconds=n), ended_at=next_month
+            + timedelta(seconds=1)
+        )
+        for n in (-1, 0, 1)
+    ]  # fmt: skip
+    with Ledger.open(url) as ledger:
+        ledger.add_all(late)
+        assert sum(g.charges for g in ledger.grouped(until=next_month)) == 1
+        assert sum(g.charges for g in ledger.grouped(since=next_month)) == 2
+
+
+def test_groups_come_by_their_first_start_and_then_by_name(url: str) -> None:
+    charges = [charge(15, run="a"), charge(0, run="c"), charge(0, run="b"), charge(30, run="b")]
+    with Ledger.open(url) as ledger:
+        ledger.add_all(charges)
+        assert [group.run for group in ledger.grouped()] == ["b", "c", "a"]
+
+
+def test_a_correction_takes_away(url: str) -> None:
+    back = charge(quantity=Decimal(-15))
+    with Ledger.open(url) as ledger:
+        ledger.add_all([charge(), back])
+        (group,) = ledger.grouped()
+    assert (group.quantity, group.amount_usd, group.charges) == (0, 0, 2)
+
+
+def test_the_largest_numbers_add_up_beyond_what_one_may_be(url: str) -> None:
+    """Sums of 64 bits would pass their end at the second of them."""
+    largest = from_units(10**38 - 1)
+    charges = [
+        charge(n, quantity=Decimal(1), unit_price_usd=largest, amount_usd=largest)
+        for n in range(40)
+    ]
+    with Ledger.open(url) as ledger:
+        ledger.add_all(charges)
+        assert ledger.total() == from_units(40 * (10**38 - 1))
+        assert to_units(ledger.total()) == 40 * (10**38 - 1)
+
+
+def test_a_time_without_a_zone_is_refused(url: str) -> None:
+    with Ledger.open(url) as ledger, pytest.raises(UserError, match=r"since .* no time zone"):
+        ledger.grouped(since=datetime(2026, 11, 1))
+
+
+def test_sqlite_neither_sorts_nor_looks_up(tmp_path: object) -> None:
+    """What makes a month's report of a million charges a matter of a second."""
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        seen: list[str] = []
+        from sqlalchemy import event
+
+        def explain(_c: object, cursor: object, statement: str, given: object, *_: object) -> None:
+            seen.extend(
+                row[3]
+                for row in ledger._engine.raw_connection().execute(
+                    f"EXPLAIN QUERY PLAN {statement}", given
+                )
+            )
+
+        event.listen(ledger._engine, "before_cursor_execute", explain)
+        ledger.grouped(since=START, until=START + timedelta(days=30))
+    assert any("USING COVERING INDEX ix_charges_sums" in line for line in seen)
+    assert not any("TEMP B-TREE" in line for line in seen)
+
+
+@given(st.integers(-(10**38) + 1, 10**38 - 1))
+def test_halves_are_of_64_bits_and_give_the_number_back(units: int) -> None:
+    high, low = halves(Decimal(units).scaleb(-18, Context(prec=60)))
+    assert -(2**63) <= low < 2**63 and -(2**63) <= high < 2**63
+    assert (high << 64) + low == units
+
+
+def test_sums_of_a_group_and_their_parts_agree(url: str) -> None:
+    """Whatever is asked, the parts add up to the whole to the last digit."""
+    with Ledger.open(url) as ledger:
+        ledger.add_all(MANY)
+        whole = ledger.total()
+        cuts = [START + timedelta(seconds=s) for s in (100, 333, 600)]
+        spans = zip([None, *cuts], [*cuts, None], strict=True)
+        parts = [g.amount_usd for a, b in spans for g in ledger.grouped(since=a, until=b)]
+    assert total_usd(parts) == whole == total_usd(c.amount_usd for c in MANY)
+    assert not math.isclose(float(whole), 0)

@@ -1,0 +1,89 @@
+"""The ledger's tables are made and changed here, by Alembic, when a ledger is opened.
+
+To change them, write a new revision; one that was released is never edited:
+
+1. Copy the newest file of `versions/` to `r0003_what_changes.py`; set `revision = "0003"` and
+   `down_revision = "0002"`. There is no way back, so a revision has no `downgrade`.
+2. Write `upgrade()` with `alembic.op`, for SQLite and PostgreSQL. It carries over every row that is
+   there. It runs in one transaction with all else that is due, so it is done or it never was; it
+   opens and commits nothing itself. It imports nothing that may change, such as `costs/tables.py`:
+   what it needs of it, it copies.
+3. Tables are append only: `append_only.py` makes a new one so. On SQLite, changing a column means a
+   new table, its rows, and the old one's name (`r0002_groups.py`); a dropped table takes its
+   indexes and triggers with it.
+4. Change `costs/tables.py` to match, and `REVISION` in `costs/database.py`.
+5. `tests/costs/test_migrations.py` compares tables with revisions and opens ledgers of earlier
+   ones: give it one of the revision before yours (`tests/data/ledger-0001.*.sql` for instance).
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from turbo_vaed.costs.database import UPGRADE_SECONDS, VERSION_TABLE, current_revision, writing
+from turbo_vaed.errors import UserError
+
+_FIRST = "0001"
+_FIRST_COLUMNS = frozenset(
+    (
+        *("key", "run", "customer", "stage", "resource", "market", "quantity", "unit"),
+        *("unit_price_usd", "amount_usd", "started_at", "ended_at", "useful", "price_source"),
+    )
+)
+"""Of `charges`, as ledgers had them before there were migrations."""
+_LOCK = 7_260_495_122_026
+"""PostgreSQL's advisory lock for upgrades of a ledger: any number that nobody else takes."""
+_alone = threading.Lock()  # Alembic's `op` is one per process
+
+
+def upgrade(engine: sa.Engine) -> None:
+    """Bring a database to the newest revision, in one transaction and one process at a time.
+
+    A ledger of before there were migrations is taken as the first revision.
+
+    Raises:
+        UserError: its revision is not one of ours, or a table `charges` is somebody else's.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    with _alone, writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{UPGRADE_SECONDS:.0f}s'")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        config.attributes["connection"] = connection
+        found = current_revision(connection)
+        shown = engine.url.render_as_string(hide_password=True)
+        if found is None and sa.inspect(connection).has_table("charges"):
+            _check_first(connection, shown)
+            command.stamp(config, _FIRST)
+        elif found is not None:
+            _check_known(found, ScriptDirectory.from_config(config), shown)
+        command.upgrade(config, "head")
+
+
+def _check_first(connection: sa.Connection, shown: str) -> None:
+    found = {column["name"] for column in sa.inspect(connection).get_columns("charges")}
+    if found != _FIRST_COLUMNS:
+        missing = ", ".join(sorted(_FIRST_COLUMNS - found)) or "none"
+        unknown = ", ".join(sorted(found - _FIRST_COLUMNS)) or "none"
+        raise UserError(
+            f"{shown} holds a table `charges` that is no ledger's (columns missing: {missing}; "
+            f"unknown: {unknown}) and no table {VERSION_TABLE}; set TURBO_VAED_LEDGER_URL to a "
+            "database of its own"
+        )
+
+
+def _check_known(found: str, scripts: ScriptDirectory, shown: str) -> None:
+    known = [script.revision for script in scripts.walk_revisions()]
+    if found not in known:
+        raise UserError(
+            f"the ledger {shown} is at revision {found}, which this version of turbo-vaed does not "
+            f"know (it knows up to {known[0]}): a newer one made it; install that, or set "
+            "TURBO_VAED_LEDGER_URL to another ledger"
+        )
