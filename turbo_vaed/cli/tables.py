@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Format = Annotated[
@@ -25,5 +26,5 @@ def show(rows: Sequence[Mapping[str, Any]], form: str, title: str) -> None:
     for column in rows[0] if rows else ():
         table.add_column(column.replace("_", " "))
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
     Console().print(table if rows else f"{title}: none")

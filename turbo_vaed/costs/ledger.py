@@ -160,11 +160,27 @@ class Ledger:
                         raise
         raise AssertionError("unreachable")
 
-    def charges(self, *, run: str | None = None, customer: str | None = None) -> tuple[Charge, ...]:
-        """The charges of a run, of a customer, of both, or all; by start, end and key."""
+    def charges(
+        self,
+        *,
+        run: str | None = None,
+        customer: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> tuple[Charge, ...]:
+        """The charges of a run, of a customer, of both, or all; by start, end and key.
+
+        Args:
+            since, until: aware times; what ended before the one or began at or after the other
+                is left out.
+        """
         query = sa.select(*(CHARGES.c[name] for name in _CONTENT)).order_by(
             CHARGES.c.started_at, CHARGES.c.ended_at, CHARGES.c.key
         )
+        if since is not None:
+            query = query.where(CHARGES.c.ended_at >= since)
+        if until is not None:
+            query = query.where(CHARGES.c.started_at < until)
         with talking(self._engine.url), self._engine.connect() as connection:
             rows = connection.execute(_narrow(query, run, customer)).mappings().all()
         return tuple(Charge(**row) for row in rows)
