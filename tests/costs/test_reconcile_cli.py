@@ -114,6 +114,15 @@ def test_all_rows(call: Call, explorer: Explorer) -> None:
     assert out.count("agrees") == 2 and "of-another-month" not in out
 
 
+def test_a_narrow_terminal_cuts_no_name_short(
+    call: Call, explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    explorer.answers(march(group("9", "a" * 48, "q" * 61)))
+    _, out, _ = call("--month", "2024-03")
+    assert out.count("q") == 61
+
+
 def test_json(call: Call, explorer: Explorer) -> None:
     explorer.answers(march(group("50"), group("11.10", "zeta", "zeta-1")))
     code, out, _ = call("--month", "2024-03", "--format", "json")

@@ -280,8 +280,8 @@ def table(found: Reconciliation, *, every_row: bool) -> list[dict[str, str]]:
             "ledger": format_usd(row.ledger_usd),
             "bill": format_usd(row.bill_usd),
             "difference": format_usd(row.difference_usd),
-            "percent": "" if row.difference_percent is None else plain(row.difference_percent),
-            "what": row.what + " *" * bool(row.note),
+            "%": "" if row.difference_percent is None else plain(row.difference_percent),
+            "what": row.what + "*" * bool(row.note),
         }
         for row in shown
     ]
@@ -293,7 +293,7 @@ def table(found: Reconciliation, *, every_row: bool) -> list[dict[str, str]]:
                 "ledger": format_usd(found.ledger_usd),
                 "bill": format_usd(found.bill_usd),
                 "difference": format_usd(found.difference_usd),
-                "percent": "",
+                "%": "",
                 "what": "",
             }
         )
