@@ -18,7 +18,7 @@ from turbo_vaed.errors import UserError
 
 MIDNIGHT = datetime(2026, 12, 1, tzinfo=UTC)
 DECEMBER = Month(year=2026, number=12)
-AMOUNTS = st.decimals(min_value="-1e19", max_value="1e19", places=18)
+AMOUNTS = st.decimals(min_value="-1e9", max_value="1e9", places=18)
 MOMENTS = st.datetimes(datetime(2026, 9, 1), datetime(2027, 3, 1), timezones=st.just(UTC))
 SPANS = st.timedeltas(timedelta(0), timedelta(days=150))
 
