@@ -39,6 +39,41 @@ def cost_report(customer: Customer, form: Format = "table") -> None:
     show(rows, form, f"costs of {customer}")
 
 
+@app.command("reconcile")
+def reconcile_bill(
+    month: Annotated[str, typer.Option("--month", help="YYYY-MM, in UTC as AWS bills")],
+    all_rows: Annotated[bool, typer.Option("--all", help="also the runs that agree")] = False,
+    form: Format = "table",
+) -> None:
+    """Compare the ledger with AWS' bill of a month, by customer and run; change neither.
+
+    Tells every difference above 1 % of the bill or 0.50 USD, and returns 1 where there is one.
+    AWS charges 0.01 USD for each page that Cost Explorer is asked for; nothing is booked.
+    """
+    from turbo_vaed.costs import Ledger
+    from turbo_vaed.costs.bill import month_bill
+    from turbo_vaed.costs.months import Month
+    from turbo_vaed.costs.reconcile import document, not_billed, reconcile, remarks, table
+
+    wanted = Month.parse(month)
+    with Ledger.open(Settings.from_environment().ledger_url) as ledger:
+        charges = ledger.charges(since=wanted.begins, until=wanted.ends)
+    found = reconcile(charges, month_bill(wanted))
+    if form == "json":
+        print(json.dumps(document(found, every_row=all_rows)))
+    else:
+        print("\n".join([f"{found.sentence}.", *found.caveats]))
+        rows = table(found, every_row=all_rows)
+        if rows:
+            show(rows, form, f"ledger and bill of {wanted}")
+        if all_rows:
+            show(not_billed(found), form, "not billed by AWS: market local")
+        for remark in remarks(found):
+            print(remark)
+    if found.differing:
+        raise typer.Exit(1)
+
+
 @app.command("simulate")
 def simulate_budgets(
     traces: Annotated[int, typer.Option("--traces", min=1, help="random markets")] = 10_000,

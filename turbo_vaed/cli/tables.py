@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Format = Annotated[
@@ -23,7 +24,7 @@ def show(rows: Sequence[Mapping[str, Any]], form: str, title: str) -> None:
         return
     table = Table(title=title, title_justify="left")
     for column in rows[0] if rows else ():
-        table.add_column(column.replace("_", " "))
+        table.add_column(column.replace("_", " "), overflow="fold")  # a name is never cut short
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
     Console().print(table if rows else f"{title}: none")

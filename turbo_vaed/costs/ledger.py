@@ -197,14 +197,30 @@ class Ledger:
             )
             return added.rowcount
 
-    def charges(self, *, run: str | None = None, customer: str | None = None) -> tuple[Charge, ...]:
-        """The charges of a run, of a customer, of both, or all; by start, end and key."""
+    def charges(
+        self,
+        *,
+        run: str | None = None,
+        customer: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> tuple[Charge, ...]:
+        """The charges of a run, of a customer, of both, or all; by start, end and key.
+
+        Args:
+            since, until: aware times; what ended before the one or began at or after the other
+                is left out.
+        """
         query = sa.select(*(CHARGES.c[name] for name in _CONTENT)).order_by(
             CHARGES.c.started_at, CHARGES.c.ended_at, CHARGES.c.key
         )
         if run is not None or customer is not None:
             groups = _narrow(sa.select(CHARGE_GROUPS.c.id), run, customer)
             query = query.where(CHARGES.c.group_id.in_(groups))
+        if since is not None:
+            query = query.where(CHARGES.c.ended_at >= since)
+        if until is not None:
+            query = query.where(CHARGES.c.started_at < until)
         with talking(self._engine.url), self._engine.connect() as connection:
             rows = connection.execute(query).mappings().all()
         return tuple(Charge(**row) for row in rows)

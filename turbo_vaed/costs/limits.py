@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from turbo_vaed.costs.ledger import Ledger
 from turbo_vaed.costs.money import format_usd, total_usd
+from turbo_vaed.costs.months import Month
 from turbo_vaed.errors import BudgetRefused
 
 
@@ -30,20 +31,6 @@ class Allowance:
     """The limit that is nearest, in words."""
 
 
-def month_of(at: datetime) -> tuple[datetime, datetime]:
-    """The first moment of a month in UTC, and of the next.
-
-    Raises:
-        ValueError: `at` has no time zone.
-    """
-    if at.utcoffset() is None:
-        raise ValueError(f"{at} has no time zone")
-    at = at.astimezone(UTC)
-    first = datetime(at.year, at.month, 1, tzinfo=UTC)
-    years, month = divmod(at.month, 12)
-    return first, datetime(at.year + years, month + 1, 1, tzinfo=UTC)
-
-
 def allowance(
     ledger: Ledger, limits: Limits, *, run: str, customer: str, at: datetime
 ) -> Allowance:
@@ -56,7 +43,8 @@ def allowance(
     Raises:
         Unreachable: the ledger cannot be read.
     """
-    since, until = month_of(at)
+    month = Month.of(at)
+    since, until = month.begins, month.ends
 
     def spent(**selection: Any) -> Decimal:
         return total_usd(group.amount_usd for group in ledger.grouped(**selection))
@@ -71,7 +59,7 @@ def allowance(
         if limit is not None:
             others = spent(customer=who, since=since, until=until) - in_month
             told = (
-                f"{key} of {format_usd(limit)} in {since:%Y-%m}, of which other runs have spent "
+                f"{key} of {format_usd(limit)} in {month}, of which other runs have spent "
                 f"{format_usd(others)}"
             )
             found.append((limit - others + earlier, told))

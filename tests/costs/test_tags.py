@@ -1,0 +1,70 @@
+"""Tags: what AWS would refuse is refused here, and both forms say the same."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl
+
+import boto3
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_vaed.costs.tags import check_tag, ec2_tags, resource_tags, s3_tagging
+from turbo_vaed.errors import UserError
+
+TAGS = {
+    "turbo-vaed:project": "turbo-vaed",
+    "turbo-vaed:customer": "acme",
+    "turbo-vaed:run": "acme-3f9c2a71b04d",
+    "turbo-vaed:stage": "distill",
+}
+
+
+def test_the_tags_of_a_stage() -> None:
+    assert resource_tags(run="acme-3f9c2a71b04d", customer="acme", stage="distill") == TAGS
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"customer": "a/b"}, "customer name 'a/b' is not allowed"),
+        ({"customer": ""}, "customer name"),
+        ({"run": ""}, "turbo-vaed:run.*expected 1 to 256"),
+        ({"run": "x" * 257}, "257 characters"),
+        ({"run": " x"}, "without spaces around"),
+        ({"run": "a$b"}, "allowed are"),
+        ({"run": "a\nb"}, "allowed are"),
+        ({"stage": "a&b"}, "turbo-vaed:stage.*allowed are"),
+    ],
+)
+def test_what_aws_does_not_take_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        resource_tags(**{"run": "r", "customer": "acme", "stage": "clip", **changes})
+
+
+@pytest.mark.parametrize("key", ["", "aws:run", "AWS:run", "k" * 129, "a*b"])
+def test_keys_that_aws_does_not_take(key: str) -> None:
+    with pytest.raises(UserError, match="tag"):
+        check_tag(key, "value")
+
+
+def test_the_longest_that_aws_takes() -> None:
+    check_tag("k" * 128, "v" * 256)
+
+
+@given(st.text("abcÄ7 _.:/=+-@", min_size=1, max_size=40).filter(lambda t: t == t.strip()))
+def test_both_forms_keep_every_character(run: str) -> None:
+    tags = resource_tags(run=run, customer="acme", stage="clip")
+    assert {tag["Key"]: tag["Value"] for tag in ec2_tags(tags)} == tags
+    assert dict(parse_qsl(s3_tagging(tags), strict_parsing=True)) == tags
+
+
+def test_s3_takes_both_forms(s3_url: str) -> None:
+    s3, bucket = boto3.client("s3"), s3_url.split("/")[2]
+    tags = resource_tags(run="a b+c=d", customer="acme", stage="distill")
+    s3.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": ec2_tags(tags)})
+    s3.put_object(Bucket=bucket, Key="x", Body=b"x", Tagging=s3_tagging(tags))
+    kept = s3.get_bucket_tagging(Bucket=bucket), s3.get_object_tagging(Bucket=bucket, Key="x")
+    for found in kept:
+        assert {tag["Key"]: tag["Value"] for tag in found["TagSet"]} == tags
