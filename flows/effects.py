@@ -23,6 +23,7 @@ from turbo_vaed.settings import Settings
 from turbo_vaed.stages.estimates import estimate_run
 from turbo_vaed.stages.fit import student_config
 from turbo_vaed.stages.prices import limits_of, price_in_words, price_of
+from turbo_vaed.stages.storage import book_storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +185,7 @@ def report(
     """Write work/CUSTOMER/report/report.html of what was reached."""
     params = poc.params
     with Ledger.open(settings.ledger_url) as ledger:
+        book_storage(poc, ledger, run=run.run_id, began=run.started_at, ended=datetime.now(UTC))
         costs = summarise(ledger, run.run_id, params.budget.run_usd)
     context = collect(
         poc.work,

@@ -66,6 +66,8 @@ class PriceParams:
     cluster_usd_per_hour: Annotated[Money, Field(ge=0)] | None
     """USD per hour of all nodes of the Ray cluster in RAY_ADDRESS together; null: each node by its
     labels, at its EC2 price."""
+    storage_usd_per_gb_month: Annotated[Money, Field(ge=0)]
+    """USD for 1e9 bytes of disk for 30 days: of clips, latents, targets and checkpoints."""
     quote_hours: Positive
     """An EC2 price that was read longer ago is read again."""
     candidates: tuple[CandidateParams, ...]
