@@ -80,7 +80,7 @@ def test_resumed_equals_uninterrupted(make_job, tmp_path, recipe):
     assert resumed.last.step == whole.last.step == 6
     assert_same(whole.last.student, resumed.last.student)
     assert_same(whole.last.ema, resumed.last.ema)
-    times = ("at", "seconds", "step_seconds", "spent_usd")
+    times = ("at", "seconds", "step_seconds", "spent_usd", "step_usd")
     for a, b in zip(whole.last.history, resumed.last.history, strict=True):
         assert {k: v for k, v in a.items() if k not in times} == {
             k: v for k, v in b.items() if k not in times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from turbo_vaed.costs.money import plain
 from turbo_vaed.distill.checkpoint import Checkpoint
 from turbo_vaed.distill.job import Job
+from turbo_vaed.distill.stopping import GOOD_ENOUGH, good_enough
 from turbo_vaed.distill.store import Store
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
 
@@ -43,12 +46,14 @@ class Distilled:
 
 
 def distill(job: Job, *, storage: str, take: Callable[[dict[str, Any]], None]) -> Distilled:
-    """Run a job to its end or its budget, on as many workers as there are, within its bounds.
+    """Run a job to its end, its budget or until its student is good enough, on as many workers as
+    there are, within its bounds.
 
     Args:
         job: what the workers are told.
         storage: folder or URL (`s3://bucket/prefix`) for checkpoints, which every worker reaches;
-            a run of the same job that was interrupted goes on from the newest whole one in it.
+            a run of the same job that was interrupted goes on from the newest whole one in it,
+            and so does one that was good enough by other limits.
         take: gets rank 0's events, in order, from one thread.
 
     Raises:
@@ -59,7 +64,7 @@ def distill(job: Job, *, storage: str, take: Callable[[dict[str, Any]], None]) -
     storage = storage.rstrip("/")
     store = Store(f"{storage}/{job.name}", keep=job.params.keep_checkpoints)
     found = store.newest(on_bad=lambda text: None)  # the workers look again, and tell
-    if found is None or found[1].stopped != "finished":
+    if found is None or not is_complete(found[1], job):
         _fit(job, store, take, storage)
         found = store.newest(on_bad=lambda text: None)
     if found is None or found[1].stopped == "running":
@@ -71,7 +76,18 @@ def distill(job: Job, *, storage: str, take: Callable[[dict[str, Any]], None]) -
             f"distillation diverged: {state.reason}; lower distill.learning_rate in params.yaml "
             f"(it is {job.params.learning_rate:g})"
         )
+    if state.stopped == GOOD_ENOUGH:  # by the limits as they are now, which may be other ones
+        still = good_enough(job, state.history, best_psnr=state.best_psnr)
+        state = dataclasses.replace(state, reason=still.reason if still else state.reason)
     return Distilled(checkpoint=state, store=store)
+
+
+def is_complete(state: Checkpoint, job: Job) -> bool:
+    """Whether nothing is left to train: all steps are done, or the student is good enough by the
+    limits of the job, whatever they were when it stopped."""
+    if state.stopped == GOOD_ENOUGH:
+        return good_enough(job, state.history, best_psnr=state.best_psnr) is not None
+    return state.stopped == "finished"
 
 
 def _fit(job: Job, store: Store, take: Callable[[dict[str, Any]], None], storage: str) -> None:
@@ -227,7 +243,7 @@ def write_student(
     """
     from turbo_vaed.models import TurboVaedDecoder
 
-    state = done.checkpoint
+    state, limit = done.checkpoint, job.params.stop_usd_per_tenth_db
     decoder = TurboVaedDecoder(job.student)
     decoder.load_state_dict(state.best)
     decoder.save_pretrained(folder / "student")
@@ -246,6 +262,8 @@ def write_student(
         "recipe": recipe(job),
         "targets": {"mode": job.plan.mode, "reason": job.plan.reason, **job.plan.figures},
         "spent_usd": state.spent_usd,
+        "target_psnr": None if job.target is None else job.target.psnr,
+        "limit_usd_per_tenth_db": None if limit is None else plain(limit),
         **followed,
     }
     (folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
