@@ -139,10 +139,13 @@ def test_noise_keeps_no_run_from_its_end() -> None:
     assert sum(any(asked(draw[:n]) for n in range(41)) for draw in flat) == 100
 
 
-def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
-    dear_end = [(Decimal(n), 25 + min(n, 2000) * 0.5) for n in range(6000)]
-    assert trend(dear_end) == 0
-    assert trend([(Decimal(n), n * 0.5) for n in range(6000)]) == pytest.approx(Decimal("0.5"))
+def test_a_long_curve_is_thinned_and_its_last_third_is_seen() -> None:
+    def rising_to(top: int) -> Curve:
+        return [(Decimal(n), 25 + min(n, top) * 0.5) for n in range(6000)]
+
+    assert trend(rising_to(2000)) == 0
+    assert trend(rising_to(5900)) == pytest.approx(Decimal("0.5"))
+    assert trend([*rising_to(3990)[:-1], (Decimal(5999), 99999.0)]) == 0
 
 
 def test_what_costs_nothing_is_never_too_dear() -> None:
