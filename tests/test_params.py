@@ -29,6 +29,8 @@ def test_the_shipped_file_is_valid_for_every_customer_and_use_case(document):
         document["customers"]["demo"]["use_case"] = use_case
         assert load(document).use_case == use_case
     assert load(document).budget.run_usd == Decimal(95)
+    assert load(document).distill.stop_psnr_margin_db is None  # all planned steps, unless asked
+    assert load(document).distill.stop_usd_per_tenth_db is None
     assert load(document).thresholds.needs_approval is True
 
 
@@ -43,7 +45,9 @@ def test_a_customer_overrides_any_leaf_and_no_other(document):
 
 def test_money_keeps_the_digits_that_were_typed(document):
     document["customers"]["demo"]["budget"] = {"run_usd": 0.1}
+    document["customers"]["demo"]["distill"] = {"stop_usd_per_tenth_db": 0.1}
     assert load(document).budget.run_usd == Decimal("0.1")
+    assert load(document).distill.stop_usd_per_tenth_db == Decimal("0.1")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,8 @@ def test_money_keeps_the_digits_that_were_typed(document):
         (("distill", "steps"), "many", ["distill.steps", "'many'"]),
         (("distill", "steps"), 2.5, ["distill.steps", "2.5"]),
         (("distill", "batch_size"), 1, ["batch_size 1", "workers 2"]),
+        (("distill", "stop_psnr_margin_db"), -0.5, ["distill.stop_psnr_margin_db", "found -0.5"]),
+        (("distill", "stop_usd_per_tenth_db"), 0, ["distill.stop_usd_per_tenth_db", "found 0"]),
         (("distill", "min_workers"), 3, ["min_workers 3", "workers 2"]),
         (("distill", "perceptual"), "lpips", ["perceptual_weights", "ms-ssim need none"]),
         (("clip", "size"), 8, ["clip.size", "32"]),

@@ -198,6 +198,11 @@ def judge(
     )
 
 
+def least_psnr_db(thresholds: UseCase, teacher_psnr_db: float) -> float:
+    """The mean PSNR that both checks of it ask for, where the teacher has so many dB."""
+    return max(thresholds.min_psnr, thresholds.min_psnr_retention * teacher_psnr_db)
+
+
 def write_verdict(verdict: Verdict, folder: Path) -> Path:
     """Write `folder/verdict.json`, in full or not at all."""
     path = folder / VERDICT_NAME

@@ -151,6 +151,8 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
             "validate_every": 3,
             "precision": "fp32",
             "seed": 1,
+            "stop_psnr_margin_db": None,
+            "stop_usd_per_tenth_db": None,
         }
         return Job(
             clips=str(clips),

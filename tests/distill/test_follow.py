@@ -166,10 +166,11 @@ def test_a_finished_run_is_left_for_the_next_one_and_wastes_nothing(path, clock)
     assert books.wasted == [] and following.summary()["restarts"] == []
 
 
-def test_a_run_that_the_budget_stopped_goes_on_without_waste(path, clock) -> None:
+@pytest.mark.parametrize("stopped", ["budget", "good enough"])
+def test_a_run_that_was_stopped_goes_on_without_waste(path, clock, stopped) -> None:
     books = Books()
     killed(path, books, clock, [start(0), *steps(1, 5, at=1),
-                                {**END, "stopped": "budget", "step": 5, "at": T0 + 6}])  # fmt: skip
+                                {**END, "stopped": stopped, "step": 5, "at": T0 + 6}])  # fmt: skip
     clock.now = T0 + 100
     with follower(path, books.tracker()) as following:
         following.take(start(110, resumed_from=5))
@@ -277,7 +278,9 @@ def test_a_run_in_a_line(path, clock, capsys) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("stopped", "kept"), [("budget", 9.0), ("diverged", 1.0)])
+@pytest.mark.parametrize(
+    ("stopped", "kept"), [("budget", 9.0), ("good enough", 9.0), ("diverged", 1.0)]
+)
 def test_of_a_diverged_run_nothing_is_kept(path, clock, stopped, kept) -> None:
     """Its checkpoints are removed: what they were paid for is wasted."""
     moments: list[float] = []

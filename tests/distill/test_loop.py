@@ -16,6 +16,7 @@ import zarr
 from turbo_vaed.distill import loop as loop_module
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.optimizer import learning_rate
+from turbo_vaed.distill.stopping import Target
 from turbo_vaed.distill.store import Store
 
 
@@ -80,7 +81,7 @@ def test_resumed_equals_uninterrupted(make_job, tmp_path, recipe):
     assert resumed.last.step == whole.last.step == 6
     assert_same(whole.last.student, resumed.last.student)
     assert_same(whole.last.ema, resumed.last.ema)
-    times = ("at", "seconds", "step_seconds", "spent_usd")
+    times = ("at", "seconds", "step_seconds", "spent_usd", "step_usd")
     for a, b in zip(whole.last.history, resumed.last.history, strict=True):
         assert {k: v for k, v in a.items() if k not in times} == {
             k: v for k, v in b.items() if k not in times
@@ -162,6 +163,102 @@ def test_budget_stops_on_the_way_keeps_what_was_paid_for_and_goes_on_with_more(
     assert warned[-1] == last.step
     more = Run(make_job(steps=last.step + 2, **long), resume=last)
     assert (more.last.stopped, more.last.step) == ("finished", last.step + 2)
+
+
+QUICK = {
+    "steps": 40, "validate_every": 10, "checkpoint_every": 10, "learning_rate": 1e-3,
+    "ema_decay": 0.9, "stop_psnr_margin_db": 0.5,
+}  # fmt: skip
+
+
+def aimed(job, psnr):
+    return dataclasses.replace(job, target=Target(psnr=psnr, said=f"{psnr:.2f} dB"))
+
+
+@pytest.fixture
+def enough_at_20(make_job):
+    """A run of 40 steps, a job that has enough with what it reaches at 20, and that job's run."""
+    whole = Run(make_job(**QUICK))
+    psnr = {row["step"]: row["val_psnr"] for row in whole.last.history if "val_psnr" in row}
+    assert psnr[10] < psnr[20]
+    job = aimed(make_job(**QUICK), psnr[20])
+    return whole, job, Run(job)
+
+
+def test_a_run_stops_with_the_validation_that_is_good_enough(enough_at_20):
+    whole, _, run = enough_at_20
+    last, (end,) = run.last, run.told("end")
+    assert (last.stopped, last.step, last.best_step) == ("good enough", 20, 20)
+    assert (
+        last.reason
+        == end["reason"]
+        == (f"validation PSNR {last.best_psnr:.2f} dB reaches {last.best_psnr:.2f} dB")
+    )
+    assert (end["stopped"], end["step"]) == ("good enough", 20)
+    assert_same(last.student, whole.states[1].student)  # on the planned schedule
+    rates = [row["learning_rate"] for row in whole.last.history[:20]]
+    assert [row["learning_rate"] for row in last.history] == rates
+
+
+def test_a_resumed_run_stops_where_the_uninterrupted_one_does(enough_at_20):
+    _, job, run = enough_at_20
+    assert [state.step for state in run.states] == [10, 20, 20]
+    for state in run.states[:2]:  # the second has the validation, and not yet the word on it
+        assert state.stopped == "running"
+        resumed = Run(job, resume=state)
+        assert (resumed.last.stopped, resumed.last.step) == ("good enough", 20)
+        assert resumed.last.reason == run.last.reason
+        assert_same(resumed.last.student, run.last.student)
+
+
+def test_with_looser_limits_a_run_goes_on_to_what_it_would_have_become(enough_at_20, make_job):
+    whole, job, run = enough_at_20
+    assert not Run(job, resume=run.last).told("step")
+    more = Run(make_job(**QUICK | {"stop_psnr_margin_db": None}), resume=run.last)
+    assert (more.last.stopped, more.last.step) == ("finished", 40)
+    assert_same(more.last.student, whole.last.student)
+
+
+def test_a_start_that_is_good_enough_is_not_trained(make_job):
+    run = Run(aimed(make_job(), -100.0))
+    assert (run.last.stopped, run.last.step) == ("good enough", 0)
+    assert run.last.best and not run.told("step")
+
+
+def test_a_budget_that_is_spent_comes_first(make_job):
+    run = Run(aimed(make_job(budget_usd="0.000001", usd_per_hour="100"), -100.0))
+    assert (run.last.stopped, run.last.step) == ("budget", 0)
+
+
+def test_a_run_stops_where_dollars_bring_nothing(make_job, monkeypatch):
+    """A dollar each time somebody asks. Six validations after the tenth that does not count."""
+    job = make_job(
+        steps=100, validate_every=1, checkpoint_every=100, learning_rate=1e-12, budget_usd="9999",
+        stop_usd_per_tenth_db="5",
+    )  # fmt: skip
+    asked = itertools.count(1)
+    monkeypatch.setattr(type(job), "spent_now", lambda self: Decimal(next(asked)))
+    last = Run(job).last
+    assert (last.stopped, last.step) == ("good enough", 16)
+    assert "more than the limit of $5.00" in last.reason or "bring nothing" in last.reason
+
+
+def test_what_lies_between_two_runs_is_no_price_of_quality(make_job, monkeypatch):
+    """Nor does a later run that has spent less make it cheaper."""
+    job = make_job(steps=6, checkpoint_every=3, budget_usd="9999")
+
+    def spent(first):
+        asked = itertools.count(first)
+        monkeypatch.setattr(type(job), "spent_now", lambda self: Decimal(next(asked)))
+
+    spent(100)
+    state = Run(job).states[0]
+    for first in (5000, 1):
+        spent(first)
+        resumed = Run(job, resume=state)
+        assert [row["step"] for row in resumed.last.history] == [1, 2, 3, 4, 5, 6]
+        # A step asks twice; after the third a checkpoint does too, but of a resumed run.
+        assert {float(row["step_usd"]) for row in resumed.last.history} <= {2.0, 3.0}
 
 
 def test_a_loss_that_stays_infinite_ends_the_run(make_job):
@@ -286,5 +383,7 @@ def test_missing_latents_are_named(make_job):
 def test_a_job_is_found_again_by_what_it_computes_and_not_how(make_job):
     name = make_job().name
     assert make_job(workers=2, micro_batch=1, checkpoint_every=50).name == name
+    assert make_job(stop_psnr_margin_db=0.5, stop_usd_per_tenth_db="0.01").name == name
+    assert aimed(make_job(), 30.0).name == name
     assert make_job(learning_rate=2e-3).name != name
     assert make_job(seed=2).name != name

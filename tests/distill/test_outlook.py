@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_vaed.distill.outlook import seconds_left, usd_per_tenth_db
+from turbo_vaed.distill.outlook import seconds_left, spent_in_all, usd_per_tenth_db
 
 usd = st.decimals("0", "95", places=6)
 validations = st.lists(st.tuples(usd, st.floats(10, 50)), max_size=12).map(
@@ -25,6 +25,14 @@ def test_the_price_of_quality() -> None:
     later = [*known, *[(Decimal(n), 30.5) for n in range(1, 6)]]
     assert usd_per_tenth_db(later) is None  # the gain lies too far back
     assert usd_per_tenth_db([(Decimal(0), float("nan")), *known[:2]]) == usd_per_tenth_db(known[:2])
+
+
+def test_a_run_that_goes_on_from_an_earlier_one_is_not_paid_back() -> None:
+    spent = [Decimal(text) for text in ("0.04", "0.05", "0.01", "0.02", "0.005")]
+    in_all = [Decimal(text) for text in ("0.04", "0.05", "0.06", "0.07", "0.075")]
+    assert spent_in_all(spent) == in_all
+    known = list(zip(spent, (30.0, 30.1, 30.2, 30.3, 30.5), strict=True))
+    assert usd_per_tenth_db(known) == pytest.approx(Decimal("0.007"))
 
 
 @given(validations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import socket
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from turbo_vaed.distill.loop import Loop
+from turbo_vaed.distill.stopping import Target
 
 
 def run(job, rank=0, world=1):
@@ -31,7 +33,8 @@ def work(rank: int, port: int, job, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     state = run(job, rank, 2)
     if state is not None:
-        torch.save({"student": state.student, "ema": state.ema}, Path(folder) / f"{rank}.pt")
+        kept = {name: getattr(state, name) for name in ("student", "ema", "stopped", "step")}
+        torch.save(kept, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -72,3 +75,14 @@ def test_two_workers_and_micro_batches_end_with_the_weights_of_one(make_job, tmp
     assert furthest(alone.ema, two["ema"]) < 1e-6
     untrained = run(make_job(**changes | {"learning_rate": 1e-12}, micro_batch=3))
     assert furthest(alone.student, untrained.student) > 1e-5  # it did move
+
+
+def test_all_workers_stop_where_the_first_finds_the_student_good_enough(make_job, tmp_path):
+    changes = {"steps": 20, "batch_size": 2, "learning_rate": 1e-3, "ema_decay": 0.9}
+    alone = run(make_job(**changes, validate_every=5, micro_batch=2))
+    psnr = [row["val_psnr"] for row in alone.history if "val_psnr" in row]
+    assert psnr[0] < psnr[1]
+    target = Target(psnr=(psnr[0] + psnr[1]) / 2, said="made up")
+    job = make_job(**changes, validate_every=5, micro_batch=2, workers=2)
+    two = on_two(dataclasses.replace(job, target=target), tmp_path)
+    assert (two["stopped"], two["step"]) == ("good enough", 10)

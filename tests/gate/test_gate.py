@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_vaed.errors import CorruptFile
-from turbo_vaed.gate import CHECK_NAMES, Evidence, judge, read_verdict, write_verdict
+from turbo_vaed.gate import CHECK_NAMES, Evidence, judge, least_psnr_db, read_verdict, write_verdict
 from turbo_vaed.params import UseCase
 
 THRESHOLDS = UseCase(
@@ -139,6 +139,15 @@ def test_a_comparison_with_nothing_fails(field, value):
 def test_a_near_miss_is_told_apart_from_its_limit():
     verdict = verdict_of(replace(GOOD, psnr_db=21.9999, teacher_psnr_db=22.0))
     assert "21.9999 dB misses the limit; at least 22 dB" in verdict.failed[0].reason
+
+
+@given(st.floats(15, 50), st.floats(0.5, 1.2), st.floats(15, 50), st.sampled_from([0.999, 1.001]))
+def test_the_least_psnr_is_where_both_checks_of_it_turn(teacher, retention, least, factor):
+    thresholds = replace(THRESHOLDS, min_psnr=least, min_psnr_retention=retention)
+    psnr = factor * least_psnr_db(thresholds, teacher)
+    verdict = verdict_of(replace(GOOD, psnr_db=psnr, teacher_psnr_db=teacher), thresholds)
+    fails = {"psnr", "psnr_retention"} & set(failed_names(verdict))
+    assert bool(fails) == (factor < 1)
 
 
 def test_needs_approval_comes_from_the_use_case():

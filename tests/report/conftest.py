@@ -78,6 +78,8 @@ def build_work(
     losses: Mapping[str, float] = MappingProxyType({}),
     warnings: Sequence[Mapping[str, Any]] = (),
     restarts: Sequence[Mapping[str, Any]] = (),
+    reason: str = "",
+    target_psnr: float | None = None,
 ) -> Path:
     """Every stage's outputs: the first two of every six clips are for training, one for val.
 
@@ -164,8 +166,9 @@ def build_work(
             row["val_psnr"] = 28.6 - 3.2 * np.exp(-row["step"] / 110)
     document("distill", "history.json", {
         "steps": steps, "stopped": stopped, "steps_done": done, "steps_planned": 400,
-        "reason": "" if stopped == "finished" else "$0.08 of $0.08 spent; the next step would "
-        "eat into the reserve.",
+        "reason": reason or ("all 400 steps done" if stopped == "finished" else
+                             "$0.08 of $0.08 spent; the next step would eat into the reserve."),
+        "target_psnr": target_psnr, "limit_usd_per_tenth_db": None,
         "best_step": done, "student_parameters": 1_038_211,
         "teacher_decoder_parameters": 4_512_003, "workers": 2, "precision": "bf16",
         "start": "linear", "usd_per_tenth_db": "0.00041",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from turbo_vaed.report import ReportContext, render
-from turbo_vaed.report.curves import curves
+from turbo_vaed.report import ReportContext, render, words
+from turbo_vaed.report.curves import Curve, curves
 from turbo_vaed.report.training import MOST_LISTED, training
 
 Gather = Callable[..., ReportContext]
@@ -29,6 +30,7 @@ def test_the_facts_of_a_run(work: Path, gather: Gather) -> None:
         "Teacher's targets": "cache: reading is 8 times as fast as the teacher",
         "The last 0.1 dB": "$0.00041",
         "Interruptions": "2: 7 steps computed again, 1 min 32 s and $0.002 wasted",
+        "End": "All 400 planned steps were done.",
     }
     assert found["warnings"] == ["Step 120, flicker: the error changes by 3.1 of 255"]
     assert found["restarts"] == [
@@ -82,3 +84,76 @@ def test_a_part_that_begins_late_is_drawn_from_there(work: Path, gather: Gather)
     lines = late.svg.split("<polyline")[1:]
     starts = [float(line.split('points="')[1].split(",")[0]) for line in lines]
     assert starts[2] - starts[0] > 250  # of 400 units
+
+
+WHY = "validation PSNR 27.52 dB reaches 27.50 dB: 27.00 dB that the gate asks for"
+
+
+@pytest.fixture(scope="module")
+def enough(tmp_path_factory, make_work: Callable[..., Path]) -> Path:
+    """A run that stopped after 120 of 400 steps, for the target that it had."""
+    return make_work(
+        tmp_path_factory.mktemp("enough") / "demo",
+        stopped="good enough", reason=WHY, target_psnr=27.5,
+    )  # fmt: skip
+
+
+def dollars(context: ReportContext) -> Curve:
+    return next(c for c in curves(context) if c.title == "Quality against dollars")
+
+
+def test_a_run_that_was_good_enough_says_why_and_is_no_failure(
+    enough: Path, gather: Gather
+) -> None:
+    context = gather(enough)
+    said = f"Stopped, good enough, after 120 of 400 planned steps: {WHY}."
+    assert dollars(context).note == said
+    assert dict(training(context)["facts"])["End"] == said
+    page = render(context)
+    assert page.count(said) == 2
+    assert words.headline(context).startswith("Ready to ship: the student keeps")
+    assert "stopped-early" not in page and "stopped early" not in page
+
+
+def test_quality_against_dollars_has_the_target_and_the_end(enough: Path, gather: Gather) -> None:
+    drawn = dollars(gather(enough))
+    assert [name for _, name in drawn.legend] == [
+        "student",
+        "good enough above",
+        "stopped, good enough",
+    ]
+    root = ElementTree.fromstring(str(drawn.svg))
+    target = next(e for e in root.iter("polyline") if "asked" in e.get("class", ""))
+    (left, level), (right, same) = (p.split(",") for p in target.get("points", "").split())
+    assert level == same and float(left) < float(right)
+    dots = [(e.get("class"), float(e.get("cx", "")), float(e.get("cy", "")))
+            for e in root.iter("circle")]  # fmt: skip
+    (end,) = [dot for dot in dots if "third" in dot[0]]
+    assert end[1:] == max(dot[1:] for dot in dots if "phone" in dot[0])  # the last validation
+    assert (left, right) == (str(min(dot[1] for dot in dots)), str(end[1]))
+    below = 28.6 - 3.2 * 2.718281828 ** (-120 / 110) < 27.5
+    assert (end[2] > float(level)) == below
+
+
+def test_where_no_quality_was_enough_there_is_no_line(calm: Path, gather: Gather) -> None:
+    drawn = dollars(gather(calm))
+    assert [name for _, name in drawn.legend] == ["student", "all steps done"]
+    assert drawn.note == "All 400 planned steps were done."
+
+
+def test_dollars_go_on_where_an_earlier_run_stopped(enough: Path, gather: Gather) -> None:
+    context = gather(enough)
+    assert context.history is not None
+    for row in context.history["steps"][100:]:
+        row["spent_usd"] = "0.0001"  # a new run
+    drawn = dollars(context)
+    places = [float(e.get("cx", "")) for e in ElementTree.fromstring(str(drawn.svg)).iter("circle")]
+    assert places == sorted(places)
+    assert "spent by the run and those before it (USD)" in drawn.svg
+
+
+def test_a_history_of_an_earlier_version_is_shown(calm: Path, gather: Gather) -> None:
+    context = gather(calm)
+    assert context.history is not None
+    del context.history["target_psnr"], context.history["reason"]
+    assert dollars(context).note == "All 400 planned steps were done."

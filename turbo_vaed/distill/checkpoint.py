@@ -30,7 +30,8 @@ class Checkpoint:
     """Unix seconds at which the run was at `step`: time after it is lost with what comes next."""
     spent_usd: str
     stopped: str
-    """`running`, `finished`, `budget` or `diverged`."""
+    """`running`, `finished`, `good enough`, `budget` or `diverged`."""
     reason: str
+    """Why, in words."""
     history: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[dict[str, Any]] = field(default_factory=list)

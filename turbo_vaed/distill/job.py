@@ -10,15 +10,17 @@ from decimal import Decimal
 from pathlib import Path
 
 from turbo_vaed.costs import Budget, per_second
+from turbo_vaed.distill.stopping import Target
 from turbo_vaed.distill.targets import TargetPlan
 from turbo_vaed.models import DecoderConfig
 from turbo_vaed.params import DistillParams
 
 _HOW = frozenset(
     ("workers", "min_workers", "micro_batch", "teacher_targets", "compile", "checkpoint_every",
-     "keep_checkpoints")
+     "keep_checkpoints", "stop_psnr_margin_db", "stop_usd_per_tenth_db")
 )  # fmt: skip
-"""Params that say how a student is computed and not which: a run goes on when they change."""
+"""Params that say how, or for how long, a student is computed and not which: a run goes on when
+they change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,8 @@ class Job:
     """By the run when the job was handed over, or when that was told last."""
     told_at: float
     """Unix seconds of that moment."""
+    target: Target | None = None
+    """What PSNR is enough; None where none is."""
 
     def spent_now(self) -> Decimal:
         """What the run has cost by now: what was told, and the time since at the highest price."""

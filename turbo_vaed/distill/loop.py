@@ -2,8 +2,8 @@
 
 Shapes: B batch, C latent channels, T frames, t latent frames, H W pixels.
 Every rank does the same steps, each on its part of the same batch; rank 0 alone saves and tells.
-A stop (budget, a loss that stays NaN) is agreed on by an all-reduce, saved and *returned* from:
-raising would be retried.
+A stop (budget, a student that is good enough, a loss that stays NaN) is agreed on by an all-reduce,
+saved and *returned* from: raising would be retried.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
+from decimal import Decimal
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from turbo_vaed.costs import decide, per_second
 from turbo_vaed.distill import health
 from turbo_vaed.distill.adversary import Adversary
 from turbo_vaed.distill.checkpoint import Checkpoint
@@ -28,9 +27,17 @@ from turbo_vaed.distill.data import Batch, Clips, Prefetcher
 from turbo_vaed.distill.job import Job, Paid
 from turbo_vaed.distill.linear_start import start_decoder
 from turbo_vaed.distill.losses import Weights, distillation_losses
-from turbo_vaed.distill.losses.perceptual import perceptual
+from turbo_vaed.distill.losses.perceptual import perceptual_of
 from turbo_vaed.distill.optimizer import Optimizer, learning_rate
-from turbo_vaed.distill.student import Student, averaged, averaging, bf16_pays
+from turbo_vaed.distill.stopping import CONTINUE, STOPPED, next_step
+from turbo_vaed.distill.student import (
+    Student,
+    averaged,
+    averaging,
+    bf16_pays,
+    is_to_compile,
+    update_ema,
+)
 from turbo_vaed.distill.targets import Recompute
 from turbo_vaed.distill.validation import Validation, validate
 from turbo_vaed.models import TurboVaedDecoder
@@ -40,11 +47,8 @@ Tell = Callable[[dict[str, Any]], None]
 Save = Callable[[Checkpoint], None]
 """Takes rank 0's checkpoints; it copies what it keeps."""
 
-CONTINUE, OUT_OF_BUDGET = 0, 1
 MOST_SKIPPED = 3
 """Steps in a row whose loss is not finite, each tried twice, before the run is given up."""
-COMPILE_STEPS = 500
-"""`compile: auto` on a GPU: it takes a minute or two, which fewer steps do not bring back."""
 _START_CLIPS = 54
 _ASK_SECONDS = 2.0
 """Between two questions whether a machine is to be taken away: every rank must join in."""
@@ -83,6 +87,7 @@ class Loop:
         self.precision = resume.precision if resume is not None else self._agreed_precision()
         self.step, self.skipped, self.best_step, self.best_psnr = 0, 0, 0, -math.inf
         self.validate_seconds = 0.0  # what the last one took
+        self.counted_usd = job.spent_now()  # by the run, up to the last step
         self.asked_at = time.monotonic()
         self.is_noticed = False
         self.budget_warning = ""  # rank 0's, once the warning share of the budget is spent
@@ -98,8 +103,10 @@ class Loop:
             start = self.data.read(places, params.crop)
             start_decoder(decoder, start.latents, start.source)
         self.student.to(device)
-        self.model = averaged(self._compiled(self.student))  # rank 0's weights are everybody's
-        self.perceptual = self._perceptual()
+        self.is_compiled = is_to_compile(params, device)
+        model: Any = torch.compile(self.student) if self.is_compiled else self.student
+        self.model = averaged(model)  # rank 0's weights are everybody's
+        self.perceptual = perceptual_of(params, device)
         self.weights = Weights(
             source=params.weight_source,
             teacher=params.weight_teacher,
@@ -125,23 +132,6 @@ class Loop:
         fp32 = self.job.params.precision == "fp32" or not bf16_pays(self.device)
         (fp32_anywhere,) = self._agree(int(fp32))
         return "fp32" if fp32_anywhere else "bf16"
-
-    def _compiled(self, student: Student) -> nn.Module:
-        """`torch.compile` where it was asked for or pays; see docs/decisions.md for a CPU."""
-        params, wanted = self.job.params, self.job.params.compile
-        pays = self.device.type == "cuda" and params.steps >= COMPILE_STEPS
-        # The adaptive weight asks for gradients of the last layer alone: of a compiled student it
-        # gets them by a whole backward pass, twice a step.
-        pays = pays and params.weight_adversarial == 0
-        self.is_compiled = wanted == "on" or (wanted == "auto" and pays)
-        return torch.compile(student) if self.is_compiled else student  # type: ignore[return-value]
-
-    def _perceptual(self) -> nn.Module | None:
-        params = self.job.params
-        if params.perceptual == "none" or params.weight_perceptual == 0:
-            return None
-        weights = params.perceptual_weights
-        return perceptual(params.perceptual, Path(weights) if weights else None).to(self.device)
 
     def _restore(self, state: Checkpoint) -> None:
         self.student.load_state_dict(state.student)
@@ -171,6 +161,7 @@ class Loop:
         params = self.job.params
         if self.best_psnr == -math.inf:
             self._validate({})
+        self.counted_usd = self.job.spent_now()  # what came before is not of a step
         with Prefetcher(self._read, stop=params.steps, device=self.device) as batches:
             while self.step < params.steps:
                 stop, reason = self._before_step()
@@ -178,7 +169,7 @@ class Loop:
                     if self.history and "val_psnr" not in self.history[-1]:
                         found = self._validate(self.history[-1])  # what was paid for may be best
                         self._tell("validated", **found, spent_usd=self._spent())
-                    return self._finish("budget", reason)
+                    return self._finish(STOPPED[stop], reason)
                 row = self._train_step(batches.get(self.step))
                 if row is None:  # a memory error or a bad read does not come twice
                     self.data.forget()
@@ -222,22 +213,17 @@ class Loop:
         return stop, reason
 
     def _may_go_on(self) -> tuple[int, str]:
-        """Rank 0's word on the budget, for the next step."""
+        """Rank 0's word on the next step: the budget, and whether the student is good enough."""
         if self.rank:
             return CONTINUE, ""
         paid = self.paid()
         if paid is not None:
             self.job = self.job.told(paid)
-        steps = [row["step_seconds"] for row in self.history[-10:]] or [2.0]
-        # After the step a validation may follow, or the one of a stop; then a checkpoint.
-        decision = decide(
-            self.job.budget,
-            spent_usd=self.job.spent_now(),
-            rate_usd_per_second=per_second(self.job.usd_per_hour),
-            next_step_seconds=2 * (max(steps) + self.validate_seconds),
+        answer = next_step(
+            self.job, self.history, best_psnr=self.best_psnr, validate_seconds=self.validate_seconds
         )
-        self.budget_warning = decision.reason if decision.action == "warn" else ""
-        return (OUT_OF_BUDGET if decision.stop else CONTINUE), decision.reason
+        self.budget_warning = answer.warning
+        return answer.stop, answer.reason
 
     def _agree(self, *flags: int) -> list[int]:
         """The largest of each flag over all ranks."""
@@ -277,7 +263,7 @@ class Loop:
         self.optimizer.step(rate)
         if rival is not None:
             rival.step(rate)
-        self._average()
+        update_ema(self.ema, self.student.decoder, params.ema_decay, step=self.step)
         return self._row(figures, began=began, learning_rate=rate)
 
     def _rival(self) -> Adversary | None:
@@ -319,13 +305,10 @@ class Loop:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(self.job.params.ema_decay, (self.step + 1) / (self.step + 10))
-        ours = [p.detach() for p in self.student.decoder.parameters()]
-        torch._foreach_lerp_(list(self.ema.parameters()), ours, 1 - decay)
-
     def _row(self, figures: dict[str, float], *, began: float, **more: float) -> dict[str, Any]:
+        """Of the step just done; `step_usd` is what was spent since the one before."""
+        spent, counted = self.job.spent_now(), self.counted_usd
+        self.counted_usd = spent
         return {
             "step": self.step + 1,
             "at": round(time.time(), 3),
@@ -333,7 +316,8 @@ class Loop:
             "step_seconds": round(time.perf_counter() - began, 4),
             **figures,
             **more,
-            "spent_usd": self._spent(),
+            "spent_usd": f"{spent:.8f}",
+            "step_usd": f"{max(Decimal(0), spent - counted):.12f}",
         }
 
     def _spent(self) -> str:

@@ -22,10 +22,24 @@ def usd_per_tenth_db(validations: Sequence[tuple[Decimal, float]]) -> Decimal | 
     """
     known = [(usd, psnr) for usd, psnr in validations if math.isfinite(psnr)]
     best = list(accumulate((psnr for _, psnr in known), max))[-VALIDATIONS:]
-    spent = [usd for usd, _ in known][-VALIDATIONS:]
+    spent = spent_in_all([usd for usd, _ in known])[-VALIDATIONS:]
     if len(best) < 2 or not best[-1] > best[0]:
         return None
     return (spent[-1] - spent[0]) / Decimal(best[-1] - best[0]) / 10
+
+
+def spent_in_all(spent: Sequence[Decimal]) -> list[Decimal]:
+    """USD of a run and of those whose checkpoints it went on from, at each of its validations.
+
+    Args:
+        spent: by the run of that moment: a new one begins again from nothing, and so falls.
+    """
+    before, found = Decimal(0), []
+    for place, usd in enumerate(spent):
+        if place and usd < spent[place - 1]:
+            before += spent[place - 1]
+        found.append(before + usd)
+    return found
 
 
 def seconds_left(

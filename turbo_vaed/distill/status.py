@@ -22,8 +22,8 @@ class Status:
 
     customer: str
     state: str
-    """`starting`, `running`, `silent`, `failed`, or how it ended: `finished`, `budget`,
-    `diverged`."""
+    """`starting`, `running`, `silent`, `failed`, or how it ended: `finished`, `good enough`,
+    `budget`, `diverged`."""
     reason: str
     """Of a run that ended or failed."""
     silent_seconds: float

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 from turbo_vaed.models.alignment import AlignmentHeads
+from turbo_vaed.params import DistillParams
 
+COMPILE_STEPS = 500
+"""`compile: auto` on a GPU: it takes a minute or two, which fewer steps do not bring back."""
 _SIDE, _REPEATS = 512, 7
 _BF16_GAIN = 1.2
 """The least that bfloat16's lesser precision is taken for."""
@@ -57,6 +60,13 @@ def averaging(module: nn.Module, *, now: bool) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+@torch.no_grad()
+def update_ema(ema: nn.Module, decoder: nn.Module, decay: float, *, step: int) -> None:
+    """Move the average of the decoder's weights on; in the first steps it follows faster."""
+    ours = [p.detach() for p in decoder.parameters()]
+    torch._foreach_lerp_(list(ema.parameters()), ours, 1 - min(decay, (step + 1) / (step + 10)))
+
+
 @functools.cache
 def bf16_pays(device: torch.device) -> bool:
     """Whether the device multiplies faster in bfloat16 than in float32.
@@ -70,6 +80,16 @@ def bf16_pays(device: torch.device) -> bool:
     if not (found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16")):
         return False
     return _BF16_GAIN * _matmul_seconds(torch.bfloat16) < _matmul_seconds(torch.float32)
+
+
+def is_to_compile(params: DistillParams, device: torch.device) -> bool:
+    """Whether `torch.compile` is asked for, or pays; see docs/decisions.md for a CPU."""
+    if params.compile != "auto":
+        return params.compile == "on"
+    # The adaptive weight asks for gradients of the last layer alone: of a compiled student it
+    # gets them by a whole backward pass, twice a step.
+    is_long = params.steps >= COMPILE_STEPS
+    return device.type == "cuda" and is_long and params.weight_adversarial == 0
 
 
 def _matmul_seconds(dtype: torch.dtype) -> float:

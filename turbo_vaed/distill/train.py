@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from turbo_vaed.costs.money import plain
 from turbo_vaed.distill.checkpoint import Checkpoint
 from turbo_vaed.distill.job import Job, Paid
+from turbo_vaed.distill.stopping import GOOD_ENOUGH, good_enough
 from turbo_vaed.distill.store import Store
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
 
@@ -51,12 +54,14 @@ def distill(
     take: Callable[[dict[str, Any]], None],
     paid: Callable[[], Paid] | None = None,
 ) -> Distilled:
-    """Run a job to its end or its budget, on as many workers as there are, within its bounds.
+    """Run a job to its end, its budget or until its student is good enough, on as many workers as
+    there are, within its bounds.
 
     Args:
         job: what the workers are told.
         storage: folder or URL (`s3://bucket/prefix`) for checkpoints, which every worker reaches;
-            a run of the same job that was interrupted goes on from the newest whole one in it.
+            a run of the same job that was interrupted goes on from the newest whole one in it,
+            and so does one that was good enough by other limits.
         take: gets rank 0's events, in order, from one thread.
         paid: what the run has cost, asked every `PAY_SECONDS` from that thread; None where no
             ledger is kept: the workers then go by the clock.
@@ -69,7 +74,7 @@ def distill(
     storage = storage.rstrip("/")
     store = Store(f"{storage}/{job.name}", keep=job.params.keep_checkpoints)
     found = store.newest(on_bad=lambda text: None)  # the workers look again, and tell
-    if found is None or found[1].stopped != "finished":
+    if found is None or not is_complete(found[1], job):
         _fit(job, store, take, storage, paid)
         found = store.newest(on_bad=lambda text: None)
     if found is None or found[1].stopped == "running":
@@ -81,7 +86,18 @@ def distill(
             f"distillation diverged: {state.reason}; lower distill.learning_rate in params.yaml "
             f"(it is {job.params.learning_rate:g})"
         )
+    if state.stopped == GOOD_ENOUGH:  # by the limits as they are now, which may be other ones
+        still = good_enough(job, state.history, best_psnr=state.best_psnr)
+        state = dataclasses.replace(state, reason=still.reason if still else state.reason)
     return Distilled(checkpoint=state, store=store)
+
+
+def is_complete(state: Checkpoint, job: Job) -> bool:
+    """Whether nothing is left to train: all steps are done, or the student is good enough by the
+    limits of the job, whatever they were when it stopped."""
+    if state.stopped == GOOD_ENOUGH:
+        return good_enough(job, state.history, best_psnr=state.best_psnr) is not None
+    return state.stopped == "finished"
 
 
 def _fit(
@@ -249,7 +265,7 @@ def write_student(
     """
     from turbo_vaed.models import TurboVaedDecoder
 
-    state = done.checkpoint
+    state, limit = done.checkpoint, job.params.stop_usd_per_tenth_db
     decoder = TurboVaedDecoder(job.student)
     decoder.load_state_dict(state.best)
     decoder.save_pretrained(folder / "student")
@@ -268,6 +284,8 @@ def write_student(
         "recipe": recipe(job),
         "targets": {"mode": job.plan.mode, "reason": job.plan.reason, **job.plan.figures},
         "spent_usd": state.spent_usd,
+        "target_psnr": None if job.target is None else job.target.psnr,
+        "limit_usd_per_tenth_db": None if limit is None else plain(limit),
         **followed,
     }
     (folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")

@@ -44,7 +44,7 @@ def validate(
         clip = data.whole(index).to(device)
         video, features = student.decode_with_features(clip.latents)
         video = video.float()
-        ours, source = _frames(video), _frames(clip.source)
+        ours, source = frames(video), frames(clip.source)
         sums += torch.stack([psnr(ours, source), ssim(ours, source)])
         if index == indices[0]:
             troubles = health.look(video, clip.source, features, student.config)
@@ -55,7 +55,7 @@ def validate(
     return Validation(psnr=mean_psnr, ssim=mean_ssim, troubles=troubles, picture=picture)
 
 
-def _frames(video: Tensor) -> Tensor:
+def frames(video: Tensor) -> Tensor:
     """(1, 3, T, H, W) in [-1, 1] to (T, 3, H, W) in [0, 1]."""
     return ((video[0] + 1) / 2).clamp(0, 1).transpose(0, 1)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from markupsafe import Markup
 
+from turbo_vaed.costs.money import format_usd
+from turbo_vaed.distill.outlook import spent_in_all
+from turbo_vaed.report import training
 from turbo_vaed.report.charts import Axis, Series, chart, smoothed
 from turbo_vaed.report.context import ReportContext
 
@@ -19,6 +23,8 @@ class Curve:
     title: str
     legend: Sequence[tuple[str, str]]
     svg: Markup
+    note: str = ""
+    """A sentence below it."""
 
 
 def curves(context: ReportContext) -> list[Curve]:
@@ -30,7 +36,7 @@ def curves(context: ReportContext) -> list[Curve]:
             _loss(steps),
             _other_losses(steps),
             _quality(context.history, steps),
-            _dollars(steps),
+            _dollars(context.history, steps),
         ]
     if context.evaluation is not None:
         found.append(_per_clip(context.evaluation["clips"]))
@@ -38,13 +44,13 @@ def curves(context: ReportContext) -> list[Curve]:
 
 
 def _drawn(
-    title: str, description: str, x: Axis, y: Axis, series: Sequence[Series]
+    title: str, description: str, x: Axis, y: Axis, series: Sequence[Series], note: str = ""
 ) -> Curve | None:
     svg = chart(title=title, description=description, x=x, y=y, series=series)
     if not svg:
         return None
     legend = {s.tone: s.name for s in series if s.x and not s.faint}
-    return Curve(title=title, legend=list(legend.items()), svg=svg)
+    return Curve(title=title, legend=list(legend.items()), svg=svg, note=note)
 
 
 def _loss(steps: Sequence[Mapping[str, Any]]) -> Curve | None:
@@ -111,14 +117,30 @@ def _quality(history: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
     )  # fmt: skip
 
 
-def _dollars(steps: Sequence[Mapping[str, Any]]) -> Curve | None:
+def _dollars(history: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Curve | None:
+    """With the PSNR that is enough, where one was set, and the place where training ended."""
     rows = [row for row in _validated(steps) if row.get("spent_usd") is not None]
-    spent = [float(row["spent_usd"]) for row in rows]  # a place in a drawing, not a sum
-    series = [Series(name="student", x=spent, y=_column(rows, "val_psnr"), tone="phone", dots=True)]
-    said = ", ".join(f"{r['val_psnr']:.2f} dB for ${r['spent_usd']}" for r in rows[-6:])
+    by_run = [Decimal(row["spent_usd"]) for row in rows]
+    in_all = spent_in_all(by_run)
+    spent = [float(usd) for usd in in_all]  # places in a drawing, not sums
+    quality = _column(rows, "val_psnr")
+    series = [Series(name="student", x=spent, y=quality, tone="phone", dots=True)]
+    target = history.get("target_psnr")
+    if rows and target is not None:
+        ends = [spent[0], spent[-1]]
+        series.append(Series(name="good enough above", x=ends, y=[target, target], tone="asked"))
+    series.append(
+        Series(name=training.END_NAMES.get(history["stopped"], "end"), x=spent[-1:],
+               y=quality[-1:], tone="third", line=False, dots=True)
+    )  # fmt: skip
+    said = ", ".join(
+        f"{row['val_psnr']:.2f} dB for {format_usd(usd)}"
+        for row, usd in list(zip(rows, in_all, strict=True))[-6:]
+    )
+    label = "spent by the run" + (" and those before it" if in_all != by_run else "")
     return _drawn(
-        "Quality against dollars", said, Axis(label="spent by the run", unit="USD"),
-        Axis(label="validation PSNR", unit="dB"), series,
+        "Quality against dollars", said, Axis(label=label, unit="USD"),
+        Axis(label="validation PSNR", unit="dB"), series, note=training.ended(history),
     )  # fmt: skip
 
 

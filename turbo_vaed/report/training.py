@@ -10,6 +10,12 @@ from turbo_vaed.costs.money import format_usd
 from turbo_vaed.report import words
 from turbo_vaed.report.context import ReportContext
 
+END_NAMES = {
+    "finished": "all steps done",
+    "good enough": "stopped, good enough",
+    "budget": "stopped by the budget",
+}
+"""How training ended, for people."""
 MOST_LISTED = 20
 """Warnings and restarts; of more, the first so many are shown."""
 
@@ -25,6 +31,7 @@ def training(context: ReportContext) -> dict[str, Any] | None:
         ("Teacher's targets", f"{history['targets']['mode']}: {history['targets']['reason']}"),
         ("The last 0.1 dB", "brought nothing" if price is None else _usd(price)),
         ("Interruptions", _interruptions(history["restarts"])),
+        ("End", ended(history)),
     ]
     return {
         "lead": (
@@ -38,6 +45,17 @@ def training(context: ReportContext) -> dict[str, Any] | None:
         ),
         "restarts": _listed([_restart(restart) for restart in history["restarts"]]),
     }
+
+
+def ended(history: Mapping[str, Any]) -> str:
+    """Why training ended where it did, in a sentence."""
+    planned = words.count(history["steps_planned"])
+    if history["stopped"] == "finished":
+        return f"All {planned} planned steps were done."
+    how = END_NAMES.get(history["stopped"], history["stopped"])
+    reason = (history.get("reason") or "the reason is not known").rstrip(".")
+    done = f"after {words.count(history['steps_done'])} of {planned} planned steps"
+    return f"{how[:1].upper()}{how[1:]}, {done}: {reason}."
 
 
 def _interruptions(restarts: Sequence[Mapping[str, Any]]) -> str:

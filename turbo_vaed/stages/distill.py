@@ -18,7 +18,8 @@ from turbo_vaed.stages.prices import most_usd_per_hour, spending_of
 
 if TYPE_CHECKING:
     from turbo_vaed.distill.job import Job, Paid
-    from turbo_vaed.distill.targets import TargetPlan
+    from turbo_vaed.distill.stopping import Target
+    from turbo_vaed.distill.targets import TargetPlan, Wanted
     from turbo_vaed.models import DecoderConfig
 
 
@@ -47,7 +48,8 @@ def run(poc: Poc) -> dict[str, object]:
     storage = f"{settings.checkpoints_url}/{poc.customer}" if settings.checkpoints_url else place
     with poc.writing("distill") as folder, ray_session(settings.ray_address):
         plan = _targets(poc, student, settings, spending)
-        job = _job(poc, student, plan, spending)
+        target = _target(poc, student, settings, spending)
+        job = _job(poc, student, plan, spending, target)
         place.mkdir(parents=True, exist_ok=True)
         with Follower(
             poc.progress_file,
@@ -65,13 +67,15 @@ def run(poc: Poc) -> dict[str, object]:
                 paid=_paid(poc, settings) if poc.tracker.spent_usd else None,
             )
         history = train.write_student(done, job, folder, follower.summary())
-    if done.checkpoint.stopped == "finished":  # one that its budget stopped goes on with a larger
+    # One that its budget stopped goes on with a larger, one that was good enough with other limits.
+    if done.checkpoint.stopped == "finished":
         done.store.clear()
         for folder in (place / train.RAY, place / job.name):  # of a bucket nothing is left
             shutil.rmtree(folder, ignore_errors=True)
     steps = history["steps"]
     return {
         "stopped": history["stopped"],
+        "reason": history["reason"],
         "steps": f"{history['steps_done']} of {history['steps_planned']}",
         "best_val_psnr_db": round(history["best_val_psnr"], 2),
         "best_step": history["best_step"],
@@ -102,16 +106,13 @@ def _student(poc: Poc) -> DecoderConfig:
         raise UserError(f"distill.weight_feature is above 0, but {error}") from error
 
 
-def _targets(
-    poc: Poc, student: DecoderConfig, settings: Settings, spending: Spending
-) -> TargetPlan:
-    """What the teacher shows besides its latents, cached where that is cheaper and can be paid."""
-    from turbo_vaed.distill.targets import Wanted, plan_targets, write_targets
+def _wanted(poc: Poc, student: DecoderConfig) -> Wanted:
+    from turbo_vaed.distill.targets import Wanted
     from turbo_vaed.models.alignment import block_name
 
-    params, batch_size = poc.params.distill, poc.params.encode.batch_size
+    params = poc.params.distill
     blocks = student.aligned_blks_indices if params.weight_feature > 0 else ()
-    wanted = Wanted(
+    return Wanted(
         family=poc.params.encode.teacher_family,
         weights=str(poc.teacher_weights()),
         clips=str(poc.folder("clip")),
@@ -120,9 +121,18 @@ def _targets(
         blocks=tuple(block_name(i) for i in blocks),
         reconstruction=params.weight_teacher > 0,
     )
+
+
+def _targets(
+    poc: Poc, student: DecoderConfig, settings: Settings, spending: Spending
+) -> TargetPlan:
+    """What the teacher shows besides its latents, cached where that is cheaper and can be paid."""
+    from turbo_vaed.distill.targets import plan_targets, write_targets
+
+    wanted, batch_size = _wanted(poc, student), poc.params.encode.batch_size
     plan = plan_targets(
         wanted,
-        params,
+        poc.params.distill,
         batch_size=batch_size,
         ray_address=settings.ray_address,
         affordable_seconds=spending.affordable_seconds,
@@ -162,11 +172,46 @@ def _paid(poc: Poc, settings: Settings) -> Callable[[], Paid]:
     return paid
 
 
+def _target(
+    poc: Poc, student: DecoderConfig, settings: Settings, spending: Spending
+) -> Target | None:
+    """The PSNR that is enough: what the gate asks for on the test clips, asked of the validation
+    clips, and the margin. None where no margin is set, or the teacher's share cannot be paid."""
+    margin, thresholds = poc.params.distill.stop_psnr_margin_db, poc.params.thresholds
+    if margin is None:
+        return None
+    from turbo_vaed.distill.stopping import Target
+    from turbo_vaed.distill.teacher_psnr import teacher_psnr
+    from turbo_vaed.gate import least_psnr_db
+
+    try:
+        teacher = teacher_psnr(
+            _wanted(poc, student),
+            batch_size=poc.params.encode.batch_size,
+            ray_address=settings.ray_address,
+            afford=lambda seconds: spending.require(seconds, "the teacher on validation clips"),
+        )
+    except BudgetRefused as refusal:
+        print(f"no PSNR is enough to stop for: {refusal}", flush=True)
+        return None
+    asked = least_psnr_db(thresholds, teacher)
+    share = f"{thresholds.min_psnr_retention:g} of the teacher's {teacher:.2f} dB on these clips"
+    by = share if asked > thresholds.min_psnr else f"more than {share}"
+    target = Target(
+        psnr=asked + margin,
+        said=f"{asked + margin:.2f} dB: {asked:.2f} dB that the gate asks for ({by}), and a margin "
+        f"of {margin:g} dB",
+    )
+    print(f"good enough: {target.said}", flush=True)
+    return target
+
+
 def _job(
     poc: Poc,
     student: DecoderConfig,
     plan: TargetPlan,
     spending: Spending,
+    target: Target | None,
 ) -> Job:
     from turbo_vaed.distill.job import Job, data_key
     from turbo_vaed.distill.losses.perceptual import HUB
@@ -190,4 +235,5 @@ def _job(
         usd_per_hour=spending.usd_per_hour,
         spent_usd=spending.spent_usd(),
         told_at=time.time(),
+        target=target,
     )

@@ -21,6 +21,9 @@ def run(poc: Poc) -> dict[str, object]:
     sections: dict[str, Any] = {name: resolved[name] for name in params_module.SECTIONS}
     limits = {key: resolved["budget"][key] for key in ("run_usd", "reserve_seconds")}
     sections["distill"] = {**sections["distill"], "budget": limits}
+    if resolved["distill"].get("stop_psnr_margin_db") is not None:  # else the gate is not looked at
+        asked = {key: resolved["thresholds"][key] for key in ("min_psnr", "min_psnr_retention")}
+        sections["distill"]["thresholds"] = asked
     sections["gate"] = {
         **sections["gate"],
         "use_case": resolved["use_case"],

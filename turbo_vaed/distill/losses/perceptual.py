@@ -24,6 +24,7 @@ from turbo_vaed.errors import UserError
 from turbo_vaed.metrics.lpips import Lpips
 from turbo_vaed.metrics.ms_ssim import per_frame
 from turbo_vaed.metrics.ssim import check_side
+from turbo_vaed.params import DistillParams
 
 NAMES = ("gradient", "ms-ssim", "lpips")
 HUB = "hub"
@@ -78,6 +79,14 @@ class LpipsLoss(nn.Module):
         """Raises ValueError where a side is below 16 pixels."""
         distances: Tensor = self.network(_frames(video), _frames(target))
         return distances.mean()
+
+
+def perceptual_of(params: DistillParams, device: torch.device) -> nn.Module | None:
+    """The perceptual loss of a run; None where it has none. Raises: as `perceptual`."""
+    if params.perceptual == "none" or params.weight_perceptual == 0:
+        return None
+    weights = params.perceptual_weights
+    return perceptual(params.perceptual, Path(weights) if weights else None).to(device)
 
 
 def perceptual(name: str, weights: str | Path | None = None) -> nn.Module:

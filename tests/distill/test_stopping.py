@@ -1,0 +1,188 @@
+"""When a student is good enough: what must stop a run, and what must not."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from turbo_vaed.distill.outlook import VALIDATIONS
+from turbo_vaed.distill.stopping import Enough, Target, curve, enough, good_enough, trend
+
+LIMIT = Decimal("0.02")
+"""USD for 0.1 dB: 5 dB for a dollar."""
+TARGET = Target(psnr=30.1, said="30.10 dB: 29.60 dB that the gate asks for, and a margin of 0.5 dB")
+Curve = list[tuple[Decimal, float]]
+
+
+def asked(
+    validations: Curve,
+    *,
+    best_psnr: float = 0.0,
+    target: Target | None = None,
+    limit: Decimal | None = LIMIT,
+) -> Enough | None:
+    return enough(validations, best_psnr=best_psnr, target=target, usd_per_tenth_db=limit)
+
+
+def priced(pieces: list[tuple[Decimal, float]], limit: Decimal = LIMIT) -> Curve:
+    """A curve of pieces (USD, price over the limit)."""
+    usd, psnr, found = Decimal(1), 25.0, [(Decimal(1), 25.0)]
+    for gap, price in pieces:
+        usd, psnr = usd + gap, psnr + 0.1 * float(gap / limit) / price
+        found.append((usd, psnr))
+    return found
+
+
+gaps = st.decimals("0.001", "1", places=3)
+cheap = st.lists(st.tuples(gaps, st.floats(0.05, 0.9)), min_size=1, max_size=25).map(priced)
+dear = st.lists(st.tuples(gaps, st.floats(1.1, 1e3)), min_size=6, max_size=25).map(priced)
+any_curve = st.lists(st.tuples(gaps, st.floats(20, 40)), max_size=25).map(
+    lambda rows: list(
+        zip(itertools.accumulate(gap for gap, _ in rows), [psnr for _, psnr in rows], strict=True)
+    )
+)
+
+
+def test_the_target_is_reached_and_not_before() -> None:
+    found = asked([], best_psnr=30.1, target=TARGET)
+    assert found == ("target", f"validation PSNR 30.10 dB reaches {TARGET.said}")
+    assert asked([], best_psnr=30.0999, target=TARGET) is None
+    assert asked([], best_psnr=99.0) is None
+
+
+def test_a_price_is_said_with_its_limit() -> None:
+    found = asked(priced([(Decimal("0.1"), 1.5)] * 6))
+    assert found == (
+        "marginal cost",
+        "by the trend of the last 5 validations another 0.1 dB costs $0.03, more than the limit "
+        "of $0.02",
+    )
+    flat = asked([(Decimal(n), 30.0) for n in range(30)])
+    assert flat is not None
+    assert flat.reason == (
+        "by the trend of the last 10 validations more dollars bring nothing; the limit is $0.02 "
+        "per 0.1 dB"
+    )
+
+
+@given(cheap)
+def test_a_curve_that_gets_better_below_the_limit_is_never_stopped(validations: Curve) -> None:
+    assert [asked(validations[:n]) for n in range(len(validations) + 1)] == [None] * (
+        len(validations) + 1
+    )
+
+
+@given(dear)
+def test_a_curve_that_gets_better_above_the_limit_is_stopped(validations: Curve) -> None:
+    found = asked(validations)
+    assert found is not None and found.kind == "marginal cost"
+    assert asked(validations, limit=None) is None
+
+
+@given(st.lists(gaps, max_size=30), st.floats(20, 40))
+def test_a_flat_curve_is_stopped_after_enough_validations(gaps: list[Decimal], psnr: float) -> None:
+    flat = [(usd, psnr) for usd in itertools.accumulate(gaps)]
+    assert (asked(flat) is not None) == (len(flat) > VALIDATIONS)
+
+
+@given(cheap, st.data(), st.floats(-20, 20))
+def test_no_single_validation_stops_a_run(validations: Curve, data: Any, off: float) -> None:
+    """However lucky or unlucky, and wherever it lies."""
+    place = data.draw(st.integers(0, len(validations) - 1))
+    usd, psnr = validations[place]
+    validations[place] = (usd, psnr + off)
+    assert all(asked(validations[:n]) is None for n in range(len(validations) + 1))
+
+
+@given(any_curve, st.decimals("0.001", "1000", places=3))
+def test_other_dollars_have_another_price_and_the_same_end(validations: Curve, by: Decimal) -> None:
+    scaled = [(usd * by, psnr) for usd, psnr in validations]
+    ours, theirs = trend(validations), trend(scaled)
+    if ours is None or theirs is None:
+        assert ours is theirs
+        return
+    assert theirs * by == pytest.approx(ours, rel=Decimal("1e-20"))
+    for slope in (ours, trend(validations[:-1]) or Decimal(0)):
+        assume(abs(slope * LIMIT * 10 - 1) > Decimal("1e-9"))  # not on the limit to the last digit
+    kinds = [
+        found and found.kind for found in (asked(validations), asked(scaled, limit=LIMIT * by))
+    ]
+    assert kinds[0] == kinds[1]
+
+
+def noisy(rng: random.Random, count: int, *, gain: float, noise: float) -> Curve:
+    return [(Decimal(n), 25 + gain * n + rng.gauss(0, noise)) for n in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("count", [10, 20, 50])
+def test_noise_as_large_as_the_gain_of_an_interval_stops_few_runs(count: int) -> None:
+    """Of a true price that is a third of the limit: any of the questions would stop a run."""
+    rng = random.Random(5)
+    limit = 3 * Decimal("0.1") / Decimal("0.2")
+    draws = [noisy(rng, count, gain=0.2, noise=0.2) for _ in range(100)]
+    stopped = [any(asked(draw[:n], limit=limit) for n in range(count + 1)) for draw in draws]
+    assert sum(stopped) <= 12
+    calm = [noisy(rng, count, gain=0.2, noise=0.1) for _ in range(100)]
+    assert not any(asked(draw[:n], limit=limit) for draw in calm for n in range(count + 1))
+
+
+def test_noise_keeps_no_run_from_its_end() -> None:
+    """Nothing is gained any more: soon the trend says so, whatever the noise."""
+    rng = random.Random(6)
+    flat = [noisy(rng, 40, gain=0.0, noise=0.1) for _ in range(100)]
+    assert sum(any(asked(draw[:n]) for n in range(41)) for draw in flat) == 100
+
+
+def test_a_long_curve_is_thinned_and_its_last_third_is_seen() -> None:
+    def rising_to(top: int) -> Curve:
+        return [(Decimal(n), 25 + min(n, top) * 0.5) for n in range(6000)]
+
+    assert trend(rising_to(2000)) == 0
+    assert trend(rising_to(5900)) == pytest.approx(Decimal("0.5"))
+    assert trend([*rising_to(3990)[:-1], (Decimal(5999), 99999.0)]) == 0
+
+
+def test_what_costs_nothing_is_never_too_dear() -> None:
+    assert asked([(Decimal(0), 30.0)] * 20) is None
+
+
+def rows(count: int, every: int = 1, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"step": n, "step_usd": "0.001", **({"val_psnr": 30.0} if n % every == 0 else {}), **more}
+        for n in range(1, count + 1)
+    ]
+
+
+def test_the_first_steps_do_not_count(make_job) -> None:
+    def first(**changes: Any) -> int:
+        params = make_job(steps=100, **changes).params
+        return round(curve(rows(100), params)[0][0] / Decimal("0.001"))
+
+    assert first(warmup_share=0.0) == 11  # a tenth of the steps
+    assert first(warmup_share=0.3) == 31  # the rate has come up
+    assert first(weight_adversarial=0.1, adversarial_start=50) == 51  # the recipe is whole
+    assert first(weight_adversarial=0.0, adversarial_start=50) == 11
+
+
+def test_the_curve_has_the_dollars_of_its_steps(make_job) -> None:
+    params = make_job(steps=20, warmup_share=0.0).params
+    history = rows(8, every=4)
+    history[7]["val_psnr"] = float("nan")
+    assert curve(history, params) == [(Decimal("0.004"), 30.0)]
+    for row in history[:3]:
+        del row["step_usd"]  # of an earlier version: free, which stops nothing
+    assert curve(history, params) == [(Decimal("0.001"), 30.0)]
+
+
+def test_a_job_asks_by_its_own_limits(make_job) -> None:
+    flat = rows(30)
+    ask = {"history": flat, "best_psnr": 30.0}
+    assert good_enough(make_job(steps=100), **ask) is None
+    found = good_enough(make_job(steps=100, stop_usd_per_tenth_db="0.5"), **ask)
+    assert found is not None and found.kind == "marginal cost"

@@ -1,0 +1,132 @@
+"""The teacher's PSNR on the validation clips: the right clips, once, and only what can be paid."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from turbo_vaed.dataset.clip_arrays import create_clip_array
+from turbo_vaed.dataset.latents import to_network
+from turbo_vaed.distill import teacher_psnr as module
+from turbo_vaed.distill.target_cache import Wanted
+from turbo_vaed.distill.teacher_psnr import teacher_psnr
+from turbo_vaed.errors import BudgetRefused, CorruptFile, DataRefused
+from turbo_vaed.models.teachers import load_teacher
+
+SPLITS = ["train", "val", "test", "val", "val"]
+VAL = [1, 3, 4]
+
+
+@pytest.fixture
+def wanted(tmp_path: Path, tiny_teacher: Path) -> Wanted:
+    """Five clips of 5 frames of 32x32, with the teacher's own latents."""
+    teacher = load_teacher("ltx-video", tiny_teacher)
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (5, 5, 32, 32, 3), dtype=np.uint8)
+    arrays = {
+        ("clip", "clips.zarr", "video"): video,
+        ("encode", "latents.zarr", "latents"): teacher.encode(to_network(video)).numpy(),
+    }
+    for (folder, store, name), values in arrays.items():
+        group = zarr.open_group(str(tmp_path / folder / store), mode="w", zarr_format=3)
+        array = create_clip_array(
+            group, name, clips=5, shape=values.shape[1:], dtype=str(values.dtype),
+            is_compressed=True,
+        )  # fmt: skip
+        array[:] = values
+    clips = [{"index": i, "split": split} for i, split in enumerate(SPLITS)]
+    (tmp_path / "clip" / "clips.json").write_text(json.dumps({"clips": clips}))
+    facts = {"compression": [4, 8, 8], "teacher_sha256": teacher.sha256, "tiles": 2}
+    (tmp_path / "encode" / "latents.json").write_text(json.dumps(facts))
+    return Wanted(
+        family="ltx-video",
+        weights=str(shutil.copytree(tiny_teacher, tmp_path / "teacher")),
+        clips=str(tmp_path / "clip"),
+        latents=str(tmp_path / "encode"),
+        targets=str(tmp_path / "targets"),
+        blocks=("mid_block",),
+        reconstruction=False,
+    )
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Without Ray: the worker is this process; the clips of every pass are noted."""
+    calls: list[list[int]] = []
+
+    def pass_over(worker: Any, arguments: Any, clips: Any, *, batch_size: int, afford: Any,
+                  **_: Any) -> None:  # fmt: skip
+        afford(0.0)
+        calls.append(list(clips))
+        made = worker(*arguments, device="cpu")
+        for start in range(0, len(clips), batch_size):
+            made({"index": np.array(clips[start : start + batch_size])})
+
+    monkeypatch.setattr(module, "pass_over_clips", pass_over)
+    return calls
+
+
+def expected(wanted: Wanted) -> float:
+    """Written down a second time, and unrounded."""
+    video = zarr.open_group(f"{wanted.clips}/clips.zarr", mode="r")["video"][:][VAL]
+    latents = zarr.open_group(f"{wanted.latents}/latents.zarr", mode="r")["latents"][:][VAL]
+    teacher = load_teacher(wanted.family, wanted.weights)
+    with torch.no_grad():
+        decoded = teacher.decode(torch.from_numpy(latents)).clamp(-1, 1).numpy()
+    source = video.transpose(0, 4, 1, 2, 3) / 255.0
+    error = ((decoded.astype(float) + 1) / 2 - source) ** 2
+    return float(np.mean(-10 * np.log10(error.mean(axis=(1, 2, 3, 4)))))
+
+
+def test_it_is_the_mean_over_the_validation_clips_and_is_computed_once(wanted, passes) -> None:
+    found = teacher_psnr(wanted, batch_size=2)
+    assert found == pytest.approx(expected(wanted), abs=1e-4)
+    other = dataclasses.replace(wanted, blocks=(), reconstruction=True)  # another recipe
+    assert teacher_psnr(other, batch_size=1) == found
+    assert passes == [VAL]
+
+
+def test_other_clips_or_another_teacher_are_measured_anew(wanted, passes) -> None:
+    first = teacher_psnr(wanted, batch_size=2)
+    path = Path(wanted.clips) / "clips.json"
+    clips = json.loads(path.read_text())["clips"]
+    clips[4]["split"] = "test"
+    path.write_text(json.dumps({"clips": clips}))
+    assert teacher_psnr(wanted, batch_size=2) != first
+    assert passes == [VAL, VAL[:2]]
+
+
+def test_what_was_cut_short_is_measured_anew(wanted, passes) -> None:
+    found = teacher_psnr(wanted, batch_size=2)
+    path = Path(wanted.targets) / "teacher.json"
+    path.write_text(path.read_text()[:-5])
+    assert teacher_psnr(wanted, batch_size=2) == found
+    assert passes == [VAL, VAL]
+
+
+def test_what_the_budget_does_not_hold_is_not_begun(wanted, passes) -> None:
+    def refuse(seconds: float) -> None:
+        raise BudgetRefused("nothing is left")
+
+    with pytest.raises(BudgetRefused):
+        teacher_psnr(wanted, batch_size=2, afford=refuse)
+    assert passes == []
+    assert not (Path(wanted.targets) / "teacher.json").exists()
+
+
+def test_clips_and_teacher_that_do_not_fit(wanted, passes) -> None:
+    facts = Path(wanted.latents) / "latents.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"teacher_sha256": "0" * 64}))
+    with pytest.raises(CorruptFile, match="run the stage `encode` again"):
+        teacher_psnr(wanted, batch_size=2)
+    (Path(wanted.clips) / "clips.json").write_text(json.dumps({"clips": []}))
+    with pytest.raises(DataRefused, match="val split"):
+        teacher_psnr(wanted, batch_size=2)
