@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -119,7 +120,7 @@ def test_a_ledger_of_before_becomes_what_a_new_one_is(
     assert shape(old) == shape(new)
 
 
-def test_a_ledger_of_before_was_the_first_revision(url: str, old: str) -> None:
+def test_a_ledger_of_before_was_the_first_revision(old: str) -> None:
     """What revision 0001 makes is what the code before migrations made."""
     adopted = shape(old)
     engine = connect(old)
@@ -129,8 +130,6 @@ def test_a_ledger_of_before_was_the_first_revision(url: str, old: str) -> None:
         config = Config()
         config.set_main_option("script_location", str(Path(migrations.__file__).parent))
         config.attributes["connection"] = connection
-        from alembic import command
-
         command.upgrade(config, "0001")
     engine.dispose()
     made = shape(old)
