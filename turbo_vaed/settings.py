@@ -3,7 +3,7 @@
 | variable | what | default |
 |---|---|---|
 | `TURBO_VAED_ROOT` | the checkout with params.yaml and dvc.yaml | the nearest upwards |
-| `TURBO_VAED_LEDGER_URL` | SQLAlchemy URL of the ledger | `sqlite:///<root>/state/ledger.db` |
+| `TURBO_VAED_LEDGER_URL` | URL of SQLite or PostgreSQL | `sqlite:///<root>/state/ledger.db` |
 | `MLFLOW_TRACKING_URI` | MLflow server or store | `sqlite:///<root>/state/mlflow.db` |
 | `TURBO_VAED_RUN_ID` | the PoC run that a stage belongs to | a fresh one per command |
 | `TURBO_VAED_CHECKPOINTS` | checkpoints: folder or s3://BUCKET/PREFIX | `work/NAME/checkpoints` |

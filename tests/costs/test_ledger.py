@@ -137,6 +137,27 @@ def test_two_writers_at_once_add_each_charge_once(url: str) -> None:
         assert ledger.charges() == tuple(charges)
 
 
+def test_writers_of_the_same_charges_in_other_orders_do_not_wait_for_each_other(url: str) -> None:
+    """PostgreSQL ends one of two that hold what the other one wants."""
+    charges = [charge(n) for n in range(1, 1500)]
+    added: list[int] = []
+    ready = threading.Barrier(2)
+
+    def write(batch: list[Charge]) -> None:
+        with Ledger.open(url) as ledger:
+            ready.wait()
+            added.append(ledger.add_all(batch))
+
+    with Ledger.open(url) as ledger:
+        ledger.add(charge())  # their group is there: it is not what they wait for
+    writers = [threading.Thread(target=write, args=(b,)) for b in (charges, charges[::-1])]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert sorted(added) == [0, len(charges)]
+
+
 WRITER = """
 import json, sys
 from tests.costs.charges import charge

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -119,7 +120,7 @@ def test_a_ledger_of_before_becomes_what_a_new_one_is(
     assert shape(old) == shape(new)
 
 
-def test_a_ledger_of_before_was_the_first_revision(url: str, old: str) -> None:
+def test_a_ledger_of_before_was_the_first_revision(old: str) -> None:
     """What revision 0001 makes is what the code before migrations made."""
     adopted = shape(old)
     engine = connect(old)
@@ -129,8 +130,6 @@ def test_a_ledger_of_before_was_the_first_revision(url: str, old: str) -> None:
         config = Config()
         config.set_main_option("script_location", str(Path(migrations.__file__).parent))
         config.attributes["connection"] = connection
-        from alembic import command
-
         command.upgrade(config, "0001")
     engine.dispose()
     made = shape(old)
@@ -204,6 +203,47 @@ def test_threads_upgrade_a_ledger_once(old: str) -> None:
     for thread in threads:
         thread.join()
     assert counted == [OLD_CHARGES] * 4
+
+
+def test_threads_upgrade_ledgers_of_their_own_at_once(tmp_path: Path) -> None:
+    """Alembic's `op` is one per process, not per database."""
+    urls = [f"sqlite:///{tmp_path}/{number}.db" for number in range(4)]
+    ready, counted = threading.Barrier(4), []
+
+    def look(url: str) -> None:
+        ready.wait()
+        with Ledger.open(url) as ledger:
+            counted.append(len(ledger.charges()))
+
+    for url in urls:
+        run_sql(url, (DATA / "ledger-0001.sqlite.sql").read_text())
+    threads = [threading.Thread(target=look, args=(url,)) for url in urls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counted == [OLD_CHARGES] * 4
+
+
+class Contended(sqlite3.Connection):
+    """Another one turns the same new file to a write-ahead log: SQLite refuses without waiting."""
+
+    refusals = 2
+
+    def execute(self, statement: str, *given: Any) -> sqlite3.Cursor:
+        if statement == "PRAGMA journal_mode=WAL" and self.refusals:
+            self.refusals -= 1
+            raise sqlite3.OperationalError("database is locked")
+        return super().execute(statement, *given)
+
+
+def test_the_write_ahead_log_of_a_new_file_is_tried_again(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "ledger.db", factory=Contended)
+    database._prepare_sqlite(connection, 30)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    other = sqlite3.connect(tmp_path / "other.db", factory=Contended)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        database._prepare_sqlite(other, 0)
 
 
 def test_a_ledger_of_newer_code_is_refused_and_left_alone(url: str) -> None:

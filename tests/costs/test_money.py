@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from decimal import Decimal, Inexact
+from decimal import Context, Decimal, Inexact
 from fractions import Fraction
 
 import pytest
@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from turbo_vaed.costs.money import (
     AMOUNT_QUANTUM,
     format_usd,
+    from_units,
+    mismatch_usd,
     parse_usd,
     per_second,
     plain,
     time_usd,
+    to_units,
     total_usd,
 )
 from turbo_vaed.errors import UserError
@@ -84,3 +87,22 @@ def test_an_hour_costs_the_hourly_price() -> None:
 def test_plain_text_has_one_form() -> None:
     values = ("0.080", "8e-2", "10", "-0", "1e3")
     assert [plain(Decimal(t)) for t in values] == ["0.08", "0.08", "10", "0", "1000"]
+
+
+@given(st.integers(-(10**40), 10**40))
+def test_units_and_values_are_the_same_to_the_last_digit(units: int) -> None:
+    assert Fraction(from_units(units)) == Fraction(units, 10**18)
+    assert to_units(from_units(units)) == units
+
+
+def test_a_value_with_more_digits_than_a_ledger_keeps_has_no_units() -> None:
+    assert to_units(Decimal("-1.50")) == -15 * 10**17
+    assert str(from_units(-15 * 10**17)) == "-1.5"
+    with pytest.raises(Inexact):
+        to_units(Decimal("1e-19"))
+
+
+def test_a_mismatch_is_seen_in_any_digit_of_the_largest_amounts() -> None:
+    amount = Decimal("99999999999999999999.999999999999999999")
+    assert mismatch_usd(amount, Decimal(1), amount) == 0
+    assert mismatch_usd(amount, Decimal(1), amount.next_minus(Context(prec=38))) == Decimal("1e-18")

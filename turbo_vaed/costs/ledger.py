@@ -1,4 +1,4 @@
-"""The ledger: what a run cost, charge by charge, append only, in any SQLAlchemy database.
+"""The ledger: what a run cost, charge by charge, append only, on SQLite or PostgreSQL.
 
 Money is Decimal from end to end. A charge's key is the hash of its content, so that the same
 charge inserted twice, by whomever, is one charge.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -177,9 +177,8 @@ class Ledger:
         if not rows:
             return 0
         groups = {row["group_key"]: {name: row[name] for name in GROUP_NAMES} for row in rows}
-        insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[
-            self._engine.dialect.name
-        ]
+        insert: Callable[[sa.Table], Any]
+        insert = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
         group = sa.select(CHARGE_GROUPS.c.id).where(
             CHARGE_GROUPS.c.key == sa.bindparam("group_key")
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -12,7 +14,8 @@ down_revision = None
 
 
 def upgrade() -> None:
-    exact = sa.Text() if op.get_bind().dialect.name == "sqlite" else sa.Numeric(38, 18)
+    on_sqlite = op.get_bind().dialect.name == "sqlite"
+    exact: sa.types.TypeEngine[Any] = sa.Text() if on_sqlite else sa.Numeric(38, 18)
     op.create_table(
         "charges",
         sa.Column("key", sa.String(64), primary_key=True),
