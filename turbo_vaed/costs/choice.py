@@ -38,9 +38,10 @@ def bids(lowest_usd_per_hour: Decimal, most_usd_per_hour: Decimal) -> Iterator[D
         most_usd_per_hour: that the run has agreed to; the last bid.
 
     Raises:
-        UserError: a price that is not above zero.
+        UserError: a price that is not above zero, or not finite.
     """
-    if not lowest_usd_per_hour > 0 or not most_usd_per_hour > 0:
+    prices = (lowest_usd_per_hour, most_usd_per_hour)
+    if not all(price.is_finite() and price > 0 for price in prices):
         raise UserError(
             f"bids between {lowest_usd_per_hour} and {most_usd_per_hour} USD per hour; expected "
             "more than 0"

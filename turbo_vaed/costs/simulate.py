@@ -39,6 +39,8 @@ from turbo_vaed.costs.spot_spending import SKEW_SECONDS, SpotSpending
 Policy = Callable[..., Decision]
 
 _DAY_MINUTES = 24 * 60
+_AHEAD = 16
+"""Saves that one question asks for, far from the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ def replay(trace: Trace, policy: Policy = decide) -> Replay:
         budget_usd=trace.budget_usd,
         spent_usd=run.spent + finish_usd,
         steps=run.kept,
-        oracle_steps=int(forecast.train_seconds / trace.step_seconds),
+        oracle_steps=int(forecast.train_seconds / trace.step_seconds + 1e-6),
         goal_steps=trace.goal_steps,
         lost_steps=run.lost_steps,
         interruptions=run.interruptions,
@@ -120,6 +122,8 @@ class _Run:
         self.spending = SpotSpending(trace.usd_per_hour)
         self.now = self.spent = 0.0
         self.kept = self.unsaved = 0  # steps, in the last checkpoint and since
+        self.save_every = 1
+        self.allowed_until, self.looks_ahead = 0.0, True  # at this bid
         # Machines: bid for them, taken at, whether they are still starting, trained unsaved from.
         self.bid, self.taken_at, self.is_fresh, self.since = 0.0, 0.0, True, 0.0
         self.interruptions = self.losses = self.lost_steps = 0
@@ -127,7 +131,7 @@ class _Run:
 
     def train(self) -> None:
         """Up to the stop, or to the trace's end."""
-        while self.now < self.taken_at or self._rent():
+        while self._has_machines():
             if self._lower_bid_pays():
                 self._rent()
             steps, saves = self._next_steps()
@@ -138,6 +142,13 @@ class _Run:
                 self._taken(steps)
             elif not steps:
                 return
+
+    def _has_machines(self) -> bool:
+        if self.now < self.taken_at:
+            return True
+        if self.unsaved:  # taken in the very moment in which a step was done
+            self._taken(0)
+        return self._rent()
 
     @property
     def quoted_until(self) -> int:
@@ -157,6 +168,7 @@ class _Run:
                 break
         self.taken_at = self.market.taken_after(self.now, self.bid)
         self.is_fresh, self.unsaved = True, 0
+        self.allowed_until, self.looks_ahead = self.now, True
         return True
 
     def _lower_bid_pays(self) -> bool:
@@ -164,7 +176,7 @@ class _Run:
         the time that is not quoted yet, than a restart costs. Only where nothing is unsaved."""
         if self.is_fresh or self.unsaved or self.quoted_until < 1:
             return False
-        quote = self.market.lowest_usd_per_hour(self.quoted_until, 1)
+        quote = self.trace.usd_per_hour[self.quoted_until - 1]
         bid = min(quote * float(BID_STEP), self.trace.most_usd_per_hour)
         clock = self.now + 60 * self.trace.skew_minutes
         unquoted = clock - (60 * self.quoted_until - SKEW_SECONDS)
@@ -180,27 +192,42 @@ class _Run:
         The answers are those to a question before every step: spending grows by the bid at most,
         so what is allowed as a whole is allowed step by step; what is not is asked for in halves.
         """
-        trace = self.trace
-        interval = checkpoint_interval_seconds(
-            trace.checkpoint_seconds, losses_per_hour(self.losses, self.held_seconds / 3600)
-        )
-        every = max(1, round(interval / trace.step_seconds))
+        if not self.unsaved:
+            interval = checkpoint_interval_seconds(
+                self.trace.checkpoint_seconds,
+                losses_per_hour(self.losses, self.held_seconds / 3600),
+            )
+            self.save_every = max(1, round(interval / self.trace.step_seconds))
+        steps = self.save_every - self.unsaved
+        if self._is_allowed_ahead(self._seconds(steps, True)):
+            return steps, True
         self.spending.settle(self.quoted_until)
-        spent = Decimal(self.spending.at_most_usd())
-        rate = Decimal(self.bid) / 3600
-        steps = max(1, every - self.unsaved)
         while steps:
-            saves = self.unsaved + steps >= every
-            seconds = self._seconds(steps, saves)
-            if not self.policy(
-                self.budget,
-                spent_usd=spent,
-                rate_usd_per_second=rate,
-                next_step_seconds=seconds,
-            ).stop:
+            saves = self.unsaved + steps >= self.save_every
+            if self._is_allowed(self._seconds(steps, saves)):
                 return steps, saves
             steps //= 2
         return 0, True
+
+    def _is_allowed_ahead(self, seconds: float) -> bool:
+        """The same, from an answer for several times as long where there is one; with nothing
+        settled since, for that would only lower what is spent."""
+        if self.now + seconds <= self.allowed_until:
+            return True
+        if self.looks_ahead:
+            self.looks_ahead = self._is_allowed(_AHEAD * seconds)
+            if self.looks_ahead:
+                self.allowed_until = self.now + _AHEAD * seconds
+                return True
+        return self._is_allowed(seconds)
+
+    def _is_allowed(self, seconds: float) -> bool:
+        return not self.policy(
+            self.budget,
+            spent_usd=Decimal(self.spending.at_most_usd()),
+            rate_usd_per_second=Decimal(self.bid) / 3600,
+            next_step_seconds=seconds,
+        ).stop
 
     def _seconds(self, steps: int, saves: bool) -> float:
         trace = self.trace

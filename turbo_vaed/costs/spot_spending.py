@@ -24,7 +24,6 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 SKEW_SECONDS = 300
 """How far a clock may be wrong."""
@@ -88,4 +87,4 @@ class SpotSpending:
         seconds[0] -= start - 60 * first
         seconds[-1] -= 60 * after - end
         prices = self._dearer[first - _REACH + _PAD : after + _REACH - 1 + _PAD]
-        self._settled += sliding_window_view(np.minimum(prices, bid), len(seconds)) @ seconds / 3600
+        self._settled += np.correlate(np.minimum(prices, bid), seconds) / 3600
