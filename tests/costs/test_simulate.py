@@ -107,7 +107,12 @@ def test_no_market_makes_a_run_overspend_or_beat_the_forecast(trace: Trace) -> N
     assert found.oracle_steps - found.steps == pytest.approx(missing, abs=2 + missing * 0.02)
 
 
+ON_THE_MINUTE = calm(is_up=without(range(5, 6)), step_seconds=60.0)
+"""Machines that are taken in the very moment in which a step is done."""
+
+
 @settings(deadline=None, max_examples=30)
+@example(ON_THE_MINUTE)
 @given(adversarial())
 def test_to_ask_for_many_steps_at_once_is_to_ask_before_each(trace: Trace) -> None:
     many, one = _Run(trace, decide), OneByOne(trace, decide)
@@ -183,6 +188,7 @@ def test_a_bid_after_a_jump_is_not_that_of_the_jump() -> None:
     run = _Run(calm(usd_per_hour=prices(dear), quoted_until=late(5)), decide)
     run.train()
     assert run.bid == 1.25
+    assert run.restart_seconds == 120  # at once, and not when the end is near
 
 
 def test_a_high_bid_is_lowered_before_the_end() -> None:
