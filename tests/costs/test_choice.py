@@ -12,10 +12,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from turbo_vaed.costs.choice import (
+    BID_STEP,
     Machine,
+    bids,
     checkpoint_interval_seconds,
     choices,
     expected_seconds,
+    losses_per_hour,
 )
 from turbo_vaed.errors import UserError
 
@@ -132,3 +135,31 @@ def test_impossible_values_are_told(value: float) -> None:
         checkpoint_interval_seconds(1, value)
     with pytest.raises(UserError, match="steps per second"):
         choices([machine(steps_per_second=value)], steps=1, **PLAN)
+
+
+usd = st.decimals(min_value="0.001", max_value=100, places=4)
+
+
+@given(lowest=usd, price=usd, most=usd)
+def test_the_first_bid_that_is_granted_is_not_far_above_the_price(
+    lowest: Decimal, price: Decimal, most: Decimal
+) -> None:
+    tried = list(bids(lowest, most))
+    assert tried == sorted(tried)
+    assert tried[-1] == most
+    granted = [bid for bid in tried if bid >= price]
+    assert bool(granted) == (price <= most)
+    if granted:
+        assert granted[0] <= BID_STEP * max(lowest, price)
+
+
+@pytest.mark.parametrize(("lowest", "most"), [("0", "1"), ("1", "0"), ("-1", "1"), ("NaN", "1")])
+def test_bids_without_end_are_refused(lowest: str, most: str) -> None:
+    with pytest.raises(UserError, match="more than 0"):
+        list(bids(Decimal(lowest), Decimal(most)))
+
+
+def test_losses_are_expected_by_what_was_seen() -> None:
+    assert losses_per_hour(0, 0) == pytest.approx(0.2)
+    assert losses_per_hour(0, 95) == pytest.approx(0.01)
+    assert losses_per_hour(500, 995) == pytest.approx(0.5, rel=0.01)

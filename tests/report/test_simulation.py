@@ -10,7 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from turbo_vaed.costs.simulate import mean_shortfall, simulate
 from turbo_vaed.report.simulation import simulation_svg
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_the_command_prints_figures_and_draws_every_run(tmp_path: Path) -> None:
@@ -24,9 +27,29 @@ def test_the_command_prints_figures_and_draws_every_run(tmp_path: Path) -> None:
     assert (found["traces"], found["overspent"], found["worst_overspend_usd"]) == (40, 0, 0.0)
     assert 0 < found["median_steps_of_oracle"] <= 1
     root = ElementTree.fromstring(picture.read_text())
-    texts = [each.text or "" for each in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts[0].startswith("40 runs: 0 overspent, median ")
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == 2
+    median = 100 * found["median_steps_of_oracle"]
+    assert texts(root)[0].startswith("40 runs: 0 overspent, median ")
+    assert float(texts(root)[0].split()[-5]) == pytest.approx(median, abs=1)
+    lines = [each.get("class") for each in root.iter(f"{SVG}polyline")]
+    assert lines == ["line goal", "line phone", "line other"]
+
+
+def test_bars_are_as_long_as_what_they_stand_for() -> None:
+    replays = simulate(40, seed=2, processes=1)
+    root = ElementTree.fromstring(simulation_svg(replays))
+    means = mean_shortfall([each for each in replays if each.was_reachable])
+    widths = [float(each.get("width", "")) for each in root.iter(f"{SVG}rect")
+              if each.get("class") == "bar"]  # fmt: skip
+    largest = max(means.values())
+    wanted = sorted((max(0.0, share) / largest for share in means.values()), reverse=True)
+    assert [width / widths[0] for width in widths] == pytest.approx(wanted, abs=1e-3)
+    assert f"{100 * largest:.2f} %" in texts(root)
+    total = f"On average {100 * sum(means.values()):.1f} % of the steps are missing"
+    assert total in texts(root)
+
+
+def texts(root: ElementTree.Element) -> list[str]:
+    return [each.text or "" for each in root.iter(f"{SVG}text")]
 
 
 def test_without_a_run_that_could_get_there_there_is_no_picture() -> None:

@@ -8,7 +8,7 @@ the last checkpoint, and a checkpoint costs its save.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
@@ -18,6 +18,48 @@ from turbo_vaed.errors import UserError
 
 _NEVER = 1e-9
 """Interruptions per hour, one in a hundred thousand years: fewer are none to a float."""
+
+BID_STEP = Decimal("1.25")
+"""Of a bid over the price, and of each further bid over the one that was refused. Higher bids keep
+back more money for time that is not quoted yet, lower ones are passed more often."""
+_EXPECTED_LOSSES, _EXPECTED_HOURS = 1, 5
+"""Before anything was seen: an interruption without notice in five hours."""
+
+
+def bids(lowest_usd_per_hour: Decimal, most_usd_per_hour: Decimal) -> Iterator[Decimal]:
+    """Bids for a machine, to be tried in this order: rising from a quarter above the lowest price.
+
+    A bid below the price is refused at once and costs nothing, so the first that is granted is at
+    most `BID_STEP` times the higher of the lowest and the present price, without knowing the
+    present one: quotes are late.
+
+    Args:
+        lowest_usd_per_hour: of the last day's quotes.
+        most_usd_per_hour: that the run has agreed to; the last bid.
+
+    Raises:
+        UserError: a price that is not above zero, or not finite.
+    """
+    prices = (lowest_usd_per_hour, most_usd_per_hour)
+    if not all(price.is_finite() and price > 0 for price in prices):
+        raise UserError(
+            f"bids between {lowest_usd_per_hour} and {most_usd_per_hour} USD per hour; expected "
+            "more than 0"
+        )
+    bid = lowest_usd_per_hour * BID_STEP
+    while bid < most_usd_per_hour:
+        yield bid
+        bid *= BID_STEP
+    yield most_usd_per_hour
+
+
+def losses_per_hour(losses: int, hours: float) -> float:
+    """How often a run must expect to be interrupted without notice, by what it has seen.
+
+    Those with notice lose nothing that a save would have kept, and do not count. The mean of a
+    gamma distribution that began at one in five hours: a run that has seen nothing saves as if.
+    """
+    return (_EXPECTED_LOSSES + losses) / (_EXPECTED_HOURS + hours)
 
 
 def checkpoint_interval_seconds(save_seconds: float, interruptions_per_hour: float) -> float:

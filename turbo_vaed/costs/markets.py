@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import bisect
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from turbo_vaed.costs.spot_spending import SKEW_SECONDS
+
 MINUTES = 6000
 """Length of a trace; no run lasts longer."""
-SKEW_SECONDS = 300
-"""How far a clock may be wrong."""
+NOTICE_SECONDS = 120
+"""Between the notice of an interruption and the interruption, where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,21 +22,19 @@ class Trace:
 
     budget_usd: float
     most_usd_per_hour: float
-    """On-demand, and the highest bid: a machine whose price passes it is taken away."""
+    """On-demand, and the highest bid."""
+    planned_usd_per_hour: float
+    """The newest quote when the run was planned."""
     usd_per_hour: list[float]
     is_up: list[bool]
-    """Whether there are machines in that minute."""
+    """Whether there are machines in that minute, for who bids its price."""
     has_notice: list[bool]
     """Whether an interruption in that minute is told two minutes before."""
     quoted_until: list[int]
     """The minute up to which prices are known in that minute; -1 is none."""
-    skew_minutes: int
-    """What the clock is wrong by."""
+    skew_minutes: float
+    """What the run's clock is ahead by; below zero, behind."""
     step_seconds: float
-    ask_seconds: float
-    """Training between two questions to the policy."""
-    checkpoint_every_seconds: float
-    """Training between two checkpoints."""
     checkpoint_seconds: float
     restart_seconds: float
     finish_seconds: float
@@ -69,19 +68,16 @@ def random_trace(seed: int, index: int) -> Trace:
     hours = float(rng.uniform(5, 30))  # at the first price
     step = float(rng.uniform(1, 20))
     save = float(rng.uniform(0.5, 15))
-    # Young 1974: the square root of twice the save time and the time between interruptions.
-    interval = math.sqrt(2 * save * 3600 / max(hourly, 0.02))
     return Trace(
         budget_usd=base * hours,
         most_usd_per_hour=on_demand,
+        planned_usd_per_hour=base,
         usd_per_hour=price.tolist(),
         is_up=up.tolist(),
         has_notice=(rng.random(MINUTES) < 0.7).tolist(),
         quoted_until=quoted.tolist(),
         skew_minutes=int(rng.integers(-SKEW_SECONDS // 60, SKEW_SECONDS // 60 + 1)),
         step_seconds=step,
-        ask_seconds=hours * 3600 / float(rng.uniform(200, 500)),
-        checkpoint_every_seconds=interval,
         checkpoint_seconds=save,
         restart_seconds=float(rng.uniform(30, 240)),
         finish_seconds=float(rng.uniform(60, 600)),
@@ -94,23 +90,42 @@ class Market:
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._sums: list[float] = [0.0, *np.cumsum(np.array(trace.usd_per_hour) / 60).tolist()]
-        # The next minute without machines, and the next with some, of every minute.
-        self._down = _next(~np.array(trace.is_up))
-        self._back = _next(np.array(trace.is_up))
+        self._price = np.array(trace.usd_per_hour)
+        self._is_up = np.array(trace.is_up) & (self._price <= trace.most_usd_per_hour)
+        self._sums: list[float] = [0.0, *np.cumsum(self._price / 60).tolist()]
 
     def is_up(self, now: float) -> bool:
-        return now < 60 * MINUTES and self._trace.is_up[int(now // 60)]
+        """Whether the highest bid gets a machine."""
+        return self.is_granted(now, self._trace.most_usd_per_hour)
+
+    def is_granted(self, now: float, bid_usd_per_hour: float) -> bool:
+        minute = int(now // 60)
+        return (
+            minute < MINUTES
+            and bool(self._is_up[minute])
+            and self._trace.usd_per_hour[minute] <= bid_usd_per_hour
+        )
 
     def has_notice(self, now: float) -> bool:
         return self._trace.has_notice[min(int(now // 60), MINUTES - 1)]
 
-    def taken_after(self, now: float, until: float) -> float:
-        """Seconds at which machines that are there are taken, at most `until`."""
-        return min(until, 60.0 * self._down[int(now // 60)])
+    def taken_after(self, now: float, bid_usd_per_hour: float) -> float:
+        """Seconds at which machines that were granted now are taken; a trace's end takes all."""
+        minute = int(now // 60)
+        stays = self._is_up[minute:] & (self._price[minute:] <= bid_usd_per_hour)
+        return 60.0 * (minute + _first(~stays))
 
     def back_after(self, now: float) -> float:
-        return 60.0 * self._back[int(now // 60)]
+        """Seconds at which the highest bid gets a machine again, at most the trace's end."""
+        minute = int(now // 60)
+        return 60.0 * (minute + _first(self._is_up[minute:]))
+
+    def lowest_usd_per_hour(self, quoted_until: int, minutes: int) -> float:
+        """Of the quotes of so many minutes up to then; the plan's belongs to those before."""
+        begin = quoted_until - minutes
+        quotes = self._price[max(begin, 0) : max(quoted_until, 0)]
+        lowest = self._trace.planned_usd_per_hour if begin < 0 else float(quotes[0])
+        return min(lowest, float(quotes.min())) if len(quotes) else lowest
 
     def paid(self, at: float) -> float:
         """USD of a machine held from the trace's beginning."""
@@ -131,8 +146,6 @@ class Market:
         return max(start, 60.0 * minute + rest)
 
 
-def _next(wanted: NDArray[np.bool_]) -> list[int]:
-    """Of every minute the first from it on that is wanted, `MINUTES` where none is."""
-    places = np.where(wanted, np.arange(MINUTES), MINUTES)
-    found: list[int] = np.minimum.accumulate(places[::-1])[::-1].tolist()
-    return found
+def _first(wanted: NDArray[np.bool_]) -> int:
+    """Place of the first that is wanted, the length where none is."""
+    return int(wanted.argmax()) if wanted.any() else len(wanted)
