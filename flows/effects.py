@@ -18,6 +18,7 @@ from turbo_vaed.costs import Budget, Ledger, format_usd, summarise
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.report import Failure, Registration, collect, write_report
+from turbo_vaed.report.roi_facts import cost_of_poc
 from turbo_vaed.report.words import headline
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.fit import student_config
@@ -172,6 +173,7 @@ def report(
     )
     with Ledger.open(settings.ledger_url) as ledger:
         costs = summarise(ledger, run.run_id, budget)
+        cost = cost_of_poc(ledger, poc.customer)
     context = collect(
         poc.work,
         run_id=run.run_id,
@@ -195,6 +197,8 @@ def report(
         failure=failure,
         customer=poc.customer,
         use_case=params.use_case,
+        assumptions=params.roi,
+        cost_of_poc=cost,
     )
     return Reported(path=write_report(context, poc.report), sentence=headline(context))
 

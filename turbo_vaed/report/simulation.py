@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from turbo_vaed.costs.simulate import Replay
 from turbo_vaed.report.charts import Axis, Series, chart
 
-_STYLE = """
+STYLE = """
 svg { font-family: system-ui, sans-serif; background: #fff; }
 text { fill: #59636e; font-size: 12.5px; } text.title { fill: #1f2328; font-size: 13px; }
 .grid { stroke: #d8dee4; } .axis, .tick { stroke: #59636e; }
@@ -15,6 +15,7 @@ text { fill: #59636e; font-size: 12.5px; } text.title { fill: #1f2328; font-size
 .phone { stroke: #0969da; } .other { stroke: #bc4c00; }
 .key.phone { fill: #0969da; stroke: none; } .key.other { fill: #bc4c00; stroke: none; }
 """
+"""Of a standalone SVG; a page has its own."""
 
 
 def simulation_svg(replays: Sequence[Replay]) -> str:
@@ -48,7 +49,7 @@ def simulation_svg(replays: Sequence[Replay]) -> str:
     inner = drawing[drawing.index(">") + 1 : drawing.rindex("</svg>")]
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -58 480 362" width="720" height="543">'
-        f"<style>{_STYLE}</style>"
+        f"<style>{STYLE}</style>"
         f'<text class="title" x="66" y="-38">{len(replays):,} runs: {over} overspent, median '
         f"{shares[len(shares) // 2]:.1f} % of the steps</text>"
         '<rect class="key phone" x="66" y="-20" width="16" height="4"/>'
