@@ -57,6 +57,7 @@ def edit(checkout: Path, old: str, new: str) -> None:
         ["customer"],
         ["customer", "add"],
         ["cost", "report"],
+        ["cost", "roi"],
         ["distill", "status"],
         ["node", "watch"],
         ["registry", "list"],

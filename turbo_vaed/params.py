@@ -182,6 +182,8 @@ class RoiParams:
     """Of the product's video."""
     gpu_speedup: Assumption
     """One GPU of the cloud over one CPU thread of the host that measured the teacher."""
+    phone_speedup: Assumption
+    """A phone over one CPU thread of the host that measured the student."""
     gpu_usd_per_hour: Assumption
     egress_usd_per_gb: Assumption
     video_mb_per_minute: Assumption
@@ -195,7 +197,7 @@ class RoiParams:
     horizon_months: Assumption
 
     def __post_init__(self) -> None:
-        for name in ("frame_megapixels", "gpu_speedup", "horizon_months"):
+        for name in ("frame_megapixels", "gpu_speedup", "phone_speedup", "horizon_months"):
             if getattr(self, name).low == 0:
                 raise ValueError(f"{name}.low is 0; it must be more")
         if self.device_share.high > 1:

@@ -25,6 +25,7 @@ HAND = {
     "device_share": "0.5",
     "frame_megapixels": "1",
     "gpu_speedup": "600",
+    "phone_speedup": "40",
     "gpu_usd_per_hour": "3.60",
     "egress_usd_per_gb": "0.10",
     "video_mb_per_minute": "30",
@@ -86,7 +87,7 @@ def test_every_formula_by_hand() -> None:
     even = case.break_even_minutes_per_month
     assert even is not None
     assert round(even, 4) == Decimal("14482.9060")  # (10,095 / 36 + 2) / (0.5 x 0.039)
-    assert case.device_speed_needed == 2  # 30 s x 4 for 60 s of video
+    assert case.phone_realtime == 20  # 60 s of video in 30 x 4 / 40 s
 
 
 def test_inputs_and_the_fields_of_a_case_are_the_same() -> None:
@@ -229,6 +230,8 @@ def test_what_is_missing_is_not_nothing() -> None:
         ("devices", (1, 1, "NaN"), "devices.high"),
         ("devices", (1, 1, "Infinity"), "devices.high"),
         ("gpu_speedup", (0, 1, 2), "gpu_speedup.low is 0"),
+        ("phone_speedup", (0, 1, 2), "phone_speedup.low is 0"),
+        ("student_seconds_per_minute", (0, 1, 2), "minute.low is 0"),
         ("horizon_months", (0, 1, 2), "horizon_months.low is 0"),
         ("clip_megapixels", (0, 1, 2), "clip_megapixels.low is 0"),
         ("device_share", (0, "0.5", "1.1"), "at most 1"),

@@ -40,6 +40,7 @@ class Case:
     device_share: Decimal
     frame_megapixels: Decimal
     gpu_speedup: Decimal
+    phone_speedup: Decimal
     gpu_usd_per_hour: Decimal
     egress_usd_per_gb: Decimal
     video_mb_per_minute: Decimal
@@ -127,12 +128,15 @@ class Case:
         return self.horizon_months * self.monthly_saving_usd - self.once_usd
 
     @property
-    def device_speed_needed(self) -> Decimal:
-        """How many CPU threads of the measured host a phone must equal to decode in real time.
+    def phone_realtime(self) -> Decimal:
+        """Video seconds that a phone decodes per second = 60 x phone_speedup /
+        (student_seconds_per_minute x scale).
 
-        student_seconds_per_minute x scale / 60. No part of the money, but without it there is none.
+        No part of the money: below 1 a phone cannot show the video while it decodes it.
         """
-        return self.student_seconds_per_minute * self.scale / _SECONDS_PER_MINUTE
+        return (
+            _SECONDS_PER_MINUTE * self.phone_speedup / self.student_seconds_per_minute / self.scale
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,9 +212,9 @@ _RESULTS: Mapping[str, tuple[str, str, str]] = {
     "value_usd": (
         "Value over the horizon", "USD", "horizon x monthly saving - (PoC + integration)",
     ),
-    "device_speed_needed": (
-        "Speed that a phone needs", "host CPU threads",
-        "student s x frame / measured frame / 60, for real time",
+    "phone_realtime": (
+        "Speed on a phone", "times real time",
+        "60 x phone speedup / (student s x frame / measured frame)",
     ),
 }  # fmt: skip
 """Property of Case -> label, unit, formula; the order of the table."""

@@ -32,7 +32,8 @@ INPUTS: Mapping[str, Quantity] = {
         label="Teacher, per video minute", unit="CPU-thread s", kind="measured", better="high"
     ),
     "student_seconds_per_minute": Quantity(
-        label="Student, per video minute", unit="CPU-thread s", kind="measured", better="either"
+        label="Student, per video minute", unit="CPU-thread s", kind="measured", better="either",
+        is_positive=True,
     ),
     "clip_megapixels": Quantity(
         label="Frame that was measured", unit="megapixels", kind="measured", better="either",
@@ -56,6 +57,10 @@ INPUTS: Mapping[str, Quantity] = {
     ),
     "gpu_speedup": Quantity(
         label="GPU against one CPU thread", unit="times", kind="assumed", better="low",
+        is_positive=True,
+    ),
+    "phone_speedup": Quantity(
+        label="Phone against one CPU thread", unit="times", kind="assumed", better="either",
         is_positive=True,
     ),
     "gpu_usd_per_hour": Quantity(

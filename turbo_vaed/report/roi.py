@@ -15,7 +15,8 @@ from turbo_vaed.report.words import NEVER, amount
 
 _KEPT = Decimal("1e-6")
 """Decimals of a computed figure that programs get."""
-_HEADLINE = ("monthly_saving_usd", "payback_months", "break_even_minutes_per_month", "value_usd")
+_HEADLINE = ("monthly_saving_usd", "payback_months", "break_even_minutes_per_month", "value_usd",
+             "phone_realtime")  # fmt: skip
 
 
 def sentence(roi: Roi) -> str:
@@ -43,8 +44,20 @@ def sentence(roi: Roi) -> str:
         )
     most = roi.sensitivities[0]
     if most.swing_usd == 0:
-        return f"{start}; no input has a range that moves it."
-    return f"{start}; it hinges most on “{INPUTS[most.name].label}”, {spread_of(roi, most.name)}."
+        return f"{start}; no input has a range that moves it.{_too_slow(roi)}"
+    hinge = f"it hinges most on “{INPUTS[most.name].label}”, {spread_of(roi, most.name)}"
+    return f"{start}; {hinge}.{_too_slow(roi)}"
+
+
+def _too_slow(roi: Roi) -> str:
+    """A second sentence where a phone as assumed cannot show the video while it decodes it."""
+    speed = roi.likely.phone_realtime
+    if speed >= 1:
+        return ""
+    return (
+        f" But a phone as assumed decodes at {amount(speed)} of real time: that is for video "
+        "that is decoded ahead, or needs a smaller frame or student."
+    )
 
 
 def months(value: Decimal | None) -> str:
