@@ -139,7 +139,7 @@ def test_what_was_not_measured_is_named_and_never_nothing(
     given: dict[str, Any] = {**documents, "cost": COST, absent: None}
     with pytest.raises(UserError, match=f"not measured: {said}") as refused:
         roi_of_run(**given, assumptions=assumptions)
-    assert str(refused.value).count(" is not there") == (absent != "cost")
+    assert str(refused.value).count(" was not made") == (absent != "cost")
 
 
 def test_a_measurement_without_the_teacher_is_not_one(
@@ -342,7 +342,7 @@ def test_a_run_that_stopped_early_says_why_there_is_no_return(
     assert context.roi is None
     shown = section(render(context))
     assert "No return on investment yet, not measured:" in shown
-    assert "gate/measurement.json is not there" in shown
+    assert "gate/measurement.json was not made" in shown
     assert ("clip/clips.json" in shown) == (stage == "validate")
     assert "$" not in shown and "<table" not in shown
 

@@ -38,7 +38,7 @@ def roi_of_run(
         CorruptFile: a document is not whole, or package and measurement do not belong together.
     """
     absent = [
-        f"{what} ({where} is not there)"
+        f"{what} ({where} was not made)"
         for document, what, where in (
             (clips, "the videos' frame rate", CLIPS),
             (package, "the package", PACKAGE),
