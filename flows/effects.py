@@ -18,6 +18,7 @@ from turbo_vaed.costs import Ledger, allowance, require_allowance, summarise
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.report import Failure, Registration, collect, write_report
+from turbo_vaed.report.roi_facts import cost_of_poc
 from turbo_vaed.report.words import headline
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.estimates import estimate_run
@@ -187,6 +188,7 @@ def report(
     with Ledger.open(settings.ledger_url) as ledger:
         book_storage(poc, ledger, run=run.run_id, began=run.started_at, ended=datetime.now(UTC))
         costs = summarise(ledger, run.run_id, params.budget.run_usd)
+        cost = cost_of_poc(ledger, poc.customer)
     context = collect(
         poc.work,
         run_id=run.run_id,
@@ -210,6 +212,8 @@ def report(
         failure=failure,
         customer=poc.customer,
         use_case=params.use_case,
+        assumptions=params.roi,
+        cost_of_poc=cost,
     )
     return Reported(path=write_report(context, poc.report), sentence=headline(context))
 

@@ -58,6 +58,7 @@ def edit(checkout: Path, old: str, new: str) -> None:
         ["customer", "add"],
         ["cost", "report"],
         ["cost", "reconcile"],
+        ["cost", "roi"],
         ["distill", "status"],
         ["node", "watch"],
         ["registry", "list"],

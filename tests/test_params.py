@@ -50,6 +50,13 @@ def test_money_keeps_the_digits_that_were_typed(document):
     assert load(document).distill.stop_usd_per_tenth_db == Decimal("0.1")
 
 
+def test_an_assumption_keeps_its_digits_and_what_a_customer_does_not_name(document):
+    document["customers"]["demo"]["roi"] = {"egress_usd_per_gb": {"likely": 0.07}}
+    egress = load(document).roi.egress_usd_per_gb
+    assert (egress.low, egress.likely) == (Decimal("0.02"), Decimal("0.07"))
+    assert egress.source == document["defaults"]["roi"]["egress_usd_per_gb"]["source"]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
@@ -71,6 +78,18 @@ def test_money_keeps_the_digits_that_were_typed(document):
         (("clip", "train_share"), 0.95, ["below 1"]),
         (("encode", "teacher_family"), "mystery", ["encode.teacher_family", "ltx-video"]),
         (("use_case",), "fun", ["use_case is 'fun'", "education"]),
+        (
+            ("roi", "devices", "likely"),
+            1,
+            ["roi.devices: low 5000, likely 1", "none may be larger"],
+        ),
+        (("roi", "devices", "high"), -1, ["roi.devices.high", "found -1"]),
+        (("roi", "devices", "high"), float("inf"), ["roi.devices.high"]),
+        (("roi", "devices", "most"), 1, ["roi.devices.most: unknown key", "likely"]),
+        (("roi", "devices", "source"), "", ["roi.devices.source"]),
+        (("roi", "colour"), 1, ["roi.colour: unknown key", "gpu_usd_per_hour"]),
+        (("roi", "device_share", "high"), 1.5, ["roi: device_share.high is 1.5", "at most 1"]),
+        (("roi", "gpu_speedup", "low"), 0, ["roi: gpu_speedup.low is 0"]),
     ],
 )
 def test_bad_values_are_refused_by_their_path(document, path, value, said):

@@ -204,7 +204,9 @@ def build_work(
     })  # fmt: skip
 
     document("export", "package/package.json", {
-        "format": 1, "program": "decoder.pte", "io": {}, "files": [], "size_bytes": 4_310_220,
+        "format": 1, "program": "decoder.pte", "files": [],
+        "io": {"latent_shape": [1, 32, 3, size // 8, size // 8],
+               "video_shape": [1, 3, frames, size, size]}, "size_bytes": 4_310_220,
         "tools": {"torch": "2.13.0", "executorch": "1.5.1"}, "sha256": "9ac" + SHA[3:],
     })  # fmt: skip
 

@@ -14,6 +14,8 @@ import pytest
 import zarr
 from PIL import Image
 
+from turbo_vaed import params
+from turbo_vaed.costs.roi_inputs import Input
 from turbo_vaed.report import Failure, Registration, ReportContext, media, write_report
 
 LOADED = """new Promise((done) => {
@@ -60,6 +62,8 @@ def page(
             name="turbo-vaed-demo", version=3, alias="champion", mlflow_run="0a1b2c3d4e5f"
         ),
         lineage={"dvc_lock_sha256": "d0c1234", "python": "3.11.2"},
+        assumptions=params.load(Path(__file__).parents[2] / "params.yaml", "demo").roi,
+        cost_of_poc=Input.exact("poc_usd", Decimal(1), "ledger"),
     )
     return write_report(context, tmp_path_factory.mktemp("page") / "report.html")
 
@@ -182,7 +186,7 @@ def test_the_figures_are_on_the_page(browser, page: Path, work: Path) -> None:
         assert figure in text, figure
     assert "not reached" not in text and "not measured" not in text
     assert text.count("✓ passes") == 10
-    assert browser.evaluate("document.querySelectorAll('svg.chart').length") == 5
+    assert browser.evaluate("document.querySelectorAll('svg.chart').length") == 6
 
 
 @pytest.mark.parametrize("width", [390, 820, 1280])

@@ -130,3 +130,38 @@ def quote_machines(customer: Customer, form: Format = "table") -> None:
     print(f"rests on {found.basis}")
     for why, count in Counter(row["why_unknown"] for row in rows if row["why_unknown"]).items():
         print(f"{count} prices are unknown: {why}")
+
+
+@app.command("roi")
+def return_on_investment(
+    customer: Customer,
+    form: Format = "table",
+    chart: Annotated[
+        Path | None, typer.Option("--chart", help="an SVG file to draw the tornado into")
+    ] = None,
+) -> None:
+    """What a customer's PoC would return: what its last run measured, what params.yaml assumes."""
+    from turbo_vaed.costs import Ledger
+    from turbo_vaed.poc import Poc
+    from turbo_vaed.report import roi as words
+    from turbo_vaed.report.roi_facts import cost_of_poc, read_roi
+    from turbo_vaed.report.tornado import tornado_svg
+
+    settings = Settings.from_environment()
+    poc = Poc.load(settings.root, customer)
+    with Ledger.open(settings.ledger_url) as ledger:
+        cost = cost_of_poc(ledger, customer)
+    found = read_roi(poc.work, cost=cost, assumptions=poc.params.roi)
+    if chart is not None:
+        chart.write_text(tornado_svg(found, f"{customer}: what the return hinges on"))
+    if form == "json":
+        print(json.dumps(words.document(found, customer)))
+        return
+    print(words.sentence(found))
+    rows = words.table(found)
+    for title, columns in (
+        ("what it would return", ("figure", "low", "likely", "high", "unit", "kind")),
+        ("where each figure is from", ("figure", "kind", "source")),
+    ):
+        show([{key: row[key] for key in columns} for row in rows], form, title)
+    show(words.sensitivities(found), form, "value over the horizon, one input at a time")

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from turbo_vaed.errors import CorruptFile
+from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.report.context import (
     STAGES,
     Failure,
@@ -21,10 +21,14 @@ from turbo_vaed.report.context import (
     ReportContext,
     Shot,
 )
+from turbo_vaed.report.roi_facts import roi_of_run
 from turbo_vaed.report.shots import pick
 
 if TYPE_CHECKING:
     from turbo_vaed.costs import CostSummary
+    from turbo_vaed.costs.roi import Roi
+    from turbo_vaed.costs.roi_inputs import Input
+    from turbo_vaed.params import RoiParams
 
 _T = TypeVar("_T")
 
@@ -42,6 +46,8 @@ def collect(
     failure: Failure | None = None,
     customer: str | None = None,
     use_case: str = "",
+    assumptions: RoiParams | None = None,
+    cost_of_poc: Input | None = None,
     shots: int = 5,
 ) -> ReportContext:
     """Read what the stages left in `work` (work/CUSTOMER).
@@ -52,12 +58,17 @@ def collect(
 
     Args:
         customer: the folder's name where not given.
+        assumptions: of the return on investment, which the page leaves out where they are None.
+        cost_of_poc: what it has to return, None where it is not known.
         shots: how many test clips the page shows at most.
     """
     reader = _Reader(work=work, failed=None if failure is None else failure.stage)
     clips = reader.json("clip", "clips.json")
     evaluation = reader.json("evaluate", "evaluation.json")
     verdict = reader.json("gate", "verdict.json")
+    package = reader.json("export", "package/package.json")
+    measurement = reader.json("gate", "measurement.json")
+    roi, no_roi = _roi(clips, package, measurement, cost_of_poc, assumptions)
     chosen = reader.attempt("clips", lambda: _shots(reader, clips, evaluation, shots)) or ((), None)
     return ReportContext(
         customer=customer or work.name,
@@ -76,9 +87,11 @@ def collect(
         latents=reader.json("encode", "latents.json"),
         history=reader.json("distill", "history.json"),
         evaluation=evaluation,
-        package=reader.json("export", "package/package.json"),
-        measurement=reader.json("gate", "measurement.json"),
+        package=package,
+        measurement=measurement,
         verdict=verdict,
+        roi=roi,
+        no_roi=no_roi,
         shots=chosen[0],
         worst=chosen[1],
         problems=tuple(reader.problems),
@@ -152,6 +165,29 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError(f"expected a JSON object, found {type(document).__name__}")
     return document
+
+
+def _roi(
+    clips: Mapping[str, Any] | None,
+    package: Mapping[str, Any] | None,
+    measurement: Mapping[str, Any] | None,
+    cost: Input | None,
+    assumptions: RoiParams | None,
+) -> tuple[Roi | None, str]:
+    """The return on investment, or why there is none; neither where nobody assumes anything."""
+    if assumptions is None:
+        return None, ""
+    try:
+        found = roi_of_run(
+            clips=clips,
+            package=package,
+            measurement=measurement,
+            cost=cost,
+            assumptions=assumptions,
+        )
+    except (UserError, CorruptFile) as error:
+        return None, str(error)
+    return found, ""
 
 
 def _shots(

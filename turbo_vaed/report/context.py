@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from turbo_vaed.costs import CostSummary
+    from turbo_vaed.costs.roi import Roi
 
 STAGES = ("validate", "clip", "encode", "distill", "evaluate", "export", "gate")
 """The stages whose outputs a report reads, in order."""
@@ -94,6 +95,9 @@ class ReportContext:
     package: Mapping[str, Any] | None = None
     measurement: Mapping[str, Any] | None = None
     verdict: Mapping[str, Any] | None = None
+    roi: Roi | None = None
+    no_roi: str = ""
+    """Why there is no return on investment, where one was asked for."""
     shots: Sequence[Shot] = ()
     worst: Shot | None = None
     """The test clip with the lowest PSNR on the phone."""

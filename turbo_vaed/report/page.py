@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from turbo_vaed.report import lineage, media, pictures, tables, training, words
+from turbo_vaed.report import lineage, media, pictures, roi, tables, training, words
 from turbo_vaed.report.context import ReportContext, Shot
 from turbo_vaed.report.curves import curves
 
@@ -81,6 +81,7 @@ def _view(context: ReportContext) -> dict[str, Any]:
         "charts": curves(context),
         "training": training.training(context),
         "cost": tables.cost(context),
+        "roi": roi.section(context),
         "data": tables.data(context),
         "lineage": lineage.rows(context),
     }

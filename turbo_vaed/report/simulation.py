@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from turbo_vaed.costs.simulate import Replay, mean_shortfall
 from turbo_vaed.report.charts import Axis, Series, chart
 
-_STYLE = """
+STYLE = """
 svg { font-family: system-ui, sans-serif; background: #fff; }
 text { fill: #59636e; font-size: 12.5px; }
 text.title { fill: #1f2328; font-size: 13px; } text.head { font-weight: 600; font-size: 15px; }
@@ -17,6 +17,7 @@ text.title { fill: #1f2328; font-size: 13px; } text.head { font-weight: 600; fon
 .phone { stroke: #0969da; } .other { stroke: #bc4c00; }
 .key.phone, .bar { fill: #0969da; stroke: none; } .key.other { fill: #bc4c00; stroke: none; }
 """
+"""Of a standalone SVG; a page has its own."""
 _CAUSES = {
     "saves": "saves while it trains",
     "interruptions": "interruptions without notice",
@@ -46,7 +47,7 @@ def simulation_svg(replays: Sequence[Replay]) -> str:
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -70 500 568" width="750" height="852" '
         f'role="img" aria-label="{len(replays)} simulated runs">'
-        f"<style>{_STYLE}</style>"
+        f"<style>{STYLE}</style>"
         f'<text class="title head" x="20" y="-44">{len(replays):,} runs: {over} overspent, median '
         f"{median:.1f} % of the steps</text>"
         '<rect class="key phone" x="20" y="-22" width="16" height="4"/>'

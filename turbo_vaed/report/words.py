@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
-from turbo_vaed.costs.money import format_usd
+from turbo_vaed.costs.money import format_usd, plain, quantise_usd
 from turbo_vaed.report.context import ReportContext
 
 TIMES = "\N{MULTIPLICATION SIGN}"
+NEVER = "never"
 
 CHECK_LABELS = {
     "psnr_retention": "PSNR retention",
@@ -74,6 +76,19 @@ def count(value: int) -> str:
 def million(value: int) -> str:
     """A count of parameters: `1.04 M`."""
     return f"{value / 1e6:.2f} M" if value >= 1e5 else count(value)
+
+
+def amount(value: Decimal | None, unit: str = "") -> str:
+    """A figure for people: dollars, whole ones from a thousand on; else four digits; or never."""
+    if value is None:
+        return NEVER
+    if unit.startswith("USD"):
+        sign = "-" if value < 0 else ""
+        return f"{sign}${abs(value):,.0f}" if abs(value) >= 1000 else format_usd(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    places = max(0, 3 - value.adjusted()) if value else 0
+    return plain(quantise_usd(value, Decimal(1).scaleb(-places)))
 
 
 def measured_and_limit(measured: float | None, limit: float, unit: str) -> tuple[str, str]:

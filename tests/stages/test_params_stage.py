@@ -1,0 +1,47 @@
+"""The stage `params`: what an edit of params.yaml reaches."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from turbo_vaed.poc import STAGES, Poc
+from turbo_vaed.stages import params
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def resolved(root: Path, document: dict[str, Any]) -> dict[str, bytes]:
+    """The files that the stage writes of `document`."""
+    (root / "params.yaml").write_text(yaml.safe_dump(document))
+    poc = Poc.load(root, "demo")
+    params.run(poc)
+    return {path.name: path.read_bytes() for path in poc.folder("params").iterdir()}
+
+
+@pytest.mark.parametrize("place", ["defaults", "customer"])
+def test_an_assumption_of_the_return_reaches_no_stage(tmp_path: Path, place: str) -> None:
+    shutil.copytree(REPOSITORY / "assets/teachers", tmp_path / "assets/teachers")
+    document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    before = resolved(tmp_path, document)
+    assert set(before) == {f"{stage}.yaml" for stage in STAGES}
+    owner = document["defaults"] if place == "defaults" else document["customers"]["demo"]
+    owner.setdefault("roi", {}).setdefault("devices", {})["likely"] = 12_345
+    assert Poc.load(REPOSITORY, "demo").params.roi.devices.likely != 12_345
+    assert resolved(tmp_path, document) == before
+    assert Poc.load(tmp_path, "demo").params.roi.devices.likely == 12_345
+    document["defaults"]["gate"]["samples"] += 1
+    changed = resolved(tmp_path, document)
+    assert [name for name in before if changed[name] != before[name]] == ["gate.yaml"]
+
+
+def test_only_the_stage_params_reads_params_yaml() -> None:
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    assert set(stages) == {"params", *STAGES}
+    for name, stage in stages.items():
+        assert ("params" in stage["do"]) == (name == "params")
+        assert not any("params.yaml" in dependency for dependency in stage["do"].get("deps", ()))
