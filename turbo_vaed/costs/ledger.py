@@ -108,6 +108,31 @@ class StageCost:
     wasted_usd: Decimal
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChargeGroup:
+    """Charges that agree in everything that is named here, added up exactly."""
+
+    customer: str
+    run: str
+    stage: str
+    resource: str
+    market: Market
+    unit: str
+    useful: Useful
+    price_source: str
+    quantity: Decimal
+    amount_usd: Decimal
+    charges: int
+    """How many they are."""
+    first_at: datetime
+    """When the first one starts."""
+    last_at: datetime
+    """When the last one ends."""
+
+
+_GROUPED_BY = (
+    "customer", "run", "stage", "resource", "market", "unit", "useful", "price_source"
+)  # fmt: skip
 _CONTENT = tuple(field.name for field in fields(Charge))
 
 
@@ -174,6 +199,34 @@ class Ledger:
         query = _narrow(sa.select(CHARGES.c.amount_usd), run, customer)
         with talking(self._engine.url), self._engine.connect() as connection:
             return total_usd(connection.execute(query).scalars().all())
+
+    def grouped(
+        self,
+        *,
+        customer: str | None = None,
+        run: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> tuple[ChargeGroup, ...]:
+        """The charges that start in [since, until), added up where they agree, by first start."""
+        groups: dict[tuple[Any, ...], list[Charge]] = {}
+        for charge in self.charges(run=run, customer=customer):
+            if since is not None and charge.started_at < since:
+                continue
+            if until is not None and charge.started_at >= until:
+                continue
+            groups.setdefault(tuple(getattr(charge, n) for n in _GROUPED_BY), []).append(charge)
+        return tuple(
+            ChargeGroup(
+                **dict(zip(_GROUPED_BY, key, strict=True)),
+                quantity=total_usd(c.quantity for c in found),
+                amount_usd=total_usd(c.amount_usd for c in found),
+                charges=len(found),
+                first_at=min(c.started_at for c in found),
+                last_at=max(c.ended_at for c in found),
+            )
+            for key, found in groups.items()
+        )
 
     def by_stage(self, run: str) -> dict[str, StageCost]:
         """What each stage of a run cost, in the order in which they first started."""
