@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 
 from turbo_vaed.costs.money import (
     AMOUNT_QUANTUM,
+    difference_usd,
     format_usd,
     parse_usd,
     per_second,
     plain,
+    seconds_usd,
     time_usd,
     total_usd,
+    usd_per,
 )
 from turbo_vaed.errors import UserError
 
@@ -84,3 +87,19 @@ def test_an_hour_costs_the_hourly_price() -> None:
 def test_plain_text_has_one_form() -> None:
     values = ("0.080", "8e-2", "10", "-0", "1e3")
     assert [plain(Decimal(t)) for t in values] == ["0.08", "0.08", "10", "0", "1000"]
+
+
+@given(
+    st.decimals(Decimal("-1e19"), Decimal("1e19"), places=18),
+    st.decimals(Decimal("-1e19"), Decimal("1e19"), places=18),
+)
+def test_a_difference_is_exact(amount: Decimal, less: Decimal) -> None:
+    assert total_usd((difference_usd(amount, less), less)) == amount
+    assert difference_usd(less, less) == 0
+
+
+def test_what_time_costs_and_what_a_piece_costs_are_rounded_once() -> None:
+    assert seconds_usd(Decimal(5400), Decimal("1.006")) == Decimal("1.509")
+    assert seconds_usd(Decimal("-0.5"), Decimal(1)) == Decimal("-0.000138888889")
+    assert usd_per(Decimal(1), 3) == Decimal("0.333333333333")
+    assert usd_per(Decimal("1e6"), Decimal("0.0025")) == 400_000_000

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 _WIDTH, _ROW, _THICK = 480, 26, 14
-_LABELS, _VALUES = 132, 92
-"""Room left of the bars and right of them."""
+_LABELS = 132
+"""Room left of the bars."""
+_PER_LETTER = 7.2
+"""Room that a letter of a value takes, at most."""
 _MOST_LETTERS = 18
 """Of a label; all of it is in the bar's title."""
 
@@ -32,7 +34,11 @@ def bars(*, title: str, description: str, rows: Sequence[Bar]) -> Markup:
         return Markup("")
     most = max((row.value for row in rows), default=0.0)
     height = _ROW * len(rows) + 4
-    drawn = "".join(_drawn(row, place * _ROW + 2, most) for place, row in enumerate(rows))
+    room = _WIDTH - _LABELS - 10 - _PER_LETTER * max(len(row.said) for row in rows)
+    drawn = "".join(
+        _drawn(row, place * _ROW + 2, room / most if most > 0 else 0.0)
+        for place, row in enumerate(rows)
+    )
     return Markup(
         f'<svg class="chart bar-chart" viewBox="0 0 {_WIDTH} {height}" role="img" '
         f'aria-label="{escape(title)}. {escape(description)}">'
@@ -40,9 +46,8 @@ def bars(*, title: str, description: str, rows: Sequence[Bar]) -> Markup:
     )
 
 
-def _drawn(row: Bar, top: float, most: float) -> str:
-    room = _WIDTH - _LABELS - _VALUES
-    length = room * max(0.0, row.value) / most if most > 0 else 0.0
+def _drawn(row: Bar, top: float, per_unit: float) -> str:
+    length = max(0.0, row.value) * per_unit
     bad = length * min(1.0, max(0.0, row.part) / row.value) if row.value > 0 else 0.0
     short = row.label if len(row.label) <= _MOST_LETTERS else f"{row.label[: _MOST_LETTERS - 1]}…"
     y, text_y = top + (_ROW - _THICK) / 2, top + _ROW / 2 + 4.5

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
 import re
 import sys
 import tempfile
@@ -27,17 +28,16 @@ AUGUST = Month(year=2026, number=8)
 
 def documents(root: Path) -> dict[str, str]:
     """File name -> text, of a made-up checkout that is written to `root`."""
-    import json
-
     made_up.checkout(root)
     everyone = made_up.gathered(root)
+    champions = made_up.champions(everyone)
     acme = made_up.gathered(root, customer="acme", period=AUGUST).statement
     found = {
         **_forms("all", everyone.statement),
         **_forms("acme-2026-08", acme),
-        "portfolio.html": _plain(portfolio_page(everyone, made_up.CHAMPIONS)),
+        "portfolio.html": _plain(portfolio_page(everyone, champions)),
         "portfolio.json": json.dumps(
-            portfolio_document(everyone, made_up.CHAMPIONS), indent=1, ensure_ascii=False
+            portfolio_document(everyone, champions), indent=1, ensure_ascii=False
         ),
     }
     return {name: text if text.endswith("\n") else f"{text}\n" for name, text in found.items()}

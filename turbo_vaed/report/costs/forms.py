@@ -22,6 +22,8 @@ from turbo_vaed.report.costs import said
 
 SUMMARY_COLUMNS = ("runs", "spent", "budget", "left", "saved by spot", "wasted",
                    "per kept step", "per dB")  # fmt: skip
+LEAST_WIDTH = 80
+"""Characters of a table: the summary's nine columns need so many."""
 CSV_COLUMNS = (
     "customer", "run", "stage", "market", "charges", "node_seconds", "spent_usd", "useful_usd",
     "wasted_usd", "spot_saving_usd", "first_at", "last_at", "note",
@@ -51,8 +53,9 @@ def summary_cells(account: Account) -> tuple[str, ...]:
 def show_tables(statement: Statement, console: Console) -> None:
     """The sentence, the summary, the detail by run and stage, and the notes.
 
-    In a window that is too narrow cells are folded: no digit is ever left out.
+    In a narrow window cells are folded, below `LEAST_WIDTH` lines are broken: no digit is left out.
     """
+    width = max(console.width, LEAST_WIDTH)
     console.print(Text(said.sentence(statement)))
     headings = [name.replace(" ", "\n", 1) for name in SUMMARY_COLUMNS]
     summary = _table("customer", headings)
@@ -61,9 +64,9 @@ def show_tables(statement: Statement, console: Console) -> None:
     if len(statement.customers) > 1:
         summary.add_section()
         summary.add_row("all", *summary_cells(statement.total))
-    console.print(summary)
+    console.print(summary, width=width, crop=False)
     if statement.runs:
-        console.print(_detail(statement))
+        console.print(_detail(statement), width=width, crop=False)
     for note in said.notes(statement):
         console.print(Text(note))
 
@@ -97,9 +100,9 @@ def has_spot(run: RunAccount) -> bool:
 
 def _table(first: str, columns: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column(first, overflow="fold", min_width=8)
+    table.add_column(first, overflow="fold", min_width=4)
     for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", overflow="fold", min_width=4)
     return table
 
 

@@ -77,7 +77,7 @@ def table_rows(gathered: Gathered, champions: Champions) -> list[dict[str, str]]
     """A row per customer, as texts, and a last one of all."""
     statement = gathered.statement
     rows = [
-        _row(account, known, champions.get(known.name, "not asked"))
+        _row(account, known, champions[known.name])
         for account, known in zip(statement.customers, gathered.known, strict=True)
     ]
     passing = sum(row["tone"] == "good" for row in rows)
@@ -103,7 +103,7 @@ def portfolio_document(gathered: Gathered, champions: Champions) -> dict[str, An
     del document["runs"]
     for row, known in zip(document["summary"], gathered.known, strict=True):
         best = _best(known)
-        champion = champions.get(known.name, "not asked")
+        champion = champions[known.name]
         row |= {
             "use_case": known.use_case,
             "in_params": known.is_listed,
@@ -160,7 +160,7 @@ def _notes(gathered: Gathered, champions: Champions) -> list[str]:
     """Why an outcome is not known; what costs are not known for is told beside them."""
     found = []
     for known in gathered.known:
-        champion = champions.get(known.name, "not asked")
+        champion = champions[known.name]
         outcomes = {"last verdict": known.verdict, "retention": known.retention,
                     "champion": champion}  # fmt: skip
         reasons: dict[str, list[str]] = {}

@@ -57,7 +57,7 @@ def _against_budget(total: Account) -> str:
     if budget is None or left is None:
         return ", whose budgets are not all known" if total.runs > 1 else ", of an unknown budget"
     if left < 0:
-        return f", {format_usd(abs(left))} above the {format_usd(budget)} that it may spend"
+        return f", {format_usd(abs(left))} above a budget of {format_usd(budget)}"
     return f", with {format_usd(left)} left of a budget of {format_usd(budget)}"
 
 
