@@ -117,13 +117,25 @@ def test_a_table_leaves_nothing_out_however_narrow(everyone: Statement, width: i
 
 
 def test_every_dash_is_explained(everyone: Statement) -> None:
-    notes = said.notes(everyone)
+    heads = [note.partition(f" {said.UNKNOWN} not known: ") for note in said.notes(everyone)]
     for account in everyone.customers:
         for name, figure in said.FIGURES:
             of_it = figure(account.figures)
             if of_it.usd is None:
-                told = [n for n in notes if n.startswith(account.name) and of_it.note in n]
-                assert any(name in note for note in told)
+                told = [who for who, _, why in heads if why == f"{of_it.note}."]
+                assert any(account.name in who and name in who for who in told)
+
+
+def test_a_reason_that_many_share_is_told_once() -> None:
+    found = said.not_known(
+        [(f"c{n}", figure, "gone") for n in range(20) for figure in ("budget", "left")]
+        + [("c3", "best", "gone too"), ("c4", "budget", "other")]
+    )
+    assert found == [
+        "c0, c1, c2, c3, c4, c5, c6 and 13 others, budget and left — not known: gone.",
+        "c3, best — not known: gone too.",
+        "c4, budget — not known: other.",
+    ]
 
 
 @pytest.mark.parametrize(

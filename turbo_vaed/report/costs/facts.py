@@ -160,7 +160,7 @@ def _verdict(path: Path) -> Verdict | str:
     try:
         return read_verdict(path)
     except FileNotFoundError:
-        return "its work folder holds no gate/verdict.json"
+        return "the work folder holds no gate/verdict.json"
     except (CorruptFile, OSError) as error:
         return f"its verdict cannot be read ({type(error).__name__})"
 
@@ -174,7 +174,7 @@ def _history(path: Path) -> History | str:
     try:
         return _parsed(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return "its work folder holds no distill/history.json"
+        return "the work folder holds no distill/history.json"
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         return f"its distill/history.json cannot be read ({type(error).__name__}: {error})"
 

@@ -158,17 +158,14 @@ def _best(known: Known) -> float | None:
 
 def _notes(gathered: Gathered, champions: Champions) -> list[str]:
     """Why an outcome is not known; what costs are not known for is told beside them."""
-    found = []
-    for known in gathered.known:
-        champion = champions[known.name]
-        outcomes = {"last verdict": known.verdict, "retention": known.retention,
-                    "champion": champion}  # fmt: skip
-        reasons: dict[str, list[str]] = {}
-        for name, value in outcomes.items():
-            if isinstance(value, str):
-                reasons.setdefault(value, []).append(name)
-        found += [
-            f"{known.name}, {' and '.join(names)} {said.UNKNOWN} not known: {reason}."
-            for reason, names in reasons.items()
-        ]
-    return found
+    return said.not_known(
+        (known.name, name, value)
+        for known in gathered.known
+        for name, value in (
+            ("last verdict", known.verdict),
+            ("retention", known.retention),
+            ("champion", champions[known.name]),
+            ("best", known.history),
+        )
+        if isinstance(value, str)
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 
 from turbo_vaed.costs.accounts import Account, Figure, Figures, RunAccount, Statement
@@ -10,6 +10,8 @@ from turbo_vaed.costs.money import format_usd
 from turbo_vaed.report import words
 
 UNKNOWN = "\N{EM DASH}"
+MOST_NAMED = 8
+"""Customers of one note."""
 
 FIGURES: tuple[tuple[str, Callable[[Figures], Figure]], ...] = (
     ("budget", lambda figures: figures.budget),
@@ -88,26 +90,35 @@ def share_wasted(figures: Figures) -> str:
 
 def notes(statement: Statement) -> list[str]:
     """Why what is not known is not, and what the rest stands on."""
-    found = [note for account in statement.customers for note in _of_account(account)]
-    return found + [note for run in statement.runs for note in _of_run(run, statement)]
-
-
-def _of_account(account: Account) -> list[str]:
-    by_reason: dict[str, list[str]] = {}
-    for name, figure in FIGURES:
-        of = figure(account.figures)
-        if of.usd is None:
-            by_reason.setdefault(of.note, []).append(name)
-    told = [
-        f"{account.name}, {_listed(names)} {UNKNOWN} not known: {reason}."
-        for reason, names in by_reason.items()
+    accounts = statement.customers
+    unknown = [
+        (account.name, name, of.note)
+        for account in accounts
+        for name, figure in FIGURES
+        if (of := figure(account.figures)).usd is None
     ]
     bought = [
         f"{account.name}, {name}: {of.note}."
+        for account in accounts
         for name, figure in FIGURES[-2:]
         if (of := figure(account.figures)).usd is not None
     ]
-    return told + bought
+    of_runs = [note for run in statement.runs for note in _of_run(run, statement)]
+    return not_known(unknown) + bought + of_runs
+
+
+def not_known(found: Iterable[tuple[str, str, str]]) -> list[str]:
+    """(customer, figure, reason) as sentences: of a reason the figures, of those the customers."""
+    figures: dict[tuple[str, str], list[str]] = {}
+    for customer, figure, reason in found:
+        figures.setdefault((customer, reason), []).append(figure)
+    customers: dict[tuple[tuple[str, ...], str], list[str]] = {}
+    for (customer, reason), names in figures.items():
+        customers.setdefault((tuple(names), reason), []).append(customer)
+    return [
+        f"{_listed(who)}, {_listed(names)} {UNKNOWN} not known: {reason}."
+        for (names, reason), who in customers.items()
+    ]
 
 
 def _of_run(run: RunAccount, statement: Statement) -> list[str]:
@@ -127,6 +138,8 @@ def _of_run(run: RunAccount, statement: Statement) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
+    if len(names) > MOST_NAMED:
+        names = [*names[: MOST_NAMED - 1], f"{len(names) - MOST_NAMED + 1} others"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
