@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup browser poc test lint drills teacher bench clean
+.PHONY: help setup browser poc test lint golden drills teacher bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ lint: $(STAMP) ## style, types and import direction
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+golden: setup ## write the golden files of reports again, and show what changed in them
+	$(BIN)/python -m tests.report.costs.golden
 
 drills: setup ## break things on purpose and see what a run makes of it; writes docs/drills.md
 	$(BIN)/python -m scripts.drills

@@ -59,6 +59,7 @@ def edit(checkout: Path, old: str, new: str) -> None:
         ["cost", "report"],
         ["cost", "reconcile"],
         ["cost", "roi"],
+        ["cost", "portfolio"],
         ["distill", "status"],
         ["node", "watch"],
         ["registry", "list"],
@@ -203,11 +204,11 @@ def test_empty_folder_is_refused_and_leaves_no_result(call, checkout):
     assert code == 1
     assert "demo" in err
     assert not (checkout / "work/demo/validate").exists()
-    code, out, _ = call("cost", "report", "demo", "--format", "json")
+    code, out, _ = call("cost", "report", "--customer", "demo", "--format", "json")
     assert code == 0
-    (row,) = json.loads(out)
-    assert row["stage"] == "validate"
-    assert row["usd"] == row["wasted_usd"]  # the stage failed: its seconds bought nothing
+    ((stage,),) = (run["stages"] for run in json.loads(out)["runs"])
+    assert stage["stage"] == "validate"
+    assert stage["spent_usd"] == stage["wasted_usd"]  # the stage failed: its seconds bought nothing
 
 
 def test_teacher_outside_the_teachers_folder(call, checkout):

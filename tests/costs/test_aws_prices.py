@@ -18,7 +18,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 from botocore.stub import Stubber
 
-from turbo_vaed.costs.aws_prices import Ec2Prices
+from turbo_vaed.costs.aws_prices import Ec2Prices, cached_on_demand, is_instance_type
 from turbo_vaed.errors import BudgetRefused, UserError
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -228,3 +228,37 @@ def test_what_can_be_no_machine_is_refused(
 def test_a_moment_without_a_time_zone_is_refused(tmp_path: Path) -> None:
     with nobody_asks() as client, pytest.raises(UserError, match="time zone"):
         prices(client, tmp_path).quote(*ZONE, datetime(2026, 11, 24, 12))
+
+
+@pytest.mark.parametrize(
+    ("resource", "expected"),
+    [("g5.xlarge", True), ("u-6tb1.metal", True), ("trn1.32xlarge", True), ("node", False),
+     ("my.laptop", False), ("", False), ("*", False), ("../g5.xlarge", False)],
+)  # fmt: skip
+def test_which_resources_are_machines_of_ec2(resource: str, expected: bool) -> None:
+    assert is_instance_type(resource) is expected
+
+
+def test_the_cached_list_price_is_found_without_a_region_and_without_aws(
+    aws: Aws, tmp_path: Path
+) -> None:
+    aws.listed(product())
+    quoted = prices(aws, tmp_path).usd_per_hour(*LIST)
+    assert cached_on_demand(tmp_path, "g5.xlarge") == quoted == Decimal("1.258")
+    assert cached_on_demand(tmp_path, "g5.2xlarge") is None
+    assert cached_on_demand(tmp_path, "node") is None
+    assert cached_on_demand(tmp_path / "none", "g5.xlarge") is None
+
+
+def test_a_cached_price_is_not_known_where_regions_differ(tmp_path: Path) -> None:
+    def keep(region: str, text: str) -> None:
+        (tmp_path / f"on-demand_{region}_g5.xlarge.json").write_text(text)
+
+    whole = json.dumps({"quoted_at": NOON.isoformat(), "points": [[NOON.isoformat(), "1.2"]]})
+    for region in ("eu-central-1", "eu-west-1"):
+        keep(region, whole)
+    assert cached_on_demand(tmp_path, "g5.xlarge") == Decimal("1.2")
+    keep("eu-north-1", "{")
+    assert cached_on_demand(tmp_path, "g5.xlarge") == Decimal("1.2")
+    keep("us-east-1", whole.replace("1.2", "1.0"))
+    assert cached_on_demand(tmp_path, "g5.xlarge") is None

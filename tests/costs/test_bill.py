@@ -125,9 +125,9 @@ def test_a_month_that_has_not_begun_is_not_asked_for(explorer: Explorer) -> None
 @pytest.mark.parametrize(
     ("now", "is_partial"),
     [
-        (NOVEMBER.begins, True),
+        (NOVEMBER.since, True),
         (datetime(2026, 11, 30, 23, 59, 59, tzinfo=UTC), True),
-        (NOVEMBER.ends, False),
+        (NOVEMBER.until, False),
     ],
 )
 def test_a_month_that_is_not_over_is_partial(

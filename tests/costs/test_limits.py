@@ -87,6 +87,6 @@ def test_a_run_over_the_end_of_a_month_takes_its_spend_with_it(ledger: Ledger) -
 @given(st.datetimes(datetime(2000, 1, 1), datetime(2099, 12, 1), timezones=st.just(UTC)))
 def test_every_moment_lies_in_its_month(at: datetime) -> None:
     month = Month.of(at)
-    assert month.begins <= at < month.ends
-    assert Month.of(month.ends).begins == month.ends
-    assert timedelta(days=28) <= month.ends - month.begins <= timedelta(days=31)
+    assert month.since <= at < month.until
+    assert Month.of(month.until).since == month.until
+    assert timedelta(days=28) <= month.until - month.since <= timedelta(days=31)

@@ -9,15 +9,18 @@ from hypothesis import strategies as st
 
 from turbo_vaed.costs.money import (
     AMOUNT_QUANTUM,
+    difference_usd,
     format_usd,
     from_units,
     mismatch_usd,
     parse_usd,
     per_second,
     plain,
+    seconds_usd,
     time_usd,
     to_units,
     total_usd,
+    usd_per,
 )
 from turbo_vaed.errors import UserError
 
@@ -106,3 +109,19 @@ def test_a_mismatch_is_seen_in_any_digit_of_the_largest_amounts() -> None:
     amount = Decimal("99999999999999999999.999999999999999999")
     assert mismatch_usd(amount, Decimal(1), amount) == 0
     assert mismatch_usd(amount, Decimal(1), amount.next_minus(Context(prec=38))) == Decimal("1e-18")
+
+
+@given(
+    st.decimals(Decimal("-1e19"), Decimal("1e19"), places=18),
+    st.decimals(Decimal("-1e19"), Decimal("1e19"), places=18),
+)
+def test_a_difference_is_exact(amount: Decimal, less: Decimal) -> None:
+    assert total_usd((difference_usd(amount, less), less)) == amount
+    assert difference_usd(less, less) == 0
+
+
+def test_what_time_costs_and_what_a_piece_costs_are_rounded_once() -> None:
+    assert seconds_usd(Decimal(5400), Decimal("1.006")) == Decimal("1.509")
+    assert seconds_usd(Decimal("-0.5"), Decimal(1)) == Decimal("-0.000138888889")
+    assert usd_per(Decimal(1), 3) == Decimal("0.333333333333")
+    assert usd_per(Decimal("1e6"), Decimal("0.0025")) == 400_000_000

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.costs.bills import NOVEMBER, charge
 from turbo_vaed.costs import Ledger, total_usd
-from turbo_vaed.costs.months import Month, usd_within
+from turbo_vaed.costs.months import Month, months_between, usd_within
 from turbo_vaed.errors import UserError
 
 MIDNIGHT = datetime(2026, 12, 1, tzinfo=UTC)
@@ -30,12 +30,29 @@ def months(start: datetime, end: datetime) -> list[Month]:
 
 
 def test_months_meet() -> None:
-    assert (NOVEMBER.begins, NOVEMBER.ends) == (datetime(2026, 11, 1, tzinfo=UTC), MIDNIGHT)
-    assert (DECEMBER.begins, DECEMBER.ends) == (MIDNIGHT, datetime(2027, 1, 1, tzinfo=UTC))
+    assert (NOVEMBER.since, NOVEMBER.until) == (datetime(2026, 11, 1, tzinfo=UTC), MIDNIGHT)
+    assert (DECEMBER.since, DECEMBER.until) == (MIDNIGHT, datetime(2027, 1, 1, tzinfo=UTC))
     assert Month.parse("2026-11") == NOVEMBER and str(NOVEMBER) == "2026-11"
 
 
-@pytest.mark.parametrize("text", ["2026-13", "2026-00", "2026-1", "26-11", "2026-11-01", "", "now"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-13",
+        "2026-00",
+        "2026-1",
+        "26-11",
+        "2026-11-01",
+        "",
+        "now",
+        "2026/08",
+        " 2026-08",
+        "2026-08\n",
+        "0000-01",
+        "9999-12",
+        "٢٠٢٦-08",
+    ],
+)
 def test_what_is_no_month(text: str) -> None:
     with pytest.raises(UserError, match="expected YYYY-MM"):
         Month.parse(text)
@@ -76,18 +93,41 @@ def test_a_moment_lies_in_one_month() -> None:
 def test_the_ledger_gives_what_touches_a_month(tmp_path: Path) -> None:
     second = timedelta(seconds=1)
     spans = {
-        "before": (NOVEMBER.begins - 2 * second, NOVEMBER.begins - second),
-        "across": (NOVEMBER.begins - second, NOVEMBER.begins + second),
-        "around": (NOVEMBER.begins - second, NOVEMBER.ends + second),
-        "moment": (NOVEMBER.begins, NOVEMBER.begins),
-        "last": (NOVEMBER.ends - second, NOVEMBER.ends),
-        "next": (NOVEMBER.ends, NOVEMBER.ends + second),
+        "before": (NOVEMBER.since - 2 * second, NOVEMBER.since - second),
+        "across": (NOVEMBER.since - second, NOVEMBER.since + second),
+        "around": (NOVEMBER.since - second, NOVEMBER.until + second),
+        "moment": (NOVEMBER.since, NOVEMBER.since),
+        "last": (NOVEMBER.until - second, NOVEMBER.until),
+        "next": (NOVEMBER.until, NOVEMBER.until + second),
     }
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         ledger.add_all(
             charge("1", run=run, started_at=a, ended_at=b) for run, (a, b) in spans.items()
         )
-        found = ledger.charges(since=NOVEMBER.begins, until=NOVEMBER.ends)
+        found = ledger.charges(since=NOVEMBER.since, until=NOVEMBER.until)
         assert len(ledger.charges()) == len(spans)
-        assert ledger.charges(run="last", until=NOVEMBER.ends, since=NOVEMBER.begins)
+        assert ledger.charges(run="last", until=NOVEMBER.until, since=NOVEMBER.since)
     assert {one.run for one in found} == {"across", "around", "moment", "last"}
+
+
+moments = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))
+
+
+@given(moments)
+def test_a_moment_lies_in_its_month_and_in_no_other(moment: datetime) -> None:
+    month = Month.of(moment)
+    assert month.since <= moment < month.until == month.next.since
+    assert Month.parse(str(month)) == month
+
+
+def test_a_month_is_one_in_utc() -> None:
+    tokyo = datetime(2026, 9, 1, 8, tzinfo=timezone(timedelta(hours=9)))
+    assert str(Month.of(tokyo)) == "2026-08"
+    assert Month.parse("2026-12").next == Month.parse("2027-01")
+    assert Month.parse("2026-08").label == "August 2026"
+
+
+def test_months_between_are_all_of_them() -> None:
+    found = months_between(datetime(2026, 11, 30, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
+    assert [str(month) for month in found] == ["2026-11", "2026-12", "2027-01"]
+    assert len(months_between(found[0].since, found[0].since)) == 1

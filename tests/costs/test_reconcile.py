@@ -84,18 +84,18 @@ def test_percent_is_of_the_bill(ledger: str, billed_usd: str, percent: str | Non
 
 
 def test_a_charge_over_midnight_counts_by_its_time() -> None:
-    one = charge("4", started_at=NOVEMBER.ends - HOUR, ended_at=NOVEMBER.ends + 3 * HOUR)
+    one = charge("4", started_at=NOVEMBER.until - HOUR, ended_at=NOVEMBER.until + 3 * HOUR)
     row = only(reconcile([one], bill(billed("1"))))
     assert (row.ledger_usd, row.what) == (1, "agrees")
 
 
 def test_a_run_of_another_month_is_no_row() -> None:
-    touching = charge("4", started_at=NOVEMBER.begins - HOUR, ended_at=NOVEMBER.begins)
+    touching = charge("4", started_at=NOVEMBER.since - HOUR, ended_at=NOVEMBER.since)
     assert reconcile([touching], bill()).rows == ()
 
 
 def test_waste_does_not_change_what_is_compared() -> None:
-    one = charge("3", started_at=NOVEMBER.ends - HOUR, ended_at=NOVEMBER.ends + 2 * HOUR)
+    one = charge("3", started_at=NOVEMBER.until - HOUR, ended_at=NOVEMBER.until + 2 * HOUR)
     pairs = waste_corrections([one], one.started_at + HOUR / 7, one.ended_at - HOUR / 3, "lost")
     assert pairs
     assert only(reconcile([one, *pairs], bill(billed("1")))).ledger_usd == 1
@@ -164,8 +164,8 @@ def test_the_sentence_adds_differences_up_whatever_their_sign() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"asked_at": NOVEMBER.ends - HOUR}, "Partial: 2026-11 is not over.*24 hours"),
-        ({"asked_at": NOVEMBER.ends + HOUR}, "last day of 2026-11 may be missing"),
+        ({"asked_at": NOVEMBER.until - HOUR}, "Partial: 2026-11 is not over.*24 hours"),
+        ({"asked_at": NOVEMBER.until + HOUR}, "last day of 2026-11 may be missing"),
         ({"is_estimated": True}, "an estimate"),
         ({"rows": ()}, "activated as cost allocation tags"),
     ],
@@ -178,7 +178,7 @@ def test_a_bill_that_is_not_the_last_word_says_so(changes: dict[str, Any], said:
 
 def test_a_final_bill_has_no_caveats_and_books_nothing_before() -> None:
     rows = (billed("3"),)
-    for changes in ({"asked_at": NOVEMBER.ends - HOUR}, {"is_estimated": True}):
+    for changes in ({"asked_at": NOVEMBER.until - HOUR}, {"is_estimated": True}):
         early = bill(*rows, **changes)
         assert correction(only(reconcile([charge("1")], early)), early) is None
     found = reconcile([charge("1")], bill(*rows))
@@ -195,8 +195,8 @@ CHARGES = st.lists(
             customer=customer,
             run=run,
             market=market,
-            started_at=NOVEMBER.ends - 2 * HOUR,
-            ended_at=NOVEMBER.ends + (hours - 2) * HOUR,
+            started_at=NOVEMBER.until - 2 * HOUR,
+            ended_at=NOVEMBER.until + (hours - 2) * HOUR,
         ),
         USD,
         NAMES,
@@ -246,12 +246,12 @@ def test_after_its_corrections_the_ledger_agrees(
     with Ledger.open(f"sqlite:///{path}") as ledger:
         ledger.add_all(charges)
         before = ledger.charges()
-        found = reconcile(ledger.charges(since=NOVEMBER.begins, until=NOVEMBER.ends), final)
+        found = reconcile(ledger.charges(since=NOVEMBER.since, until=NOVEMBER.until), final)
         assert ledger.charges() == before
         due = {(r.customer, r.run): correction(r, final) for r in found.differing}
         for _ in range(2):
             ledger.add_all(one for one in due.values() if one is not None)
-        again = reconcile(ledger.charges(since=NOVEMBER.begins, until=NOVEMBER.ends), final)
+        again = reconcile(ledger.charges(since=NOVEMBER.since, until=NOVEMBER.until), final)
     for row in again.differing:
         assert due[row.customer, row.run] is None
         assert not row.is_run or row.is_local_in_the_ledger

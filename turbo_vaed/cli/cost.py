@@ -3,40 +3,141 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from turbo_vaed.cli.tables import Customer, Format, show
+from turbo_vaed.errors import UserError
 from turbo_vaed.settings import Settings
+
+if TYPE_CHECKING:
+    from turbo_vaed.report.costs.facts import Gathered
 
 app = typer.Typer(no_args_is_help=True, help="What runs cost.")
 
 
-@app.command("report")
-def cost_report(customer: Customer, form: Format = "table") -> None:
-    """What each run of a customer cost, by stage."""
-    from turbo_vaed import params
-    from turbo_vaed.costs import Ledger
+Period = Annotated[
+    str | None, typer.Option("--month", help="YYYY-MM in UTC, such as 2026-08; else all time")
+]
+WIDE = 160
+"""Characters of a table that goes into a file or a pipe, where nothing has to fit a window."""
 
+
+@app.command("report")
+def cost_report(
+    customer: Annotated[
+        str | None, typer.Option("--customer", help="one of params.yaml or the ledger; else all")
+    ] = None,
+    month: Period = None,
+    form: Annotated[
+        Literal["table", "csv", "json", "html"],
+        typer.Option(
+            "--format",
+            help="table for people; csv: the detail; html: a page that prints on A4; json: "
+            "sentence, period, customer, summary, total, runs, months and notes in one document",
+        ),
+    ] = "table",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="file of the html page; else costs-….html in state/reports"),
+    ] = None,
+) -> None:
+    """What customers and their runs cost: spent, budget, left, saved by spot, wasted, per kept
+    step and per dB; then by run and stage.
+
+    json: money, node-seconds and dB are texts with all their digits, null is not known, and
+    `unknown` says why. A charge belongs to the month in which it began. docs/cost-reports.md
+    says what each figure means and where it comes from.
+    """
+    from turbo_vaed.report.costs.forms import csv_text, json_text, show_tables
+    from turbo_vaed.report.costs.page import costs_page
+
+    if out is not None and form != "html":
+        raise UserError(f"--out goes with --format html; redirect what --format {form} prints")
     settings = Settings.from_environment()
-    params.load(settings.root / "params.yaml", customer)
+    statement = _gather(settings, customer, month).statement
+    if form == "html":
+        _write_page(settings, costs_page(statement), out, "costs", customer or "all", month)
+    elif form == "csv":
+        sys.stdout.write(csv_text(statement))
+    elif form == "json":
+        print(json_text(statement))
+    else:
+        console = Console()
+        show_tables(statement, console if console.is_terminal else Console(width=WIDE))
+
+
+@app.command("portfolio")
+def cost_portfolio(
+    month: Period = None,
+    form: Annotated[
+        Literal["html", "table", "json"],
+        typer.Option("--format", help="html: a page that prints on A4; table; json"),
+    ] = "html",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="file of the page; else portfolio-….html in state/reports"),
+    ] = None,
+) -> None:
+    """All customers in params.yaml and in the ledger on one page, for ROI reviews.
+
+    What each spent, its budget and waste, its last verdict, champion, best dB and retention, and
+    what a dB cost.
+    """
+    from turbo_vaed.report.costs import portfolio
+
+    if out is not None and form != "html":
+        raise UserError(f"--out goes with --format html; redirect what --format {form} prints")
+    settings = Settings.from_environment()
+    gathered = _gather(settings, None, month)
+    champions = portfolio.find_champions(settings.mlflow_tracking_uri, gathered)
+    if form == "html":
+        page = portfolio.portfolio_page(gathered, champions)
+        print(portfolio.sentence(gathered))
+        _write_page(settings, page, out, "portfolio", "all", month)
+    elif form == "json":
+        print(json.dumps(portfolio.portfolio_document(gathered, champions), ensure_ascii=False))
+    else:
+        show(portfolio.shown_rows(gathered, champions), form, portfolio.sentence(gathered))
+
+
+def _gather(settings: Settings, customer: str | None, month: str | None) -> Gathered:
+    """The statement of the ledger; on-demand prices are those that were read from AWS before."""
+    from turbo_vaed.costs import Ledger
+    from turbo_vaed.costs.aws_prices import cached_on_demand
+    from turbo_vaed.costs.months import Month
+    from turbo_vaed.report.costs.facts import gather
+
+    period = None if month is None else Month.parse(month)
+    prices = settings.root / "state" / "prices"
     with Ledger.open(settings.ledger_url) as ledger:
-        runs = dict.fromkeys(c.run for c in ledger.charges(customer=customer))
-        rows = [
-            {
-                "run": run,
-                "stage": stage,
-                "node_seconds": cost.node_seconds,
-                "usd": cost.usd,
-                "wasted_usd": cost.wasted_usd,
-            }
-            for run in runs
-            for stage, cost in ledger.by_stage(run).items()
-        ]
-    show(rows, form, f"costs of {customer}")
+        return gather(
+            settings.root,
+            ledger,
+            on_demand_usd_per_hour=partial(cached_on_demand, prices),
+            customer=customer,
+            period=period,
+        )
+
+
+def _write_page(
+    settings: Settings, page: str, out: Path | None, kind: str, whom: str, month: str | None
+) -> None:
+    from turbo_vaed.report.templating import write_whole
+
+    name = f"{kind}-{re.sub('[^A-Za-z0-9_-]', '_', whom)}-{month or 'all-time'}.html"
+    path = out or settings.root / "state" / "reports" / name
+    try:
+        print(write_whole(path, page))
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written: {error}") from error
 
 
 @app.command("reconcile")
@@ -57,7 +158,7 @@ def reconcile_bill(
 
     wanted = Month.parse(month)
     with Ledger.open(Settings.from_environment().ledger_url) as ledger:
-        charges = ledger.charges(since=wanted.begins, until=wanted.ends)
+        charges = ledger.charges(since=wanted.since, until=wanted.until)
     found = reconcile(charges, month_bill(wanted))
     if form == "json":
         print(json.dumps(document(found, every_row=all_rows)))

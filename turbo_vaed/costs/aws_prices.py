@@ -221,6 +221,26 @@ class Ec2Prices:
         return found
 
 
+def is_instance_type(resource: str) -> bool:
+    """Whether a charge's resource looks like an EC2 type: `g5.xlarge`, `u-6tb1.metal`."""
+    return _TYPE.fullmatch(resource) is not None and any(
+        letter.isdigit() for letter in resource.partition(".")[0]
+    )
+
+
+def cached_on_demand(folder: Path, resource: str) -> Decimal | None:
+    """USD per hour of a machine on demand, by what was last read of the list; AWS is not asked.
+
+    None where the resource is no EC2 type, no quote of it is in `folder`, or regions differ: a
+    charge does not say in which one it arose.
+    """
+    if not is_instance_type(resource):
+        return None
+    kept = [_read(path) for path in folder.glob(f"on-demand_*_{resource}.json")]
+    prices = {one.points[-1][1] for one in kept if one is not None and one.points}
+    return prices.pop() if len(prices) == 1 else None
+
+
 class _NoAnswer(Exception):
     """AWS did not tell a price; why, in words."""
 

@@ -64,7 +64,7 @@ class Bill:
     @property
     def is_partial(self) -> bool:
         """Whether the month was not over when AWS was asked."""
-        return self.asked_at < self.month.ends
+        return self.asked_at < self.month.until
 
     @property
     def is_final(self) -> bool:
@@ -86,7 +86,7 @@ def month_bill(
         Fault: its answer makes no sense: not in USD, no amount, another month, a group twice.
     """
     asked_at = now()
-    if month.begins > asked_at:
+    if month.since > asked_at:
         raise UserError(
             f"{month} has not begun, so that nothing is billed; expected {asked_at:%Y-%m} or before"
         )
@@ -113,7 +113,7 @@ def month_bill(
 
 def _pages(month: Month, client: Client) -> list[dict[str, Any]]:
     request: dict[str, Any] = {
-        "TimePeriod": {"Start": f"{month.begins:%Y-%m-%d}", "End": f"{month.ends:%Y-%m-%d}"},
+        "TimePeriod": {"Start": f"{month.since:%Y-%m-%d}", "End": f"{month.until:%Y-%m-%d}"},
         "Granularity": "MONTHLY",
         "Metrics": [_METRIC],
         "GroupBy": [{"Type": "TAG", "Key": CUSTOMER}, {"Type": "TAG", "Key": RUN}],
@@ -139,7 +139,7 @@ def _pages(month: Month, client: Client) -> list[dict[str, Any]]:
 def _check_result(result: dict[str, Any], month: Month) -> None:
     """That it tells of the month, and of nothing but groups."""
     start = result.get("TimePeriod", {}).get("Start")
-    if start != f"{month.begins:%Y-%m-%d}":
+    if start != f"{month.since:%Y-%m-%d}":
         raise Fault(f"Cost Explorer was asked for {month} and told of {start}; ask again")
     total = result.get("Total")
     if total and _usd(total, "the month") != 0:

@@ -44,7 +44,7 @@ def allowance(
         Unreachable: the ledger cannot be read.
     """
     month = Month.of(at)
-    since, until = month.begins, month.ends
+    since, until = month.since, month.until
 
     def spent(**selection: Any) -> Decimal:
         return total_usd(group.amount_usd for group in ledger.grouped(**selection))

@@ -51,6 +51,21 @@ def total_usd(amounts: Iterable[Decimal]) -> Decimal:
     return total
 
 
+def difference_usd(amount: Decimal, less: Decimal) -> Decimal:
+    """`amount` less `less`, exactly as `total_usd` adds."""
+    return total_usd((amount, less.copy_negate()))
+
+
+def usd_per(amount: Decimal, count: Decimal | int) -> Decimal:
+    """`amount` over a count that is not 0, rounded once to `AMOUNT_QUANTUM`."""
+    return quantise_usd(_WIDE.divide(amount, Decimal(count)))
+
+
+def seconds_usd(node_seconds: Decimal, usd_per_hour: Decimal) -> Decimal:
+    """Node-seconds x price, rounded once to `AMOUNT_QUANTUM`."""
+    return quantise_usd(_WIDE.divide(_WIDE.multiply(node_seconds, usd_per_hour), Decimal(3600)))
+
+
 def time_usd(node_microseconds: int, usd_per_hour: Decimal) -> Decimal:
     """Node-time x price, rounded once to `AMOUNT_QUANTUM`."""
     hours = _WIDE.divide(

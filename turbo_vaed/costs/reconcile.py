@@ -148,7 +148,7 @@ class Reconciliation:
             told.append(
                 f"Partial: {self.month} is not over, and Cost Explorer lags by up to 24 hours."
             )
-        elif self.bill.asked_at < self.month.ends + timedelta(hours=24):
+        elif self.bill.asked_at < self.month.until + timedelta(hours=24):
             told.append(
                 f"Cost Explorer lags by up to 24 hours: the last day of {self.month} may be "
                 "missing on the bill."
@@ -210,7 +210,7 @@ def correction(row: Row, bill: Bill) -> Charge | None:
     if row.problem or row.is_local_in_the_ledger:
         return None
     usd = quantise_usd(row.difference_usd.copy_negate(), PRICE_QUANTUM)
-    moment = bill.month.ends - timedelta(microseconds=1)
+    moment = bill.month.until - timedelta(microseconds=1)
     return Charge(
         run=row.run,
         customer=row.customer,

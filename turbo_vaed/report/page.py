@@ -7,11 +7,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from turbo_vaed.report import lineage, media, pictures, roi, tables, training, words
 from turbo_vaed.report.context import ReportContext, Shot
 from turbo_vaed.report.curves import curves
+from turbo_vaed.report.templating import environment, source, write_whole
 
 
 def write_report(context: ReportContext, path: Path) -> Path:
@@ -23,29 +23,17 @@ def write_report(context: ReportContext, path: Path) -> Path:
     Raises:
         Fault: a clip could not be encoded.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        temporary.write_text(render(context), encoding="utf-8")
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return write_whole(path, render(context))
 
 
 def render(context: ReportContext) -> str:
     """The page as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    loader = PackageLoader("turbo_vaed.report", "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    style, script = (loader.get_source(environment, name)[0] for name in
-                     ("style.css", "script.js"))  # fmt: skip
+    found = environment()
+    style, script = (source(found, name) for name in ("style.css", "script.js"))
     digest = hashlib.sha256(script.encode()).digest()
-    return environment.get_template("report.html.j2").render(
+    return found.get_template("report.html.j2").render(
         style=Markup(style),
         script=Markup(script),
         script_sha256=Markup(base64.b64encode(digest).decode()),

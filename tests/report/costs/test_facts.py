@@ -1,0 +1,172 @@
+"""What is gathered around the charges, and what is not known where something is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.report.costs import made_up
+from turbo_vaed.costs import Ledger
+from turbo_vaed.costs.accounts import Account
+from turbo_vaed.costs.months import Month
+from turbo_vaed.errors import UserError
+from turbo_vaed.gate import Verdict
+from turbo_vaed.report.costs.facts import Gathered, History, gather
+
+HISTORY = "work/acme/distill/history.json"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return made_up.checkout(tmp_path)
+
+
+@pytest.fixture
+def ledger(root: Path) -> Iterator[Ledger]:
+    with made_up.ledger(root) as found:
+        yield found
+
+
+@pytest.fixture
+def gathered(root: Path, ledger: Ledger) -> Callable[..., Gathered]:
+    def make(**options: Any) -> Gathered:
+        return gather(root, ledger, on_demand_usd_per_hour=made_up.PRICES.get, **options)
+
+    return make
+
+
+def account(found: Gathered, name: str) -> Account:
+    return next(one for one in found.statement.customers if one.name == name)
+
+
+def test_those_in_params_come_first_and_who_was_removed_is_still_there(
+    gathered: Callable[..., Gathered],
+) -> None:
+    found = gathered()
+    names = ["acme", "beta", "idle", "tiny", "whale", "gone"]
+    assert [one.name for one in found.known] == names
+    assert [one.name for one in found.statement.customers] == names
+    gone = found.known[-1]
+    assert (gone.is_listed, gone.use_case) == (False, None)
+    assert gathered(customer="gone").statement.total.runs == 1
+
+
+def test_a_history_is_matched_to_the_run_that_was_charged_meanwhile(
+    gathered: Callable[..., Gathered],
+) -> None:
+    found = gathered()
+    runs = {run.run: run.distilled for run in found.statement.runs}
+    assert runs["acme-1"] is None
+    acme = runs["acme-2"]
+    assert acme is not None
+    assert (acme.steps_kept, str(acme.db_gained)) == (8, "5.25")  # of 24, 28.5, 29.25 and 29 dB
+    assert "no one run was charged" in account(found, "tiny").figures.per_step.note
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "holds no distill/history.json"),
+        ("{", "cannot be read (JSONDecodeError"),
+        ("[]", "cannot be read (TypeError"),
+        ("{}", "cannot be read (KeyError"),
+        ('{"steps": [{"at": 1e300}], "steps_done": 1}', "cannot be read"),
+        ('{"steps": [{"step": 1, "val_psnr": 20.0}], "steps_done": 1}', "keeps no times"),
+        ('{"steps": [], "steps_done": 0}', "keeps no times"),
+    ],
+)
+def test_a_history_that_tells_nothing_ends_no_report(
+    root: Path, gathered: Callable[..., Gathered], text: str | None, said: str
+) -> None:
+    path = root / HISTORY
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    figures = account(gathered(), "acme").figures
+    assert figures.per_step.usd is None and said in figures.per_step.note
+    assert figures.per_db.usd is None and figures.spent_usd > 0
+
+
+def test_validations_that_are_no_numbers_gain_nothing(
+    root: Path, gathered: Callable[..., Gathered]
+) -> None:
+    document = json.loads((root / HISTORY).read_text())
+    for row, psnr in zip(document["steps"], (float("nan"), None, 25.0, float("inf")), strict=False):
+        row["val_psnr"] = psnr
+    for row in document["steps"][4:]:
+        row.pop("val_psnr", None)
+    made_up.write(root / HISTORY, document)
+    found = gathered(customer="acme")
+    history = found.known[0].history
+    assert isinstance(history, History)
+    assert (history.best_psnr, history.db_gained) == (25.0, None)
+    assert "fewer than two validations" in found.statement.total.figures.per_db.note
+    assert found.statement.total.figures.per_step.usd is not None
+
+
+def test_params_that_are_not_valid_cost_a_budget_not_the_report(
+    root: Path, gathered: Callable[..., Gathered]
+) -> None:
+    document = yaml.safe_load((root / "params.yaml").read_text())
+    document["customers"]["beta"]["budget"]["run_usd"] = -1
+    (root / "params.yaml").write_text(yaml.safe_dump(document))
+    found = gathered()
+    assert "budget.run_usd" in account(found, "beta").figures.budget.note
+    assert account(found, "acme").figures.budget.usd == 25
+
+
+@pytest.mark.parametrize("name", ["nobody", "", "../acme", "a/b"])
+def test_an_unknown_customer_is_a_users_mistake(
+    gathered: Callable[..., Gathered], name: str
+) -> None:
+    with pytest.raises(UserError, match="acme, beta, idle"):
+        gathered(customer=name)
+
+
+def test_a_name_in_the_ledger_is_never_a_path(
+    root: Path, ledger: Ledger, gathered: Callable[..., Gathered]
+) -> None:
+    (root / "work" / "x").mkdir()
+    name = "x/../acme"  # whose history and verdict are there
+    ledger.add(replace(next(iter(made_up.charges())), customer=name, run="elsewhere"))
+    known = next(one for one in gathered().known if one.name == name)
+    assert isinstance(known.history, str) and isinstance(known.verdict, str)
+    assert gathered(customer=name).statement.total.runs == 1
+
+
+def test_an_empty_ledger_and_a_month_without_charges(
+    root: Path, tmp_path: Path, gathered: Callable[..., Gathered]
+) -> None:
+    with Ledger.open(f"sqlite:///{tmp_path}/empty.db") as empty:
+        found = gather(root, empty, on_demand_usd_per_hour=made_up.PRICES.get).statement
+    assert found.runs == found.months == ()
+    assert len(found.customers) == 5
+    quiet = gathered(period=Month(year=2026, number=6)).statement
+    assert (quiet.runs, quiet.total.figures.spent_usd) == ((), 0)
+    assert [str(one.month) for one in quiet.months] == ["2026-05", "2026-06"]
+
+
+def test_months_end_with_the_last_that_has_a_charge(gathered: Callable[..., Gathered]) -> None:
+    months = [str(one.month) for one in gathered().statement.months]
+    assert months == ["2026-05", "2026-06", "2026-07", "2026-08"]  # the whale's ends in September
+
+
+def test_a_verdict_is_read_and_a_corrupt_one_is_not_believed(
+    root: Path, gathered: Callable[..., Gathered]
+) -> None:
+    acme, _, _, tiny = gathered().known[:4]
+    assert isinstance(acme.verdict, Verdict) and acme.verdict.result == "passes"
+    assert acme.retention == pytest.approx(30.5 / 31)
+    assert isinstance(tiny.verdict, Verdict) and tiny.verdict.result == "fails"
+    path = root / "work/acme/gate/verdict.json"
+    path.write_text(path.read_text().replace("0.98", "1.98"))
+    path.write_text(path.read_text()[:-9])
+    acme = gathered().known[0]
+    assert isinstance(acme.verdict, str) and "CorruptFile" in acme.verdict
+    assert isinstance(acme.retention, str)

@@ -1,0 +1,184 @@
+"""Tables, CSV and JSON of a statement."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tests.report.costs import made_up
+from tests.report.costs.golden import AUGUST, table_text
+from turbo_vaed.costs import Ledger, total_usd
+from turbo_vaed.costs.accounts import Statement
+from turbo_vaed.costs.money import plain
+from turbo_vaed.report.costs import said
+from turbo_vaed.report.costs.facts import gather
+from turbo_vaed.report.costs.forms import CSV_COLUMNS, LEAST_WIDTH, csv_text, json_text
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up.checkout(tmp_path_factory.mktemp("made-up"))
+
+
+@pytest.fixture(scope="module")
+def everyone(root: Path) -> Statement:
+    return made_up.gathered(root).statement
+
+
+def of(root: Path, tmp_path: Path, *charges: made_up.Charge, customer: str) -> Statement:
+    """A statement of a ledger that holds these charges alone."""
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        ledger.add_all(charges)
+        return gather(
+            root, ledger, on_demand_usd_per_hour=made_up.PRICES.get, customer=customer
+        ).statement
+
+
+def rows(statement: Statement) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(csv_text(statement), newline="")))
+
+
+def test_csv_holds_every_line_with_all_its_digits(everyone: Statement) -> None:
+    text = csv_text(everyone)
+    assert text.endswith("\r\n") and text.count("\n") == text.count("\r\n")  # RFC 4180
+    found = rows(everyone)
+    assert list(found[0]) == list(CSV_COLUMNS)
+    assert len(found) == sum(len(run.lines) for run in everyone.runs)
+    for name in ("spent_usd", "useful_usd", "wasted_usd"):
+        total = total_usd(Decimal(row[name]) for row in found)
+        assert total == getattr(everyone.total.figures, name)
+        assert not any("E" in row[name].upper() for row in found)
+    unknown = next(row for row in found if row["customer"] == "beta" and row["stage"] == "distill")
+    assert unknown["spot_saving_usd"] == ""
+    assert "zz9.huge" in unknown["note"]
+    credit = next(row for row in found if row["stage"] == "reconcile")
+    assert credit["spent_usd"] == "-0.05"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "  =1", "\n=1"])
+def test_no_cell_is_a_formula(root: Path, tmp_path: Path, text: str) -> None:
+    one = replace(next(made_up.charges()), run=text, stage=text)
+    (row,) = rows(of(root, tmp_path, one, customer="acme"))
+    assert row["run"] == row["stage"] == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["acme-1", "1-2", "a=b", 'a "b", c\r\nd', "x@y"])
+def test_a_cell_that_is_none_comes_back_as_it_was(root: Path, tmp_path: Path, text: str) -> None:
+    one = replace(next(made_up.charges()), run=text)
+    (row,) = rows(of(root, tmp_path, one, customer="acme"))
+    assert row["run"] == text
+
+
+def test_json_is_one_document_with_money_as_text(everyone: Statement) -> None:
+    found = json.loads(json_text(everyone))
+    assert list(found) == [
+        "sentence", "period", "customer", "summary", "total", "runs", "months", "notes"
+    ]  # fmt: skip
+    assert found["total"]["spent_usd"] == plain(everyone.total.figures.spent_usd)
+
+    def check(value: object, key: str = "") -> None:
+        if isinstance(value, dict):
+            for name, one in value.items():
+                check(one, name)
+        elif isinstance(value, list):
+            for one in value:
+                check(one, key)
+        else:
+            assert not isinstance(value, float)
+            if "usd" in key:
+                assert value is None or isinstance(value, str)
+
+    check({key: value for key, value in found.items()})
+    by_name = {row["customer"]: row for row in found["summary"]}
+    for row in [*found["summary"], *found["runs"], found["total"]]:
+        for name in ("budget_usd", "left_usd", "spot_saving_usd", "usd_per_db"):
+            assert (row[name] is None) == (name in row["unknown"])
+    assert by_name["beta"]["unknown"]["spot_saving_usd"].endswith("zz9.huge is known")
+    assert by_name["tiny"]["spent_usd"] == "0.000000000001"
+
+
+@pytest.mark.parametrize("width", [120, 100, 80, 50])
+def test_a_table_leaves_nothing_out_however_narrow(everyone: Statement, width: int) -> None:
+    def letters(at_width: int) -> Counter[str]:
+        return Counter("".join(table_text(everyone, at_width).replace("─", "").split()))
+
+    assert letters(width) == letters(300)
+    longest = max(len(line) for line in table_text(everyone, width).splitlines())
+    assert longest <= max(width, LEAST_WIDTH)
+    for amount in ("$1,000,000.00", "-$100,000.00", "<$0.000001", "$4.32", "-$0.05"):
+        assert amount in table_text(everyone, 300)
+
+
+def test_every_dash_is_explained(everyone: Statement) -> None:
+    heads = [note.partition(f" {said.UNKNOWN} not known: ") for note in said.notes(everyone)]
+    for account in everyone.customers:
+        for name, figure in said.FIGURES:
+            of_it = figure(account.figures)
+            if of_it.usd is None:
+                told = [who for who, _, why in heads if why == f"{of_it.note}."]
+                assert any(account.name in who and name in who for who in told)
+
+
+def test_a_reason_that_many_share_is_told_once() -> None:
+    found = said.not_known(
+        [(f"c{n}", figure, "gone") for n in range(20) for figure in ("budget", "left")]
+        + [("c3", "best", "gone too"), ("c4", "budget", "other")]
+    )
+    assert found == [
+        "c0, c1, c2, c3, c4, c5, c6 and 13 others, budget and left — not known: gone.",
+        "c3, best — not known: gone too.",
+        "c4, budget — not known: other.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"customer": "idle"}, "Nothing was spent for idle: the ledger has no charge."),
+        (
+            {"customer": "acme", "period": AUGUST},
+            "$1.31 was spent for acme in August 2026 on 2 runs, with $22.60 left of a budget of "
+            "$25.00; nothing was wasted, and spot machines saved $2.16 against on demand.",
+        ),
+        (
+            {"customer": "acme"},
+            "$2.40 was spent for acme on 2 runs, with $22.60 left of a budget of $25.00; $0.36 "
+            "was wasted (15.0 %), and spot machines saved $4.32 against on demand.",
+        ),
+        (
+            {"customer": "whale"},
+            "$1,000,000.00 was spent for whale on 1 run, $100,000.00 above a budget of "
+            "$900,000.00; nothing was wasted.",
+        ),
+        (
+            {"customer": "gone"},
+            "$0.108 was spent for gone on 1 run, of an unknown budget; nothing was wasted.",
+        ),
+    ],
+)
+def test_the_sentence(root: Path, options: dict[str, object], expected: str) -> None:
+    assert said.sentence(made_up.gathered(root, **options).statement) == expected
+
+
+def test_waste_of_more_than_was_spent_is_no_share(root: Path, tmp_path: Path) -> None:
+    base = next(made_up.charges())
+    credit = replace(base, quantity=-base.quantity, amount_usd=-base.amount_usd)
+    statement = of(root, tmp_path, replace(base, useful="wasted"), credit, customer="acme")
+    assert statement.total.figures.spent_usd == 0
+    assert "$0.012 was wasted." in said.sentence(statement)
+
+
+def test_spot_that_cost_more_than_on_demand_says_so(root: Path, tmp_path: Path) -> None:
+    dear = made_up.charge(
+        "acme-1", "distill", "08-01 00:00", 3600, Decimal("1.58"), market="spot",
+        resource="g5.xlarge",
+    )  # fmt: skip
+    statement = of(root, tmp_path, dear, customer="acme")
+    assert said.sentence(statement).endswith("and spot machines cost $0.50 more than on demand.")

@@ -1,0 +1,211 @@
+"""What lies around a customer's charges: params.yaml, the work folder, the ledger -> a statement.
+
+Nothing here ends a report: what cannot be read is not known, and the reason is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from turbo_vaed import params
+from turbo_vaed.costs.accounts import Customer, Distilled, Statement
+from turbo_vaed.costs.ledger import ChargeGroup, Ledger
+from turbo_vaed.costs.months import Month, months_between
+from turbo_vaed.costs.statement import OnDemandPrice, run_that_covers, statement
+from turbo_vaed.errors import CorruptFile, UserError
+from turbo_vaed.gate import VERDICT_NAME, Verdict, read_verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What `distill/history.json` says of the last distillation."""
+
+    first_at: datetime | None
+    """When its first step was done; None in a history that keeps no times."""
+    last_at: datetime | None
+    steps_done: int
+    best_psnr: float | None
+    """dB, on the validation clips."""
+    db_gained: Decimal | None
+    """From the first validation to the best one; None with fewer than two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of a customer beside its charges; a text says why something is not known."""
+
+    name: str
+    use_case: str | None
+    """None where params.yaml does not say."""
+    is_listed: bool
+    """In params.yaml; one that was removed may still have charges."""
+    run_budget_usd: Decimal | str
+    history: History | str
+    retention: float | str
+    """The share of the teacher's PSNR that the device kept; of the last verdict."""
+    verdict: Verdict | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """A statement, and what is known of its customers, in the same order."""
+
+    statement: Statement
+    known: tuple[Known, ...]
+
+
+def gather(
+    root: Path,
+    ledger: Ledger,
+    *,
+    on_demand_usd_per_hour: OnDemandPrice,
+    customer: str | None = None,
+    period: Month | None = None,
+) -> Gathered:
+    """The statement of a customer, or of all in params.yaml and in the ledger.
+
+    Raises:
+        UserError: params.yaml cannot be read; a customer that is in neither of them.
+        Unreachable, CorruptFile: of the ledger.
+    """
+    document = params.read_yaml(root / "params.yaml")
+    listed = [name for name in document.get("customers") or {} if isinstance(name, str)]
+    months = _by_month(ledger, customer)
+    charged = sorted({group.customer for found in months.values() for group in found})
+    if customer is None:
+        names = listed + [name for name in charged if name not in listed]
+    elif customer in listed or customer in charged:
+        names = [customer]
+    else:
+        raise UserError(
+            f"unknown customer {customer!r}, with no charges either; in params.yaml: "
+            f"{', '.join(sorted(listed)) or 'none'}"
+        )
+    known = tuple(_known(root, document, name, is_listed=name in listed) for name in names)
+    groups = [group for found in months.values() for group in found]
+    return Gathered(
+        known=known,
+        statement=statement(
+            months,
+            customers=[
+                Customer(
+                    name=one.name,
+                    run_budget_usd=one.run_budget_usd,
+                    distilled=_distilled(one.name, one.history, groups),
+                )
+                for one in known
+            ],
+            on_demand_usd_per_hour=on_demand_usd_per_hour,
+            customer=customer,
+            period=period,
+        ),
+    )
+
+
+def _by_month(ledger: Ledger, customer: str | None) -> dict[Month, tuple[ChargeGroup, ...]]:
+    """The charges of all time, by the month in which they started; a month without any too."""
+    groups = ledger.grouped(customer=customer)
+    if not groups:
+        return {}
+    first, last = min(g.first_at for g in groups), max(g.last_at for g in groups)
+    found = {
+        month: ledger.grouped(customer=customer, since=month.since, until=month.until)
+        for month in months_between(first, last)
+    }
+    while not found[max(found)]:  # the last charge may only end in it
+        del found[max(found)]
+    return found
+
+
+def _known(root: Path, document: Mapping[str, Any], name: str, *, is_listed: bool) -> Known:
+    if params.CUSTOMER_NAME.fullmatch(name) is None:  # a ledger takes any name, a path must not
+        why = "its name can be no customer's, so there is no work folder of it"
+        return Known(
+            name=name, use_case=None, is_listed=is_listed, run_budget_usd=_NOT_LISTED,
+            history=why, retention=why, verdict=why,
+        )  # fmt: skip
+    work = root / "work" / name
+    use_case, budget = _from_params(document, name) if is_listed else (None, _NOT_LISTED)
+    verdict = _verdict(work / "gate" / VERDICT_NAME)
+    return Known(
+        name=name,
+        use_case=use_case,
+        is_listed=is_listed,
+        run_budget_usd=budget,
+        history=_history(work / "distill" / "history.json"),
+        retention=verdict if isinstance(verdict, str) else _retention(verdict),
+        verdict=verdict,
+    )
+
+
+_NOT_LISTED = "it is not in params.yaml any more, which holds the budgets"
+
+
+def _from_params(document: Mapping[str, Any], name: str) -> tuple[str | None, Decimal | str]:
+    try:
+        found = params.parse(params.resolve(document, name))
+    except UserError as error:
+        return None, f"its params are not valid ({' '.join(str(error).split())})"
+    return found.use_case, found.budget.run_usd
+
+
+def _verdict(path: Path) -> Verdict | str:
+    try:
+        return read_verdict(path)
+    except FileNotFoundError:
+        return "the work folder holds no gate/verdict.json"
+    except (CorruptFile, OSError) as error:
+        return f"its verdict cannot be read ({type(error).__name__})"
+
+
+def _retention(verdict: Verdict) -> float | str:
+    measured = next(c.measured for c in verdict.checks if c.name == "psnr_retention")
+    return "not measured" if measured is None or not math.isfinite(measured) else measured
+
+
+def _history(path: Path) -> History | str:
+    try:
+        return _parsed(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return "the work folder holds no distill/history.json"
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        return f"its distill/history.json cannot be read ({type(error).__name__}: {error})"
+
+
+def _parsed(document: Mapping[str, Any]) -> History:
+    steps: Sequence[Mapping[str, Any]] = document["steps"]
+    times = [float(row["at"]) for row in steps if "at" in row]
+    all_timed = bool(times) and len(times) == len(steps)
+    validations = [float(row["val_psnr"]) for row in steps if row.get("val_psnr") is not None]
+    finite = [value for value in validations if math.isfinite(value)]
+    # Decimal of the shortest text: a float's own digits, and no more of them than it has.
+    gained = Decimal(repr(max(finite))) - Decimal(repr(finite[0])) if len(finite) > 1 else None
+    return History(
+        first_at=datetime.fromtimestamp(times[0], UTC) if all_timed else None,
+        last_at=datetime.fromtimestamp(times[-1], UTC) if all_timed else None,
+        steps_done=int(document["steps_done"]),
+        best_psnr=max(finite, default=None),
+        db_gained=gained,
+    )
+
+
+def _distilled(name: str, history: History | str, groups: Sequence[ChargeGroup]) -> Distilled | str:
+    """The history with the run that it belongs to: the one that was charged while it arose."""
+    if isinstance(history, str):
+        return history
+    if history.first_at is None or history.last_at is None:
+        return "its distill/history.json keeps no times, so which run it belongs to is not known"
+    run = run_that_covers(groups, name, history.first_at, history.last_at)
+    if run is None:
+        return (
+            f"no one run was charged for the distillation of {history.first_at:%Y-%m-%d %H:%M} to "
+            f"{history.last_at:%Y-%m-%d %H:%M} UTC, which distill/history.json tells of"
+        )
+    return Distilled(run=run, steps_kept=history.steps_done, db_gained=history.db_gained)

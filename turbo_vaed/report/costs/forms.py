@@ -1,0 +1,236 @@
+"""A statement of costs as tables for a terminal, as CSV, as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from turbo_vaed.costs.accounts import Account, Figure, Figures, Line, RunAccount, Statement
+from turbo_vaed.costs.money import plain
+from turbo_vaed.report import words
+from turbo_vaed.report.costs import said
+
+SUMMARY_COLUMNS = ("runs", "spent", "budget", "left", "saved by spot", "wasted",
+                   "per kept step", "per dB")  # fmt: skip
+LEAST_WIDTH = 80
+"""Characters of a table: the summary's nine columns need so many."""
+CSV_COLUMNS = (
+    "customer", "run", "stage", "market", "charges", "node_seconds", "spent_usd", "useful_usd",
+    "wasted_usd", "spot_saving_usd", "first_at", "last_at", "note",
+)  # fmt: skip
+
+
+def summary_cells(account: Account) -> tuple[str, ...]:
+    """A line of the summary, without the name; the columns are `SUMMARY_COLUMNS`."""
+    figures = account.figures
+    return (
+        f"{account.runs:,}",
+        *(
+            said.usd(amount)
+            for amount in (
+                figures.spent_usd,
+                figures.budget,
+                figures.left,
+                figures.saving,
+                figures.wasted_usd,
+                figures.per_step,
+                figures.per_db,
+            )
+        ),
+    )
+
+
+def show_tables(statement: Statement, console: Console) -> None:
+    """The sentence, the summary, the detail by run and stage, and the notes.
+
+    In a narrow window cells are folded, below `LEAST_WIDTH` lines are broken: no digit is left out.
+    """
+    width = max(console.width, LEAST_WIDTH)
+    console.print(Text(said.sentence(statement)))
+    headings = [name.replace(" ", "\n", 1) for name in SUMMARY_COLUMNS]
+    summary = _table("customer", headings)
+    for account in statement.customers:
+        summary.add_row(Text(account.name), *summary_cells(account))
+    if len(statement.customers) > 1:
+        summary.add_section()
+        summary.add_row("all", *summary_cells(statement.total))
+    console.print(summary, width=width, crop=False)
+    if statement.runs:
+        console.print(_detail(statement), width=width, crop=False)
+    for note in said.notes(statement):
+        console.print(Text(note))
+
+
+def _detail(statement: Statement) -> Table:
+    table = _table("run and stage", ("market", "time", "spent", "wasted", "saved\nby spot"))
+    for run in statement.runs:
+        title = f"{_titled(run, statement)}, {run.first_at:%Y-%m-%d}"
+        table.add_row(Text(title), "", *detail_cells(run.figures, is_spot=has_spot(run)))
+        for line in run.lines:
+            cells = detail_cells(line, is_spot=line.market == "spot")
+            table.add_row(Text(f"  {line.stage}"), line.market, *cells)
+        table.add_section()
+    return table
+
+
+def detail_cells(row: Line | Figures, *, is_spot: bool) -> tuple[str, str, str, str]:
+    """Time, spent, wasted and, of what ran on spot, the saving."""
+    return (
+        words.seconds(float(row.node_seconds)),
+        said.usd(row.spent_usd),
+        said.usd(row.wasted_usd),
+        said.usd(row.saving) if is_spot else "",
+    )
+
+
+def has_spot(run: RunAccount) -> bool:
+    """Whether some of it ran on spot."""
+    return any(line.market == "spot" for line in run.lines)
+
+
+def _table(first: str, columns: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column(first, overflow="fold", min_width=4)
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold", min_width=4)
+    return table
+
+
+def _titled(run: RunAccount, statement: Statement) -> str:
+    own = run.run.startswith(f"{run.customer}-")
+    return run.run if statement.customer or own else f"{run.customer}: {run.run}"
+
+
+def csv_text(statement: Statement) -> str:
+    """The detail, RFC 4180: a header, plain decimals, an empty cell for what is not known.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe instead.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(CSV_COLUMNS)
+    for run in statement.runs:
+        for line in run.lines:
+            saving = line.saving.usd
+            row: tuple[str | int, ...] = (
+                _harmless(run.customer),
+                _harmless(run.run),
+                _harmless(line.stage),
+                line.market,
+                line.charges,
+                plain(line.node_seconds),
+                plain(line.spent_usd),
+                plain(line.useful_usd),
+                plain(line.wasted_usd),
+                "" if saving is None else plain(saving),
+                _iso(line.first_at),
+                _iso(line.last_at),
+                _harmless(line.saving.note),
+            )
+            writer.writerow(row)
+    return out.getvalue()
+
+
+def _harmless(text: str) -> str:
+    """Spreadsheets compute what begins so, some after leading spaces."""
+    return (
+        f"'{text}" if text.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    )
+
+
+def json_text(statement: Statement) -> str:
+    """One document; money, node-seconds and dB as text, null for what is not known."""
+    return json.dumps(json_document(statement), indent=1, ensure_ascii=False)
+
+
+def json_document(statement: Statement) -> dict[str, Any]:
+    """`sentence`, `period`, `customer`, `summary`, `total`, `runs`, `months`, `notes`."""
+    return {
+        "sentence": said.sentence(statement),
+        "period": None if statement.period is None else str(statement.period),
+        "customer": statement.customer,
+        "summary": [_account(account) for account in statement.customers],
+        "total": _account(statement.total, name=False),
+        "runs": [_run(run) for run in statement.runs],
+        "months": [
+            {
+                "month": str(one.month),
+                "spent_usd": plain(one.spent_usd),
+                "wasted_usd": plain(one.wasted_usd),
+            }
+            for one in statement.months
+        ],
+        "notes": said.notes(statement),
+    }
+
+
+def _account(account: Account, *, name: bool = True) -> dict[str, Any]:
+    named = {"customer": account.name} if name else {}
+    return {**named, "runs": account.runs, **_figures(account.figures)}
+
+
+def _run(run: RunAccount) -> dict[str, Any]:
+    gained = None if run.distilled is None else run.distilled.db_gained
+    return {
+        "customer": run.customer,
+        "run": run.run,
+        "first_at": _iso(run.first_at),
+        "last_at": _iso(run.last_at),
+        "outside_period_usd": plain(run.outside_usd),
+        "kept_steps": None if run.distilled is None else run.distilled.steps_kept,
+        "db_gained": None if gained is None else plain(gained),
+        **_figures(run.figures),
+        "stages": [
+            {
+                "stage": line.stage,
+                "market": line.market,
+                "charges": line.charges,
+                "node_seconds": plain(line.node_seconds),
+                "spent_usd": plain(line.spent_usd),
+                "useful_usd": plain(line.useful_usd),
+                "wasted_usd": plain(line.wasted_usd),
+                "spot_saving_usd": _plain(line.saving),
+                "first_at": _iso(line.first_at),
+                "last_at": _iso(line.last_at),
+            }
+            for line in run.lines
+        ],
+    }
+
+
+def _figures(figures: Figures) -> dict[str, Any]:
+    named = {
+        "budget_usd": figures.budget,
+        "left_usd": figures.left,
+        "spot_saving_usd": figures.saving,
+        "usd_per_kept_step": figures.per_step,
+        "usd_per_db": figures.per_db,
+    }
+    return {
+        "charges": figures.charges,
+        "node_seconds": plain(figures.node_seconds),
+        "spent_usd": plain(figures.spent_usd),
+        "useful_usd": plain(figures.useful_usd),
+        "wasted_usd": plain(figures.wasted_usd),
+        **{name: _plain(figure) for name, figure in named.items()},
+        "unknown": {name: of.note for name, of in named.items() if of.usd is None},
+    }
+
+
+def _plain(figure: Figure) -> str | None:
+    known: Decimal | None = figure.usd
+    return None if known is None else plain(known)
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")

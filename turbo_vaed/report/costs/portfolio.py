@@ -1,0 +1,171 @@
+"""All customers on one page, for ROI reviews: what each cost, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from turbo_vaed.costs.accounts import Account
+from turbo_vaed.errors import TurboVaedError
+from turbo_vaed.gate import Verdict
+from turbo_vaed.report import words
+from turbo_vaed.report.costs import said
+from turbo_vaed.report.costs.facts import Gathered, History, Known
+from turbo_vaed.report.costs.forms import json_document
+from turbo_vaed.report.costs.page import charts, head
+from turbo_vaed.report.templating import rendered
+
+Champions = Mapping[str, int | str]
+"""Customer -> the champion's version, or why it is not known."""
+
+
+def find_champions(tracking_uri: str, gathered: Gathered) -> dict[str, int | str]:
+    """The registry's champions, of customers with a verdict: others cannot have one.
+
+    A registry that does not answer is asked once, and is the reason for all.
+    """
+    found: dict[str, int | str] = {}
+    for known in gathered.known:
+        if isinstance(known.verdict, str):
+            found[known.name] = known.verdict
+            continue
+        from turbo_vaed.registry import CHAMPION, versions
+
+        try:
+            rows = versions(tracking_uri, known.name)
+        except TurboVaedError as error:
+            reason = f"the registry does not tell ({error})"
+            return {one.name: found.get(one.name, reason) for one in gathered.known}
+        champions = [row.version for row in rows if CHAMPION in row.aliases]
+        found[known.name] = champions[0] if champions else "no version is champion"
+    return found
+
+
+def portfolio_page(gathered: Gathered, champions: Champions) -> str:
+    """The page as text."""
+    statement = gathered.statement
+    rows = table_rows(gathered, champions)
+    return rendered(
+        "portfolio.html.j2",
+        "style.css",
+        "costs.css",
+        **head(statement, "Portfolio"),
+        customers=rows[:-1],
+        total=rows[-1],
+        charts=charts(statement),
+        notes=[*said.notes(statement), *_notes(gathered, champions)],
+    )
+
+
+def sentence(gathered: Gathered) -> str:
+    """What the page begins with."""
+    return said.sentence(gathered.statement)
+
+
+def shown_rows(gathered: Gathered, champions: Champions) -> list[dict[str, str]]:
+    """`table_rows` for a terminal."""
+    columns = {"name": "customer", "use_case": "use case", "verdict": "last verdict",
+               "best": "best dB", "per_db": "per dB"}  # fmt: skip
+    left_out = ("tone", "judged")
+    return [
+        {columns.get(key, key): value for key, value in row.items() if key not in left_out}
+        for row in table_rows(gathered, champions)
+    ]
+
+
+def table_rows(gathered: Gathered, champions: Champions) -> list[dict[str, str]]:
+    """A row per customer, as texts, and a last one of all."""
+    statement = gathered.statement
+    rows = [
+        _row(account, known, champions[known.name])
+        for account, known in zip(statement.customers, gathered.known, strict=True)
+    ]
+    passing = sum(row["tone"] == "good" for row in rows)
+    judged = sum(bool(row["judged"]) for row in rows)
+    with_champion = sum(row["champion"] != said.UNKNOWN for row in rows)
+    total = {
+        "name": "all",
+        "use_case": "",
+        **_money(statement.total),
+        "verdict": f"{passing} of {judged} pass" if judged else said.UNKNOWN,
+        "tone": "",
+        "judged": "",
+        "champion": f"{with_champion}",
+        "best": "",
+        "retention": "",
+    }
+    return [*rows, total]
+
+
+def portfolio_document(gathered: Gathered, champions: Champions) -> dict[str, Any]:
+    """As the JSON of a report without its runs, and with each customer's outcome."""
+    document = json_document(gathered.statement)
+    del document["runs"]
+    for row, known in zip(document["summary"], gathered.known, strict=True):
+        best = _best(known)
+        champion = champions[known.name]
+        row |= {
+            "use_case": known.use_case,
+            "in_params": known.is_listed,
+            "verdict": known.verdict.result if isinstance(known.verdict, Verdict) else None,
+            "judged_at": known.verdict.created if isinstance(known.verdict, Verdict) else None,
+            "champion_version": champion if isinstance(champion, int) else None,
+            "best_val_psnr_db": best,
+            "psnr_retention": known.retention if isinstance(known.retention, float) else None,
+        }
+    document["notes"] += _notes(gathered, champions)
+    return document
+
+
+def _row(account: Account, known: Known, champion: int | str) -> dict[str, str]:
+    best, verdict = _best(known), known.verdict
+    text, tone, judged = said.UNKNOWN, "", ""
+    if isinstance(verdict, Verdict):
+        failed = len(verdict.failed)
+        text, tone = ("passes", "good") if verdict.result == "passes" else ("fails", "bad")
+        judged = verdict.created[:10]
+        judged += f", {failed} of {len(verdict.checks)} checks" if failed else ""
+    return {
+        "name": known.name,
+        "use_case": known.use_case or ("params not valid" if known.is_listed else "removed"),
+        **_money(account),
+        "verdict": text,
+        "tone": tone,
+        "judged": judged,
+        "champion": f"version {champion}" if isinstance(champion, int) else said.UNKNOWN,
+        "best": said.UNKNOWN if best is None else words.decibel(best),
+        "retention": said.UNKNOWN
+        if isinstance(known.retention, str)
+        else words.percent(known.retention),
+    }
+
+
+def _money(account: Account) -> dict[str, str]:
+    figures = account.figures
+    return {
+        "runs": f"{account.runs:,}",
+        "spent": said.usd(figures.spent_usd),
+        "budget": said.usd(figures.budget),
+        "left": said.usd(figures.left),
+        "wasted": said.usd(figures.wasted_usd),
+        "per_db": said.usd(figures.per_db),
+    }
+
+
+def _best(known: Known) -> float | None:
+    return known.history.best_psnr if isinstance(known.history, History) else None
+
+
+def _notes(gathered: Gathered, champions: Champions) -> list[str]:
+    """Why an outcome is not known; what costs are not known for is told beside them."""
+    return said.not_known(
+        (known.name, name, value)
+        for known in gathered.known
+        for name, value in (
+            ("last verdict", known.verdict),
+            ("retention", known.retention),
+            ("champion", champions[known.name]),
+            ("best", known.history),
+        )
+        if isinstance(value, str)
+    )
