@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.decode import cpu_name  # noqa: E402
-from turbo_vaed.costs import Charge, ChargeGroup, Ledger, Meter, total_usd  # noqa: E402
+from turbo_vaed.costs import Charge, ChargeGroup, Ledger, Meter, Rate, steady, total_usd  # noqa: E402
 from turbo_vaed.costs.money import per_second, time_usd  # noqa: E402
 from turbo_vaed.costs.tables import GROUP_NAMES  # noqa: E402
 
@@ -42,6 +42,7 @@ STAGES = ("validate", "clip", "encode", "distill", "evaluate", "export", "gate")
 SLICE_SECONDS = 15
 SLICES_PER_STAGE = 240
 USD_PER_HOUR = Decimal("0.7519")
+RATE = Rate(resource="node", market="local", usd_per_hour=USD_PER_HOUR, source="bench/ledger.py")
 BATCH = 20_000
 OFTEN = 100
 STEPS = 20
@@ -154,9 +155,7 @@ def metering(folder: Path, blocks: int, step_seconds: float, slices: int) -> dic
                 run="bench-1",
                 customer="bench",
                 stage=stage,
-                resource="node",
-                usd_per_hour=USD_PER_HOUR,
-                price_source="bench/ledger.py",
+                nodes=steady(RATE),
                 interval_seconds=interval_seconds,
             )
 

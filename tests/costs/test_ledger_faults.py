@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from tests.costs.charges import charge
 from tests.costs.conftest import Postgres
-from turbo_vaed.costs import Ledger, Meter, database
+from turbo_vaed.costs import Ledger, Meter, Rate, database, steady
 from turbo_vaed.errors import CorruptFile, Unreachable, UserError
 
 
@@ -214,9 +214,14 @@ def test_a_meter_brings_later_what_a_locked_ledger_did_not_take(
             run="demo-1",
             customer="demo",
             stage="clip",
-            resource="host",
-            usd_per_hour=charge().unit_price_usd * 3600,
-            price_source="a test",
+            nodes=steady(
+                Rate(
+                    resource="host",
+                    market="local",
+                    usd_per_hour=charge().unit_price_usd * 3600,
+                    source="a test",
+                )
+            ),
             interval_seconds=3600,
             clock=lambda: next(clock),
         ) as meter:
