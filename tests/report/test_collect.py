@@ -68,6 +68,18 @@ def test_the_rejected_data_of_an_older_run_is_not_shown(copy: Path, gather: Gath
     assert found is not None and found["ok"] == 2
 
 
+def test_what_was_estimated_stands_beside_what_it_came_to(copy: Path, gather: Gather) -> None:
+    assert "Estimated" not in render(gather(copy))
+    document = {"low_usd": "0.01", "likely_usd": "0.0125", "high_usd": "0.03",
+                "basis": "at 0.1 s a step", "seconds": 9.0, "steps": 400}  # fmt: skip
+    (copy / "estimate.json").write_text(json.dumps(document))
+    assert (
+        "Estimated before the run at $0.01250 ($0.01000 to $0.03000), at 0.1 s a step; it came to"
+    ) in render(gather(copy))
+    (copy / "estimate.json").write_text("{")
+    assert "estimate.json could not be read" in gather(copy).problems[0]
+
+
 @pytest.mark.parametrize(
     "name",
     ["validate/manifest.parquet", "validate/validation.json", "clip/clips.json",

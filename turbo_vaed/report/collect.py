@@ -94,6 +94,7 @@ def collect(
         no_roi=no_roi,
         shots=chosen[0],
         worst=chosen[1],
+        estimate=reader.estimate(),
         problems=tuple(reader.problems),
     )
 
@@ -128,6 +129,10 @@ class _Reader:
         if folder is None:
             return None
         return self.attempt(f"{stage}/{name}", lambda: _mapping(folder / name))
+
+    def estimate(self) -> dict[str, Any] | None:
+        path = self.work / "estimate.json"
+        return self.attempt("estimate.json", lambda: _mapping(path)) if path.is_file() else None
 
     def manifest(self) -> list[dict[str, Any]] | None:
         folder = self.folder("validate")

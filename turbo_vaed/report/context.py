@@ -85,6 +85,8 @@ class ReportContext:
     """Name -> value, for instance git_revision, dvc_lock_sha256, python."""
     problems: Sequence[str] = ()
     """Outputs that are there and cannot be read."""
+    estimate: Mapping[str, Any] | None = None
+    """What was said before the run of what it would cost; None where no pace was known."""
 
     validation: Mapping[str, Any] | None = None
     manifest: Sequence[Mapping[str, Any]] = ()

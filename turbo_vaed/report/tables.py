@@ -148,7 +148,22 @@ def cost(context: ReportContext) -> dict[str, Any]:
         "left_name": "Over the budget by" if left < 0 else "Left",
         "left": _aligned(abs(left), places),
         "price": context.price,
+        "estimate": _estimated(context, places),
     }  # fmt: skip
+
+
+def _estimated(context: ReportContext, places: int) -> str:
+    """What was said before the run, beside what it came to; "" where nothing was."""
+    if context.estimate is None:
+        return ""
+    low, likely, high = (
+        _aligned(Decimal(context.estimate[name]), places)
+        for name in ("low_usd", "likely_usd", "high_usd")
+    )
+    return (
+        f"Estimated before the run at {likely} ({low} to {high}), {context.estimate['basis']}; "
+        f"it came to {_aligned(context.costs.usd, places)}."
+    )
 
 
 def _places(amounts: Sequence[Decimal]) -> int:
