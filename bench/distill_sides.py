@@ -126,6 +126,7 @@ def make_job(demo: Demo, targets: Path, **changes: Any) -> tuple[Job, float]:
         ),
         usd_per_hour=price,
         spent_usd=Decimal(0),
+        now_usd_per_hour=price,
         told_at=time.time(),
     )
     return job, seconds

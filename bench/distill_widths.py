@@ -138,6 +138,7 @@ def random_job(case: str, frames: int, side: int, root: Path, **changes: Any) ->
         budget=Budget(run_usd=Decimal(1), warn_share=Decimal(1), reserve_usd=Decimal(0)),
         usd_per_hour=Decimal(0),
         spent_usd=Decimal(0),
+        now_usd_per_hour=Decimal(0),
         told_at=time.time(),
     )
 

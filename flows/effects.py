@@ -16,7 +16,7 @@ from flows import runs
 from turbo_vaed import mlflow_runs, registry
 from turbo_vaed.costs import Ledger, allowance, require_allowance, summarise
 from turbo_vaed.errors import BudgetRefused, UserError
-from turbo_vaed.poc import STAGES, Poc
+from turbo_vaed.poc import Poc
 from turbo_vaed.report import Failure, Registration, collect, write_report
 from turbo_vaed.report.roi_facts import cost_of_poc
 from turbo_vaed.report.words import headline
@@ -84,7 +84,7 @@ def preflight(settings: Settings, customer: str) -> Poc:
 
     Raises:
         UserError: params that are not valid, no folder of videos.
-        BudgetRefused: a price is unknown: of this machine, or of a node of the cluster.
+        BudgetRefused: this machine's price is unknown.
         Unreachable: the ledger or MLflow does not answer.
     """
     poc = Poc.load(settings.root, customer)
@@ -94,8 +94,7 @@ def preflight(settings: Settings, customer: str) -> Poc:
             + ("; make setup fetches the demo videos" if customer == "demo" else "")
         )
     student_config(poc)
-    for stage in STAGES:
-        price_of(poc.params, settings, stage)
+    price_of(poc.params, settings, "gate")
     Ledger.open(settings.ledger_url).close()
     mlflow_runs.open_tracking(settings.mlflow_tracking_uri)
     return poc
@@ -105,9 +104,12 @@ def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> s
     """What is known before a run of what it will cost, in words.
 
     Raises:
-        BudgetRefused: it cannot fit what it may spend. One that goes on has spent a part already,
-            and is not refused.
+        BudgetRefused: a price is unknown; or it cannot fit what it may spend. One that goes on has
+            spent a part already, and is not refused.
+        Unreachable: the cluster on which a stage would run.
     """
+    for stage in stale:
+        price_of(poc.params, settings, stage)
     with Ledger.open(settings.ledger_url) as ledger:
         limits, now = limits_of(poc.params), datetime.now(UTC)
         may_spend = allowance(ledger, limits, run=run.run_id, customer=poc.customer, at=now)

@@ -173,7 +173,7 @@ def test_a_corrupt_teacher_is_told_before_anything_is_paid(call, checkout):
 
 def test_a_cluster_that_cannot_be_asked_what_its_machines_are_is_told(call, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    code, _, err = call("poc", "demo")
+    code, _, err = call("stage", "encode", "demo")
     assert code == 3
     assert "no Ray answers at 127.0.0.1:1" in err
 
@@ -181,7 +181,7 @@ def test_a_cluster_that_cannot_be_asked_what_its_machines_are_is_told(call, monk
 def test_a_quote_before_anything_was_measured(call):
     code, _, err = call("cost", "quote", "demo")
     assert code == 2
-    assert "nothing is measured of demo yet" in err and "turbo-vaed poc demo" in err
+    assert "nothing is measured of demo" in err and "turbo-vaed poc demo" in err
 
 
 def test_unreachable_mlflow(call, checkout, monkeypatch):

@@ -36,35 +36,49 @@ def test_too_few_steps_tell_nothing() -> None:
 
 def test_a_run_of_a_hundred_steps() -> None:
     found = estimate(
-        steps=100, measured=STEADY, other_seconds=20, usd_per_hour=DEAR, basis="measured"
+        steps=100,
+        measured=STEADY,
+        other_usd=Decimal(20),
+        usd_per_hour=DEAR,
+        most_usd_per_hour=2 * DEAR,
+        basis="measured",
     )
-    assert (found.low_usd, found.likely_usd, found.high_usd) == (100, 120, Decimal("204"))
-    assert str(found) == "$120.00 ($100.00 to $204.00), measured"
+    assert (found.low_usd, found.likely_usd, found.high_usd) == (100, 120, Decimal(384))
+    assert str(found) == "$120.00 ($100.00 to $384.00), measured"
     require_fit(found, Decimal(100), change="")
     with pytest.raises(BudgetRefused, match=r"estimated at \$120\.00.*\$99\.00 may be spent; less"):
         require_fit(found, Decimal(99), change="less")
-    with pytest.raises(UserError, match="other_seconds is nan"):
-        estimate(steps=1, measured=STEADY, other_seconds=float("nan"), usd_per_hour=DEAR, basis="")
+    for steps, other in ((-1, Decimal(0)), (1, Decimal("NaN")), (1, Decimal(-1))):
+        with pytest.raises(UserError, match="expected 0 or more of both"):
+            estimate(
+                steps=steps,
+                measured=STEADY,
+                other_usd=other,
+                usd_per_hour=DEAR,
+                most_usd_per_hour=DEAR,
+                basis="",
+            )
 
 
 @given(
     st.floats(0.01, 100),
-    st.floats(0, 1e5),
+    st.decimals(min_value=0, max_value=1000, places=4),
     st.decimals(min_value="0.01", max_value=100, places=4),
     st.decimals(min_value=0, max_value=1000, places=4),
 )
 def test_the_steps_that_fit_do_and_one_more_does_not(
-    mean: float, other: float, usd_per_hour: Decimal, left: Decimal
+    mean: float, other: Decimal, usd_per_hour: Decimal, left: Decimal
 ) -> None:
     measured = Pace(least=mean, mean=mean, most=mean)
-    steps = steps_that_fit(left, measured=measured, other_seconds=other, usd_per_hour=usd_per_hour)
+    steps = steps_that_fit(left, measured=measured, other_usd=other, usd_per_hour=usd_per_hour)
 
     def likely(count: int) -> Decimal:
         return estimate(
             steps=count,
             measured=measured,
-            other_seconds=other,
+            other_usd=other,
             usd_per_hour=usd_per_hour,
+            most_usd_per_hour=usd_per_hour,
             basis="",
         ).likely_usd
 

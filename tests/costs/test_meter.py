@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbo_vaed.costs import Charge, Ledger, Meter, Rate, steady, total_usd
+from turbo_vaed.costs import Charge, Ledger, Meter, PartlyPriced, Rate, steady, total_usd
 from turbo_vaed.costs.money import AMOUNT_QUANTUM, time_usd
 from turbo_vaed.errors import BudgetRefused, Unreachable, UserError
 
@@ -204,7 +204,7 @@ def test_impossible_values_are_refused(changes: dict[str, Any]) -> None:
 CHILD = """
 import sys, time
 from decimal import Decimal
-from turbo_vaed.costs import Ledger, Meter, Rate, steady
+from turbo_vaed.costs import Ledger, Meter, PartlyPriced, Rate, steady
 dear = Rate(resource="host", market="local", usd_per_hour=Decimal(3600), source="a test")
 with Meter(Ledger.open(sys.argv[1]), run="r", customer="c", stage="s", nodes=steady(dear),
            interval_seconds=0.3):
@@ -332,6 +332,40 @@ def test_a_cluster_that_does_not_answer_goes_on_being_charged(
         clock.now += 10 * 10**9
     assert total_usd(c.quantity for c in ledger.rows) == 20
     assert "nodes of clip are not known, the last ones count: the head is gone" in caplog.text
+
+
+def test_nodes_that_have_a_price_are_charged_beside_one_that_has_none() -> None:
+    ledger, clock, joined = Memory(), Clock(), [False]
+
+    def nodes() -> dict[str, Rate]:
+        known = {"a": spot("36")}
+        if not joined[0]:
+            return known
+        raise PartlyPriced("node c bears no labels", known | {"b": spot("36")})
+
+    with meter(ledger, clock=clock, nodes=nodes) as running:
+        clock.now += 10 * 10**9
+        running.cut()
+        joined[0] = True
+        clock.now += 10 * 10**9
+        running.cut()
+        clock.now += 10 * 10**9
+    assert total_usd(c.quantity for c in ledger.rows) == 10 + 20 + 20
+
+
+def test_the_source_of_a_price_is_cut_to_what_a_ledger_keeps(tmp_path: Path) -> None:
+    clock, held = Clock(), {}
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        long = rate(Decimal(36), source="x" * 999, minimum_seconds=60)
+        with meter(ledger, clock=clock, nodes=lambda: dict(held)) as running:
+            clock.now += 10**9
+            held["a"] = long
+            running.cut()
+            clock.now += 10**9
+            held.clear()
+        sources = {c.price_source for c in ledger.charges()}
+    assert {len(source) for source in sources} == {400}
+    assert any(source.endswith("x; minimum of 60 s") for source in sources)
 
 
 def test_nothing_runs_where_the_price_is_not_known_at_the_start() -> None:

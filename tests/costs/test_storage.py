@@ -25,9 +25,11 @@ NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
 def charge(size_bytes: int, days: float, usd: str = "0.02") -> Any:
+    span = timedelta(days=days)
     return storage_charge(
-        run="r", customer="c", stage="clip", resource="disk", size_bytes=size_bytes, since=NOON,
-        until=NOON + timedelta(days=days), usd_per_gb_month=Decimal(usd), price_source="a test",
+        run="r", customer="c", stage="clip", resource="disk",
+        byte_microseconds=size_bytes * (span // timedelta(microseconds=1)), since=NOON,
+        until=NOON + span, usd_per_gb_month=Decimal(usd), price_source="a test",
     )  # fmt: skip
 
 
@@ -55,22 +57,23 @@ def test_what_a_run_kept_is_charged_once_and_only_for_its_own_time(tmp_path: Pat
     poc = Poc.load(tmp_path, "demo")
     prices = dataclasses.replace(poc.params.prices, storage_usd_per_gb_month=Decimal(720))
     poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, prices=prices))
-    for folder, hours in (("clip", -5), ("targets", 1), ("report", 0)):
-        path = poc.work / folder / "chunk"
-        path.parent.mkdir(parents=True)
+    files = (("clip", "a", -5), ("targets", "a", 1), ("targets", "b", 2), ("report", "a", 0))
+    for folder, name, hours in files:
+        path = poc.work / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(10**6))
         written = (NOON + timedelta(hours=hours)).timestamp()
         os.utime(path, (written, written))
     ended = NOON + timedelta(hours=3)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         book = partial(book_storage, poc, ledger, run="demo-1", began=NOON)
-        assert book(ended=ended) == Decimal("0.005"), "a dollar per GB and hour: 3 hours and 2"
+        assert book(ended=ended) == Decimal("0.006"), "a dollar per GB and hour: 3 hours, 2 and 1"
         assert book(ended=ended) == 0
-        assert book(ended=ended + timedelta(hours=1)) == Decimal("0.002"), "a second try"
+        assert book(ended=ended + timedelta(hours=1)) == Decimal("0.003"), "a second try"
         rows = ledger.charges()
     assert [(c.stage, c.resource, c.amount_usd) for c in rows] == [
         ("clip", "disk (clip)", Decimal("0.003")),
-        ("distill", "disk (targets)", Decimal("0.002")),
+        ("distill", "disk (targets)", Decimal("0.003")),
         ("clip", "disk (clip)", Decimal("0.001")),
-        ("distill", "disk (targets)", Decimal("0.001")),
+        ("distill", "disk (targets)", Decimal("0.002")),
     ]

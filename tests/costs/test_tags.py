@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qsl
 
 import boto3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_vaed.costs.tags import check_tag, ec2_tags, resource_tags, s3_tagging
+from turbo_vaed.costs.tags import check_tag, ec2_tags, resource_tags
 from turbo_vaed.errors import UserError
 
 TAGS = {
@@ -54,17 +53,14 @@ def test_the_longest_that_aws_takes() -> None:
 
 
 @given(st.text("abcÄ7 _.:/=+-@", min_size=1, max_size=40).filter(lambda t: t == t.strip()))
-def test_both_forms_keep_every_character(run: str) -> None:
+def test_the_form_of_ec2_keeps_every_character(run: str) -> None:
     tags = resource_tags(run=run, customer="acme", stage="clip")
     assert {tag["Key"]: tag["Value"] for tag in ec2_tags(tags)} == tags
-    assert dict(parse_qsl(s3_tagging(tags), strict_parsing=True)) == tags
 
 
-def test_s3_takes_both_forms(s3_url: str) -> None:
+def test_s3_takes_it_for_a_bucket(s3_url: str) -> None:
     s3, bucket = boto3.client("s3"), s3_url.split("/")[2]
     tags = resource_tags(run="a b+c=d", customer="acme", stage="distill")
     s3.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": ec2_tags(tags)})
-    s3.put_object(Bucket=bucket, Key="x", Body=b"x", Tagging=s3_tagging(tags))
-    kept = s3.get_bucket_tagging(Bucket=bucket), s3.get_object_tagging(Bucket=bucket, Key="x")
-    for found in kept:
-        assert {tag["Key"]: tag["Value"] for tag in found["TagSet"]} == tags
+    found = s3.get_bucket_tagging(Bucket=bucket)
+    assert {tag["Key"]: tag["Value"] for tag in found["TagSet"]} == tags

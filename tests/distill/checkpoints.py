@@ -23,6 +23,7 @@ def make_checkpoint(step: int, *, best_step: int = 0, numbers: int = 4) -> Check
         },
         adversary=None,
         precision="fp32",
+        skipped=0,
         validate_seconds=0.5,
         reached_at=1e9,
         spent_usd="0.01",

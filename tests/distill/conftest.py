@@ -174,6 +174,7 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
             ),
             usd_per_hour=Decimal(usd_per_hour),
             spent_usd=Decimal(0),
+            now_usd_per_hour=Decimal(usd_per_hour),
             told_at=time.time(),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -19,7 +20,10 @@ from turbo_vaed.errors import Unreachable
 
 def paid(usd: str, usd_per_hour: int = 1, may_spend_usd: str = "0.9") -> Paid:
     return Paid(
-        usd=Decimal(usd), usd_per_hour=Decimal(usd_per_hour), may_spend_usd=Decimal(may_spend_usd)
+        usd=Decimal(usd),
+        usd_per_hour=Decimal(usd_per_hour),
+        now_usd_per_hour=Decimal(usd_per_hour),
+        may_spend_usd=Decimal(may_spend_usd),
     )
 
 
@@ -64,6 +68,22 @@ def test_a_run_stops_where_others_have_used_up_the_months_budget(make_job: Any) 
     assert "$0.02 of $0.02 spent" in reason
 
 
+def test_a_node_without_a_price_ends_the_run_with_its_reason(make_job: Any) -> None:
+    unknown = replace(paid("0.01"), refusal="node n7 bears no labels")
+    news = iter([None, None, unknown])
+    loop = Loop(
+        make_job(steps=50), tell=lambda event: None, save=lambda state: None,
+        paid=lambda: next(news),
+    )  # fmt: skip
+    assert loop.run() == ("budget", "node n7 bears no labels")
+    assert loop.step == 2
+
+
+def test_what_was_said_a_while_ago_counts_with_the_time_since(make_job: Any) -> None:
+    job = make_job().told(replace(paid("0.5", 3600), age_seconds=100.0))
+    assert 100.5 <= job.spent_now() < 102
+
+
 @pytest.fixture
 def on_ray() -> Iterator[None]:
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
@@ -90,6 +110,8 @@ def test_the_driver_tells_and_a_ledger_that_is_away_stops_no_letters(
         while found is None and time.monotonic() < deadline:
             found = news()
             time.sleep(0.05)
+        later = _News(letters)()  # of workers that begin anew: at once, and with its age
         ray.get(letters.put.remote({"event": "step"}))
-    assert found == DEAR and len(asked) >= 2
+    assert found is not None and replace(found, age_seconds=0.0) == DEAR and len(asked) >= 2
+    assert later is not None and later.usd == DEAR.usd and later.age_seconds > 0
     assert taken == [{"event": "step"}]

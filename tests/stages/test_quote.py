@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from turbo_vaed.costs import Charge, Ledger, PriceBook
+from turbo_vaed.costs import Charge, Ledger, PriceBook, per_second
 from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
+from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.estimates import ESTIMATE, estimate_run
+from turbo_vaed.stages.estimates import ESTIMATE, estimate_run, pace_key
 from turbo_vaed.stages.quote import quote
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,18 +51,21 @@ def poc(tmp_path: Path) -> Poc:
     poc = Poc.load(tmp_path, "demo")
     poc.folder("distill").mkdir(parents=True)
     rows = [{"step": i + 1, "at": 1000.0 + 36 * i} for i in range(101)]
-    (poc.folder("distill") / "history.json").write_text(json.dumps({"steps": rows}))
-    return dataclasses.replace(
-        poc,
-        params=dataclasses.replace(
-            poc.params, distill=dataclasses.replace(poc.params.distill, steps=1000)
-        ),
-    )
+    longer = dataclasses.replace(poc.params.distill, steps=1000)
+    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, distill=longer))
+    key = pace_key(poc.params.distill, local(poc.root))
+    history = {"steps": rows, "pace_key": key}
+    (poc.folder("distill") / "history.json").write_text(json.dumps(history))
+    return poc
+
+
+def local(root: Path) -> Settings:
+    return dataclasses.replace(Settings.from_environment(root), ray_address=None)
 
 
 @pytest.fixture
 def settings(poc: Poc) -> Settings:
-    return dataclasses.replace(Settings.from_environment(poc.root), ray_address=None)
+    return local(poc.root)
 
 
 def book(tmp_path: Path, local: str | None = "0.08") -> PriceBook:
@@ -115,21 +119,23 @@ def test_no_price_at_all(poc: Poc, settings: Settings) -> None:
 
 def test_nothing_measured(poc: Poc, settings: Settings) -> None:
     shutil.rmtree(poc.folder("distill"))
-    with pytest.raises(UserError, match="nothing is measured of demo yet"):
+    with pytest.raises(UserError, match="nothing is measured of demo"):
         quote(poc, settings, book(poc.root))
 
 
-def charge(stage: str, run: str, begin: float, end: float) -> Charge:
+def charge(stage: str, run: str, begin: float, end: float, unit: str = "node-second") -> Charge:
+    """At 0.08 USD an hour."""
+    seconds, price = Decimal(str(end - begin)), per_second(Decimal("0.08"))
     return Charge(
         run=run,
         customer="demo",
         stage=stage,
         resource="node",
         market="local",
-        quantity=Decimal(str(end - begin)),
-        unit="node-second",
-        unit_price_usd=Decimal(0),
-        amount_usd=Decimal(0),
+        quantity=seconds,
+        unit=unit,
+        unit_price_usd=price,
+        amount_usd=quantise_usd(seconds * price),
         started_at=NOON + timedelta(seconds=begin),
         ended_at=NOON + timedelta(seconds=end),
         useful="useful",
@@ -146,6 +152,7 @@ def ledger(settings: Settings) -> Any:
                 charge("encode", "demo-2", 20_000, 20_100),
                 charge("distill", "demo-2", 20_100, 20_100 + 101 * 36 + 60),
                 charge("gate", "demo-2", 30_000, 30_040),
+                charge("encode", "demo-2", 20_000, 40_000, unit="GB-month"),  # no stage's time
             ]
         )
         yield ledger
@@ -156,15 +163,27 @@ def test_an_estimate_is_the_last_runs_pace_and_its_other_stages(
 ) -> None:
     found = estimate_run(poc, settings, ledger, may_spend_usd=Decimal(95))
     assert found is not None
-    assert found.seconds == pytest.approx(1000 * 36 + 60 + 100 + 40)
-    assert float(found.likely_usd) == pytest.approx(found.seconds * 0.08 / 3600)
-    assert "at 36 s a step and 200 s for the rest" in found.basis
+    assert found.seconds == pytest.approx(1000 * 36)
+    assert float(found.likely_usd) == pytest.approx((36_000 + 60 + 100 + 40) * 0.08 / 3600)
+    assert "at 36 s a step and $0.00444 for the rest" in found.basis
     kept = json.loads((poc.work / ESTIMATE).read_text())
     assert Decimal(kept["likely_usd"]) == found.likely_usd and kept["steps"] == 1000
     few = estimate_run(poc, settings, ledger, stages=["distill"], may_spend_usd=Decimal(95))
-    assert few is not None and few.seconds == pytest.approx(1000 * 36 + 60)
+    assert few is not None
+    assert float(few.likely_usd) == pytest.approx((36_000 + 60) * 0.08 / 3600)
     assert estimate_run(poc, settings, ledger, stages=["gate"], may_spend_usd=Decimal(1)) is None
     assert not (poc.work / ESTIMATE).exists(), "of an earlier run nothing is left"
+
+
+def test_a_pace_of_something_else_is_no_pace(poc: Poc, settings: Settings, ledger: Ledger) -> None:
+    wider = dataclasses.replace(poc.params.distill, batch_size=99)
+    other = dataclasses.replace(poc, params=dataclasses.replace(poc.params, distill=wider))
+    assert estimate_run(other, settings, ledger, may_spend_usd=Decimal(95)) is None
+    with pytest.raises(UserError, match="with these params on this machine"):
+        quote(other, settings, book(poc.root))
+    elsewhere = dataclasses.replace(settings, ray_address="10.0.0.1:6379")
+    with pytest.raises(UserError, match="unset RAY_ADDRESS"):
+        quote(poc, elsewhere, book(poc.root))
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_would(

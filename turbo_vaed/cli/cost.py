@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from turbo_vaed.cli.tables import Customer, Format, show
+from turbo_vaed.cli.tables import Customer, Format, console, show
 from turbo_vaed.errors import UserError
 from turbo_vaed.settings import Settings
 
@@ -26,8 +25,6 @@ app = typer.Typer(no_args_is_help=True, help="What runs cost.")
 Period = Annotated[
     str | None, typer.Option("--month", help="YYYY-MM in UTC, such as 2026-08; else all time")
 ]
-WIDE = 160
-"""Characters of a table that goes into a file or a pipe, where nothing has to fit a window."""
 
 
 @app.command("report")
@@ -70,8 +67,7 @@ def cost_report(
     elif form == "json":
         print(json_text(statement))
     else:
-        console = Console()
-        show_tables(statement, console if console.is_terminal else Console(width=WIDE))
+        show_tables(statement, console())
 
 
 @app.command("portfolio")
@@ -105,7 +101,8 @@ def cost_portfolio(
     elif form == "json":
         print(json.dumps(portfolio.portfolio_document(gathered, champions), ensure_ascii=False))
     else:
-        show(portfolio.shown_rows(gathered, champions), form, portfolio.sentence(gathered))
+        rows = portfolio.shown_rows(gathered, champions)
+        show(rows, form, portfolio.sentence(gathered))
 
 
 def _gather(settings: Settings, customer: str | None, month: str | None) -> Gathered:
@@ -130,14 +127,19 @@ def _gather(settings: Settings, customer: str | None, month: str | None) -> Gath
 def _write_page(
     settings: Settings, page: str, out: Path | None, kind: str, whom: str, month: str | None
 ) -> None:
-    from turbo_vaed.report.templating import write_whole
-
     name = f"{kind}-{re.sub('[^A-Za-z0-9_-]', '_', whom)}-{month or 'all-time'}.html"
     path = out or settings.root / "state" / "reports" / name
+    _write_text("--out", path, page)
+    print(path)
+
+
+def _write_text(option: str, path: Path, text: str) -> None:
+    from turbo_vaed.report.templating import write_whole
+
     try:
-        print(write_whole(path, page))
+        write_whole(path, text)
     except OSError as error:
-        raise UserError(f"--out {path} cannot be written: {error}") from error
+        raise UserError(f"{option} {path} cannot be written: {error}") from error
 
 
 @app.command("reconcile")
@@ -196,7 +198,7 @@ def simulate_budgets(
         replays = simulate(traces, seed, told=lambda done: update(done, ""))
     found = summary(replays)
     if chart is not None:
-        chart.write_text(simulation_svg(replays))
+        _write_text("--chart", chart, simulation_svg(replays))
     if form == "json":
         print(json.dumps(found))
     else:
@@ -254,7 +256,7 @@ def return_on_investment(
         cost = cost_of_poc(ledger, customer)
     found = read_roi(poc.work, cost=cost, assumptions=poc.params.roi)
     if chart is not None:
-        chart.write_text(tornado_svg(found, f"{customer}: what the return hinges on"))
+        _write_text("--chart", chart, tornado_svg(found, f"{customer}: what the return hinges on"))
     if form == "json":
         print(json.dumps(words.document(found, customer)))
         return

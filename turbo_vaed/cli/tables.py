@@ -17,6 +17,10 @@ Format = Annotated[
 Customer = Annotated[str, typer.Argument(help="name of a customer in params.yaml")]
 
 
+WIDE = 160
+"""Characters of a table that goes into a file or a pipe, where nothing has to fit a window."""
+
+
 def show(rows: Sequence[Mapping[str, Any]], form: str, title: str) -> None:
     """Rows as a table, or as one JSON document."""
     if form == "json":
@@ -27,4 +31,10 @@ def show(rows: Sequence[Mapping[str, Any]], form: str, title: str) -> None:
         table.add_column(column.replace("_", " "), overflow="fold")  # a name is never cut short
     for row in rows:
         table.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
-    Console().print(table if rows else f"{title}: none")
+    console().print(table if rows else f"{title}: none")
+
+
+def console() -> Console:
+    """Where people read: as wide as the window, or where there is none as wide as it takes."""
+    found = Console()
+    return found if found.is_terminal else Console(width=WIDE)

@@ -10,15 +10,15 @@ from __future__ import annotations
 import bisect
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from turbo_vaed.costs.money import parse_usd, plain
 from turbo_vaed.errors import BudgetRefused, UserError
@@ -31,6 +31,8 @@ MOST_USD_PER_HOUR = Decimal(1000)
 """No machine costs as much; what does is taken for a mistake of the list."""
 HISTORY = timedelta(days=7)
 """Of spot prices, before the moment that is asked for."""
+AGAIN = timedelta(minutes=1)
+"""Until AWS is asked again for a price that it did not tell."""
 _PRICING_REGION = "us-east-1"  # one of the few that answer for all
 _TYPE = re.compile(r"[a-z][a-z0-9-]*\.[a-z0-9-]+")
 _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
@@ -77,6 +79,7 @@ class Ec2Prices:
     max_age: timedelta
     client: Client = boto3_client
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    _silent: dict[Path, tuple[datetime, str]] = field(default_factory=dict, compare=False)
 
     def usd_per_hour(
         self,
@@ -139,6 +142,9 @@ class Ec2Prices:
         warning = ""
         if is_old and wants_more:
             try:
+                silent = self._silent.get(path)
+                if silent is not None and now - silent[0] < AGAIN:
+                    raise _NoAnswer(silent[1])
                 if market == "spot":
                     assert zone is not None, "checked"
                     points = self._spot(instance_type, region, zone, min(moment, now))
@@ -146,13 +152,15 @@ class Ec2Prices:
                     points = self._on_demand(instance_type, region)
                 fresh = _Kept(quoted_at=now, points=tuple(points))
             except _NoAnswer as error:
+                if silent is None or now - silent[0] >= AGAIN:
+                    self._silent[path] = now, str(error)
                 if kept is None:
                     return str(error)
                 warning = f"price of {kept.quoted_at:%Y-%m-%d %H:%M} UTC used: {error}"
                 _log.warning("%s in %s: %s", instance_type, zone or region, warning)
             else:
                 kept = fresh if kept is None else kept.with_newer(fresh)
-                _write(path, kept)
+                _keep(path, kept)
         assert kept is not None
         point = kept.at(moment)
         if point is None:
@@ -351,10 +359,21 @@ def _read(path: Path) -> _Kept | None:
         return None
 
 
+def _keep(path: Path, kept: _Kept) -> None:
+    """In the cache; without it AWS is asked again."""
+    try:
+        _write(path, kept)
+    except OSError as error:
+        _log.warning("price is not cached in %s: %s", path, error)
+
+
 def _write(path: Path, kept: _Kept) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{uuid4().hex}")  # threads write at once
     points = [(since.isoformat(), plain(usd)) for since, usd in kept.points]
-    draft.write_text(json.dumps({"quoted_at": kept.quoted_at.isoformat(), "points": points}))
-    draft.replace(path)
+    try:
+        draft.write_text(json.dumps({"quoted_at": kept.quoted_at.isoformat(), "points": points}))
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -62,13 +62,12 @@ class Budget:
         warn_share: float,
         reserve_seconds: float,
         usd_per_hour: Decimal,
-        nodes: int = 1,
     ) -> Budget:
         """The budget of params.yaml, its reserve in seconds priced at what the nodes cost."""
         return cls(
             run_usd=run_usd,
             warn_share=Decimal(str(warn_share)),
-            reserve_usd=Decimal(str(reserve_seconds)) * nodes * per_second(usd_per_hour),
+            reserve_usd=Decimal(str(reserve_seconds)) * per_second(usd_per_hour),
         )
 
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from turbo_vaed.costs.money import format_usd, time_usd
+from turbo_vaed.costs.money import format_usd, quantise_usd, time_usd, total_usd
 from turbo_vaed.errors import BudgetRefused, UserError
 
 _TENTHS = 10
-_UNFORESEEN = 1.2
+_UNFORESEEN = Decimal("1.2")
 """The dear end of a range: the slowest tenth all the way, and a fifth on top for restarts."""
 
 
@@ -35,7 +35,7 @@ class Estimate:
     likely_usd: Decimal
     high_usd: Decimal
     seconds: float
-    """The likely one."""
+    """Of the steps, the likely one."""
     basis: str
 
     def __str__(self) -> str:
@@ -63,42 +63,54 @@ def pace(moments: Sequence[float]) -> Pace | None:
 
 
 def estimate(
-    *, steps: int, measured: Pace, other_seconds: float, usd_per_hour: Decimal, basis: str
+    *,
+    steps: int,
+    measured: Pace,
+    other_usd: Decimal,
+    usd_per_hour: Decimal,
+    most_usd_per_hour: Decimal,
+    basis: str,
 ) -> Estimate:
     """A run of so many steps at a measured pace.
 
     Args:
-        other_seconds: of everything beside the steps: the other stages, and starts.
-        usd_per_hour: of all nodes together.
+        other_usd: of everything beside the steps: the other stages, and starts.
+        usd_per_hour: of all nodes together, now.
+        most_usd_per_hour: that they can come to.
         basis: in words, what was measured where.
 
     Raises:
-        UserError: a negative or non-finite value.
+        UserError: a negative value, or one that is not finite.
     """
-    for name, value in (("steps", steps), ("other_seconds", other_seconds)):
-        if not math.isfinite(value) or value < 0:
-            raise UserError(f"estimate: {name} is {value}; expected 0 or more")
+    if steps < 0 or not other_usd.is_finite() or other_usd < 0:
+        raise UserError(
+            f"estimate: steps {steps}, other_usd {other_usd}; expected 0 or more of both"
+        )
 
-    def usd(seconds: float) -> Decimal:
-        return time_usd(round(seconds * 1e6), usd_per_hour)
+    def usd(seconds: float, rate: Decimal) -> Decimal:
+        return total_usd((other_usd, time_usd(round(seconds * 1e6), rate)))
 
-    likely = other_seconds + steps * measured.mean
+    likely = steps * measured.mean
     return Estimate(
-        low_usd=usd(other_seconds + steps * measured.least),
-        likely_usd=usd(likely),
-        high_usd=usd(_UNFORESEEN * (other_seconds + steps * measured.most)),
+        low_usd=usd(steps * measured.least, usd_per_hour),
+        likely_usd=usd(likely, usd_per_hour),
+        high_usd=quantise_usd(usd(steps * measured.most, most_usd_per_hour) * _UNFORESEEN),
         seconds=likely,
         basis=basis,
     )
 
 
 def steps_that_fit(
-    left_usd: Decimal, *, measured: Pace, other_seconds: float, usd_per_hour: Decimal
+    left_usd: Decimal, *, measured: Pace, other_usd: Decimal, usd_per_hour: Decimal
 ) -> int:
-    """The most steps whose likely cost is within `left_usd`; 0 where not even the rest is."""
+    """The most steps whose likely cost is within `left_usd`; 0 where not even the rest is.
+
+    Raises:
+        UserError: time costs nothing, so that any number of steps fits.
+    """
     if usd_per_hour == 0:
         raise UserError("estimate: where time costs nothing every number of steps fits")
-    seconds = float(left_usd / usd_per_hour) * 3600 - other_seconds
+    seconds = float((left_usd - other_usd) / usd_per_hour) * 3600
     return max(0, math.floor(seconds / measured.mean))
 
 

@@ -21,8 +21,8 @@ from typing import Self
 from turbo_vaed.costs.ledger import Charge, Ledger
 from turbo_vaed.costs.money import per_second, time_usd, total_usd
 from turbo_vaed.costs.prices import Market
-from turbo_vaed.costs.waste import waste_corrections
-from turbo_vaed.errors import UserError
+from turbo_vaed.costs.waste import SOURCE_LENGTH, waste_corrections
+from turbo_vaed.errors import BudgetRefused, UserError
 
 UNIT = "node-second"
 _MICRO = Decimal("1e-6")
@@ -55,6 +55,14 @@ class Rate:
             )
 
 
+class PartlyPriced(BudgetRefused):
+    """Some nodes have no price that is known; `known` are the rates of the others."""
+
+    def __init__(self, message: str, known: Mapping[str, Rate]) -> None:
+        super().__init__(message)
+        self.known = dict(known)
+
+
 Nodes = Callable[[], Mapping[str, Rate]]
 """The nodes that a stage holds in this moment, by an id of each, and their rates."""
 
@@ -78,8 +86,8 @@ def _now() -> datetime:
 class Meter:
     """Charges the time of a stage's nodes while the `with` block runs.
 
-    A node is charged from the look before it was first seen to the look after it was last seen,
-    so by up to two intervals too much and never too little.
+    A node is charged from the look before it was first seen to the look after it was last seen, by
+    up to two intervals too much. One that comes and goes between two looks is not seen.
 
     When the block raises, everything it was charged is marked wasted, by pairs of correcting
     charges as `mark_wasted` books them, but for what it was told to `keep`.
@@ -143,8 +151,9 @@ class Meter:
         self._stopping.set()
         self._thread.join()
         try:
+            found = self._look()
             with self._lock:
-                self._slice()
+                self._slice(found)
                 self._done = True
                 if error is not None:
                     reason = f"{self._stage} failed ({type(error).__name__})"
@@ -185,8 +194,9 @@ class Meter:
         Raises:
             Unreachable: the ledger did not take it; it stays due.
         """
+        found = self._look()  # without the lock: AWS may take its time
         with self._lock:
-            self._slice()
+            self._slice(found)
             self._write()
 
     def keep(self, until: datetime) -> None:
@@ -213,8 +223,9 @@ class Meter:
             Unreachable: the ledger cannot be read, and nothing is booked; or it does not take
                 the charges, and they stay due.
         """
+        found = self._look()
         with self._lock:
-            self._slice()
+            self._slice(found)
             run = self._ledger.charges(run=self._run, customer=self._customer)
             stage = [c for c in run if c.stage == self._stage]
             corrections = waste_corrections([*stage, *self._charges], began, ended, reason)
@@ -233,13 +244,12 @@ class Meter:
     def _elapsed(self) -> int:
         return self._clock() // 1000 - self._start
 
-    def _slice(self) -> None:
+    def _slice(self, found: dict[str, Rate]) -> None:
         """A charge per rate from the last cut to now; it is useful until somebody says that it was
         not."""
         begin, end = self._cut_at, self._elapsed()
         if end <= begin:
             return
-        found = self._look()
         counted: Counter[Rate] = Counter((found | self._held).values())
         for rate, nodes in counted.items():
             self._charge(rate, (end - begin) * nodes, begin, end)
@@ -251,6 +261,9 @@ class Meter:
     def _look(self) -> dict[str, Rate]:
         try:
             return dict(self._nodes())
+        except PartlyPriced as error:  # what has a price is charged; who trains is told to stop
+            _log.warning("%s: %s", self._stage, error)
+            return self._held | error.known
         except Exception as error:  # a cluster whose head is busy, a price that is not told
             _log.warning("nodes of %s are not known, the last ones count: %s", self._stage, error)
             return dict(self._held)
@@ -264,7 +277,8 @@ class Meter:
             missing[rate] += max(0, least - (end - self._joined.pop(node)))
         for rate, microseconds in missing.items():
             if microseconds:
-                told = f"{rate.source}; minimum of {rate.minimum_seconds} s"
+                suffix = f"; minimum of {rate.minimum_seconds} s"
+                told = rate.source[: SOURCE_LENGTH - len(suffix)] + suffix
                 self._charge(replace(rate, source=told), microseconds, end, end)
 
     def _charge(self, rate: Rate, microseconds: int, begin: int, end: int) -> None:
@@ -287,7 +301,7 @@ class Meter:
                 started_at=self._moment(begin),
                 ended_at=self._moment(end),
                 useful="useful" if begin < end else "wasted",
-                price_source=rate.source,
+                price_source=rate.source[:SOURCE_LENGTH],
             )
         )
 

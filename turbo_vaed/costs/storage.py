@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 
 from turbo_vaed.costs.ledger import Charge
-from turbo_vaed.costs.money import PRICE_QUANTUM, quantise_usd
+from turbo_vaed.costs.money import PRICE_QUANTUM, quantise_usd, share
 from turbo_vaed.costs.prices import Market
 from turbo_vaed.errors import UserError
 
@@ -21,28 +21,28 @@ def storage_charge(
     customer: str,
     stage: str,
     resource: str,
-    size_bytes: int,
+    byte_microseconds: int,
     since: datetime,
     until: datetime,
     usd_per_gb_month: Decimal,
     price_source: str,
     market: Market = "local",
 ) -> Charge:
-    """The charge for keeping so many bytes from `since` to `until`.
+    """The charge for keeping bytes within a span.
+
+    Args:
+        byte_microseconds: the sum of each file's bytes times how long it was kept.
+        since, until: from the first to the last moment.
 
     Raises:
         UserError: a negative size or price, or `until` before `since`.
     """
-    if size_bytes < 0 or usd_per_gb_month < 0 or until < since:
+    if byte_microseconds < 0 or usd_per_gb_month < 0 or until < since:
         raise UserError(
-            f"storage: {size_bytes} bytes at {usd_per_gb_month} USD from {since} to {until}; "
-            "expected none of them negative"
+            f"storage: {byte_microseconds} byte-microseconds at {usd_per_gb_month} USD from "
+            f"{since} to {until}; expected none of them negative"
         )
-    microseconds = (until - since) // timedelta(microseconds=1)
-    # Exact up to the one division: 38 digits hold bytes times microseconds of any disk.
-    quantity = (Decimal(size_bytes * microseconds) / Decimal(10**9 * _MONTH)).quantize(
-        PRICE_QUANTUM, rounding=ROUND_HALF_EVEN
-    )
+    quantity = share(Decimal(byte_microseconds), 1, 10**9 * _MONTH, PRICE_QUANTUM)
     return Charge(
         run=run,
         customer=customer,

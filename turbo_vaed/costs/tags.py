@@ -7,15 +7,13 @@ allocation tags (docs/costs.md).
 
 Checkpoints in S3 are not tagged. S3 is billed by bucket, so that tags of objects are never in the
 bill; they would want s3:PutObjectTagging of every role, and some other S3s refuse a put that has
-them, which would cost a run its checkpoints. `s3_tagging` is for objects that are to be found or
-expired by run, where a caller knows its bucket.
+them, which would cost a run its checkpoints.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from urllib.parse import quote, urlencode
 
 from turbo_vaed.errors import UserError
 from turbo_vaed.params import check_customer_name
@@ -69,8 +67,3 @@ def check_tag(key: str, value: str) -> None:
 def ec2_tags(tags: Mapping[str, str]) -> list[dict[str, str]]:
     """As EC2's `Tags` and S3's `TagSet` of a bucket want them."""
     return [{"Key": key, "Value": value} for key, value in tags.items()]
-
-
-def s3_tagging(tags: Mapping[str, str]) -> str:
-    """As `Tagging` of an S3 put wants them: a URL's query."""
-    return urlencode(tags, quote_via=quote)

@@ -7,6 +7,7 @@ was to the last digit.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -42,16 +43,16 @@ def waste_corrections(
     if ended < began:
         raise ValueError(f"waste ends {ended}, before it begins {began}")
     found = sorted(set(charges), key=lambda c: (c.started_at, c.ended_at, c.key))
-    useful = [c for c in found if c.useful == "useful"]
+    useful = [
+        c for c in found if c.useful == "useful" and c.started_at < ended and c.ended_at > began
+    ]
+    back: defaultdict[tuple[object, ...], list[Span]] = defaultdict(list)
+    for correction in (c for c in useful if c.quantity < 0):
+        back[_resource(correction)].append((correction.started_at, correction.ended_at))
     pairs: list[Charge] = []
     for charge in (c for c in useful if c.quantity > 0):
-        back = [
-            (c.started_at, c.ended_at)
-            for c in useful
-            if c.quantity < 0 and _resource(c) == _resource(charge)
-        ]
         inside = (max(began, charge.started_at), min(ended, charge.ended_at))
-        for start, end in _without(inside, back):
+        for start, end in _without(inside, back[_resource(charge)]):
             part = _part(charge, start, end, reason)
             if pairs and _meet(pairs[-1], part):
                 part = _joined(pairs.pop(), part)

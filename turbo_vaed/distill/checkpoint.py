@@ -24,6 +24,8 @@ class Checkpoint:
     """Discriminator, its optimizer and the adaptive weight, where there is one."""
     precision: str
     """`bf16` or `fp32`: a run that goes on on another machine computes as it began."""
+    skipped: int
+    """Steps in a row that were left out, up to this one."""
     validate_seconds: float
     """That the last validation took: the budget is asked whether it holds another."""
     reached_at: float

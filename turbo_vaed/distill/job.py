@@ -25,13 +25,19 @@ they change."""
 
 @dataclass(frozen=True, kw_only=True)
 class Paid:
-    """What a run has cost at most, as its driver tells it while it goes on."""
+    """What a run has cost, as its driver tells it while it goes on."""
 
     usd: Decimal
     usd_per_hour: Decimal
     """That its nodes can come to from now on."""
+    now_usd_per_hour: Decimal
+    """That they cost now."""
     may_spend_usd: Decimal
     """In all: less than at the start where other runs have used up a month's budget."""
+    refusal: str = ""
+    """Why the run must stop: what a node of it costs is not known."""
+    age_seconds: float = 0.0
+    """Since the driver said so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +59,14 @@ class Job:
     budget: Budget
     usd_per_hour: Decimal
     """That all nodes of the run together can come to."""
+    now_usd_per_hour: Decimal
+    """That they cost now: what a step is said to have cost."""
     spent_usd: Decimal
     """By the run when the job was handed over, or when that was told last."""
     told_at: float
     """Unix seconds of that moment."""
+    refusal: str = ""
+    """As of `Paid`."""
     target: Target | None = None
     """What PSNR is enough; None where none is."""
 
@@ -72,7 +82,9 @@ class Job:
             budget=replace(self.budget, run_usd=paid.may_spend_usd),
             spent_usd=paid.usd,
             usd_per_hour=paid.usd_per_hour,
-            told_at=time.time(),
+            now_usd_per_hour=paid.now_usd_per_hour,
+            refusal=paid.refusal,
+            told_at=time.time() - paid.age_seconds,
         )
 
     @property

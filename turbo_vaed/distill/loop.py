@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from turbo_vaed.costs import per_second
 from turbo_vaed.distill import health
 from turbo_vaed.distill.adversary import Adversary
 from turbo_vaed.distill.checkpoint import Checkpoint
@@ -87,7 +88,7 @@ class Loop:
         self.precision = resume.precision if resume is not None else self._agreed_precision()
         self.step, self.skipped, self.best_step, self.best_psnr = 0, 0, 0, -math.inf
         self.validate_seconds = 0.0  # what the last one took
-        self.counted_usd = job.spent_now()  # by the run, up to the last step
+        self.counted_at = time.monotonic()  # the last step's end
         self.asked_at = time.monotonic()
         self.is_noticed = False
         self.budget_warning = ""  # rank 0's, once the warning share of the budget is spent
@@ -140,6 +141,7 @@ class Loop:
         self.optimizer.load_state_dict(state.optimizer)
         if self.adversary is not None and state.adversary is not None:
             self.adversary.restore(state.adversary)
+        self.skipped = state.skipped
         self.step, self.best_step, self.best_psnr = state.step, state.best_step, state.best_psnr
         self.validate_seconds = state.validate_seconds
         self.history, self.warnings = list(state.history), list(state.warnings)
@@ -161,7 +163,7 @@ class Loop:
         params = self.job.params
         if self.best_psnr == -math.inf:
             self._validate({})
-        self.counted_usd = self.job.spent_now()  # what came before is not of a step
+        self.counted_at = time.monotonic()  # what came before is not of a step
         with Prefetcher(self._read, stop=params.steps, device=self.device) as batches:
             while self.step < params.steps:
                 stop, reason = self._before_step()
@@ -306,9 +308,9 @@ class Loop:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _row(self, figures: dict[str, float], *, began: float, **more: float) -> dict[str, Any]:
-        """Of the step just done; `step_usd` is what was spent since the one before."""
-        spent, counted = self.job.spent_now(), self.counted_usd
-        self.counted_usd = spent
+        """Of the step just done; `step_usd` is the time since the one before at today's price."""
+        now, rate = time.monotonic(), per_second(self.job.now_usd_per_hour)
+        step_usd, self.counted_at = Decimal(now - self.counted_at) * rate, now
         return {
             "step": self.step + 1,
             "at": round(time.time(), 3),
@@ -316,8 +318,8 @@ class Loop:
             "step_seconds": round(time.perf_counter() - began, 4),
             **figures,
             **more,
-            "spent_usd": f"{spent:.8f}",
-            "step_usd": f"{max(Decimal(0), spent - counted):.12f}",
+            "spent_usd": self._spent(),
+            "step_usd": f"{step_usd:.12f}",
         }
 
     def _spent(self) -> str:
@@ -393,6 +395,7 @@ class Loop:
             optimizer=self.optimizer.state_dict(),
             adversary=self.adversary.state() if self.adversary is not None else None,
             precision=self.precision,
+            skipped=self.skipped,
             validate_seconds=self.validate_seconds,
             reached_at=time.time(),
             spent_usd=self._spent(),

@@ -83,6 +83,8 @@ def next_step(
         history, best_psnr: as `good_enough` takes them; it is asked after a validation only.
         validate_seconds: what the last one took.
     """
+    if job.refusal:
+        return Answer(OUT_OF_BUDGET, job.refusal, "")
     steps = [row["step_seconds"] for row in history[-10:]] or [2.0]
     # After the step a validation may follow, or the one of a stop; then a checkpoint.
     decision = decide(

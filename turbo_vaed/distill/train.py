@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import math
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from turbo_vaed.distill.stopping import GOOD_ENOUGH, good_enough
 from turbo_vaed.distill.store import Store
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
 
+_log = logging.getLogger(__name__)
 RAY = "ray"
 """Ray's own files, beside the checkpoints; nothing that a run goes on from."""
 MAX_FAILURES = 20
@@ -229,7 +232,7 @@ def _letters(
     over = threading.Event()
 
     def empty() -> None:
-        looked = told = time.monotonic()
+        looked, told = time.monotonic(), -math.inf
         while True:
             last_look = over.is_set()
             for event in ray.get(box.take.remote()):
@@ -241,8 +244,10 @@ def _letters(
                 _look_at_the_machines()
             if paid is not None and time.monotonic() - told > PAY_SECONDS:
                 told = time.monotonic()
-                with suppress(TurboVaedError):  # without news the workers count with the most
+                try:
                     box.pay.remote(paid())
+                except Exception as error:  # letters go on; workers count with what they know
+                    _log.warning("workers are not told what the run has cost: %s", error)
             over.wait(_POLL_SECONDS)
 
     thread = threading.Thread(target=empty, name="distill-events", daemon=True)

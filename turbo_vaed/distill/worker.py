@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class LetterBox:
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
-        self.paid: Paid | None = None
+        self._paid: tuple[Paid, float] | None = None
 
     def put(self, event: dict[str, Any]) -> None:
         """Leave an event."""
@@ -41,31 +42,40 @@ class LetterBox:
 
     def pay(self, paid: Paid) -> None:
         """Leave what the run has cost."""
-        self.paid = paid
+        self._paid = paid, time.monotonic()
 
     def last_paid(self) -> Paid | None:
-        """What was left last, once."""
-        paid, self.paid = self.paid, None
-        return paid
+        """What was left last, and how long ago; workers that start later ask again."""
+        if self._paid is None:
+            return None
+        paid, at = self._paid
+        return replace(paid, age_seconds=time.monotonic() - at)
 
 
 class _News:
-    """The driver's word on what the run has cost, asked for without waiting."""
+    """The driver's word on what the run has cost: waited for once, for this group of workers may
+    begin long after the job was handed over, and then asked for without waiting."""
 
     def __init__(self, letters: Any) -> None:
-        self._letters, self._asked = letters, None
+        self._letters, self._is_first = letters, True
+        self._ask()
+
+    def _ask(self) -> None:
+        self._asked, self._asked_at = self._letters.last_paid.remote(), time.monotonic()
 
     def __call__(self) -> Paid | None:
         import ray
 
-        if self._asked is None:
-            self._asked = self._letters.last_paid.remote()
-        done, _ = ray.wait([self._asked], timeout=0)
+        done, _ = ray.wait([self._asked], timeout=None if self._is_first else 0)
+        self._is_first = False
         if not done:
             return None
-        self._asked = None
         paid: Paid | None = ray.get(done[0])
-        return paid
+        waited = time.monotonic() - self._asked_at
+        self._ask()
+        if paid is None:
+            return None
+        return replace(paid, age_seconds=paid.age_seconds + waited)
 
 
 def train_worker(config: dict[str, Any]) -> None:

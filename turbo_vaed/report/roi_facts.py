@@ -91,7 +91,7 @@ def cost_of_poc(ledger: Ledger, customer: str) -> Input | None:
 
     Not the last run alone: it may have found most of its stages done, and paid for, before.
     """
-    charges = ledger.charges(customer=customer)
+    charges = ledger.grouped(customer=customer)
     if not charges:
         return None
     runs = len({charge.run for charge in charges})

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from turbo_vaed.costs import PriceBook, Rate
+from turbo_vaed.costs import PartlyPriced, PriceBook, Rate
 from turbo_vaed.costs.prices import MARKETS
-from turbo_vaed.errors import BudgetRefused
+from turbo_vaed.errors import BudgetRefused, UserError
 
 INSTANCE_TYPE = "turbo-vaed.io/instance-type"
 MARKET = "ray.io/market-type"
@@ -37,12 +37,19 @@ def rates(
     """What each node of the cluster costs now, by Ray's id of it.
 
     Raises:
-        BudgetRefused: a node's price is not known, or its labels do not say what it is.
-        UserError: labels that name no machine of EC2.
+        PartlyPriced: a node's price is not known, or its labels do not say what it is; holds the
+            rates of the others.
     """
-    return {
-        node["NodeID"]: _rate(book, node["NodeID"], node.get("Labels") or {}) for node in nodes()
-    }
+    known: dict[str, Rate] = {}
+    unknown: list[str] = []
+    for node in nodes():
+        try:
+            known[node["NodeID"]] = _rate(book, node["NodeID"], node.get("Labels") or {})
+        except (BudgetRefused, UserError) as error:
+            unknown.append(str(error))
+    if unknown:
+        raise PartlyPriced("; ".join(unknown), known)
+    return known
 
 
 def most_usd_per_hour(

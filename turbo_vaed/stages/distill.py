@@ -6,15 +6,15 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from turbo_vaed.costs import Spending, check_start, per_second
+from turbo_vaed.costs import Spending, check_start
 from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages.estimates import pace_key
 from turbo_vaed.stages.fit import student_config
-from turbo_vaed.stages.prices import most_usd_per_hour, spending_of
+from turbo_vaed.stages.prices import most_usd_per_hour, price_book, spending_of
 
 if TYPE_CHECKING:
     from turbo_vaed.distill.job import Job, Paid
@@ -55,9 +55,7 @@ def run(poc: Poc) -> dict[str, object]:
             poc.progress_file,
             job=job.name,
             steps=job.params.steps,
-            usd_per_hour=poc.tracker.usd_per_hour()
-            if poc.tracker.usd_per_hour
-            else job.usd_per_hour,
+            usd_per_hour=job.now_usd_per_hour,
             tracker=poc.tracker,
         ) as follower:
             done = train.distill(
@@ -66,7 +64,8 @@ def run(poc: Poc) -> dict[str, object]:
                 take=follower.take,
                 paid=_paid(poc, settings) if poc.tracker.spent_usd else None,
             )
-        history = train.write_student(done, job, folder, follower.summary())
+        told = follower.summary() | {"pace_key": pace_key(poc.params.distill, settings)}
+        history = train.write_student(done, job, folder, told)
     # One that its budget stopped goes on with a larger, one that was good enough with other limits.
     if done.checkpoint.stopped == "finished":
         done.store.clear()
@@ -155,17 +154,23 @@ def _targets(
 def _paid(poc: Poc, settings: Settings) -> Callable[[], Paid]:
     """What the run has cost until the workers are told again."""
     from turbo_vaed.distill.job import Paid
-    from turbo_vaed.distill.train import PAY_SECONDS
 
-    run_usd = poc.params.budget.run_usd
+    run_usd, book = poc.params.budget.run_usd, price_book(poc.params, settings)
+    most = most_usd_per_hour(poc.params, settings, "distill", book)
 
     def paid() -> Paid:
         assert poc.tracker.spent_usd is not None, "the caller asks"
-        most = most_usd_per_hour(poc.params, settings, "distill")
-        late = Decimal(PAY_SECONDS) * per_second(most)
+        nonlocal most
+        refusal = ""
+        try:
+            most = most_usd_per_hour(poc.params, settings, "distill", book)
+        except BudgetRefused as unknown:  # a node that joined: the run ends as at its budget
+            refusal = str(unknown)
         return Paid(
-            usd=poc.tracker.spent_usd() + late,
+            usd=poc.tracker.spent_usd(),
             usd_per_hour=most,
+            now_usd_per_hour=poc.tracker.usd_per_hour() if poc.tracker.usd_per_hour else most,
+            refusal=refusal,
             may_spend_usd=poc.tracker.may_spend_usd() if poc.tracker.may_spend_usd else run_usd,
         )
 
@@ -233,6 +238,9 @@ def _job(
         data_key=data_key(clips, latents),
         budget=spending.budget,
         usd_per_hour=spending.usd_per_hour,
+        now_usd_per_hour=poc.tracker.usd_per_hour()
+        if poc.tracker.usd_per_hour
+        else spending.usd_per_hour,
         spent_usd=spending.spent_usd(),
         told_at=time.time(),
         target=target,

@@ -2,48 +2,74 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
 from collections.abc import Collection
-from datetime import datetime
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
-from turbo_vaed.costs import Ledger
+from turbo_vaed.costs import ChargeGroup, Ledger, format_usd, total_usd
 from turbo_vaed.costs.estimate import Estimate, Pace, estimate, pace, require_fit, steps_that_fit
-from turbo_vaed.costs.money import plain
+from turbo_vaed.costs.meter import UNIT
+from turbo_vaed.costs.money import plain, quantise_usd
+from turbo_vaed.params import DistillParams
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.prices import most_usd_per_hour
+from turbo_vaed.stages.prices import most_usd_per_hour, price_of
 
+_NO_MATTER_OF_PACE = frozenset(
+    ("steps", "learning_rate", "betas", "weight_decay", "warmup_share", "ema_decay", "seed",
+     "min_workers", "keep_checkpoints", "stop_psnr_margin_db", "stop_usd_per_tenth_db")
+)  # fmt: skip
 ESTIMATE = "estimate.json"
 """In the customer's folder: what was said before the last run."""
 
 
-def measured_pace(poc: Poc) -> Pace | None:
-    """Seconds per step of the customer's last distillation; None where too little was measured."""
-    path = poc.folder("distill") / "history.json"
-    if not path.is_file():
+def pace_key(params: DistillParams, settings: Settings) -> str:
+    """What a pace was measured of, and on what: a run of another kind has another pace."""
+    how = {k: v for k, v in asdict(params).items() if k not in _NO_MATTER_OF_PACE}
+    told = {"params": how, "on_a_cluster": settings.on_a_cluster, "machine": platform.node()}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def measured_pace(poc: Poc, settings: Settings) -> Pace | None:
+    """Seconds per step of the customer's last distillation; None where too little was measured, or
+    of another student, of other losses or on other machines."""
+    history = _history(poc)
+    if history.get("pace_key") != pace_key(poc.params.distill, settings):
         return None
-    history: dict[str, Any] = json.loads(path.read_text())
     return pace([row["at"] for row in history["steps"]])
 
 
-def other_seconds(poc: Poc, ledger: Ledger, stages: Collection[str], measured: Pace) -> float:
-    """What `stages` took when they ran last, but for the steps of `distill`: by the ledger."""
-    found: dict[str, dict[str, tuple[datetime, datetime]]] = {}
+def other_usd(poc: Poc, ledger: Ledger, stages: Collection[str], measured: Pace) -> Decimal:
+    """What the nodes of `stages` cost when those ran last, but for the steps of `distill`."""
+    of_run: dict[str, dict[str, list[ChargeGroup]]] = {}
     for group in ledger.grouped(customer=poc.customer):
-        runs = found.setdefault(group.stage, {})
-        began, ended = runs.get(group.run, (group.first_at, group.last_at))
-        runs[group.run] = (min(began, group.first_at), max(ended, group.last_at))
-    seconds = 0.0
-    for stage in stages:
-        if stage in found:
-            began, ended = max(found[stage].values(), key=lambda span: span[1])
-            seconds += (ended - began).total_seconds()
-    if "distill" in stages and "distill" in found:
-        history = json.loads((poc.folder("distill") / "history.json").read_text())
-        seconds -= len(history["steps"]) * measured.mean
-    return max(0.0, seconds)
+        if group.unit == UNIT and group.stage in stages:
+            of_run.setdefault(group.stage, {}).setdefault(group.run, []).append(group)
+    found = []
+    for stage, runs in of_run.items():
+        last = max(runs.values(), key=lambda groups: max(group.last_at for group in groups))
+        usd = total_usd(group.amount_usd for group in last)
+        found.append(_beside_steps(poc, last, usd, measured) if stage == "distill" else usd)
+    return total_usd(found)
+
+
+def _beside_steps(poc: Poc, groups: list[ChargeGroup], usd: Decimal, measured: Pace) -> Decimal:
+    """Of what `distill` cost, the share of the time in which no step was done."""
+    node_seconds = float(total_usd(group.quantity for group in groups))
+    began, ended = min(g.first_at for g in groups), max(g.last_at for g in groups)
+    nodes = max(1, round(node_seconds / max(1.0, (ended - began).total_seconds())))
+    in_steps = len(_history(poc)["steps"]) * measured.mean * nodes
+    return quantise_usd(usd * Decimal(max(0.0, 1 - in_steps / max(node_seconds, 1e-9))))
+
+
+def _history(poc: Poc) -> dict[str, Any]:
+    path = poc.folder("distill") / "history.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
 
 
 def estimate_run(
@@ -61,21 +87,22 @@ def estimate_run(
         BudgetRefused: it cannot fit `may_spend_usd`; says with how many steps it would.
         Unreachable: the ledger, or Ray, does not answer.
     """
-    path, measured = poc.work / ESTIMATE, measured_pace(poc)
+    path, measured = poc.work / ESTIMATE, measured_pace(poc, settings)
     path.unlink(missing_ok=True)
     if measured is None or "distill" not in stages:
         return None
-    usd_per_hour = most_usd_per_hour(poc.params, settings, "distill")
+    usd_per_hour = price_of(poc.params, settings, "distill")
     facts: dict[str, Any] = {
         "measured": measured,
-        "other_seconds": other_seconds(poc, ledger, stages, measured),
+        "other_usd": other_usd(poc, ledger, stages, measured),
         "usd_per_hour": usd_per_hour,
     }
     steps = poc.params.distill.steps
     found = estimate(
         steps=steps,
         **facts,
-        basis=f"at {measured.mean:.3g} s a step and {facts['other_seconds']:.0f} s for the rest, "
+        most_usd_per_hour=most_usd_per_hour(poc.params, settings, "distill"),
+        basis=f"at {measured.mean:.3g} s a step and {format_usd(facts['other_usd'])} for the rest, "
         "as in the last run",
     )
     document = {

@@ -75,8 +75,13 @@ def price_of(params: Params, settings: Settings, stage: str) -> Decimal:
         return total_usd(rate.usd_per_hour for rate in nodes().values())
 
 
-def most_usd_per_hour(params: Params, settings: Settings, stage: str) -> Decimal:
+def most_usd_per_hour(
+    params: Params, settings: Settings, stage: str, book: PriceBook | None = None
+) -> Decimal:
     """USD per hour that the nodes of `stage` can come to while it runs: what a budget counts with.
+
+    Args:
+        book: one that remembers what AWS did not answer; a fresh one by default.
 
     Raises: as `price_of`.
     """
@@ -84,7 +89,7 @@ def most_usd_per_hour(params: Params, settings: Settings, stage: str) -> Decimal
     if stage not in RAY_STAGES or not settings.on_a_cluster or is_known:
         return price_of(params, settings, stage)
     with ray_session(settings.ray_address):
-        return cluster.most_usd_per_hour(price_book(params, settings))
+        return cluster.most_usd_per_hour(book or price_book(params, settings))
 
 
 def price_in_words(params: Params, settings: Settings) -> str:

@@ -58,13 +58,16 @@ def quote(poc: Poc, settings: Settings, book: PriceBook | None = None) -> Quote:
         book: of prices; AWS is asked by default.
 
     Raises:
-        UserError: no pace was measured yet; a candidate that can be no machine.
+        UserError: no pace was measured here yet; a cluster is named; a candidate that can be no
+            machine.
     """
-    measured = measured_pace(poc)
+    if settings.on_a_cluster:
+        raise UserError("a quote compares with this machine: unset RAY_ADDRESS for it")
+    measured = measured_pace(poc, settings)
     if measured is None:
         raise UserError(
-            f"nothing is measured of {poc.customer} yet, so no time can be told: run "
-            f"turbo-vaed poc {poc.customer} first (distill.steps: 20 is enough)"
+            f"nothing is measured of {poc.customer} with these params on this machine yet, so no "
+            f"time can be told: run turbo-vaed poc {poc.customer} here first (20 steps are enough)"
         )
     book = book or price_book(poc.params, settings)
     save, restart, told = _overheads(poc)

@@ -62,7 +62,8 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         )
         live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
         tracker = Tracker(
-            spent_usd=lambda: ledger.total(run=run) + meter.unwritten_usd(),
+            # In this order: a slice that is written in between counts twice for once, never not.
+            spent_usd=lambda: meter.unwritten_usd() + ledger.total(run=run),
             may_spend_usd=lambda: max(may_spend().usd, AMOUNT_QUANTUM),
             usd_per_hour=meter.usd_per_hour,
             mark_wasted=meter.mark_wasted,

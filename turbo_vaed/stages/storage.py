@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -43,15 +43,17 @@ def _charges(
         if not files:
             continue
         resource = f"disk ({folder})"
-        written = max(_written(path) for path in files)
-        since = max(began, written, charged_until.get(resource, began))
+        free_until = max(began, charged_until.get(resource, began))
+        kept = [(path.stat().st_size, max(free_until, _written(path))) for path in files]
         yield storage_charge(
             run=run,
             customer=poc.customer,
             stage=stage,
             resource=resource,
-            size_bytes=sum(path.stat().st_size for path in files),
-            since=min(since, ended),
+            byte_microseconds=sum(
+                size * max(0, (ended - since) // timedelta(microseconds=1)) for size, since in kept
+            ),
+            since=min(*(since for _, since in kept), ended),
             until=ended,
             usd_per_gb_month=price,
             price_source=SOURCE,
