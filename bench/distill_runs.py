@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,22 +23,19 @@ class _Saved(Exception):
 
 
 def checkpoints(demo: Demo, folder: Path, rounds: int, every: int, threads: int) -> dict[str, Any]:
-    """What a checkpoint every so many steps costs: blocks of steps with one and without."""
-    common = {**PUBLISHED, "steps": NEVER, "validate_every": NEVER}
-    with_, _ = make_job(demo, folder, **common, checkpoint_every=every)
-    without = replace(with_, params=replace(with_.params, checkpoint_every=NEVER))
-    store = str(folder.parent / "checkpoints")
-    sides = {
-        "with": Ours(with_, threads=threads, store=store),
-        "without": Ours(without, threads=threads),
-    }
-    for side in sides.values():
-        side.advance(every // 2)  # so that a checkpoint falls into the middle of a block
-        side.advance(every)
-    forms = {name: partial(side.advance, every) for name, side in sides.items()}
+    """What a checkpoint every so many steps costs: blocks of steps with one and without, in turns,
+    of one group of workers, for two groups differ by more than a checkpoint takes."""
+    job, _ = make_job(
+        demo, folder, **PUBLISHED, steps=NEVER, validate_every=NEVER, checkpoint_every=2 * every
+    )
+    ours = Ours(job, threads=threads, store=str(folder.parent / "checkpoints"))
+    ours.advance(every // 2)  # so that a checkpoint falls into the middle of every second block
+    ours.advance(2 * every)
+    forms = {name: partial(ours.advance, every) for name in ("without", "with")}
     taken = in_turns(forms, rounds)
-    ends = {name: side.finish() for name, side in sides.items()}
-    copied, written = ends["with"]["copied"], ends["with"]["written"]
+    end = ours.finish()
+    copied, written = end["copied"], end["written"]
+    assert len(written) == rounds + 1, "one in the warm-up, and one in every second block"
     medians = {name: statistics.median(each) for name, each in taken.items()}
     writing = statistics.median(event["seconds"] for event in written)
     return {
