@@ -127,6 +127,7 @@ def make_job(demo: Demo, targets: Path, **changes: Any) -> tuple[Job, float]:
         usd_per_hour=price,
         spent_usd=Decimal(0),
         now_usd_per_hour=price,
+        checkpoint_seconds=60.0,
         told_at=time.time(),
     )
     return job, seconds

@@ -139,6 +139,7 @@ def random_job(case: str, frames: int, side: int, root: Path, **changes: Any) ->
         usd_per_hour=Decimal(0),
         spent_usd=Decimal(0),
         now_usd_per_hour=Decimal(0),
+        checkpoint_seconds=60.0,
         told_at=time.time(),
     )
 

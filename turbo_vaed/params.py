@@ -151,7 +151,8 @@ class DistillParams:
     adversarial_start: Annotated[int, Field(ge=0)]
     teacher_targets: Literal["auto", "cache", "recompute"]
     compile: Literal["auto", "on", "off"]
-    checkpoint_every: Count
+    checkpoint_every: Count | Literal["auto"]
+    """Steps; auto: seconds by Young and Daly, from what the run has seen of saves and losses."""
     keep_checkpoints: Count
     validate_every: Count
     precision: Literal["bf16", "fp32"]

@@ -175,6 +175,7 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
             usd_per_hour=Decimal(usd_per_hour),
             spent_usd=Decimal(0),
             now_usd_per_hour=Decimal(usd_per_hour),
+            checkpoint_seconds=60.0,
             told_at=time.time(),
         )
 

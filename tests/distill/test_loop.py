@@ -330,6 +330,16 @@ def test_a_notice_saves_at_once_and_again_until_the_machine_is_gone(make_job, mo
     assert [e["deadline_seconds"] for e in run.told("interruption")] == [90.0]
 
 
+def test_checkpoints_by_time_change_nothing_but_when_they_are_written(make_job):
+    job = make_job(checkpoint_every="auto")
+    often = Run(dataclasses.replace(job, checkpoint_seconds=0.0))
+    never = Run(dataclasses.replace(job, checkpoint_seconds=1e9))
+    assert [state.step for state in often.states] == [1, 2, 3, 4, 5, 6]
+    assert [state.step for state in never.states] == [6]
+    assert_same(often.last.student, never.last.student)
+    assert make_job(checkpoint_every=3).name == job.name
+
+
 def test_linear_start_beats_a_random_one_before_the_first_step(make_job):
     psnr = {}
     for start in ("random", "linear"):

@@ -66,5 +66,6 @@ def make_job(folder: Path, *, workers: int = 1, steps: int = STEPS) -> Job:
         usd_per_hour=USD_PER_HOUR,
         spent_usd=Decimal(0),
         now_usd_per_hour=USD_PER_HOUR,
+        checkpoint_seconds=60.0,
         told_at=time.time(),
     )

@@ -91,6 +91,7 @@ def make_job(family: str, folder: Path, place: Path, learning_rate: float) -> Jo
         usd_per_hour=rate,
         spent_usd=Decimal(0),
         now_usd_per_hour=rate,
+        checkpoint_seconds=60.0,
         told_at=time.time(),
     )
 

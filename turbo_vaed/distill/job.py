@@ -63,6 +63,8 @@ class Job:
     """That they cost now: what a step is said to have cost."""
     spent_usd: Decimal
     """By the run when the job was handed over, or when that was told last."""
+    checkpoint_seconds: float
+    """Between two checkpoints, where `checkpoint_every` is auto."""
     told_at: float
     """Unix seconds of that moment."""
     refusal: str = ""

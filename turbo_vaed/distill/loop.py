@@ -89,7 +89,7 @@ class Loop:
         self.step, self.skipped, self.best_step, self.best_psnr = 0, 0, 0, -math.inf
         self.validate_seconds = 0.0  # what the last one took
         self.counted_at = time.monotonic()  # the last step's end
-        self.asked_at = time.monotonic()
+        self.asked_at = self.saved_at = time.monotonic()
         self.is_noticed = False
         self.budget_warning = ""  # rank 0's, once the warning share of the budget is spent
         self.history: list[dict[str, Any]] = []
@@ -338,8 +338,15 @@ class Loop:
         losses = [r["loss"] for r in recent if "loss" in r]
         self._warn("loss spike", health.loss_spike(losses))
         self._tell("step", **row)
-        if self.step % params.checkpoint_every == 0 and self.step < params.steps:
+        if self._is_save_due() and self.step < params.steps:
             self._save("running", "")
+
+    def _is_save_due(self) -> bool:
+        """Rank 0's question; when it saves changes nothing of what is computed."""
+        every = self.job.params.checkpoint_every
+        if every != "auto":
+            return self.step % every == 0
+        return time.monotonic() - self.saved_at >= self.job.checkpoint_seconds
 
     def _validate(self, row: dict[str, Any]) -> dict[str, float]:
         """The EMA student on the validation clips: its figures, also into `row`; the best kept."""
@@ -385,6 +392,7 @@ class Loop:
     def _save(self, stopped: str, reason: str) -> None:
         if self.rank:
             return
+        self.saved_at = time.monotonic()
         state = Checkpoint(
             step=self.step,
             student=self.student.state_dict(),

@@ -220,6 +220,7 @@ def _job(
 ) -> Job:
     from turbo_vaed.distill.job import Job, data_key
     from turbo_vaed.distill.losses.perceptual import HUB
+    from turbo_vaed.distill.seen import seen_in
 
     clips, latents, params = poc.folder("clip"), poc.folder("encode"), poc.params.distill
     if params.perceptual_weights not in (None, HUB):
@@ -241,6 +242,7 @@ def _job(
         now_usd_per_hour=poc.tracker.usd_per_hour()
         if poc.tracker.usd_per_hour
         else spending.usd_per_hour,
+        checkpoint_seconds=seen_in(poc.progress_file).checkpoint_every_seconds,
         spent_usd=spending.spent_usd(),
         told_at=time.time(),
         target=target,

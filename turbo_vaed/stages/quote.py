@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,17 +11,14 @@ from turbo_vaed.costs import PriceBook, format_usd
 from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.choice import Choice, Machine, choices
 from turbo_vaed.costs.money import plain
-from turbo_vaed.distill.events import Account, read_events
 from turbo_vaed.distill.follow import hours_and_minutes
+from turbo_vaed.distill.seen import RESTART_SECONDS, SAVE_SECONDS, seen_in
 from turbo_vaed.errors import UserError
 from turbo_vaed.params import CandidateParams
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.estimates import measured_pace
 from turbo_vaed.stages.prices import price_book
-
-SAVE_SECONDS, RESTART_SECONDS = 1.0, 45.0
-"""Where no checkpoint and no restart was measured yet: as bench/distill.py has them, rounded up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +66,12 @@ def quote(poc: Poc, settings: Settings, book: PriceBook | None = None) -> Quote:
             f"time can be told: run turbo-vaed poc {poc.customer} here first (20 steps are enough)"
         )
     book = book or price_book(poc.params, settings)
-    save, restart, told = _overheads(poc)
+    seen = seen_in(poc.progress_file)
+    save, restart = seen.save_seconds or SAVE_SECONDS, seen.restart_seconds or RESTART_SECONDS
+    told = (
+        f"{save:.2g} s a checkpoint, {'assumed' if seen.save_seconds is None else 'measured'}, and "
+        f"{restart:.0f} s a restart, {'assumed' if seen.restart_seconds is None else 'measured'}"
+    )
     machines = list(_machines(poc, book, 1 / measured.mean))
     found = choices(
         machines, steps=poc.params.distill.steps, save_seconds=save, restart_seconds=restart
@@ -120,25 +121,6 @@ def _priced(
         interruptions_per_hour=candidate.interruptions_per_hour if zone else 0.0,
         why_unknown=found if isinstance(found, str) else "",
     )
-
-
-def _overheads(poc: Poc) -> tuple[float, float, str]:
-    """Seconds of a checkpoint and of a restart, and whether they were measured."""
-    saves: list[float] = []
-    account = Account()
-    if poc.progress_file.is_file():
-        for event in read_events(poc.progress_file):
-            account.add(event)
-            if event["event"] == "checkpoint":
-                saves.append(event["seconds"])
-    restarts = [restart.seconds for restart in account.restarts]
-    save = statistics.median(saves) if saves else SAVE_SECONDS
-    restart = statistics.median(restarts) if restarts else RESTART_SECONDS
-    told = (
-        f"{save:.2g} s a checkpoint, {'measured' if saves else 'assumed'}, and {restart:.0f} s a "
-        f"restart, {'measured' if restarts else 'assumed'}"
-    )
-    return save, restart, told
 
 
 def _sentence(found: list[Choice], steps: int) -> str:
