@@ -15,6 +15,7 @@ import yaml
 from flows import runs
 from turbo_vaed import mlflow_runs, registry
 from turbo_vaed.costs import Ledger, allowance, require_allowance, summarise
+from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.report import Failure, Registration, collect, write_report
@@ -104,8 +105,8 @@ def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> s
     """What is known before a run of what it will cost, in words.
 
     Raises:
-        BudgetRefused: a price is unknown; or it cannot fit what it may spend. One that goes on has
-            spent a part already, and is not refused.
+        BudgetRefused: a price is unknown; or it cannot fit what it may spend. One whose
+            training has begun goes on, and stops by itself.
         Unreachable: the cluster on which a stage would run.
     """
     for stage in stale:
@@ -114,7 +115,8 @@ def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> s
         limits, now = limits_of(poc.params), datetime.now(UTC)
         may_spend = allowance(ledger, limits, run=run.run_id, customer=poc.customer, at=now)
         require_allowance(may_spend)
-        if ledger.total(run=run.run_id) > 0:
+        charged = {group.stage for group in ledger.grouped(run=run.run_id) if group.unit == UNIT}
+        if "distill" in charged:
             return f"run {run.run_id} goes on"
         found = estimate_run(poc, settings, ledger, stages=stale, may_spend_usd=may_spend.usd)
     if found is None:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import time
 from decimal import Decimal
 
 import numpy as np
@@ -243,22 +244,20 @@ def test_a_run_stops_where_dollars_bring_nothing(make_job, monkeypatch):
     assert "more than the limit of $5.00" in last.reason or "bring nothing" in last.reason
 
 
-def test_what_lies_between_two_runs_is_no_price_of_quality(make_job, monkeypatch):
-    """Nor does a later run that has spent less make it cheaper."""
-    job = make_job(steps=6, checkpoint_every=3, budget_usd="9999")
-
-    def spent(first):
-        asked = itertools.count(first)
-        monkeypatch.setattr(type(job), "spent_now", lambda self: Decimal(next(asked)))
-
-    spent(100)
+def test_a_step_costs_its_own_time_at_todays_price_and_nothing_that_lies_between(
+    make_job, monkeypatch
+):
+    """Whatever the run has spent, and however long ago it was interrupted."""
+    job = dataclasses.replace(make_job(steps=6, budget_usd="9999"), now_usd_per_hour=Decimal(3600))
     state = Run(job).states[0]
-    for first in (5000, 1):
-        spent(first)
-        resumed = Run(job, resume=state)
-        assert [row["step"] for row in resumed.last.history] == [1, 2, 3, 4, 5, 6]
-        # A step asks twice; after the third a checkpoint does too, but of a resumed run.
-        assert {float(row["step_usd"]) for row in resumed.last.history} <= {2.0, 3.0}
+    for spent in (5000, 1):
+        monkeypatch.setattr(type(job), "spent_now", lambda self, usd=spent: Decimal(usd))
+        began = time.monotonic()
+        rows = Run(job, resume=state).last.history
+        seconds = time.monotonic() - began
+        assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+        costs = [float(row["step_usd"]) for row in rows[state.step :]]
+        assert all(cost > 0 for cost in costs) and sum(costs) < seconds
 
 
 def test_a_loss_that_stays_infinite_ends_the_run(make_job):

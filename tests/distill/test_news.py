@@ -86,7 +86,7 @@ def test_what_was_said_a_while_ago_counts_with_the_time_since(make_job: Any) -> 
 
 @pytest.fixture
 def on_ray() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

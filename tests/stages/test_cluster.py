@@ -98,7 +98,7 @@ def test_a_stage_on_a_cluster_is_priced_by_the_nodes_that_ray_has(
     on_cluster: tuple[params.Params, Settings],
 ) -> None:
     loaded, settings = on_cluster
-    ray.init(num_cpus=1, labels=SPOT, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, labels=SPOT, include_dashboard=False, log_to_driver=False)
     try:
         with ray_session(None):
             assert prices.price_of(loaded, settings, "distill") == Decimal("0.31")

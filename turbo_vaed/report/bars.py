@@ -36,7 +36,8 @@ def bars(*, title: str, description: str, rows: Sequence[Bar]) -> Markup:
     height = _ROW * len(rows) + 4
     room = _WIDTH - _LABELS - 10 - _PER_LETTER * max(len(row.said) for row in rows)
     drawn = "".join(
-        _drawn(row, place * _ROW + 2, room / most if most > 0 else 0.0)
+        # Not by room / most, which no float holds where the most is next to nothing.
+        _drawn(row, place * _ROW + 2, room * max(0.0, row.value) / most if most > 0 else 0.0)
         for place, row in enumerate(rows)
     )
     return Markup(
@@ -46,8 +47,7 @@ def bars(*, title: str, description: str, rows: Sequence[Bar]) -> Markup:
     )
 
 
-def _drawn(row: Bar, top: float, per_unit: float) -> str:
-    length = max(0.0, row.value) * per_unit
+def _drawn(row: Bar, top: float, length: float) -> str:
     bad = length * min(1.0, max(0.0, row.part) / row.value) if row.value > 0 else 0.0
     short = row.label if len(row.label) <= _MOST_LETTERS else f"{row.label[: _MOST_LETTERS - 1]}…"
     y, text_y = top + (_ROW - _THICK) / 2, top + _ROW / 2 + 4.5

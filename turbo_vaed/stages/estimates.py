@@ -7,10 +7,11 @@ import json
 import platform
 from collections.abc import Collection
 from dataclasses import asdict
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from turbo_vaed.costs import ChargeGroup, Ledger, format_usd, total_usd
+from turbo_vaed.costs import ChargeGroup, Ledger, format_usd, per_second, total_usd
 from turbo_vaed.costs.estimate import Estimate, Pace, estimate, pace, require_fit, steps_that_fit
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.money import plain, quantise_usd
@@ -52,9 +53,19 @@ def other_usd(poc: Poc, ledger: Ledger, stages: Collection[str], measured: Pace)
     found = []
     for stage, runs in of_run.items():
         last = max(runs.values(), key=lambda groups: max(group.last_at for group in groups))
+        if (
+            stage == "distill"
+        ):  # the run whose steps the history holds: a later one may have had none
+            last = next((groups for groups in runs.values() if _holds(poc, groups)), last)
         usd = total_usd(group.amount_usd for group in last)
         found.append(_beside_steps(poc, last, usd, measured) if stage == "distill" else usd)
     return total_usd(found)
+
+
+def _holds(poc: Poc, groups: list[ChargeGroup]) -> bool:
+    """Whether the last step of the history was done while these were charged."""
+    at = datetime.fromtimestamp(_history(poc)["steps"][-1]["at"], UTC)
+    return min(g.first_at for g in groups) <= at <= max(g.last_at for g in groups)
 
 
 def _beside_steps(poc: Poc, groups: list[ChargeGroup], usd: Decimal, measured: Pace) -> Decimal:
@@ -110,12 +121,20 @@ def estimate_run(
     } | {"basis": found.basis, "seconds": found.seconds, "steps": steps}
     path.write_text(json.dumps(document, indent=1) + "\n")
     if usd_per_hour > 0:
-        fitting = min(steps, steps_that_fit(may_spend_usd, **facts))
+        # Training stops at the reserve, whatever of it is needed in the end.
+        most = most_usd_per_hour(poc.params, settings, "distill")
+        reserve_usd = per_second(most) * Decimal(str(poc.params.budget.reserve_seconds))
+        for_training = may_spend_usd - reserve_usd
+        fitting = min(steps, steps_that_fit(for_training, **facts))
         change = (
-            f"with distill.steps of {fitting} it would, or on a cheaper machine "
-            f"(turbo-vaed cost quote {poc.customer})"
-            if fitting
-            else "not even its other stages fit: raise the budget, or lower clip.clips_per_video"
+            f"with distill.steps of {fitting} it would" if fitting else "no number of steps would"
         )
-        require_fit(found, may_spend_usd, change=change)
+        enough = format_usd(found.high_usd + reserve_usd)
+        require_fit(
+            found,
+            for_training,
+            change=f"{change}, as it would with a budget.run_usd of {enough}, or on a cheaper "
+            f"machine (turbo-vaed cost quote {poc.customer}); {format_usd(reserve_usd)} are kept "
+            "back for evaluate, export, gate and report (budget.reserve_seconds)",
+        )
     return found
