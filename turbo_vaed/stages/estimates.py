@@ -53,9 +53,7 @@ def other_usd(poc: Poc, ledger: Ledger, stages: Collection[str], measured: Pace)
     found = []
     for stage, runs in of_run.items():
         last = max(runs.values(), key=lambda groups: max(group.last_at for group in groups))
-        if (
-            stage == "distill"
-        ):  # the run whose steps the history holds: a later one may have had none
+        if stage == "distill":  # the run whose steps the history holds: a later one had none
             last = next((groups for groups in runs.values() if _holds(poc, groups)), last)
         usd = total_usd(group.amount_usd for group in last)
         found.append(_beside_steps(poc, last, usd, measured) if stage == "distill" else usd)
