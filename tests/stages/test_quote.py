@@ -50,7 +50,8 @@ def poc(tmp_path: Path) -> Poc:
     (tmp_path / "dvc.yaml").touch()
     poc = Poc.load(tmp_path, "demo")
     poc.folder("distill").mkdir(parents=True)
-    rows = [{"step": i + 1, "at": 1000.0 + 36 * i} for i in range(101)]
+    trained = NOON.timestamp() + 20_130  # within the charges of demo-2
+    rows = [{"step": i + 1, "at": trained + 36 * i} for i in range(101)]
     longer = dataclasses.replace(poc.params.distill, steps=1000)
     poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, distill=longer))
     key = pace_key(poc.params.distill, local(poc.root))
@@ -152,6 +153,7 @@ def ledger(settings: Settings) -> Any:
                 charge("encode", "demo-2", 20_000, 20_100),
                 charge("distill", "demo-2", 20_100, 20_100 + 101 * 36 + 60),
                 charge("gate", "demo-2", 30_000, 30_040),
+                charge("distill", "demo-3", 40_000, 40_001),  # a later one, without a step
                 charge("encode", "demo-2", 20_000, 40_000, unit="GB-month"),  # no stage's time
             ]
         )
@@ -189,11 +191,11 @@ def test_a_pace_of_something_else_is_no_pace(poc: Poc, settings: Settings, ledge
 def test_a_run_that_cannot_fit_is_refused_with_what_would(
     poc: Poc, settings: Settings, ledger: Ledger
 ) -> None:
-    """Half of the 36200 s fit, 300 of them kept back: 18100 - 200 - 300 s are 488 steps."""
+    """Half of the 36200 s fit, 300 kept back of which the gate takes 40: 490 steps."""
     half = Decimal("0.08") * 18100 / 3600
-    with pytest.raises(BudgetRefused, match=r"with distill\.steps of 488 it would.*run_usd of \$"):
+    with pytest.raises(BudgetRefused, match=r"with distill\.steps of 490 it would.*run_usd of \$"):
         estimate_run(poc, settings, ledger, may_spend_usd=half)
-    fits = dataclasses.replace(poc.params.distill, steps=488)
+    fits = dataclasses.replace(poc.params.distill, steps=490)
     less = dataclasses.replace(poc, params=dataclasses.replace(poc.params, distill=fits))
     assert estimate_run(less, settings, ledger, may_spend_usd=half) is not None, "as it was told"
     with pytest.raises(BudgetRefused, match="no number of steps would"):

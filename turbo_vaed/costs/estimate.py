@@ -128,5 +128,5 @@ def require_fit(found: Estimate, left_usd: Decimal, *, change: str) -> None:
         return
     raise BudgetRefused(
         f"the run cannot fit its budget: it is estimated at {found}, and {format_usd(left_usd)} "
-        f"may be spent before what must follow; {change}"
+        f"may be spent; {change}"
     )

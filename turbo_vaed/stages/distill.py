@@ -152,7 +152,7 @@ def _targets(
 
 
 def _paid(poc: Poc, settings: Settings) -> Callable[[], Paid]:
-    """What the run has cost until the workers are told again."""
+    """What the run's workers are told of its cost."""
     from turbo_vaed.distill.job import Paid
 
     run_usd, book = poc.params.budget.run_usd, price_book(poc.params, settings)

@@ -15,6 +15,7 @@ from turbo_vaed.costs import ChargeGroup, Ledger, format_usd, per_second, total_
 from turbo_vaed.costs.estimate import Estimate, Pace, estimate, pace, require_fit, steps_that_fit
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.money import plain, quantise_usd
+from turbo_vaed.costs.statement import run_that_covers
 from turbo_vaed.params import DistillParams
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings
@@ -46,24 +47,24 @@ def measured_pace(poc: Poc, settings: Settings) -> Pace | None:
 
 def other_usd(poc: Poc, ledger: Ledger, stages: Collection[str], measured: Pace) -> Decimal:
     """What the nodes of `stages` cost when those ran last, but for the steps of `distill`."""
-    of_run: dict[str, dict[str, list[ChargeGroup]]] = {}
-    for group in ledger.grouped(customer=poc.customer):
-        if group.unit == UNIT and group.stage in stages:
-            of_run.setdefault(group.stage, {}).setdefault(group.run, []).append(group)
+    groups = [g for g in ledger.grouped(customer=poc.customer) if g.unit == UNIT]
+    at = datetime.fromtimestamp(_history(poc)["steps"][-1]["at"], UTC)
+    # The run whose steps the history holds: a later one may have had none.
+    trained = run_that_covers(groups, poc.customer, at, at)
     found = []
-    for stage, runs in of_run.items():
-        last = max(runs.values(), key=lambda groups: max(group.last_at for group in groups))
-        if stage == "distill":  # the run whose steps the history holds: a later one had none
-            last = next((groups for groups in runs.values() if _holds(poc, groups)), last)
+    for stage in stages:
+        of_run: dict[str, list[ChargeGroup]] = {}
+        for group in groups:
+            if group.stage == stage:
+                of_run.setdefault(group.run, []).append(group)
+        if not of_run:
+            continue
+        last = max(of_run.values(), key=lambda its: max(group.last_at for group in its))
+        if stage == "distill":
+            last = of_run.get(trained or "", last)
         usd = total_usd(group.amount_usd for group in last)
         found.append(_beside_steps(poc, last, usd, measured) if stage == "distill" else usd)
     return total_usd(found)
-
-
-def _holds(poc: Poc, groups: list[ChargeGroup]) -> bool:
-    """Whether the last step of the history was done while these were charged."""
-    at = datetime.fromtimestamp(_history(poc)["steps"][-1]["at"], UTC)
-    return min(g.first_at for g in groups) <= at <= max(g.last_at for g in groups)
 
 
 def _beside_steps(poc: Poc, groups: list[ChargeGroup], usd: Decimal, measured: Pace) -> Decimal:
@@ -101,6 +102,7 @@ def estimate_run(
     if measured is None or "distill" not in stages:
         return None
     usd_per_hour = price_of(poc.params, settings, "distill")
+    most = most_usd_per_hour(poc.params, settings, "distill")
     facts: dict[str, Any] = {
         "measured": measured,
         "other_usd": other_usd(poc, ledger, stages, measured),
@@ -110,7 +112,7 @@ def estimate_run(
     found = estimate(
         steps=steps,
         **facts,
-        most_usd_per_hour=most_usd_per_hour(poc.params, settings, "distill"),
+        most_usd_per_hour=most,
         basis=f"at {measured.mean:.3g} s a step and {format_usd(facts['other_usd'])} for the rest, "
         "as in the last run",
     )
@@ -119,18 +121,20 @@ def estimate_run(
     } | {"basis": found.basis, "seconds": found.seconds, "steps": steps}
     path.write_text(json.dumps(document, indent=1) + "\n")
     if usd_per_hour > 0:
-        # Training stops at the reserve, whatever of it is needed in the end.
-        most = most_usd_per_hour(poc.params, settings, "distill")
+        # Training stops at the reserve, whatever of it is needed in the end: what it holds beyond
+        # the stages that follow cannot be spent.
         reserve_usd = per_second(most) * Decimal(str(poc.params.budget.reserve_seconds))
-        for_training = may_spend_usd - reserve_usd
-        fitting = min(steps, steps_that_fit(for_training, **facts))
+        following = [stage for stage in stages if stage in STAGES[STAGES.index("distill") + 1 :]]
+        idle_usd = max(Decimal(0), reserve_usd - other_usd(poc, ledger, following, measured))
+        left_usd = may_spend_usd - idle_usd
+        fitting = min(steps, steps_that_fit(left_usd, **facts))
         change = (
             f"with distill.steps of {fitting} it would" if fitting else "no number of steps would"
         )
-        enough = format_usd(found.high_usd + reserve_usd)
+        enough = format_usd(found.high_usd + idle_usd)
         require_fit(
             found,
-            for_training,
+            left_usd,
             change=f"{change}, as it would with a budget.run_usd of {enough}, or on a cheaper "
             f"machine (turbo-vaed cost quote {poc.customer}); {format_usd(reserve_usd)} are kept "
             "back for evaluate, export, gate and report (budget.reserve_seconds)",
