@@ -29,6 +29,13 @@ _LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
 _LOCK_WAIT_SECONDS = 600.0
 _INTERRUPT_SECONDS = 15.0
 """What a stage gets to end its charges and its children, before it is killed."""
+_RUN_DVC = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("dvc", run_name="__main__", alter_sys=True)
+"""
+"""As `python -m dvc`, with an ear for interrupts: what cron or nohup starts ignores them, and its
+children would with it, so that a stage which takes too long would be killed without booking."""
 _HASHING_SECONDS = 6 * 3600.0
 """`dvc status` hashes a customer's whole folder the first time."""
 _HINTS = (
@@ -118,7 +125,7 @@ def _dvc_once(
     # The venv's `turbo-vaed` must be the one that dvc.yaml names.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", *arguments],
+        [sys.executable, "-c", _RUN_DVC, *arguments],
         cwd=root,
         env={**os.environ, **environment, "PATH": path},
         stdout=subprocess.PIPE,
