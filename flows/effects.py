@@ -149,7 +149,7 @@ def register(poc: Poc, settings: Settings, run: runs.Run) -> Registered:
         tracking_uri=settings.mlflow_tracking_uri,
         run_id=run.run_id,
         customer=poc.customer,
-        package_folder=poc.folder("export") / "package",
+        package_folder=poc.folder("gate") / "package",
         verdict_path=poc.folder("gate") / "verdict.json",
         metrics=metrics,
         params=params,

@@ -173,8 +173,8 @@ class EvaluateParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ExportParams:
-    target: Literal["executorch-xnnpack"]
-    precision: Literal["fp32"]
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    """What is made of the student, `RUNTIME/PRECISION` each; the gate ships one of them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

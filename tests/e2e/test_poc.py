@@ -92,7 +92,7 @@ def test_a_run_ends_with_a_judged_registered_package_and_a_report(checkout, firs
     assert "Ready to ship" in first_run.stdout
     verdict = json.loads((work / "gate/verdict.json").read_text())
     assert verdict["result"] == "passes"
-    package = json.loads((work / "export/package/package.json").read_text())
+    package = json.loads((work / "gate/package/package.json").read_text())
     page = (work / "report/report.html").read_text()
     for words in ("notes.mp4", "champion", verdict["package_sha256"], "by time"):
         assert words in page, words

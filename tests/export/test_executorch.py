@@ -193,8 +193,9 @@ def test_a_tampered_description_is_refused(anything: Path, io: IoSpec, tmp_path:
         {"io": good["io"] | {"wings": 2}},
         {"files": []},
         {"files": [good["files"][0] | {"name": "../decoder.pte"}]},
-        {"format": 2},
+        {"format": 1},
         {"tools": None},
+        {"target": "onnx/fp32"},
     ):
         path.write_text(json.dumps(good | change))
         with pytest.raises(ValueError, match=r"package\.json: not a valid package description"):

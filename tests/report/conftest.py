@@ -203,7 +203,7 @@ def build_work(
         **both, "retention": kept, "worst_share": 0.05, "clips": rows, "worst_clip": worst,
     })  # fmt: skip
 
-    document("export", "package/package.json", {
+    document("gate", "package/package.json", {
         "format": 1, "program": "decoder.pte", "files": [],
         "io": {"latent_shape": [1, 32, 3, size // 8, size // 8],
                "video_shape": [1, 3, frames, size, size]}, "size_bytes": 4_310_220,

@@ -44,7 +44,7 @@ def documents(work: Path) -> Documents:
     """The three that a run leaves, to be changed at will."""
     names = {
         "clips": "clip/clips.json",
-        "package": "export/package/package.json",
+        "package": "gate/package/package.json",
         "measurement": "gate/measurement.json",
     }
     return {key: json.loads((work / name).read_text()) for key, name in names.items()}

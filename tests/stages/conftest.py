@@ -129,7 +129,7 @@ def files() -> SimpleNamespace:
     """What a test reads and damages a customer's files with."""
     return SimpleNamespace(
         read=read, stored=stored, student_video=student_video,
-        shorten=shorten, rewrite_clips=rewrite_clips,
+        shorten=shorten, rewrite_clips=rewrite_clips, package=package,
     )  # fmt: skip
 
 
@@ -148,6 +148,11 @@ def student_video(poc: Poc) -> np.ndarray:
     with torch.no_grad():
         video = decoder(latents).clamp(-1, 1)
     return ((video + 1) / 2 * 255).round().byte().permute(0, 2, 3, 4, 1).numpy()
+
+
+def package(poc: Poc) -> Path:
+    """The package of the first target."""
+    return export.package_folder(poc, export.wanted(poc)[0])
 
 
 def shorten(path: Path) -> None:

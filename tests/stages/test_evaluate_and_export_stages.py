@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from turbo_vaed.errors import CorruptFile, Fault
+from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.export import load_package
 from turbo_vaed.metrics import clip_quality
 from turbo_vaed.poc import Poc
@@ -126,10 +126,19 @@ def test_a_reconstruction_that_is_not_there_is_not_judged_as_black(judged_copy):
         evaluate.run(judged_copy)
 
 
-def test_package_takes_one_clip_of_these_latents(judged):
-    package = load_package(judged.poc.folder("export") / "package")
+def test_package_takes_one_clip_of_these_latents(judged, files):
+    package = load_package(files.package(judged.poc))
     assert package.io.latent_shape == (1, 8, 3, 4, 4)
     assert package.io.video_shape == (1, 3, 5, 32, 32)
-    assert [p.name for p in judged.poc.folder("export").iterdir()] == ["package"]
-    assert judged.figures.export["package_sha256"] == package.sha256
-    assert judged.figures.export["package_mb"] == pytest.approx(package.size_bytes / 1e6, abs=1e-3)
+    assert package.target == "executorch-xnnpack/fp32"
+    figures = judged.figures.export
+    assert figures["executorch-xnnpack/fp32 sha256"] == package.sha256
+    size = figures["executorch-xnnpack/fp32 MB"]
+    assert size == pytest.approx(package.size_bytes / 1e6, abs=1e-3)
+
+
+def test_an_unknown_target_is_refused_with_those_that_there_are(judged_copy):
+    section = dataclasses.replace(judged_copy.params.export, targets=("executorch-xnnpack/fp8",))
+    params = dataclasses.replace(judged_copy.params, export=section)
+    with pytest.raises(UserError, match=r"export\.targets: .*fp8.*executorch-xnnpack/fp32"):
+        export.run(dataclasses.replace(judged_copy, params=params))

@@ -31,7 +31,7 @@ def test_gate_keeps_the_frames_of_the_device(judged, files):
     assert frames.shape == (3, 5, 32, 32, 3)
     assert np.abs(frames - files.student_video(judged.poc)).max() <= 1
     names = {path.name for path in judged.poc.folder("gate").iterdir()}
-    assert names == {"frames.zarr", "measurement.json", "verdict.json"}
+    assert names == {"frames.zarr", "measurement.json", "package", "verdict.json"}
 
 
 def test_verdict_is_of_these_bytes_and_measurements(judged, files):
@@ -40,7 +40,7 @@ def test_verdict_is_of_these_bytes_and_measurements(judged, files):
     document = files.read(poc, "gate", "measurement.json")
     evaluation = files.read(poc, "evaluate", "evaluation.json")
     measurement = Measurement.from_json(document)
-    package = load_package(poc.folder("export") / "package")
+    package = load_package(poc.folder("gate") / "package")
     assert (verdict.customer, verdict.use_case) == ("demo", "education")
     assert verdict.result == "passes", verdict.failed
     assert verdict.package_sha256 == measurement.package_sha256 == package.sha256
@@ -182,7 +182,7 @@ def test_the_data_hash_is_of_good_files_and_not_of_their_names(judged_copy, reme
             "other clips",
         ),
         (
-            lambda p, files: files.shorten(p.folder("export") / "package" / "decoder.pte"),
+            lambda p, files: files.shorten(files.package(p) / "decoder.pte"),
             "decoder.pte",
         ),
     ],

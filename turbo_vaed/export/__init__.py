@@ -8,13 +8,19 @@ from turbo_vaed.export.package import (
     load_package,
     write_package,
 )
+from turbo_vaed.export.targets import RUNTIMES, Job, Target, all_targets, export_package
 
 __all__ = [
+    "RUNTIMES",
     "ExportError",
     "IoSpec",
+    "Job",
     "Package",
     "PackageFile",
+    "Target",
+    "all_targets",
     "count_delegation",
+    "export_package",
     "export_xnnpack",
     "load_package",
     "write_package",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from turbo_vaed.models import DecoderConfig
 
 MANIFEST_NAME = "package.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,8 @@ class Package:
     """A package on disk whose files are what they were when it was written."""
 
     folder: Path
+    target: str
+    """The runtime and the precision that it is for: `executorch-xnnpack/fp32`."""
     program: str
     io: IoSpec
     files: tuple[PackageFile, ...]
@@ -108,7 +110,12 @@ class Package:
         return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
     def _said(self) -> dict[str, Any]:
-        return {"program": self.program, "io": asdict(self.io), "tools": dict(self.tools)}
+        return {
+            "target": self.target,
+            "program": self.program,
+            "io": asdict(self.io),
+            "tools": dict(self.tools),
+        }
 
 
 def check_latent_scaling(
@@ -133,7 +140,12 @@ def check_latent_scaling(
 
 
 def write_package(
-    folder: Path, program: Path, io: IoSpec, *, tools: Sequence[str] = ("torch", "executorch")
+    folder: Path,
+    program: Path,
+    io: IoSpec,
+    *,
+    target: str = "executorch-xnnpack/fp32",
+    tools: Sequence[str] = ("torch", "executorch"),
 ) -> Package:
     """Copy `program` (a file, or a folder such as .mlpackage) into a new package `folder`.
 
@@ -159,6 +171,7 @@ def write_package(
         paths = [copied] if copied.is_file() else [p for p in copied.rglob("*") if p.is_file()]
         package = Package(
             folder=folder,
+            target=target,
             program=program.name,
             io=io,
             files=tuple(
@@ -202,6 +215,7 @@ def load_package(folder: Path) -> Package:
         }
         package = Package(
             folder=folder,
+            target=manifest["target"],
             program=manifest["program"],
             io=IoSpec(**io),
             files=tuple(PackageFile(**entry) for entry in manifest["files"]),

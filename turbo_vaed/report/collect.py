@@ -66,7 +66,7 @@ def collect(
     clips = reader.json("clip", "clips.json")
     evaluation = reader.json("evaluate", "evaluation.json")
     verdict = reader.json("gate", "verdict.json")
-    package = reader.json("export", "package/package.json")
+    package = reader.json("gate", "package/package.json")
     measurement = reader.json("gate", "measurement.json")
     roi, no_roi = _roi(clips, package, measurement, cost_of_poc, assumptions)
     chosen = reader.attempt("clips", lambda: _shots(reader, clips, evaluation, shots)) or ((), None)

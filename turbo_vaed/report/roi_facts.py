@@ -17,7 +17,7 @@ from turbo_vaed.costs.roi_inputs import Input
 from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.params import RoiParams
 
-CLIPS, PACKAGE = "clip/clips.json", "export/package/package.json"
+CLIPS, PACKAGE = "clip/clips.json", "gate/package/package.json"
 MEASUREMENT = "gate/measurement.json"
 
 Document = Mapping[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ from turbo_vaed.export import load_package
 from turbo_vaed.gate import Evidence, judge, write_verdict
 from turbo_vaed.poc import Poc
 from turbo_vaed.stages._held_out import HeldOut, load_student
+from turbo_vaed.stages.export import package_folder, wanted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +45,7 @@ class _Shown:
 
 
 def run(poc: Poc) -> dict[str, object]:
-    """Write gate/measurement.json, frames.zarr and verdict.json.
+    """Write gate/measurement.json, frames.zarr, verdict.json and package/, which is what ships.
 
     A verdict that fails is a result like any other: the stage has done its work.
 
@@ -79,6 +81,7 @@ def run(poc: Poc) -> dict[str, object]:
         }
         text = json.dumps(document, indent=1, allow_nan=False)
         (folder / "measurement.json").write_text(text + "\n", encoding="utf-8")
+        shutil.copytree(_shipped(poc), folder / "package")
         write_verdict(verdict, folder)
     return {
         "result": verdict.result,
@@ -109,7 +112,7 @@ def _measure(poc: Poc, split: HeldOut, scratch: Path) -> tuple[Measurement, tupl
     latents = scratch / "latents.npy"
     np.save(latents, split.latents(split.indices))
     measurement = measure(
-        poc.folder("export") / "package",
+        _shipped(poc),
         latents,
         threads=params.threads,
         warmup=params.warmup,
@@ -191,10 +194,14 @@ def _evidence(
         parity_psnr_db=shown.parity_psnr_db,
         cold_start_seconds=measurement.cold_start_seconds,
         peak_memory_bytes=measurement.peak_memory_bytes,
-        package_bytes=load_package(poc.folder("export") / "package").size_bytes,
+        package_bytes=load_package(_shipped(poc)).size_bytes,
         latency_seconds=measurement.median_latency_seconds,
         teacher_latency_seconds=statistics.median(teacher_seconds),
     )
+
+
+def _shipped(poc: Poc) -> Path:
+    return package_folder(poc, wanted(poc)[0])
 
 
 def _data_sha256(poc: Poc) -> str:

@@ -1,0 +1,121 @@
+"""What a decoder can become: a runtime and a precision, by one name.
+
+`RUNTIMES` is the only list of them; params.yaml, the command line and the tests read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from turbo_vaed.export.executorch import export_xnnpack
+from turbo_vaed.export.package import IoSpec, Package, write_package
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from turbo_vaed.models import TurboVaedDecoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One decoder on its way into one program."""
+
+    decoder: TurboVaedDecoder
+    latent_shape: tuple[int, int, int, int, int]
+    """(B, C, t, h, w), fixed."""
+    precision: str
+    folder: Path
+    """Where the program is written."""
+    calibration: Sequence[Tensor] = ()
+    """Latents of the customer's training clips, each of `latent_shape`, for int8."""
+    latent_mean: Sequence[float] | None = None
+    latent_std: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What runs a program, and how a decoder becomes one."""
+
+    name: str
+    precisions: tuple[str, ...]
+    export: Callable[[Job], Path]
+    """Writes the program into the job's folder, in full or not at all. Raises ExportError where
+    the decoder did not become what a phone needs."""
+    tools: tuple[str, ...] = field(default=("torch",))
+    """Distributions whose versions the package records."""
+
+
+def _xnnpack(job: Job) -> Path:
+    return export_xnnpack(
+        job.decoder,
+        latent_shape=job.latent_shape,
+        folder=job.folder,
+        latent_mean=job.latent_mean,
+        latent_std=job.latent_std,
+    )
+
+
+RUNTIMES = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime(
+            name="executorch-xnnpack",
+            precisions=("fp32",),
+            export=_xnnpack,
+            tools=("torch", "executorch"),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A runtime and a precision: `executorch-xnnpack/fp32`."""
+
+    runtime: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.runtime}/{self.precision}"
+
+    @property
+    def folder_name(self) -> str:
+        """Of its package among others: `executorch-xnnpack-fp32`."""
+        return f"{self.runtime}-{self.precision}"
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """The target with this name.
+
+        Raises:
+            ValueError: there is none; it says which there are.
+        """
+        name, _, precision = text.partition("/")
+        if name not in RUNTIMES or precision not in RUNTIMES[name].precisions:
+            raise ValueError(f"target: found {text!r}, allowed: {', '.join(all_targets())}")
+        return cls(runtime=name, precision=precision)
+
+
+def all_targets() -> tuple[str, ...]:
+    """The names of all targets."""
+    return tuple(f"{r.name}/{precision}" for r in RUNTIMES.values() for precision in r.precisions)
+
+
+def export_package(target: Target, folder: Path, job: Job) -> Package:
+    """Export a decoder and write its package `folder`.
+
+    Raises:
+        ValueError: the shape or the latent scaling does not fit the decoder.
+        ExportError: it did not become the program that a phone needs.
+    """
+    runtime = RUNTIMES[target.runtime]
+    io = IoSpec.of(
+        job.decoder.config,
+        job.latent_shape,
+        latent_mean=job.latent_mean,
+        latent_std=job.latent_std,
+    )
+    return write_package(folder, runtime.export(job), io, target=str(target), tools=runtime.tools)
