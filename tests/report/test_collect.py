@@ -42,7 +42,7 @@ def test_a_run_that_stopped_anywhere_has_a_page(
     copy: Path, gather: Gather, tmp_path: Path, reached: int
 ) -> None:
     for stage in STAGES[reached:]:
-        shutil.rmtree(copy / stage)
+        shutil.rmtree(copy / stage, ignore_errors=stage == "export")  # which the page does not read
     found = gather(copy)
     assert found.problems == ()
     page = write_report(found, tmp_path / "report.html").read_text()
