@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
@@ -146,11 +147,13 @@ def write_package(
     *,
     target: str = "executorch-xnnpack/fp32",
     tools: Sequence[str] = ("torch", "executorch"),
+    other_tools: Mapping[str, str] = MappingProxyType({}),
 ) -> Package:
     """Copy `program` (a file, or a folder such as .mlpackage) into a new package `folder`.
 
     The package is made beside its place and renamed into it; one that was there before
-    is replaced. `tools` are distributions whose installed versions are recorded.
+    is replaced. `tools` are distributions whose installed versions are recorded, `other_tools`
+    versions by name of those that are installed elsewhere.
 
     Raises:
         FileNotFoundError: the program is not there.
@@ -161,7 +164,7 @@ def write_package(
         raise FileNotFoundError(f"{program}: no such program")
     if program.name == MANIFEST_NAME:
         raise ValueError(f"{program}: a program cannot be named {MANIFEST_NAME}")
-    versions = {name: _version(name) for name in tools}
+    versions = {name: _version(name) for name in tools} | dict(other_tools)
     with _replacing(folder) as temporary:
         copied = temporary / program.name
         if program.is_dir():
