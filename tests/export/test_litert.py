@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,27 +13,33 @@ from torch import Tensor
 
 from turbo_vaed.devices._runtimes import open_program
 from turbo_vaed.errors import UserError
-from turbo_vaed.export import ExportError, Job, Package, Target, export_package, load_package
+from turbo_vaed.export import (
+    ExportError,
+    Job,
+    Package,
+    Target,
+    export_package,
+    litert,
+    load_package,
+)
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 
 SHAPE = (1, 8, 2, 4, 6)
 MEAN, STD = [0.1 * i for i in range(8)], [1 + 0.2 * i for i in range(8)]
-Export = Callable[..., Package]
 
 
 @pytest.fixture(scope="module")
 def decoder() -> TurboVaedDecoder:
-    """Every kind of layer, wide enough that int8 is worth its name."""
+    """As few layers as there are kinds, wide enough that int8 is worth its name."""
     torch.manual_seed(0)
     config = DecoderConfig(
         latent_channels=8,
-        decoder_block_out_channels=(32, 48),
-        decoder_layers_per_block=(1, 1, 1),
-        spatio_temporal_scaling=(True, False),
-        decoder_spatio_only=(False, False),
-        decoder_is_dw_conv=(False, False, True),
-        decoder_dw_kernel_size=5,
-        patch_size=4,
+        decoder_block_out_channels=(64,),
+        decoder_layers_per_block=(1, 1),
+        spatio_temporal_scaling=(True,),
+        decoder_spatio_only=(False,),
+        decoder_is_dw_conv=(False, True),
+        patch_size=2,
     )
     return TurboVaedDecoder(config).requires_grad_(False)
 
@@ -92,16 +98,34 @@ def test_the_package_says_who_made_it(packages: dict[str, Package]) -> None:
     assert package.target == "litert/fp32"
     assert package.tools["litert-torch"] == "0.10.0"
     assert set(package.tools) >= {"torch", "ai-edge-litert", "litert-converter"}
-    assert [path.name for path in package.folder.parent.joinpath("scratch").iterdir()] == []
+    assert [path.name for path in package.folder.parent.joinpath("scratch").iterdir()] == [
+        "decoder.tflite"
+    ]
 
 
 def test_the_same_decoder_gives_the_same_bytes(
-    decoder: TurboVaedDecoder, packages: dict[str, Package], tmp_path: Path
+    decoder: TurboVaedDecoder,
+    packages: dict[str, Package],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """int8: whatever the converter and the quantiser draw or date would show."""
+    monkeypatch.setattr(litert, "_last", None)
     again = export(decoder, "int8", tmp_path)
     assert again.sha256 == packages["int8"].sha256
     assert again.files == packages["int8"].files
+
+
+def test_another_decoder_is_not_taken_for_the_last(
+    decoder: TurboVaedDecoder, packages: dict[str, Package]
+) -> None:
+    other = copy.deepcopy(decoder)
+    with torch.no_grad():
+        other.conv_out.conv.bias[0] += 1e-3
+    keys = {
+        litert._key(one, shape) for one in (decoder, other) for shape in (SHAPE, (1, 8, 3, 4, 6))
+    }
+    assert len(keys) == 4
 
 
 def test_without_its_environment_it_says_how_to_make_it(
@@ -134,14 +158,13 @@ def test_a_converter_that_fails_is_quoted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A script in the place of the environment's Python."""
-    from turbo_vaed.export import litert
-
     python = tmp_path / "environment" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(f"#!/bin/sh\n{body}\n")
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("TURBO_VAED_LITERT", str(python.parents[1]))
     monkeypatch.setattr(litert, "CONVERTERS", ())
+    monkeypatch.setattr(litert, "_last", None)
     if body.startswith("sleep"):
         monkeypatch.setattr(litert, "TIMEOUT_SECONDS", 0.2)
     with pytest.raises(ExportError, match=message):

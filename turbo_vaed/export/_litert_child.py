@@ -1,7 +1,8 @@
 """Makes a .tflite of a graph, in the environment of LiteRT's converter: `litert.py` starts it.
 
-Its arguments: GRAPH (a .pt2 of torch.export) PROGRAM PRECISION. It knows of no model, and nothing
-of turbo_vaed is installed where it runs.
+Its arguments: `convert GRAPH PROGRAM` (a .pt2 of torch.export, a .tflite to write), or
+`quantise PROGRAM PRECISION` (a .tflite to write anew; fp16, int8). It knows of no model, and
+nothing of turbo_vaed is installed where it runs.
 """
 
 from __future__ import annotations
@@ -10,22 +11,24 @@ import sys
 from typing import Any
 
 
-def main(graph: str, program: str, precision: str) -> None:
-    """Convert GRAPH, quantise its weights by PRECISION (fp32, fp16, int8), write PROGRAM."""
+def convert(graph: str, program: str) -> None:
+    """Write PROGRAM, in float32."""
     import litert_torch  # type: ignore[import-not-found, unused-ignore]
     import torch
 
     exported = torch.export.load(graph)
     arguments, _ = exported.example_inputs
     with torch.no_grad():
-        converted = litert_torch.convert(exported.module(), arguments)
-    converted.export(program)
-    if precision != "fp32":
-        _quantiser(program, precision).quantize().export_model(program, overwrite=True)
+        litert_torch.convert(exported.module(), arguments).export(program)
+
+
+def quantise(program: str, precision: str) -> None:
+    """Write PROGRAM anew, with weights of that precision."""
+    _quantiser(program, precision).quantize().export_model(program, overwrite=True)
 
 
 def _quantiser(program: str, precision: str) -> Any:
-    """Of the weights of a float program, for fp16 or int8."""
+    """What makes the weights of a float program fp16 or int8."""
     from ai_edge_quantizer import (  # type: ignore[import-not-found, unused-ignore]
         qtyping,
         quantizer,
@@ -46,9 +49,9 @@ def _quantiser(program: str, precision: str) -> Any:
             algorithm_key=AlgorithmName.FLOAT_CASTING,
         )
     else:
-        raise ValueError(f"precision: found {precision!r}, allowed: fp32, fp16, int8")
+        raise ValueError(f"precision: found {precision!r}, allowed: fp16, int8")
     return made
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"convert": convert, "quantise": quantise}[sys.argv[1]](*sys.argv[2:])

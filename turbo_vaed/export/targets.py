@@ -78,7 +78,7 @@ RUNTIMES = {
             export=litert.export_litert,
             tools=("torch", "ai-edge-litert"),
             other_tools=litert.converter_versions,
-            check=litert.check_environment,
+            check=litert.converter_versions,
         ),
     )
 }

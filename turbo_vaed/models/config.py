@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turbo_vaed.models.teachers.base import LatentSpec
+    from turbo_vaed.models.windows import TimeSpec
 
 CLASS_NAME = "AutoencoderKLTurboVAED"
 
@@ -173,13 +174,24 @@ class DecoderConfig:
         """Frames per latent frame."""
         return prod(self.temporal_factors)
 
+    @property
+    def time_spec(self) -> "TimeSpec":
+        """What a runner must know to decode window by window."""
+        from turbo_vaed.models.windows import TimeSpec, temporal_halo
+
+        ratio = self.temporal_compression
+        return TimeSpec(
+            frames_per_latent=ratio,
+            first_latent_frames=ratio if self.is_video_dc_ae else 1,
+            halo_frames=temporal_halo(self),
+        )
+
     def video_shape(self, latent_shape: tuple[int, int, int, int, int]) -> tuple[int, ...]:
         """Shape (B, 3, T, H, W) that latents of shape (B, C, t, h, w) decode to."""
         batch, channels, frames, height, width = latent_shape
         if channels != self.latent_channels:
             raise _error("latent_shape", latent_shape, f"{self.latent_channels} channels")
-        ratio = self.temporal_compression
-        decoded = ratio * frames if self.is_video_dc_ae else ratio * (frames - 1) + 1
+        decoded = self.time_spec.frames(frames)
         scale = self.spatial_compression
         return batch, self.out_channels, decoded, height * scale, width * scale
 
