@@ -1,9 +1,10 @@
 """What an overlap costs that is shorter than the exact one: windows against one-shot decoding.
 
-Run: python bench/windows.py STUDENT TEACHER VIDEO... [--help]. Its last line is JSON, also written to
-bench/results. STUDENT is a trained one (work/NAME/distill/student), TEACHER an LTX-Video VAE.
-By length of the window and overlap in latent frames: PSNR against the same student decoding all
-at once (range 1, frames clamped; the mean and the worst frame of all videos), and against the source.
+Run: python bench/windows.py STUDENT TEACHER VIDEO... [--help]. Its last line is JSON, also
+written to bench/results. STUDENT is a trained one (work/NAME/distill/student), TEACHER an
+LTX-Video VAE. By length of the window and overlap in latent frames: PSNR against the same student
+decoding all at once (range 1, frames clamped; the mean and the worst frame of all videos), and
+against the source.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from turbo_vaed.models import TurboVaedDecoder  # noqa: E402
 from turbo_vaed.models.teachers import load_teacher  # noqa: E402
 
 LENGTHS = (3, 5, 9, 17)
-OVERLAPS = (0, 1, 2, 3, 4, 6, 8)
+OVERLAPS = (1, 2, 3, 4, 6, 8)
 
 
 def clip(path: Path, frames: int, size: int) -> Tensor:

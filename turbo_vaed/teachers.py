@@ -105,7 +105,10 @@ def encode_video(
         teacher.latent_spec.check_video((1, 3, frames, size, size))
         with open_video(video) as (container, stream):
             whole = islice(frames_of(container, stream), frames)
-            pictures = [_middle(frame.to_ndarray(format="rgb24"), size) for frame in whole]
+            pictures = [
+                _middle(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8), size)
+                for frame in whole
+            ]
     except (OSError, LookupError, ValueError, av.error.FFmpegError) as error:
         raise UserError(f"{video}: {error}") from None
     if len(pictures) < frames:

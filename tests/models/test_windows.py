@@ -107,9 +107,9 @@ def test_an_overlap_one_smaller_is_seen() -> None:
 @pytest.mark.parametrize(
     ("name", "halo", "overlap"),
     [
-        ("turbo-vaed-ltx", (0, 0), 0),
-        ("turbo-vaed-hunyuan", (0, 0), 0),
-        ("turbo-vaed-dc", (0, 0), 0),
+        ("turbo-vaed-ltx", (146, 153), 39),
+        ("turbo-vaed-hunyuan", (201, 204), 102),
+        ("turbo-vaed-dc", (164, 164), 82),
         ("tiny-ltx", (58, 61), 31),
     ],
 )
@@ -125,9 +125,11 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="latents: found 2 frames, allowed: 3 or more"):
         list(TIME.windows(2, length=3, overlap=1))
     with pytest.raises(
-        ValueError, match=r"overlap: found 3 .* allowed: 0 to 2, .* right from 3 on"
+        ValueError, match=r"overlap: found 3 .* allowed: 1 to 2, .* right from 3 on"
     ):
         list(TIME.windows(9, length=3))
+    with pytest.raises(ValueError, match=r"overlap: found 0 .* allowed: 1 to 2"):
+        list(TIME.windows(9, length=3, overlap=0))
 
 
 def test_too_short_an_overlap_is_cut_where_both_are_equally_good() -> None:
@@ -137,6 +139,33 @@ def test_too_short_an_overlap_is_cut_where_both_are_equally_good() -> None:
     assert (second.start, second.kept_start, second.kept_stop, second.at) == (1, 1, 9, 5)
 
 
+@given(
+    ratio=st.integers(1, 4),
+    is_first_alone=st.booleans(),
+    halo=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    length=st.integers(2, 5),
+    further=st.integers(0, 9),
+    data=st.data(),
+)
+def test_no_frame_is_missing_or_shown_twice(
+    ratio: int,
+    is_first_alone: bool,
+    halo: tuple[int, int],
+    length: int,
+    further: int,
+    data: st.DataObject,
+) -> None:
+    first = 1 if is_first_alone else ratio
+    time = TimeSpec(frames_per_latent=ratio, first_latent_frames=first, halo_frames=halo)
+    overlap = data.draw(st.integers(time.least_overlap, length - 1))
+    shown: list[int] = []
+    for window in time.windows(length + further, length=length, overlap=overlap):
+        assert window.kept_start >= 0 and window.kept_stop <= time.frames(length)
+        assert window.at == ratio * window.start + window.kept_start
+        shown += range(window.at, window.at + window.kept_stop - window.kept_start)
+    assert shown == list(range(time.frames(length + further)))
+
+
 def test_one_window_keeps_everything() -> None:
-    (only,) = TIME.windows(3, length=3, overlap=0)
+    (only,) = TIME.windows(3, length=3, overlap=1)
     assert (only.start, only.stop, only.kept_start, only.kept_stop) == (0, 3, 0, 9)

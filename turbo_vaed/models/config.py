@@ -195,6 +195,22 @@ class DecoderConfig:
         scale = self.spatial_compression
         return batch, self.out_channels, decoded, height * scale, width * scale
 
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
+        """Shape (1, C, t, h, w) of the latents that decode to a video of T frames of H x W pixels.
+
+        Raises:
+            ValueError: no latents do; it says which sizes there are.
+        """
+        time, scale = self.time_spec, self.spatial_compression
+        further, rest = divmod(frames - time.first_latent_frames, time.frames_per_latent)
+        if further < 0 or rest:
+            ratio, first = time.frames_per_latent, time.first_latent_frames
+            raise _error("frames", frames, f"{first} and every {ratio} more")
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels < scale or pixels % scale:
+                raise _error(name, pixels, f"multiples of {scale}")
+        return 1, self.latent_channels, 1 + further, height // scale, width // scale
+
     @classmethod
     def from_published(cls, published: Mapping[str, Any]) -> "DecoderConfig":
         """Read a published (diffusers) JSON config.

@@ -54,6 +54,12 @@ class TimeSpec:
         return self.first_latent_frames + self.frames_per_latent * (latents - 1)
 
     @property
+    def least_overlap(self) -> int:
+        """Latent frames that windows must have in common for no frame to be missing: the first
+        latent frame of each may become one frame only."""
+        return int(self.first_latent_frames < self.frames_per_latent)
+
+    @property
     def exact_overlap(self) -> int:
         """Latent frames that windows must have in common for every frame to be right."""
         missing = self.frames_per_latent - self.first_latent_frames
@@ -76,10 +82,11 @@ class TimeSpec:
                 f"latents: found {latents} frames, allowed: {length} or more, the length that "
                 "the program takes; export a shorter one"
             )
-        if not 0 <= overlap < length:
+        if not self.least_overlap <= overlap < length:
             raise ValueError(
-                f"overlap: found {overlap} latent frames, allowed: 0 to {length - 1}, for windows "
-                f"of {length}; every frame is right from {self.exact_overlap} on"
+                f"overlap: found {overlap} latent frames, allowed: {self.least_overlap} to "
+                f"{length - 1}, for windows of {length}; every frame is right from "
+                f"{self.exact_overlap} on"
             )
         stride, last = length - overlap, latents - length
         starts = [*range(0, last, stride), last]
