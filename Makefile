@@ -4,13 +4,14 @@ CUSTOMER ?= demo
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+LITERT := .venv-litert
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup browser poc test lint golden drills teacher bench clean
+.PHONY: help setup litert browser poc test lint golden drills teacher bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -24,6 +25,13 @@ $(STAMP): pyproject.toml constraints.txt
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+litert: $(LITERT)/.set-up ## make the environment of LiteRT's converter in .venv-litert (1.8 GB)
+
+$(LITERT)/.set-up: constraints-litert.txt | $(STAMP)
+	$(PYTHON) -m venv --clear --without-pip $(LITERT)
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(LITERT)/bin/python --constraint constraints-litert.txt litert-torch torch
+	@touch $@
+
 data/demo/.fetched: scripts/fetch_demo_videos.py | $(STAMP)
 	$(BIN)/python scripts/fetch_demo_videos.py data/demo
 	@touch $@
@@ -34,7 +42,7 @@ browser: ## install headless Chromium for the report's tests (Debian, Ubuntu)
 poc: setup ## run the PoC of CUSTOMER (demo): from videos to a judged package and its report
 	$(BIN)/turbo-vaed poc $(CUSTOMER)
 
-test: setup browser lint ## run every check
+test: setup litert browser lint ## run every check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP) ## style, types and import direction

@@ -175,6 +175,8 @@ class EvaluateParams:
 class ExportParams:
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     """What is made of the student, `RUNTIME/PRECISION` each; the gate ships one of them."""
+    shapes: tuple[tuple[Count, Count, Count], ...] = ()
+    """(frames, height, width) of the video that further packages of each target are for."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

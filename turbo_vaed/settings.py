@@ -8,6 +8,7 @@
 | `TURBO_VAED_RUN_ID` | the PoC run that a stage belongs to | a fresh one per command |
 | `TURBO_VAED_CHECKPOINTS` | checkpoints: folder or s3://BUCKET/PREFIX | `work/NAME/checkpoints` |
 | `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
+| `TURBO_VAED_LITERT` | the environment of LiteRT's converter | `.venv-litert` beside this code |
 | `AWS_EC2_METADATA_SERVICE_ENDPOINT` | where `node watch` reads notices | EC2's own address |
 """
 
@@ -95,6 +96,12 @@ def find_root() -> Path:
         f"no params.yaml and dvc.yaml in {here} or above it; "
         "run inside the checkout or set TURBO_VAED_ROOT"
     )
+
+
+def litert_environment() -> Path:
+    """The virtual environment that LiteRT's converter runs in; `make litert` makes it."""
+    beside = Path(__file__).resolve().parents[1] / ".venv-litert"
+    return Path(os.environ.get("TURBO_VAED_LITERT") or beside)
 
 
 def metadata_endpoint() -> str:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turbo_vaed.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _USUAL_FRAMES = 17
 """Long enough for motion, short enough for a small machine."""
@@ -75,3 +80,47 @@ def fetch(root: Path, hub_id: str, family: str, name: str) -> str:
         f"  encode: {{teacher_family: {family}, teacher_weights: assets/teachers/{name}}}\n"
         "  distill: {student: auto}"
     )
+
+
+def encode_video(
+    weights: str, family: str, video: Path, *, frames: int, size: int
+) -> NDArray[np.float32]:
+    """Latents (C, t, h, w) in the teacher's own scale, as a package takes them.
+
+    Of the video's first `frames` frames, a square of `size` pixels out of their middle.
+
+    Raises:
+        UserError: not a readable video, too short or too small, or a clip that the teacher does
+            not take; and as `turbo_vaed.models.teachers.load_teacher`.
+    """
+    import av
+    import numpy as np
+
+    from turbo_vaed.dataset.latents import to_network
+    from turbo_vaed.dataset.video import frames_of, open_video
+    from turbo_vaed.models.teachers import load_teacher
+
+    teacher = load_teacher(family, weights)
+    try:
+        teacher.latent_spec.check_video((1, 3, frames, size, size))
+        with open_video(video) as (container, stream):
+            whole = islice(frames_of(container, stream), frames)
+            pictures = [
+                _middle(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8), size)
+                for frame in whole
+            ]
+    except (OSError, LookupError, ValueError, av.error.FFmpegError) as error:
+        raise UserError(f"{video}: {error}") from None
+    if len(pictures) < frames:
+        raise UserError(f"{video}: found {len(pictures)} frames, --frames asks for {frames}")
+    latents: NDArray[np.float32] = teacher.encode(to_network(np.stack(pictures)[None]))[0].numpy()
+    return latents
+
+
+def _middle(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The square in the middle of a picture (H, W, 3)."""
+    height, width, _ = picture.shape
+    if min(height, width) < size:
+        raise ValueError(f"found {width}x{height} pixels, --size asks for {size}x{size}")
+    y, x = (height - size) // 2, (width - size) // 2
+    return picture[y : y + size, x : x + size]

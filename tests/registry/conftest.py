@@ -87,7 +87,13 @@ def make(tmp_path: Path) -> Make:
         package = write_package(
             folder / "package",
             folder / "decoder.pte",
-            IoSpec(latent_shape=(1, 16, 3, 8, 8), video_shape=(1, 3, 9, 64, 64)),
+            IoSpec(
+                latent_shape=(1, 16, 3, 8, 8),
+                video_shape=(1, 3, 9, 64, 64),
+                frames_per_latent=4,
+                first_latent_frames=1,
+                halo_frames=(58, 61),
+            ),
             tools=("numpy",),
         )
         verdict = _verdict(customer, of or package.sha256, psnr_db, needs_approval)

@@ -142,3 +142,42 @@ def test_an_unknown_target_is_refused_with_those_that_there_are(judged_copy):
     params = dataclasses.replace(judged_copy.params, export=section)
     with pytest.raises(UserError, match=r"export\.targets: .*fp8.*executorch-xnnpack/fp32"):
         export.run(dataclasses.replace(judged_copy, params=params))
+
+
+def test_further_shapes_become_packages_of_their_own(judged_copy):
+    """For a longer, higher video than a clip's: the package's I/O spec says so."""
+    section = dataclasses.replace(judged_copy.params.export, shapes=((9, 48, 32),))
+    params = dataclasses.replace(judged_copy.params, export=section)
+    figures = export.run(dataclasses.replace(judged_copy, params=params))
+    folder = judged_copy.folder("export") / "packages"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "executorch-xnnpack-fp32",
+        "executorch-xnnpack-fp32-9x48x32",
+    ]
+    package = load_package(folder / "executorch-xnnpack-fp32-9x48x32")
+    assert package.io.latent_shape == (1, 8, 5, 6, 4)
+    assert package.io.video_shape == (1, 3, 9, 48, 32)
+    assert figures["executorch-xnnpack/fp32-9x48x32 sha256"] == package.sha256
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((8, 32, 32), r"shapes: \[8, 32, 32\]: frames: found 8, allowed: 1 and every 2 more"),
+        ((9, 36, 32), "height: found 36, allowed: multiples of 8"),
+        ((9, 32, 4), "width: found 4, allowed: multiples of 8"),
+    ],
+)
+def test_a_shape_that_the_student_does_not_decode_to_is_refused(judged_copy, shape, message):
+    section = dataclasses.replace(judged_copy.params.export, shapes=(shape,))
+    params = dataclasses.replace(judged_copy.params, export=section)
+    with pytest.raises(UserError, match=message):
+        export.run(dataclasses.replace(judged_copy, params=params))
+
+
+def test_a_missing_converter_is_the_users_to_make(judged_copy, monkeypatch, tmp_path):
+    monkeypatch.setenv("TURBO_VAED_LITERT", str(tmp_path / "nothing"))
+    section = dataclasses.replace(judged_copy.params.export, targets=("litert/fp32",))
+    params = dataclasses.replace(judged_copy.params, export=section)
+    with pytest.raises(UserError, match="make litert"):
+        export.run(dataclasses.replace(judged_copy, params=params))

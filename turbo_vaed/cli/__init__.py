@@ -256,6 +256,25 @@ def fetch_teacher(
     print(fetch(Settings.from_environment().root, hub_id, family, name))
 
 
+@teachers.command("encode")
+def encode_with_teacher(
+    weights: Annotated[str, typer.Argument(help="as of `teacher show`")],
+    video: Annotated[Path, typer.Argument(help="what to encode")],
+    out: Annotated[Path, typer.Argument(help="a .npy for the latents, float32 (C, t, h, w)")],
+    family: Family,
+    frames: Annotated[int, typer.Option(help="the first so many; `teacher show` says how many")],
+    size: Annotated[int, typer.Option(help="pixels, a square out of the middle")],
+) -> None:
+    """Latents of a video, in the teacher's own scale: what a package decodes on a phone."""
+    import numpy as np
+
+    from turbo_vaed.teachers import encode_video
+
+    latents = encode_video(weights, family, video, frames=frames, size=size)
+    np.save(out.with_suffix(".npy"), latents)
+    print(f"{out.with_suffix('.npy')}: {latents.dtype} {latents.shape}")
+
+
 @distillations.command("status")
 def show_distillation(customer: Customer, form: Format = "table") -> None:
     """How a customer's distillation stands: one in flight, or the last."""

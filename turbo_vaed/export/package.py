@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from turbo_vaed.models import DecoderConfig
 
 MANIFEST_NAME = "package.json"
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,13 @@ class IoSpec:
     """(B, C, t, h, w), fixed."""
     video_shape: tuple[int, ...]
     """(B, 3, T, H, W)."""
+    frames_per_latent: int
+    """Video frames that a latent frame becomes."""
+    first_latent_frames: int
+    """Video frames that the first latent frame becomes: 1, or as many as any other."""
+    halo_frames: tuple[int, int]
+    """Of a longer video that is decoded window by window: frames at the start and at the end of
+    what the program puts out that depend on latents outside of the window (docs/on-device.md)."""
     latent_mean: tuple[float, ...] | None = None
     """With `latent_std`: the program takes normalised latents and computes z * std + mean.
     Without: it takes latents in the teacher's own scale."""
@@ -57,9 +65,13 @@ class IoSpec:
             ValueError: the shape or the scaling does not fit the config.
         """
         check_latent_scaling(config.latent_channels, latent_mean, latent_std)
+        time = config.time_spec
         return cls(
             latent_shape=tuple(latent_shape),
             video_shape=config.video_shape(latent_shape),
+            frames_per_latent=time.frames_per_latent,
+            first_latent_frames=time.first_latent_frames,
+            halo_frames=time.halo_frames,
             latent_mean=None if latent_mean is None else tuple(float(v) for v in latent_mean),
             latent_std=None if latent_std is None else tuple(float(v) for v in latent_std),
         )
@@ -146,11 +158,13 @@ def write_package(
     *,
     target: str = "executorch-xnnpack/fp32",
     tools: Sequence[str] = ("torch", "executorch"),
+    other_tools: Mapping[str, str] = MappingProxyType({}),
 ) -> Package:
     """Copy `program` (a file, or a folder such as .mlpackage) into a new package `folder`.
 
     The package is made beside its place and renamed into it; one that was there before
-    is replaced. `tools` are distributions whose installed versions are recorded.
+    is replaced. `tools` are distributions whose installed versions are recorded, `other_tools`
+    versions by name of those that are installed elsewhere.
 
     Raises:
         FileNotFoundError: the program is not there.
@@ -161,7 +175,7 @@ def write_package(
         raise FileNotFoundError(f"{program}: no such program")
     if program.name == MANIFEST_NAME:
         raise ValueError(f"{program}: a program cannot be named {MANIFEST_NAME}")
-    versions = {name: _version(name) for name in tools}
+    versions = {name: _version(name) for name in tools} | dict(other_tools)
     with _replacing(folder) as temporary:
         copied = temporary / program.name
         if program.is_dir():

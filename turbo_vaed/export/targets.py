@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from turbo_vaed.export import litert
 from turbo_vaed.export.executorch import export_xnnpack
 from turbo_vaed.export.package import IoSpec, Package, write_package
 
@@ -46,6 +47,10 @@ class Runtime:
     the decoder did not become what a phone needs."""
     tools: tuple[str, ...] = field(default=("torch",))
     """Distributions whose versions the package records."""
+    other_tools: Callable[[], Mapping[str, str]] = dict
+    """Name -> version of those that are installed elsewhere."""
+    check: Callable[[], object] = lambda: None
+    """Raises UserError where what the exporter needs is not installed."""
 
 
 def _xnnpack(job: Job) -> Path:
@@ -66,6 +71,14 @@ RUNTIMES = {
             precisions=("fp32",),
             export=_xnnpack,
             tools=("torch", "executorch"),
+        ),
+        Runtime(
+            name="litert",
+            precisions=litert.PRECISIONS,
+            export=litert.export_litert,
+            tools=("torch", "ai-edge-litert"),
+            other_tools=litert.converter_versions,
+            check=litert.converter_versions,
         ),
     )
 }
@@ -108,14 +121,23 @@ def export_package(target: Target, folder: Path, job: Job) -> Package:
     """Export a decoder and write its package `folder`.
 
     Raises:
+        UserError: what the exporter needs is not installed.
         ValueError: the shape or the latent scaling does not fit the decoder.
         ExportError: it did not become the program that a phone needs.
     """
     runtime = RUNTIMES[target.runtime]
+    runtime.check()
     io = IoSpec.of(
         job.decoder.config,
         job.latent_shape,
         latent_mean=job.latent_mean,
         latent_std=job.latent_std,
     )
-    return write_package(folder, runtime.export(job), io, target=str(target), tools=runtime.tools)
+    return write_package(
+        folder,
+        runtime.export(job),
+        io,
+        target=str(target),
+        tools=runtime.tools,
+        other_tools=runtime.other_tools(),
+    )

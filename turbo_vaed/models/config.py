@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turbo_vaed.models.teachers.base import LatentSpec
+    from turbo_vaed.models.windows import TimeSpec
 
 CLASS_NAME = "AutoencoderKLTurboVAED"
 
@@ -173,15 +174,42 @@ class DecoderConfig:
         """Frames per latent frame."""
         return prod(self.temporal_factors)
 
+    @property
+    def time_spec(self) -> "TimeSpec":
+        """What a runner must know to decode window by window."""
+        from turbo_vaed.models.windows import TimeSpec, temporal_halo
+
+        ratio = self.temporal_compression
+        return TimeSpec(
+            frames_per_latent=ratio,
+            first_latent_frames=ratio if self.is_video_dc_ae else 1,
+            halo_frames=temporal_halo(self),
+        )
+
     def video_shape(self, latent_shape: tuple[int, int, int, int, int]) -> tuple[int, ...]:
         """Shape (B, 3, T, H, W) that latents of shape (B, C, t, h, w) decode to."""
         batch, channels, frames, height, width = latent_shape
         if channels != self.latent_channels:
             raise _error("latent_shape", latent_shape, f"{self.latent_channels} channels")
-        ratio = self.temporal_compression
-        decoded = ratio * frames if self.is_video_dc_ae else ratio * (frames - 1) + 1
+        decoded = self.time_spec.frames(frames)
         scale = self.spatial_compression
         return batch, self.out_channels, decoded, height * scale, width * scale
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
+        """Shape (1, C, t, h, w) of the latents that decode to a video of T frames of H x W pixels.
+
+        Raises:
+            ValueError: no latents do; it says which sizes there are.
+        """
+        time, scale = self.time_spec, self.spatial_compression
+        further, rest = divmod(frames - time.first_latent_frames, time.frames_per_latent)
+        if further < 0 or rest:
+            ratio, first = time.frames_per_latent, time.first_latent_frames
+            raise _error("frames", frames, f"{first} and every {ratio} more")
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels < scale or pixels % scale:
+                raise _error(name, pixels, f"multiples of {scale}")
+        return 1, self.latent_channels, 1 + further, height // scale, width // scale
 
     @classmethod
     def from_published(cls, published: Mapping[str, Any]) -> "DecoderConfig":

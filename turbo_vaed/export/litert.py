@@ -1,0 +1,153 @@
+"""A decoder as a LiteRT program (.tflite), made in an environment of its own.
+
+litert-torch wants other versions than the rest of the project, so it lives in `.venv-litert`
+(`make litert`) and is started as a child process. What goes there is a graph that knows no model,
+saved by `torch.export` (both environments have the same PyTorch); what comes back is the program.
+
+fp32, fp16 (weights in half precision, computed in float32) and int8 (weights per channel,
+activations quantised as they come, so that nothing is calibrated).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from turbo_vaed.errors import UserError
+from turbo_vaed.export.executorch import ExportError, _denormalising
+from turbo_vaed.export.package import check_latent_scaling
+from turbo_vaed.settings import litert_environment
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from turbo_vaed.export.targets import Job
+
+PROGRAM_NAME = "decoder.tflite"
+PRECISIONS = ("fp32", "fp16", "int8")
+CONVERTERS = ("litert-torch", "litert-converter", "ai-edge-quantizer")
+"""What makes the program, in the environment of its own."""
+TIMEOUT_SECONDS = 1800.0
+"""Of one conversion; a tiny student's takes half a minute."""
+_TAIL_CHARACTERS = 2000
+_CHILD = Path(__file__).with_name("_litert_child.py")
+
+
+def export_litert(job: Job) -> Path:
+    """Write `decoder.tflite` into the job's folder: latents of its shape in, video out, float32.
+
+    Raises:
+        UserError: the converter's environment is not there.
+        ValueError: the shape or the latent scaling does not fit the decoder.
+        ExportError: the converter failed; its last words are in the message.
+    """
+    graph = _graph(job)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=job.folder, prefix=".litert-") as scratch:
+        program = Path(scratch) / PROGRAM_NAME
+        program.write_bytes(_converted(graph, job.latent_shape, Path(scratch)))
+        if job.precision != "fp32":
+            _child("quantise", str(program), job.precision)
+        return program.replace(job.folder / PROGRAM_NAME)
+
+
+_last: tuple[str, bytes] | None = None
+"""The float program that was made last, by what it was made of: the three precisions begin with
+the same one, which takes half a minute."""
+
+
+def _converted(graph: nn.Module, shape: tuple[int, ...], scratch: Path) -> bytes:
+    """The float program of a graph."""
+    global _last
+    key = _key(graph, shape)
+    if _last is None or _last[0] != key:
+        saved, program = scratch / "graph.pt2", scratch / "float.tflite"
+        _save(graph, shape, saved)
+        _child("convert", str(saved), str(program))
+        if not program.is_file():
+            raise ExportError("the LiteRT converter ended well and left no program")
+        _last = key, program.read_bytes()
+    return _last[1]
+
+
+def _key(graph: nn.Module, shape: tuple[int, ...]) -> str:
+    """A digest of what the graph computes: its layers, its numbers and the latents' shape."""
+    digest = hashlib.sha256(f"{graph}{shape}".encode())
+    for name, tensor in graph.state_dict(keep_vars=False).items():
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def converter_versions() -> Mapping[str, str]:
+    """Versions of what makes the program, by name.
+
+    Raises:
+        UserError: the converter's environment is not there, or not complete.
+    """
+    _python()
+    places = [str(place) for place in litert_environment().glob("lib/python*/site-packages")]
+    found = {d.metadata["Name"]: d.version for d in distributions(path=places)}
+    if missing := [name for name in CONVERTERS if name not in found]:
+        raise UserError(
+            f"{litert_environment()}: without {', '.join(missing)}; make it again with: make litert"
+        )
+    return {name: found[name] for name in CONVERTERS}
+
+
+def _python() -> Path:
+    python = litert_environment() / "bin" / "python"
+    if not python.is_file():
+        raise UserError(
+            f"{python}: no such file; LiteRT programs are made in an environment of their own. "
+            "Make it with `make litert` (1.8 GB), or take the litert targets out of export.targets"
+        )
+    return python
+
+
+def _graph(job: Job) -> nn.Module:
+    import torch
+
+    job.decoder.config.video_shape(job.latent_shape)  # a ValueError where the channels are wrong
+    check_latent_scaling(job.decoder.config.latent_channels, job.latent_mean, job.latent_std)
+    plain = job.decoder.for_inference(form="taps", memory_format=torch.contiguous_format).to("cpu")
+    if job.latent_mean is not None and job.latent_std is not None:
+        return _denormalising(plain, job.latent_mean, job.latent_std)
+    return plain
+
+
+def _save(graph: nn.Module, shape: tuple[int, ...], path: Path) -> None:
+    import torch
+
+    with torch.no_grad():
+        exported = torch.export.export(graph, (torch.zeros(shape),))
+    torch.export.save(exported, path)
+
+
+def _child(*arguments: str) -> None:
+    """Run `_litert_child.py` in the converter's environment; an ExportError where it fails."""
+    try:
+        done = subprocess.run(
+            [str(_python()), str(_CHILD), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ExportError(
+            f"the LiteRT converter was stopped after {TIMEOUT_SECONDS:g} s without an end"
+        ) from None
+    if done.returncode:
+        raise ExportError(
+            f"the LiteRT converter ended with code {done.returncode}; its last words: "
+            f"{done.stdout.strip()[-_TAIL_CHARACTERS:] or 'none'}"
+        )
