@@ -172,19 +172,40 @@ class EvaluateParams:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ParityParams:
+    """The least PSNR, in dB, of what a package puts out against PyTorch, by its precision."""
+
+    fp32: Positive
+    fp16: Positive
+    int8: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ExportParams:
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     """What is made of the student, `RUNTIME/PRECISION` each; the gate ships one of them."""
     shapes: tuple[tuple[Count, Count, Count], ...] = ()
     """(frames, height, width) of the video that further packages of each target are for."""
+    calibration_clips: Count
+    """Training clips whose latents int8 is calibrated on."""
+    verify_clips: Count
+    """Test clips at most that every package is run on and compared with PyTorch."""
+    min_parity_db: ParityParams
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class GateParams:
     threads: Count
-    warmup: Annotated[int, Field(ge=0)]
-    samples: Count
-    min_parity_psnr: Positive
+    max_warmup: Annotated[int, Field(ge=0)]
+    """Runs before the first sample: fewer where they are steady before."""
+    min_samples: Count
+    max_samples: Count
+    """Fewer where the interval of the median is narrow enough before."""
+    max_spread: Positive
+    """Width of that interval over the median, above which times are no basis for a verdict."""
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    max_others_share: Share
+    """Of all processors' time: where other processes take more, times are no basis either."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

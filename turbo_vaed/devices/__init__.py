@@ -1,5 +1,6 @@
-"""Where a package is measured. So far: this host, through the ExecuTorch runtime."""
+"""Where a package is measured."""
 
-from turbo_vaed.devices.measurement import Measure, Measurement
+from turbo_vaed.devices.measurement import Failed, Measure, Measurement
+from turbo_vaed.devices.timing import Interval, Plan
 
-__all__ = ["Measure", "Measurement"]
+__all__ = ["Failed", "Interval", "Measure", "Measurement", "Plan"]

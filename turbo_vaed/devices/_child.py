@@ -17,6 +17,10 @@ from turbo_vaed.errors import Fault
 _TAIL_CHARACTERS = 2000
 
 
+class ChildFailed(Fault):
+    """A process that did not come to a good end: what it ran is to blame, or the machine."""
+
+
 def run_module(
     module: str, arguments: Sequence[str], *, threads: int, timeout_seconds: float, what: str
 ) -> dict[str, Any]:
@@ -25,7 +29,8 @@ def run_module(
     `what` names the process in messages.
 
     Raises:
-        Fault: it crashed, was killed, took longer than `timeout_seconds`, or left no mapping.
+        ChildFailed: it crashed, was killed, or took longer than `timeout_seconds`.
+        Fault: it left no mapping.
     """
     home = str(Path(__file__).resolve().parents[2])  # the folder that holds turbo_vaed
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -44,7 +49,7 @@ def run_module(
 def _run(
     command: Sequence[str], environment: dict[str, str], *, timeout_seconds: float, what: str
 ) -> None:
-    """Run a command to its good end, or raise a Fault; nothing it started is left behind."""
+    """Run a command to its good end, or raise ChildFailed; nothing it started is left behind."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
@@ -57,7 +62,7 @@ def _run(
         try:
             code = process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
-            raise Fault(
+            raise ChildFailed(
                 f"{what} was stopped after {timeout_seconds:g} s without an end; "
                 f"its last words: {_tail(log)}"
             ) from None
@@ -66,7 +71,7 @@ def _run(
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         if code:
-            raise Fault(f"{what} {_ending(code)}; its last words: {_tail(log)}")
+            raise ChildFailed(f"{what} {_ending(code)}; its last words: {_tail(log)}")
 
 
 def _read(result: Path, what: str) -> dict[str, Any]:

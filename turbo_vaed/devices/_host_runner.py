@@ -1,8 +1,8 @@
-"""Runs one ExecuTorch program in this very process: `turbo_vaed.devices.host` starts it.
+"""Runs one program in this very process: `turbo_vaed.devices.host` starts it.
 
-Its arguments: RESULT PROGRAM LATENTS DECODED THREADS WARMUP SAMPLES. It knows of no model:
-what it loads beyond the runtime (PyTorch, whose tensors the runtime's bindings take) is the
-baseline that the memory figures are read against.
+Its arguments: RESULT RUNTIME PROGRAM LATENTS DECODED PLAN; the plan is JSON, `null` to decode
+and measure nothing. It knows of no model: what it loads beyond the runtime is the baseline that
+the memory figures are read against.
 """
 
 from __future__ import annotations
@@ -11,66 +11,87 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from turbo_vaed.devices._runtimes import Run
 
 
 def main(arguments: list[str]) -> None:
     """Measure, decode, and leave RESULT (JSON) and DECODED (.npy) behind."""
-    result, program, latents, decoded = (Path(a) for a in arguments[:4])
-    threads, warmup, samples = (int(a) for a in arguments[4:])
+    result, program, latents, decoded = (Path(arguments[i]) for i in (0, 2, 3, 4))
+    runtime, plan = arguments[1], json.loads(arguments[5])
 
     import numpy as np
-    import torch
 
-    # The bindings themselves: `executorch.runtime` also loads the exporter, 13 s of imports.
-    from executorch.extension.pybindings import (  # type: ignore[import-untyped, unused-ignore]
-        _C as executorch,
-    )
+    from turbo_vaed.devices._runtimes import open_program, prepare
 
-    executorch._unsafe_reset_threadpool(threads)
-    if (found := executorch._threadpool_get_thread_count()) != threads:
-        raise RuntimeError(f"the runtime has {found} threads, {threads} were asked for")
+    prepare(runtime)
     stored = np.load(latents, mmap_mode="r")
 
-    def clip(index: int) -> torch.Tensor:
+    def clip(index: int) -> NDArray[np.float32]:
         at = index % len(stored)
-        return torch.from_numpy(np.array(stored[at : at + 1]))
+        return np.array(stored[at : at + 1])
 
     first = clip(0)
     baseline = peak_memory_bytes()
     start = time.perf_counter()
-    loaded = executorch._load_program(
-        str(program), program_verification=executorch.Verification.InternalConsistency
-    )
-    method = loaded.load_method("forward")
-    method([first])
+    run = open_program(runtime, program, 1 if plan is None else plan["threads"])
+    run(first)
     cold_start_seconds = time.perf_counter() - start
-
-    latency_seconds = []
-    for i in range(warmup + samples):
-        one = clip(i)
-        start = time.perf_counter()
-        method([one])
-        seconds = time.perf_counter() - start
-        if i >= warmup:
-            latency_seconds.append(seconds)
-
-    with decoded.open("wb") as stream:
-        # Clip by clip: neither the output nor a mapping of it may count as the decoder's memory.
-        for i in range(len(stored)):
-            (video,) = method([clip(i)])
-            if i == 0:
-                header = {"descr": "<f4", "fortran_order": False}
-                shape = (len(stored), *video.shape[1:])
-                np.lib.format.write_array_header_1_0(stream, {**header, "shape": shape})
-            stream.write(video.numpy().astype("<f4", copy=False).tobytes())
-    document = {
+    document: dict[str, Any] = {} if plan is None else _measure(run, clip, plan)
+    _decode(run, clip, len(stored), decoded)
+    document |= {
         "cold_start_seconds": cold_start_seconds,
-        "latency_seconds": latency_seconds,
         "baseline_memory_bytes": baseline,
         "peak_memory_bytes": peak_memory_bytes(),
     }
     result.write_text(json.dumps(document), encoding="utf-8")
+
+
+def _measure(
+    run: Run, clip: Callable[[int], NDArray[np.float32]], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    from turbo_vaed.devices import _machine
+    from turbo_vaed.devices.timing import Plan, sample, warm_up
+
+    plan, turn = Plan(**arguments), 0
+
+    def once() -> float:
+        nonlocal turn
+        one = clip(turn)
+        turn += 1
+        start = time.perf_counter()
+        run(one)
+        return time.perf_counter() - start
+
+    warmup = warm_up(once, plan.max_warmup)
+    before = _machine.state()
+    seconds = sample(once, plan)
+    meanwhile = asdict(_machine.between(before, _machine.state()))
+    return {"warmup": warmup, "latency_seconds": seconds, **meanwhile}
+
+
+def _decode(
+    run: Run, clip: Callable[[int], NDArray[np.float32]], clips: int, decoded: Path
+) -> None:
+    """Clip by clip: neither the output nor a mapping of it may count as the decoder's memory."""
+    import numpy as np
+
+    with decoded.open("wb") as stream:
+        for i in range(clips):
+            video = run(clip(i))
+            if i == 0:
+                header = {"descr": "<f4", "fortran_order": False}
+                shape = (clips, *video.shape[1:])
+                np.lib.format.write_array_header_1_0(stream, {**header, "shape": shape})
+            stream.write(video.astype("<f4", copy=False).tobytes())
 
 
 def peak_memory_bytes() -> int:

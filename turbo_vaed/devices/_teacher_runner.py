@@ -1,6 +1,6 @@
 """Times the teacher's decoder in this very process: `turbo_vaed.devices.teacher` starts it.
 
-Its arguments: RESULT FAMILY WEIGHTS LATENTS THREADS WARMUP SAMPLES.
+Its arguments: RESULT FAMILY WEIGHTS LATENTS PLAN (JSON).
 """
 
 from __future__ import annotations
@@ -14,26 +14,30 @@ from pathlib import Path
 def main(arguments: list[str]) -> None:
     """Decode clip after clip and leave the seconds of each in RESULT (JSON)."""
     result, family, weights, latents = arguments[:4]
-    threads, warmup, samples = (int(a) for a in arguments[4:])
 
     import numpy as np
     import torch
 
+    from turbo_vaed.devices.timing import Plan, sample, warm_up
     from turbo_vaed.models.teachers import load_teacher
 
-    torch.set_num_threads(threads)
+    plan = Plan(**json.loads(arguments[4]))
+    torch.set_num_threads(plan.threads)
     teacher = load_teacher(family, Path(weights))
-    stored = np.load(latents, mmap_mode="r")
-    latency_seconds = []
-    for i in range(1 + warmup + samples):  # the package, too, has had its cold run by then
-        at = i % len(stored)
+    stored, turn = np.load(latents, mmap_mode="r"), 0
+
+    def once() -> float:
+        nonlocal turn
+        at = turn % len(stored)
+        turn += 1
         one = torch.from_numpy(np.array(stored[at : at + 1]))
         start = time.perf_counter()
         teacher.decode(one)
-        seconds = time.perf_counter() - start
-        if i > warmup:
-            latency_seconds.append(seconds)
-    Path(result).write_text(json.dumps({"latency_seconds": latency_seconds}), encoding="utf-8")
+        return time.perf_counter() - start
+
+    once()  # the package, too, has had its cold run by then
+    warm_up(once, plan.max_warmup)
+    Path(result).write_text(json.dumps({"latency_seconds": sample(once, plan)}), encoding="utf-8")
 
 
 if __name__ == "__main__":

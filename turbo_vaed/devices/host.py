@@ -1,14 +1,20 @@
-"""This host as a device: the ExecuTorch runtime in a process of its own."""
+"""This host as a device: a package's runtime in a process of its own."""
 
 from __future__ import annotations
 
+import json
 import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from turbo_vaed.devices._child import run_module
-from turbo_vaed.devices.measurement import DECODED_NAME, Measurement
+from turbo_vaed.devices._child import ChildFailed, run_module
+from turbo_vaed.devices._runtimes import OPENERS
+from turbo_vaed.devices.measurement import DECODED_NAME, Failed, Measurement
+from turbo_vaed.devices.timing import Plan, interval_of_median, together
 from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.export.package import Package, load_package
 
@@ -16,66 +22,176 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+DISTRIBUTIONS = {"executorch-xnnpack": "executorch", "litert": "ai-edge-litert"}
+"""Whose version a measurement names, by runtime."""
+REPEATS = 2
+"""Processes that must agree."""
+TRIES = 4
+"""Processes at most: two that agree among the last ones are enough."""
+MAX_OTHERS_SHARE = 0.25
+"""Of all processors' time; where other processes take more, times are no basis for a verdict."""
+
 
 def measure(
     package_folder: Path,
     latents_npy: Path,
     *,
-    threads: int,
-    warmup: int,
-    samples: int,
+    plan: Plan,
     out_folder: Path,
     timeout_seconds: float,
-) -> Measurement:
+    max_others_share: float = MAX_OTHERS_SHARE,
+) -> Measurement | Failed:
     """Measure a package on this host; see `turbo_vaed.devices.Measure`.
 
     `latents_npy` is float32 (N, C, t, h, w) in the scale that the package takes. What it put
     out is `out_folder/decoded.npy`, float32 (N, 3, T, H, W), in the order of the latents.
 
+    It is measured in processes of its own until two in a row agree within the plan's spread,
+    four times at most; where they do not, or others kept the machine busy, it says so
+    (`Measurement.distrust`).
+
     Raises:
         CorruptFile: the package is not what was written.
-        UserError: the latents do not fit the package, or a count is too small.
-        Fault: the process crashed, hung, was killed, or reported nonsense.
+        UserError: the latents do not fit the package, or it does not run on this host.
+        Fault: a process reported nonsense.
     """
-    check_counts(threads=threads, warmup=warmup, samples=samples)
+    package = open_package(package_folder)
+    runtime = _runtime(package)
+    found: list[Measurement] = []
+    for _ in range(TRIES):
+        try:
+            found.append(_once(package, latents_npy, plan, out_folder, timeout_seconds))
+        except ChildFailed as error:
+            return Failed(
+                device="host", machine=machine(), runtime=runtime,
+                package_sha256=package.sha256, reason=str(error),
+            )  # fmt: skip
+        if len(found) >= REPEATS and not _why_not(found[-REPEATS:], plan, max_others_share):
+            break
+    return _joined(found[-REPEATS:], plan, max_others_share)
+
+
+def decode(package: Package, latents_npy: Path, *, out_folder: Path, timeout_seconds: float) -> None:
+    """Decode latents into `out_folder/decoded.npy` as `measure` does, and time nothing.
+
+    Raises:
+        UserError: the latents do not fit the package, or it does not run on this host.
+        Fault: the process crashed, hung, was killed, or put out something else.
+    """
+    _run(package, latents_npy, None, out_folder, timeout_seconds)
+
+
+def _once(
+    package: Package, latents_npy: Path, plan: Plan, out_folder: Path, timeout_seconds: float
+) -> Measurement:
+    clips, reported = _run(package, latents_npy, plan, out_folder, timeout_seconds)
+    energy, samples = reported.pop("energy_joules", None), reported.get("latency_seconds") or [0]
     try:
-        package = load_package(package_folder)
-    except (FileNotFoundError, ValueError) as error:
-        raise CorruptFile(f"{error}; run the export stage again") from error
+        return Measurement.from_json(
+            {
+                **reported,
+                "latency_seconds": [samples],
+                "energy_joules": None if energy is None else energy / len(samples),
+                "device": "host",
+                "machine": machine(),
+                "runtime": _runtime(package),
+                "package_sha256": package.sha256,
+                "threads": plan.threads,
+                "confidence": plan.confidence,
+                "frames": package.io.video_shape[2],
+                "clips": clips,
+                "distrust": "",
+            }
+        )
+    except ValueError as error:
+        raise Fault(f"{_runtime(package)} reported nonsense: {error}") from error
+
+
+def _run(
+    package: Package, latents_npy: Path, plan: Plan | None, out_folder: Path, timeout_seconds: float
+) -> tuple[int, dict[str, Any]]:
+    """A process that decodes; how many clips there were, and what it reported."""
     clips = check_latents(latents_npy, package.io.latent_shape)
     out_folder.mkdir(parents=True, exist_ok=True)
     decoded = out_folder / DECODED_NAME
     decoded.unlink(missing_ok=True)
-    what = f"the ExecuTorch runtime with {package.program_path}"
-    arguments = [package.program_path, latents_npy, decoded, threads, warmup, samples]
+    arguments = [
+        package.runtime, str(package.program_path), str(latents_npy), str(decoded),
+        json.dumps(None if plan is None else asdict(plan)),
+    ]  # fmt: skip
     reported = run_module(
         "turbo_vaed.devices._host_runner",
-        [str(argument) for argument in arguments],
-        threads=threads,
+        arguments,
+        threads=1 if plan is None else plan.threads,
         timeout_seconds=timeout_seconds,
-        what=what,
+        what=f"{_runtime(package)} with {package.program_path}",
     )
     _check_decoded(decoded, package, clips)
+    return clips, reported
+
+
+def _joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> Measurement:
+    """Several processes' measurements as one."""
+
+    def most(name: str) -> Any:
+        found = [x for x in (getattr(run, name) for run in runs) if x is not None]
+        return max(found) if found else None
+
+    names = (
+        "warmup", "peak_memory_bytes", "baseline_memory_bytes", "others_share",
+        "temperature_celsius", "throttled", "energy_joules",
+    )  # fmt: skip
+    both: Mapping[str, Any] = {
+        **asdict(runs[-1]),
+        **{name: most(name) for name in names},
+        "latency_seconds": [seconds for run in runs for seconds in run.latency_seconds],
+        "cold_start_seconds": statistics.median(run.cold_start_seconds for run in runs),
+        "distrust": _why_not(runs, plan, max_others_share),
+    }
+    return Measurement.from_json(both)
+
+
+def _why_not(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> str:
+    """Why these measurements are no basis for a verdict; empty where they are."""
+    busy = max((run.others_share or 0.0 for run in runs), default=0.0)
+    if busy > max_others_share:
+        return (
+            f"other processes took {busy:.0%} of this machine meanwhile, at most "
+            f"{max_others_share:.0%} is allowed: stop them and run the gate again"
+        )
+    each = [interval_of_median(s, plan.confidence) for run in runs for s in run.latency_seconds]
+    latency = together(each)
+    if latency.spread > plan.max_spread:
+        return (
+            f"the median lies between {latency.low:.4g} and {latency.high:.4g} s in {len(runs)} "
+            f"processes, {latency.spread:.0%} of it apart; at most {plan.max_spread:.0%} is allowed: "
+            "measure on a quiet machine, or allow more samples"
+        )
+    if any(run.throttled for run in runs):
+        return "the machine slowed itself down for heat: let it cool and run the gate again"
+    return ""
+
+
+def open_package(folder: Path) -> Package:
+    """The package in a folder.
+
+    Raises:
+        CorruptFile: it is not what was written.
+    """
     try:
-        measurement = Measurement.from_json(
-            {
-                **reported,
-                "device": "host",
-                "machine": machine(),
-                "runtime": f"executorch {version('executorch')}, XNNPACK",
-                "package_sha256": package.sha256,
-                "threads": threads,
-                "warmup": warmup,
-                "clips": clips,
-            }
+        return load_package(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise CorruptFile(f"{error}; run the export stage again") from error
+
+
+def _runtime(package: Package) -> str:
+    """What runs it, with its version."""
+    if package.runtime not in OPENERS:
+        raise UserError(
+            f"{package.target}: found a package that does not run on this host, "
+            f"expected one for {' or '.join(OPENERS)}"
         )
-    except ValueError as error:
-        raise Fault(f"{what} reported nonsense: {error}") from error
-    if len(measurement.latency_seconds) != samples:
-        raise Fault(
-            f"{what} reported {len(measurement.latency_seconds)} samples, expected {samples}"
-        )
-    return measurement
+    return f"{package.runtime} {version(DISTRIBUTIONS[package.runtime])}"
 
 
 def read_decoded(out_folder: Path) -> NDArray[np.float32]:
@@ -84,15 +200,6 @@ def read_decoded(out_folder: Path) -> NDArray[np.float32]:
 
     decoded: NDArray[np.float32] = np.load(out_folder / DECODED_NAME, mmap_mode="r")
     return decoded
-
-
-def check_counts(*, threads: int, warmup: int, samples: int) -> None:
-    """Raise UserError where nothing could be measured with these."""
-    for name, value, least in (
-        ("threads", threads, 1), ("warmup", warmup, 0), ("samples", samples, 1)
-    ):  # fmt: skip
-        if value < least:
-            raise UserError(f"{name}: found {value}, expected at least {least}")
 
 
 def check_latents(path: Path, latent_shape: tuple[int, ...] | None = None) -> int:

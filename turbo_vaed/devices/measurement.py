@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, Self
+
+from turbo_vaed.devices.timing import Interval, Plan, interval_of_median, together
 
 DECODED_NAME = "decoded.npy"
 """What the device put out, in `out_folder`: float32 (N, 3, T, H, W), raw, about [-1, 1]."""
@@ -25,41 +26,72 @@ class Measurement:
     package_sha256: str
     threads: int
     warmup: int
-    """Runs before the first sample, besides the cold one."""
-    latency_seconds: tuple[float, ...]
-    """One sample per run of the program, on one clip of latents."""
+    """Runs before the first sample, besides the cold one, until they were steady; the most of
+    the repeats."""
+    confidence: float
+    """Of the interval of the median."""
+    latency_seconds: tuple[tuple[float, ...], ...]
+    """For each repeat, in a process of its own, one sample per run, on one clip of latents."""
+    frames: int
+    """Of video, per run."""
     cold_start_seconds: float
     """Loading the program and its method and running it once, in a process that has its
-    libraries loaded and nothing else."""
+    libraries loaded and nothing else. The median of the repeats."""
     peak_memory_bytes: int
-    """Most resident memory that the process ever had, all its libraries included."""
+    """Most resident memory that a process ever had, all its libraries included."""
     baseline_memory_bytes: int
     """The same before the program was loaded: libraries and interpreter, no part of a phone's."""
     clips: int
     """How many clips it decoded."""
+    others_share: float | None = None
+    """Of all processors' time while it was timed: what other processes took. The most of the
+    repeats; None where the device does not tell, as with all that follows."""
+    temperature_celsius: float | None = None
+    """At the end, of the hottest sensor."""
+    throttled: bool | None = None
+    """Whether the device slowed itself down for heat."""
+    energy_joules: float | None = None
+    """Per run, of the whole processor."""
+    distrust: str = ""
+    """Why its times are no basis for a verdict; empty where they are."""
 
     def __post_init__(self) -> None:
         for name in ("device", "machine", "runtime", "package_sha256"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, expected text")
         for name, least in (
-            ("threads", 1), ("warmup", 0), ("peak_memory_bytes", 1),
+            ("threads", 1), ("warmup", 0), ("frames", 1), ("peak_memory_bytes", 1),
             ("baseline_memory_bytes", 1), ("clips", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name}: found {value!r}, expected an integer from {least} on")
+        if not isinstance(self.confidence, float) or not 0 < self.confidence < 1:
+            raise ValueError(f"confidence: found {self.confidence!r}, expected between 0 and 1")
         check_seconds("cold_start_seconds", (self.cold_start_seconds,))
-        check_seconds("latency_seconds", self.latency_seconds)
+        if not self.latency_seconds:
+            raise ValueError("latency_seconds: found no repeat, expected at least one")
+        for seconds in self.latency_seconds:
+            check_seconds("latency_seconds", seconds)
 
     @property
-    def median_latency_seconds(self) -> float:
-        """The median of the samples, which one busy moment of the host does not move."""
-        return statistics.median(self.latency_seconds)
+    def latency(self) -> Interval:
+        """Of the median seconds per run, over all repeats; what no repeat allows is outside."""
+        return together([interval_of_median(s, self.confidence) for s in self.latency_seconds])
+
+    @property
+    def fps(self) -> float:
+        """Frames of video per second, by the median."""
+        return self.frames / self.latency.median
 
     def to_json(self) -> dict[str, Any]:
-        """A plain mapping that `json` takes."""
-        return asdict(self) | {"latency_seconds": list(self.latency_seconds)}
+        """A plain mapping that `json` takes; with the interval, for readers that are no Python."""
+        latency = self.latency
+        return asdict(self) | {
+            "latency_seconds": [list(seconds) for seconds in self.latency_seconds],
+            "median_latency_seconds": latency.median,
+            "latency_interval_seconds": [latency.low, latency.high],
+        }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
@@ -72,8 +104,24 @@ class Measurement:
         if missing := [name for name in names if name not in document]:
             raise ValueError(f"missing: {', '.join(missing)}")
         values = {name: document[name] for name in names}
-        values["latency_seconds"] = _as_samples(values["latency_seconds"])
+        values["latency_seconds"] = _as_repeats(values["latency_seconds"])
         return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A program that did not come to its end on a device: a result like any other."""
+
+    device: str
+    machine: str
+    runtime: str
+    package_sha256: str
+    reason: str
+    """In a sentence, with its last words."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain mapping that `json` takes."""
+        return asdict(self)
 
 
 class Measure(Protocol):
@@ -84,16 +132,16 @@ class Measure(Protocol):
         package_folder: Path,
         latents_npy: Path,
         *,
-        threads: int,
-        warmup: int,
-        samples: int,
+        plan: Plan,
         out_folder: Path,
         timeout_seconds: float,
-    ) -> Measurement:
+    ) -> Measurement | Failed:
         """Measure the package and decode every latent (N, C, t, h, w) into `out_folder`.
 
+        A program that crashes, hangs or runs out of memory has `Failed`.
+
         Raises:
-            Fault: the device crashed, hung, ran out of memory or reported nonsense.
+            Fault: the device cannot be reached, or reported nonsense.
         """
 
 
@@ -106,7 +154,7 @@ def check_seconds(name: str, values: tuple[float, ...]) -> None:
             raise ValueError(f"{name}: found {value!r}, expected finite seconds above 0")
 
 
-def _as_samples(found: object) -> tuple[float, ...]:
-    if not isinstance(found, list | tuple):
-        raise ValueError(f"latency_seconds: found {found!r}, expected a list of seconds")
-    return tuple(found)
+def _as_repeats(found: object) -> tuple[tuple[float, ...], ...]:
+    if not isinstance(found, list | tuple) or not all(isinstance(x, list | tuple) for x in found):
+        raise ValueError(f"latency_seconds: found {found!r}, expected lists of seconds")
+    return tuple(tuple(x) for x in found)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from turbo_vaed.devices._child import run_module
-from turbo_vaed.devices.host import check_counts, check_latents
+from turbo_vaed.devices.host import check_latents
 from turbo_vaed.devices.measurement import check_seconds
+from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault
 from turbo_vaed.models.teachers import describe_teacher
 
@@ -16,9 +19,7 @@ def measure_teacher(
     weights: Path,
     latents_npy: Path,
     *,
-    threads: int,
-    warmup: int,
-    samples: int,
+    plan: Plan,
     timeout_seconds: float,
 ) -> tuple[float, ...]:
     """Seconds per decode of one clip of latents: eager, fp32, in a fresh process.
@@ -26,19 +27,18 @@ def measure_teacher(
     `weights` is the teacher's folder; `latents_npy` float32 (N, C, t, h, w), as for a package.
 
     Raises:
-        UserError: the family, the latents file or a count is not possible.
+        UserError: the family or the latents file is not possible.
         CorruptFile: the teacher's files are missing or damaged.
         Fault: the process crashed, hung, was killed, or reported nonsense.
     """
-    check_counts(threads=threads, warmup=warmup, samples=samples)
     check_latents(latents_npy)
     describe_teacher(family, weights)
     what = f"the teacher's decoder from {weights}"
-    arguments = [family, weights, latents_npy, threads, warmup, samples]
+    arguments = [family, weights, latents_npy, json.dumps(asdict(plan))]
     reported = run_module(
         "turbo_vaed.devices._teacher_runner",
         [str(argument) for argument in arguments],
-        threads=threads,
+        threads=plan.threads,
         timeout_seconds=timeout_seconds,
         what=what,
     )
@@ -48,6 +48,4 @@ def measure_teacher(
         check_seconds("latency_seconds", seconds)
     except ValueError as error:
         raise Fault(f"{what} reported nonsense: {error}") from error
-    if len(seconds) != samples:
-        raise Fault(f"{what} reported {len(seconds)} samples, expected {samples}")
     return seconds

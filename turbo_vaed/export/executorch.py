@@ -1,10 +1,13 @@
 """A decoder as an ExecuTorch program for XNNPACK, the CPU backend of Android and iOS.
 
+In float32, in float16 (weights and arithmetic, half the file), or with its convolutions in int8.
+
 Shapes: B batch, C channels, t latent frames, h w latent; T H W video.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -14,10 +17,14 @@ from turbo_vaed.quiet import quiet_imports
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.export import ExportedProgram
 
     from turbo_vaed.models import TurboVaedDecoder
+    from turbo_vaed.models.layers import FrameConv
+    from turbo_vaed.models.timeline import Timeline
 
 PROGRAM_NAME = "decoder.pte"
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 class ExportError(RuntimeError):
@@ -29,6 +36,9 @@ def export_xnnpack(
     *,
     latent_shape: tuple[int, int, int, int, int],
     folder: Path,
+    precision: str = "fp32",
+    calibration: "Sequence[Tensor]" = (),
+    least_parity_db: float | None = None,
     latent_mean: Sequence[float] | None = None,
     latent_std: Sequence[float] | None = None,
 ) -> Path:
@@ -37,11 +47,18 @@ def export_xnnpack(
     With `latent_mean` and `latent_std` (C numbers each) the program takes normalised
     latents and computes z * std + mean first. The decoder itself is left as it is.
 
+    Args:
+        precision: `fp32`; `fp16`, whose program takes and gives float16; or `int8`, which takes
+            and gives float32.
+        calibration: of int8, latents of `latent_shape`, in the scale that the program takes.
+        least_parity_db: of int8, see `quantise.quantised`.
+
     Returns:
         The path of the program; it is there in full or not at all.
 
     Raises:
-        ValueError: the shape or the latent scaling does not fit the decoder.
+        ValueError: the shape or the latent scaling does not fit the decoder, there is no such
+            precision, or int8 has no calibration.
         ExportError: XNNPACK did not take the whole graph as one subgraph. Nothing may
             stay outside, not even a copy into another memory format: the decoder is
             exported in the default one, in which none is needed.
@@ -56,7 +73,21 @@ def export_xnnpack(
     program: nn.Module = plain
     if latent_mean is not None and latent_std is not None:
         program = _denormalising(program, latent_mean, latent_std)
-    buffer = _lower(program, torch.zeros(latent_shape))
+    latents = torch.zeros(latent_shape)
+    if precision == "fp16":
+        for name in _last_layers(plain):
+            setattr(plain, name, _in_two_halves(getattr(plain, name)))
+        program, latents = program.half(), latents.half()
+    with torch.no_grad():
+        exported = torch.export.export(program, (latents,))
+        if precision == "int8":
+            from turbo_vaed.export.quantise import quantised
+
+            graph = quantised(exported, calibration, least_parity_db=least_parity_db)
+            exported = torch.export.export(graph, (latents,))
+        elif precision not in ("fp32", "fp16"):
+            raise ValueError(f"precision: found {precision!r}, allowed: {', '.join(PRECISIONS)}")
+    buffer = _lower(exported)
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,10 +99,8 @@ def export_xnnpack(
         temporary.unlink(missing_ok=True)
 
 
-def _lower(module: "nn.Module", latents: "Tensor") -> bytes:
+def _lower(exported: "ExportedProgram") -> bytes:
     # Late: these imports take seconds, and ExecuTorch's talks.
-    import torch
-
     with quiet_imports():
         from executorch.backends.xnnpack.partition import (  # type: ignore[import-untyped, unused-ignore]
             xnnpack_partitioner,
@@ -80,11 +109,10 @@ def _lower(module: "nn.Module", latents: "Tensor") -> bytes:
             to_edge_transform_and_lower,
         )
 
-    with torch.no_grad():
-        exported = torch.export.export(module, (latents,))
-    edge = to_edge_transform_and_lower(
-        exported, partitioner=[xnnpack_partitioner.XnnpackPartitioner()]
-    )
+    with _weights_as_they_are():
+        edge = to_edge_transform_and_lower(
+            exported, partitioner=[xnnpack_partitioner.XnnpackPartitioner()]
+        )
     subgraphs, outside = count_delegation(edge.exported_program())
     if subgraphs != 1 or outside:
         found = ", ".join(f"{count} {name}" for name, count in sorted(outside.items()))
@@ -94,6 +122,68 @@ def _lower(module: "nn.Module", latents: "Tensor") -> bytes:
             f"other than by 2-D convolutions, element-wise operations and reshapes"
         )
     return bytes(edge.to_executorch().buffer)
+
+
+@contextmanager
+def _weights_as_they_are() -> Iterator[None]:
+    """Lower convolutions with float16 weights, where ExecuTorch 1.5 stores them in float32.
+
+    Its serialiser makes every convolution's constants float32, and XNNPACK makes them float16
+    again when it loads the program. XNNPACK itself takes both.
+    """
+    with quiet_imports():
+        from executorch.backends.xnnpack.operators import node_visitor
+
+    visitor = node_visitor.NodeVisitor
+    define = visitor.define_tensor
+
+    def define_tensor(self: Any, tensor: Any, *args: Any, **kwargs: Any) -> None:
+        if tensor.meta["val"].dtype == float16:
+            kwargs["force_fp32"] = False
+        define(self, tensor, *args, **kwargs)
+
+    from torch import float16
+
+    visitor.define_tensor = define_tensor
+    try:
+        yield
+    finally:
+        visitor.define_tensor = define
+
+
+def _last_layers(decoder: "TurboVaedDecoder") -> list[str]:
+    """The convolutions behind the last block: few channels, whose large terms nearly cancel."""
+    names = [name for name, _ in decoder.named_children()]
+    return [name for name in names if name.startswith("upsampler2d_") or name == "conv_out"]
+
+
+def _in_two_halves(layer: "FrameConv") -> "nn.Module":
+    """The layer as a sum of two in float16: its weights rounded, and what the rounding left.
+
+    They hold the weights to 22 bits instead of 11, for twice the work of a small layer.
+    """
+    import copy
+
+    import torch
+    from torch import Tensor, nn
+
+    class InTwoHalves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rounded, self.rest = copy.deepcopy(layer), copy.deepcopy(layer)
+            assert layer.folded is not None
+            for exact, near, left in zip(
+                layer.folded, self.rounded.folded or (), self.rest.folded or (), strict=True
+            ):
+                near.data = exact.half()
+                left.data = (exact - near.float()).half()
+
+        def forward(self, x: Tensor, time: "Timeline") -> Tensor:
+            out: Tensor = self.rounded(x, time) + self.rest(x, time)
+            return out
+
+    with torch.no_grad():
+        return InTwoHalves()
 
 
 def count_delegation(exported_program: Any) -> tuple[int, Counter[str]]:

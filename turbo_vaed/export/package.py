@@ -100,6 +100,11 @@ class Package:
     """Name -> version of what made the program."""
 
     @property
+    def runtime(self) -> str:
+        """What runs the program: `executorch-xnnpack`."""
+        return self.target.partition("/")[0]
+
+    @property
     def program_path(self) -> Path:
         """Where the program is."""
         return self.folder / self.program

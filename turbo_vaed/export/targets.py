@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turbo_vaed.export import litert
-from turbo_vaed.export.executorch import export_xnnpack
+from turbo_vaed.export.executorch import PRECISIONS, export_xnnpack
 from turbo_vaed.export.package import IoSpec, Package, write_package
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Job:
     """Where the program is written."""
     calibration: Sequence[Tensor] = ()
     """Latents of the customer's training clips, each of `latent_shape`, for int8."""
+    least_parity_db: float | None = None
+    """What int8 is to reach against PyTorch: layers that it cannot be had with stay in float."""
     latent_mean: Sequence[float] | None = None
     latent_std: Sequence[float] | None = None
 
@@ -45,6 +47,8 @@ class Runtime:
     export: Callable[[Job], Path]
     """Writes the program into the job's folder, in full or not at all. Raises ExportError where
     the decoder did not become what a phone needs."""
+    half_io: tuple[str, ...] = ()
+    """Precisions whose program takes and gives float16."""
     tools: tuple[str, ...] = field(default=("torch",))
     """Distributions whose versions the package records."""
     other_tools: Callable[[], Mapping[str, str]] = dict
@@ -58,6 +62,9 @@ def _xnnpack(job: Job) -> Path:
         job.decoder,
         latent_shape=job.latent_shape,
         folder=job.folder,
+        precision=job.precision,
+        calibration=job.calibration,
+        least_parity_db=job.least_parity_db,
         latent_mean=job.latent_mean,
         latent_std=job.latent_std,
     )
@@ -68,9 +75,10 @@ RUNTIMES = {
     for runtime in (
         Runtime(
             name="executorch-xnnpack",
-            precisions=("fp32",),
+            precisions=PRECISIONS,
             export=_xnnpack,
-            tools=("torch", "executorch"),
+            half_io=("fp16",),
+            tools=("torch", "torchao", "executorch"),
         ),
         Runtime(
             name="litert",
@@ -133,6 +141,8 @@ def export_package(target: Target, folder: Path, job: Job) -> Package:
         latent_mean=job.latent_mean,
         latent_std=job.latent_std,
     )
+    if target.precision in runtime.half_io:
+        io = replace(io, latent_dtype="float16", video_dtype="float16")
     return write_package(
         folder,
         runtime.export(job),

@@ -47,7 +47,12 @@ def unfold_frames(x: Tensor, batch: int) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
-    """x * sigmoid(x); for inference in place, of what a norm has just put out."""
+    """x * sigmoid(x); for inference in place, of what a norm has just put out.
+
+    In float16 as two operations: lowered, the one goes by way of float32.
+    """
+    if x.dtype == torch.float16:
+        return x * torch.sigmoid(x)
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 

@@ -81,6 +81,23 @@ class HeldOut:
         return cls(clips=tests, _video=video, _reconstruction=reconstruction, _latents=latents)
 
 
+def training_latents(poc: Poc, most: int) -> NDArray[np.float32]:
+    """Latents of training clips, (n, C, t, h, w), n at most `most`, spread over all of them.
+
+    Raises:
+        CorruptFile: clips or latents are missing or damaged.
+    """
+    import numpy as np
+
+    clips = read_description(poc.folder("clip") / "clips.json")["clips"]
+    latents = _array(poc.folder("encode") / "latents.zarr", "latents")
+    indices = [int(clip["index"]) for clip in clips if clip["split"] == "train"]
+    if not indices:
+        raise CorruptFile("clips.json has no training clip; run the stage `clip` again")
+    step = max(1, len(indices) // most)
+    return np.stack([latents[index] for index in indices[::step][:most]])
+
+
 def load_student(poc: Poc) -> TurboVaedDecoder:
     """The student of `distill`, ready to decode.
 

@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING
 from turbo_vaed.errors import Fault, UserError
 from turbo_vaed.export import ExportError, Job, Target, export_package
 from turbo_vaed.poc import Poc
-from turbo_vaed.stages._held_out import HeldOut, load_student
+from turbo_vaed.stages._held_out import HeldOut, load_student, training_latents
+from turbo_vaed.stages._verify import Parity, verify, write_parities
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from turbo_vaed.models import DecoderConfig
 
 PACKAGES = "packages"
@@ -21,19 +26,23 @@ PACKAGES = "packages"
 def run(poc: Poc) -> dict[str, object]:
     """Write export/packages/RUNTIME-PRECISION/ for every target, for latents of one clip.
 
-    And RUNTIME-PRECISION-TxHxW/ for every further shape of params.yaml.
+    And RUNTIME-PRECISION-TxHxW/ for every further shape of params.yaml. Each is run and compared
+    with PyTorch: parity.json.
 
     Raises:
         UserError: a target is not known, its exporter is not installed, or a shape is none of
             this student's.
         CorruptFile: the latents or the student are missing or damaged.
-        Fault: the student did not become a program, or does not fit the latents.
+        Fault: the student did not become a program, or what that puts out is not what PyTorch
+            does.
     """
-    targets = wanted(poc)
-    decoder = load_student(poc)
-    shape = HeldOut.open(poc).latent_shape
-    shapes = {"": shape, **further_shapes(poc, decoder.config)}
-    figures: dict[str, object] = {"latent_shape": list(shape)}
+    params, targets = poc.params.export, wanted(poc)
+    decoder, split = load_student(poc), HeldOut.open(poc)
+    tests = split.latents(split.indices[: params.verify_clips])
+    training = training_latents(poc, params.calibration_clips)
+    shapes = {"": split.latent_shape, **further_shapes(poc, decoder.config)}
+    figures: dict[str, object] = {"latent_shape": list(split.latent_shape)}
+    parities: dict[str, Parity] = {}
     with poc.writing("export") as folder:
         for target, (suffix, latent_shape) in product(targets, shapes.items()):
             with tempfile.TemporaryDirectory() as scratch:
@@ -42,6 +51,8 @@ def run(poc: Poc) -> dict[str, object]:
                     latent_shape=latent_shape,
                     precision=target.precision,
                     folder=Path(scratch),
+                    calibration=as_tensors(fitted(training, latent_shape)),
+                    least_parity_db=getattr(params.min_parity_db, target.precision),
                 )
                 place = folder / PACKAGES / f"{target.folder_name}{suffix}"
                 try:
@@ -50,9 +61,37 @@ def run(poc: Poc) -> dict[str, object]:
                     raise
                 except (ExportError, ValueError) as error:
                     raise Fault(f"the student could not be exported: {error}") from error
+            parity = verify(
+                package,
+                decoder,
+                fitted(tests, latent_shape),
+                limit_db=getattr(params.min_parity_db, target.precision),
+            )
+            parities[package.folder.name] = parity
+            figures[f"{target}{suffix} dB from PyTorch"] = round(parity.parity_psnr_db, 1)
             figures[f"{target}{suffix} MB"] = round(package.size_bytes / 1e6, 3)
             figures[f"{target}{suffix} sha256"] = package.sha256
+        write_parities(parities, folder)
     return figures
+
+
+def fitted(
+    latents: NDArray[np.float32], shape: tuple[int, int, int, int, int]
+) -> NDArray[np.float32]:
+    """Latents (N, C, t, h, w) repeated and cut to (N, C, *shape[2:]): for a program of another
+    shape than the clips', whose seams are as much a test as any other latents."""
+    import numpy as np
+
+    times = [-(-want // have) for want, have in zip(shape[2:], latents.shape[2:], strict=True)]
+    t, h, w = shape[2:]
+    return np.ascontiguousarray(np.tile(latents, (1, 1, *times))[:, :, :t, :h, :w])
+
+
+def as_tensors(latents: NDArray[np.float32]) -> list[Tensor]:
+    """Each clip as a batch of its own."""
+    import torch
+
+    return [torch.from_numpy(latents[row : row + 1]) for row in range(len(latents))]
 
 
 def wanted(poc: Poc) -> tuple[Target, ...]:

@@ -1,0 +1,91 @@
+"""Every package run on held-out latents and compared with PyTorch: what converts may still lie.
+
+Shapes: N clips, C channels, t latent frames, h w latent; T H W video.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from turbo_vaed.devices.host import decode, read_decoded
+from turbo_vaed.errors import Fault
+from turbo_vaed.export import Package
+from turbo_vaed.metrics import psnr_from_mse
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from turbo_vaed.models import TurboVaedDecoder
+
+PARITY_NAME = "parity.json"
+TIMEOUT_SECONDS = 1800.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How close a package's output is to PyTorch's, in float32."""
+
+    parity_psnr_db: float
+    """Over pixels of range 1, neither clamped, of the clip where they differ most."""
+    limit_db: float
+    clips: int
+    how: str
+    """What ran it: `runtime`, its own, in a process of its own; `mil-interpreter`, ours."""
+
+
+def verify(
+    package: Package,
+    decoder: TurboVaedDecoder,
+    latents: NDArray[np.float32],
+    *,
+    limit_db: float,
+) -> Parity:
+    """Run a package on latents (N, C, t, h, w) and compare it with the decoder.
+
+    Raises:
+        Fault: its video is further from PyTorch's than `limit_db`, not finite, or of another
+            shape; or it crashed.
+    """
+    import numpy as np
+    import torch
+
+    with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
+        stored = Path(scratch) / "latents.npy"
+        np.save(stored, latents)
+        decode(package, stored, out_folder=Path(scratch), timeout_seconds=TIMEOUT_SECONDS)
+        decoded, how = read_decoded(Path(scratch)), "runtime"
+        worst = float("inf")
+        for row in range(len(latents)):
+            one = slice(row, row + 1)
+            with torch.inference_mode():
+                expected = decoder(torch.from_numpy(latents[one]))
+            found = parity_psnr(torch.from_numpy(np.array(decoded[one])), expected)
+            worst = found if not found >= worst else worst  # NaN stays
+    parity = Parity(parity_psnr_db=worst, limit_db=limit_db, clips=len(latents), how=how)
+    if not worst >= limit_db:  # NaN is below every limit
+        raise Fault(
+            f"{package.target}: what the package puts out is {worst:.1f} dB from PyTorch, at least "
+            f"{limit_db:g} dB is asked (params.yaml: export.min_parity_db): the conversion computes "
+            "something else, or this precision is too coarse for this student; take another "
+            "precision, or look at the exporter"
+        )
+    return parity
+
+
+def parity_psnr(video: torch.Tensor, expected: torch.Tensor) -> float:
+    """dB between two float videos in [-1, 1], over pixels of range 1, neither clamped."""
+    return float(psnr_from_mse(((video.double() - expected.double()) / 2).square().mean()))
+
+
+def write_parities(parities: Mapping[str, Parity], folder: Path) -> None:
+    """Write `folder/parity.json`: a mapping of each package's name to its `Parity`."""
+    document = {name: asdict(parity) for name, parity in parities.items()}
+    text = json.dumps(document, indent=1, allow_nan=False)
+    (folder / PARITY_NAME).write_text(text + "\n", encoding="utf-8")
