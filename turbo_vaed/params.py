@@ -268,11 +268,31 @@ class UseCase:
     min_ssim: Share
     min_ms_ssim: Share
     min_worst_psnr: Positive
+    max_flicker: Positive
+    """Times the teacher's own `turbo_vaed.metrics.flicker`."""
+    min_detail_retention: Annotated[float, Field(gt=0)]
+    """Of the teacher's `turbo_vaed.metrics.detail`."""
+    min_fps: Positive
     max_cold_start_seconds: Positive
     max_peak_memory_mb: Positive
     max_package_mb: Positive
     max_latency_ratio: Positive
     needs_approval: bool
+    choose: Literal["fastest", "best"]
+    """Of the packages that pass: the fastest one, or the one of the best PSNR."""
+    because: Mapping[str, Annotated[str, Field(min_length=1)]]
+    """Why each limit is what it is; shown beside what was measured."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name.startswith(("min_", "max_"))
+        }
+        if missing := sorted(limits - set(self.because)):
+            raise ValueError(f"because: no reason for {', '.join(missing)}; say why in a sentence")
+        if unknown := sorted(set(self.because) - limits):
+            raise ValueError(f"because: {', '.join(unknown)}: no such limit")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

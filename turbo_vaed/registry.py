@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from turbo_vaed.errors import CorruptFile, GateRefused, UserError
-from turbo_vaed.gate import VERDICT_NAME, Verdict, read_verdict
+from turbo_vaed.gate import VERDICT_NAME, Result, Verdict, read_verdict
 from turbo_vaed.mlflow_runs import (
     experiment_id,
     log_values,
@@ -40,6 +40,7 @@ CANDIDATE: Alias = "candidate"
 PREVIOUS = "previous"
 
 _PACKAGE = "package"
+_APPROVED_SHA256 = "approved_package_sha256"
 _TAG_CHARACTERS = 4000
 
 
@@ -51,7 +52,7 @@ class RegisteredVersion:
     version: int
     mlflow_run_id: str
     package_sha256: str
-    verdict_result: Literal["passes", "fails"]
+    verdict_result: Result
     created: bool
     """False where the same package with the same verdict was registered before."""
 
@@ -153,11 +154,27 @@ def register(
     )
 
 
-def promote(*, tracking_uri: str, customer: str, version: int) -> Promotion:
+@dataclass(frozen=True, kw_only=True)
+class Approval:
+    """That a person answers for a version."""
+
+    by: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        for name in ("by", "reason"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name}: found nothing, expected who approves, and why")
+
+
+def promote(
+    *, tracking_uri: str, customer: str, version: int, approval: Approval | None = None
+) -> Promotion:
     """Make a version champion if, and only if, a passing verdict stands over exactly its bytes.
 
     A version that fails its gate, or that a person must approve first, becomes `candidate`, its
-    reasons a tag of the version. The old champion gets the alias `previous`.
+    reasons a tag of the version. The old champion gets the alias `previous`. An `approval` is
+    recorded with the version, for exactly its bytes: who, why and when.
 
     Raises:
         GateRefused: the package or the verdict is not what was registered, or is of something
@@ -168,6 +185,8 @@ def promote(*, tracking_uri: str, customer: str, version: int) -> Promotion:
     client = open_tracking(tracking_uri)
     with talking(tracking_uri):
         found = _get_version(client, name, version)
+        if approval is not None:
+            found = _approve(client, found, approval)
         reasons, altered = _examine(client, tracking_uri, found, customer)
         if altered:
             _leave_only(client, name, version, alias=None)
@@ -244,9 +263,22 @@ def _examine(
             if now != then:
                 altered.append(f"its {what} has sha256 {now}; {then} was registered")
     reasons = [check.reason for check in verdict.failed]
-    if verdict.needs_approval:
+    if verdict.needs_approval and version.tags.get(_APPROVED_SHA256) != sha256:
         reasons.append(f"use case {verdict.use_case} needs a person's approval")
     return reasons, altered
+
+
+def _approve(client: MlflowClient, version: ModelVersion, approval: Approval) -> ModelVersion:
+    """Record who answers for a version, for the bytes that were registered."""
+    said = {
+        "approved_by": approval.by,
+        "approved_because": approval.reason,
+        "approved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        _APPROVED_SHA256: version.tags.get("package_sha256", ""),
+    }
+    for key, value in said.items():
+        client.set_model_version_tag(version.name, str(version.version), key, value)
+    return client.get_model_version(version.name, str(version.version))
 
 
 def _alien(verdict: Verdict, customer: str, package_sha256: str) -> list[str]:

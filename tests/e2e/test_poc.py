@@ -25,10 +25,14 @@ TINY = {
         "steps": 4, "crop": 32, "batch_size": 2, "checkpoint_every": 2, "validate_every": 2,
     },
     "encode": {"tile": 32},
-    "gate": {"warmup": 1, "samples": 3},
+    "gate": {
+        "max_warmup": 1, "min_samples": 3, "max_samples": 3, "max_spread": 100.0,
+        "max_others_share": 1.0,
+    },
     "thresholds": {
         "min_psnr_retention": 0.1, "min_psnr": 5.0, "min_ssim": 0.0, "min_ms_ssim": 0.0,
-        "min_worst_psnr": 1.0, "max_cold_start_seconds": 300, "max_latency_ratio": 100,
+        "min_worst_psnr": 1.0, "max_flicker": 1e6, "min_detail_retention": 1e-9, "min_fps": 0.1,
+        "max_cold_start_seconds": 300, "max_latency_ratio": 100,
     },
 }  # fmt: skip
 

@@ -8,35 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.gate.made_up import evidence, use_case
 from turbo_vaed.errors import CorruptFile
-from turbo_vaed.gate import CHECK_NAMES, Evidence, judge, least_psnr_db, read_verdict, write_verdict
-from turbo_vaed.params import UseCase
+from turbo_vaed.gate import CHECK_NAMES, judge, least_psnr_db, read_verdict, write_verdict
 
-THRESHOLDS = UseCase(
-    min_psnr_retention=0.95,
-    min_psnr=22.0,
-    min_ssim=0.6,
-    min_ms_ssim=0.8,
-    min_worst_psnr=16.0,
-    max_cold_start_seconds=5.0,
-    max_peak_memory_mb=1500,
-    max_package_mb=40,
-    max_latency_ratio=1.0,
-    needs_approval=False,
-)
-GOOD = Evidence(
-    psnr_db=28.0,
-    ssim=0.8,
-    ms_ssim=0.9,
-    worst_psnr_db=20.0,
-    teacher_psnr_db=28.5,
-    parity_psnr_db=90.0,
-    cold_start_seconds=0.2,
-    peak_memory_bytes=400e6,
-    package_bytes=4e6,
-    latency_seconds=0.05,
-    teacher_latency_seconds=0.2,
-)
+THRESHOLDS = use_case()
+GOOD = evidence()
 CHECKED_BY = {
     "psnr_db": {"psnr", "psnr_retention"},
     "ssim": {"ssim"},
@@ -47,11 +24,22 @@ CHECKED_BY = {
     "cold_start_seconds": {"cold_start_seconds"},
     "peak_memory_bytes": {"peak_memory_mb"},
     "package_bytes": {"package_mb"},
-    "latency_seconds": {"latency_ratio"},
+    "flicker_ratio": {"flicker_ratio"},
+    "detail_retention": {"detail_retention"},
+    "frames": {"fps"},
+    "latency_seconds": {"latency_ratio", "fps"},
     "teacher_latency_seconds": {"latency_ratio"},
 }
-HIGHER_IS_BETTER = {"psnr_db", "ssim", "ms_ssim", "worst_psnr_db", "parity_psnr_db"}
-LOWER_IS_BETTER = {"cold_start_seconds", "peak_memory_bytes", "package_bytes", "latency_seconds"}
+HIGHER_IS_BETTER = {
+    "psnr_db", "ssim", "ms_ssim", "worst_psnr_db", "parity_psnr_db", "detail_retention"
+}  # fmt: skip
+LOWER_IS_BETTER = {
+    "flicker_ratio",
+    "cold_start_seconds",
+    "peak_memory_bytes",
+    "package_bytes",
+    "latency_seconds",
+}
 
 
 def verdict_of(evidence, thresholds=THRESHOLDS, min_parity_psnr=60.0):

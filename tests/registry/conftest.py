@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.gate.made_up import evidence, use_case
 from turbo_vaed.export.package import IoSpec, write_package
-from turbo_vaed.gate import Evidence, Verdict, judge, write_verdict
-from turbo_vaed.params import UseCase
+from turbo_vaed.gate import Verdict, judge, write_verdict
 
 Make = Callable[..., tuple[Path, Path]]
 
@@ -104,7 +104,7 @@ def make(tmp_path: Path) -> Make:
 
 def _verdict(customer: str, sha256: str, psnr_db: float, needs_approval: bool) -> Verdict:
     return judge(
-        Evidence(
+        evidence(
             psnr_db=psnr_db,
             ssim=0.9,
             ms_ssim=0.95,
@@ -119,16 +119,9 @@ def _verdict(customer: str, sha256: str, psnr_db: float, needs_approval: bool) -
         ),
         customer=customer,
         use_case="inspection",
-        thresholds=UseCase(
+        thresholds=use_case(
             min_psnr_retention=0.97,
             min_psnr=26.0,
-            min_ssim=0.75,
-            min_ms_ssim=0.9,
-            min_worst_psnr=20.0,
-            max_cold_start_seconds=5.0,
-            max_peak_memory_mb=1500,
-            max_package_mb=40,
-            max_latency_ratio=1.0,
             needs_approval=needs_approval,
         ),
         min_parity_psnr=60.0,

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.gate.made_up import evidence, use_case
 from turbo_vaed.costs import CostSummary, StageRow
-from turbo_vaed.gate import Evidence, judge
+from turbo_vaed.gate import judge
 from turbo_vaed.params import UseCase
 from turbo_vaed.report import ReportContext, collect
 from turbo_vaed.report.screenshot import QUIET_FLAGS, find_browser
@@ -27,18 +28,7 @@ from turbo_vaed.report.screenshot import QUIET_FLAGS, find_browser
 STARTED = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
 FINISHED = datetime(2026, 11, 22, 9, 41, 8, tzinfo=UTC)
 SHA = "3f9c2a71b04d" * 5 + "abcd"
-THRESHOLDS = UseCase(
-    min_psnr_retention=0.95,
-    min_psnr=22.0,
-    min_ssim=0.60,
-    min_ms_ssim=0.80,
-    min_worst_psnr=16.0,
-    max_cold_start_seconds=5.0,
-    max_peak_memory_mb=1500,
-    max_package_mb=40,
-    max_latency_ratio=1.0,
-    needs_approval=False,
-)
+THRESHOLDS = use_case()
 
 
 def moving(size: int, frames: int, seed: int) -> np.ndarray:
@@ -220,12 +210,13 @@ def build_work(
         "quality": both["student"],
     })  # fmt: skip
     verdict = judge(
-        Evidence(
+        evidence(
             psnr_db=both["student"]["psnr"]["mean"], ssim=0.84, ms_ssim=0.95,
             worst_psnr_db=both["student"]["psnr"]["worst"],
             teacher_psnr_db=both["teacher"]["psnr"]["mean"], parity_psnr_db=78.3,
             cold_start_seconds=0.34, peak_memory_bytes=312e6, package_bytes=4_310_220,
             latency_seconds=0.131, teacher_latency_seconds=0.310,
+            intervals={"latency_ratio": (0.41, 0.44)},
         ),
         customer=work.name, use_case="education", thresholds=thresholds, min_parity_psnr=60.0,
         package_sha256="9ac" + SHA[3:], data_sha256="da7a" + SHA[4:], git_revision="8c1d5e0f77",

@@ -31,7 +31,14 @@ def test_gate_keeps_the_frames_of_the_device(judged, files):
     assert frames.shape == (3, 5, 32, 32, 3)
     assert np.abs(frames - files.student_video(judged.poc)).max() <= 1
     names = {path.name for path in judged.poc.folder("gate").iterdir()}
-    assert names == {"frames.zarr", "measurement.json", "package", "verdict.json"}
+    assert names == {
+        "candidates",
+        "choice.json",
+        "frames.zarr",
+        "measurement.json",
+        "package",
+        "verdict.json",
+    }
 
 
 def test_verdict_is_of_these_bytes_and_measurements(judged, files):
@@ -61,8 +68,9 @@ def test_verdict_is_of_these_bytes_and_measurements(judged, files):
     assert measured["package_mb"] == package.size_bytes / 1e6
     assert measured["peak_memory_mb"] == measurement.peak_memory_bytes / 1e6
     assert measured["cold_start_seconds"] == measurement.cold_start_seconds
-    latencies = (measurement.latency_seconds, document["teacher_latency_seconds"])
-    assert [len(samples) for samples in latencies] == [3, 3]
+    latencies = (document["latency_seconds"], document["teacher_latency_seconds"])
+    assert [len(samples) for samples in latencies] == [6, 3]  # of two processes, and of one
+    assert [len(samples) for samples in measurement.seconds_by_process] == [3, 3]
     ratio = statistics.median(latencies[0]) / statistics.median(latencies[1])
     assert measured["latency_ratio"] == pytest.approx(ratio)
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from turbo_vaed.cli import cost
+from turbo_vaed.cli import cost, gate
 from turbo_vaed.cli.tables import Customer, Format, show
 from turbo_vaed.errors import CorruptFile, TurboVaedError, UserError
 from turbo_vaed.settings import ENVIRONMENT, Settings
@@ -30,7 +30,6 @@ app = typer.Typer(
 )
 customers = typer.Typer(no_args_is_help=True, help="Customers: who has videos, and for what use.")
 registry = typer.Typer(no_args_is_help=True, help="Versions of a customer's student.")
-gates = typer.Typer(no_args_is_help=True, help="Verdicts and what they rest on.")
 reports = typer.Typer(no_args_is_help=True, help="The HTML page of a run.")
 teachers = typer.Typer(no_args_is_help=True, help="The heavy video VAEs that students learn from.")
 distillations = typer.Typer(no_args_is_help=True, help="The training of a student.")
@@ -40,7 +39,7 @@ app.add_typer(distillations, name="distill")
 app.add_typer(nodes, name="node")
 app.add_typer(cost.app, name="cost")
 app.add_typer(registry, name="registry")
-app.add_typer(gates, name="gate")
+app.add_typer(gate.app, name="gate")
 app.add_typer(reports, name="report")
 app.add_typer(teachers, name="teacher")
 
@@ -167,40 +166,29 @@ def list_versions(customer: Customer, form: Format = "table") -> None:
 
 @registry.command("promote")
 def promote_version(
-    customer: Customer, version: Annotated[int, typer.Argument(help="of the customer's model")]
+    customer: Customer,
+    version: Annotated[int, typer.Argument(help="of the customer's model")],
+    approved_by: Annotated[
+        str, typer.Option(help="who answers for it, where the use case asks")
+    ] = "",
+    reason: Annotated[str, typer.Option(help="why they approve")] = "",
 ) -> None:
-    """Make a version champion, if a passing verdict stands over exactly its bytes."""
-    from turbo_vaed.errors import GateRefused
-    from turbo_vaed.registry import promote
+    """Make a version champion, if a passing verdict stands over exactly its bytes.
 
+    A use case that needs a person's approval also needs --approved-by and --reason; both are
+    recorded with the version, and hold for exactly these bytes.
+    """
+    from turbo_vaed.errors import GateRefused
+    from turbo_vaed.registry import Approval, promote
+
+    if bool(approved_by.strip()) != bool(reason.strip()):
+        raise UserError("--approved-by and --reason belong together: who approves, and why")
+    approval = Approval(by=approved_by.strip(), reason=reason.strip()) if approved_by else None
     uri = Settings.from_environment().mlflow_tracking_uri
-    outcome = promote(tracking_uri=uri, customer=customer, version=version)
+    outcome = promote(tracking_uri=uri, customer=customer, version=version, approval=approval)
     print(f"{outcome.name} version {outcome.version} is {outcome.alias}")
     if outcome.reasons:
         raise GateRefused("not champion: " + "; ".join(outcome.reasons))
-
-
-@gates.command("explain")
-def explain_gate(customer: Customer, form: Format = "table") -> None:
-    """The checks of a customer's last verdict: measured, limit, result, reason."""
-    from turbo_vaed.gate import read_verdict
-    from turbo_vaed.poc import Poc
-
-    path = Poc.load(Settings.from_environment().root, customer).folder("gate") / "verdict.json"
-    if not path.is_file():
-        raise UserError(f"no verdict yet for {customer}; run: turbo-vaed poc {customer}")
-    verdict = read_verdict(path)
-    rows = [
-        {
-            "check": check.name,
-            "measured": check.measured,
-            "limit": f"{'>=' if check.direction == 'min' else '<='} {check.limit:g} {check.unit}",
-            "passed": check.passed,
-            "reason": check.reason,
-        }
-        for check in verdict.checks
-    ]
-    show(rows, form, f"{customer}: {verdict.result} for {verdict.use_case}")
 
 
 @reports.command("open")

@@ -71,7 +71,9 @@ def measure(
     return _joined(found[-REPEATS:], plan, max_others_share)
 
 
-def decode(package: Package, latents_npy: Path, *, out_folder: Path, timeout_seconds: float) -> None:
+def decode(
+    package: Package, latents_npy: Path, *, out_folder: Path, timeout_seconds: float
+) -> None:
     """Decode latents into `out_folder/decoded.npy` as `measure` does, and time nothing.
 
     Raises:
@@ -85,13 +87,13 @@ def _once(
     package: Package, latents_npy: Path, plan: Plan, out_folder: Path, timeout_seconds: float
 ) -> Measurement:
     clips, reported = _run(package, latents_npy, plan, out_folder, timeout_seconds)
-    energy, samples = reported.pop("energy_joules", None), reported.get("latency_seconds") or [0]
+    energy, samples = reported.pop("energy_joules", None), reported.pop("latency_seconds", None)
     try:
         return Measurement.from_json(
             {
                 **reported,
-                "latency_seconds": [samples],
-                "energy_joules": None if energy is None else energy / len(samples),
+                "seconds_by_process": [samples],
+                "energy_joules": None if energy is None or not samples else energy / len(samples),
                 "device": "host",
                 "machine": machine(),
                 "runtime": _runtime(package),
@@ -144,7 +146,7 @@ def _joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) ->
     both: Mapping[str, Any] = {
         **asdict(runs[-1]),
         **{name: most(name) for name in names},
-        "latency_seconds": [seconds for run in runs for seconds in run.latency_seconds],
+        "seconds_by_process": [s for run in runs for s in run.seconds_by_process],
         "cold_start_seconds": statistics.median(run.cold_start_seconds for run in runs),
         "distrust": _why_not(runs, plan, max_others_share),
     }
@@ -159,12 +161,12 @@ def _why_not(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -
             f"other processes took {busy:.0%} of this machine meanwhile, at most "
             f"{max_others_share:.0%} is allowed: stop them and run the gate again"
         )
-    each = [interval_of_median(s, plan.confidence) for run in runs for s in run.latency_seconds]
+    each = [interval_of_median(s, plan.confidence) for run in runs for s in run.seconds_by_process]
     latency = together(each)
     if latency.spread > plan.max_spread:
         return (
             f"the median lies between {latency.low:.4g} and {latency.high:.4g} s in {len(runs)} "
-            f"processes, {latency.spread:.0%} of it apart; at most {plan.max_spread:.0%} is allowed: "
+            f"processes, {latency.spread:.0%} of it apart; {plan.max_spread:.0%} is allowed: "
             "measure on a quiet machine, or allow more samples"
         )
     if any(run.throttled for run in runs):
@@ -184,9 +186,14 @@ def open_package(folder: Path) -> Package:
         raise CorruptFile(f"{error}; run the export stage again") from error
 
 
+def runs_here(package: Package) -> bool:
+    """Whether this host has the package's runtime."""
+    return package.runtime in OPENERS
+
+
 def _runtime(package: Package) -> str:
     """What runs it, with its version."""
-    if package.runtime not in OPENERS:
+    if not runs_here(package):
         raise UserError(
             f"{package.target}: found a package that does not run on this host, "
             f"expected one for {' or '.join(OPENERS)}"

@@ -30,7 +30,7 @@ class Measurement:
     the repeats."""
     confidence: float
     """Of the interval of the median."""
-    latency_seconds: tuple[tuple[float, ...], ...]
+    seconds_by_process: tuple[tuple[float, ...], ...]
     """For each repeat, in a process of its own, one sample per run, on one clip of latents."""
     frames: int
     """Of video, per run."""
@@ -69,15 +69,15 @@ class Measurement:
         if not isinstance(self.confidence, float) or not 0 < self.confidence < 1:
             raise ValueError(f"confidence: found {self.confidence!r}, expected between 0 and 1")
         check_seconds("cold_start_seconds", (self.cold_start_seconds,))
-        if not self.latency_seconds:
-            raise ValueError("latency_seconds: found no repeat, expected at least one")
-        for seconds in self.latency_seconds:
-            check_seconds("latency_seconds", seconds)
+        if not self.seconds_by_process:
+            raise ValueError("seconds_by_process: found none, expected at least one")
+        for seconds in self.seconds_by_process:
+            check_seconds("seconds_by_process", seconds)
 
     @property
     def latency(self) -> Interval:
         """Of the median seconds per run, over all repeats; what no repeat allows is outside."""
-        return together([interval_of_median(s, self.confidence) for s in self.latency_seconds])
+        return together([interval_of_median(s, self.confidence) for s in self.seconds_by_process])
 
     @property
     def fps(self) -> float:
@@ -88,7 +88,8 @@ class Measurement:
         """A plain mapping that `json` takes; with the interval, for readers that are no Python."""
         latency = self.latency
         return asdict(self) | {
-            "latency_seconds": [list(seconds) for seconds in self.latency_seconds],
+            "seconds_by_process": [list(seconds) for seconds in self.seconds_by_process],
+            "latency_seconds": [s for seconds in self.seconds_by_process for s in seconds],
             "median_latency_seconds": latency.median,
             "latency_interval_seconds": [latency.low, latency.high],
         }
@@ -104,7 +105,7 @@ class Measurement:
         if missing := [name for name in names if name not in document]:
             raise ValueError(f"missing: {', '.join(missing)}")
         values = {name: document[name] for name in names}
-        values["latency_seconds"] = _as_repeats(values["latency_seconds"])
+        values["seconds_by_process"] = _as_repeats(values["seconds_by_process"])
         return cls(**values)
 
 
@@ -156,5 +157,5 @@ def check_seconds(name: str, values: tuple[float, ...]) -> None:
 
 def _as_repeats(found: object) -> tuple[tuple[float, ...], ...]:
     if not isinstance(found, list | tuple) or not all(isinstance(x, list | tuple) for x in found):
-        raise ValueError(f"latency_seconds: found {found!r}, expected lists of seconds")
+        raise ValueError(f"seconds_by_process: found {found!r}, expected lists of seconds")
     return tuple(tuple(x) for x in found)

@@ -130,7 +130,7 @@ def _rounded_weight(weight: Tensor) -> Tensor:
 
 
 def _convs(graph: fx.GraphModule) -> list[fx.Node]:
-    """The convolutions that may be int8: not the means of the norms, whose error is every pixel's."""
+    """The convolutions that may be int8: no means of norms, whose error is every pixel's."""
     return [
         node for node in graph.graph.nodes if node.target is _CONV and not _is_mean(_path(node))
     ]
@@ -175,4 +175,3 @@ def _convert(
     converted = convert_pt2e(prepared)
     assert isinstance(converted, fx.GraphModule)
     return converted
-

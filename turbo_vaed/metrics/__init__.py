@@ -5,8 +5,10 @@ from the frames themselves. Those that need weights or an extra are imported fro
 modules: `lpips`, `rfvd`, `vmaf`.
 """
 
+from turbo_vaed.metrics.detail import detail
 from turbo_vaed.metrics.flicker import flicker, flicker_steps
 from turbo_vaed.metrics.frames import frames_from_uint8, uint8_from_network
+from turbo_vaed.metrics.intervals import bootstrap
 from turbo_vaed.metrics.ms_ssim import ms_ssim, ms_ssim_scales
 from turbo_vaed.metrics.psnr import MAX_PSNR_DB, psnr, psnr_from_mse
 from turbo_vaed.metrics.ssim import ssim
@@ -24,7 +26,9 @@ __all__ = [
     "MAX_PSNR_DB",
     "QUALITY",
     "Summary",
+    "bootstrap",
     "clip_quality",
+    "detail",
     "flicker",
     "flicker_steps",
     "frames_from_uint8",

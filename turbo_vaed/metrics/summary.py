@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
+from turbo_vaed.metrics.detail import detail
 from turbo_vaed.metrics.flicker import flicker
 from turbo_vaed.metrics.frames import frames_from_uint8
 from turbo_vaed.metrics.ms_ssim import ms_ssim
@@ -25,6 +26,7 @@ QUALITY = ("psnr", "ssim", "ms_ssim")
 BETTER: Mapping[str, Direction] = {
     **dict.fromkeys(QUALITY, "higher"),
     "flicker": "lower",
+    "detail": "higher",
     "lpips": "lower",
     "rfvd": "lower",
     "vmaf": "higher",
@@ -66,7 +68,7 @@ def summarise(
 
 
 def clip_quality(video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, float]:
-    """PSNR (dB), SSIM and MS-SSIM of one clip (T, H, W, 3) uint8 against its reference.
+    """PSNR (dB), SSIM, MS-SSIM and detail of one clip (T, H, W, 3) uint8 against its reference.
 
     And its flicker, where there are two frames or more.
 
@@ -76,6 +78,7 @@ def clip_quality(video: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict
     frames, truth = frames_from_uint8(video), frames_from_uint8(reference)
     metrics = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim}
     quality = {name: float(metrics[name](frames, truth)) for name in QUALITY}
+    quality["detail"] = float(detail(frames, truth))
     if len(frames) > 1:
         quality["flicker"] = float(flicker(frames, truth))
     return quality

@@ -32,9 +32,13 @@ def tiles(context: ReportContext) -> list[Tile]:
             _latency(context), _memory(context), _dollars(context)]  # fmt: skip
 
 
+TONES = {"fails": "bad", "cannot tell": "warn", "passes": "good"}
+SIGNS = {"fails": "✗", "cannot tell": "?", "passes": "✓"}
+
+
 def _tone(context: ReportContext, check: str) -> str:
     found = words.check_named(context.verdict, check)
-    return "" if found is None else "good" if found["passed"] else "bad"
+    return "" if found is None else TONES[found["result"]]
 
 
 def _limit(check: Mapping[str, Any]) -> str:
@@ -184,7 +188,7 @@ def _reached(context: ReportContext) -> list[str]:
 
 
 def checks(context: ReportContext) -> list[dict[str, Any]]:
-    """The verdict's checks, the failed ones first."""
+    """The verdict's checks, the failed ones first, then those that are not certain."""
     rows = []
     for check in (context.verdict or {}).get("checks", ()):
         measured, limit = words.measured_and_limit(check["measured"], check["limit"], check["unit"])
@@ -193,10 +197,24 @@ def checks(context: ReportContext) -> list[dict[str, Any]]:
             "label": words.check_label(check["name"]),
             "measured": measured,
             "limit": f"{sign} {limit}",
-            "passed": check["passed"],
+            "result": check["result"],
+            "tone": TONES[check["result"]],
+            "sign": SIGNS[check["result"]],
+            "between": _between(check),
             "reason": check["reason"],
+            "because": check["because"],
         })  # fmt: skip
-    return sorted(rows, key=lambda row: row["passed"])
+    return sorted(rows, key=lambda row: list(TONES).index(row["result"]))
+
+
+def _between(check: Mapping[str, Any]) -> str:
+    if check["low"] is None:
+        return ""
+    low, high = (
+        words.measured_and_limit(check[end], check["limit"], check["unit"])[0]
+        for end in ("low", "high")
+    )
+    return f"{low} to {high}"
 
 
 def quality(context: ReportContext) -> dict[str, Any] | None:
@@ -211,10 +229,10 @@ def quality(context: ReportContext) -> dict[str, Any] | None:
     rows = []
     for key, name, digits, unit in (
         ("psnr", "PSNR", 2, " dB"), ("ssim", "SSIM", 4, ""), ("ms_ssim", "MS-SSIM", 4, ""),
-        ("flicker", "Flicker (less is better)", 4, ""),
+        ("detail", "Fine structure", 4, ""), ("flicker", "Flicker (less is better)", 4, ""),
     ):  # fmt: skip
         if not all(key in source for _, source in sources):
-            continue  # clips of one frame have no flicker
+            continue  # clips of one frame have no flicker, older runs no detail
         figures = [
             f"{source[key][which]:.{digits}f}{unit}"
             for which in ("mean", "worst")
@@ -235,6 +253,8 @@ def device(context: ReportContext) -> list[tuple[str, str]]:
     found = context.measurement
     if found is None:
         return []
+    if "latency_seconds" not in found:
+        return [("Device", f"{found['device']}: {found['machine']}"), ("Outcome", found["reason"])]
     samples = found["latency_seconds"]
     facts = [
         ("Device", f"{found['device']}: {found['machine']}"),

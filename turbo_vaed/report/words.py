@@ -19,7 +19,10 @@ CHECK_LABELS = {
     "ssim": "Mean SSIM",
     "ms_ssim": "Mean MS-SSIM",
     "worst_psnr": "PSNR of the worst clips",
+    "flicker_ratio": "Flicker over the teacher's",
+    "detail_retention": "Fine structure kept",
     "parity_psnr": "Package against PyTorch",
+    "fps": "Frames a second",
     "cold_start_seconds": "Cold start",
     "peak_memory_mb": "Peak memory",
     "package_mb": "Package size",
@@ -139,6 +142,8 @@ def badge(context: ReportContext) -> tuple[str, str]:
         return f"Failed at {context.failure.stage}", "bad"
     if context.verdict is None:
         return "No verdict", "warn"
+    if context.verdict["result"] == "cannot tell":
+        return "The gate cannot tell", "warn"
     if context.verdict["result"] != "passes":
         return "Fails the gate", "bad"
     if context.verdict["needs_approval"]:
@@ -180,5 +185,12 @@ def _kept(context: ReportContext) -> str | None:
 
 
 def _failed_checks(verdict: Mapping[str, Any]) -> str:
-    failed = sum(not check["passed"] for check in verdict["checks"])
-    return f"{failed} of {len(verdict['checks'])} checks {'fails' if failed == 1 else 'fail'}"
+    results = [check["result"] for check in verdict["checks"]]
+    failed, unsure = results.count("fails"), results.count("cannot tell")
+    said = []
+    if failed:
+        said.append(f"{failed} of {len(results)} checks {'fails' if failed == 1 else 'fail'}")
+    if unsure:
+        said.append(f"of {unsure if failed else f'{unsure} of {len(results)} checks'} the gate "
+                    "cannot tell")  # fmt: skip
+    return " and ".join(said)

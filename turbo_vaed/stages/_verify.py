@@ -72,8 +72,8 @@ def verify(
     if not worst >= limit_db:  # NaN is below every limit
         raise Fault(
             f"{package.target}: what the package puts out is {worst:.1f} dB from PyTorch, at least "
-            f"{limit_db:g} dB is asked (params.yaml: export.min_parity_db): the conversion computes "
-            "something else, or this precision is too coarse for this student; take another "
+            f"{limit_db:g} dB is asked (params.yaml: export.min_parity_db): the conversion "
+            "computes something else, or this precision is too coarse for this student; take another "
             "precision, or look at the exporter"
         )
     return parity

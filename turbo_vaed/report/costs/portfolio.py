@@ -13,6 +13,7 @@ from turbo_vaed.report.costs import said
 from turbo_vaed.report.costs.facts import Gathered, History, Known
 from turbo_vaed.report.costs.forms import json_document
 from turbo_vaed.report.costs.page import charts, head
+from turbo_vaed.report.tables import TONES
 from turbo_vaed.report.templating import rendered
 
 Champions = Mapping[str, int | str]
@@ -122,7 +123,7 @@ def _row(account: Account, known: Known, champion: int | str) -> dict[str, str]:
     text, tone, judged = said.UNKNOWN, "", ""
     if isinstance(verdict, Verdict):
         failed = len(verdict.failed)
-        text, tone = ("passes", "good") if verdict.result == "passes" else ("fails", "bad")
+        text, tone = verdict.result, TONES[verdict.result]
         judged = verdict.created[:10]
         judged += f", {failed} of {len(verdict.checks)} checks" if failed else ""
     return {

@@ -1,0 +1,123 @@
+"""`turbo-vaed gate …`: what the gate found, and what to change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from turbo_vaed.cli.tables import Format, show
+from turbo_vaed.errors import GateRefused, UserError
+from turbo_vaed.settings import Settings
+
+if TYPE_CHECKING:
+    from turbo_vaed.gate import RunFacts
+    from turbo_vaed.poc import Poc
+
+app = typer.Typer(no_args_is_help=True, help="The gate: verdicts, and what to change to pass.")
+
+
+@app.callback()
+def _gate() -> None:
+    """A group of its own, however few its commands are."""
+
+
+@app.command("explain")
+def explain(
+    run: Annotated[str, typer.Argument(help="a customer, or the id of its last run")],
+    form: Format = "table",
+) -> None:
+    """Every check of the last verdict, and what to change where one does not pass.
+
+    Ends with 0 where all pass, else with 1. For example: turbo-vaed gate explain demo
+    """
+    from turbo_vaed.gate import advise, read_verdict
+
+    poc = _poc_of(Settings.from_environment().root, run)
+    path = poc.folder("gate") / "verdict.json"
+    if not path.is_file():
+        raise UserError(f"no verdict yet for {poc.customer}; run: turbo-vaed poc {poc.customer}")
+    verdict = read_verdict(path)
+    advice = advise(verdict, _facts(poc))
+    if form == "json":
+        print(json.dumps(verdict.to_json() | {"advice": advice}))
+    else:
+        rows = [
+            {
+                "check": check.name,
+                "result": check.result,
+                "measured": "—" if check.measured is None else f"{check.measured:.4g}",
+                "between": "" if check.low is None else f"{check.low:.4g} to {check.high:.4g}",
+                "limit": f"{'≥' if check.direction == 'min' else '≤'} {check.limit:g} {check.unit}",
+                "because": check.because,
+            }
+            for check in verdict.checks
+        ]
+        title = f"{poc.customer}: {verdict.target} {verdict.result} for {verdict.use_case}"
+        show(rows, form, title)
+        for name, text in advice.items():
+            print(f"{name}: {text}")
+        if verdict.needs_approval:
+            print(f"{verdict.use_case} also needs a person's approval: "
+                  f"turbo-vaed registry promote {poc.customer} VERSION --approved-by NAME "
+                  "--reason WHY")  # fmt: skip
+    if verdict.result != "passes":
+        count = len(verdict.failed)
+        raise GateRefused(f"{count} of {len(verdict.checks)} checks did not pass")
+
+
+def _poc_of(root: Path, run: str) -> Poc:
+    """The customer of that name, or whose last run has that id.
+
+    Raises:
+        UserError: there is neither.
+    """
+    from turbo_vaed import params
+    from turbo_vaed.poc import Poc
+
+    document = params.read_yaml(root / "params.yaml")
+    if run in document.get("customers", {}):
+        return Poc.load(root, run)
+    for path in sorted((root / "work").glob("*/run.json")):
+        if json.loads(path.read_text(encoding="utf-8")).get("run_id") == run:
+            return Poc.load(root, path.parent.name)
+    raise UserError(
+        f"{run!r} is neither a customer in params.yaml nor the id of a customer's last run; "
+        "turbo-vaed customer list has the customers"
+    )
+
+
+def _facts(poc: Poc) -> RunFacts:
+    from turbo_vaed.export import all_targets
+    from turbo_vaed.gate import RunFacts
+
+    history = _read(poc.folder("distill") / "history.json")
+    parities = _read(poc.folder("export") / "parity.json")
+    evaluation = _read(poc.folder("evaluate") / "evaluation.json")
+    return RunFacts(
+        steps=history.get("steps_done"),
+        db_per_doubling=_second_half([s for s in history.get("steps", []) if "val_psnr" in s]),
+        student=poc.params.distill.student,
+        test_clips=len(evaluation["clips"]) if evaluation else None,
+        targets=poc.params.export.targets,
+        parities_db={name: found["parity_psnr_db"] for name, found in parities.items()},
+        all_targets=all_targets(),
+    )
+
+
+def _second_half(validations: list[dict[str, Any]]) -> float | None:
+    """dB between the validation in the middle and the best one."""
+    if len(validations) < 3:
+        return None
+    last = validations[-1]["step"]
+    half = min(validations, key=lambda v: abs(v["step"] - last / 2))
+    return float(max(v["val_psnr"] for v in validations) - half["val_psnr"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document

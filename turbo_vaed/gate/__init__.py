@@ -1,0 +1,33 @@
+"""The gate: what was measured of a package, judged, and the choice among several."""
+
+from turbo_vaed.gate.advice import RunFacts, advise
+from turbo_vaed.gate.choice import Candidate, Choice, choose
+from turbo_vaed.gate.judge import BYTES_PER_MB, Evidence, judge, least_psnr_db
+from turbo_vaed.gate.verdict import (
+    CHECK_NAMES,
+    VERDICT_NAME,
+    Check,
+    Result,
+    Verdict,
+    read_verdict,
+    write_verdict,
+)
+
+__all__ = [
+    "BYTES_PER_MB",
+    "CHECK_NAMES",
+    "VERDICT_NAME",
+    "Candidate",
+    "Check",
+    "Choice",
+    "Evidence",
+    "Result",
+    "RunFacts",
+    "Verdict",
+    "advise",
+    "choose",
+    "judge",
+    "least_psnr_db",
+    "read_verdict",
+    "write_verdict",
+]

@@ -1,0 +1,112 @@
+"""What to change so that a package passes: per check that does not, from the run's own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from turbo_vaed.gate.verdict import Check, Verdict
+
+_QUALITY = ("psnr_retention", "psnr", "ssim", "ms_ssim", "worst_psnr", "detail_retention")
+_SPEED = ("fps", "latency_ratio")
+_FLAT_DB = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the advice is drawn from; None and empty where a run does not tell."""
+
+    steps: int | None
+    """That the student was trained for."""
+    db_per_doubling: float | None
+    """PSNR on the validation clips that the second half of the steps brought."""
+    student: str
+    """Its preset, or `auto`."""
+    test_clips: int | None
+    targets: Sequence[str]
+    """Of `export.targets`."""
+    parities_db: Mapping[str, float]
+    """By package: its output against PyTorch's."""
+    all_targets: Sequence[str]
+    """That there are."""
+
+
+def advise(verdict: Verdict, facts: RunFacts) -> dict[str, str]:
+    """By the name of each check that did not pass, what would change it."""
+    return {check.name: _advice(check, verdict, facts) for check in verdict.failed}
+
+
+def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
+    if check.result == "cannot tell":
+        return _certainty(check, facts)
+    if check.measured is None:
+        return (
+            "the package did not run to its end: look at the reason, export it again, or leave "
+            f"{verdict.target} out of export.targets"
+        )
+    if check.name in _QUALITY:
+        return _better(check, facts)
+    if check.name in _SPEED:
+        return _faster(check, facts)
+    return {
+        "flicker_ratio": "more steps, or a perceptual loss over frames: distill.perceptual: "
+        "gradient; flicker between chunks is told by the report's training section",
+        "parity_psnr": "a finer precision: fp32 instead of "
+        f"{verdict.target.partition('/')[2]} in export.targets; or a higher "
+        "export.min_parity_db.int8, which leaves more layers in float",
+        "cold_start_seconds": "a smaller package loads faster: int8 or fp16 in export.targets, or "
+        "a smaller student (distill.student_fraction)",
+        "peak_memory_mb": "clips of fewer frames or pixels (clip.frames, clip.size, or a shape of "
+        "the device), decoded in windows: docs/on-device.md",
+        "package_mb": f"{_times(check)} too large: int8 has a quarter and fp16 half of fp32's size "
+        "(export.targets); else a smaller student (distill.student_fraction)",
+    }[check.name]
+
+
+def _certainty(check: Check, facts: RunFacts) -> str:
+    if check.measured is None:
+        return "it was not measured: use a device that tells it"
+    if check.low is None or check.name in (*_SPEED, "cold_start_seconds"):
+        return "measure again on a quiet machine, or raise gate.max_samples"
+    clips = "" if facts.test_clips is None else f" than {facts.test_clips}"
+    return (
+        f"more test clips{clips} (clip.clips_per_video, more videos, or a smaller "
+        "clip.train_share) narrow the interval, as their root; or a better student clears it"
+    )
+
+
+def _better(check: Check, facts: RunFacts) -> str:
+    assert check.margin is not None
+    said = f"{abs(check.margin):.3g} {check.unit} short".replace(" share", "")
+    if check.name in ("psnr", "worst_psnr") and facts.db_per_doubling and facts.steps:
+        gain = facts.db_per_doubling
+        if gain > _FLAT_DB:
+            doublings = -check.margin / gain
+            if doublings <= 3:
+                steps = round(facts.steps * 2**doublings, -2)
+                return (
+                    f"{said}; the second half of {facts.steps} steps brought {gain:.2f} dB, so "
+                    f"about {steps:,.0f} steps (distill.steps) would do"
+                )
+            return (
+                f"{said}, and twice the steps bring only {gain:.2f} dB: a larger student "
+                "(distill.student, distill.student_fraction), or a better teacher"
+            )
+    return (
+        f"{said}: more steps (distill.steps), a larger student (now {facts.student}), or a loss "
+        "that asks for it (distill.perceptual)"
+    )
+
+
+def _faster(check: Check, facts: RunFacts) -> str:
+    others = [name for name in facts.all_targets if name not in facts.targets and "int8" in name]
+    hint = f"{_times(check)} too slow: "
+    if others:
+        return f"{hint}add {others[0]} to export.targets; else a smaller student"
+    return f"{hint}a smaller student (distill.student_fraction), or fewer pixels (clip.size)"
+
+
+def _times(check: Check) -> str:
+    assert check.measured is not None
+    low, high = sorted((check.measured, check.limit))
+    return f"{high / low:.1f} times" if low > 0 else "far"

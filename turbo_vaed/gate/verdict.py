@@ -1,0 +1,178 @@
+"""A verdict: every check of one package, and exactly which package, data and code it is about."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+from uuid import uuid4
+
+from turbo_vaed.errors import CorruptFile
+
+VERDICT_NAME = "verdict.json"
+Result = Literal["passes", "fails", "cannot tell"]
+CHECK_NAMES = (
+    "psnr_retention", "psnr", "ssim", "ms_ssim", "worst_psnr", "flicker_ratio",
+    "detail_retention", "parity_psnr", "fps", "cold_start_seconds", "peak_memory_mb",
+    "package_mb", "latency_ratio",
+)  # fmt: skip
+"""Every check that a verdict holds, in order."""
+_FORMAT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One measured value, its limit and what came of it."""
+
+    name: str
+    measured: float | None
+    """None where there is no usable measurement; then the check has not passed."""
+    low: float | None
+    high: float | None
+    """Between which values the measured one lies; None where it is exact, as a size."""
+    limit: float
+    direction: Literal["min", "max"]
+    """Whether the limit is the least or the most that is allowed; the limit itself passes."""
+    unit: str
+    result: Result
+    reason: str
+    """One sentence for a person."""
+    because: str
+    """Why the limit is what it is."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it passes, beyond doubt."""
+        return self.result == "passes"
+
+    @property
+    def margin(self) -> float | None:
+        """How far the measured value is on the right side of its limit, in the check's unit;
+        below 0 on the wrong one."""
+        if self.measured is None:
+            return None
+        over = self.measured - self.limit
+        return over if self.direction == "min" else -over
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Every check of one package, and exactly which package, data and code it is about."""
+
+    customer: str
+    use_case: str
+    result: Result
+    checks: tuple[Check, ...]
+    needs_approval: bool
+    """Whether a person must agree to a promotion even where the result is `passes`."""
+    package_sha256: str
+    data_sha256: str
+    git_revision: str
+    created: str
+    """ISO 8601, UTC."""
+    confidence: float
+    """Of the intervals."""
+    target: str
+    """The runtime and the precision of the package."""
+    device: str
+    """What measured it."""
+    format: int = _FORMAT
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that did not pass: failed, or not certain."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain mapping that `json` takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The verdict that `to_json` gave.
+
+        Raises:
+            ValueError: keys are missing or unknown, it is of another format, or it contradicts
+                itself: the result does not follow from the checks, or a check's from its value.
+        """
+        if document.get("format") != _FORMAT:
+            raise ValueError(
+                f"found format {document.get('format')!r}, expected {_FORMAT}: an older version "
+                "wrote it"
+            )
+        try:
+            checks = tuple(Check(**check) for check in document["checks"])
+            verdict = cls(**{**document, "checks": checks})
+            lying = [check.name for check in checks if not _follows(check)]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a verdict: {error}") from error
+        if lying:
+            raise ValueError(f"the result of {', '.join(lying)} does not follow from its value")
+        names = tuple(check.name for check in checks)
+        if names != CHECK_NAMES:
+            raise ValueError(f"checks are {', '.join(names)}; expected {', '.join(CHECK_NAMES)}")
+        if verdict.result != result_of(checks):
+            raise ValueError(f"result is {verdict.result!r}, its checks say {result_of(checks)!r}")
+        return verdict
+
+
+def judged(
+    value: float, low: float | None, high: float | None, limit: float, direction: str
+) -> Result:
+    """What the interval says, or the value where it is exact."""
+    ends = [value if low is None else low, value if high is None else high]
+    right = [end >= limit if direction == "min" else end <= limit for end in ends]
+    return "passes" if all(right) else "cannot tell" if any(right) else "fails"
+
+
+def _follows(check: Check) -> bool:
+    """Whether a check's result can be that of its value; a doubt may have other reasons."""
+    if check.result == "cannot tell":
+        return True
+    if check.measured is None:
+        return check.result == "fails"
+    found = judged(check.measured, check.low, check.high, check.limit, check.direction)
+    return check.result == found
+
+
+def result_of(checks: tuple[Check, ...]) -> Result:
+    found = {check.result for check in checks}
+    if not found or "fails" in found:
+        return "fails"
+    return "cannot tell" if "cannot tell" in found else "passes"
+
+
+def write_verdict(verdict: Verdict, folder: Path) -> Path:
+    """Write `folder/verdict.json`, in full or not at all."""
+    path = folder / VERDICT_NAME
+    temporary = folder / f".{VERDICT_NAME}.{uuid4().hex}"
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            json.dump(verdict.to_json(), stream, indent=1, allow_nan=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        return temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_verdict(path: Path) -> Verdict:
+    """The verdict in a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CorruptFile: it is cut short, altered, or contradicts itself.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError(f"found {type(document).__name__}, expected a mapping")
+        return Verdict.from_json(document)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise CorruptFile(
+            f"{path} is not a whole verdict ({error}); run the gate stage again"
+        ) from error

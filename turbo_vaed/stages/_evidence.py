@@ -1,0 +1,114 @@
+"""Measurements and frames -> what the gate judges, with the interval of each figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from turbo_vaed.devices import Failed, Interval, Measurement
+from turbo_vaed.devices.timing import interval_of_median
+from turbo_vaed.export import Package
+from turbo_vaed.gate import Evidence
+from turbo_vaed.stages._shown import Shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+LEAST_FLICKER = 0.001
+"""Of the teacher: a quarter of an 8-bit step, below which nobody sees any, counts as so much."""
+_TIMED = ("fps", "latency_ratio", "cold_start_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """What the package is compared with: the teacher's decoder, seconds per clip."""
+
+    seconds: tuple[float, ...]
+
+
+def evidence_of(
+    package: Package,
+    found: Measurement | Failed,
+    teacher: Timed,
+    shown: Shown,
+    evaluation: Mapping[str, Any],
+    confidence: float,
+) -> Evidence:
+    """All that is known of a package. Intervals are those of `confidence`."""
+    figures, intervals = _quality(shown, evaluation, confidence)
+    timed = found if isinstance(found, Measurement) else None
+    distrust = timed.distrust if timed else ""
+    by = interval_of_median(teacher.seconds, confidence)
+    if timed is not None:
+        intervals |= _times(timed, by)
+    broken = found.reason if isinstance(found, Failed) else ""
+    if timed is not None and shown.quality is None:
+        broken = "the package put out NaN or infinity"
+    return Evidence(
+        psnr_db=figures.get("psnr"),
+        ssim=figures.get("ssim"),
+        ms_ssim=figures.get("ms_ssim"),
+        worst_psnr_db=figures.get("worst_psnr"),
+        teacher_psnr_db=evaluation["teacher"]["psnr"]["mean"],
+        flicker_ratio=figures.get("flicker_ratio"),
+        detail_retention=figures.get("detail_retention"),
+        parity_psnr_db=shown.parity_psnr_db,
+        cold_start_seconds=timed.cold_start_seconds if timed else None,
+        peak_memory_bytes=timed.peak_memory_bytes if timed else None,
+        package_bytes=package.size_bytes,
+        latency_seconds=timed.latency.median if timed else None,
+        teacher_latency_seconds=by.median,
+        frames=timed.frames if timed else None,
+        intervals=intervals,
+        confidence=confidence,
+        unknown=dict.fromkeys(_TIMED, distrust) if distrust else {},
+        broken=broken,
+    )
+
+
+def _times(timed: Measurement, by: Interval) -> dict[str, tuple[float, float]]:
+    own = timed.latency
+    return {
+        "fps": (timed.frames / own.high, timed.frames / own.low),
+        "latency_ratio": (own.low / by.high, own.high / by.low),
+    }
+
+
+def _quality(
+    shown: Shown, evaluation: Mapping[str, Any], confidence: float
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Figures of the frames by check, and their intervals over the clips."""
+    if shown.quality is None:
+        return {}, {}
+    import numpy as np
+
+    from turbo_vaed.metrics import bootstrap, summarise
+
+    rows = evaluation["clips"]
+    own = {name: np.array([clip[name] for clip in shown.clips]) for name in shown.clips[0]}
+    teacher = {name: np.array([row["teacher"][name] for row in rows]) for name in own}
+    worst_share = evaluation["worst_share"]
+
+    def mean(values: NDArray[np.float64], at: NDArray[np.intp]) -> float:
+        return float(values[at].mean())
+
+    def ratio(name: str, least: float = 0.0) -> Callable[[NDArray[np.intp]], float]:
+        # Of the means, over the same clips: an easy clip is easy for both.
+        return lambda at: mean(own[name], at) / max(mean(teacher[name], at), least)
+
+    statistic: dict[str, Callable[[NDArray[np.intp]], float]] = {
+        "psnr_retention": ratio("psnr"),
+        "psnr": lambda at: mean(own["psnr"], at),
+        "ssim": lambda at: mean(own["ssim"], at),
+        "ms_ssim": lambda at: mean(own["ms_ssim"], at),
+        "worst_psnr": lambda at: summarise(own["psnr"][at].tolist(), worst_share).worst,
+        "detail_retention": ratio("detail"),
+    }
+    if "flicker" in own:
+        statistic["flicker_ratio"] = ratio("flicker", LEAST_FLICKER)
+    everything = np.arange(len(rows))
+    videos = [row["path"] for row in rows]
+    figures = {name: of(everything) for name, of in statistic.items()}
+    return figures, {name: bootstrap(of, videos, confidence) for name, of in statistic.items()}
