@@ -217,7 +217,7 @@ def _check(
     unknown = evidence.unknown.get(rule.name, "")
     if value is None:
         low = high = None
-        result: Result = "fails" if evidence.broken or measured is not None else "cannot tell"
+        result: Result = "fails" if evidence.broken else "cannot tell"
         reason = f"{rule.what}: {evidence.broken or unknown or 'not measured'}; {allowed}"
     elif unknown:
         result = "cannot tell"

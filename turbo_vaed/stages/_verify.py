@@ -73,8 +73,8 @@ def verify(
         raise Fault(
             f"{package.target}: what the package puts out is {worst:.1f} dB from PyTorch, at least "
             f"{limit_db:g} dB is asked (params.yaml: export.min_parity_db): the conversion "
-            "computes something else, or this precision is too coarse for this student; take another "
-            "precision, or look at the exporter"
+            "computes something else, or this precision is too coarse for this student; take "
+            "another precision, or look at the exporter"
         )
     return parity
 
