@@ -93,6 +93,23 @@ def test_a_smaller_precision_is_a_smaller_file(packages: dict[str, Package]) -> 
     assert size["int8"] < 0.4 * size["fp32"]
 
 
+def test_int8_leaves_alone_what_all_of_the_picture_passes_through(
+    packages: dict[str, Package],
+) -> None:
+    """By the type of every convolution's weights, and the layer in its output's name."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(packages["int8"].program_path))
+    tensors = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
+    types: dict[bool, set[str]] = {True: set(), False: set()}
+    for operation in interpreter._get_ops_details():
+        if "CONV" in operation["op_name"]:
+            layer = tensors[operation["outputs"][0]]["name"]
+            is_kept = any(part in layer for part in ("Norm", "conv_out", "upsampler2d"))
+            types[is_kept].add(tensors[operation["inputs"][1]]["dtype"].__name__)
+    assert types == {True: {"float32"}, False: {"int8"}}
+
+
 def test_the_package_says_who_made_it(packages: dict[str, Package]) -> None:
     package = load_package(packages["fp32"].folder)
     assert package.target == "litert/fp32"
