@@ -17,12 +17,14 @@ from turbo_vaed import mlflow_runs, registry
 from turbo_vaed.costs import Ledger, allowance, require_allowance, summarise
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.errors import BudgetRefused, UserError
+from turbo_vaed.export import RUNTIMES
 from turbo_vaed.poc import Poc
 from turbo_vaed.report import Failure, Registration, collect, write_report
 from turbo_vaed.report.roi_facts import cost_of_poc
 from turbo_vaed.report.words import headline
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.estimates import estimate_run
+from turbo_vaed.stages.export import further_shapes, wanted
 from turbo_vaed.stages.fit import student_config
 from turbo_vaed.stages.prices import limits_of, price_in_words, price_of
 from turbo_vaed.stages.storage import book_storage
@@ -84,7 +86,7 @@ def preflight(settings: Settings, customer: str) -> Poc:
     """What must hold before anything is computed or paid.
 
     Raises:
-        UserError: params that are not valid, no folder of videos.
+        UserError: params that are not valid, no folder of videos, an exporter not installed.
         BudgetRefused: this machine's price is unknown.
         Unreachable: the ledger or MLflow does not answer.
     """
@@ -94,7 +96,9 @@ def preflight(settings: Settings, customer: str) -> Poc:
             f"customers.{customer}.source: no folder {poc.source}"
             + ("; make setup fetches the demo videos" if customer == "demo" else "")
         )
-    student_config(poc)
+    further_shapes(poc, student_config(poc))
+    for target in wanted(poc):
+        RUNTIMES[target.runtime].check()
     price_of(poc.params, settings, "gate")
     Ledger.open(settings.ledger_url).close()
     mlflow_runs.open_tracking(settings.mlflow_tracking_uri)

@@ -254,4 +254,5 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(call):
         "found": "none in data/demo",
         "to_do": "make setup",
     }
+    assert rows["LiteRT converter"]["found"] == "litert-torch 0.10.0"
     assert code == 3

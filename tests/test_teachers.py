@@ -1,4 +1,4 @@
-"""`turbo-vaed teacher show`; tests/models/teachers/test_hub.py has the verbs that ask the hub."""
+"""`turbo-vaed teacher show` and `encode`; what asks the hub: tests/models/teachers/test_hub.py."""
 
 from __future__ import annotations
 
@@ -6,15 +6,59 @@ import json
 import sys
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
+import torch
 
 from turbo_vaed import cli
 from turbo_vaed.errors import UserError
 from turbo_vaed.models import DecoderConfig
 from turbo_vaed.models.sizing import count_parameters
+from turbo_vaed.models.teachers import load_teacher
 from turbo_vaed.teachers import fetch
 
 TEACHER = Path(__file__).parents[1] / "assets/teachers/tiny-ltx"
+
+
+def test_encode_writes_the_latents_of_the_middle(
+    monkeypatch, capsys, tmp_path, tiny_teacher, make_video
+) -> None:
+    """Those that the teacher makes of the first frames, as PyAV reads them."""
+    video = make_video(tmp_path / "v.mp4", frames=12, width=160, height=144)
+    out = tmp_path / "latents.npy"
+    verb = ["turbo-vaed", "teacher", "encode", str(tiny_teacher), str(video), str(out)]
+    options = ["--family", "ltx-video", "--frames", "9", "--size", "32"]
+    monkeypatch.setattr(sys, "argv", [*verb, *options])
+    assert cli.main() == 0
+    assert "float32 (8, 3, 4, 4)" in capsys.readouterr().out
+    with av.open(str(video)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][:9]
+    square = np.stack(frames)[:, 56:88, 64:96]
+    clip = torch.from_numpy(square).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    expected = load_teacher("ltx-video", tiny_teacher).encode(clip)[0].numpy()
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("9", "256"), "v.mp4: found 160x144 pixels, --size asks for 256x256"),
+        (("13", "32"), "v.mp4: found 12 frames, --frames asks for 13"),
+        (("10", "32"), "v.mp4: video: found 10 frames, allowed"),
+    ],
+)
+def test_encode_refuses_a_video_that_does_not_fit(
+    monkeypatch, capsys, tmp_path, tiny_teacher, make_video, options, message
+) -> None:
+    video = make_video(tmp_path / "v.mp4", frames=12, width=160, height=144)
+    verb = ["turbo-vaed", "teacher", "encode", str(tiny_teacher), str(video), str(tmp_path / "o")]
+    frames, size = options
+    arguments = ["--family", "ltx-video", "--frames", frames, "--size", size]
+    monkeypatch.setattr(sys, "argv", [*verb, *arguments])
+    assert cli.main() == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "o.npy").exists()
 
 
 @pytest.fixture

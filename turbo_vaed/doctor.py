@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from turbo_vaed.errors import TurboVaedError
+from turbo_vaed.errors import TurboVaedError, UserError
+from turbo_vaed.export.litert import converter_versions
 from turbo_vaed.settings import Settings
 
 LIBRARIES = (
     "torch", "ray", "prefect", "dvc", "mlflow", "great-expectations", "diffusers", "executorch",
-    "av", "zarr", "sqlalchemy", "boto3",
+    "ai-edge-litert", "av", "zarr", "sqlalchemy", "boto3",
 )  # fmt: skip
 
 
@@ -24,6 +25,7 @@ def examine(settings: Settings) -> list[dict[str, Any]]:
             rows.append(_row(name, "ok", importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
             rows.append(_row(name, "missing", "not installed", "make setup"))
+    rows.append(_litert_row())
     browser = next(
         (b for b in ("chromium", "chromium-browser", "google-chrome") if _which(b)), None
     )
@@ -42,6 +44,14 @@ def examine(settings: Settings) -> list[dict[str, Any]]:
     rows.append(_reach("ledger", settings.ledger_url, lambda: _open_ledger(settings)))
     rows.append(_reach("mlflow", settings.mlflow_tracking_uri, lambda: _open_mlflow(settings)))
     return rows
+
+
+def _litert_row() -> dict[str, Any]:
+    try:
+        versions = converter_versions()
+    except UserError:
+        return _row("LiteRT converter", "optional", "none", "only litert targets: make litert")
+    return _row("LiteRT converter", "ok", f"litert-torch {versions['litert-torch']}")
 
 
 def _which(program: str) -> bool:

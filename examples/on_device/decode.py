@@ -99,11 +99,12 @@ def decode(
 
 def write_mp4(path: Path, pieces: Iterator[np.ndarray], fps: Fraction, total: int) -> None:
     """H.264, 4:2:0, BT.709; says on stderr how far it is."""
-    start, done = time.perf_counter(), 0
+    done = 0
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
         for piece in pieces:
             if not done:
+                start, first = time.perf_counter(), len(piece)  # the program is loaded by now
                 stream.height, stream.width = piece.shape[1:3]
                 stream.pix_fmt, stream.options = "yuv420p", {"crf": "16"}
                 stream.codec_context.colorspace = 1  # BT.709, and so are the next two
@@ -113,7 +114,7 @@ def write_mp4(path: Path, pieces: Iterator[np.ndarray], fps: Fraction, total: in
                 frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
                 container.mux(stream.encode(frame))
             done += len(piece)
-            pace = done / (time.perf_counter() - start)
+            pace = (done - first) / (time.perf_counter() - start)
             print(f"\r{done}/{total} frames, {pace:.1f} a second", end="", file=sys.stderr)
         container.mux(stream.encode(None))
     print(file=sys.stderr)

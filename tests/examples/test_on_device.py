@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
@@ -150,6 +151,19 @@ def test_it_writes_an_mp4(decoder: TurboVaedDecoder, package: Package, tmp_path:
     assert np.abs(found - wanted).mean(axis=(1, 2, 3)).max() < 4, "of 255, in every frame"
     assert np.abs(wanted[:-1] - wanted[1:]).mean() > 1, "frames are not all the same"
     assert wanted.mean(axis=(0, 1, 2)).std() > 4, "nor are the colours"
+
+
+def test_the_mp4_keeps_colours(runner: ModuleType, tmp_path: Path) -> None:
+    """Flat pictures of strong colours, read back by the matrix that the file names."""
+    colours = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (128, 128, 128)]
+    pieces = [np.full((1, 32, 48, 3), colour, np.uint8) for colour in colours]
+    runner.write_mp4(tmp_path / "v.mp4", iter(pieces), Fraction(25), len(pieces))
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        assert container.streams.video[0].codec_context.colorspace == 1, "BT.709"
+        assert container.streams.video[0].average_rate == 25
+        for frame, colour in zip(container.decode(video=0), colours, strict=True):
+            found = frame.to_ndarray(format="rgb24", src_colorspace="ITU709")
+            assert np.abs(found.mean(axis=(0, 1)) - colour).max() < 4
 
 
 def blocks(video: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@ litert-torch wants other versions than the rest of the project, so it lives in `
 saved by `torch.export` (both environments have the same PyTorch); what comes back is the program.
 
 fp32, fp16 (weights in half precision, computed in float32) and int8 (weights per channel,
-activations quantised as they come, so that nothing is calibrated).
+activations quantised as they come, so that nothing is calibrated; `_litert_child.py` says what
+stays float).
 """
 
 from __future__ import annotations

@@ -1,0 +1,42 @@
+"""What cannot be exported is told before anything is computed or paid."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows import effects
+from turbo_vaed.errors import UserError
+from turbo_vaed.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("targets", "[litert/fp32]", "nothing/bin/python: no such file; .*`make litert`"),
+        ("targets", "[litert/fp64]", r"export\.targets: .*litert/fp64"),
+        ("shapes", "[[16, 256, 256]]", r"export\.shapes: \[16, 256, 256\]: frames: found 16"),
+    ],
+)
+def test_it_is_refused_first(
+    key: str, value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURBO_VAED_LITERT", str(tmp_path / "nothing"))
+    (tmp_path / "data" / "demo").mkdir(parents=True)
+    shutil.copytree(
+        ROOT / "assets" / "teachers" / "tiny-ltx", tmp_path / "assets/teachers/tiny-ltx"
+    )
+    params = (ROOT / "params.yaml").read_text()
+    text, count = re.subn(r"(?m)^  export:\n(    .*\n)+", f"  export: {{{key}: {value}}}\n", params)
+    assert count == 1
+    if key == "shapes":
+        text = text.replace("{shapes", "{targets: [executorch-xnnpack/fp32], shapes")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        effects.preflight(Settings.from_environment(tmp_path), "demo")
+    assert not (tmp_path / "state").exists(), "neither ledger nor MLflow was opened"
