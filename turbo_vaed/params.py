@@ -207,6 +207,12 @@ class GateParams:
     max_others_share: Share
     """Of all processors' time: where other processes take more, times are no basis either."""
 
+    def __post_init__(self) -> None:
+        if self.max_samples < self.min_samples:
+            raise ValueError(
+                f"max_samples {self.max_samples} is below min_samples {self.min_samples}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Assumption:
@@ -270,7 +276,7 @@ class UseCase:
     min_worst_psnr: Positive
     max_flicker: Positive
     """Times the teacher's own `turbo_vaed.metrics.flicker`."""
-    min_detail_retention: Annotated[float, Field(gt=0)]
+    min_detail_retention: Annotated[float, Field(ge=-1, le=1)]
     """Of the teacher's `turbo_vaed.metrics.detail`."""
     min_fps: Positive
     max_cold_start_seconds: Positive

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -11,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from turbo_vaed.devices import Measurement, _child
+from turbo_vaed.devices import Failed, Measurement, Plan, _child, _machine, host
 from turbo_vaed.devices.host import measure, read_decoded
 from turbo_vaed.errors import CorruptFile, Fault, UserError
-from turbo_vaed.export import IoSpec, export_xnnpack, write_package
+from turbo_vaed.export import IoSpec, export_xnnpack, load_package, write_package
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 
 SHAPE = (1, 8, 2, 4, 6)
-COUNTS = {"threads": 1, "warmup": 1, "samples": 3, "timeout_seconds": 120}
+PLAN = Plan(
+    threads=1, max_warmup=1, min_samples=3, max_samples=3, max_spread=100.0, confidence=0.95
+)
+COUNTS = {"plan": PLAN, "timeout_seconds": 120, "max_others_share": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +78,12 @@ def test_every_clip_is_decoded_as_pytorch_does(measured, decoder, latents):
 
 def test_figures_are_those_of_a_run(measured, package):
     measurement = measured[0]
-    assert len(measurement.latency_seconds) == 3
+    assert [len(seconds) for seconds in measurement.seconds_by_process] == [3, 3]
     assert (measurement.threads, measurement.warmup, measurement.clips) == (1, 1, 5)
     assert measurement.package_sha256 == package.sha256
-    assert 0 < min(measurement.latency_seconds) < 5
+    assert 0 < min(measurement.seconds_by_process[0]) < 5
     # The cold start loads, verifies and runs: more than the best of the warm runs.
-    assert measurement.cold_start_seconds > min(measurement.latency_seconds)
+    assert measurement.cold_start_seconds > min(measurement.seconds_by_process[0])
     assert "executorch 1." in measurement.runtime
 
 
@@ -100,10 +105,12 @@ def test_a_measurement_survives_json(measured):
         ("cold_start_seconds", float("nan")),
         ("cold_start_seconds", 0),
         ("cold_start_seconds", "1"),
-        ("latency_seconds", []),
-        ("latency_seconds", 0.1),
-        ("latency_seconds", [0.1, -0.1]),
-        ("latency_seconds", [0.1, float("inf")]),
+        ("seconds_by_process", []),
+        ("seconds_by_process", [[]]),
+        ("seconds_by_process", [0.1]),
+        ("seconds_by_process", [[0.1, -0.1]]),
+        ("seconds_by_process", [[0.1, float("inf")]]),
+        ("confidence", 1.0),
         ("peak_memory_bytes", 0),
         ("peak_memory_bytes", 1.5),
         ("peak_memory_bytes", None),
@@ -124,16 +131,19 @@ def test_a_measurement_with_a_key_missing_is_refused(measured):
 
 
 def test_median_latency_ignores_one_busy_moment(measured):
-    measurement = replace(measured[0], latency_seconds=(0.1, 9.0, 0.2))
-    assert measurement.median_latency_seconds == 0.2
+    measurement = replace(measured[0], seconds_by_process=((0.1, 9.0, 0.2),))
+    assert measurement.latency.median == 0.2
+    assert measurement.fps == measurement.frames / 0.2
 
 
-def test_a_program_that_is_none_is_a_fault_with_its_last_words(latents, package, tmp_path):
+def test_a_program_that_crashes_is_a_result_with_its_last_words(latents, package, tmp_path):
     junk = tmp_path / "decoder.pte"
     junk.write_bytes(b"not a program " * 1000)
     write_package(tmp_path / "package", junk, package.io)  # its sha256 is right
-    with pytest.raises(Fault, match=r"ExecuTorch runtime .* failed with exit code 1.*(?s:.)*Error"):
-        measure(tmp_path / "package", latents, out_folder=tmp_path / "out", **COUNTS)
+    found = measure(tmp_path / "package", latents, out_folder=tmp_path / "out", **COUNTS)
+    assert isinstance(found, Failed)
+    assert re.search(r"executorch.* failed with exit code 1.*(?s:.)*Error", found.reason)
+    assert found.package_sha256 == load_package(tmp_path / "package").sha256
     assert not (tmp_path / "out" / "decoded.npy").exists()
 
 
@@ -147,13 +157,10 @@ def test_a_program_that_puts_out_something_else_is_a_fault(latents, package, tmp
 
 def test_a_slow_device_is_stopped(package, latents, tmp_path):
     start = time.monotonic()
-    with pytest.raises(Fault, match=r"stopped after 0\.3 s"):
-        measure(
-            package.folder,
-            latents,
-            out_folder=tmp_path,
-            **{**COUNTS, "timeout_seconds": 0.3},
-        )
+    found = measure(
+        package.folder, latents, out_folder=tmp_path, **{**COUNTS, "timeout_seconds": 0.3}
+    )
+    assert isinstance(found, Failed) and "stopped after 0.3 s" in found.reason
     assert time.monotonic() - start < 5
 
 
@@ -189,10 +196,66 @@ def test_latents_that_are_no_array_are_refused(package, tmp_path):
             measure(package.folder, path, out_folder=tmp_path, **COUNTS)
 
 
-@pytest.mark.parametrize("change", [{"threads": 0}, {"samples": 0}, {"warmup": -1}])
-def test_counts_that_measure_nothing_are_refused(package, latents, tmp_path, change):
-    with pytest.raises(UserError, match=next(iter(change))):
-        measure(package.folder, latents, out_folder=tmp_path, **{**COUNTS, **change})
+@pytest.fixture
+def runs_of(package, latents, tmp_path, monkeypatch, measured):
+    """`measure` where each process reports what it is given here, in turns."""
+
+    def measure_with(*reports, max_spread=0.1, max_others_share=0.25):
+        turns = iter(reports)
+        made = []
+
+        def once(*_):
+            seconds, others = next(turns)
+            made.append(seconds)
+            found = measured[0]
+            return replace(found, seconds_by_process=(tuple(seconds),), others_share=others)
+
+        monkeypatch.setattr(host, "_once", once)
+        plan = replace(PLAN, max_spread=max_spread)
+        found = measure(package.folder, latents, plan=plan, out_folder=tmp_path,
+                        timeout_seconds=1, max_others_share=max_others_share)  # fmt: skip
+        return found, len(made)
+
+    return measure_with
+
+
+def test_two_processes_that_agree_are_enough(runs_of):
+    found, processes = runs_of(([0.1] * 9, 0.01), ([0.101] * 9, 0.02))
+    assert (processes, found.distrust, found.others_share) == (2, "", 0.02)
+    assert (found.latency.low, found.latency.high) == (0.1, 0.101)
+
+
+def test_a_process_that_disagrees_is_followed_by_others(runs_of):
+    found, processes = runs_of(([0.2] * 9, 0.0), ([0.1] * 9, 0.0), ([0.1] * 9, 0.0))
+    assert (processes, found.distrust, found.latency.median) == (3, "", 0.1)
+
+
+def test_times_that_never_agree_are_refused_and_say_why(runs_of):
+    found, processes = runs_of(*(([0.1 * k] * 9, 0.0) for k in (1, 2, 1, 2)))
+    assert processes == 4
+    assert "the median lies between 0.1 and 0.2 s in 2 processes, 67% of it apart" in found.distrust
+    assert (found.latency.low, found.latency.high) == (0.1, 0.2)
+
+
+def test_a_machine_that_is_kept_busy_is_refused_and_says_so(runs_of):
+    found, processes = runs_of(*(([0.1] * 9, 0.5) for _ in range(4)))
+    assert processes == 4
+    assert "other processes took 50% of this machine meanwhile" in found.distrust
+    assert runs_of(*(([0.1] * 9, 0.5) for _ in range(4)), max_others_share=1.0)[0].distrust == ""
+
+
+def test_what_others_do_on_this_machine_is_seen():
+    burn = "import time; end = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+    others = [subprocess.Popen([sys.executable, "-c", burn]) for _ in range(os.cpu_count() or 1)]
+    try:
+        before = _machine.state()
+        time.sleep(1.0)
+        busy = _machine.between(before, _machine.state())
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+    assert busy.others_share > 0.5  # this process slept: all that was done, others did
 
 
 def run_code(code: str, tmp_path: Path, monkeypatch, timeout_seconds: float = 60):
@@ -254,15 +317,13 @@ def test_the_runner_knows_no_model():
     """What the child loads is its memory: the runtime and PyTorch, no model and no exporter."""
     code = (
         "import sys; import turbo_vaed.devices._host_runner as r\n"
-        "try: r.main(['a', 'b', '/nonexistent.npy', 'd', '1', '0', '1'])\n"
+        "try: r.main(['a', 'executorch-xnnpack', 'b', '/nonexistent.npy', 'd', 'null'])\n"
         "except FileNotFoundError: pass\n"
         "else: raise SystemExit('it ran on nothing')\n"
         "bad = [m for m in sys.modules if m.startswith(('turbo_vaed.models', 'executorch.exir',"
         " 'diffusers', 'transformers', 'torchao'))]\n"
         "raise SystemExit(f'it loads {bad[:5]}' if bad else 0)"
     )
-    import subprocess
-
     root = Path(_child.__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120

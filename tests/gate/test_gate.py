@@ -103,9 +103,9 @@ def test_the_limit_itself_passes():
         package_bytes=40e6,
         flicker_ratio=3.0,
         detail_retention=0.8,
-        latency_seconds=0.2,
-        teacher_latency_seconds=0.2,
-        frames=4.8,  # 24 a second
+        latency_seconds=0.25,
+        teacher_latency_seconds=0.25,
+        frames=6,  # 24 a second
     )
     assert verdict_of(at_limit).result == "passes"
 

@@ -34,10 +34,10 @@ def test_a_run_that_fails_says_how_many_checks_fail(
     work: Path, tmp_path: Path, gather: Gather
 ) -> None:
     checks = json.loads((work / "gate" / "verdict.json").read_text())["checks"]
-    checks[3]["passed"] = False
+    checks[3]["result"] = "fails"
     found = gather(judged(work, tmp_path / "a", result="fails", checks=checks))
     said = words.headline(found)
-    assert said.startswith("Not ready to ship, 1 of 10 checks fails: the student keeps 9")
+    assert said.startswith("Not ready to ship, 1 of 13 checks fails: the student keeps 9")
     assert words.badge(found) == ("Fails the gate", "bad")
     assert render(found).index("✗ fails") < render(found).index("✓ passes")
 

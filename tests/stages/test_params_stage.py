@@ -34,7 +34,7 @@ def test_an_assumption_of_the_return_reaches_no_stage(tmp_path: Path, place: str
     assert Poc.load(REPOSITORY, "demo").params.roi.devices.likely != 12_345
     assert resolved(tmp_path, document) == before
     assert Poc.load(tmp_path, "demo").params.roi.devices.likely == 12_345
-    document["defaults"]["gate"]["samples"] += 1
+    document["defaults"]["gate"]["max_samples"] += 1
     changed = resolved(tmp_path, document)
     assert [name for name in before if changed[name] != before[name]] == ["gate.yaml"]
 

@@ -14,6 +14,9 @@ from pathlib import Path
 _RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
+_LEAST_SECONDS = 0.2
+"""The system counts in hundredths of a second: of a shorter time it tells nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class State:
@@ -65,8 +68,8 @@ def between(start: State, end: State) -> Meanwhile:
         busy += (end.stolen_seconds or 0.0) - (start.stolen_seconds or 0.0)
         own = end.own_cpu_seconds - start.own_cpu_seconds
         wall = end.wall_seconds - start.wall_seconds
-        if wall > 0:
-            others = max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
+        if wall >= _LEAST_SECONDS:
+            others = min(1.0, max(0.0, busy - own) / (wall * (os.cpu_count() or 1)))
     energy = None
     if start.energy_joules is not None and end.energy_joules is not None:
         used = end.energy_joules - start.energy_joules

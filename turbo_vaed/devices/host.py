@@ -198,7 +198,8 @@ def _runtime(package: Package) -> str:
             f"{package.target}: found a package that does not run on this host, "
             f"expected one for {' or '.join(OPENERS)}"
         )
-    return f"{package.runtime} {version(DISTRIBUTIONS[package.runtime])}"
+    distribution = DISTRIBUTIONS[package.runtime]
+    return f"{distribution} {version(distribution)} ({package.runtime})"
 
 
 def read_decoded(out_folder: Path) -> NDArray[np.float32]:

@@ -73,7 +73,7 @@ def interval_of_median(samples: Sequence[float], confidence: float) -> Interval:
     Raises:
         ValueError: there is no sample.
     """
-    if not samples:
+    if not len(samples):
         raise ValueError("samples: found none, expected one or more")
     values = np.asarray(samples, dtype=np.float64)
     picks = np.random.default_rng(_SEED).integers(0, len(values), (_RESAMPLES, len(values)))

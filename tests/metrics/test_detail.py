@@ -1,0 +1,71 @@
+"""Fine structure: what a blur loses, what noise does not bring, and intervals over clips."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from turbo_vaed.metrics import bootstrap, detail
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """(T, 3, H, W) in [0.2, 0.8], of fine and coarse structures."""
+    random = torch.Generator().manual_seed(0)
+    fine = torch.rand(4, 3, 48, 48, generator=random)
+    coarse = F.interpolate(torch.rand(4, 3, 6, 6, generator=random), (48, 48), mode="bicubic")
+    return (0.2 + 0.3 * fine + 0.3 * coarse.clamp(0, 1)).double()
+
+
+def test_all_of_it_is_kept_by_the_clip_itself(clip):
+    assert float(detail(clip, clip)) == pytest.approx(1)
+    assert detail(torch.stack([clip, clip]), torch.stack([clip, clip])).shape == (2,)
+
+
+def test_a_shift_of_brightness_loses_none_and_half_the_contrast_half(clip):
+    assert float(detail(clip + 0.1, clip)) == pytest.approx(1)
+    halved = 0.5 + (clip - 0.5) / 2
+    assert float(detail(halved, clip)) == pytest.approx(0.5)
+
+
+def test_a_blur_loses_it_and_a_stronger_one_more(clip):
+    soft, softer = (F.avg_pool2d(clip, k, 1, k // 2, count_include_pad=False) for k in (3, 7))
+    assert 0.9 > float(detail(soft, clip)) > float(detail(softer, clip)) > 0
+
+
+def test_noise_does_not_stand_in_for_it(clip):
+    blurred = F.avg_pool2d(clip, 7, 1, 3, count_include_pad=False)
+    noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(1)) * 0.1
+    noisy = (blurred + noise).clamp(0, 1)
+    assert float(detail(noisy, clip)) == pytest.approx(float(detail(blurred, clip)), abs=0.05)
+
+
+def test_of_a_flat_reference_nothing_can_be_lost(clip):
+    flat = torch.full_like(clip, 0.5)
+    assert float(detail(clip, flat)) == 1
+    assert float(detail(flat, clip)) == pytest.approx(0, abs=1e-9)
+
+
+def mean_of(values):
+    return lambda at: float(np.asarray(values)[at].mean())
+
+
+def test_whole_videos_are_drawn_where_there_are_enough():
+    """Ten clips of a video tell no more than one: their interval must not be narrower."""
+    values = [k for k in range(6) for _ in range(10)]
+    videos = [f"{k}.mp4" for k in values]
+    low, high = bootstrap(mean_of(values), videos, 0.95)
+    one_low, one_high = bootstrap(mean_of(range(6)), list(range(6)), 0.95)
+    assert (low, high) == pytest.approx((one_low, one_high))
+    few = bootstrap(mean_of(values), [v if v < "3" else "3.mp4" for v in videos], 0.95)
+    assert few[0] > low  # of four videos and fewer, clips are drawn
+
+
+def test_the_interval_of_equal_clips_is_a_point():
+    assert bootstrap(mean_of([3.0] * 5), list("abcde"), 0.95) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize(("groups", "confidence"), [([], 0.95), (["a"], 0.0), (["a"], 1.0)])
+def test_no_clip_has_no_interval(groups, confidence):
+    with pytest.raises(ValueError, match="expected one clip or more"):
+        bootstrap(mean_of([1.0]), groups, confidence)
