@@ -223,6 +223,18 @@ def build_work(
         created=FINISHED.isoformat(),
     )  # fmt: skip
     document("gate", "verdict.json", verdict.to_json())
+    document("gate", "choice.json", {
+        "chosen": "executorch-xnnpack/fp32", "choose": "best",
+        "not_measured": {},
+        "reason": "executorch-xnnpack/fp32 is of the best PSNR of the 2 that pass, of 2",
+        "candidates": [
+            {"name": f"executorch-xnnpack/{precision}", "result": "passes", "not_passed": [],
+             "psnr_db": psnr, "parity_psnr_db": 78.3, "median_latency_seconds": seconds,
+             "latency_interval_seconds": [0.9 * seconds, 1.1 * seconds], "size_bytes": 4_310_220,
+             "package_sha256": "9ac" + SHA[3:]}
+            for precision, psnr, seconds in (("fp32", 28.0, 0.131), ("int8", 27.6, 0.08))
+        ],
+    })  # fmt: skip
     return work
 
 

@@ -43,6 +43,17 @@ def quantised(
     """
     if not calibration:
         raise ValueError("calibration: found no clip, int8 needs one or more")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums over several differ in the last bit, and the ranges with them
+    try:
+        return _quantised(exported, calibration, least_parity_db)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _quantised(
+    exported: ExportedProgram, calibration: Sequence[Tensor], least_parity_db: float | None
+) -> fx.GraphModule:
     graph = exported.module()
     assert isinstance(graph, fx.GraphModule)
     layers = _layers(graph)

@@ -66,6 +66,7 @@ def collect(
     clips = reader.json("clip", "clips.json")
     evaluation = reader.json("evaluate", "evaluation.json")
     verdict = reader.json("gate", "verdict.json")
+    choice = reader.json("gate", "choice.json")
     package = reader.json("gate", "package/package.json")
     measurement = reader.json("gate", "measurement.json")
     roi, no_roi = _roi(clips, package, measurement, cost_of_poc, assumptions)
@@ -90,6 +91,7 @@ def collect(
         package=package,
         measurement=measurement,
         verdict=verdict,
+        choice=choice,
         roi=roi,
         no_roi=no_roi,
         shots=chosen[0],

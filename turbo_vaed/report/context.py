@@ -97,6 +97,8 @@ class ReportContext:
     package: Mapping[str, Any] | None = None
     measurement: Mapping[str, Any] | None = None
     verdict: Mapping[str, Any] | None = None
+    choice: Mapping[str, Any] | None = None
+    """The packages that were judged, and which of them ships."""
     roi: Roi | None = None
     no_roi: str = ""
     """Why there is no return on investment, where one was asked for."""

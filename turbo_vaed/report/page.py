@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from turbo_vaed.report import lineage, media, pictures, roi, tables, training, words
+from turbo_vaed.report import lineage, media, pareto, pictures, roi, tables, training, words
 from turbo_vaed.report.context import ReportContext, Shot
 from turbo_vaed.report.curves import curves
 from turbo_vaed.report.templating import environment, source, write_whole
@@ -62,6 +62,7 @@ def _view(context: ReportContext) -> dict[str, Any]:
         "shots_are_scored": context.evaluation is not None,
         "slowed": _slowed(context.shots),
         "error_map": None if context.worst is None else pictures.error_map(context.worst),
+        "packages": pareto.section(context.choice),
         "checks": tables.checks(context),
         "needs_approval": bool((context.verdict or {}).get("needs_approval")),
         "quality": tables.quality(context),
