@@ -186,7 +186,7 @@ def test_the_figures_are_on_the_page(browser, page: Path, work: Path) -> None:
         assert figure in text, figure
     assert "not reached" not in text and "not measured" not in text
     assert text.count("✓ passes") == 13 + 2  # checks, and packages
-    assert browser.evaluate("document.querySelectorAll('svg.chart').length") == 6
+    assert browser.evaluate("document.querySelectorAll('svg.chart').length") == 7
 
 
 @pytest.mark.parametrize("width", [390, 820, 1280])

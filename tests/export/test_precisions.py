@@ -1,0 +1,149 @@
+"""float16 and int8 for XNNPACK: half and a quarter of the size, one subgraph, and close enough."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_vaed.devices._runtimes import open_program
+from turbo_vaed.export import ExportError, executorch, export_xnnpack
+from turbo_vaed.export.quantise import kept_in_float, mse_from_psnr
+from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
+
+SHAPE = (1, 8, 2, 6, 6)
+CONFIG = DecoderConfig(  # wide enough that weights are most of the file
+    latent_channels=8,
+    decoder_block_out_channels=(64, 96),
+    decoder_layers_per_block=(1, 1, 1),
+    spatio_temporal_scaling=(True, False),
+    decoder_spatio_only=(False, False),
+    decoder_is_dw_conv=(False, False, True),
+    decoder_dw_kernel_size=5,
+    patch_size=2,
+)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def latents(seed: int) -> torch.Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def make(seed: int = 0) -> TurboVaedDecoder:
+    torch.manual_seed(seed)
+    decoder = TurboVaedDecoder(CONFIG).requires_grad_(False).eval()
+    with torch.no_grad():  # a video in about [-1, 1], as of a trained one
+        scale = decoder(latents(0)).std() / 0.4
+        decoder.conv_out.conv.weight /= scale
+        decoder.conv_out.conv.bias /= scale
+    return decoder
+
+
+@pytest.fixture(scope="module")
+def decoder() -> TurboVaedDecoder:
+    return make()
+
+
+@pytest.fixture(scope="module")
+def programs(decoder, tmp_path_factory) -> dict[str, Path]:
+    """One of each precision. `_lower` refuses more than one subgraph, or a rest outside."""
+    return {
+        precision: export_xnnpack(
+            decoder,
+            latent_shape=SHAPE,
+            folder=tmp_path_factory.mktemp(precision),
+            precision=precision,
+            calibration=[latents(k) for k in range(1, 4)],
+            least_parity_db=40.0,
+        )
+        for precision in executorch.PRECISIONS
+    }
+
+
+@pytest.mark.parametrize(("precision", "least_db"), [("fp32", 100), ("fp16", 50), ("int8", 40)])
+def test_what_runs_is_close_to_pytorch(decoder, programs, precision, least_db):
+    run = open_program("executorch-xnnpack", programs[precision], 1)
+    given = latents(9)
+    video = run(given.numpy())
+    with torch.no_grad():
+        expected = decoder(given).numpy()
+    assert video.dtype == np.float32
+    mse = float(((video.astype(float) - expected) ** 2).mean())
+    assert 10 * math.log10(4 / mse) >= least_db
+
+
+def test_float16_is_half_of_the_file_and_int8_less(programs):
+    sizes = {name: path.stat().st_size for name, path in programs.items()}
+    assert sizes["fp16"] <= 0.53 * sizes["fp32"]
+    assert sizes["int8"] <= 0.65 * sizes["fp32"]
+
+
+def test_all_layers_in_int8_are_about_a_quarter(decoder, tmp_path, programs):
+    path = export_xnnpack(
+        decoder, latent_shape=SHAPE, folder=tmp_path, precision="int8", calibration=[latents(1)]
+    )
+    assert path.stat().st_size <= 0.30 * programs["fp32"].stat().st_size
+
+
+def test_the_library_is_as_it_was_after_an_export(programs):
+    from executorch.backends.xnnpack.operators.node_visitor import NodeVisitor
+
+    assert NodeVisitor.define_tensor.__module__.startswith("executorch.")
+
+
+def test_a_graph_in_pieces_is_refused(decoder, tmp_path, monkeypatch):
+    """As float16 with PyTorch's own silu is: it goes by way of float32."""
+    from turbo_vaed.models import decoder as module
+
+    monkeypatch.setattr(module, "silu", torch.nn.functional.silu)
+    with pytest.raises(ExportError, match="expected the whole graph as one subgraph"):
+        export_xnnpack(decoder, latent_shape=SHAPE, folder=tmp_path, precision="fp16")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"), [("int8", "calibration: found no clip"), ("fp8", "found 'fp8'")]
+)
+def test_what_cannot_be_exported_is_refused(decoder, tmp_path, precision, message):
+    with pytest.raises(ValueError, match=message):
+        export_xnnpack(decoder, latent_shape=SHAPE, folder=tmp_path, precision=precision)
+
+
+def test_the_same_decoder_gives_the_same_bytes_in_another_process(programs, tmp_path):
+    code = (
+        "import sys, torch; torch.set_num_threads(2)\n"
+        "from pathlib import Path\n"
+        "from tests.export.test_precisions import SHAPE, latents, make\n"
+        "from turbo_vaed.export import executorch, export_xnnpack\n"
+        "for precision in executorch.PRECISIONS:\n"
+        "    export_xnnpack(make(), latent_shape=SHAPE, folder=Path(sys.argv[1]) / precision,\n"
+        "        precision=precision, calibration=[latents(k) for k in range(1, 4)],\n"
+        "        least_parity_db=40.0)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for precision, path in programs.items():
+        assert (tmp_path / precision / path.name).read_bytes() == path.read_bytes(), precision
+
+
+ERRORS = st.dictionaries(st.text("abcdef", min_size=1), st.floats(0, 1), min_size=1)
+
+
+@given(ERRORS, st.floats(1e-6, 1))
+def test_no_more_layers_stay_in_float_than_have_to(alone, most):
+    kept = kept_in_float(alone, most_mse=most)
+    assert sum(mse for name, mse in alone.items() if name not in kept) <= most
+    if kept:
+        least = min(kept, key=lambda name: alone[name])
+        assert all(alone[name] <= alone[least] for name in alone if name not in kept)
+        assert sum(m for name, m in alone.items() if name not in kept - {least}) > most
+
+
+def test_decibels_of_a_video_in_minus_one_to_one():
+    assert mse_from_psnr(10 * math.log10(4)) == pytest.approx(1.0)
