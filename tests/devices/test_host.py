@@ -228,6 +228,7 @@ def test_two_processes_that_agree_are_enough(runs_of):
 def test_a_process_that_disagrees_is_followed_by_others(runs_of):
     found, processes = runs_of(([0.2] * 9, 0.0), ([0.1] * 9, 0.0), ([0.1] * 9, 0.0))
     assert (processes, found.distrust, found.latency.median) == (3, "", 0.1)
+    assert found.processes == 3
 
 
 def test_times_that_never_agree_are_refused_and_say_why(runs_of):

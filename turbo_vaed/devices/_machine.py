@@ -28,7 +28,6 @@ class State:
     """Busy time of all processors, since the machine was started."""
     stolen_seconds: float | None
     """Time that a hypervisor gave to others."""
-    preemptions: int
     energy_joules: float | None
     throttle_events: int | None
 
@@ -39,7 +38,6 @@ class Meanwhile:
 
     others_share: float | None
     """Of all processors' time: spent by other processes, or taken by a hypervisor."""
-    preemptions: int
     energy_joules: float | None
     throttled: bool | None
     temperature_celsius: float | None
@@ -54,7 +52,6 @@ def state() -> State:
         own_cpu_seconds=own.ru_utime + own.ru_stime,
         all_cpu_seconds=busy,
         stolen_seconds=stolen,
-        preemptions=own.ru_nivcsw,
         energy_joules=_microjoules(),
         throttle_events=_throttle_events(),
     )
@@ -79,7 +76,6 @@ def between(start: State, end: State) -> Meanwhile:
         throttled = end.throttle_events > start.throttle_events
     return Meanwhile(
         others_share=others,
-        preemptions=end.preemptions - start.preemptions,
         energy_joules=energy,
         throttled=throttled,
         temperature_celsius=_temperature(),

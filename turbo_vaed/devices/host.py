@@ -6,7 +6,7 @@ import json
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,8 @@ def measure(
             )  # fmt: skip
         if len(found) >= REPEATS and not _why_not(found[-REPEATS:], plan, max_others_share):
             break
-    return _joined(found[-REPEATS:], plan, max_others_share)
+    kept = _joined(found[-REPEATS:], plan, max_others_share)
+    return replace(kept, processes=len(found))
 
 
 def decode(
@@ -102,6 +103,7 @@ def _once(
                 "confidence": plan.confidence,
                 "frames": package.io.video_shape[2],
                 "clips": clips,
+                "processes": 1,
                 "distrust": "",
             }
         )

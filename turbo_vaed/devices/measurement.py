@@ -51,7 +51,9 @@ class Measurement:
     throttled: bool | None = None
     """Whether the device slowed itself down for heat."""
     energy_joules: float | None = None
-    """Per run, of the whole processor."""
+    """Per run, of the first processor package; the most of the repeats."""
+    processes: int = 1
+    """How many were measured until those that are kept agreed, or there were enough."""
     distrust: str = ""
     """Why its times are no basis for a verdict; empty where they are."""
 
@@ -61,7 +63,7 @@ class Measurement:
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, expected text")
         for name, least in (
             ("threads", 1), ("warmup", 0), ("frames", 1), ("peak_memory_bytes", 1),
-            ("baseline_memory_bytes", 1), ("clips", 1),
+            ("baseline_memory_bytes", 1), ("clips", 1), ("processes", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if type(value) is not int or value < least:

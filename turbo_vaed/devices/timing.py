@@ -15,6 +15,8 @@ _RESAMPLES = 2000
 _SEED = 0
 _WINDOW = 3
 """Runs that are compared with as many before them."""
+LEAST_SECONDS = 0.3
+"""Of sampling, where the plan has runs for it: in less, what others do cannot be told."""
 _STEADY = 0.05
 """Warm is where their medians differ by no more than this share."""
 
@@ -118,9 +120,10 @@ def sample(run: Callable[[], float], plan: Plan) -> list[float]:
     """Seconds of as many runs as the plan's interval needs, within its counts."""
     seconds = [run() for _ in range(plan.min_samples)]
     while len(seconds) < plan.max_samples:
-        if interval_of_median(seconds, plan.confidence).spread <= plan.max_spread:
+        is_narrow = interval_of_median(seconds, plan.confidence).spread <= plan.max_spread
+        if is_narrow and sum(seconds) >= LEAST_SECONDS:
             break
-        # Twice as many at most: the bootstrap between runs must not become a load itself.
+        # Ten at a time: the bootstrap between runs must not become a load itself.
         more = min(len(seconds), 10, plan.max_samples - len(seconds))
         seconds += [run() for _ in range(more)]
     return seconds
