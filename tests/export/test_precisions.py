@@ -1,6 +1,7 @@
 """float16 and int8 for XNNPACK: half and a quarter of the size, one subgraph, and close enough."""
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,7 +127,10 @@ def test_the_same_decoder_gives_the_same_bytes_in_another_process(programs, tmp_
         "        least_parity_db=40.0)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "PYTHONHASHSEED": "17", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     for precision, path in programs.items():
         assert (tmp_path / precision / path.name).read_bytes() == path.read_bytes(), precision

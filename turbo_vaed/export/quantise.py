@@ -3,7 +3,7 @@
 Post-training quantisation by PyTorch 2 export (torchao's PT2E) for XNNPACK: weights per channel,
 symmetric; activations per tensor, their range from the calibration. Some layers of a decoder
 bear no int8: those whose terms nearly cancel each other, such as the last ones. Which they are
-differs by student, so it is measured: each layer alone in int8, on a calibration clip.
+differs by student, so it is measured: each layer alone in int8, on calibration clips.
 
 Shapes: B batch, C channels, t latent frames, h w latent; T H W video.
 """
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 _CONV = torch.ops.aten.conv2d.default
+_RANKED_ON = 3
+"""Clips of the calibration: one alone may be an easy one."""
 MARGIN_DB = 2.0
 """More than is asked: other clips are worse than those of the calibration."""
 Ranges = Mapping[str, tuple[float, float]]
@@ -60,9 +62,9 @@ def _quantised(
     kept: set[str] = set()
     if least_parity_db is not None:
         ranges = observe(graph, calibration)
-        alone = {
-            layer: _mse(graph, calibration[0], ranges, convs) for layer, convs in layers.items()
-        }
+        with torch.no_grad():
+            pairs = [(latents, graph(latents)) for latents in calibration[:_RANKED_ON]]
+        alone = {layer: _mse(graph, pairs, ranges, convs) for layer, convs in layers.items()}
         kept = kept_in_float(alone, most_mse=mse_from_psnr(least_parity_db + MARGIN_DB))
     chosen = {conv for layer, convs in layers.items() if layer not in kept for conv in convs}
     return _convert(exported, calibration, lambda name: name in chosen)
@@ -108,8 +110,16 @@ def observe(graph: fx.GraphModule, calibration: Iterable[Tensor]) -> Ranges:
     return seen
 
 
-def _mse(graph: fx.GraphModule, latents: Tensor, ranges: Ranges, convs: set[str]) -> float:
-    """The error of the video with only these convolutions in int8, simulated in float32."""
+def _mse(
+    graph: fx.GraphModule,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    ranges: Ranges,
+    convs: set[str],
+) -> float:
+    """The error with only these convolutions in int8, simulated in float32, of the worst clip.
+
+    `pairs` are latents and the float program's video.
+    """
 
     class Simulated(fx.Interpreter):
         def run_node(self, node: fx.Node) -> Any:
@@ -124,8 +134,8 @@ def _mse(graph: fx.GraphModule, latents: Tensor, ranges: Ranges, convs: set[str]
             return _rounded(y, *ranges[node.name])
 
     with torch.no_grad():
-        difference = Simulated(graph).run(latents) - graph(latents)
-    return float(difference.double().square().mean())
+        differences = [Simulated(graph).run(latents) - video for latents, video in pairs]
+    return max(float(difference.double().square().mean()) for difference in differences)
 
 
 def _rounded(x: Tensor, low: float, high: float) -> Tensor:
