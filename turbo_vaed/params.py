@@ -271,8 +271,8 @@ class UseCase:
 
     min_psnr_retention: Annotated[float, Field(gt=0)]
     min_psnr: Positive
-    min_ssim: Share
-    min_ms_ssim: Share
+    min_ssim: Annotated[float, Field(ge=-1, le=1)]
+    min_ms_ssim: Annotated[float, Field(ge=-1, le=1)]
     min_worst_psnr: Positive
     max_flicker: Positive
     """Times the teacher's own `turbo_vaed.metrics.flicker`."""

@@ -84,6 +84,19 @@ class VersionRow:
     created_at: datetime
 
 
+@dataclass(frozen=True, kw_only=True)
+class AuditRow:
+    """A line of `turbo-vaed registry audit`."""
+
+    alias: str
+    version: int
+    approved_by: str
+    approved_because: str
+    approved_at: str
+    wrong: tuple[str, ...]
+    """What an alias should not be held with; empty where all is well."""
+
+
 def model_name(customer: str) -> str:
     """The registered model of a customer."""
     return f"turbo-vaed-{check_customer_name(customer)}"
@@ -212,6 +225,29 @@ def promote(
     )
 
 
+def audit(tracking_uri: str, customer: str) -> tuple[AuditRow, ...]:
+    """Every version that holds an alias, its bytes and its verdict examined again."""
+    name = model_name(customer)
+    client = open_tracking(tracking_uri)
+    rows = []
+    with talking(tracking_uri):
+        for alias, number in sorted(_aliases(client, name).items()):
+            version = _get_version(client, name, number)
+            reasons, altered = _examine(client, tracking_uri, version, customer)
+            wrong = altered + (reasons if alias in (CHAMPION, PREVIOUS) else [])
+            rows.append(
+                AuditRow(
+                    alias=alias,
+                    version=number,
+                    approved_by=version.tags.get("approved_by", ""),
+                    approved_because=version.tags.get("approved_because", ""),
+                    approved_at=version.tags.get("approved_at", ""),
+                    wrong=tuple(wrong),
+                )
+            )
+    return tuple(rows)
+
+
 def versions(tracking_uri: str, customer: str) -> tuple[VersionRow, ...]:
     """Every version of a customer's model, the newest first; empty where there is none."""
     name = model_name(customer)
@@ -263,9 +299,17 @@ def _examine(
             if now != then:
                 altered.append(f"its {what} has sha256 {now}; {then} was registered")
     reasons = [check.reason for check in verdict.failed]
-    if verdict.needs_approval and version.tags.get(_APPROVED_SHA256) != sha256:
+    if verdict.needs_approval and not _is_approved(version, sha256):
         reasons.append(f"use case {verdict.use_case} needs a person's approval")
     return reasons, altered
+
+
+def _is_approved(version: ModelVersion, sha256: str) -> bool:
+    """Whether somebody answers for exactly these bytes: who, why and when."""
+    told = ("approved_by", "approved_because", "approved_at")
+    return version.tags.get(_APPROVED_SHA256) == sha256 and all(
+        version.tags.get(key, "").strip() for key in told
+    )
 
 
 def _approve(client: MlflowClient, version: ModelVersion, approval: Approval) -> ModelVersion:

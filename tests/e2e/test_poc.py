@@ -30,8 +30,8 @@ TINY = {
         "max_others_share": 1.0,
     },
     "thresholds": {
-        "min_psnr_retention": 0.1, "min_psnr": 5.0, "min_ssim": 0.0, "min_ms_ssim": 0.0,
-        "min_worst_psnr": 1.0, "max_flicker": 1e6, "min_detail_retention": -1.0, "min_fps": 0.1,
+        "min_psnr_retention": 0.1, "min_psnr": 5.0, "min_ssim": -1.0, "min_ms_ssim": -1.0,
+        "min_worst_psnr": 0.01, "max_flicker": 1e6, "min_detail_retention": -1.0, "min_fps": 0.1,
         "max_cold_start_seconds": 300, "max_latency_ratio": 100,
     },
 }  # fmt: skip

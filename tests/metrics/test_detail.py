@@ -40,6 +40,12 @@ def test_noise_does_not_stand_in_for_it(clip):
     assert float(detail(noisy, clip)) == pytest.approx(float(detail(blurred, clip)), abs=0.05)
 
 
+def test_sharpening_one_clip_does_not_make_up_for_a_blurred_one(clip):
+    blurred = F.avg_pool2d(clip, 7, 1, 3, count_include_pad=False)
+    sharp = (clip + 0.5 * (clip - blurred)).clamp(0, 1)
+    assert float(detail(sharp, clip)) == 1
+
+
 def test_of_a_flat_reference_nothing_can_be_lost(clip):
     flat = torch.full_like(clip, 0.5)
     assert float(detail(clip, flat)) == 1
@@ -61,11 +67,30 @@ def test_whole_videos_are_drawn_where_there_are_enough():
     assert few[0] > low  # of four videos and fewer, clips are drawn
 
 
+@pytest.mark.parametrize("clips", [3, 5, 9, 20])
+def test_the_interval_covers_about_as_often_as_it_says_however_few_the_clips(clips):
+    random = np.random.default_rng(clips)
+    held = 0
+    for _ in range(100):
+        values = random.normal(30, 2, clips)
+        low, high = bootstrap(mean_of(values), list(range(clips)), 0.95)
+        held += low <= 30 <= high
+    assert held >= 90
+
+
+def test_of_the_worst_clip_the_interval_reaches_to_both_sides():
+    values = np.array([16.1, 19.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0])
+    low, high = bootstrap(lambda at: float(values[at].min()), list(range(8)), 0.95, is_extreme=True)
+    assert low < 14 and high > 18
+
+
 def test_the_interval_of_equal_clips_is_a_point():
     assert bootstrap(mean_of([3.0] * 5), list("abcde"), 0.95) == (3.0, 3.0)
 
 
-@pytest.mark.parametrize(("groups", "confidence"), [([], 0.95), (["a"], 0.0), (["a"], 1.0)])
-def test_no_clip_has_no_interval(groups, confidence):
-    with pytest.raises(ValueError, match="expected one clip or more"):
-        bootstrap(mean_of([1.0]), groups, confidence)
+@pytest.mark.parametrize(
+    ("groups", "confidence"), [([], 0.95), (["a"], 0.95), (["a", "b"], 0.0), (["a", "b"], 1.0)]
+)
+def test_one_clip_has_no_interval(groups, confidence):
+    with pytest.raises(ValueError, match="expected two clips or more"):
+        bootstrap(mean_of([1.0, 2.0]), groups, confidence)

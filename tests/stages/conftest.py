@@ -45,7 +45,7 @@ def make_poc(root: Path, teacher: Path) -> Poc:
     poc = Poc.load(root, "demo")
     thresholds = dataclasses.replace(
         poc.params.thresholds,
-        min_psnr=1.0, min_psnr_retention=0.1, min_ssim=0.0, min_ms_ssim=0.0, min_worst_psnr=1.0,
+        min_psnr=1.0, min_psnr_retention=0.1, min_ssim=-1.0, min_ms_ssim=-1.0, min_worst_psnr=0.01,
         max_flicker=1e6, min_detail_retention=-1.0, min_fps=0.1,
         max_cold_start_seconds=60, max_latency_ratio=100,
     )  # fmt: skip

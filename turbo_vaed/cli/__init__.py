@@ -191,6 +191,32 @@ def promote_version(
         raise GateRefused("not champion: " + "; ".join(outcome.reasons))
 
 
+@registry.command("audit")
+def audit_versions(customer: Customer, form: Format = "table") -> None:
+    """Examine every version that holds an alias again: its bytes, its verdict, its approval.
+
+    Ends with 1 where a champion should not be one.
+    """
+    from turbo_vaed.errors import GateRefused
+    from turbo_vaed.registry import audit
+
+    found = audit(Settings.from_environment().mlflow_tracking_uri, customer)
+    rows = [
+        {
+            "alias": row.alias,
+            "version": row.version,
+            "approved by": row.approved_by or "—",
+            "because": row.approved_because or "—",
+            "at": row.approved_at or "—",
+            "wrong": "; ".join(row.wrong) or "nothing",
+        }
+        for row in found
+    ]
+    show(rows, form, f"aliases of {customer}")
+    if wrong := [row for row in found if row.wrong]:
+        raise GateRefused(f"{len(wrong)} of {len(found)} aliases should not be held as they are")
+
+
 @reports.command("open")
 def open_report(customer: Customer) -> None:
     """Open the report of a customer's last run in the browser, and print where it is."""

@@ -51,8 +51,9 @@ def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
     return {
         "flicker_ratio": "more steps, or a perceptual loss over frames: distill.perceptual: "
         "gradient; flicker between chunks is told by the report's training section",
-        "parity_psnr": "a finer precision: fp32 instead of "
-        f"{verdict.target.partition('/')[2]} in export.targets; or a higher "
+        "parity_psnr": "the exporter is wrong: nothing is coarser than it has to be in fp32"
+        if verdict.target.endswith("/fp32")
+        else "a finer precision, fp32 say, in export.targets; or a higher "
         "export.min_parity_db.int8, which leaves more layers in float",
         "cold_start_seconds": "a smaller package loads faster: int8 or fp16 in export.targets, or "
         "a smaller student (distill.student_fraction)",

@@ -36,8 +36,8 @@ class Choice:
 def choose(candidates: Sequence[Candidate], how: How) -> Choice:
     """Of those that pass, the fastest or the one of the best PSNR.
 
-    Where none passes, it is the one with the fewest failed checks, then with the fewest that are
-    not certain, and it ships nowhere: its verdict says why. Among equals the faster one counts,
+    Where none passes, it is one that ran, with the fewest failed checks, then with the fewest that
+    are not certain, and it ships nowhere: its verdict says why. Among equals the faster one counts,
     then the better one, then the smaller one, then the first by name.
 
     Raises:
@@ -62,13 +62,13 @@ def choose(candidates: Sequence[Candidate], how: How) -> Choice:
     )
 
 
-def _shortfall(candidate: Candidate) -> tuple[int, int]:
+def _shortfall(candidate: Candidate) -> tuple[bool, int, int]:
     results = [check.result for check in candidate.verdict.checks]
-    return results.count("fails"), results.count("cannot tell")
+    return candidate.psnr_db is None, results.count("fails"), results.count("cannot tell")
 
 
 def _order(candidate: Candidate, how: How) -> tuple[float, float, int, str]:
-    """Least first."""
+    """Least first; what did not run is last."""
     unknown = float("inf")
     slow = unknown if candidate.latency_seconds is None else candidate.latency_seconds
     poor = unknown if candidate.psnr_db is None else -candidate.psnr_db

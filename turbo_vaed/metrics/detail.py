@@ -27,8 +27,8 @@ _LEAST_ENERGY = 1e-8
 def detail(frames: Tensor, reference: Tensor) -> Tensor:
     """Share of the reference's fine structure that each clip has, 1 for all of it.
 
-    (T, 3, H, W) -> (); (B, T, 3, H, W) -> (B,). Float64. Below 0 where it is inverted, above 1
-    where it is exaggerated; 1 where the reference has none to lose. Higher is better up to 1.
+    (T, 3, H, W) -> (); (B, T, 3, H, W) -> (B,). Float64. Below 0 where it is inverted; 1 where it
+    is exaggerated, which makes up for no other clip, and where the reference has none to lose.
 
     Raises:
         ValueError: wrong shape, values outside [0, 1], NaN.
@@ -37,7 +37,8 @@ def detail(frames: Tensor, reference: Tensor) -> Tensor:
     x, y = _band(frames), _band(reference)
     along = (x * y).mean(dim=(-3, -2, -1))
     energy = (y * y).mean(dim=(-3, -2, -1))
-    return torch.where(energy > _LEAST_ENERGY, along / energy.clamp_min(_LEAST_ENERGY), 1.0)
+    share = (along / energy.clamp_min(_LEAST_ENERGY)).clamp(max=1.0)
+    return torch.where(energy > _LEAST_ENERGY, share, 1.0)
 
 
 def _band(frames: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 Clips of one video resemble each other. With `MIN_GROUPS` videos or more, whole videos are drawn,
 not clips; with fewer there are too few to draw from, clips are drawn, and the interval is
-rather too narrow than too wide.
+rather too narrow than too wide. Of few units the percentile interval is too narrow besides: it is
+widened by what Student's t and the variance of a small sample ask of a mean.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -21,6 +23,8 @@ def bootstrap(
     statistic: Callable[[NDArray[np.intp]], float],
     groups: Sequence[Hashable],
     confidence: float,
+    *,
+    is_extreme: bool = False,
 ) -> tuple[float, float]:
     """The interval of a statistic of clips.
 
@@ -28,13 +32,15 @@ def bootstrap(
         statistic: of the clips with these indices, of which some come several times.
         groups: the video of each clip.
         confidence: 0.95, say.
+        is_extreme: the statistic is of the worst clips, than which no draw is worse: the interval
+            reaches as far to either side.
 
     Raises:
-        ValueError: there is no clip, or a confidence outside (0, 1).
+        ValueError: there are fewer than two clips, or a confidence outside (0, 1).
     """
-    if not groups or not 0 < confidence < 1:
+    if len(groups) < 2 or not 0 < confidence < 1:
         raise ValueError(
-            f"found {len(groups)} clips and confidence {confidence}, expected one clip or more "
+            f"found {len(groups)} clips and confidence {confidence}, expected two clips or more "
             "and a confidence between 0 and 1"
         )
     names = list(dict.fromkeys(groups))
@@ -49,4 +55,16 @@ def bootstrap(
     ]
     tail = (1 - confidence) / 2
     low, high = np.quantile(found, (tail, 1 - tail))
-    return float(low), float(high)
+    middle = statistic(np.arange(len(groups)))
+    below, above = max(0.0, middle - low), max(0.0, high - middle)
+    if is_extreme:
+        below = above = max(below, above)
+    wider = _wider(len(units), tail)
+    return middle - wider * below, middle + wider * above
+
+
+def _wider(units: int, tail: float) -> float:
+    """Student's t over the normal's quantile, and the root of n / (n - 1)."""
+    from scipy.stats import norm, t
+
+    return float(t.ppf(1 - tail, units - 1) / norm.ppf(1 - tail) * math.sqrt(units / (units - 1)))

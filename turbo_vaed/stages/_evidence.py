@@ -43,6 +43,9 @@ def evidence_of(
     by = interval_of_median(teacher.seconds, confidence)
     if timed is not None:
         intervals |= _times(timed, by)
+    unknown = dict.fromkeys(_TIMED, distrust) if distrust else {}
+    if len(shown.clips) == 1:
+        unknown |= dict.fromkeys(figures, "one test clip says nothing of others")
     broken = found.reason if isinstance(found, Failed) else ""
     if timed is not None and shown.quality is None:
         broken = "the package put out NaN or infinity"
@@ -63,7 +66,7 @@ def evidence_of(
         frames=timed.frames if timed else None,
         intervals=intervals,
         confidence=confidence,
-        unknown=dict.fromkeys(_TIMED, distrust) if distrust else {},
+        unknown=unknown,
         broken=broken,
     )
 
@@ -111,4 +114,9 @@ def _quality(
     everything = np.arange(len(rows))
     videos = [row["path"] for row in rows]
     figures = {name: of(everything) for name, of in statistic.items()}
-    return figures, {name: bootstrap(of, videos, confidence) for name, of in statistic.items()}
+    if len(rows) < 2:
+        return figures, {}
+    return figures, {
+        name: bootstrap(of, videos, confidence, is_extreme=name == "worst_psnr")
+        for name, of in statistic.items()
+    }

@@ -1,0 +1,72 @@
+"""What `gate explain` says to change: a knob that there is, and figures of the run."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.gate import made_up
+from turbo_vaed.gate import RunFacts, advise, judge
+
+FACTS = RunFacts(
+    steps=500, db_per_doubling=1.0, student="tiny-ltx", test_clips=9,
+    targets=("executorch-xnnpack/fp32",), parities_db={},
+    all_targets=("executorch-xnnpack/fp32", "executorch-xnnpack/int8"),
+)  # fmt: skip
+
+
+def advice(facts=FACTS, **changed):
+    verdict = judge(
+        made_up.evidence(**changed), customer="demo", use_case="education",
+        thresholds=made_up.use_case(), min_parity_psnr=60.0, package_sha256="a" * 64,
+        data_sha256="b" * 64, git_revision="c" * 40, created="2026-11-27T00:00:00+00:00",
+    )  # fmt: skip
+    found = advise(verdict, facts)
+    assert set(found) == {check.name for check in verdict.failed}
+    return found
+
+
+def test_nothing_is_to_change_where_all_pass():
+    assert advice() == {}
+
+
+def test_steps_follow_from_what_the_second_half_of_them_brought():
+    found = advice(psnr_db=20.0, teacher_psnr_db=20.0)
+    assert "2 dB short" in found["psnr"] and "about 2,000 steps (distill.steps)" in found["psnr"]
+    flat = advice(replace(FACTS, db_per_doubling=0.1), psnr_db=20.0, teacher_psnr_db=20.0)
+    assert "twice the steps bring only 0.10 dB: a larger student" in flat["psnr"]
+    unknown = advice(replace(FACTS, db_per_doubling=None), psnr_db=20.0, teacher_psnr_db=20.0)
+    assert "more steps (distill.steps)" in unknown["psnr"]
+
+
+def test_what_is_slow_is_told_of_a_precision_that_was_not_tried():
+    found = advice(latency_seconds=0.5, teacher_latency_seconds=0.2)
+    assert found["latency_ratio"].startswith("2.5 times too slow: add executorch-xnnpack/int8")
+    tried = replace(FACTS, targets=FACTS.all_targets)
+    assert "smaller student" in advice(tried, latency_seconds=0.5)["fps"]
+
+
+def test_what_is_uncertain_asks_for_more_clips_or_a_quiet_machine():
+    clips = advice(intervals={"psnr": (21.0, 29.0)})
+    assert "more test clips than 9" in clips["psnr"]
+    assert "quiet machine" in advice(unknown={"fps": "it was busy"})["fps"]
+    assert "not measured" in advice(peak_memory_bytes=None)["peak_memory_mb"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "check", "said"),
+    [
+        ({"package_bytes": 80e6}, "package_mb", "2.0 times too large: int8"),
+        ({"peak_memory_bytes": 2e9}, "peak_memory_mb", "decoded in windows"),
+        ({"cold_start_seconds": 9.0}, "cold_start_seconds", "smaller package"),
+        ({"parity_psnr_db": 30.0}, "parity_psnr", "the exporter is wrong"),
+        ({"flicker_ratio": 9.0}, "flicker_ratio", "distill.perceptual"),
+        ({"ssim": 0.1}, "ssim", "larger student (now tiny-ltx)"),
+    ],
+)
+def test_each_check_has_its_knob(changed, check, said):
+    assert said in advice(**changed)[check]
+
+
+def test_a_package_that_crashed_is_to_be_looked_at_first():
+    found = advice(broken="it crashed", ssim=None)
+    assert "look at the reason" in found["ssim"]
