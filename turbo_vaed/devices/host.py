@@ -68,7 +68,7 @@ def measure(
             )  # fmt: skip
         if len(found) >= REPEATS and not _why_not(found[-REPEATS:], plan, max_others_share):
             break
-    return _joined(found[-REPEATS:], plan, max_others_share)
+    return joined(found[-REPEATS:], plan, max_others_share)
 
 
 def decode(
@@ -132,7 +132,7 @@ def _run(
     return clips, reported
 
 
-def _joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> Measurement:
+def joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> Measurement:
     """Several processes' measurements as one."""
 
     def most(name: str) -> Any:
