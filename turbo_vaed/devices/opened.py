@@ -1,0 +1,27 @@
+"""A profile of params.yaml -> the device that it describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from turbo_vaed.device_params import AdbProfile, DeviceProfile, HostProfile
+from turbo_vaed.devices.adb import AdbDevice
+from turbo_vaed.devices.device import Device
+from turbo_vaed.devices.this_host import HostDevice
+from turbo_vaed.errors import UserError
+
+
+def open_device(profile: DeviceProfile, root: Path) -> Device:
+    """The device of a profile, whose relative paths are below `root`.
+
+    Raises:
+        UserError: this version measures on no device of that kind.
+    """
+    if isinstance(profile, HostProfile):
+        return HostDevice(name=profile.name)
+    if isinstance(profile, AdbProfile):
+        return AdbDevice(profile=profile, root=root)
+    raise UserError(
+        f"devices.{profile.name}.kind: found {profile.kind}, which this version cannot open yet; "
+        "host and adb it can"
+    )
