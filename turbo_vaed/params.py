@@ -25,6 +25,7 @@ from turbo_vaed.roi_params import RoiParams as RoiParams
 
 CUSTOMER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
 
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BudgetParams:
     run_usd: PositiveMoney

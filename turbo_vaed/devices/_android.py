@@ -1,7 +1,7 @@
 """ExecuTorch's `executor_runner` on Android: the script that runs it, and what it prints.
 
 Flags and lines are those of examples/portable/executor_runner of ExecuTorch 1.x, built with the
-log of PAL `posix`, which goes to stderr. The script limits the time itself, so that the program ends
+log of PAL `posix`, which goes to stderr. The script limits the time itself, so that it ends
 also where the cable was pulled.
 """
 

@@ -102,8 +102,9 @@ class AdbDevice:
         most = timeout_seconds * (_android.REPEATS + clips) + self.profile.command_seconds
         self._adb("shell", f"sh {place}/run.sh", seconds=most)
         celsius, throttled = self._heat()
-        machine = f"{self._get('ro.product.model')}, {self._get('ro.product.cpu.abi')}, Android " + (
-            self._get("ro.build.version.release")
+        machine = (
+            f"{self._get('ro.product.model')}, {self._get('ro.product.cpu.abi')}, Android "
+            + (self._get("ro.build.version.release"))
         )
         facts = {"celsius": celsius, "throttled": throttled, "machine": machine}
         return Ran(handle=handle, plan=plan, clips=clips, place=place, facts=facts)
@@ -124,8 +125,10 @@ class AdbDevice:
                 raise Fault(f"{self.name} left no exit code of the runner, found {code!r}")
             if code != "0":
                 words = _android._text(folder / "failed.log").strip()[-500:] or "none"
-                how = "was stopped, it took too long" if code == str(_android.TIMEOUT_CODE) else (
-                    f"failed with exit code {code}"
+                how = (
+                    "was stopped, it took too long"
+                    if code == str(_android.TIMEOUT_CODE)
+                    else (f"failed with exit code {code}")
                 )
                 return Failed(**common, reason=f"the runner {how}; its last words: {words}")
             out_folder.mkdir(parents=True, exist_ok=True)

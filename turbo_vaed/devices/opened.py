@@ -7,18 +7,21 @@ from pathlib import Path
 from turbo_vaed.device_params import AdbProfile, DeviceProfile, HostProfile
 from turbo_vaed.devices.adb import AdbDevice
 from turbo_vaed.devices.device import Device
+from turbo_vaed.devices.host import MAX_OTHERS_SHARE
 from turbo_vaed.devices.this_host import HostDevice
 from turbo_vaed.errors import UserError
 
 
-def open_device(profile: DeviceProfile, root: Path) -> Device:
+def open_device(
+    profile: DeviceProfile, root: Path, *, max_others_share: float = MAX_OTHERS_SHARE
+) -> Device:
     """The device of a profile, whose relative paths are below `root`.
 
     Raises:
         UserError: this version measures on no device of that kind.
     """
     if isinstance(profile, HostProfile):
-        return HostDevice(name=profile.name)
+        return HostDevice(name=profile.name, max_others_share=max_others_share)
     if isinstance(profile, AdbProfile):
         return AdbDevice(profile=profile, root=root)
     raise UserError(
