@@ -10,29 +10,23 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from turbo_vaed.device_params import DeviceProfile, parse_profile
 from turbo_vaed.errors import UserError
-
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+from turbo_vaed.param_types import STRICT, Count, Money, Positive, PositiveMoney, Share
+from turbo_vaed.roi_params import Assumption as Assumption
+from turbo_vaed.roi_params import RoiParams as RoiParams
 
 CUSTOMER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-# YAML numbers arrive as float: str() keeps the digits that the person typed.
-Money = Annotated[Decimal, BeforeValidator(lambda v: str(v) if isinstance(v, float) else v)]
-PositiveMoney = Annotated[Money, Field(gt=0)]
 
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class BudgetParams:
     run_usd: PositiveMoney
     customer_month_usd: PositiveMoney | None
@@ -43,7 +37,7 @@ class BudgetParams:
     reserve_seconds: Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CandidateParams:
     """An EC2 machine that a run could take."""
 
@@ -59,7 +53,7 @@ class CandidateParams:
     """Where the last two come from."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PriceParams:
     local_usd_per_hour: Annotated[Money, Field(ge=0)] | None
     """USD per hour of this machine; null is an unknown price, which stops a run."""
@@ -74,7 +68,7 @@ class PriceParams:
     """Compared by `turbo-vaed cost quote`."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ValidateParams:
     timeout_seconds: Positive
     min_seconds: Positive
@@ -85,7 +79,7 @@ class ValidateParams:
     min_good_share: Share
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClipParams:
     frames: Count
     size: Annotated[int, Field(ge=32, strict=True)]
@@ -111,7 +105,7 @@ TeacherFamily = Literal[
 """Those of `turbo_vaed.models.teachers.FAMILIES`, named here because that import costs seconds."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EncodeParams:
     teacher_family: TeacherFamily
     teacher_weights: str
@@ -120,7 +114,7 @@ class EncodeParams:
     """Pixels: train clips are encoded in squares of this side; None for whole ones."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DistillParams:
     student: str
     """A preset of turbo_vaed.models, or `auto`: derived from the run's teacher."""
@@ -165,13 +159,13 @@ class DistillParams:
     """USD that another 0.1 dB may cost before the student is good enough; None: whatever."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateParams:
     batch_size: Count
     worst_share: Annotated[float, Field(gt=0, le=1)]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ParityParams:
     """The least PSNR, in dB, of what a package puts out against PyTorch, by its precision."""
 
@@ -180,7 +174,7 @@ class ParityParams:
     int8: Positive
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportParams:
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     """What is made of the student, `RUNTIME/PRECISION` each; the gate ships one of them."""
@@ -193,8 +187,10 @@ class ExportParams:
     min_parity_db: ParityParams
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class GateParams:
+    device: str
+    """A name in `devices`: where packages are measured."""
     threads: Count
     max_warmup: Annotated[int, Field(ge=0)]
     """Runs before the first sample: fewer where they are steady before."""
@@ -214,58 +210,7 @@ class GateParams:
             )
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Assumption:
-    """What a person believes of a figure: the least, the likely one and the most, and why."""
-
-    low: Annotated[Money, Field(ge=0)]
-    likely: Annotated[Money, Field(ge=0)]
-    high: Annotated[Money, Field(ge=0)]
-    source: Annotated[str, Field(min_length=1)]
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.likely <= self.high:
-            raise ValueError(
-                f"low {self.low}, likely {self.likely}, high {self.high}: none may be larger than "
-                "the next"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class RoiParams:
-    """What a customer's return on investment assumes; no stage reads it. See docs/roi.md."""
-
-    minutes_per_month: Assumption
-    """Of video, decoded in the cloud today."""
-    device_share: Assumption
-    """Of those minutes, decoded on phones that can run the package."""
-    frame_megapixels: Assumption
-    """Of the product's video."""
-    gpu_speedup: Assumption
-    """One GPU of the cloud over one CPU thread of the host that measured the teacher."""
-    phone_speedup: Assumption
-    """A phone over one CPU thread of the host that measured the student."""
-    gpu_usd_per_hour: Assumption
-    egress_usd_per_gb: Assumption
-    video_mb_per_minute: Assumption
-    """What is sent per minute today, encoded."""
-    latent_bytes_per_value: Assumption
-    """Of the latents as they would be sent."""
-    devices: Assumption
-    downloads_per_device_year: Assumption
-    integration_usd: Assumption
-    """Once."""
-    horizon_months: Assumption
-
-    def __post_init__(self) -> None:
-        for name in ("frame_megapixels", "gpu_speedup", "phone_speedup", "horizon_months"):
-            if getattr(self, name).low == 0:
-                raise ValueError(f"{name}.low is 0; it must be more")
-        if self.device_share.high > 1:
-            raise ValueError(f"device_share.high is {self.device_share.high}; a share is at most 1")
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class UseCase:
     """Thresholds of one use case; dB, shares of 1, seconds, MB (1e6 bytes)."""
 
@@ -301,7 +246,7 @@ class UseCase:
             raise ValueError(f"because: {', '.join(unknown)}: no such limit")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Params:
     """Everything that one customer's run is tuned by."""
 
@@ -317,6 +262,8 @@ class Params:
     export: ExportParams
     gate: GateParams
     roi: RoiParams
+    device: Annotated[DeviceProfile, BeforeValidator(parse_profile)]
+    """The profile that `gate.device` names."""
     thresholds: UseCase
     """The profile that `use_case` names."""
 
@@ -386,7 +333,7 @@ def resolve(document: Mapping[str, Any], customer: str) -> dict[str, Any]:
         UserError: no such customer or use case, or an unknown top-level key.
     """
     check_customer_name(customer)
-    allowed = ("defaults", "use_cases", "customers")
+    allowed = ("defaults", "devices", "use_cases", "customers")
     for key in document:
         if key not in allowed:
             raise UserError(f"params.yaml: unknown key {key!r}; allowed: {', '.join(allowed)}")
@@ -411,10 +358,27 @@ def resolve(document: Mapping[str, Any], customer: str) -> dict[str, Any]:
             f"allowed: {', '.join(use_cases)}"
         )
     thresholds = merged.pop("thresholds", {})
+    device = merged.get("gate", {}).get("device")
     return {
         **merged,
+        "device": device_of(document, device, f"customers.{customer}.gate.device"),
         "thresholds": _merge(use_cases[use_case], thresholds, f"customers.{customer}.thresholds"),
     }
+
+
+def device_of(document: Mapping[str, Any], name: object, where: str) -> dict[str, Any]:
+    """The profile of a device in params.yaml, with its name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    profiles = document.get("devices")
+    if not isinstance(profiles, Mapping) or not isinstance(profiles.get(name), Mapping):
+        known = ", ".join(profiles) if isinstance(profiles, Mapping) else "none"
+        raise UserError(
+            f"params.yaml: {where}: no profile of the device {name!r}; devices has: {known}"
+        )
+    return {**profiles[name], "name": name}
 
 
 def parse(resolved: Mapping[str, Any], where: str = "params.yaml") -> Params:

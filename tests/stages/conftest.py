@@ -115,14 +115,14 @@ def judged(tmp_path_factory, tiny_teacher):
     figures = SimpleNamespace(evaluate=evaluate.run(poc), export=export.run(poc))
     kept = tmp_path_factory.mktemp("kept")
 
-    def keep(package, latents, **arguments):
-        measurement = gate_measure(package, latents, **arguments)
+    def keep(device, package, latents, **arguments):
+        measurement = measure_on(device, package, latents, **arguments)
         shutil.copy(arguments["out_folder"] / "decoded.npy", kept)
         return measurement
 
-    gate_measure = gate.measure
+    measure_on = gate.measure_on
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "measure", keep)
+        patch.setattr(gate, "measure_on", keep)
         figures.gate = gate.run(poc)
     return SimpleNamespace(poc=poc, figures=figures, decoded=kept / "decoded.npy")
 

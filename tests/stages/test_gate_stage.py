@@ -94,11 +94,11 @@ def remeasured(judged, monkeypatch, files):
     document = files.read(judged.poc, "gate", "measurement.json")
 
     def patch(change=lambda decoded: decoded):
-        def again(package, latents, *, out_folder, **arguments):
+        def again(device, package, latents, *, out_folder, **arguments):
             np.save(out_folder / "decoded.npy", change(np.load(judged.decoded)))
             return Measurement.from_json(document)
 
-        monkeypatch.setattr(gate, "measure", again)
+        monkeypatch.setattr(gate, "measure_on", again)
         monkeypatch.setattr(gate, "measure_teacher", lambda *a, **k: (1.0, 2.0, 3.0))
 
     return patch

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from turbo_vaed.cli import cost, gate
+from turbo_vaed.cli import cost, devices, gate
 from turbo_vaed.cli.tables import Customer, Format, show
 from turbo_vaed.errors import CorruptFile, TurboVaedError, UserError
 from turbo_vaed.settings import ENVIRONMENT, Settings
@@ -40,6 +40,7 @@ app.add_typer(nodes, name="node")
 app.add_typer(cost.app, name="cost")
 app.add_typer(registry, name="registry")
 app.add_typer(gate.app, name="gate")
+app.add_typer(devices.app, name="devices")
 app.add_typer(reports, name="report")
 app.add_typer(teachers, name="teacher")
 

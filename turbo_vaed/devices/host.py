@@ -68,7 +68,7 @@ def measure(
             )  # fmt: skip
         if len(found) >= REPEATS and not _why_not(found[-REPEATS:], plan, max_others_share):
             break
-    kept = _joined(found[-REPEATS:], plan, max_others_share)
+    kept = joined(found[-REPEATS:], plan, max_others_share)
     return replace(kept, processes=len(found))
 
 
@@ -134,7 +134,7 @@ def _run(
     return clips, reported
 
 
-def _joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> Measurement:
+def joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> Measurement:
     """Several processes' measurements as one."""
 
     def most(name: str) -> Any:
@@ -150,6 +150,7 @@ def _joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) ->
         **{name: most(name) for name in names},
         "seconds_by_process": [s for run in runs for s in run.seconds_by_process],
         "cold_start_seconds": statistics.median(run.cold_start_seconds for run in runs),
+        "processes": len(runs),
         "distrust": _why_not(runs, plan, max_others_share),
     }
     return Measurement.from_json(both)

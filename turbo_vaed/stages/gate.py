@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from turbo_vaed.devices import Failed, Measurement, Plan
-from turbo_vaed.devices.host import measure, runs_here
+from turbo_vaed.devices.device import Device, measure_on
+from turbo_vaed.devices.opened import open_device
 from turbo_vaed.devices.teacher import measure_teacher
 from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.export import Package, Target, load_package
@@ -110,22 +111,29 @@ def run(poc: Poc) -> dict[str, object]:
 def _packages(poc: Poc) -> tuple[dict[Target, Package], dict[str, str]]:
     """What runs here; and of the rest, why it was not measured, by its name."""
     here, elsewhere = {}, {}
+    device = _device(poc)
     for target in wanted(poc):
         folder = package_folder(poc, target)
         try:
             package = load_package(folder)
         except (FileNotFoundError, ValueError) as error:
             raise CorruptFile(f"{error}; run the export stage again") from error
-        if runs_here(package):
+        if device.runs(package):
             here[target] = package
         else:
-            elsewhere[str(target)] = "its runtime does not run on this host"
+            elsewhere[str(target)] = f"its runtime does not run on {device.name}"
     if not here:
         raise UserError(
-            f"none of export.targets runs on this host: {', '.join(elsewhere)}; add one that "
+            f"none of export.targets runs on {device.name}: {', '.join(elsewhere)}; add one that "
             "does, executorch-xnnpack/fp32 say"
         )
     return here, elsewhere
+
+
+def _device(poc: Poc) -> Device:
+    """That of `gate.device`."""
+    limit = poc.params.gate.max_others_share
+    return open_device(poc.params.device, poc.root, max_others_share=limit)
 
 
 def _judge(
@@ -142,13 +150,13 @@ def _judge(
     place.mkdir(parents=True)
     params = poc.params
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        found = measure(
-            package.folder,
+        found = measure_on(
+            _device(poc),
+            package,
             _latents(split, Path(scratch)),
             plan=plan(poc),
             out_folder=Path(scratch),
             timeout_seconds=TIMEOUT_SECONDS,
-            max_others_share=params.gate.max_others_share,
         )
         failed = isinstance(found, Failed)
         decoded = None if failed else Path(scratch)

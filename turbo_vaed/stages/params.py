@@ -26,6 +26,7 @@ def run(poc: Poc) -> dict[str, object]:
         sections["distill"]["thresholds"] = asked
     sections["gate"] = {
         **sections["gate"],
+        "device": resolved["device"],  # the profile: an edit of it reruns the gate alone
         "use_case": resolved["use_case"],
         "thresholds": resolved["thresholds"],
     }

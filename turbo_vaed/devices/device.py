@@ -1,0 +1,100 @@
+"""One protocol for whatever runs a package: push, run, collect; and what it tells of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from turbo_vaed.devices.measurement import Failed, Measurement
+from turbo_vaed.devices.timing import Plan
+from turbo_vaed.export.package import Package
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a device tells of itself; None where it does not tell."""
+
+    name: str
+    kind: str
+    model: str | None = None
+    system: str | None = None
+    abi: str | None = None
+    free_bytes: int | None = None
+    temperature_celsius: float | None = None
+    runtimes: tuple[str, ...] = ()
+    """Of packages that it can run."""
+    missing: tuple[str, ...] = ()
+    """What keeps it from measuring, and how to get it; empty where it is ready."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handle:
+    """A package on a device."""
+
+    package: Package
+    place: str
+    """Of the package, in the device's own words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """A program that has run on a device; what it left is still there."""
+
+    handle: Handle
+    plan: Plan
+    clips: int
+    place: str
+    """Of what it left."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What only the device's own `collect` reads."""
+
+
+class Device(Protocol):
+    """Where a package is measured."""
+
+    @property
+    def name(self) -> str:
+        """Of its profile in params.yaml."""
+
+    def probe(self) -> Facts:
+        """What it tells of itself; what is missing is a fact, not an error."""
+
+    def runs(self, package: Package) -> bool:
+        """Whether it has the package's runtime."""
+
+    def push(self, package: Package) -> Handle:
+        """Bring a package there. Raises UserError or Fault where it cannot be reached."""
+
+    def run(self, handle: Handle, latents_npy: Path, plan: Plan, *, timeout_seconds: float) -> Ran:
+        """Time the program by the plan, and decode every clip of float32 (N, C, t, h, w)."""
+
+    def collect(self, ran: Ran, out_folder: Path) -> Measurement | Failed:
+        """What was measured, and `out_folder/decoded.npy` as `Measure` says."""
+
+    def remove(self, handle: Handle) -> None:
+        """Leave nothing behind; a device that is gone is not asked."""
+
+
+def measure_on(
+    device: Device,
+    package: Package,
+    latents_npy: Path,
+    *,
+    plan: Plan,
+    out_folder: Path,
+    timeout_seconds: float,
+) -> Measurement | Failed:
+    """Push, run, collect, and clean up whatever happens.
+
+    Raises:
+        UserError: the latents do not fit, or the device needs a person.
+        Fault: the device was lost, or reported nonsense.
+    """
+    handle = device.push(package)
+    try:
+        ran = device.run(handle, latents_npy, plan, timeout_seconds=timeout_seconds)
+        return device.collect(ran, out_folder)
+    finally:
+        device.remove(handle)

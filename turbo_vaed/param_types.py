@@ -1,0 +1,17 @@
+"""Kinds of values that params are made of."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+# YAML numbers arrive as float: str() keeps the digits that the person typed.
+Money = Annotated[Decimal, BeforeValidator(lambda v: str(v) if isinstance(v, float) else v)]
+PositiveMoney = Annotated[Money, Field(gt=0)]
