@@ -13,7 +13,7 @@ from turbo_vaed.costs import Spending, check_start
 from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.estimates import pace_key
+from turbo_vaed.stages.estimates import keep_pace, pace_key
 from turbo_vaed.stages.fit import student_config
 from turbo_vaed.stages.prices import most_usd_per_hour, price_book, spending_of
 
@@ -68,6 +68,7 @@ def run(poc: Poc) -> dict[str, object]:
             )
         told = follower.summary() | {"pace_key": pace_key(poc.params.distill, settings)}
         history = train.write_student(done, job, folder, told)
+        keep_pace(poc, history)
     # One that its budget stopped goes on with a larger, one that was good enough with other limits.
     if done.checkpoint.stopped == "finished":
         done.store.clear()
