@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from turbo_vaed.distill.follow import preparing
+from turbo_vaed.distill.seen import seen_in
 from turbo_vaed.distill.status import FRESH_SECONDS, Status, read_status
 from turbo_vaed.errors import CorruptFile, UserError
 
@@ -133,3 +135,61 @@ def test_a_line_cut_short_is_left_out_and_another_file_is_named(tmp_path: Path) 
         read_status(path, customer="acme", now=T0)
     with pytest.raises(UserError, match="run: turbo-vaed poc acme"):
         read_status(tmp_path / "none.jsonl", customer="acme", now=T0)
+
+
+def caching(at: float, done: int, failed: str = "") -> dict[str, Any]:
+    return {"event": "preparing", "at": T0 + at, "began_at": T0 + 100, "done": done, "clips": 50,
+            "doing": "caching the teacher's targets", "failed": failed}  # fmt: skip
+
+
+def test_what_is_made_before_the_steps_is_told(tmp_path: Path) -> None:
+    found = read(tmp_path, [caching(100, 2), caching(160, 12)])
+    assert (found.state, found.done_clips, found.clips) == ("preparing", 12, 50)
+    assert found.rows()[:2] == [
+        {"what": "state", "value": "caching the teacher's targets, since 1:05"},
+        {"what": "clips done", "value": "12 of 50"},
+    ]
+    silent = read(tmp_path, [caching(160, 12)], after=180)
+    assert silent.rows()[0]["value"] == (
+        "silent since 180 s (caching the teacher's targets, since 4:00)"
+    )
+    failed = read(tmp_path, [caching(160, 12), caching(161, 12, failed="the disk is full")])
+    assert (failed.state, failed.reason) == ("failed", "the disk is full")
+    opened = read(tmp_path, [caching(160, 12), OPEN | {"at": T0 + 170}])
+    assert (opened.state, opened.doing, opened.clips) == ("starting", "", None)
+
+
+def test_before_a_run_that_goes_on_its_figures_stand_and_of_one_that_ended_none(
+    tmp_path: Path,
+) -> None:
+    end = {"event": "end", "step": 80, "at": T0 + 111, "stopped": "finished", "reason": "all done"}
+    going_on = read(tmp_path, [*LIVE, caching(160, 12)])
+    assert (going_on.state, going_on.step, going_on.seconds_left) == ("preparing", 80, None)
+    anew = read(tmp_path, [*LIVE, end, caching(160, 12)])
+    assert (anew.state, anew.steps, anew.loss) == ("preparing", 0, None)
+
+
+def test_preparing_is_no_time_of_the_run(tmp_path: Path) -> None:
+    later = [OPEN | {"at": T0 + 900}, start(910, 80)]
+    plain, path = read(tmp_path, [*LIVE, *later]), tmp_path / "progress.jsonl"
+    seen = seen_in(path)
+    prepared = read(tmp_path, [*LIVE, caching(500, 0), caching(800, 50), *later])
+    assert prepared.wasted_seconds == plain.wasted_seconds > 20.3
+    assert seen_in(path) == seen
+
+
+def test_the_file_is_told_of_each_clip_and_of_the_end_of_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "progress.jsonl"
+    with preparing(path) as tell:
+        pass
+    with pytest.raises(ValueError, match="gone"), preparing(path) as tell:
+        tell("measuring", 0, 3)
+        tell("caching", 1, 3)
+        tell("caching", 2, 3)
+        raise ValueError("the disk is gone")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["doing"], line["done"], line["failed"]) for line in lines] == [
+        ("measuring", 0, ""), ("caching", 1, ""), ("caching", 2, ""),
+        ("caching", 2, "the disk is gone"),
+    ]  # fmt: skip
+    assert lines[1]["began_at"] == lines[3]["began_at"]

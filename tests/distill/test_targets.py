@@ -262,7 +262,10 @@ def test_a_whole_cache_needs_no_teacher_in_a_second_run(wanted, measured):
     assert plan.figures["bytes_per_clip"] == 15360 + 2 * (16 * 2 * 4 * 4 + 8 * 5 * 16 * 16)
     assert 0 < plan.figures["feature_error"] < 1e-3
     assert all(value > 0 for value in plan.figures.values())
-    assert write_targets(wanted, batch_size=2) == 3, "the measured clip is kept"
+    told: list[tuple[int, int]] = []
+    written = write_targets(wanted, batch_size=2, tell=lambda *said: told.append(said))
+    assert written == 3, "the measured clip is kept"
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     check_cache(wanted)
     shutil.rmtree(wanted.weights)
     plan = plan_targets(wanted, params(steps=1), batch_size=1)

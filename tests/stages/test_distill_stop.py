@@ -38,7 +38,8 @@ def target(poc: Poc, margin: float | None, usd: str = "1") -> Any:
         usd_per_hour=Decimal(1),
         spent_usd=lambda: Decimal(0),
     )
-    return distill._target(poc, PRESETS["tiny-ltx"], Settings.from_environment(poc.root), spending)
+    settings = Settings.from_environment(poc.root)
+    return distill._target(poc, PRESETS["tiny-ltx"], settings, spending, lambda *_: None)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_a_cache_that_takes_longer_than_it_was_measured_is_given_up_in_time(
     monkeypatch.setattr(targets, "plan_targets", plan)
     monkeypatch.setattr(targets, "write_targets", write)
     settings = Settings.from_environment(poc.root)
-    made = distill._targets(poc, PRESETS["tiny-ltx"], settings, spending)
+    made = distill._targets(poc, PRESETS["tiny-ltx"], settings, spending, lambda *_: None)
     assert asked == [0.0, 8.0, 10.0]
     assert made.mode == "recompute" and "needs 10 s more, $10.00" in made.reason
     assert made.figures == {"a": 1.0}, "what was measured stays known"

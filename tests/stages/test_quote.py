@@ -18,7 +18,7 @@ from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.estimates import ESTIMATE, estimate_run, pace_key
+from turbo_vaed.stages.estimates import ESTIMATE, estimate_run, keep_pace, measured_pace, pace_key
 from turbo_vaed.stages.quote import quote
 
 REPOSITORY = Path(__file__).parents[2]
@@ -200,3 +200,22 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(
     assert estimate_run(less, settings, ledger, may_spend_usd=half) is not None, "as it was told"
     with pytest.raises(BudgetRefused, match="no number of steps would"):
         estimate_run(poc, settings, ledger, may_spend_usd=Decimal("0.001"))
+
+
+def test_a_run_without_steps_leaves_the_pace_of_the_one_before(poc: Poc) -> None:
+    path, settings = poc.folder("distill") / "history.json", local(poc.root)
+    history = json.loads(path.read_text())
+    keep_pace(poc, history)
+    measured = measured_pace(poc, settings)
+    for steps in ([], history["steps"][:3]):
+        stopped = history | {"steps": steps}
+        path.write_text(json.dumps(stopped))
+        keep_pace(poc, stopped)
+        assert measured is not None and measured_pace(poc, settings) == measured
+    slower = [{"step": i, "at": 72.0 * i} for i in range(20)]
+    path.write_text(json.dumps(history | {"steps": slower}))
+    newest = measured_pace(poc, settings)
+    assert newest is not None and newest.mean == 72
+    path.write_text(json.dumps(history | {"steps": []}))
+    (poc.work / "pace.json").write_text(json.dumps(history | {"pace_key": "of another student"}))
+    assert measured_pace(poc, settings) is None

@@ -35,6 +35,7 @@ def pass_over_clips(
     ray_address: str | None = None,
     workers: int | None = None,
     afford: Callable[[float], None] = lambda seconds: None,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Call a worker with every clip once; a batch whose machine was lost is called again.
 
@@ -49,6 +50,7 @@ def pass_over_clips(
         workers: at most so many; as many as Ray has GPUs or CPUs by default.
         afford: told before the start (0.0) and with every clip how many seconds the rest will take
             by what the last ones took; what it raises ends the pass.
+        tell: told with every clip how many are done.
 
     Raises:
         Unreachable: no Ray answers at the address.
@@ -77,10 +79,13 @@ def pass_over_clips(
         )
         try:
             rows = _afforded((r["index"] for r in dataset.iter_rows()), len(clips), afford)
-            done = sorted(track(rows, label, len(clips)))
+            done = []
+            for clip in track(rows, label, len(clips)):
+                done.append(clip)
+                tell(len(done))
         except ray.exceptions.RayError as error:
             raise _cause(error) from error
-    if done != sorted(clips):
+    if sorted(done) != sorted(clips):
         raise Fault(f"Ray Data did {len(done)} of {len(clips)} clips; run the stage again")
 
 

@@ -1,7 +1,8 @@
 """What was told of a run, line by line, and what follows from it.
 
 A run may have had several drivers, and a driver several groups of workers. Each driver begins
-with `open`, each group with `start`; everything else is what rank 0 told. All that is known of a
+with `open`, each group with `start`; `preparing` is told before a driver opens, and is no part of
+the run; everything else is what rank 0 told. All that is known of a
 run is a function of these lines alone, so that a driver that starts anew, and a person who asks
 from outside, know as much as the one that was there.
 
@@ -22,6 +23,21 @@ from turbo_vaed.distill.outlook import seconds_left, usd_per_tenth_db
 from turbo_vaed.errors import CorruptFile
 
 Interval = tuple[float, float]
+PREPARING = "preparing"
+"""An event of work before the steps. It adds neither to what a run took nor to what it lost."""
+
+
+class Preparation(NamedTuple):
+    """What is made before a driver opens, as it was last told."""
+
+    doing: str
+    began_at: float
+    last_at: float
+    done: int
+    """So many of the clips."""
+    clips: int
+    failed: str
+    """What it ended with, in its own words."""
 
 
 class Validation(NamedTuple):
@@ -88,6 +104,8 @@ class Account:
     """Rank 0's last word: `stopped` and `reason`."""
     failed: str = ""
     """What the last driver ended with, in its own words."""
+    preparing: Preparation | None = None
+    """Until the driver that it is for opens."""
     last_at: float = 0.0
     _is_started: bool = False
     _cause: str = ""
@@ -113,6 +131,10 @@ class Account:
     def add(self, event: Mapping[str, Any]) -> None:
         """Take the next event into account."""
         at = float(event["at"])
+        if event["event"] == PREPARING:
+            told = (event[key] for key in ("doing", "began_at", "at", "done", "clips", "failed"))
+            self.preparing = Preparation(*told)
+            return
         match event["event"]:
             case "open":
                 self._open(event, at)
@@ -140,6 +162,7 @@ class Account:
 
     def _open(self, event: Mapping[str, Any], at: float) -> None:
         """A driver: nothing ran between it and the last sign of the one before."""
+        self.preparing = None
         if 0 < self.last_at < at:
             self._dead.append((self.last_at, at))
         if self._is_started and self.ended is None:

@@ -10,8 +10,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from turbo_vaed.costs.money import format_usd, plain
-from turbo_vaed.distill.events import Account, Restart, read_events
+from turbo_vaed.distill.events import PREPARING, Account, Restart, read_events
 from turbo_vaed.errors import TurboVaedError
 from turbo_vaed.progress import progress
 from turbo_vaed.tracker import Tracker
@@ -221,6 +221,38 @@ def describe(account: Account) -> str:
     if account.workers:
         parts.append(f"{account.workers} worker{'' if account.workers == 1 else 's'}")
     return "  ".join(parts)
+
+
+@contextmanager
+def preparing(path: Path) -> Iterator[Callable[[str, int, int], None]]:
+    """Tell the progress file at `path` of what comes before a `Follower`, and of its failure.
+
+    Yields `tell(doing, done, clips)`: what is being made, in words, and how many of how many clips
+    are there. Nothing is written before it is called.
+
+    Raises:
+        CorruptFile: what is at `path` is no progress file.
+    """
+    if path.is_file():
+        for _ in read_events(path):
+            pass
+    lines = _Lines(path, failed=lambda said: print(said, flush=True))
+    now: dict[str, Any] = {}
+
+    def write(**facts: Any) -> None:
+        now.update(event=PREPARING, at=time.time(), **facts)
+        lines.add(now)
+
+    def tell(doing: str, done: int, clips: int) -> None:
+        began = {} if now.get("doing") == doing else {"began_at": time.time()}
+        write(doing=doing, done=done, clips=clips, failed="", **began)
+
+    try:
+        yield tell
+    except BaseException as error:
+        if now:
+            write(failed=str(error) or type(error).__name__)
+        raise
 
 
 NOTHING = "\N{EM DASH}"

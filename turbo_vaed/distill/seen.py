@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turbo_vaed.costs.choice import checkpoint_interval_seconds, losses_per_hour
-from turbo_vaed.distill.events import Account, read_events
+from turbo_vaed.distill.events import PREPARING, Account, read_events
 
 SAVE_SECONDS, RESTART_SECONDS = 1.0, 45.0
 """Where no checkpoint and no restart was seen yet: as bench/distill.py has them, rounded up."""
@@ -40,6 +40,8 @@ def seen_in(progress_file: Path) -> Seen:
     account, saves, seconds, last = Account(), [], 0.0, None
     for event in read_events(progress_file) if progress_file.is_file() else ():
         account.add(event)
+        if event["event"] == PREPARING:  # not in steps, where losses are counted
+            continue
         if event["event"] == "checkpoint":
             saves.append(event["seconds"])
         if last is not None and event["event"] != "open":  # before an `open` nothing ran

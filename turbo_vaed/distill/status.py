@@ -22,12 +22,18 @@ class Status:
 
     customer: str
     state: str
-    """`starting`, `running`, `silent`, `failed`, or how it ended: `finished`, `good enough`,
-    `budget`, `diverged`."""
+    """`preparing`, `starting`, `running`, `silent`, `failed`, or how it ended: `finished`,
+    `good enough`, `budget`, `diverged`."""
     reason: str
     """Of a run that ended or failed."""
     silent_seconds: float
     """Since the last event."""
+    doing: str
+    """What is made before the steps; nothing of a run that has opened."""
+    doing_seconds: float | None
+    """Since that began."""
+    done_clips: int | None
+    clips: int | None
     step: int
     steps: int
     loss: float | None
@@ -62,14 +68,15 @@ class Status:
         """For a table: `what` and `value`."""
         known = {
             "state": self._state(),
-            "step": f"{self.step} of {self.steps}",
+            "clips done": "" if self.clips is None else f"{self.done_clips} of {self.clips}",
+            "step": f"{self.step} of {self.steps}" if self.steps else "",
             "loss": "" if self.loss is None else f"{self.loss:.4f}",
             "validation": "" if self.val_psnr is None else f"{self.val_psnr:.2f} dB",
             "best": ""
             if self.best_val_psnr is None
             else f"{self.best_val_psnr:.2f} dB at step {self.best_step}",
             "spent by the run": "" if self.spent_usd is None else format_usd(self.spent_usd),
-            "per 0.1 dB": NOTHING
+            "per 0.1 dB": (NOTHING if self.steps else "")
             if self.usd_per_tenth_db is None
             else format_usd(self.usd_per_tenth_db),
             "time left": "" if self.seconds_left is None else hours_and_minutes(self.seconds_left),
@@ -88,9 +95,13 @@ class Status:
         return [{"what": what, "value": value} for what, value in known.items() if value]
 
     def _state(self) -> str:
+        words = f"{self.state}: {self.reason}" if self.reason else self.state
         if self.state == "silent":
-            return f"silent since {self.silent_seconds:.0f} s"
-        return f"{self.state}: {self.reason}" if self.reason else self.state
+            words = f"silent since {self.silent_seconds:.0f} s"
+        if not self.doing or self.doing_seconds is None:
+            return words
+        doing = f"{self.doing}, since {hours_and_minutes(self.doing_seconds)}"
+        return doing if self.state == "preparing" else f"{words} ({doing})"
 
 
 def read_status(path: Path, *, customer: str, now: float) -> Status:
@@ -111,7 +122,10 @@ def read_status(path: Path, *, customer: str, now: float) -> Status:
     account = Account()
     for event in read_events(path):
         account.add(event)
-    silent = max(0.0, now - account.last_at)
+    preparing = account.preparing
+    if preparing is not None and account.ended is not None:
+        account = Account(preparing=preparing)  # the figures are of the run before
+    silent = max(0.0, now - max(account.last_at, preparing.last_at if preparing else 0.0))
     state, reason = _state(account, silent)
     validated = account.validations
     best = max(validated, key=lambda known: known.psnr, default=None)
@@ -123,6 +137,10 @@ def read_status(path: Path, *, customer: str, now: float) -> Status:
         state=state,
         reason=reason,
         silent_seconds=silent,
+        doing=preparing.doing if preparing else "",
+        doing_seconds=max(0.0, now - preparing.began_at) if preparing else None,
+        done_clips=preparing.done if preparing else None,
+        clips=preparing.clips if preparing else None,
         step=account.step,
         steps=account.steps,
         loss=account.row.get("loss"),
@@ -148,6 +166,10 @@ def read_status(path: Path, *, customer: str, now: float) -> Status:
 
 def _state(account: Account, silent_seconds: float) -> tuple[str, str]:
     """How the run stands, and why in words."""
+    if account.preparing is not None:
+        if account.preparing.failed:
+            return "failed", account.preparing.failed
+        return ("silent" if silent_seconds > FRESH_SECONDS else "preparing"), ""
     if account.failed:
         return "failed", account.failed
     if account.ended is not None:

@@ -37,6 +37,7 @@ def plan_targets(
     batch_size: int,
     ray_address: str | None = None,
     affordable_seconds: Callable[[], float] = lambda: math.inf,
+    tell: Callable[[int, int], None] = lambda done, clips: None,
 ) -> TargetPlan:
     """Whether the targets of a run are cached, and why.
 
@@ -50,6 +51,7 @@ def plan_targets(
         ray_address: as `ray_session` takes it.
         affordable_seconds: how long the run can still be paid for: where that is too short for a
             cache, none is begun, whatever is wished for.
+        tell: told how many of how many train clips are cached, before a worker measures.
 
     Raises:
         UserError, BudgetRefused: as `choose`; or the teacher's folder is gone.
@@ -69,6 +71,7 @@ def plan_targets(
         return _plan(wanted, "cache", f"targets of all {len(train)} train clips are cached already")
     if affordable_seconds() == 0:
         return _plan(wanted, "recompute", NOT_AFFORDED)
+    tell(len(train) - len(missing), len(train))
     with ray_session(ray_address):
         measured = _measured(wanted, params, missing[:batch_size], facts)
     cached = len(train) - len(wanted.missing())
@@ -106,6 +109,7 @@ def write_targets(
     ray_address: str | None = None,
     workers: int | None = None,
     afford: Callable[[float], None] = lambda seconds: None,
+    tell: Callable[[int, int], None] = lambda done, clips: None,
 ) -> int:
     """Fill the cache that `plan_targets` began; returns how many clips were written now.
 
@@ -117,6 +121,7 @@ def write_targets(
         ray_address: as `ray_session` takes it.
         workers: at most so many; as many as Ray has GPUs or CPUs by default.
         afford: as `pass_over_clips` takes it; what was written by then is kept.
+        tell: told how many of how many train clips are cached, now and with every clip.
 
     Raises:
         CorruptFile, Unreachable: as `plan_targets`.
@@ -125,6 +130,9 @@ def write_targets(
     assert cache.read_facts(wanted) is not None, "plan_targets comes first"
     missing = wanted.missing()
     if missing:
+        clips = len(wanted.train_clips())
+        before = clips - len(missing)
+        tell(before, clips)
         pass_over_clips(
             cache.TargetWriter,
             (wanted,),
@@ -134,6 +142,7 @@ def write_targets(
             ray_address=ray_address,
             workers=workers,
             afford=afford,
+            tell=lambda done: tell(before + done, clips),
         )
     return len(missing)
 

@@ -36,6 +36,7 @@ def teacher_psnr(
     batch_size: int,
     ray_address: str | None = None,
     afford: Callable[[float], None] = lambda seconds: None,
+    tell: Callable[[int, int], None] = lambda done, clips: None,
 ) -> float:
     """dB, the mean over the validation clips, from an earlier run with the same or from Ray.
 
@@ -43,6 +44,7 @@ def teacher_psnr(
         wanted: of which teacher, for which clips; its targets are not looked at.
         batch_size: clips of one call of the teacher.
         ray_address, afford: as `pass_over_clips` takes them.
+        tell: told how many of how many clips are done, where any has to be.
 
     Raises:
         DataRefused: there is no validation clip.
@@ -62,6 +64,7 @@ def teacher_psnr(
     if not clips:
         raise DataRefused("no clip in the val split; add videos or lower clip.frames")
     _create(wanted, len(index))
+    tell(0, len(clips))
     pass_over_clips(
         Scorer,
         (wanted,),
@@ -70,6 +73,7 @@ def teacher_psnr(
         label="the teacher on validation clips",
         ray_address=ray_address,
         afford=afford,
+        tell=lambda done: tell(done, len(clips)),
     )
     found = ClipArray(f"{wanted.targets}/{_STORE}", _PSNR, remedy=TARGETS_REMEDY)
     mean = float(np.mean([found[clip] for clip in clips]))

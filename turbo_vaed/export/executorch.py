@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from turbo_vaed.export.package import check_latent_scaling
-from turbo_vaed.quiet import quiet_imports
+from turbo_vaed.quiet import quiet_imports, without_treespec_warnings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,7 +78,7 @@ def export_xnnpack(
         for name in _last_layers(plain):
             setattr(plain, name, _in_two_halves(getattr(plain, name)))
         program, latents = program.half(), latents.half()
-    with torch.no_grad():
+    with torch.no_grad(), without_treespec_warnings():
         exported = torch.export.export(program, (latents,))
         if precision == "int8":
             from turbo_vaed.export.quantise import quantised
@@ -109,7 +109,7 @@ def _lower(exported: "ExportedProgram") -> bytes:
             to_edge_transform_and_lower,
         )
 
-    with _weights_as_they_are():
+    with _weights_as_they_are(), without_treespec_warnings():
         edge = to_edge_transform_and_lower(
             exported, partitioner=[xnnpack_partitioner.XnnpackPartitioner()]
         )
@@ -121,7 +121,8 @@ def _lower(exported: "ExportedProgram") -> bytes:
             f"expected the whole graph as one subgraph. Look for what the decoder computes "
             f"other than by 2-D convolutions, element-wise operations and reshapes"
         )
-    return bytes(edge.to_executorch().buffer)
+    with without_treespec_warnings():
+        return bytes(edge.to_executorch().buffer)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from turbo_vaed.quiet import quiet_imports
+from turbo_vaed.quiet import quiet_imports, without_treespec_warnings
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -48,7 +48,8 @@ def quantised(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums over several differ in the last bit, and the ranges with them
     try:
-        return _quantised(exported, calibration, least_parity_db)
+        with without_treespec_warnings():
+            return _quantised(exported, calibration, least_parity_db)
     finally:
         torch.set_num_threads(threads)
 

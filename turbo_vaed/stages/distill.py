@@ -6,13 +6,14 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from turbo_vaed.costs import Spending, check_start
 from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.estimates import pace_key
+from turbo_vaed.stages.estimates import keep_pace, pace_key
 from turbo_vaed.stages.fit import student_config
 from turbo_vaed.stages.prices import most_usd_per_hour, price_book, spending_of
 
@@ -35,7 +36,7 @@ def run(poc: Poc) -> dict[str, object]:
     """
     from turbo_vaed.dataset.ray_session import ray_session
     from turbo_vaed.distill import train
-    from turbo_vaed.distill.follow import Follower
+    from turbo_vaed.distill.follow import Follower, preparing
 
     settings = Settings.from_environment(poc.root)
     spending = spending_of(poc, settings, "distill")
@@ -47,8 +48,9 @@ def run(poc: Poc) -> dict[str, object]:
     place = poc.work / "checkpoints"
     storage = f"{settings.checkpoints_url}/{poc.customer}" if settings.checkpoints_url else place
     with poc.writing("distill") as folder, ray_session(settings.ray_address):
-        plan = _targets(poc, student, settings, spending)
-        target = _target(poc, student, settings, spending)
+        with preparing(poc.progress_file) as tell:
+            plan = _targets(poc, student, settings, spending, tell)
+            target = _target(poc, student, settings, spending, tell)
         job = _job(poc, student, plan, spending, target)
         place.mkdir(parents=True, exist_ok=True)
         with Follower(
@@ -66,6 +68,7 @@ def run(poc: Poc) -> dict[str, object]:
             )
         told = follower.summary() | {"pace_key": pace_key(poc.params.distill, settings)}
         history = train.write_student(done, job, folder, told)
+        keep_pace(poc, history)
     # One that its budget stopped goes on with a larger, one that was good enough with other limits.
     if done.checkpoint.stopped == "finished":
         done.store.clear()
@@ -123,7 +126,11 @@ def _wanted(poc: Poc, student: DecoderConfig) -> Wanted:
 
 
 def _targets(
-    poc: Poc, student: DecoderConfig, settings: Settings, spending: Spending
+    poc: Poc,
+    student: DecoderConfig,
+    settings: Settings,
+    spending: Spending,
+    tell: Callable[[str, int, int], None],
 ) -> TargetPlan:
     """What the teacher shows besides its latents, cached where that is cheaper and can be paid."""
     from turbo_vaed.distill.targets import plan_targets, write_targets
@@ -135,6 +142,7 @@ def _targets(
         batch_size=batch_size,
         ray_address=settings.ray_address,
         affordable_seconds=spending.affordable_seconds,
+        tell=partial(tell, "measuring what the teacher's targets cost"),
     )
     print(f"teacher's targets: {plan.reason}", flush=True)
     if plan.mode == "cache":
@@ -144,6 +152,7 @@ def _targets(
                 batch_size=batch_size,
                 ray_address=settings.ray_address,
                 afford=lambda seconds: spending.require(seconds, "caching the teacher's targets"),
+                tell=partial(tell, "caching the teacher's targets"),
             )
         except BudgetRefused as refusal:  # it takes longer than measured; steps cost less at once
             print(f"teacher's targets are computed every step: {refusal}", flush=True)
@@ -178,7 +187,11 @@ def _paid(poc: Poc, settings: Settings) -> Callable[[], Paid]:
 
 
 def _target(
-    poc: Poc, student: DecoderConfig, settings: Settings, spending: Spending
+    poc: Poc,
+    student: DecoderConfig,
+    settings: Settings,
+    spending: Spending,
+    tell: Callable[[str, int, int], None],
 ) -> Target | None:
     """The PSNR that is enough: what the gate asks for on the test clips, asked of the validation
     clips, and the margin. None where no margin is set, or the teacher's share cannot be paid."""
@@ -195,6 +208,7 @@ def _target(
             batch_size=poc.params.encode.batch_size,
             ray_address=settings.ray_address,
             afford=lambda seconds: spending.require(seconds, "the teacher on validation clips"),
+            tell=partial(tell, "measuring the teacher on validation clips"),
         )
     except BudgetRefused as refusal:
         print(f"no PSNR is enough to stop for: {refusal}", flush=True)

@@ -25,6 +25,8 @@ _NO_MATTER_OF_PACE = frozenset(
     ("steps", "learning_rate", "betas", "weight_decay", "warmup_share", "ema_decay", "seed",
      "min_workers", "keep_checkpoints", "stop_psnr_margin_db", "stop_usd_per_tenth_db")
 )  # fmt: skip
+PACE = "pace.json"
+"""In the customer's folder: when the steps of the last run with a pace were done."""
 ESTIMATE = "estimate.json"
 """In the customer's folder: what was said before the last run."""
 
@@ -34,6 +36,15 @@ def pace_key(params: DistillParams, settings: Settings) -> str:
     how = {k: v for k, v in asdict(params).items() if k not in _NO_MATTER_OF_PACE}
     told = {"params": how, "on_a_cluster": settings.on_a_cluster, "machine": platform.node()}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def keep_pace(poc: Poc, history: dict[str, Any]) -> None:
+    """Keep when the steps of a run were done, unless they are too few for a pace: what an earlier
+    run has kept stands then, which a run that was stopped at once does not undo."""
+    moments = [row["at"] for row in history["steps"]]
+    if pace(moments) is not None:
+        kept = {"pace_key": history["pace_key"], "steps": [{"at": at} for at in moments]}
+        (poc.work / PACE).write_text(json.dumps(kept) + "\n")
 
 
 def measured_pace(poc: Poc, settings: Settings) -> Pace | None:
@@ -77,8 +88,13 @@ def _beside_steps(poc: Poc, groups: list[ChargeGroup], usd: Decimal, measured: P
 
 
 def _history(poc: Poc) -> dict[str, Any]:
-    path = poc.folder("distill") / "history.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    """Of the last run; where its steps are too few for a pace, of the last one with enough."""
+    found: dict[str, Any] = {}
+    for path in (poc.folder("distill") / "history.json", poc.work / PACE):
+        if path.is_file():
+            found = json.loads(path.read_text())
+            if pace([row["at"] for row in found["steps"]]) is not None:
+                break
     return found
 
 
