@@ -151,7 +151,8 @@ class AdbDevice:
                     "frames": ran.handle.package.io.video_shape[2], "cold_start_seconds": cold,
                     "peak_memory_bytes": peak, "baseline_memory_bytes": None, "clips": ran.clips,
                     "others_share": None, "temperature_celsius": ran.facts["celsius"],
-                    "throttled": ran.facts["throttled"], "energy_joules": None, "distrust": "", "processes": 1,
+                    "throttled": ran.facts["throttled"], "energy_joules": None,
+                    "distrust": "", "processes": 1,
                 })  # fmt: skip
             except ValueError as error:
                 raise Fault(f"{self.name} reported nonsense: {error}") from error
