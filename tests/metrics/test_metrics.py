@@ -159,7 +159,7 @@ def test_clip_quality_is_the_metrics():
     source = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     off = np.where(source > 127, source - 10, source + 10).astype(np.uint8)
     quality = clip_quality(off, source)
-    assert set(quality) == {"psnr", "ssim", "ms_ssim", "flicker"}
+    assert set(quality) == {"psnr", "ssim", "ms_ssim", "detail", "flicker"}
     assert set(quality) <= set(BETTER)
     assert quality["psnr"] == pytest.approx(20 * math.log10(255 / 10), abs=1e-3)
     expected = flicker(frames_from_uint8(off), frames_from_uint8(source))
@@ -170,7 +170,7 @@ def test_clip_quality_is_the_metrics():
 
 def test_a_clip_of_one_frame_has_no_flicker():
     frame = np.zeros((1, 32, 32, 3), dtype=np.uint8)
-    assert set(clip_quality(frame, frame)) == set(QUALITY)
+    assert set(clip_quality(frame, frame)) == {*QUALITY, "detail"}
 
 
 def test_summary_of_known_values():
