@@ -112,6 +112,7 @@ def test_a_measurement_survives_json(measured):
         ("seconds_by_process", [[0.1, float("inf")]]),
         ("confidence", 1.0),
         ("peak_memory_bytes", 0),
+        ("baseline_memory_bytes", 0),
         ("peak_memory_bytes", 1.5),
         ("peak_memory_bytes", None),
         ("threads", 0),

@@ -64,9 +64,11 @@ class Measurement:
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, expected text")
         for name, least in (
             ("threads", 1), ("warmup", 0), ("frames", 1), ("peak_memory_bytes", 1),
-            ("clips", 1), ("processes", 1),
+            ("baseline_memory_bytes", 1), ("clips", 1), ("processes", 1),
         ):  # fmt: skip
             value = getattr(self, name)
+            if name == "baseline_memory_bytes" and value is None:
+                continue
             if type(value) is not int or value < least:
                 raise ValueError(f"{name}: found {value!r}, expected an integer from {least} on")
         if not isinstance(self.confidence, float) or not 0 < self.confidence < 1:
