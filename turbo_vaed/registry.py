@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from turbo_vaed.approvals import Approval, approve, is_approved
 from turbo_vaed.errors import CorruptFile, GateRefused, UserError
 from turbo_vaed.gate import VERDICT_NAME, Result, Verdict, read_verdict
 from turbo_vaed.mlflow_runs import (
@@ -40,7 +41,6 @@ CANDIDATE: Alias = "candidate"
 PREVIOUS = "previous"
 
 _PACKAGE = "package"
-_APPROVED_SHA256 = "approved_package_sha256"
 _TAG_CHARACTERS = 4000
 
 
@@ -167,19 +167,6 @@ def register(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Approval:
-    """That a person answers for a version."""
-
-    by: str
-    reason: str
-
-    def __post_init__(self) -> None:
-        for name in ("by", "reason"):
-            if not getattr(self, name).strip():
-                raise ValueError(f"{name}: found nothing, expected who approves, and why")
-
-
 def promote(
     *, tracking_uri: str, customer: str, version: int, approval: Approval | None = None
 ) -> Promotion:
@@ -199,7 +186,7 @@ def promote(
     with talking(tracking_uri):
         found = _get_version(client, name, version)
         if approval is not None:
-            found = _approve(client, found, approval)
+            found = approve(client, found, approval)
         reasons, altered = _examine(client, tracking_uri, found, customer)
         if altered:
             _leave_only(client, name, version, alias=None)
@@ -299,30 +286,9 @@ def _examine(
             if now != then:
                 altered.append(f"its {what} has sha256 {now}; {then} was registered")
     reasons = [check.reason for check in verdict.failed]
-    if verdict.needs_approval and not _is_approved(version, sha256):
+    if verdict.needs_approval and not is_approved(version, sha256):
         reasons.append(f"use case {verdict.use_case} needs a person's approval")
     return reasons, altered
-
-
-def _is_approved(version: ModelVersion, sha256: str) -> bool:
-    """Whether somebody answers for exactly these bytes: who, why and when."""
-    told = ("approved_by", "approved_because", "approved_at")
-    return version.tags.get(_APPROVED_SHA256) == sha256 and all(
-        version.tags.get(key, "").strip() for key in told
-    )
-
-
-def _approve(client: MlflowClient, version: ModelVersion, approval: Approval) -> ModelVersion:
-    """Record who answers for a version, for the bytes that were registered."""
-    said = {
-        "approved_by": approval.by,
-        "approved_because": approval.reason,
-        "approved_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        _APPROVED_SHA256: version.tags.get("package_sha256", ""),
-    }
-    for key, value in said.items():
-        client.set_model_version_tag(version.name, str(version.version), key, value)
-    return client.get_model_version(version.name, str(version.version))
 
 
 def _alien(verdict: Verdict, customer: str, package_sha256: str) -> list[str]:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.export.small import small_decoder
 from turbo_vaed.device_params import AdbProfile, parse_profile
 from turbo_vaed.devices import Failed, Measurement, Plan
 from turbo_vaed.devices.device import measure_on
 from turbo_vaed.devices.opened import open_device
 from turbo_vaed.errors import Fault, UserError
 from turbo_vaed.export import Job, Target, export_package
-from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (1, 8, 2, 4, 6)
@@ -87,18 +87,7 @@ echo "/dev/block/dm-5 1000 400 600 40% /data"
 
 @pytest.fixture(scope="module")
 def decoder():
-    torch.manual_seed(0)
-    config = DecoderConfig(
-        latent_channels=8,
-        decoder_block_out_channels=(8, 12),
-        decoder_layers_per_block=(1, 1, 1),
-        spatio_temporal_scaling=(True, False),
-        decoder_spatio_only=(False, False),
-        decoder_is_dw_conv=(False, False, True),
-        decoder_dw_kernel_size=5,
-        patch_size=2,
-    )
-    return TurboVaedDecoder(config).eval()
+    return small_decoder()
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.export.small import small_decoder
 from turbo_vaed.devices import Failed, Measurement, Plan, _child, _machine, host
 from turbo_vaed.devices.host import measure, read_decoded
 from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.export import IoSpec, export_xnnpack, load_package, write_package
-from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 
 SHAPE = (1, 8, 2, 4, 6)
 PLAN = Plan(
@@ -28,18 +28,7 @@ COUNTS = {"plan": PLAN, "timeout_seconds": 120, "max_others_share": 1.0}
 
 @pytest.fixture(scope="module")
 def decoder():
-    torch.manual_seed(0)
-    config = DecoderConfig(
-        latent_channels=8,
-        decoder_block_out_channels=(8, 12),
-        decoder_layers_per_block=(1, 1, 1),
-        spatio_temporal_scaling=(True, False),
-        decoder_spatio_only=(False, False),
-        decoder_is_dw_conv=(False, False, True),
-        decoder_dw_kernel_size=5,
-        patch_size=2,
-    )
-    return TurboVaedDecoder(config).eval()
+    return small_decoder()
 
 
 @pytest.fixture(scope="module")

@@ -12,22 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.export.small import small_decoder
 from turbo_vaed.devices._runtimes import open_program
 from turbo_vaed.export import ExportError, executorch, export_xnnpack
 from turbo_vaed.export.quantise import kept_in_float, mse_from_psnr
-from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
+from turbo_vaed.models import TurboVaedDecoder
 
 SHAPE = (1, 8, 2, 6, 6)
-CONFIG = DecoderConfig(  # wide enough that weights are most of the file
-    latent_channels=8,
-    decoder_block_out_channels=(64, 96),
-    decoder_layers_per_block=(1, 1, 1),
-    spatio_temporal_scaling=(True, False),
-    decoder_spatio_only=(False, False),
-    decoder_is_dw_conv=(False, False, True),
-    decoder_dw_kernel_size=5,
-    patch_size=2,
-)
+WIDTHS = (64, 96)
+"""Wide enough that weights are most of the file."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -35,9 +28,8 @@ def latents(seed: int) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def make(seed: int = 0) -> TurboVaedDecoder:
-    torch.manual_seed(seed)
-    decoder = TurboVaedDecoder(CONFIG).requires_grad_(False).eval()
+def make() -> TurboVaedDecoder:
+    decoder = small_decoder(WIDTHS).requires_grad_(False)
     with torch.no_grad():  # a video in about [-1, 1], as of a trained one
         scale = decoder(latents(0)).std() / 0.4
         decoder.conv_out.conv.weight /= scale

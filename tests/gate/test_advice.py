@@ -9,7 +9,7 @@ from turbo_vaed.gate import RunFacts, advise, judge
 
 FACTS = RunFacts(
     steps=500, db_per_doubling=1.0, student="tiny-ltx", test_clips=9,
-    targets=("executorch-xnnpack/fp32",), parities_db={},
+    targets=("executorch-xnnpack/fp32",),
     all_targets=("executorch-xnnpack/fp32", "executorch-xnnpack/int8"),
 )  # fmt: skip
 

@@ -3,57 +3,26 @@ from __future__ import annotations
 import base64
 import functools
 import http.server
-import json
 import os
-import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from turbo_vaed.errors import CorruptFile, Fault, GateRefused, Unreachable, UserError
-from turbo_vaed.export.package import MANIFEST_NAME, load_package
+from tests.registry.kept import Make, aliases, artifact, edit, put
+from turbo_vaed.errors import Fault, GateRefused, Unreachable, UserError
+from turbo_vaed.export.package import load_package
 from turbo_vaed.mlflow_runs import experiment_id, open_tracking
 from turbo_vaed.registry import (
-    Approval,
-    RegisteredVersion,
-    audit,
     model_name,
     promote,
-    register,
     versions,
 )
-
-Make = Callable[..., tuple[Path, Path]]
-
-
-def put(uri: str, made: tuple[Path, Path], **changes: Any) -> RegisteredVersion:
-    values: dict[str, Any] = {
-        "tracking_uri": uri,
-        "run_id": "demo-1",
-        "customer": "demo",
-        "package_folder": made[0],
-        "verdict_path": made[1],
-        "metrics": {"psnr": 30.0, "retention/psnr": 1.0},
-        "params": {"distill.steps": 400, "clip.size": 128},
-        "lineage": {"git_revision": "0123abc", "data_sha256": "d" * 64},
-    }
-    return register(**{**values, **changes})
-
-
-def artifact(uri: str, version: RegisteredVersion, path: str) -> Path:
-    """Where the store keeps it."""
-    run = MlflowClient(tracking_uri=uri).get_run(version.mlflow_run_id)
-    return Path(run.info.artifact_uri.removeprefix("file://")) / path
-
-
-def aliases(uri: str, customer: str = "demo") -> dict[str, int]:
-    return {alias: row.version for row in versions(uri, customer) for alias in row.aliases}
 
 
 def test_register_logs_the_run_with_its_lineage(store: str, make: Make, tmp_path: Path) -> None:
@@ -144,50 +113,6 @@ def test_a_passing_version_becomes_champion_and_the_old_one_previous(
     assert aliases(store) == {"champion": 1, "previous": 2}
 
 
-def test_a_person_approves_for_exactly_these_bytes_and_it_is_recorded(
-    store: str, make: Make
-) -> None:
-    approval = Approval(by="ada", reason="seen on three phones")
-    put(store, make(b"first", needs_approval=True))
-    found = promote(tracking_uri=store, customer="demo", version=1, approval=approval)
-    assert (found.alias, found.reasons) == ("champion", ())
-    (row,) = audit(store, "demo")
-    assert (row.alias, row.approved_by, row.approved_because) == (
-        "champion",
-        "ada",
-        approval.reason,
-    )
-    assert row.approved_at and row.wrong == ()
-    # It holds for the version, whoever asks again, and for no other.
-    assert promote(tracking_uri=store, customer="demo", version=1).alias == "champion"
-    put(store, make(b"second", needs_approval=True))
-    assert promote(tracking_uri=store, customer="demo", version=2).alias == "candidate"
-
-
-def test_an_approval_does_not_make_up_for_a_failed_check(store: str, make: Make) -> None:
-    put(store, make(b"bad", psnr_db=20.0, needs_approval=True))
-    approval = Approval(by="ada", reason="in a hurry")
-    found = promote(tracking_uri=store, customer="demo", version=1, approval=approval)
-    assert found.alias == "candidate"
-    assert any("misses the limit" in said for said in found.reasons)
-
-
-@pytest.mark.parametrize("missing", ["approved_by", "approved_because", "approved_at"])
-def test_an_approval_of_nobody_is_none_and_the_audit_says_so(
-    store: str, make: Make, missing: str
-) -> None:
-    put(store, make(b"first", needs_approval=True))
-    approval = Approval(by="ada", reason="seen")
-    promote(tracking_uri=store, customer="demo", version=1, approval=approval)
-    client = MlflowClient(tracking_uri=store)
-    client.delete_model_version_tag("turbo-vaed-demo", "1", missing)
-    (row,) = audit(store, "demo")
-    assert row.wrong == ("use case inspection needs a person's approval",)
-    assert promote(tracking_uri=store, customer="demo", version=1).alias == "candidate"
-    with pytest.raises(ValueError, match="who approves, and why"):
-        Approval(by=" ", reason="x")
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -215,177 +140,6 @@ def test_a_champion_by_hand_loses_the_alias_when_it_is_looked_at(store: str, mak
     MlflowClient(tracking_uri=store).set_registered_model_alias("turbo-vaed-demo", "champion", "1")
     promote(tracking_uri=store, customer="demo", version=1)
     assert aliases(store) == {"candidate": 1}
-
-
-def _edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def _flip_a_bit(package: Path, verdict: Path) -> None:
-    program = package / "decoder.pte"
-    program.write_bytes(bytes([program.read_bytes()[0] ^ 1]) + program.read_bytes()[1:])
-
-
-def _swap_program_and_its_hashes(package: Path, verdict: Path) -> None:
-    """A whole, consistent package: only not the one that was measured."""
-    from turbo_vaed.export.package import write_package
-
-    io = load_package(package).io
-    program = package.parent / "decoder.pte"
-    program.write_bytes(b"another program")
-    write_package(package, program, io, tools=("numpy",))
-
-
-def _swap_program_hashes_and_verdict(package: Path, verdict: Path) -> None:
-    """As above, and the verdict is about the new bytes: only not the one that was registered."""
-    _swap_program_and_its_hashes(package, verdict)
-    _edit(verdict, lambda d: d.update(package_sha256=load_package(package).sha256))
-
-
-def _widen_the_io_spec(package: Path, verdict: Path) -> None:
-    _edit(package / MANIFEST_NAME, lambda d: d["io"].update(video_range=[0.0, 1.0]))
-
-
-def _smuggle_a_file(package: Path, verdict: Path) -> None:
-    (package / "extra.pte").write_bytes(b"stowaway")
-
-
-def _cut_the_program_short(package: Path, verdict: Path) -> None:
-    (package / "decoder.pte").write_bytes(b"a pro")
-
-
-def _say_it_passes(package: Path, verdict: Path) -> None:
-    _edit(verdict, lambda d: d.update(result="passes"))
-
-
-def _say_every_check_passes(package: Path, verdict: Path) -> None:
-    def change(document: dict[str, Any]) -> None:
-        document["result"] = "passes"
-        for check in document["checks"]:
-            check["result"] = "passes"
-
-    _edit(verdict, change)
-
-
-def _invent_measurements(package: Path, verdict: Path) -> None:
-    def change(document: dict[str, Any]) -> None:
-        document["result"] = "passes"
-        for check in document["checks"]:
-            check.update(result="passes", measured=check["limit"], low=None, high=None)
-
-    _edit(verdict, change)
-
-
-def _approve_it(package: Path, verdict: Path) -> None:
-    _edit(verdict, lambda d: d.update(needs_approval=False))
-
-
-def _drop_the_checks(package: Path, verdict: Path) -> None:
-    _edit(verdict, lambda d: d.update(result="passes", checks=[]))
-
-
-def _cut_the_verdict_short(package: Path, verdict: Path) -> None:
-    verdict.write_text(verdict.read_text()[:200])
-
-
-def _lose_the_verdict(package: Path, verdict: Path) -> None:
-    verdict.unlink()
-
-
-ALTERED_BYTES = [
-    (_flip_a_bit, "found sha256"),
-    (_swap_program_and_its_hashes, "its verdict is of a package with sha256"),
-    (_swap_program_hashes_and_verdict, "was registered"),
-    (_widen_the_io_spec, "do not match its own sha256"),
-    (_smuggle_a_file, "does not know: {'extra.pte'}"),
-    (_cut_the_program_short, "found 5 bytes, expected 9"),
-]
-DOCTORED_VERDICTS = [
-    (_say_it_passes, "its checks say 'fails'"),
-    (_say_every_check_passes, "does not follow from its value"),
-    (_invent_measurements, "its verdict has sha256"),
-    (_approve_it, "its verdict has sha256"),
-    (_drop_the_checks, "expected psnr_retention"),
-    (_cut_the_verdict_short, "not a whole verdict"),
-    (_lose_the_verdict, "verdict.json missing"),
-]
-
-
-@pytest.mark.parametrize(("alter", "said"), ALTERED_BYTES)
-def test_altered_bytes_are_refused(
-    store: str, make: Make, alter: Callable[[Path, Path], None], said: str
-) -> None:
-    made = make()
-    found = put(store, made)
-    promote(tracking_uri=store, customer="demo", version=1)
-    alter(artifact(store, found, "package"), artifact(store, found, "verdict.json"))
-    with pytest.raises(GateRefused, match=re.escape(said)):
-        promote(tracking_uri=store, customer="demo", version=1)
-    assert aliases(store) == {}, "what is refused is no champion any more"
-    (row,) = versions(store, "demo")
-    assert row.promotion == "refused" and said in row.reasons
-    again = put(store, made)
-    assert again.created and again.version == 2, "what the run really made can be registered anew"
-    assert promote(tracking_uri=store, customer="demo", version=2).alias == "champion"
-
-
-@pytest.mark.parametrize(("alter", "said"), DOCTORED_VERDICTS)
-def test_a_doctored_verdict_is_refused(
-    store: str, make: Make, alter: Callable[[Path, Path], None], said: str
-) -> None:
-    put(store, make(b"champion"))
-    promote(tracking_uri=store, customer="demo", version=1)
-    found = put(store, make(b"bad", psnr_db=20.0, needs_approval=True))
-    alter(artifact(store, found, "package"), artifact(store, found, "verdict.json"))
-    with pytest.raises(GateRefused, match=re.escape(said)):
-        promote(tracking_uri=store, customer="demo", version=2)
-    assert aliases(store) == {"champion": 1}
-    assert versions(store, "demo")[0].promotion == "refused"
-
-
-def test_a_version_of_somebody_elses_folder_is_refused(
-    store: str, make: Make, tmp_path: Path
-) -> None:
-    """The run's own folder is fine, but users of the version would get another one."""
-    found = put(store, make())
-    elsewhere, _ = make(b"never measured")
-    client = MlflowClient(tracking_uri=store, registry_uri=store)
-    tags = client.get_model_version(found.name, "1").tags
-    client.create_model_version(found.name, elsewhere.as_uri(), found.mlflow_run_id, tags=tags)
-    with pytest.raises(GateRefused, match="its verdict is of a package with sha256"):
-        promote(tracking_uri=store, customer="demo", version=2)
-    assert aliases(store) == {}
-
-
-def test_a_version_without_a_run_is_refused(store: str, make: Make) -> None:
-    put(store, make())
-    client = MlflowClient(tracking_uri=store, registry_uri=store)
-    client.create_model_version("turbo-vaed-demo", make(b"by hand")[0].as_uri())
-    with pytest.raises(GateRefused, match=r"package and verdict\.json missing"):
-        promote(tracking_uri=store, customer="demo", version=2)
-
-
-def test_register_refuses_a_verdict_of_something_else(store: str, make: Make) -> None:
-    with pytest.raises(GateRefused, match="its verdict is of a package with sha256 " + "f" * 64):
-        put(store, make(of="f" * 64))
-    with pytest.raises(GateRefused, match="of customer 'acme', not 'demo'"):
-        put(store, make(customer="acme"))
-    assert versions(store, "demo") == ()
-
-
-@pytest.mark.parametrize(
-    "alter", [_flip_a_bit, _smuggle_a_file, _cut_the_verdict_short, _say_every_check_passes]
-)
-def test_register_refuses_what_is_altered_already(
-    store: str, make: Make, alter: Callable[[Path, Path], None]
-) -> None:
-    made = make(psnr_db=20.0)
-    alter(*made)
-    with pytest.raises(CorruptFile):
-        put(store, made)
-    assert versions(store, "demo") == ()
 
 
 def test_users_mistakes(store: str, make: Make, tmp_path: Path) -> None:
@@ -494,7 +248,7 @@ def test_over_http_as_on_a_file(server: str, make: Make, tmp_path: Path) -> None
     assert [(row.version, row.verdict_result) for row in rows] == [(2, "fails"), (1, "passes")]
     client = MlflowClient(tracking_uri=server, registry_uri=server)
     doctored = Path(client.download_artifacts(first.mlflow_run_id, "verdict.json", str(tmp_path)))
-    _approve_it(made[0], doctored)
+    edit(doctored, lambda d: d.update(needs_approval=False))
     doctored.write_text(doctored.read_text() + " ")
     client.log_artifact(first.mlflow_run_id, str(doctored))
     with pytest.raises(GateRefused, match="its verdict has sha256"):

@@ -179,8 +179,9 @@ def promote_version(
     A use case that needs a person's approval also needs --approved-by and --reason; both are
     recorded with the version, and hold for exactly these bytes.
     """
+    from turbo_vaed.approvals import Approval
     from turbo_vaed.errors import GateRefused
-    from turbo_vaed.registry import Approval, promote
+    from turbo_vaed.registry import promote
 
     if bool(approved_by.strip()) != bool(reason.strip()):
         raise UserError("--approved-by and --reason belong together: who approves, and why")

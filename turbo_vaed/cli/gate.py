@@ -94,7 +94,6 @@ def _facts(poc: Poc) -> RunFacts:
     from turbo_vaed.gate import RunFacts
 
     history = _read(poc.folder("distill") / "history.json")
-    parities = _read(poc.folder("export") / "parity.json")
     evaluation = _read(poc.folder("evaluate") / "evaluation.json")
     return RunFacts(
         steps=history.get("steps_done"),
@@ -102,7 +101,6 @@ def _facts(poc: Poc) -> RunFacts:
         student=poc.params.distill.student,
         test_clips=len(evaluation["clips"]) if evaluation else None,
         targets=poc.params.export.targets,
-        parities_db={name: found["parity_psnr_db"] for name, found in parities.items()},
         all_targets=all_targets(),
     )
 

@@ -71,7 +71,8 @@ class Device(Protocol):
         """Time the program by the plan, and decode every clip of float32 (N, C, t, h, w)."""
 
     def collect(self, ran: Ran, out_folder: Path) -> Measurement | Failed:
-        """What was measured, and `out_folder/decoded.npy` as `Measure` says."""
+        """What was measured, and `out_folder/decoded.npy`, float32 (N, 3, T, H, W), in the order
+        of the latents. A program that crashed or hung has `Failed`."""
 
     def remove(self, handle: Handle) -> None:
         """Leave nothing behind; a device that is gone is not asked."""

@@ -41,7 +41,7 @@ def measure(
     timeout_seconds: float,
     max_others_share: float = MAX_OTHERS_SHARE,
 ) -> Measurement | Failed:
-    """Measure a package on this host; see `turbo_vaed.devices.Measure`.
+    """Measure a package on this host, and decode every clip of latents.
 
     `latents_npy` is float32 (N, C, t, h, w) in the scale that the package takes. What it put
     out is `out_folder/decoded.npy`, float32 (N, 3, T, H, W), in the order of the latents.

@@ -1,14 +1,13 @@
-"""What a device reports for a package, and what a device is: a function that reports it."""
+"""What a device reports for a package."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from turbo_vaed.devices.timing import Interval, Plan, interval_of_median, together
+from turbo_vaed.devices.timing import Interval, interval_of_median, together
 
 DECODED_NAME = "decoded.npy"
 """What the device put out, in `out_folder`: float32 (N, 3, T, H, W), raw, about [-1, 1]."""
@@ -128,27 +127,6 @@ class Failed:
     def to_json(self) -> dict[str, Any]:
         """A plain mapping that `json` takes."""
         return asdict(self)
-
-
-class Measure(Protocol):
-    """A device: it runs a package and reports."""
-
-    def __call__(
-        self,
-        package_folder: Path,
-        latents_npy: Path,
-        *,
-        plan: Plan,
-        out_folder: Path,
-        timeout_seconds: float,
-    ) -> Measurement | Failed:
-        """Measure the package and decode every latent (N, C, t, h, w) into `out_folder`.
-
-        A program that crashes, hangs or runs out of memory has `Failed`.
-
-        Raises:
-            Fault: the device cannot be reached, or reported nonsense.
-        """
 
 
 def check_seconds(name: str, values: tuple[float, ...]) -> None:

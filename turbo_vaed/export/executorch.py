@@ -72,7 +72,7 @@ def export_xnnpack(
     plain = decoder.for_inference(form="taps", memory_format=torch.contiguous_format).to("cpu")
     program: nn.Module = plain
     if latent_mean is not None and latent_std is not None:
-        program = _denormalising(program, latent_mean, latent_std)
+        program = denormalising(program, latent_mean, latent_std)
     latents = torch.zeros(latent_shape)
     if precision == "fp16":
         for name in _last_layers(plain):
@@ -202,9 +202,7 @@ def count_delegation(exported_program: Any) -> tuple[int, Counter[str]]:
     return subgraphs, outside
 
 
-def _denormalising(
-    decoder: "nn.Module", mean: Sequence[float], std: Sequence[float]
-) -> "nn.Module":
+def denormalising(decoder: "nn.Module", mean: Sequence[float], std: Sequence[float]) -> "nn.Module":
     """z * std + mean, then the decoder."""
     # The class is in here so that reading a package does not import PyTorch.
     import torch

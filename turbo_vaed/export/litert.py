@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turbo_vaed.errors import UserError
-from turbo_vaed.export.executorch import ExportError, _denormalising
+from turbo_vaed.export.executorch import ExportError, denormalising
 from turbo_vaed.export.package import check_latent_scaling
 from turbo_vaed.settings import litert_environment
 
@@ -118,7 +118,7 @@ def _graph(job: Job) -> nn.Module:
     check_latent_scaling(job.decoder.config.latent_channels, job.latent_mean, job.latent_std)
     plain = job.decoder.for_inference(form="taps", memory_format=torch.contiguous_format).to("cpu")
     if job.latent_mean is not None and job.latent_std is not None:
-        return _denormalising(plain, job.latent_mean, job.latent_std)
+        return denormalising(plain, job.latent_mean, job.latent_std)
     return plain
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from turbo_vaed.gate.verdict import Check, Verdict
@@ -25,8 +25,6 @@ class RunFacts:
     test_clips: int | None
     targets: Sequence[str]
     """Of `export.targets`."""
-    parities_db: Mapping[str, float]
-    """By package: its output against PyTorch's."""
     all_targets: Sequence[str]
     """That there are."""
 

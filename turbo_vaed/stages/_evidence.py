@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from turbo_vaed.devices import Failed, Interval, Measurement
@@ -21,26 +20,22 @@ LEAST_FLICKER = 0.001
 _TIMED = ("fps", "latency_ratio", "cold_start_seconds")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timed:
-    """What the package is compared with: the teacher's decoder, seconds per clip."""
-
-    seconds: tuple[float, ...]
-
-
 def evidence_of(
     package: Package,
     found: Measurement | Failed,
-    teacher: Timed,
+    teacher_seconds: Sequence[float],
     shown: Shown,
     evaluation: Mapping[str, Any],
     confidence: float,
 ) -> Evidence:
-    """All that is known of a package. Intervals are those of `confidence`."""
+    """All that is known of a package. Intervals are those of `confidence`.
+
+    `teacher_seconds` are of its decoder, per clip, which the package is compared with.
+    """
     figures, intervals = _quality(shown, evaluation, confidence)
     timed = found if isinstance(found, Measurement) else None
     distrust = timed.distrust if timed else ""
-    by = interval_of_median(teacher.seconds, confidence)
+    by = interval_of_median(teacher_seconds, confidence)
     if timed is not None:
         intervals |= _times(timed, by)
     unknown = dict.fromkeys(_TIMED, distrust) if distrust else {}

@@ -19,7 +19,7 @@ from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.export import Package, Target, load_package
 from turbo_vaed.gate import Candidate, Verdict, choose, judge, write_verdict
 from turbo_vaed.poc import Poc
-from turbo_vaed.stages._evidence import Timed, evidence_of
+from turbo_vaed.stages._evidence import evidence_of
 from turbo_vaed.stages._held_out import HeldOut, load_student
 from turbo_vaed.stages._origin import data_sha256, git_revision
 from turbo_vaed.stages._shown import Shown, look_at
@@ -142,7 +142,7 @@ def _judge(
     target: Target,
     package: Package,
     evaluation: Mapping[str, Any],
-    teacher: Timed,
+    teacher: tuple[float, ...],
     folder: Path,
     origin: Mapping[str, str],
 ) -> _Judged:
@@ -175,7 +175,7 @@ def _judge(
     )
     document = {
         **found.to_json(),
-        "teacher_latency_seconds": list(teacher.seconds),
+        "teacher_latency_seconds": list(teacher),
         "quality": shown.quality,
         "quality_clips": list(shown.clips),
         "parity_psnr_db": shown.parity_psnr_db,
@@ -216,19 +216,18 @@ def plan(poc: Poc) -> Plan:
     )
 
 
-def _time_teacher(poc: Poc, split: HeldOut, scratch: Path) -> Timed:
-    """The teacher's decoder under the same conditions."""
+def _time_teacher(poc: Poc, split: HeldOut, scratch: Path) -> tuple[float, ...]:
+    """Seconds of the teacher's decoder per clip, under the same conditions."""
     params = poc.params
     # A teacher is slow, and its time is a yardstick: a few samples of it are enough.
     samples = min(params.gate.min_samples, params.gate.max_samples)
-    seconds = measure_teacher(
+    return measure_teacher(
         params.encode.teacher_family,
         poc.teacher_weights(),
         _latents(split, scratch),
         plan=replace(plan(poc), max_warmup=min(2, params.gate.max_warmup), max_samples=samples),
         timeout_seconds=TIMEOUT_SECONDS,
     )
-    return Timed(seconds=seconds)
 
 
 def _latents(split: HeldOut, scratch: Path) -> Path:

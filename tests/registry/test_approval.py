@@ -1,0 +1,57 @@
+"""A person's approval: recorded whole, for exactly these bytes, and audited."""
+
+from __future__ import annotations
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.registry.kept import Make, put
+from turbo_vaed.approvals import Approval
+from turbo_vaed.registry import (
+    audit,
+    promote,
+)
+
+
+def test_a_person_approves_for_exactly_these_bytes_and_it_is_recorded(
+    store: str, make: Make
+) -> None:
+    approval = Approval(by="ada", reason="seen on three phones")
+    put(store, make(b"first", needs_approval=True))
+    found = promote(tracking_uri=store, customer="demo", version=1, approval=approval)
+    assert (found.alias, found.reasons) == ("champion", ())
+    (row,) = audit(store, "demo")
+    assert (row.alias, row.approved_by, row.approved_because) == (
+        "champion",
+        "ada",
+        approval.reason,
+    )
+    assert row.approved_at and row.wrong == ()
+    # It holds for the version, whoever asks again, and for no other.
+    assert promote(tracking_uri=store, customer="demo", version=1).alias == "champion"
+    put(store, make(b"second", needs_approval=True))
+    assert promote(tracking_uri=store, customer="demo", version=2).alias == "candidate"
+
+
+def test_an_approval_does_not_make_up_for_a_failed_check(store: str, make: Make) -> None:
+    put(store, make(b"bad", psnr_db=20.0, needs_approval=True))
+    approval = Approval(by="ada", reason="in a hurry")
+    found = promote(tracking_uri=store, customer="demo", version=1, approval=approval)
+    assert found.alias == "candidate"
+    assert any("misses the limit" in said for said in found.reasons)
+
+
+@pytest.mark.parametrize("missing", ["approved_by", "approved_because", "approved_at"])
+def test_an_approval_of_nobody_is_none_and_the_audit_says_so(
+    store: str, make: Make, missing: str
+) -> None:
+    put(store, make(b"first", needs_approval=True))
+    approval = Approval(by="ada", reason="seen")
+    promote(tracking_uri=store, customer="demo", version=1, approval=approval)
+    client = MlflowClient(tracking_uri=store)
+    client.delete_model_version_tag("turbo-vaed-demo", "1", missing)
+    (row,) = audit(store, "demo")
+    assert row.wrong == ("use case inspection needs a person's approval",)
+    assert promote(tracking_uri=store, customer="demo", version=1).alias == "candidate"
+    with pytest.raises(ValueError, match="who approves, and why"):
+        Approval(by=" ", reason="x")
