@@ -224,12 +224,28 @@ def memories(threads: int) -> dict[str, Any]:
     }
 
 
+def on_cpu(cases: list[str], rounds: int, threads: int, is_compiled: bool) -> dict[str, Any]:
+    """All of it on this machine's processor."""
+    result: dict[str, Any] = {}
+    for case in cases:
+        print(case, file=sys.stderr)
+        result[case] = formulations(case, rounds, is_compiled)
+        print(json.dumps(result[case]), file=sys.stderr)
+    print("memory and stream", file=sys.stderr)
+    return result | {"memory": memories(threads), "stream": streamed(min(3, rounds))}
+
+
 def on_gpu(
-    device: str, rounds: int, sizes: tuple[tuple[int, int], ...], is_compiled: bool
+    device: str,
+    cases: list[str],
+    rounds: int,
+    sizes: tuple[tuple[int, int], ...],
+    is_compiled: bool,
 ) -> dict[str, Any]:
     """Frames per second of students and teachers in bfloat16."""
     result: dict[str, Any] = {}
-    for case, (_, _, frames, _) in CASES.items():
+    for case in cases:
+        frames = CASES[case][2]
         decoder = student(case).to(device).for_inference(torch.bfloat16)
         forms = {"student": decoder, "teacher": teacher_decode(case, torch.bfloat16, device)}
         if is_compiled:
@@ -248,13 +264,14 @@ def on_gpu(
             result[f"{case}:{height}x{width}"] = {
                 "fps": {name: round(frames / each, 1) for name, each in seconds.items()},
                 "student_vs_teacher": {
-                    suffix or "eager": round(
+                    suffix.removeprefix("_") or "eager": round(
                         seconds[f"teacher{suffix}"] / seconds[f"student{suffix}"], 1
                     )
                     for suffix in ("", "_compiled")
                     if f"student{suffix}" in seconds
                 },
             }
+            print(f"{case} {height}x{width}: {result[f'{case}:{height}x{width}']}", file=sys.stderr)
     return result
 
 
@@ -264,8 +281,8 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments.add_argument("--compiled", action="store_true", help="torch.compile too (minutes)")
-    arguments.add_argument("--gpu", action="store_true", help="frames per second on CUDA as well")
-    arguments.add_argument("--out", type=Path, default=ROOT / "bench/results/decode.json")
+    arguments.add_argument("--gpu", action="store_true", help="frames per second on CUDA instead")
+    arguments.add_argument("--out", type=Path, help="bench/results/decode.json, or decode_gpu.json")
     arguments.add_argument("--memory-of", help=argparse.SUPPRESS)
     given = arguments.parse_args()
     torch.set_grad_enabled(False)
@@ -273,25 +290,21 @@ def main() -> None:
     if given.memory_of:
         print(memory_of(given.memory_of))
         return
-    result: dict[str, Any] = {}
-    for case in given.cases.split(","):
-        print(case, file=sys.stderr)
-        result[case] = formulations(case, given.rounds, given.compiled)
-        print(json.dumps(result[case]), file=sys.stderr)
-    print("memory and stream", file=sys.stderr)
-    result["memory"] = memories(given.threads)
-    result["stream"] = streamed(min(3, given.rounds))
+    cases = given.cases.split(",")
+    out = given.out or ROOT / f"bench/results/decode{'_gpu' if given.gpu else ''}.json"
     if given.gpu:
-        result["gpu"] = on_gpu("cuda", given.rounds, GPU_SIZES, given.compiled)
-        result["gpu"]["name"] = torch.cuda.get_device_name()
+        result = {"gpu": torch.cuda.get_device_name()}
+        result |= on_gpu("cuda", cases, given.rounds, GPU_SIZES, given.compiled)
+    else:
+        result = on_cpu(cases, given.rounds, given.threads, given.compiled)
     result |= {
         "threads": given.threads,
         "cpu": cpu_name(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "diffusers")},
     }
-    given.out.parent.mkdir(exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=2) + "\n")
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
 
 

@@ -199,8 +199,6 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=11, help="the first, of steps")
     arguments.add_argument("--seeds", type=int, default=1, help="so many of them, of steps")
     arguments.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    arguments.add_argument("--gpu", action="store_true", help="17x256x256 on CUDA as well")
-    arguments.add_argument("--gpu-usd-per-hour", type=float, help="of that GPU, spot")
     arguments.add_argument("--out", type=Path, default=ROOT / "bench/results/distill.json")
     arguments.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
     given = arguments.parse_args()
@@ -254,8 +252,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         if "widths" in wanted:
             say("published widths")
             result["published_widths"] = distill_widths.on_cpu(given.threads)
-        if given.gpu:
-            result["gpu"] = distill_widths.on_gpu(given.gpu_usd_per_hour)
     return result
 
 

@@ -18,9 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ import zarr
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.decode import CASES, latents_for, resident_bytes, student, teacher_decode  # noqa: E402
+from bench.decode import CASES, resident_bytes  # noqa: E402
 from turbo_vaed.costs import Budget  # noqa: E402
 from turbo_vaed.dataset.clip_arrays import create_clip_array  # noqa: E402
 from turbo_vaed.distill.job import Job  # noqa: E402
@@ -45,7 +43,6 @@ TEACHER_CHANNELS = {"ltx": 512, "hunyuan": 512, "cogvideox": 512, "dc": 1024}
 """Of the published teachers at the aligned blocks."""
 CPU_SIZES = {"ltx": (9, 128), "hunyuan": (9, 64), "cogvideox": (9, 64), "dc": (8, 128)}
 """Frames, and side in pixels."""
-GPU_FRAMES, GPU_SIDE = {"dc": 16}, 256
 FULL_RECIPE = {
     "weight_source": 1.0,
     "weight_teacher": 0.25,
@@ -53,7 +50,6 @@ FULL_RECIPE = {
     "weight_perceptual": 1.0,
     "weight_feature": 1.0,
 }
-PUBLISHED_BUDGET_USD = 95
 
 
 def latent_shape(config: DecoderConfig, frames: int, side: int) -> tuple[int, int, int, int]:
@@ -183,58 +179,6 @@ def on_cpu(threads: int) -> dict[str, Any]:
         found[case] = json.loads(done.stdout.splitlines()[-1])
         print(f"  {case}: {found[case]}", file=sys.stderr, flush=True)
     return found
-
-
-def on_gpu(usd_per_hour: float | None) -> dict[str, Any]:
-    """Steps per second and memory of the full recipe at 17x256x256, batch 1, on CUDA.
-
-    The teacher decodes once per clip, for the cache; its weights are random.
-    """
-    device, found = torch.device("cuda"), {}
-    adversarial = {"weight_adversarial": 0.05, "adversarial_start": 0, "precision": "bf16"}
-    for case in CASES:
-        frames = GPU_FRAMES.get(case, 17)
-        decode = teacher_decode(case, torch.bfloat16, "cuda")
-        latents = latents_for(student(case), frames, GPU_SIDE, GPU_SIDE)
-        teacher = _gpu_seconds(partial(decode, latents.to(device, torch.bfloat16)))
-        del decode
-        torch.cuda.empty_cache()
-        row: dict[str, Any] = {"frames": frames, "side": GPU_SIDE, "batch_size": 1}
-        for compiled in ("off", "on"):
-            torch.cuda.reset_peak_memory_stats()
-            with tempfile.TemporaryDirectory() as folder:
-                job = random_job(
-                    case, frames, GPU_SIDE, Path(folder), steps=32, compile=compiled, **adversarial
-                )
-                _, seconds = steps_of(job, device)
-            step = statistics.median(seconds)
-            row[f"compile_{compiled}"] = {
-                "steps_per_second": round(1 / step, 2),
-                "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6),
-            }
-            if usd_per_hour is not None:
-                row[f"compile_{compiled}"] |= {
-                    "projected_usd_per_1000_steps": round(usd_per_hour * step / 3.6, 4),
-                    "projected_steps_for_95_usd": int(
-                        PUBLISHED_BUDGET_USD / usd_per_hour * 3600 / step
-                    ),
-                }
-        row["teacher_decode_seconds_per_clip"] = round(teacher, 4)
-        found[case] = row
-        print(f"  {case}: {row}", file=sys.stderr, flush=True)
-    return {"name": torch.cuda.get_device_name(), "usd_per_hour": usd_per_hour, **found}
-
-
-@torch.no_grad()
-def _gpu_seconds(call: Callable[[], object]) -> float:
-    taken = []
-    for _ in range(6):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:])
 
 
 if __name__ == "__main__":
