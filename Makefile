@@ -43,7 +43,7 @@ poc: setup ## run the PoC of CUSTOMER (demo): from videos to a judged package an
 	$(BIN)/turbo-vaed poc $(CUSTOMER)
 
 test: setup litert browser lint ## run every check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## style, types and import direction
 	$(BIN)/ruff check .

@@ -21,7 +21,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+LONGEST = ("tests/e2e", "tests/export", "tests/drills", "tests/stages", "tests/devices")
+"""Folders that begin first, so that no worker is left alone with one of them at the end."""
+
 MakeVideo = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        return next((i for i, at in enumerate(LONGEST) if item.nodeid.startswith(at)), len(LONGEST))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")

@@ -108,15 +108,14 @@ def test_what_cannot_be_exported_is_refused(decoder, tmp_path, precision, messag
 
 
 def test_the_same_decoder_gives_the_same_bytes_in_another_process(programs, tmp_path):
+    """int8, the one with most to differ in: ranges are sums, and layers are ranked by them."""
     code = (
         "import sys, torch; torch.set_num_threads(2)\n"
         "from pathlib import Path\n"
         "from tests.export.test_precisions import SHAPE, latents, make\n"
-        "from turbo_vaed.export import executorch, export_xnnpack\n"
-        "for precision in executorch.PRECISIONS:\n"
-        "    export_xnnpack(make(), latent_shape=SHAPE, folder=Path(sys.argv[1]) / precision,\n"
-        "        precision=precision, calibration=[latents(k) for k in range(1, 4)],\n"
-        "        least_parity_db=40.0)\n"
+        "from turbo_vaed.export import export_xnnpack\n"
+        "export_xnnpack(make(), latent_shape=SHAPE, folder=Path(sys.argv[1]), precision='int8',\n"
+        "    calibration=[latents(k) for k in range(1, 4)], least_parity_db=40.0)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     environment = {**os.environ, "PYTHONHASHSEED": "17", "OMP_NUM_THREADS": "2"}
@@ -124,8 +123,8 @@ def test_the_same_decoder_gives_the_same_bytes_in_another_process(programs, tmp_
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for precision, path in programs.items():
-        assert (tmp_path / precision / path.name).read_bytes() == path.read_bytes(), precision
+    path = programs["int8"]
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
 ERRORS = st.dictionaries(st.text("abcdef", min_size=1), st.floats(0, 1), min_size=1)

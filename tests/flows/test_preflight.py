@@ -32,10 +32,9 @@ def test_it_is_refused_first(
         ROOT / "assets" / "teachers" / "tiny-ltx", tmp_path / "assets/teachers/tiny-ltx"
     )
     params = (ROOT / "params.yaml").read_text()
-    text, count = re.subn(r"(?m)^  export:\n(    .*\n)+", f"  export: {{{key}: {value}}}\n", params)
+    line = rf"(?m)^    {key}: .*\n" if key == "shapes" else rf"(?m)^    {key}:.*\n(      .*\n)+"
+    text, count = re.subn(line, f"    {key}: {value}\n", params)
     assert count == 1
-    if key == "shapes":
-        text = text.replace("{shapes", "{targets: [executorch-xnnpack/fp32], shapes")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         effects.preflight(Settings.from_environment(tmp_path), "demo")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _IMPORTS = {
     "executorch-xnnpack": ("torch", "executorch.extension.pybindings._C"),
     "litert": ("ai_edge_litert.interpreter",),
+    "onnx": ("onnxruntime",),
 }
 
 
@@ -85,8 +86,28 @@ def _litert(program: Path, threads: int) -> Run:
     return run
 
 
+def _onnx(program: Path, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    session = onnxruntime.InferenceSession(
+        str(program), options, providers=["CPUExecutionProvider"]
+    )
+    (given,) = session.get_inputs()
+
+    def run(latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        (video,) = session.run(None, {given.name: latents})
+        out: NDArray[np.float32] = video
+        return out
+
+    return run
+
+
 OPENERS: dict[str, Callable[[Path, int], Run]] = {
     "executorch-xnnpack": _executorch,
     "litert": _litert,
+    "onnx": _onnx,
 }
 """By the runtime of a package's target. Imports are inside: a process opens one of them."""

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-DISTRIBUTIONS = {"executorch-xnnpack": "executorch", "litert": "ai-edge-litert"}
+DISTRIBUTIONS = {
+    "executorch-xnnpack": "executorch",
+    "litert": "ai-edge-litert",
+    "onnx": "onnxruntime",
+}
 """Whose version a measurement names, by runtime."""
 REPEATS = 2
 """Processes that must agree."""

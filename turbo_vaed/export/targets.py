@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turbo_vaed.export import litert
+from turbo_vaed.export import litert, onnx
 from turbo_vaed.export.executorch import PRECISIONS, export_xnnpack
 from turbo_vaed.export.package import IoSpec, Package, write_package
 
@@ -87,6 +87,12 @@ RUNTIMES = {
             tools=("torch", "ai-edge-litert"),
             other_tools=litert.converter_versions,
             check=litert.converter_versions,
+        ),
+        Runtime(
+            name="onnx",
+            precisions=onnx.PRECISIONS,
+            export=onnx.export_onnx,
+            tools=("torch", "onnx", "onnxscript", "onnxruntime"),
         ),
     )
 }

@@ -1,0 +1,83 @@
+"""A decoder as an ONNX program, for ONNX Runtime: float32, opset 20, of one fixed shape."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from turbo_vaed.export.executorch import ExportError, denormalising
+from turbo_vaed.export.package import check_latent_scaling
+from turbo_vaed.quiet import quiet_imports
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from turbo_vaed.export.targets import Job
+
+PROGRAM_NAME = "decoder.onnx"
+PRECISIONS = ("fp32",)
+OPSET = 20
+
+
+def export_onnx(job: Job) -> Path:
+    """Write `decoder.onnx` into the job's folder: `latents` of its shape in, `video` out.
+
+    Raises:
+        ValueError: the shape or the latent scaling does not fit the decoder.
+        ExportError: ONNX's checker refuses what was made.
+    """
+    import torch
+
+    job.decoder.config.video_shape(job.latent_shape)  # a ValueError where the channels are wrong
+    check_latent_scaling(job.decoder.config.latent_channels, job.latent_mean, job.latent_std)
+    graph: nn.Module = job.decoder.for_inference(
+        form="taps", memory_format=torch.contiguous_format
+    ).to("cpu")
+    if job.latent_mean is not None and job.latent_std is not None:
+        graph = denormalising(graph, job.latent_mean, job.latent_std)
+    program = _bare(_converted(graph, torch.zeros(job.latent_shape)))
+    job.folder.mkdir(parents=True, exist_ok=True)
+    temporary = job.folder / f".{PROGRAM_NAME}.{uuid4().hex}"
+    try:
+        temporary.write_bytes(program.SerializeToString(deterministic=True))
+        return temporary.replace(job.folder / PROGRAM_NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _converted(graph: nn.Module, latents: Any) -> Any:
+    """The ModelProto of a graph, checked."""
+    import torch
+
+    with quiet_imports(), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch's exporter about itself
+        import onnx
+
+        made = torch.onnx.export(
+            torch.export.export(graph, (latents,)),
+            (latents,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["latents"],
+            output_names=["video"],
+            verbose=False,
+        )
+    assert made is not None  # it is None where a file was asked for
+    program = made.model_proto
+    try:
+        onnx.checker.check_model(program, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"ONNX's checker refuses the program: {error}") from error
+    return program
+
+
+def _bare(program: Any) -> Any:
+    """The program without what only debugs it: the exporter writes stack traces, with paths."""
+    parts = [program, program.graph, *program.graph.node, *program.graph.value_info]
+    parts += [*program.graph.initializer, *program.graph.input, *program.graph.output]
+    for part in parts:
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    return program
