@@ -33,8 +33,8 @@ ONE_WORKER, TWO_WORKERS = 0.0, 1e-6
 """How far weights may lie from the undisturbed run's."""
 _PATIENCE_SECONDS = 300.0
 _CLOSING_USD = Decimal("1e-4")
-"""The least that counts, 0.1 s at the toy's price: a driver that fails is charged, as wasted, from its
-last event until its meter stops."""
+"""The least that counts, 0.1 s at the toy's price: a driver that fails is charged, as wasted, from
+its last event until its meter stops."""
 
 Event = Mapping[str, Any]
 
