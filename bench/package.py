@@ -158,7 +158,8 @@ def main() -> None:
     document["cpu"] = cpu_name()
     document["python"] = platform.python_version()
     document["versions"] = {
-        name: version(name) for name in ("torch", "executorch", "torchao", "ai-edge-litert")
+        name: version(name)
+        for name in ("torch", "executorch", "torchao", "ai-edge-litert", "onnxruntime")
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(document, indent=2) + "\n")

@@ -190,8 +190,13 @@ def report(
     run: runs.Run,
     registered: Registered | None,
     failure: Failure | None,
+    *,
+    is_begun: bool,
 ) -> Reported:
-    """Write work/CUSTOMER/report/report.html of what was reached."""
+    """Write the page of what was reached, into work/CUSTOMER/report.
+
+    A run that has not begun leaves the last one's page as it is: it has one beside it.
+    """
     params = poc.params
     with Ledger.open(settings.ledger_url) as ledger:
         book_storage(poc, ledger, run=run.run_id, began=run.started_at, ended=datetime.now(UTC))
@@ -223,7 +228,10 @@ def report(
         assumptions=params.roi,
         cost_of_poc=cost,
     )
-    return Reported(path=write_report(context, poc.report), sentence=headline(context))
+    path = write_report(context, poc.report if is_begun else poc.not_started)
+    if is_begun:
+        poc.not_started.unlink(missing_ok=True)
+    return Reported(path=path, sentence=headline(context))
 
 
 def lineage(poc: Poc) -> dict[str, str]:

@@ -100,9 +100,11 @@ def report(
     run: runs.Run,
     registered: effects.Registered | None,
     failure: Failure | None,
+    *,
+    is_begun: bool,
 ) -> effects.Reported:
     """The page for an engineer and for a finance person, of what was reached."""
-    return effects.report(poc, settings, run, registered, failure)
+    return effects.report(poc, settings, run, registered, failure, is_begun=is_begun)
 
 
 @task(retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
@@ -133,9 +135,11 @@ def _run(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> Outco
     log = get_run_logger()
     reached = stale[0] if stale else "register"
     registered: effects.Registered | None = None
+    is_begun = False
     try:
         if stale:
             log.info("%s", effects.estimate(poc, settings, run, stale))
+        is_begun = True
         with _ray_for(settings, stale) as environment:
             for stage in STAGES[STAGES.index(stale[0]) :] if stale else ():
                 reached = stage
@@ -147,9 +151,9 @@ def _run(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> Outco
         reached = "promote"
         registered = promote(poc, settings, registered)
     except Exception as error:
-        _report_failure(poc, settings, run, registered, reached, error)
+        _report_failure(poc, settings, run, registered, reached, error, is_begun=is_begun)
         raise
-    written = report(poc, settings, run, registered, None)
+    written = report(poc, settings, run, registered, None, is_begun=True)
     log.info("dvc push: %s", push(settings, poc.customer))
     verdict = runs.verdict_sha256(poc.work)
     done = replace(run, status="done", verdict_sha256=verdict, alias=registered.alias)
@@ -164,11 +168,14 @@ def _report_failure(
     registered: effects.Registered | None,
     reached: str,
     error: Exception,
+    *,
+    is_begun: bool,
 ) -> None:
     """A report of what was reached; that it fails must not hide the error it is about."""
     log = get_run_logger()
     try:
-        written = report(poc, settings, run, registered, effects.failure(reached, error))
+        failed = effects.failure(reached, error)
+        written = report(poc, settings, run, registered, failed, is_begun=is_begun)
     except Exception:
         log.exception("run %s failed at %s, and its report could not be written", run, reached)
     else:

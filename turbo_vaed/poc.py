@@ -62,8 +62,13 @@ class Poc:
 
     @property
     def report(self) -> Path:
-        """The page of the last run."""
+        """The page of the last run that began."""
         return self.work / "report" / "report.html"
+
+    @property
+    def not_started(self) -> Path:
+        """The page of a run that ended before its first stage; the next that begins removes it."""
+        return self.work / "report" / "not-started.html"
 
     def teacher_weights(self) -> Path:
         """The folder of the teacher's weights, below assets/teachers, which DVC watches."""

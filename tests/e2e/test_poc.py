@@ -153,6 +153,19 @@ def test_a_budget_too_small_stops_distillation_and_the_rest_still_runs(checkout,
     assert versions[1]["aliases"] == "champion"
 
 
+def test_a_refused_run_leaves_the_page_of_the_last_one(checkout, first_run):
+    page = checkout / "work/tiny/report/report.html"
+    before, refusal = page.read_bytes(), page.with_name("not-started.html")
+    month = {"run_usd": 94, "customer_month_usd": 0.000001}  # used up by the runs before
+    override(checkout, budget=month)
+    refused = turbo_vaed(checkout, "poc", "tiny")
+    assert refused.returncode == 1, refused.stdout[-3000:] + refused.stderr[-3000:]
+    assert "customer_month_usd" in refused.stderr
+    assert f"report: {refusal}" in refused.stderr
+    assert "The budget stopped the run" in refusal.read_text()
+    assert page.read_bytes() == before
+
+
 def test_a_failing_stage_leaves_its_own_words_and_a_report(checkout, first_run):
     """A teacher whose config is of other widths than its weights: only `encode` finds out."""
     override(checkout, budget={"run_usd": 95})  # a test before this one left next to nothing
@@ -168,6 +181,7 @@ def test_a_failing_stage_leaves_its_own_words_and_a_report(checkout, first_run):
     assert "\ncorrupt: encode: " in failed.stderr
     assert failed.stdout.count("> turbo-vaed stage encode") == 1  # trying again cannot help
     page = (checkout / "work/tiny/report/report.html").read_text()
+    assert not (checkout / "work/tiny/report/not-started.html").exists()
     assert "Failed at encode" in page
     assert "do not make a AutoencoderKLLTXVideo" in page
     assert not (checkout / "work/tiny/.encode.partial").exists()

@@ -179,7 +179,7 @@ def test_the_figures_are_on_the_page(browser, page: Path, work: Path) -> None:
         "turbo-vaed-demo version 3, champion", "0a1b2c3d4e5f", "8c1d5e0f77", "d0c1234",
         "executorch 1.5.1, torch 2.13.0", "$0.08 per hour, local (params.yaml)",
         "demo-3f9c2a71b04d", "2 of 5 files fail", "of it wasted",
-        "400 of 400 steps on 2 worker(s) in bf16", "$0.00041",
+        "400 of 400 steps on 2 workers in bf16", "$0.00041",
         "Step 120, flicker: the error changes by 3.1 of 255",
         "2: 7 steps computed again, 1 min 32 s and $0.002 wasted",
     ):  # fmt: skip

@@ -258,7 +258,7 @@ def device(context: ReportContext) -> list[tuple[str, str]]:
     samples = found["latency_seconds"]
     facts = [
         ("Device", f"{found['device']}: {found['machine']}"),
-        ("Runtime", f"{found['runtime']}, {found['threads']} thread(s)"),
+        ("Runtime", f"{found['runtime']}, {words.counted(found['threads'], 'thread')}"),
         ("Package, one clip", _spread(samples) + f", after {found['warmup']} warm-up runs"),
     ]
     if found.get("teacher_latency_seconds"):

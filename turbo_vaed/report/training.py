@@ -36,7 +36,7 @@ def training(context: ReportContext) -> dict[str, Any] | None:
     return {
         "lead": (
             f"{words.count(history['steps_done'])} of {words.count(history['steps_planned'])} "
-            f"steps on {history['workers']} worker(s) in {history['precision']}, "
+            f"steps on {words.counted(history['workers'], 'worker')} in {history['precision']}, "
             f"{history['start']} start; the weights of step {history['best_step']} were kept."
         ),
         "facts": facts,

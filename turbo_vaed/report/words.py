@@ -71,6 +71,11 @@ def size(value_bytes: int) -> str:
     return f"{value_bytes / 1e6:.1f} MB" if value_bytes >= 1e5 else f"{value_bytes / 1e3:.1f} kB"
 
 
+def counted(number: int, thing: str) -> str:
+    """1 worker, 2 workers."""
+    return f"{count(number)} {thing}" + ("" if number == 1 else "s")
+
+
 def count(value: int) -> str:
     """A count: `4,512,003`."""
     return f"{value:,}"
