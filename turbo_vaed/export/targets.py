@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turbo_vaed.export import litert, onnx
+from turbo_vaed.export import coreml, litert, onnx
 from turbo_vaed.export.executorch import PRECISIONS, export_xnnpack
 from turbo_vaed.export.package import IoSpec, Package, write_package
 
@@ -93,6 +93,12 @@ RUNTIMES = {
             precisions=onnx.PRECISIONS,
             export=onnx.export_onnx,
             tools=("torch", "onnx", "onnxscript", "onnxruntime"),
+        ),
+        Runtime(
+            name="coreml",
+            precisions=coreml.PRECISIONS,
+            export=coreml.export_coreml,
+            tools=("torch", "coremltools"),
         ),
     )
 }

@@ -1,0 +1,190 @@
+"""Core ML programs: made by coremltools, executed by the interpreter of what they are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.export.small import small_decoder
+from turbo_vaed.errors import Fault
+from turbo_vaed.export import ExportError, Job, Package, Target, export_package
+from turbo_vaed.export.mil import OPERATIONS, open_mlpackage
+from turbo_vaed.models import TurboVaedDecoder
+from turbo_vaed.quiet import quiet_imports
+from turbo_vaed.stages._verify import verify
+
+with quiet_imports():
+    import coremltools as ct
+    from coremltools.converters.mil import Builder as mb
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = (1, 8, 2, 4, 6)
+MEAN, STD = [0.1 * i for i in range(8)], [1 + 0.2 * i for i in range(8)]
+
+
+def make(folder: Path) -> tuple[TurboVaedDecoder, Package]:
+    decoder = small_decoder().requires_grad_(False)
+    job = Job(
+        decoder=decoder,
+        latent_shape=SHAPE,
+        precision="fp16",
+        folder=folder / "scratch",
+        latent_mean=MEAN,
+        latent_std=STD,
+    )
+    return decoder, export_package(Target.parse("coreml/fp16"), folder / "package", job)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[TurboVaedDecoder, Package]:
+    return make(tmp_path_factory.mktemp("coreml"))
+
+
+def test_the_program_computes_what_pytorch_does(made: tuple[TurboVaedDecoder, Package]) -> None:
+    decoder, package = made
+    latents, shape = torch.randn(SHAPE), (1, 8, 1, 1, 1)
+    expected = decoder(latents * torch.tensor(STD).view(shape) + torch.tensor(MEAN).view(shape))
+    video = torch.from_numpy(open_mlpackage(package.program_path)(latents.numpy()))
+    assert video.shape == expected.shape == package.io.video_shape
+    noise = (video - expected).square().mean() / expected.square().mean()
+    assert -10 * math.log10(noise) >= 45
+
+
+def test_a_conversion_that_computes_something_else_is_caught(
+    made: tuple[TurboVaedDecoder, Package], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, package = made
+    latents = np.random.default_rng(0).normal(size=(2, *SHAPE[1:])).astype(np.float32)
+    # Without its scaling the decoder is another one than the program's.
+    with pytest.raises(Fault, match=r"coreml/fp16: .* dB from PyTorch"):
+        verify(package, decoder, latents, limit_db=40)
+
+
+def test_another_process_writes_the_same_bytes(
+    made: tuple[TurboVaedDecoder, Package], tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.export.test_coreml import make; "
+        "make(Path(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "17"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert _hashes(tmp_path / "package") == _hashes(made[1].folder)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+X = np.random.default_rng(1).normal(size=(2, 4, 5, 6)).astype(np.float32)
+WEIGHT = np.random.default_rng(2).normal(size=(6, 2, 3, 3)).astype(np.float32)
+
+
+def convolved() -> np.ndarray:
+    """Two groups, stride 2, dilation 2, another padding on each side; by its definition."""
+    padded = np.pad(X, ((0, 0), (0, 0), (1, 2), (3, 0)))
+    rows, columns = (padded.shape[2] - 5) // 2 + 1, (padded.shape[3] - 5) // 2 + 1
+    out = np.zeros((2, 6, rows, columns))
+    for o in range(6):
+        group = padded[:, 2 * (o // 3) : 2 * (o // 3) + 2]
+        for r in range(rows):
+            for c in range(columns):
+                seen = group[:, :, 2 * r : 2 * r + 5 : 2, 2 * c : 2 * c + 5 : 2]
+                out[:, o, r, c] = (seen * WEIGHT[o]).sum((1, 2, 3)) + o
+    return out
+
+
+CASES: dict[str, tuple[Callable, np.ndarray]] = {
+    "add": (lambda x: mb.add(x=x, y=np.float32(2.5)), X + 2.5),
+    "sub": (lambda x: mb.sub(x=np.float32(1), y=x), 1 - X),
+    "mul": (lambda x: mb.mul(x=x, y=x), X * X),
+    "relu": (lambda x: mb.relu(x=x), X.clip(0)),
+    "silu": (lambda x: mb.silu(x=x), X / (1 + np.exp(-X))),
+    "rsqrt": (
+        lambda x: mb.rsqrt(x=mb.mul(x=x, y=x), epsilon=np.float32(0.5)),
+        1 / np.sqrt(X * X + 0.5),
+    ),
+    "cast": (
+        lambda x: mb.cast(x=mb.cast(x=x, dtype="fp16"), dtype="fp32"),
+        X.astype(np.float16).astype(np.float32),
+    ),
+    "reshape": (lambda x: mb.reshape(x=x, shape=(4, 2, 30)), X.reshape(4, 2, 30)),
+    "transpose": (lambda x: mb.transpose(x=x, perm=(3, 0, 2, 1)), X.transpose(3, 0, 2, 1)),
+    "slice_by_index": (
+        lambda x: mb.slice_by_index(
+            x=x, begin=(1, 0, 0, 1), end=(2, 3, 0, -1), stride=(1, 2, 2, 1),
+            begin_mask=(False, True, True, False), end_mask=(False, False, True, False),
+        ),
+        X[1:2, :3:2, ::2, 1:-1],
+    ),
+    "split": (
+        lambda x: mb.split(x=x, split_sizes=(1, 3), axis=1)[1], X[:, 1:],
+    ),
+    "concat": (
+        lambda x: mb.concat(values=(x, mb.add(x=x, y=np.float32(1))), axis=2),
+        np.concatenate((X, X + 1), axis=2),
+    ),
+    "conv": (
+        lambda x: mb.conv(
+            x=x, weight=WEIGHT, bias=np.arange(6, dtype=np.float32), strides=(2, 2),
+            pad_type="custom", pad=(1, 2, 3, 0), dilations=(2, 2), groups=2,
+        ),
+        convolved(),
+    ),
+}  # fmt: skip
+
+
+def saved(build: Callable, path: Path) -> Path:
+    """A program of one input, in float32, and no pass over it that would fold anything away."""
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=X.shape)], opset_version=ct.target.iOS17)
+    def program(x):
+        return build(x)
+
+    with quiet_imports():
+        ct.convert(
+            program,
+            convert_to="mlprogram",
+            minimum_deployment_target=ct.target.iOS17,
+            compute_precision=ct.precision.FLOAT32,
+            pass_pipeline=ct.PassPipeline.EMPTY,
+            skip_model_load=True,
+        ).save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_operation_means_what_core_ml_means(name: str, tmp_path: Path) -> None:
+    build, expected = CASES[name]
+    run = open_mlpackage(saved(build, tmp_path / "one.mlpackage"))
+    np.testing.assert_allclose(run(X), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_operation_has_its_test() -> None:
+    assert set(CASES) == set(OPERATIONS)
+
+
+def test_an_operation_that_nobody_wrote_is_refused(tmp_path: Path) -> None:
+    path = saved(lambda x: mb.tanh(x=x), tmp_path / "one.mlpackage")
+    with pytest.raises(ExportError, match=r"no interpreter for tanh; .*There are: add, cast"):
+        open_mlpackage(path)

@@ -1,0 +1,102 @@
+"""A decoder as a Core ML program (.mlpackage, ML Program) for iOS 17 and later: float16 inside,
+float32 latents in and float32 video out.
+
+coremltools converts on Linux, where nothing of Core ML runs: `mil.py` executes what was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import NAMESPACE_URL, uuid4, uuid5
+
+from turbo_vaed.export.executorch import denormalising
+from turbo_vaed.export.package import check_latent_scaling
+from turbo_vaed.quiet import quiet_imports
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from turbo_vaed.export.targets import Job
+
+PROGRAM_NAME = "decoder.mlpackage"
+PRECISIONS = ("fp16",)
+MODEL = "com.apple.CoreML/model.mlmodel"
+"""Below a package's `Data`: the program; its weights lie beside it."""
+_DEBUG_FILE = "executorch_debug_handle_mapping.json"
+
+
+def export_coreml(job: Job) -> Path:
+    """Write the folder `decoder.mlpackage`: `latents` of the job's shape in, `video` out.
+
+    Raises:
+        ValueError: the shape or the latent scaling does not fit the decoder.
+    """
+    import torch
+
+    job.decoder.config.video_shape(job.latent_shape)  # a ValueError where the channels are wrong
+    check_latent_scaling(job.decoder.config.latent_channels, job.latent_mean, job.latent_std)
+    graph: nn.Module = job.decoder.for_inference(
+        form="taps", memory_format=torch.contiguous_format
+    ).to("cpu")
+    if job.latent_mean is not None and job.latent_std is not None:
+        graph = denormalising(graph, job.latent_mean, job.latent_std)
+    model = _converted(graph, torch.zeros(job.latent_shape))
+    job.folder.mkdir(parents=True, exist_ok=True)
+    temporary = job.folder / f"{uuid4().hex}.mlpackage"  # coremltools wants this ending
+    path = job.folder / PROGRAM_NAME
+    try:
+        model.save(str(temporary))
+        _make_reproducible(temporary)
+        shutil.rmtree(path, ignore_errors=True)
+        return temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _converted(graph: nn.Module, latents: Any) -> Any:
+    """The coremltools model of a graph."""
+    import numpy as np
+    import torch
+
+    silent = contextlib.redirect_stderr(io.StringIO())  # progress bars, one per group of passes
+    with quiet_imports(), warnings.catch_warnings(), silent, torch.no_grad():
+        warnings.simplefilter("ignore")
+        import coremltools as ct
+
+        exported = torch.export.export(graph, (latents,)).run_decompositions({})
+        return ct.convert(
+            exported,
+            convert_to="mlprogram",
+            minimum_deployment_target=ct.target.iOS17,
+            compute_precision=ct.precision.FLOAT16,
+            inputs=[ct.TensorType(name="latents", shape=tuple(latents.shape), dtype=np.float32)],
+            outputs=[ct.TensorType(name="video", dtype=np.float32)],
+            skip_model_load=True,
+        )
+
+
+def _make_reproducible(package: Path) -> None:
+    """Take out what differs from one conversion to the next: date, random names, debug handles."""
+    with quiet_imports():
+        from coremltools.proto import Model_pb2
+
+    (package / _DEBUG_FILE).unlink(missing_ok=True)
+    path = package / "Data" / MODEL
+    spec = Model_pb2.Model()
+    spec.ParseFromString(path.read_bytes())
+    spec.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+    path.write_bytes(spec.SerializeToString(deterministic=True))
+    path.chmod(0o644)
+    manifest = package / "Manifest.json"
+    found = json.loads(manifest.read_text())
+    names = {old: str(uuid5(NAMESPACE_URL, item["path"])) for old, item in
+             found["itemInfoEntries"].items()}  # fmt: skip
+    found["itemInfoEntries"] = {names[old]: item for old, item in found["itemInfoEntries"].items()}
+    found["rootModelIdentifier"] = names[found["rootModelIdentifier"]]
+    manifest.write_text(json.dumps(found, indent=4, sort_keys=True) + "\n")
