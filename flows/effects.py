@@ -76,10 +76,11 @@ def unchanged(poc: Poc, run: runs.Run) -> Outcome:
     return outcome(poc, run, f"Nothing changed since run {run.run_id}, which made a {run.alias}.")
 
 
-def failure(stage: str, error: Exception) -> Failure:
+def failure(stage: str, error: Exception, *, is_begun: bool) -> Failure:
     """What the report says of an error: its own words, or its kind where it has none."""
     said = str(error) or type(error).__name__
-    return Failure(stage=stage, error=said, by_budget=isinstance(error, BudgetRefused))
+    by_budget = isinstance(error, BudgetRefused)
+    return Failure(stage=stage, error=said, by_budget=by_budget, is_begun=is_begun)
 
 
 def preflight(settings: Settings, customer: str) -> Poc:
@@ -190,8 +191,6 @@ def report(
     run: runs.Run,
     registered: Registered | None,
     failure: Failure | None,
-    *,
-    is_begun: bool,
 ) -> Reported:
     """Write the page of what was reached, into work/CUSTOMER/report.
 
@@ -228,6 +227,7 @@ def report(
         assumptions=params.roi,
         cost_of_poc=cost,
     )
+    is_begun = failure is None or failure.is_begun
     path = write_report(context, poc.report if is_begun else poc.not_started)
     if is_begun:
         poc.not_started.unlink(missing_ok=True)

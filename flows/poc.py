@@ -100,11 +100,9 @@ def report(
     run: runs.Run,
     registered: effects.Registered | None,
     failure: Failure | None,
-    *,
-    is_begun: bool,
 ) -> effects.Reported:
     """The page for an engineer and for a finance person, of what was reached."""
-    return effects.report(poc, settings, run, registered, failure, is_begun=is_begun)
+    return effects.report(poc, settings, run, registered, failure)
 
 
 @task(retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
@@ -151,9 +149,10 @@ def _run(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> Outco
         reached = "promote"
         registered = promote(poc, settings, registered)
     except Exception as error:
-        _report_failure(poc, settings, run, registered, reached, error, is_begun=is_begun)
+        failed = effects.failure(reached, error, is_begun=is_begun)
+        _report_failure(poc, settings, run, registered, failed, error)
         raise
-    written = report(poc, settings, run, registered, None, is_begun=True)
+    written = report(poc, settings, run, registered, None)
     log.info("dvc push: %s", push(settings, poc.customer))
     verdict = runs.verdict_sha256(poc.work)
     done = replace(run, status="done", verdict_sha256=verdict, alias=registered.alias)
@@ -166,20 +165,17 @@ def _report_failure(
     settings: Settings,
     run: runs.Run,
     registered: effects.Registered | None,
-    reached: str,
+    failed: Failure,
     error: Exception,
-    *,
-    is_begun: bool,
 ) -> None:
     """A report of what was reached; that it fails must not hide the error it is about."""
     log = get_run_logger()
     try:
-        failed = effects.failure(reached, error)
-        written = report(poc, settings, run, registered, failed, is_begun=is_begun)
+        written = report(poc, settings, run, registered, failed)
     except Exception:
-        log.exception("run %s failed at %s, and its report could not be written", run, reached)
+        log.exception("run %s failed at %s, and its report could not be written", run, failed.stage)
     else:
-        log.error("run %s failed at %s", run.run_id, reached)
+        log.error("run %s failed at %s", run.run_id, failed.stage)
         error.add_note(f"report: {written.path}")
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.small import small_decoder
+from tests.export.small import SHAPE, expected_video, hashes, packaged, packaged_elsewhere
 from turbo_vaed.errors import Fault
-from turbo_vaed.export import ExportError, Job, Package, Target, export_package
+from turbo_vaed.export import ExportError, Package
 from turbo_vaed.export.mil import OPERATIONS, open_mlpackage
 from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.quiet import quiet_imports
@@ -26,33 +22,18 @@ with quiet_imports():
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb
 
-ROOT = Path(__file__).resolve().parents[2]
-SHAPE = (1, 8, 2, 4, 6)
-MEAN, STD = [0.1 * i for i in range(8)], [1 + 0.2 * i for i in range(8)]
-
-
-def make(folder: Path) -> tuple[TurboVaedDecoder, Package]:
-    decoder = small_decoder().requires_grad_(False)
-    job = Job(
-        decoder=decoder,
-        latent_shape=SHAPE,
-        precision="fp16",
-        folder=folder / "scratch",
-        latent_mean=MEAN,
-        latent_std=STD,
-    )
-    return decoder, export_package(Target.parse("coreml/fp16"), folder / "package", job)
+TARGET = "coreml/fp16"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[TurboVaedDecoder, Package]:
-    return make(tmp_path_factory.mktemp("coreml"))
+    return packaged(TARGET, tmp_path_factory.mktemp("coreml"))
 
 
 def test_the_program_computes_what_pytorch_does(made: tuple[TurboVaedDecoder, Package]) -> None:
     decoder, package = made
-    latents, shape = torch.randn(SHAPE), (1, 8, 1, 1, 1)
-    expected = decoder(latents * torch.tensor(STD).view(shape) + torch.tensor(MEAN).view(shape))
+    latents = torch.randn(SHAPE)
+    expected = expected_video(decoder, latents)
     video = torch.from_numpy(open_mlpackage(package.program_path)(latents.numpy()))
     assert video.shape == expected.shape == package.io.video_shape
     noise = (video - expected).square().mean() / expected.square().mean()
@@ -60,7 +41,7 @@ def test_the_program_computes_what_pytorch_does(made: tuple[TurboVaedDecoder, Pa
 
 
 def test_a_conversion_that_computes_something_else_is_caught(
-    made: tuple[TurboVaedDecoder, Package], monkeypatch: pytest.MonkeyPatch
+    made: tuple[TurboVaedDecoder, Package],
 ) -> None:
     decoder, package = made
     latents = np.random.default_rng(0).normal(size=(2, *SHAPE[1:])).astype(np.float32)
@@ -72,28 +53,7 @@ def test_a_conversion_that_computes_something_else_is_caught(
 def test_another_process_writes_the_same_bytes(
     made: tuple[TurboVaedDecoder, Package], tmp_path: Path
 ) -> None:
-    code = (
-        "import sys; from pathlib import Path; from tests.export.test_coreml import make; "
-        "make(Path(sys.argv[1]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONHASHSEED": "17"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert _hashes(tmp_path / "package") == _hashes(made[1].folder)
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    assert hashes(packaged_elsewhere(TARGET, tmp_path)) == hashes(made[1].folder)
 
 
 X = np.random.default_rng(1).normal(size=(2, 4, 5, 6)).astype(np.float32)

@@ -1,6 +1,7 @@
 """Decoders as packages that run on devices."""
 
-from turbo_vaed.export.executorch import ExportError, count_delegation, export_xnnpack
+from turbo_vaed.export.executorch import count_delegation, export_xnnpack
+from turbo_vaed.export.graph import ExportError
 from turbo_vaed.export.package import (
     IoSpec,
     Package,

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid4, uuid5
 
-from turbo_vaed.export.executorch import denormalising
-from turbo_vaed.export.package import check_latent_scaling
+from turbo_vaed.export.graph import graph_of
 from turbo_vaed.quiet import quiet_imports
 
 if TYPE_CHECKING:
@@ -39,14 +38,7 @@ def export_coreml(job: Job) -> Path:
     """
     import torch
 
-    job.decoder.config.video_shape(job.latent_shape)  # a ValueError where the channels are wrong
-    check_latent_scaling(job.decoder.config.latent_channels, job.latent_mean, job.latent_std)
-    graph: nn.Module = job.decoder.for_inference(
-        form="taps", memory_format=torch.contiguous_format
-    ).to("cpu")
-    if job.latent_mean is not None and job.latent_std is not None:
-        graph = denormalising(graph, job.latent_mean, job.latent_std)
-    model = _converted(graph, torch.zeros(job.latent_shape))
+    model = _converted(graph_of(job), torch.zeros(job.latent_shape))
     job.folder.mkdir(parents=True, exist_ok=True)
     temporary = job.folder / f"{uuid4().hex}.mlpackage"  # coremltools wants this ending
     path = job.folder / PROGRAM_NAME

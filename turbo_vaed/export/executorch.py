@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from turbo_vaed.export.graph import ExportError, plain, scaled
 from turbo_vaed.export.package import check_latent_scaling
 from turbo_vaed.quiet import quiet_imports, without_treespec_warnings
 
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 
 PROGRAM_NAME = "decoder.pte"
 PRECISIONS = ("fp32", "fp16", "int8")
-
-
-class ExportError(RuntimeError):
-    """A decoder did not become the program that a phone needs."""
 
 
 def export_xnnpack(
@@ -65,18 +62,13 @@ def export_xnnpack(
     """
     import torch
 
-    decoder.config.video_shape(latent_shape)  # a ValueError where the channels are wrong
     check_latent_scaling(decoder.config.latent_channels, latent_mean, latent_std)
-    # In channels-last memory, copies between the formats would stay outside of the subgraph.
-    # Winograd's kernels would make the file a third larger.
-    plain = decoder.for_inference(form="taps", memory_format=torch.contiguous_format).to("cpu")
-    program: nn.Module = plain
-    if latent_mean is not None and latent_std is not None:
-        program = denormalising(program, latent_mean, latent_std)
+    own = plain(decoder, latent_shape)
+    program = scaled(own, latent_mean, latent_std)
     latents = torch.zeros(latent_shape)
     if precision == "fp16":
-        for name in _last_layers(plain):
-            setattr(plain, name, _in_two_halves(getattr(plain, name)))
+        for name in _last_layers(own):
+            setattr(own, name, _in_two_halves(getattr(own, name)))
         program, latents = program.half(), latents.half()
     with torch.no_grad(), without_treespec_warnings():
         exported = torch.export.export(program, (latents,))
@@ -200,27 +192,3 @@ def count_delegation(exported_program: Any) -> tuple[int, Counter[str]]:
         elif name != "getitem":  # takes an output of a subgraph: no work on the device
             outside[str(node.target)] += 1
     return subgraphs, outside
-
-
-def denormalising(decoder: "nn.Module", mean: Sequence[float], std: Sequence[float]) -> "nn.Module":
-    """z * std + mean, then the decoder."""
-    # The class is in here so that reading a package does not import PyTorch.
-    import torch
-    from torch import Tensor, nn
-
-    class Denormalising(nn.Module):
-        std: Tensor
-        mean: Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.decoder = decoder
-            for name, values in (("std", std), ("mean", mean)):
-                tensor = torch.tensor(values, dtype=torch.float32)
-                self.register_buffer(name, tensor.view(1, -1, 1, 1, 1))
-
-        def forward(self, latents: Tensor) -> Tensor:
-            out: Tensor = self.decoder(latents * self.std + self.mean)
-            return out
-
-    return Denormalising().eval()

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turbo_vaed.errors import UserError
-from turbo_vaed.export.executorch import ExportError, denormalising
-from turbo_vaed.export.package import check_latent_scaling
+from turbo_vaed.export.graph import ExportError, graph_of
 from turbo_vaed.settings import litert_environment
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def export_litert(job: Job) -> Path:
         ValueError: the shape or the latent scaling does not fit the decoder.
         ExportError: the converter failed; its last words are in the message.
     """
-    graph = _graph(job)
+    graph = graph_of(job)
     job.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.folder, prefix=".litert-") as scratch:
         program = Path(scratch) / PROGRAM_NAME
@@ -109,17 +108,6 @@ def _python() -> Path:
             "Make it with `make litert` (1.8 GB), or take the litert targets out of export.targets"
         )
     return python
-
-
-def _graph(job: Job) -> nn.Module:
-    import torch
-
-    job.decoder.config.video_shape(job.latent_shape)  # a ValueError where the channels are wrong
-    check_latent_scaling(job.decoder.config.latent_channels, job.latent_mean, job.latent_std)
-    plain = job.decoder.for_inference(form="taps", memory_format=torch.contiguous_format).to("cpu")
-    if job.latent_mean is not None and job.latent_std is not None:
-        return denormalising(plain, job.latent_mean, job.latent_std)
-    return plain
 
 
 def _save(graph: nn.Module, shape: tuple[int, ...], path: Path) -> None:

@@ -20,8 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbo_vaed.export.coreml import MODEL
-from turbo_vaed.export.executorch import ExportError
+from turbo_vaed.export.graph import ExportError
 from turbo_vaed.quiet import quiet_imports
+
+with quiet_imports():
+    from coremltools.converters.mil.frontend.milproto.load import load
+    from coremltools.converters.mil.mil import types
+    from coremltools.proto import Model_pb2
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,10 +41,6 @@ def open_mlpackage(package: Path) -> Callable[[NDArray[np.float32]], NDArray[np.
     Raises:
         ExportError: it has an operation that is not interpreted here, or not one input and output.
     """
-    with quiet_imports():
-        from coremltools.converters.mil.frontend.milproto.load import load
-        from coremltools.proto import Model_pb2
-
     path = package / "Data" / MODEL
     spec = Model_pb2.Model()
     spec.ParseFromString(path.read_bytes())
@@ -115,9 +116,6 @@ def _rounded(value: Tensor, var: Any) -> Tensor:
             f"{var.op.op_type} {var.name}: found {tuple(value.shape)}, the program declares "
             f"{tuple(var.shape)}"
         )
-    with quiet_imports():
-        from coremltools.converters.mil.mil import types
-
     return value.half().float() if var.dtype == types.fp16 else value
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from turbo_vaed.export.executorch import ExportError, denormalising
-from turbo_vaed.export.package import check_latent_scaling
+from turbo_vaed.export.graph import ExportError, graph_of
 from turbo_vaed.quiet import quiet_imports
 
 if TYPE_CHECKING:
@@ -30,14 +29,7 @@ def export_onnx(job: Job) -> Path:
     """
     import torch
 
-    job.decoder.config.video_shape(job.latent_shape)  # a ValueError where the channels are wrong
-    check_latent_scaling(job.decoder.config.latent_channels, job.latent_mean, job.latent_std)
-    graph: nn.Module = job.decoder.for_inference(
-        form="taps", memory_format=torch.contiguous_format
-    ).to("cpu")
-    if job.latent_mean is not None and job.latent_std is not None:
-        graph = denormalising(graph, job.latent_mean, job.latent_std)
-    program = _bare(_converted(graph, torch.zeros(job.latent_shape)))
+    program = _bare(_converted(graph_of(job), torch.zeros(job.latent_shape)))
     job.folder.mkdir(parents=True, exist_ok=True)
     temporary = job.folder / f".{PROGRAM_NAME}.{uuid4().hex}"
     try:

@@ -32,6 +32,8 @@ class Failure:
     error: str
     by_budget: bool = False
     """The budget refused to go on, as opposed to something that broke."""
+    is_begun: bool = True
+    """Whether any stage of the run was begun."""
 
 
 @dataclass(frozen=True, kw_only=True)

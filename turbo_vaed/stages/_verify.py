@@ -58,18 +58,8 @@ def verify(
     import numpy as np
     import torch
 
-    how = "mil-interpreter" if package.runtime in INTERPRETED else "runtime"
     with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
-        if how == "mil-interpreter":
-            from turbo_vaed.export.mil import open_mlpackage
-
-            program = open_mlpackage(package.program_path)
-            decoded = np.concatenate([program(latents[i : i + 1]) for i in range(len(latents))])
-        else:
-            stored = Path(scratch) / "latents.npy"
-            np.save(stored, latents)
-            decode(package, stored, out_folder=Path(scratch), timeout_seconds=TIMEOUT_SECONDS)
-            decoded = read_decoded(Path(scratch))
+        decoded, how = _decoded(package, latents, Path(scratch))
         worst = float("inf")
         for row in range(len(latents)):
             one = slice(row, row + 1)
@@ -88,6 +78,24 @@ def verify(
             "another precision, or look at the exporter"
         )
     return parity
+
+
+def _decoded(
+    package: Package, latents: NDArray[np.float32], scratch: Path
+) -> tuple[NDArray[np.float32], str]:
+    """What the package makes of the latents, and how it was run."""
+    import numpy as np
+
+    if package.runtime in INTERPRETED:
+        from turbo_vaed.export.mil import open_mlpackage
+
+        program = open_mlpackage(package.program_path)
+        videos = [program(latents[row : row + 1]) for row in range(len(latents))]
+        return np.concatenate(videos), "mil-interpreter"
+    stored = scratch / "latents.npy"
+    np.save(stored, latents)
+    decode(package, stored, out_folder=scratch, timeout_seconds=TIMEOUT_SECONDS)
+    return read_decoded(scratch), "runtime"
 
 
 def parity_psnr(video: torch.Tensor, expected: torch.Tensor) -> float:

@@ -1,0 +1,76 @@
+"""What every exporter begins with: a decoder as a graph of 2-D convolutions, and its scaling.
+
+Shapes: B batch, C channels, t latent frames, h w latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from turbo_vaed.export.package import check_latent_scaling
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from turbo_vaed.export.targets import Job
+    from turbo_vaed.models import TurboVaedDecoder
+
+
+class ExportError(RuntimeError):
+    """A decoder did not become the program that a phone needs."""
+
+
+def graph_of(job: Job) -> nn.Module:
+    """The job's decoder, and before it its scaling where it has one.
+
+    Raises:
+        ValueError: the shape or the latent scaling does not fit the decoder.
+    """
+    check_latent_scaling(job.decoder.config.latent_channels, job.latent_mean, job.latent_std)
+    return scaled(plain(job.decoder, job.latent_shape), job.latent_mean, job.latent_std)
+
+
+def plain(
+    decoder: TurboVaedDecoder, latent_shape: tuple[int, int, int, int, int]
+) -> TurboVaedDecoder:
+    """A copy of the decoder for latents (B, C, t, h, w), on the CPU and in float32.
+
+    In the default memory format: exporters take copies into another one for work of their own.
+    And without Winograd's kernels, which would make a file a third larger.
+
+    Raises:
+        ValueError: the shape does not fit the decoder.
+    """
+    import torch
+
+    decoder.config.video_shape(latent_shape)  # a ValueError where the channels are wrong
+    return decoder.for_inference(form="taps", memory_format=torch.contiguous_format).to("cpu")
+
+
+def scaled(
+    decoder: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> nn.Module:
+    """z * std + mean, a number of each per channel, then the decoder; without them it alone."""
+    if mean is None or std is None:
+        return decoder
+    # The class is in here so that reading a package does not import PyTorch.
+    import torch
+    from torch import Tensor, nn
+
+    class Denormalising(nn.Module):
+        std: Tensor
+        mean: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder = decoder
+            for name, values in (("std", std), ("mean", mean)):
+                tensor = torch.tensor(values, dtype=torch.float32)
+                self.register_buffer(name, tensor.view(1, -1, 1, 1, 1))
+
+        def forward(self, latents: Tensor) -> Tensor:
+            out: Tensor = self.decoder(latents * self.std + self.mean)
+            return out
+
+    return Denormalising().eval()
