@@ -6,7 +6,7 @@ B batch, C channels, T frames, t latent frames, H W pixels, h w latent pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,7 +207,9 @@ class Teacher:
         """
         self.latent_spec.check_video(video.shape)
         clips = self._placed("video", video, self._network.video_dtype)
-        return torch.cat([self._network.encode(clip, generator) for clip in clips])
+        one_wide = video.shape[-1] == self.latent_spec.compression_w
+        with _narrow_in_bfloat16(self.module) if one_wide else nullcontext():
+            return torch.cat([self._network.encode(clip, generator) for clip in clips])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -250,6 +252,18 @@ class Teacher:
         if self._network.takes_batches:
             return [placed]
         return [placed[i : i + 1] for i in range(len(placed))]
+
+
+@contextmanager
+def _narrow_in_bfloat16(module: nn.Module) -> Iterator[None]:
+    """Correct convolutions whose strided output is one wide, where bfloat16 meets a CPU with AMX.
+
+    oneDNN up to 3.12 puts out noise there (PyTorch's issue 169688), without an error.
+    """
+    weight = next(module.parameters())
+    broken = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    with torch.backends.mkldnn.flags(enabled=False) if broken else nullcontext():
+        yield
 
 
 @contextmanager
