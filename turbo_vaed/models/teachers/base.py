@@ -207,8 +207,12 @@ class Teacher:
         """
         self.latent_spec.check_video(video.shape)
         clips = self._placed("video", video, self._network.video_dtype)
+        weight = next(self.module.parameters())
         one_wide = video.shape[-1] == self.latent_spec.compression_w
-        with _narrow_in_bfloat16(self.module) if one_wide else nullcontext():
+        # oneDNN 3.12 puts out noise where a strided convolution's output is one wide, in bfloat16
+        # on a CPU with AMX, without an error: PyTorch's issue 169688.
+        noise = one_wide and weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+        with torch.backends.mkldnn.flags(enabled=False) if noise else nullcontext():
             return torch.cat([self._network.encode(clip, generator) for clip in clips])
 
     @torch.no_grad()
@@ -252,18 +256,6 @@ class Teacher:
         if self._network.takes_batches:
             return [placed]
         return [placed[i : i + 1] for i in range(len(placed))]
-
-
-@contextmanager
-def _narrow_in_bfloat16(module: nn.Module) -> Iterator[None]:
-    """Correct convolutions whose strided output is one wide, where bfloat16 meets a CPU with AMX.
-
-    oneDNN up to 3.12 puts out noise there (PyTorch's issue 169688), without an error.
-    """
-    weight = next(module.parameters())
-    broken = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-    with torch.backends.mkldnn.flags(enabled=False) if broken else nullcontext():
-        yield
 
 
 @contextmanager
