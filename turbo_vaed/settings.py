@@ -8,6 +8,7 @@
 | `TURBO_VAED_RUN_ID` | the PoC run that a stage belongs to | a fresh one per command |
 | `TURBO_VAED_CHECKPOINTS` | checkpoints: folder or s3://BUCKET/PREFIX | `work/NAME/checkpoints` |
 | `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
+| `TURBO_VAED_MACHINE` | this machine's labels (`turbo-vaed node labels`): its price | a local one |
 | `TURBO_VAED_LITERT` | the environment of LiteRT's converter | `.venv-litert` beside this code |
 | `AWS_EC2_METADATA_SERVICE_ENDPOINT` | where `node watch` reads notices | EC2's own address |
 """
@@ -56,6 +57,8 @@ class Settings:
     ray_address: str | None
     own_ray_address: str | None
     """Of a local Ray that the flow started for its stages."""
+    machine: dict[str, str]
+    """Labels of this machine where it is one of EC2: what it costs. Empty for a local one."""
 
     @property
     def on_a_cluster(self) -> bool:
@@ -67,7 +70,7 @@ class Settings:
         """Read the environment; `root` overrides the search for the checkout.
 
         Raises:
-            UserError: no params.yaml in this folder or any above it.
+            UserError: no params.yaml in this folder or any above it; labels that are none.
         """
         root = root or find_root()
         state = root / "state"
@@ -80,7 +83,19 @@ class Settings:
             checkpoints_url=os.environ.get("TURBO_VAED_CHECKPOINTS", "").rstrip("/") or None,
             ray_address=os.environ.get("RAY_ADDRESS") or None,
             own_ray_address=os.environ.get("TURBO_VAED_OWN_RAY") or None,
+            machine=_labels("TURBO_VAED_MACHINE"),
         )
+
+
+def _labels(variable: str) -> dict[str, str]:
+    """The labels in a variable, as `ray start --labels` takes them: NAME=VALUE,…"""
+    found = os.environ.get(variable, "").strip()
+    pairs = [pair.partition("=") for pair in found.split(",") if found]
+    if not all(name.strip() and value.strip() for name, _, value in pairs):
+        raise UserError(
+            f"{variable} is {found!r}; expected NAME=VALUE,… of `turbo-vaed node labels`"
+        )
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def find_root() -> Path:

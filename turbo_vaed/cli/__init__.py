@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from turbo_vaed.cli import cost, devices, gate
+from turbo_vaed.cli import cost, devices, ec2, gate
 from turbo_vaed.cli.tables import Customer, Format, show
 from turbo_vaed.errors import CorruptFile, TurboVaedError, UserError
 from turbo_vaed.settings import ENVIRONMENT, Settings
@@ -38,6 +38,7 @@ app.add_typer(customers, name="customer")
 app.add_typer(distillations, name="distill")
 app.add_typer(nodes, name="node")
 app.add_typer(cost.app, name="cost")
+app.add_typer(ec2.app, name="ec2")
 app.add_typer(registry, name="registry")
 app.add_typer(gate.app, name="gate")
 app.add_typer(devices.app, name="devices")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 from turbo_vaed.costs import (
     Budget,
@@ -43,13 +44,16 @@ def price_book(params: Params, settings: Settings) -> PriceBook:
 
 def nodes_of(params: Params, settings: Settings, stage: str) -> Nodes:
     """The nodes that `stage` holds and their rates, for its meter. Those of a cluster are asked of
-    Ray, which must be connected by then.
+    Ray, which must be connected by then; this machine, where it is one of EC2, has EC2's price.
 
     Raises:
-        BudgetRefused: the price of this machine is unknown; of a cluster's nodes the meter finds
-            out when it starts.
+        BudgetRefused: the price of this machine is unknown; of machines of EC2 the meter finds out
+            when it starts.
     """
     on_a_cluster = stage in RAY_STAGES and settings.on_a_cluster
+    if not on_a_cluster and settings.machine:
+        own = price_book(params, settings)
+        return lambda: cluster.rates(own, lambda: [_as_node(settings)])
     if not on_a_cluster:
         price = price_book(params, settings).require("node", "local")
         return steady(_local("node", price))
@@ -85,8 +89,12 @@ def most_usd_per_hour(
 
     Raises: as `price_of`.
     """
-    is_known = params.prices.cluster_usd_per_hour is not None
-    if stage not in RAY_STAGES or not settings.on_a_cluster or is_known:
+    if stage not in RAY_STAGES or not settings.on_a_cluster:
+        if not settings.machine:
+            return price_of(params, settings, stage)
+        own = book or price_book(params, settings)
+        return cluster.most_usd_per_hour(own, lambda: [_as_node(settings)])
+    if params.prices.cluster_usd_per_hour is not None:
         return price_of(params, settings, stage)
     with ray_session(settings.ray_address):
         return cluster.most_usd_per_hour(book or price_book(params, settings))
@@ -95,10 +103,10 @@ def most_usd_per_hour(
 def price_in_words(params: Params, settings: Settings) -> str:
     """For the report, which may be written when the cluster is gone."""
     prices = params.prices
-    if not settings.on_a_cluster:
+    if not settings.on_a_cluster and not settings.machine:
         price = price_book(params, settings).require("node", "local")
         return f"{format_usd(price.usd_per_hour)} per hour ({price.source})"
-    if prices.cluster_usd_per_hour is not None:
+    if settings.on_a_cluster and prices.cluster_usd_per_hour is not None:
         usd = format_usd(prices.cluster_usd_per_hour)
         return f"{usd} per hour (params.yaml prices.cluster_usd_per_hour)"
     return "each machine at its EC2 price of the time, as charged"
@@ -137,6 +145,11 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
     return Spending(
         budget=budget, usd_per_hour=usd_per_hour, spent_usd=poc.tracker.spent_usd or since
     )
+
+
+def _as_node(settings: Settings) -> dict[str, Any]:
+    """This machine as Ray would tell of it."""
+    return {"NodeID": "this machine", "Labels": settings.machine}
 
 
 def _local(resource: str, price: Price) -> Rate:
