@@ -47,14 +47,15 @@ def progress(
             task = bar.add_task(label, total=total, detail="")
             yield lambda done, detail: bar.update(task, completed=done, detail=detail)
         return
-    last = 0.0
+    last, shown = 0.0, ""
 
     def line(done: int, detail: str) -> None:
-        nonlocal last
+        nonlocal last, shown
         now = time.monotonic()
-        if now - last >= _LINE_EVERY_SECONDS or done >= total:
-            last = now
-            print(f"{label} {done}/{total}  {detail}".rstrip(), flush=True)
+        text = f"{label} {done}/{total}  {detail}".rstrip()
+        if text != shown and (now - last >= _LINE_EVERY_SECONDS or done >= total):
+            last, shown = now, text
+            print(text, flush=True)
 
     yield line
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_vaed.costs import Charge, Ledger, total_usd
-from turbo_vaed.costs.accounts import Customer, Distilled, Figure, Statement
+from turbo_vaed.costs.accounts import Customer, Distillation, Figure, Statement
 from turbo_vaed.costs.ledger import ChargeGroup
 from turbo_vaed.costs.months import Month
 from turbo_vaed.costs.statement import run_that_covers, statement
@@ -209,7 +209,7 @@ def test_without_charges_nothing_is_spent_and_no_budget_was_opened() -> None:
 
 
 def test_a_step_and_a_db_cost_what_distillation_did_in_all_months() -> None:
-    distilled = Distilled(run="acme-1", steps_kept=100, db_gained=Decimal("2.5"))
+    distilled = Distillation(run="acme-1", steps_kept=100, db_gained=Decimal("2.5"))
     months = {
         JULY: [group("4"), group("77", stage="encode"), group("50", run="acme-2")],
         AUGUST: [group("2"), group("-1"), group("1", useful="wasted")],
@@ -229,7 +229,9 @@ def test_a_step_and_a_db_cost_what_distillation_did_in_all_months() -> None:
 def test_all_is_what_all_distillations_cost_over_all_their_steps() -> None:
     def of(name: str, steps: int, db_gained: str | None) -> Customer:
         gained = None if db_gained is None else Decimal(db_gained)
-        return customer(name, distilled=Distilled(run="acme-1", steps_kept=steps, db_gained=gained))
+        return customer(
+            name, distilled=Distillation(run="acme-1", steps_kept=steps, db_gained=gained)
+        )
 
     both = [group("6"), group("2", customer="beta")]
     found = stated(both, of("acme", 100, "1"), of("beta", 300, "3")).total.figures
@@ -244,11 +246,11 @@ def test_all_is_what_all_distillations_cost_over_all_their_steps() -> None:
     ("distilled", "said"),
     [
         ("its history is gone", "its history is gone"),
-        (Distilled(run="acme-1", steps_kept=0, db_gained=Decimal(0)), "no step was kept"),
-        (Distilled(run="acme-9", steps_kept=5, db_gained=Decimal(1)), "run acme-9"),
+        (Distillation(run="acme-1", steps_kept=0, db_gained=Decimal(0)), "no step was kept"),
+        (Distillation(run="acme-9", steps_kept=5, db_gained=Decimal(1)), "run acme-9"),
     ],
 )
-def test_why_a_step_has_no_price(distilled: Distilled | str, said: str) -> None:
+def test_why_a_step_has_no_price(distilled: Distillation | str, said: str) -> None:
     figures = stated([group()], customer(distilled=distilled)).customers[0].figures
     assert figures.per_step.usd is None and said in figures.per_step.note
     assert figures.per_db.usd is None and figures.per_db.note

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -203,12 +204,23 @@ def simulate_budgets(
         print(json.dumps(found))
     else:
         show(
-            [{"figure": k.replace("_", " "), "value": v} for k, v in found.items()],
+            [{"figure": k.replace("_", " "), "value": _in_words(k, v)} for k, v in found.items()],
             form,
             f"{traces} traces of seed {seed}",
         )
     if found["overspent"]:
         raise typer.Exit(1)
+
+
+def _in_words(figure: str, value: float | None) -> object:
+    """A figure of the simulation; shares as per cent."""
+    from turbo_vaed.costs import format_usd
+
+    if value is None or isinstance(value, int):
+        return value
+    if figure.endswith("_usd"):
+        return format_usd(Decimal(repr(value)))
+    return f"{value:.2%}"
 
 
 @app.command("quote")

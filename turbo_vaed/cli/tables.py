@@ -30,8 +30,21 @@ def show(rows: Sequence[Mapping[str, Any]], form: str, title: str) -> None:
     for column in rows[0] if rows else ():
         table.add_column(column.replace("_", " "), overflow="fold")  # a name is never cut short
     for row in rows:
-        table.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
+        table.add_row(*(escape(_shown(value)) for value in row.values()))
     console().print(table if rows else f"{title}: none")
+
+
+def _shown(value: Any) -> str:
+    """A value as people write it; a list of mappings has a line for each."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return "\n".join(", ".join(f"{k} {_shown(v)}" for k, v in i.items()) for i in value)
+    if isinstance(value, list):
+        return ", ".join(_shown(item) for item in value) or "—"
+    return str(value)
 
 
 def console() -> Console:

@@ -19,7 +19,7 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distilled:
+class Distillation:
     """What the last distillation of a customer came to, and the run that it belongs to."""
 
     run: str
@@ -35,7 +35,7 @@ class Customer:
     name: str
     run_budget_usd: Decimal | str
     """What one run may spend."""
-    distilled: Distilled | str
+    distilled: Distillation | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class RunAccount:
     """What it spent before and after the period."""
     distill_usd: Decimal
     """What distillation cost it, outside the period too."""
-    distilled: Distilled | None
+    distilled: Distillation | None
     figures: Figures
     lines: tuple[Line, ...]
     """In the order in which they first started."""

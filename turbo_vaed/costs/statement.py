@@ -15,7 +15,7 @@ from typing import TypeVar
 from turbo_vaed.costs.accounts import (
     Account,
     Customer,
-    Distilled,
+    Distillation,
     Figure,
     Figures,
     Line,
@@ -269,7 +269,7 @@ def _sum(figures: Iterable[Figure], of_none: str = "") -> Figure:
     return Figure(usd=known, note=of_none if all(one.note == of_none for one in found) else "")
 
 
-def _per_step(known: Sequence[tuple[Decimal, Distilled]]) -> Figure:
+def _per_step(known: Sequence[tuple[Decimal, Distillation]]) -> Figure:
     steps = sum(distilled.steps_kept for _, distilled in known)
     if steps < 1:
         return Figure(usd=None, note="no step was kept")
@@ -278,7 +278,7 @@ def _per_step(known: Sequence[tuple[Decimal, Distilled]]) -> Figure:
     return Figure(usd=usd_per(usd, steps), note=note)
 
 
-def _per_db(known: Sequence[tuple[Decimal, Distilled]]) -> Figure:
+def _per_db(known: Sequence[tuple[Decimal, Distillation]]) -> Figure:
     if unmeasured := [one.run for _, one in known if one.db_gained is None]:
         why = f"fewer than two validations of run {', '.join(unmeasured)} are known"
         return Figure(usd=None, note=why)
@@ -290,7 +290,7 @@ def _per_db(known: Sequence[tuple[Decimal, Distilled]]) -> Figure:
     return Figure(usd=usd_per(usd, gained), note=note)
 
 
-def _runs(known: Sequence[tuple[Decimal, Distilled]]) -> str:
+def _runs(known: Sequence[tuple[Decimal, Distillation]]) -> str:
     return f"run {known[0][1].run}" if len(known) == 1 else f"{len(known)} runs"
 
 

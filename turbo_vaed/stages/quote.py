@@ -131,11 +131,11 @@ def _sentence(found: list[Choice], steps: int) -> str:
     machine = best.machine
     name = machine.instance_type
     where = "" if machine.market == "local" else f" {machine.market} in {machine.zone}"
-    sentence = (
-        f"{steps} steps are cheapest on {name}{where}: {format_usd(best.usd)} in "
-        f"{hours_and_minutes(best.seconds)}, interruptions included"
-    )
     unknown = sum(choice.usd is None for choice in found)
+    cost = f"{format_usd(best.usd)} in {hours_and_minutes(best.seconds)}, interruptions included"
+    if unknown == len(found) - 1:
+        return f"{steps} steps on {name}{where}: {cost}; no other price is known."
+    sentence = f"{steps} steps are cheapest on {name}{where}: {cost}"
     return sentence + (f"; {unknown} prices are not known." if unknown else ".")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from turbo_vaed import params
-from turbo_vaed.costs.accounts import Customer, Distilled, Statement
+from turbo_vaed.costs.accounts import Customer, Distillation, Statement
 from turbo_vaed.costs.ledger import ChargeGroup, Ledger
 from turbo_vaed.costs.months import Month, months_between
 from turbo_vaed.costs.statement import OnDemandPrice, run_that_covers, statement
@@ -196,7 +196,9 @@ def _parsed(document: Mapping[str, Any]) -> History:
     )
 
 
-def _distilled(name: str, history: History | str, groups: Sequence[ChargeGroup]) -> Distilled | str:
+def _distilled(
+    name: str, history: History | str, groups: Sequence[ChargeGroup]
+) -> Distillation | str:
     """The history with the run that it belongs to: the one that was charged while it arose."""
     if isinstance(history, str):
         return history
@@ -208,4 +210,4 @@ def _distilled(name: str, history: History | str, groups: Sequence[ChargeGroup])
             f"no one run was charged for the distillation of {history.first_at:%Y-%m-%d %H:%M} to "
             f"{history.last_at:%Y-%m-%d %H:%M} UTC, which distill/history.json tells of"
         )
-    return Distilled(run=run, steps_kept=history.steps_done, db_gained=history.db_gained)
+    return Distillation(run=run, steps_kept=history.steps_done, db_gained=history.db_gained)
