@@ -1,4 +1,4 @@
-"""ExecuTorch's `executor_runner` on Android: the script that runs it, and what it prints.
+"""ExecuTorch's `executor_runner` on Android: what is brought there, and what it leaves.
 
 Flags and lines are those of examples/portable/executor_runner of ExecuTorch 1.x, built with the
 log of PAL `posix`, which goes to stderr. The script limits the time itself, so that it ends
@@ -8,11 +8,18 @@ also where the cable was pulled.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
+from turbo_vaed.devices import host
+from turbo_vaed.devices.measurement import DECODED_NAME, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
-from turbo_vaed.errors import Fault
+from turbo_vaed.errors import Fault, UserError
 from turbo_vaed.export.package import Package
+
+RUNTIMES = ("executorch-xnnpack",)
+RUNNER, SCRIPT = "executor_runner", "run.sh"
+_DTYPES = {"float32": "<f4", "float16": "<f2"}
 
 _LOADED = re.compile(r"Model loaded in ([0-9.]+) ms")
 _ITERATION = re.compile(r"Iteration (\d+) of (\d+): ([0-9.]+) ms")
@@ -58,6 +65,123 @@ def script(package: Package, plan: Plan, clips: int, seconds: float) -> str:
         timeout=TIMEOUT_CODE,
         runs="\n".join(timed + decoded),
     )
+
+
+def check_runner(runner: Path, device: str) -> None:
+    """Raises UserError where it is not there."""
+    if not runner.is_file():
+        raise UserError(f"{runner}: no such runner; turbo-vaed devices probe {device}")
+
+
+HOW_TO_GET_THE_RUNNER = (
+    "build executor_runner of ExecuTorch 1.x for the phone, with EXECUTORCH_BUILD_XNNPACK and "
+    "EXECUTORCH_ENABLE_LOGGING"
+)
+
+
+def write_inputs(
+    package: Package, latents_npy: Path, plan: Plan, timeout_seconds: float, folder: Path
+) -> int:
+    """Write each clip of latents, and the script, into `folder`; how many clips there are."""
+    import numpy as np
+
+    io = package.io
+    clips = host.check_latents(latents_npy, io.latent_shape)
+    latents = np.load(latents_npy, mmap_mode="r")
+    for i in range(clips):
+        data = latents[i].astype(_DTYPES[io.latent_dtype]).tobytes()
+        (folder / f"in{i}.bin").write_bytes(data)
+    (folder / SCRIPT).write_text(script(package, plan, clips, timeout_seconds))
+    return clips
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phone:
+    """What a phone told of itself while it measured."""
+
+    name: str
+    machine: str
+    celsius: float | None
+    throttled: bool | None
+
+
+def read_outputs(
+    folder: Path, phone: Phone, package: Package, plan: Plan, clips: int, out_folder: Path
+) -> Measurement | Failed:
+    """What the script left in `folder`; the clips' frames become `out_folder/decoded.npy`.
+
+    Raises:
+        Fault: something is missing, or is not what the runner would leave.
+    """
+    common = {
+        "device": phone.name,
+        "machine": phone.machine,
+        "runtime": f"executor_runner ({package.runtime})",
+        "package_sha256": package.sha256,
+    }
+    code = _text(folder / "code").strip()
+    if not code.isdigit():
+        raise Fault(f"{phone.name} left no exit code of the runner, found {code!r}")
+    if code != "0":
+        words = _text(folder / "failed.log").strip()[-500:] or "none"
+        how = (
+            "was stopped, it took too long"
+            if code == str(TIMEOUT_CODE)
+            else f"failed with exit code {code}"
+        )
+        return Failed(**common, reason=f"the runner {how}; its last words: {words}")
+    out_folder.mkdir(parents=True, exist_ok=True)
+    _decoded(folder, package, clips, out_folder / DECODED_NAME)
+    runs = []
+    for i in range(REPEATS):
+        cold, seconds, peak = read_timed(folder, f"timed{i}", plan)
+        try:
+            found = Measurement.from_json({
+                **common,
+                "threads": plan.threads, "warmup": plan.max_warmup,
+                "confidence": plan.confidence, "seconds_by_process": [seconds],
+                "frames": package.io.video_shape[2], "cold_start_seconds": cold,
+                "peak_memory_bytes": peak, "baseline_memory_bytes": None, "clips": clips,
+                "others_share": None, "temperature_celsius": phone.celsius,
+                "throttled": phone.throttled, "energy_joules": None,
+                "distrust": "", "processes": 1,
+            })  # fmt: skip
+        except ValueError as error:
+            raise Fault(f"{phone.name} reported nonsense: {error}") from error
+        runs.append(found)
+    return host.joined(runs, plan, 1.0)
+
+
+def read_heat(thermalservice: str, battery: str) -> tuple[float | None, bool | None]:
+    """Celsius of the battery, and whether the phone slows itself down (Android's status 0 is no
+    throttling), of what `dumpsys` says of both."""
+    status = re.search(r"Thermal Status: (\d+)", thermalservice)
+    found = re.search(r"temperature: (\d+)", battery)
+    return (
+        None if found is None else int(found[1]) / 10,
+        None if status is None else int(status[1]) > 0,
+    )
+
+
+def _decoded(folder: Path, package: Package, clips: int, path: Path) -> None:
+    """Put the clips' frames together in one .npy.
+
+    Raises:
+        Fault: a clip is missing, or has not the size that the package promises.
+    """
+    import numpy as np
+
+    shape, dtype = package.io.video_shape[1:], np.dtype(_DTYPES[package.io.video_dtype])
+    size = int(np.prod(shape)) * dtype.itemsize
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(clips, *shape))
+    for i in range(clips):
+        made = folder / f"clip{i}-0.bin"
+        found = made.stat().st_size if made.is_file() else 0
+        if found != size:
+            path.unlink()
+            raise Fault(f"the device put out {found} bytes for clip {i}, {size} were expected")
+        out[i] = np.fromfile(made, dtype=dtype).reshape(shape)
+    out.flush()
 
 
 def read_timed(folder: Path, name: str, plan: Plan) -> tuple[float, list[float], int]:
