@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from turbo_vaed.errors import UserError
-from turbo_vaed.param_types import STRICT, Positive
+from turbo_vaed.param_types import STRICT, Money, Positive
 
 Text = Annotated[str, Field(min_length=1)]
 ComputeUnit = Literal["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL"]
@@ -44,10 +45,49 @@ class AdbProfile:
     """Of one adb command that does not run the program: a push, say."""
 
 
-DeviceProfile = HostProfile | AdbProfile
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AppleProfile:
+    """A Mac that `ssh` reaches, with Python, numpy and coremltools."""
+
+    name: Text
+    kind: Literal["apple"]
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@:-]+$")]
+    """As ssh takes it: USER@NAME, or a name in its configuration."""
+    compute_unit: ComputeUnit = "CPU_AND_NE"
+    """What Core ML may use: NE is the neural engine."""
+    python: Text = "python3"
+    folder: Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./-]+$")] = "/tmp/turbo-vaed"
+    """There; a folder of its own below it is made and removed."""
+    command_seconds: Positive = 120.0
+    """Of one command that does not run the program."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FarmProfile:
+    """An Android phone of AWS Device Farm."""
+
+    name: Text
+    kind: Literal["device-farm"]
+    project: Annotated[str, Field(pattern=r"^arn:aws:devicefarm:")]
+    """Its ARN."""
+    device: Annotated[str, Field(pattern=r"^arn:aws:devicefarm:.*device")]
+    """ARN of the model of phone: aws devicefarm list-devices."""
+    runner: Text
+    """ExecuTorch's `executor_runner` built for the phone's ABI; below the checkout or absolute."""
+    usd_per_device_minute: Annotated[Money, Field(ge=0)] = Decimal("0.17")
+    """The list price; 0 for slots that are paid by the month."""
+    job_minutes: Annotated[int, Field(ge=5, le=150)] = 30
+    """After which Device Farm stops the phone."""
+    wait_minutes: Positive = 120.0
+    """For a phone to be free and to be done; then the run is stopped."""
+
+
+DeviceProfile = HostProfile | AdbProfile | AppleProfile | FarmProfile
 KINDS: dict[str, type[DeviceProfile]] = {
     "host": HostProfile,
     "adb": AdbProfile,
+    "apple": AppleProfile,
+    "device-farm": FarmProfile,
 }
 
 
@@ -57,7 +97,7 @@ def parse_profile(document: Any) -> DeviceProfile:
     Raises:
         UserError: an unknown kind or key, or an impossible value, with its path.
     """
-    if isinstance(document, HostProfile | AdbProfile):
+    if isinstance(document, DeviceProfile):
         return document
     if not isinstance(document, Mapping):
         raise UserError(f"devices: found {document!r}, expected a mapping")

@@ -9,6 +9,20 @@ from decimal import Decimal
 
 
 @dataclass(frozen=True, kw_only=True)
+class Used:
+    """Something that a stage has paid for beside the machines that it runs on."""
+
+    resource: str
+    unit: str
+    quantity: Decimal
+    usd_per_unit: Decimal
+    began: datetime
+    ended: datetime
+    source: str
+    """Of the price."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tracker:
     """The run around a stage. The default one is of no run, and works without any server."""
 
@@ -26,3 +40,5 @@ class Tracker:
     """Figures at a step, for the run's curves."""
     log_picture: Callable[[bytes, str], None] | None = None
     """A PNG under a file name."""
+    charge: Callable[[Used], None] | None = None
+    """Puts it into the ledger."""

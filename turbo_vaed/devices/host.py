@@ -134,7 +134,7 @@ def _run(
         timeout_seconds=timeout_seconds,
         what=f"{_runtime(package)} with {package.program_path}",
     )
-    _check_decoded(decoded, package, clips)
+    check_decoded(decoded, package, clips)
     return clips, reported
 
 
@@ -254,7 +254,8 @@ def machine() -> str:
     return f"{name}, {platform.system()} {platform.machine()}"
 
 
-def _check_decoded(path: Path, package: Package, clips: int) -> None:
+def check_decoded(path: Path, package: Package, clips: int) -> None:
+    """Raises Fault where a device's output is not what its package promises."""
     import numpy as np
 
     expected = (clips, *package.io.video_shape[1:])

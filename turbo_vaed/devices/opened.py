@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from turbo_vaed.device_params import DeviceProfile, HostProfile
+from turbo_vaed.device_params import AdbProfile, AppleProfile, DeviceProfile, HostProfile
 from turbo_vaed.devices.adb import AdbDevice
+from turbo_vaed.devices.apple import AppleDevice
 from turbo_vaed.devices.device import Device
+from turbo_vaed.devices.farm import FarmDevice
 from turbo_vaed.devices.host import MAX_OTHERS_SHARE
 from turbo_vaed.devices.this_host import HostDevice
+from turbo_vaed.tracker import Used
 
 
 def open_device(
-    profile: DeviceProfile, root: Path, *, max_others_share: float = MAX_OTHERS_SHARE
+    profile: DeviceProfile,
+    root: Path,
+    *,
+    max_others_share: float = MAX_OTHERS_SHARE,
+    charge: Callable[[Used], None] | None = None,
 ) -> Device:
-    """The device of a profile, whose relative paths are below `root`."""
+    """The device of a profile, whose relative paths are below `root`.
+
+    Args:
+        max_others_share: of all processors' time, that other processes of this host may take.
+        charge: told what a device that costs money has cost.
+    """
     if isinstance(profile, HostProfile):
         return HostDevice(name=profile.name, max_others_share=max_others_share)
-    return AdbDevice(profile=profile, root=root)
+    if isinstance(profile, AdbProfile):
+        return AdbDevice(profile=profile, root=root)
+    if isinstance(profile, AppleProfile):
+        return AppleDevice(profile=profile)
+    return FarmDevice(profile=profile, root=root, charge=charge)

@@ -133,7 +133,9 @@ def _packages(poc: Poc) -> tuple[dict[Target, Package], dict[str, str]]:
 def _device(poc: Poc) -> Device:
     """That of `gate.device`."""
     limit = poc.params.gate.max_others_share
-    return open_device(poc.params.device, poc.root, max_others_share=limit)
+    return open_device(
+        poc.params.device, poc.root, max_others_share=limit, charge=poc.tracker.charge
+    )
 
 
 def _judge(

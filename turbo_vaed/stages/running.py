@@ -8,15 +8,15 @@ import json
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
-from turbo_vaed.costs import Allowance, Ledger, Meter, allowance, require_allowance
-from turbo_vaed.costs.money import AMOUNT_QUANTUM
+from turbo_vaed.costs import Allowance, Charge, Ledger, Meter, allowance, require_allowance
+from turbo_vaed.costs.money import AMOUNT_QUANTUM, quantise_usd
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings, new_run_id
 from turbo_vaed.stages.prices import RAY_STAGES, limits_of, nodes_of
 from turbo_vaed.stages.telemetry import LiveRun
-from turbo_vaed.tracker import Tracker
+from turbo_vaed.tracker import Tracker, Used
 
 SLICE_SECONDS, CLUSTER_SLICE_SECONDS = 15.0, 5.0
 """Of a meter: how late it learns of machines that come and go."""
@@ -47,6 +47,9 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             limits = limits_of(poc.params)
             return allowance(ledger, limits, run=run, customer=customer, at=datetime.now(UTC))
 
+        def charge(used: Used) -> None:
+            ledger.add(charge_of(used, run, customer, name))
+
         if name in CAN_BE_REFUSED:
             require_allowance(may_spend())
         nodes = nodes_of(poc.params, settings, name)
@@ -70,6 +73,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             keep=meter.keep,
             log_metrics=live.log_metrics,
             log_picture=live.log_picture,
+            charge=charge,
         )
         with cluster, live, meter:
             poc = dataclasses.replace(poc, tracker=tracker)
@@ -77,3 +81,22 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
     text = json.dumps(figures, indent=1, default=str)
     (poc.folder(name) / FIGURES).write_text(text + "\n")
     print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()), flush=True)
+
+
+def charge_of(used: Used, run: str, customer: str, stage: str) -> Charge:
+    """What a stage has paid for beside its machines, as the ledger takes it."""
+    return Charge(
+        run=run,
+        customer=customer,
+        stage=stage,
+        resource=used.resource,
+        market="on-demand",
+        quantity=used.quantity,
+        unit=used.unit,
+        unit_price_usd=used.usd_per_unit,
+        amount_usd=quantise_usd(used.quantity * used.usd_per_unit),
+        started_at=used.began,
+        ended_at=used.ended,
+        useful="useful",
+        price_source=used.source,
+    )

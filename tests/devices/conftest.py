@@ -1,0 +1,27 @@
+"""A package, latents and a plan that every device can be tried with."""
+
+import numpy as np
+import pytest
+
+from tests.devices.small import SHAPE
+from tests.export.small import small_decoder
+from turbo_vaed.export import Job, Target, export_package
+
+
+@pytest.fixture(scope="session")
+def decoder():
+    return small_decoder()
+
+
+@pytest.fixture(scope="session")
+def package(decoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    job = Job(decoder=decoder, latent_shape=SHAPE, precision="fp32", folder=folder / "program")
+    return export_package(Target.parse("executorch-xnnpack/fp32"), folder / "package", job)
+
+
+@pytest.fixture(scope="session")
+def latents(tmp_path_factory):
+    path = tmp_path_factory.mktemp("latents") / "latents.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(2, *SHAPE[1:])).astype(np.float32))
+    return path

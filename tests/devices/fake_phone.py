@@ -1,0 +1,92 @@
+"""An Android phone that is this machine: an `adb` whose shell runs here, and a runner that is real
+ExecuTorch where `RUNNER_IS_REAL` is set. They misbehave as ADB_TROUBLE and RUNNER_TROUBLE say."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SERIAL = "R5C"
+ADB = """#!{python}
+import os, shutil, subprocess, sys
+from pathlib import Path
+arguments = sys.argv[1:]
+if arguments[:1] == ["-s"]:
+    if arguments[1] != "R5C":
+        sys.exit(f"adb: device '{{arguments[1]}}' not found")
+    arguments = arguments[2:]
+trouble = os.environ.get("ADB_TROUBLE", "")
+verb, rest = arguments[0], arguments[1:]
+if trouble == f"hang {{verb}}":
+    import time; time.sleep(600)
+if trouble.startswith(f"say {{verb}} "):
+    sys.exit(trouble.removeprefix(f"say {{verb}} "))
+if verb == "push":
+    shutil.copy(*rest)
+elif verb == "pull":
+    shutil.copytree(rest[0], rest[1], dirs_exist_ok=True)
+elif verb == "shell":
+    sys.exit(subprocess.run(["sh", "-c", rest[0]]).returncode)
+"""
+RUNNER = """#!{python}
+import os, sys, time
+given = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
+trouble = os.environ.get("RUNNER_TROUBLE", "")
+if trouble == "crash":
+    os.abort()
+if trouble == "hang":
+    time.sleep(600)
+if trouble == "garbage":
+    print("hello"); time.sleep(0.3); sys.exit(0)
+import numpy as np
+if os.environ.get("RUNNER_IS_REAL"):
+    from turbo_vaed.devices._runtimes import open_program
+    run = open_program("executorch-xnnpack", given["model_path"], int(given["cpu_threads"]))
+else:
+    run = lambda latents: np.zeros({video}, "<f4")
+print("I 00:00:00 executor_runner.cpp:333] Model loaded in 12.5 ms.", file=sys.stderr)
+latents = np.fromfile(given["inputs"], dtype="<f4").reshape({shape})
+count = int(given["num_executions"])
+for i in range(count):
+    start = time.perf_counter()
+    video = run(latents)
+    ms = (time.perf_counter() - start) * 1000
+    print(f"I 00:00:00 x.cpp:1] Iteration {{i + 1}} of {{count}}: {{ms:.4f}} ms", file=sys.stderr)
+video.astype("<f4").tofile(given["output_file"] + "-0.bin")
+time.sleep(0.3)
+"""
+GETPROP = """#!/bin/sh
+case $1 in
+  ro.product.manufacturer) echo Acme ;; ro.product.model) echo P1 ;;
+  ro.build.version.release) echo 15 ;; ro.product.cpu.abi) echo arm64-v8a ;;
+esac
+"""
+DUMPSYS = """#!/bin/sh
+case $1 in
+  thermalservice) echo "Thermal Status: ${HOT:-0}" ;;
+  battery) echo " temperature: 312" ;;
+esac
+"""
+DF = """#!/bin/sh
+echo "Filesystem 1K-blocks Used Available Use% Mounted on"
+echo "/dev/block/dm-5 1000 400 600 40% /data"
+"""
+
+
+def make_phone(folder: Path, monkeypatch, latent_shape, video_shape) -> Path:
+    """Put the commands on the path; returns the runner."""
+    commands = folder / "commands"
+    commands.mkdir()
+    runner = folder / "executor_runner"
+    for path, text in (
+        (commands / "adb", ADB.format(python=sys.executable)),
+        (commands / "getprop", GETPROP),
+        (commands / "dumpsys", DUMPSYS),
+        (commands / "df", DF),
+        (runner, RUNNER.format(python=sys.executable, shape=latent_shape, video=video_shape)),
+    ):
+        path.write_text(text)
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return runner

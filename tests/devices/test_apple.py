@@ -1,0 +1,138 @@
+"""A Mac behind a fake `ssh`, whose shell is this machine's: the runner that it is given is the
+real one, and what it calls Core ML is our interpreter of the package."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.devices.fake_mac import HOST, make_mac
+from tests.devices.small import PLAN, SHAPE
+from turbo_vaed.device_params import AppleProfile, parse_profile
+from turbo_vaed.devices import Failed, Measurement
+from turbo_vaed.devices.device import measure_on
+from turbo_vaed.devices.opened import open_device
+from turbo_vaed.errors import Fault, UserError
+from turbo_vaed.export import Job, Target, export_package
+
+
+@pytest.fixture(scope="module")
+def coreml(decoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coreml")
+    job = Job(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder / "program")
+    return export_package(Target.parse("coreml/fp16"), folder / "package", job)
+
+
+@pytest.fixture
+def mac(tmp_path, monkeypatch, coreml):
+    """A Mac; its storage is a folder."""
+    python = make_mac(tmp_path, monkeypatch, coreml.io.video_shape)
+    storage = tmp_path / "storage"
+    profile = AppleProfile(
+        name="studio", kind="apple", host=HOST, python=str(python), folder=str(storage),
+        compute_unit="CPU_AND_GPU", command_seconds=60,
+    )  # fmt: skip
+    return open_device(profile, tmp_path), storage
+
+
+def measured(mac, package, latents, tmp_path, seconds=60.0):
+    return measure_on(
+        mac[0], package, latents, plan=PLAN, out_folder=tmp_path / "out", timeout_seconds=seconds
+    )
+
+
+def left(mac):
+    return list(mac[1].iterdir()) if mac[1].is_dir() else []
+
+
+def test_a_package_is_measured_in_core_ml_and_its_frames_come_back(
+    mac, coreml, latents, decoder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MAC_IS_REAL", "1")
+    found = measured(mac, coreml, latents, tmp_path)
+    assert isinstance(found, Measurement)
+    assert [len(seconds) for seconds in found.seconds_by_process] == [3, 3]
+    assert found.machine == "Apple M4 Pro, macOS 26.1, CPU_AND_GPU"
+    assert found.runtime.startswith("Core ML (coremltools ")
+    assert (found.throttled, found.clips, found.distrust) == (False, 2, "")
+    assert found.peak_memory_bytes >= found.baseline_memory_bytes > 1e6
+    with torch.no_grad():
+        expected = decoder(torch.from_numpy(np.load(latents))).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "decoded.npy"), expected, atol=0.02)
+    assert left(mac) == []
+
+
+def test_a_mac_that_slows_itself_down_is_told(mac, coreml, latents, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPEED", "70")
+    found = measured(mac, coreml, latents, tmp_path)
+    assert found.throttled and "heat" in found.distrust
+
+
+def test_a_probe_tells_of_the_mac_and_of_what_is_missing(mac, monkeypatch):
+    facts = mac[0].probe()
+    assert (facts.model, facts.system) == ("Apple M4 Pro", "macOS 26.1")
+    assert facts.free_bytes > 0 and facts.missing == ()
+    monkeypatch.setenv("MAC_TROUBLE", "no coremltools")
+    assert "-m pip install coremltools" in mac[0].probe().missing[0]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "seconds", "said"),
+    [
+        ("crash", 60.0, "failed with exit code 1; its last words: Error in declaring network"),
+        ("hang", 5.0, "took too long"),
+    ],
+)
+def test_a_runner_that_crashes_or_hangs_is_a_result(
+    mac, coreml, latents, tmp_path, monkeypatch, trouble, seconds, said
+):
+    monkeypatch.setenv("MAC_TROUBLE", trouble)
+    found = measured(mac, coreml, latents, tmp_path, seconds)
+    assert isinstance(found, Failed) and said in found.reason
+    assert left(mac) == []
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error", "said"),
+    [
+        ("lost", Fault, "went away"),
+        ("garbage", Fault, "studio reported nonsense"),
+        ("say scp scp: write: No space left on device", UserError, "free some space"),
+        ("say ssh me@studio.local: Permission denied (publickey).", UserError, "ssh-copy-id"),
+        ("say ssh ssh: connect to host: Connection refused", Fault, "Remote Login"),
+        ("say ssh Host key verification failed.", UserError, "by hand"),
+        ("say ssh ssh: Could not resolve hostname studio.local", UserError, "correct host"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_to_do(
+    mac, coreml, latents, tmp_path, monkeypatch, trouble, error, said
+):
+    monkeypatch.setenv("MAC_TROUBLE", trouble)
+    with pytest.raises(error, match=said):
+        measured(mac, coreml, latents, tmp_path)
+    assert not (tmp_path / "out" / "decoded.npy").exists()
+
+
+def test_an_ssh_that_hangs_is_stopped(mac, coreml, latents, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAC_TROUBLE", "hang ssh")
+    profile = AppleProfile(name="studio", kind="apple", host=HOST, command_seconds=1)
+    with pytest.raises(Fault, match="stopped after 1 s"):
+        measured((open_device(profile, tmp_path), mac[1]), coreml, latents, tmp_path)
+
+
+def test_it_runs_core_mls_packages_alone(mac, package, latents, tmp_path):
+    assert not mac[0].runs(package)
+    with pytest.raises(UserError, match="runs packages for coreml only"):
+        measured(mac, package, latents, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"host": "me@studio; rm -rf /"}, r"devices\.x\.host: found 'me@studio; rm"),
+        ({"compute_unit": "TPU"}, r"devices\.x\.compute_unit: found 'TPU'"),
+        ({"folder": "relative"}, r"devices\.x\.folder: found 'relative'"),
+    ],
+)
+def test_a_profile_that_cannot_be_is_refused_with_its_path(change, said):
+    with pytest.raises(UserError, match=said):
+        parse_profile({"name": "x", "kind": "apple", "host": "studio", **change})

@@ -1,0 +1,179 @@
+"""A phone of AWS Device Farm, whose service answers on loopback and runs what it is given."""
+
+import zipfile
+from decimal import Decimal
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+
+from tests.devices.fake_farm import DEVICE, PROJECT, Farm
+from tests.devices.fake_phone import make_phone
+from tests.devices.small import PLAN, SHAPE
+from turbo_vaed.costs import Ledger
+from turbo_vaed.device_params import FarmProfile, parse_profile
+from turbo_vaed.devices import Failed, Measurement, farm
+from turbo_vaed.devices.device import measure_on
+from turbo_vaed.errors import Fault, UserError
+from turbo_vaed.stages.running import charge_of
+
+
+@pytest.fixture
+def service(monkeypatch):
+    found = Farm()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", found.url)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def paid():
+    return []
+
+
+@pytest.fixture
+def phone(service, paid, tmp_path, monkeypatch, package):
+    runner = make_phone(tmp_path, monkeypatch, SHAPE, package.io.video_shape)
+    monkeypatch.setattr(farm, "_PHONE", str(tmp_path / "storage"))
+    profile = FarmProfile(
+        name="pixel", kind="device-farm", project=PROJECT, device=DEVICE, runner=runner.name,
+        wait_minutes=2.0,
+    )  # fmt: skip
+    return farm.FarmDevice(profile=profile, root=tmp_path, charge=paid.append, sleep=lambda _: None)
+
+
+def measured(phone, package, latents, tmp_path):
+    return measure_on(
+        phone, package, latents, plan=PLAN, out_folder=tmp_path / "out", timeout_seconds=60.0
+    )
+
+
+def test_a_package_is_measured_paid_for_and_its_frames_come_back(
+    phone, service, paid, package, latents, decoder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RUNNER_IS_REAL", "1")
+    found = measured(phone, package, latents, tmp_path)
+    assert isinstance(found, Measurement)
+    assert [len(seconds) for seconds in found.seconds_by_process] == [3, 3]
+    assert found.machine == "P1, arm64-v8a, Android 15 (AWS Device Farm)"
+    assert (found.temperature_celsius, found.throttled) == (31.2, False)
+    with torch.no_grad():
+        expected = decoder(torch.from_numpy(np.load(latents))).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "decoded.npy"), expected, atol=1e-4)
+    (used,) = paid
+    assert (used.quantity, used.unit, used.usd_per_unit) == (
+        Decimal("3.25"), "device-minute", Decimal("0.17")
+    )  # fmt: skip
+    asked = service.scheduled
+    assert asked["deviceSelectionConfiguration"]["filters"][0]["values"] == [DEVICE]
+    assert asked["executionConfiguration"]["jobTimeoutMinutes"] == 30
+    assert all(upload["deleted"] for upload in service.uploads.values())
+    assert not (tmp_path / "storage").exists()
+    names = zipfile.ZipFile(BytesIO(service.uploads["u0"]["data"])).namelist()
+    assert {"requirements.txt", "tests/test_nothing.py", "work/run.sh"} < set(names)
+
+
+def test_its_minutes_are_charged_to_the_run(phone, paid, package, latents, tmp_path):
+    measured(phone, package, latents, tmp_path)
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        ledger.add(charge_of(paid[0], "demo-1", "demo", "gate"))
+        (charge,) = ledger.charges(run="demo-1")
+    assert charge.amount_usd == Decimal("0.5525") and charge.stage == "gate"
+    assert charge.resource == "Device Farm (pixel)"
+    assert charge.price_source == "params.yaml devices.pixel.usd_per_device_minute"
+
+
+def test_a_probe_tells_of_the_phone_and_of_what_is_missing(phone, service, tmp_path):
+    facts = phone.probe()
+    assert (facts.model, facts.system, facts.abi) == ("Acme P1", "ANDROID 15", "ARM64")
+    assert facts.missing == ()
+    (tmp_path / "executor_runner").unlink()
+    service.trouble = "deny GetProject"
+    runner, denied = phone.probe().missing
+    assert "build executor_runner" in runner and "you may not" in denied
+
+
+def test_a_runner_that_crashes_is_a_result_that_was_paid_for(
+    phone, paid, package, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RUNNER_TROUBLE", "crash")
+    found = measured(phone, package, latents, tmp_path)
+    assert isinstance(found, Failed) and "failed with exit code" in found.reason
+    assert len(paid) == 1
+
+
+def test_throttling_is_waited_out(phone, service, package, latents, tmp_path):
+    service.trouble = "throttle"
+    assert isinstance(measured(phone, package, latents, tmp_path), Measurement)
+    assert service.calls["ScheduleRun"] == 2
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error", "said", "minutes"),
+    [
+        ("refuse upload", Fault, r"refuses turbo-vaed\.zip: no tests were found", 0),
+        ("deny ScheduleRun", UserError, r"you may not; look at project and device", 0),
+        ("never", Fault, "was stopped after 2 minutes of waiting", 1),
+        ("no artifact", Fault, "no customer artifact; Device Farm says PASSED: all said", 1),
+        ("garbage", Fault, "are no archive", 1),
+    ],
+)
+def test_what_is_wrong_is_said_and_what_was_used_is_paid(
+    phone, service, paid, package, latents, tmp_path, trouble, error, said, minutes
+):
+    service.trouble = trouble
+    with pytest.raises(error, match=said):
+        measured(phone, package, latents, tmp_path)
+    assert len(paid) == minutes
+    assert all(upload["deleted"] for upload in service.uploads.values())
+    assert service.calls["StopRun"] == (trouble == "never")
+
+
+def test_a_phone_that_is_lost_half_way(phone, paid, package, latents, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADB_TROUBLE", "say push adb: error: device offline")
+    with pytest.raises(Fault, match="did not get as far as the runner; Device Farm says FAILED"):
+        measured(phone, package, latents, tmp_path)
+    assert len(paid) == 1
+
+
+def test_a_run_that_is_interrupted_stops_its_phone(
+    phone, service, paid, package, latents, tmp_path
+):
+    def interrupt(_seconds):
+        if service.scheduled:
+            raise KeyboardInterrupt
+
+    service.trouble = "never"
+    impatient = farm.FarmDevice(
+        profile=phone.profile, root=phone.root, charge=paid.append, sleep=interrupt
+    )
+    with pytest.raises(KeyboardInterrupt):
+        measured(impatient, package, latents, tmp_path)
+    assert service.calls["StopRun"] == 1
+
+
+def test_without_credentials_it_says_so(phone, monkeypatch, package, latents, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # which remembers them
+    with pytest.raises(UserError, match="aws configure"):
+        measured(phone, package, latents, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"project": "p1"}, r"devices\.x\.project: found 'p1'"),
+        ({"usd_per_device_minute": -1}, r"devices\.x\.usd_per_device_minute: found -1"),
+        ({"job_minutes": 1000}, r"devices\.x\.job_minutes: found 1000"),
+    ],
+)
+def test_a_profile_that_cannot_be_is_refused_with_its_path(change, said):
+    given = {"name": "x", "kind": "device-farm", "project": PROJECT, "device": DEVICE}
+    with pytest.raises(UserError, match=said):
+        parse_profile({**given, "runner": "r", **change})
