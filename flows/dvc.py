@@ -73,14 +73,23 @@ def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str
 
 
 def reproduce(
-    root: Path, customer: str, stage: str, *, environment: Mapping[str, str], timeout_seconds: float
+    root: Path,
+    customer: str,
+    stage: str,
+    *,
+    environment: Mapping[str, str],
+    timeout_seconds: float,
+    force: bool = False,
 ) -> None:
     """Run `dvc repro --single-item STAGE@CUSTOMER`, its output shown as it comes.
+
+    Args:
+        force: also where nothing has changed, and although DVC knows what came of it before.
 
     Raises:
         TurboVaedError: with the stage's own error text, in the class that its exit code means.
     """
-    command = ["repro", "--single-item", f"{stage}@{customer}"]
+    command = ["repro", "--single-item", *(["--force"] if force else []), f"{stage}@{customer}"]
     _dvc(root, command, environment, timeout_seconds=timeout_seconds, stage=stage)
 
 

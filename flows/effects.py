@@ -71,6 +71,17 @@ def outcome(poc: Poc, run: runs.Run, sentence: str) -> Outcome:
     )
 
 
+def undecided(poc: Poc) -> str:
+    """Why the gate could not tell, where measuring again may: the machine was busy, say. Empty
+    where it has decided, or no measurement would help."""
+    verdict = _read(poc.folder("gate") / "verdict.json")
+    if verdict["result"] != "cannot tell":
+        return ""
+    candidates = _read(poc.folder("gate") / "choice.json")["candidates"]
+    found = [one.get("distrust") for one in candidates if one["result"] == "cannot tell"]
+    return next(filter(None, found), "")
+
+
 def unchanged(poc: Poc, run: runs.Run) -> Outcome:
     """The end of a run that had nothing to do: the last one stands."""
     return outcome(poc, run, f"Nothing changed since run {run.run_id}, which made a {run.alias}.")

@@ -51,7 +51,11 @@ def is_worth_retrying(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -
 
 @task(retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
 def run_stage(
-    settings: Settings, customer: str, stage: str, environment: Mapping[str, str]
+    settings: Settings,
+    customer: str,
+    stage: str,
+    environment: Mapping[str, str],
+    force: bool = False,
 ) -> None:
     """Reproduce one DVC stage; its figures become an artifact."""
     dvc.reproduce(
@@ -60,6 +64,7 @@ def run_stage(
         stage,
         environment=environment,
         timeout_seconds=TIMEOUT_SECONDS[stage],
+        force=force,
     )
     if stage in STAGES:
         try:
@@ -121,15 +126,22 @@ def poc_flow(customer: str) -> Outcome:
         stale = _resolve_params_and_status(settings, customer)
         last = runs.read(poc.work)
         if last is not None and last.status == "done" and not stale and poc.report.is_file():
-            if last.verdict_sha256 == runs.verdict_sha256(poc.work):
+            if last.verdict_sha256 != runs.verdict_sha256(poc.work):
+                last = None  # stages were run by hand since: they are a run of their own
+            elif why := effects.undecided(poc):
+                log.info("run %s goes on, the gate measures again: %s", last.run_id, why)
+                again = runs.write(poc.work, replace(last, status="open"))
+                return _run(poc, settings, again, ["gate"], force=True)
+            else:
                 log.info("nothing changed since run %s: no stage to compute", last.run_id)
                 return effects.unchanged(poc, last)
-            last = None  # stages were run by hand since: they are a run of their own
         run = last if last is not None and last.status == "open" else None
         return _run(poc, settings, run or runs.begin(poc.work, customer), stale)
 
 
-def _run(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> Outcome:
+def _run(
+    poc: Poc, settings: Settings, run: runs.Run, stale: list[str], *, force: bool = False
+) -> Outcome:
     log = get_run_logger()
     reached = stale[0] if stale else "register"
     registered: effects.Registered | None = None
@@ -143,7 +155,7 @@ def _run(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> Outco
                 reached = stage
                 told = {**environment, "TURBO_VAED_RUN_ID": run.run_id}
                 attempt = run_stage.with_options(name=stage, retries=RETRIES.get(stage, 0))
-                attempt(settings, poc.customer, stage, told)
+                attempt(settings, poc.customer, stage, told, force)
         reached = "register"
         registered = register(poc, settings, run)
         reached = "promote"

@@ -37,6 +37,8 @@ def add(root: Path, name: str, *, source: Path, use_case: str) -> None:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(type(None), _null)
     document: Any = yaml.load(path.read_text(encoding="utf-8"))
     if document.get("customers") is None:
         document["customers"] = {}
@@ -50,6 +52,11 @@ def add(root: Path, name: str, *, source: Path, use_case: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _null(representer: Any, _value: None) -> Any:
+    """`null`, and not nothing, as the file has it."""
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
 def everyone(root: Path) -> list[dict[str, Any]]:

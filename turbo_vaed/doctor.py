@@ -42,7 +42,9 @@ def examine(settings: Settings) -> list[dict[str, Any]]:
         else _row("demo videos", "missing", "none in data/demo", "make setup")
     )
     rows.append(_reach("ledger", settings.ledger_url, lambda: _open_ledger(settings)))
-    rows.append(_reach("mlflow", settings.mlflow_tracking_uri, lambda: _open_mlflow(settings)))
+    rows.append(
+        _reach("MLflow's store", settings.mlflow_tracking_uri, lambda: _open_mlflow(settings))
+    )
     return rows
 
 

@@ -60,6 +60,13 @@ X = np.random.default_rng(1).normal(size=(2, 4, 5, 6)).astype(np.float32)
 WEIGHT = np.random.default_rng(2).normal(size=(6, 2, 3, 3)).astype(np.float32)
 
 
+CHANNELS = np.arange(4, dtype=np.float32)
+
+
+def by_channel(values: np.ndarray) -> np.ndarray:
+    return values.reshape(1, 4, 1, 1)
+
+
 def convolved() -> np.ndarray:
     """Two groups, stride 2, dilation 2, another padding on each side; by its definition."""
     padded = np.pad(X, ((0, 0), (0, 0), (1, 2), (3, 0)))
@@ -104,6 +111,14 @@ CASES: dict[str, tuple[Callable, np.ndarray]] = {
         lambda x: mb.concat(values=(x, mb.add(x=x, y=np.float32(1))), axis=2),
         np.concatenate((X, X + 1), axis=2),
     ),
+    "batch_norm": (
+        lambda x: mb.batch_norm(
+            x=x, mean=CHANNELS, variance=CHANNELS + 1, gamma=CHANNELS - 2, beta=CHANNELS * 2,
+            epsilon=np.float32(0.5),
+        ),
+        (X - by_channel(CHANNELS)) / np.sqrt(by_channel(CHANNELS) + 1.5)
+        * (by_channel(CHANNELS) - 2) + 2 * by_channel(CHANNELS),
+    ),
     "conv": (
         lambda x: mb.conv(
             x=x, weight=WEIGHT, bias=np.arange(6, dtype=np.float32), strides=(2, 2),
@@ -146,5 +161,5 @@ def test_every_operation_has_its_test() -> None:
 
 def test_an_operation_that_nobody_wrote_is_refused(tmp_path: Path) -> None:
     path = saved(lambda x: mb.tanh(x=x), tmp_path / "one.mlpackage")
-    with pytest.raises(ExportError, match=r"no interpreter for tanh; .*There are: add, cast"):
+    with pytest.raises(ExportError, match=r"no interpreter for tanh; .*There are: add, batch_norm"):
         open_mlpackage(path)

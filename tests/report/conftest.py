@@ -125,7 +125,7 @@ def build_work(
     store("clip", "clips.zarr", "video", np.stack(videos))
     document("clip", "clips.json", {
         "split_by": "time", "frames": frames, "size": size,
-        "split_reason": f"{len(good)} good videos; a split by source needs at least 5.",
+        "split_reason": f"{len(good)} good videos; a split by source needs at least 5",
         "counts": {name: splits.count(name) for name in ("train", "val", "test")},
         "clips": [
             {"index": i, "path": path, "sha256": SHA, "fps": 25.0, "start_frame": 9 * i,

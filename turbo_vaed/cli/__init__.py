@@ -159,11 +159,18 @@ def list_versions(customer: Customer, form: Format = "table") -> None:
             "verdict": row.verdict_result,
             "package": row.package_sha256[:12],
             "created": row.created_at.isoformat(timespec="seconds"),
-            "reasons": row.reasons,
+            "reasons": row.reasons if form == "json" else _first(row.reasons),
         }
         for row in versions(settings.mlflow_tracking_uri, customer)
     ]
     show(rows, form, f"versions of {customer}")
+
+
+def _first(reasons: str) -> str:
+    """The first of several reasons, and how many more there are."""
+    first, *others = reasons.split("; ")
+    more = f"; and {len(others)} more (--format json)" if others else ""
+    return first + more
 
 
 @registry.command("promote")

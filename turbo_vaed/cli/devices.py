@@ -41,7 +41,7 @@ def probe(name: str, form: Format = "table") -> None:
     if form == "json":
         print(json.dumps(asdict(facts)))
     else:
-        show([{"fact": k, "found": str(v)} for k, v in asdict(facts).items()], form, name)
+        show([{"fact": k, "found": v} for k, v in asdict(facts).items()], form, name)
     if facts.missing:
         raise Refused("; ".join(facts.missing))
 

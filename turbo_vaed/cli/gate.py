@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,8 +58,10 @@ def explain(
         ]
         title = f"{poc.customer}: {verdict.target} {verdict.result} for {verdict.use_case}"
         show(rows, form, title)
-        for name, text in advice.items():
-            print(f"{name}: {text}")
+        for check in verdict.failed:
+            print(f"{check.reason}. What to change: {advice[check.name]}")
+        for one in _others(poc):
+            print(one)
         if verdict.needs_approval:
             print(f"{verdict.use_case} also needs a person's approval: "
                   f"turbo-vaed registry promote {poc.customer} VERSION --approved-by NAME "
@@ -87,6 +90,17 @@ def _poc_of(root: Path, run: str) -> Poc:
         f"{run!r} is neither a customer in params.yaml nor the id of a customer's last run; "
         "turbo-vaed customer list has the customers"
     )
+
+
+def _others(poc: Poc) -> Iterator[str]:
+    """Of the packages that were not chosen, what keeps them from passing, or that nothing does."""
+    choice = _read(poc.folder("gate") / "choice.json")
+    for one in choice.get("candidates", []):
+        if one["name"] == choice["chosen"]:
+            continue
+        why = f" ({', '.join(one['not_passed'])})" if one["not_passed"] else ""
+        distrust = f": {one['distrust']}" if one.get("distrust") else ""
+        yield f"also judged: {one['name']} {one['result']}{why}{distrust}"
 
 
 def _facts(poc: Poc) -> RunFacts:

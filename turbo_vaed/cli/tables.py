@@ -42,7 +42,7 @@ def _shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         return "\n".join(", ".join(f"{k} {_shown(v)}" for k, v in i.items()) for i in value)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(_shown(item) for item in value) or "—"
     return str(value)
 

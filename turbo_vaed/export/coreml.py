@@ -44,7 +44,7 @@ def export_coreml(job: Job) -> Path:
     path = job.folder / PROGRAM_NAME
     try:
         model.save(str(temporary))
-        _make_reproducible(temporary)
+        make_reproducible(temporary)
         shutil.rmtree(path, ignore_errors=True)
         return temporary.rename(path)
     finally:
@@ -73,7 +73,7 @@ def _converted(graph: nn.Module, latents: Any) -> Any:
         )
 
 
-def _make_reproducible(package: Path) -> None:
+def make_reproducible(package: Path) -> None:
     """Take out what differs from one conversion to the next: date, random names, debug handles."""
     with quiet_imports():
         from coremltools.proto import Model_pb2

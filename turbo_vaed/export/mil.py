@@ -140,6 +140,13 @@ def _conv(v: Values) -> Tensor:
     )
 
 
+def _batch_norm(v: Values) -> Tensor:
+    """Of constants alone; Core ML fuses a gain and an offset by channel into one."""
+    return F.batch_norm(
+        v["x"], v["mean"], v["variance"], v.get("gamma"), v.get("beta"), eps=v.get("epsilon", 1e-5)
+    )
+
+
 def _slice_by_index(v: Values) -> Tensor:
     x: Tensor = v["x"]
     rank = x.dim()
@@ -181,6 +188,7 @@ def _cast(v: Values) -> Tensor:
 
 OPERATIONS: Mapping[str, Callable[[Values], Tensor | tuple[Tensor, ...]]] = {
     "add": lambda v: v["x"] + v["y"],
+    "batch_norm": _batch_norm,
     "cast": _cast,
     "concat": _concat,
     "conv": _conv,

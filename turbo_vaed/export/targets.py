@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turbo_vaed.export import coreml, litert, onnx
+from turbo_vaed.export import coreml, executorch_coreml, litert, onnx
 from turbo_vaed.export.executorch import PRECISIONS, export_xnnpack
 from turbo_vaed.export.package import IoSpec, Package, write_package
 
@@ -99,6 +99,12 @@ RUNTIMES = {
             precisions=coreml.PRECISIONS,
             export=coreml.export_coreml,
             tools=("torch", "coremltools"),
+        ),
+        Runtime(
+            name="executorch-coreml",
+            precisions=executorch_coreml.PRECISIONS,
+            export=executorch_coreml.export_executorch_coreml,
+            tools=("torch", "torchao", "executorch", "coremltools"),
         ),
     )
 }

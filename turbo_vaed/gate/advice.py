@@ -36,7 +36,7 @@ def advise(verdict: Verdict, facts: RunFacts) -> dict[str, str]:
 
 def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
     if check.result == "cannot tell":
-        return _certainty(check, facts)
+        return _certainty(check, verdict, facts)
     if check.measured is None:
         return (
             "the package did not run to its end: look at the reason, export it again, or leave "
@@ -62,11 +62,14 @@ def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
     }[check.name]
 
 
-def _certainty(check: Check, facts: RunFacts) -> str:
+def _certainty(check: Check, verdict: Verdict, facts: RunFacts) -> str:
     if check.measured is None:
         return "it was not measured: use a device that tells it"
     if check.low is None or check.name in (*_SPEED, "cold_start_seconds"):
-        return "measure again on a quiet machine, or raise gate.max_samples"
+        return (
+            f"turbo-vaed poc {verdict.customer} measures again; do so when nothing else runs "
+            "there, or raise gate.max_samples"
+        )
     clips = "" if facts.test_clips is None else f" than {facts.test_clips}"
     return (
         f"more test clips{clips} (clip.clips_per_video, more videos, or a smaller "

@@ -58,8 +58,12 @@ def choose(candidates: Sequence[Candidate], how: How) -> Choice:
     what = "the fastest" if how == "fastest" else "of the best PSNR"
     return Choice(
         name=chosen.name,
-        reason=f"{chosen.name} is {what} of the {len(passing)} that pass, of {len(candidates)}",
+        reason=f"{chosen.name} is {_of(what, len(passing))}, of {len(candidates)}",
     )
+
+
+def _of(what: str, passing: int) -> str:
+    return "the only one that passes" if passing == 1 else f"{what} of the {passing} that pass"
 
 
 def _shortfall(candidate: Candidate) -> tuple[bool, int, int]:

@@ -13,7 +13,7 @@ from turbo_vaed.report.charts import tick_labels, ticks
 from turbo_vaed.report.tables import SIGNS, TONES
 
 _WIDTH, _HEIGHT = 760, 330
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 190, 24, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 40, 24, 46
 _MARKS = {"passes": "circle", "cannot tell": "diamond", "fails": "cross"}
 Point = Mapping[str, Any]
 
@@ -74,8 +74,8 @@ class _Frame:
     @classmethod
     def around(cls, points: Sequence[Point]) -> _Frame:
         low, high = min(p["psnr_db"] for p in points), max(p["psnr_db"] for p in points)
-        room = max(0.1, (high - low) * 0.25)
-        return cls(x=(0, max(map(_ms, points)) * 1.08), y=(low - room, high + room))
+        room = max(0.1, (high - low) * 0.25)  # above it for a name, too
+        return cls(x=(0, max(map(_ms, points)) * 1.08), y=(low - room, high + 1.5 * room))
 
     def at(self, ms: float, db: float) -> tuple[float, float]:
         """The place of a value, in the units of the picture."""
@@ -134,9 +134,11 @@ def _mark(frame: _Frame, one: Point, *, is_chosen: bool) -> str:
     ring = f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="11"/>' if is_chosen else ""
     size = words.size(one["size_bytes"])
     label = f"{one['name']}, {size}{', ships' if is_chosen and tone == 'good' else ''}"
+    across = (x - _LEFT) / (_WIDTH - _LEFT - _RIGHT)
+    anchor = "start" if across < 0.25 else "end" if across > 0.75 else "middle"
     return (
         f"{ring}{shapes[_MARKS[one['result']]]}"
-        f'<text x="{x + 16:.1f}" y="{y + 4:.1f}">{escape(label)}</text>'
+        f'<text x="{x:.1f}" y="{y - 17:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
     )
 
 
@@ -155,6 +157,7 @@ def _row(one: Point, chosen: str) -> dict[str, Any]:
         "between": f"{low * 1000:.1f} to {high * 1000:.1f} ms" if ran else "",
         "size": words.size(one["size_bytes"]),
         "not_passed": ", ".join(words.check_label(name) for name in one["not_passed"]),
+        "distrust": one.get("distrust") or "",
     }
 
 

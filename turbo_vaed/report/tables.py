@@ -332,7 +332,7 @@ def _split(clips: Mapping[str, Any]) -> dict[str, Any]:
     shape = f"Clips of {clips['frames']} frames of {side} pixels."
     return {
         "parts": [{"name": name, "count": counts[name]} for name in ("train", "val", "test")],
-        "said": f"{said} Why: {clips['split_reason']} {shape}",
+        "said": f"{said} Why: {clips['split_reason']}. {shape}",
         "counts": ", ".join(f"{counts[name]} {name}" for name in ("train", "val", "test")),
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 PARITY_NAME = "parity.json"
 TIMEOUT_SECONDS = 1800.0
-INTERPRETED = ("coreml",)
+INTERPRETED = ("coreml", "executorch-coreml")
 """Runtimes of which there is none for Linux: their programs are executed by `export/mil.py`."""
 
 
@@ -87,10 +88,13 @@ def _decoded(
     import numpy as np
 
     if package.runtime in INTERPRETED:
+        from turbo_vaed.export.executorch_coreml import unpacked
         from turbo_vaed.export.mil import open_mlpackage
 
-        program = open_mlpackage(package.program_path)
-        videos = [program(latents[row : row + 1]) for row in range(len(latents))]
+        path = package.program_path
+        with nullcontext(path) if package.runtime == "coreml" else unpacked(path) as mlpackage:
+            program = open_mlpackage(mlpackage)
+            videos = [program(latents[row : row + 1]) for row in range(len(latents))]
         return np.concatenate(videos), "mil-interpreter"
     stored = scratch / "latents.npy"
     np.save(stored, latents)

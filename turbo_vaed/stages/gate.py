@@ -100,7 +100,7 @@ def run(poc: Poc) -> dict[str, object]:
     verdict = chosen.verdict
     return {
         "result": verdict.result,
-        "ships": choice.name,
+        "package": choice.name,
         "why": choice.reason,
         "failed": [check.reason for check in verdict.failed],
         **{check.name: check.measured for check in verdict.checks},
@@ -196,6 +196,7 @@ def _row(one: _Judged, candidate: Candidate) -> dict[str, Any]:
         "name": candidate.name,
         "result": one.verdict.result,
         "not_passed": [check.name for check in one.verdict.failed],
+        "distrust": one.found.reason if isinstance(one.found, Failed) else one.found.distrust,
         "psnr_db": candidate.psnr_db,
         "parity_psnr_db": one.shown.parity_psnr_db,
         "median_latency_seconds": candidate.latency_seconds,

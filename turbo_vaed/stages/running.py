@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
@@ -80,7 +81,15 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(poc)
     text = json.dumps(figures, indent=1, default=str)
     (poc.folder(name) / FIGURES).write_text(text + "\n")
-    print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()), flush=True)
+    print(f"{name}: {', '.join(f'{k} {_shown(v)}' for k, v in figures.items())}", flush=True)
+
+
+def _shown(value: object) -> str:
+    """A figure for a person; a digest by its first digits."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    text = str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def charge_of(used: Used, run: str, customer: str, stage: str) -> Charge:

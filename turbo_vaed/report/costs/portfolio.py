@@ -16,16 +16,16 @@ from turbo_vaed.report.costs.page import charts, head
 from turbo_vaed.report.tables import TONES
 from turbo_vaed.report.templating import rendered
 
-Champions = Mapping[str, int | str]
-"""Customer -> the champion's version, or why it is not known."""
+Champions = Mapping[str, int | str | None]
+"""Customer -> the champion's version, None where there is none, or why it is not known."""
 
 
-def find_champions(tracking_uri: str, gathered: Gathered) -> dict[str, int | str]:
+def find_champions(tracking_uri: str, gathered: Gathered) -> dict[str, int | str | None]:
     """The registry's champions, of customers with a verdict: others cannot have one.
 
     A registry that does not answer is asked once, and is the reason for all.
     """
-    found: dict[str, int | str] = {}
+    found: dict[str, int | str | None] = {}
     for known in gathered.known:
         if isinstance(known.verdict, str):
             found[known.name] = known.verdict
@@ -38,7 +38,7 @@ def find_champions(tracking_uri: str, gathered: Gathered) -> dict[str, int | str
             reason = f"the registry does not tell ({error})"
             return {one.name: found.get(one.name, reason) for one in gathered.known}
         champions = [row.version for row in rows if CHAMPION in row.aliases]
-        found[known.name] = champions[0] if champions else "no version is champion"
+        found[known.name] = champions[0] if champions else None
     return found
 
 
@@ -83,7 +83,7 @@ def table_rows(gathered: Gathered, champions: Champions) -> list[dict[str, str]]
     ]
     passing = sum(row["tone"] == "good" for row in rows)
     judged = sum(bool(row["judged"]) for row in rows)
-    with_champion = sum(row["champion"] != said.UNKNOWN for row in rows)
+    with_champion = sum(isinstance(champion, int) for champion in champions.values())
     total = {
         "name": "all",
         "use_case": "",
@@ -118,14 +118,14 @@ def portfolio_document(gathered: Gathered, champions: Champions) -> dict[str, An
     return document
 
 
-def _row(account: Account, known: Known, champion: int | str) -> dict[str, str]:
+def _row(account: Account, known: Known, champion: int | str | None) -> dict[str, str]:
     best, verdict = _best(known), known.verdict
     text, tone, judged = said.UNKNOWN, "", ""
     if isinstance(verdict, Verdict):
         failed = len(verdict.failed)
         text, tone = verdict.result, TONES[verdict.result]
         judged = verdict.created[:10]
-        judged += f", {failed} of {len(verdict.checks)} checks" if failed else ""
+        judged += f", {failed} of {len(verdict.checks)} checks not passed" if failed else ""
     return {
         "name": known.name,
         "use_case": known.use_case or ("params not valid" if known.is_listed else "removed"),
@@ -133,7 +133,7 @@ def _row(account: Account, known: Known, champion: int | str) -> dict[str, str]:
         "verdict": text,
         "tone": tone,
         "judged": judged,
-        "champion": f"version {champion}" if isinstance(champion, int) else said.UNKNOWN,
+        "champion": _champion(champion),
         "best": said.UNKNOWN if best is None else words.decibel(best),
         "retention": said.UNKNOWN
         if isinstance(known.retention, str)
@@ -155,6 +155,12 @@ def _money(account: Account) -> dict[str, str]:
 
 def _best(known: Known) -> float | None:
     return known.history.best_psnr if isinstance(known.history, History) else None
+
+
+def _champion(found: int | str | None) -> str:
+    if found is None:
+        return "none"
+    return f"version {found}" if isinstance(found, int) else said.UNKNOWN
 
 
 def _notes(gathered: Gathered, champions: Champions) -> list[str]:

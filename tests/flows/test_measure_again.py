@@ -1,0 +1,67 @@
+"""A gate that could not tell, for the machine was busy, measures again when the run is started
+again; one that has decided does not."""
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from flows import effects, runs
+from flows import poc as flow
+
+
+@pytest.fixture
+def work(tmp_path) -> Path:
+    (tmp_path / "gate").mkdir()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.html").touch()
+    return tmp_path
+
+
+def judged(work: Path, result: str, *candidates: tuple[str, str]) -> SimpleNamespace:
+    """The place of a customer whose gate found `result`; by candidate, result and distrust."""
+    (work / "gate" / "verdict.json").write_text(json.dumps({"result": result}))
+    rows = [{"result": found, "distrust": distrust} for found, distrust in candidates]
+    (work / "gate" / "choice.json").write_text(json.dumps({"candidates": rows}))
+    report = work / "report" / "report.html"
+    return SimpleNamespace(customer="demo", work=work, report=report, folder=work.joinpath)
+
+
+@pytest.mark.parametrize(
+    ("result", "candidates", "why"),
+    [
+        ("cannot tell", [("fails", "hot"), ("cannot tell", "the machine was busy")], "busy"),
+        ("cannot tell", [("cannot tell", "")], ""),
+        ("passes", [("passes", ""), ("cannot tell", "the machine was busy")], ""),
+        ("fails", [("fails", "the machine was busy")], ""),
+    ],
+)
+def test_what_measuring_again_may_decide(work, result, candidates, why):
+    found = effects.undecided(judged(work, result, *candidates))
+    assert (why in found) if why else (found == "")
+
+
+@pytest.mark.parametrize(("result", "again"), [("cannot tell", True), ("passes", False)])
+def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, result, again):
+    poc = judged(work, result, (result, "the machine was busy" if again else ""))
+    done = runs.begin(work, "demo")
+    verdict = runs.verdict_sha256(work)
+    runs.write(work, runs.Run(run_id=done.run_id, started=done.started, status="done",
+                              verdict_sha256=verdict))  # fmt: skip
+    ran = []
+    monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(flow.Settings, "from_environment", lambda: None)
+    monkeypatch.setattr(effects, "preflight", lambda *_: poc)
+    monkeypatch.setattr(effects, "unchanged", lambda *_: "unchanged")
+    monkeypatch.setattr(flow, "_resolve_params_and_status", lambda *_: [])
+    monkeypatch.setattr(flow, "_run", lambda *given, **how: ran.append((given[2:], how)))
+    found = flow.poc_flow.fn("demo")
+    if not again:
+        assert found == "unchanged" and not ran
+        return
+    (((run, stages), how),) = ran
+    assert run.run_id == done.run_id and run.status == "open"
+    assert stages == ["gate"] and how == {"force": True}
+    assert runs.read(work) == run
