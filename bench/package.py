@@ -151,10 +151,11 @@ def main() -> None:
     document: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {}
     if "speed" in given.parts:
         document.update(speeds([t for t in targets if runs_here(t)], given.rounds))
+        document["speed_measured_on"] = machine()
         write(document, given.out)
     if "trained" in given.parts:
         found = trained(targets)
-        document["trained_tiny_student"] = found
+        document["trained_tiny_student"] = {**found, "measured_on": machine()}
         for name, figures in found["targets"].items():
             document.setdefault(name, {})["parity_db"] = figures["parity_db"]
     write(document, given.out)
@@ -166,19 +167,21 @@ def runs_here(target: str) -> bool:
 
 
 def write(document: dict[str, Any], out: Path) -> None:
-    """Keep what was measured so far, with what it was measured on."""
+    """Keep what was measured so far."""
     document["executorch_xnnpack"] = document.get("executorch_xnnpack_fp32", {})
-    document["threads"] = 1
-    document["cpu"] = cpu_name()
-    document["python"] = platform.python_version()
-    document["versions"] = {
-        name: version(name)
-        for name in (
-            "torch", "executorch", "torchao", "ai-edge-litert", "onnxruntime", "coremltools",
-        )
-    }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """What a part was measured on."""
+    names = ("torch", "executorch", "torchao", "ai-edge-litert", "onnxruntime", "coremltools")
+    return {
+        "threads": 1,
+        "cpu": cpu_name(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+    }
 
 
 if __name__ == "__main__":

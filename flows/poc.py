@@ -37,7 +37,7 @@ TIMEOUT_SECONDS = {
     "distill": 48 * 3600,
     "evaluate": 3600,
     "export": 3600,
-    "gate": 3600,
+    "gate": 12 * 3600,  # a device may have to be waited for
 }
 RETRIES = {"encode": 1, "distill": 1, "gate": 1}
 """Where trying again can help: a lost Ray worker, a measurement that was disturbed."""
@@ -130,18 +130,18 @@ def poc_flow(customer: str) -> Outcome:
                 last = None  # stages were run by hand since: they are a run of their own
             elif why := effects.undecided(poc):
                 log.info("run %s goes on, the gate measures again: %s", last.run_id, why)
-                again = runs.write(poc.work, replace(last, status="open"))
-                return _run(poc, settings, again, ["gate"], force=True)
+                last = runs.write(poc.work, replace(last, status="open", measures_again=True))
             else:
                 log.info("nothing changed since run %s: no stage to compute", last.run_id)
                 return effects.unchanged(poc, last)
         run = last if last is not None and last.status == "open" else None
-        return _run(poc, settings, run or runs.begin(poc.work, customer), stale)
+        run = run or runs.begin(poc.work, customer)
+        if run.measures_again and not stale:
+            stale = ["gate"]
+        return _run(poc, settings, run, stale)
 
 
-def _run(
-    poc: Poc, settings: Settings, run: runs.Run, stale: list[str], *, force: bool = False
-) -> Outcome:
+def _run(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> Outcome:
     log = get_run_logger()
     reached = stale[0] if stale else "register"
     registered: effects.Registered | None = None
@@ -155,6 +155,8 @@ def _run(
                 reached = stage
                 told = {**environment, "TURBO_VAED_RUN_ID": run.run_id}
                 attempt = run_stage.with_options(name=stage, retries=RETRIES.get(stage, 0))
+                # DVC would take what the gate could not tell out of its cache.
+                force = stage == "gate" and run.measures_again
                 attempt(settings, poc.customer, stage, told, force)
         reached = "register"
         registered = register(poc, settings, run)
@@ -167,7 +169,13 @@ def _run(
     written = report(poc, settings, run, registered, None)
     log.info("dvc push: %s", push(settings, poc.customer))
     verdict = runs.verdict_sha256(poc.work)
-    done = replace(run, status="done", verdict_sha256=verdict, alias=registered.alias)
+    done = replace(
+        run,
+        status="done",
+        verdict_sha256=verdict,
+        alias=registered.alias,
+        measures_again=False,
+    )
     runs.write(poc.work, done)
     return effects.outcome(poc, run, written.sentence)
 

@@ -29,6 +29,8 @@ class Run:
     """Of the verdict that the run ended with: what a done run stands for."""
     alias: str = ""
     """What the run made of its version."""
+    measures_again: bool = False
+    """Whether its gate could not tell, and is to be run again although nothing has changed."""
 
     @property
     def started_at(self) -> datetime:

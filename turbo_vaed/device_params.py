@@ -83,6 +83,15 @@ class FarmProfile:
 
 
 DeviceProfile = HostProfile | AdbProfile | AppleProfile | FarmProfile
+
+
+def most_usd_per_package(profile: DeviceProfile) -> Decimal:
+    """What measuring one package on the device can cost beside this machine."""
+    if isinstance(profile, FarmProfile):
+        return profile.usd_per_device_minute * profile.job_minutes
+    return Decimal(0)
+
+
 KINDS: dict[str, type[DeviceProfile]] = {
     "host": HostProfile,
     "adb": AdbProfile,

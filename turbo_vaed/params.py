@@ -198,7 +198,9 @@ class GateParams:
     max_samples: Count
     """Fewer where the interval of the median is narrow enough before."""
     max_spread: Positive
-    """Width of that interval over the median, above which times are no basis for a verdict."""
+    """Width of that interval over the median, above which is measured again."""
+    refused_spread: Positive
+    """Width above which times are no basis for a verdict, where that did not help."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
     max_others_share: Share
     """Of all processors' time: where other processes take more, times are no basis either."""

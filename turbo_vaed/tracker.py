@@ -20,6 +20,8 @@ class Used:
     ended: datetime
     source: str
     """Of the price."""
+    is_wasted: bool = False
+    """Whether nothing came of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,15 @@ def test_a_probe_tells_of_the_mac_and_of_what_is_missing(mac, monkeypatch):
     assert "-m pip install coremltools" in mac[0].probe().missing[0]
 
 
+def test_a_mac_that_cannot_measure_is_no_fault_of_the_package(
+    mac, coreml, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MAC_TROUBLE", "no coremltools")
+    with pytest.raises(UserError, match=r"cannot measure: .*No module named 'coremltools'"):
+        measured(mac, coreml, latents, tmp_path)
+    assert left(mac) == []
+
+
 @pytest.mark.parametrize(
     ("trouble", "seconds", "said"),
     [

@@ -222,9 +222,15 @@ def test_a_process_that_disagrees_is_followed_by_others(runs_of):
 
 
 def test_times_that_never_agree_are_refused_and_say_why(runs_of):
-    found, processes = runs_of(*(([0.1 * k] * 9, 0.0) for k in (1, 2, 1, 2)))
+    found, processes = runs_of(*(([0.1 * k] * 9, 0.0) for k in (1, 4, 1, 4)))
     assert processes == 4
-    assert "the median lies between 0.1 and 0.2 s in 2 processes, 67% of it apart" in found.distrust
+    said = "the median lies between 0.1 and 0.4 s in 2 processes, 120% of it apart; 100% is allowed"
+    assert said in found.distrust
+
+
+def test_times_that_disagree_by_less_are_an_interval_that_says_so(runs_of):
+    found, processes = runs_of(*(([0.1 * k] * 9, 0.0) for k in (1, 2, 1, 2)))
+    assert (processes, found.distrust) == (4, "")
     assert (found.latency.low, found.latency.high) == (0.1, 0.2)
 
 

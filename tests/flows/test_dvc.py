@@ -107,3 +107,22 @@ def test_a_run_is_kept_and_read_back(tmp_path):
     assert run.status == "open"
     assert run.run_id.startswith("acme-")
     assert runs.verdict_sha256(tmp_path) == ""
+
+
+def test_a_stage_is_run_again_by_force_although_dvc_knows_what_came_of_it(tmp_path):
+    """A measurement that is to be made again must not come out of DVC's cache."""
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  gate:\n    foreach: [demo]\n    do:\n"
+        "      cmd: date +%s%N > made && echo ran >> ran\n      outs: [made]\n"
+    )
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+
+    def run(*, force):
+        dvc.reproduce(tmp_path, "demo", "gate", environment={}, timeout_seconds=60, force=force)
+        return (tmp_path / "made").read_text()
+
+    first = run(force=False)
+    assert run(force=False) == first
+    assert run(force=True) != first
+    assert (tmp_path / "ran").read_text() == "ran\nran\n"

@@ -10,7 +10,9 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -21,7 +23,7 @@ import pytest
 import yaml
 
 from flows import ec2, runs
-from tests.costs.charges import charge
+from tests.costs.charges import START, charge
 from turbo_vaed.costs import Ledger, PriceBook
 from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
 from turbo_vaed.errors import BudgetRefused, Fault, UserError
@@ -35,13 +37,17 @@ REPOSITORY = Path(__file__).parents[2]
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPOT_USD = {"eu-central-1a": "0.40", "eu-central-1b": "0.25"}
 FAKE = """#!/bin/sh
-# Stands in for {name}: no machine answers here. Keeps its arguments; `refuse` names a command that
-# fails, and what would be fetched of the run is its exit code.
+# Stands in for {name}: no machine answers here. Keeps its arguments, and hands out what a run
+# would have left there.
 echo "{name} $*" >> {folder}/calls
-case "$*" in *"$(cat {folder}/refuse)"*) exit 1;; esac
 for last; do :; done
-case "{name} $last" in "rsync {root}/work/demo") echo 1 > "$last/ec2/exit-code";; esac
+case "{name} $last" in
+  "rsync "*/fetched/exit-code) echo 1 > "$last";;
+  "rsync "*/fetched/demo) mkdir -p "$last/gate"; echo there > "$last/gate/verdict.json";;
+  "rsync "*/fetched/dvc.lock) cp {folder}/dvc.lock "$last";;
+esac
 """
+THEIR_LOCK = {"schema": "2.0", "stages": {"gate@demo": {"cmd": "new"}, "gate@acme": {"cmd": "old"}}}
 
 
 class Listed(Ec2Prices):
@@ -74,6 +80,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
     monkeypatch.setenv("TURBO_VAED_CHECKPOINTS", "s3://checkpoints/here")
     root = tmp_path / "checkout"
+    shutil.copytree(REPOSITORY / "assets/teachers/tiny-ltx", root / "assets/teachers/tiny-ltx")
     for name in ("params.yaml", "dvc.yaml", "infra/ray/machine.yaml", ".gitignore"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, root / name)
@@ -169,7 +176,7 @@ def test_what_would_be_lost_with_the_machine_is_named(
     )
     picked = ec2.pick(poc, settings, run, book=book)
     with pytest.raises(UserError) as told:
-        ec2.prepare(poc, embedded, picked, run)
+        ec2.prepare(poc, embedded, picked, run, name=ec2.PLANNED)
     for name in ("TURBO_VAED_LEDGER_URL", "MLFLOW_TRACKING_URI", "TURBO_VAED_CHECKPOINTS"):
         assert name in str(told.value)
     assert not (poc.work / "ec2").exists()
@@ -189,15 +196,17 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cr3t 'quoted'")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-the-machine")
+    (settings.root / ".gitignore").write_text("/work/\n/secret\n")
+    (settings.root / "secret").touch()
     elsewhere = tmp_path / "their videos"
     elsewhere.mkdir()
     poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, source=str(elsewhere)))
     picked = ec2.pick(poc, settings, run, book=book)
-    written = ec2.prepare(poc, on_postgres(settings), picked, run)
+    written = ec2.prepare(poc, on_postgres(settings), picked, run, name=ec2.MACHINE)
     text = written.read_text()
     config = yaml.safe_load(text)
     assert "s3cr3t" not in text and "not-for-the-machine" not in text
-    assert config["cluster_name"] == "turbo-vaed-demo"
+    assert config["cluster_name"] == f"turbo-vaed-{run.run_id}"
     assert config["provider"]["region"] == "eu-central-1"
     assert config["provider"]["availability_zone"] == "eu-central-1b"
     node = config["available_node_types"]["machine"]["node_config"]
@@ -211,8 +220,12 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
     assert kinds == ["instance", "volume", "spot-instances-request"]
     mounts = config["file_mounts"]
     assert all(Path(here).exists() for here in mounts.values())
-    assert {"~/turbo-vaed/params.yaml", "~/turbo-vaed/infra", "~/turbo-vaed/.git"} < mounts.keys()
-    assert mounts["~/turbo-vaed/work/demo"] == str(poc.work)
+    sent = Path(mounts["~/turbo-vaed"])
+    assert (sent / "params.yaml").is_file() and (sent / "infra/ray/machine.yaml").is_file()
+    assert not (sent / "secret").exists() and not (sent / "work").exists()
+    assert mounts["~/turbo-vaed/work/demo/distill"] == str(poc.work / "distill")
+    assert mounts["~/turbo-vaed/assets/teachers/tiny-ltx"].endswith("assets/teachers/tiny-ltx")
+    assert not any("/ec2" in place for place in mounts)
     assert mounts["~/sources/demo"] == str(elsewhere)
     assert f"sudo ln -sfn ~/sources/demo '{elsewhere}'" in config["setup_commands"]
     environment = poc.work / "ec2" / "environment"
@@ -277,10 +290,10 @@ def remote(s3_url: str, tmp_path: Path, poc: Poc, monkeypatch: pytest.MonkeyPatc
     folder, home = tmp_path / "remote", tmp_path / "home"
     (folder / "bin").mkdir(parents=True)
     home.mkdir()
-    (folder / "refuse").write_text("nothing is refused\n")
+    (folder / "dvc.lock").write_text(yaml.safe_dump(THEIR_LOCK))
     for name in ("ssh", "rsync"):
         fake = folder / "bin" / name
-        fake.write_text(FAKE.format(name=name, folder=folder, root=poc.root))
+        fake.write_text(FAKE.format(name=name, folder=folder))
         fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("HOME", str(home))
@@ -301,8 +314,11 @@ def machines() -> list[dict[str, Any]]:
 def test_a_run_starts_its_machine_and_ends_it(
     remote: Path, poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
 ) -> None:
+    (poc.work / "gate" / "candidates").mkdir(parents=True)
+    ours = {"schema": "2.0", "stages": {"gate@acme": {"cmd": "newer"}}}
+    (poc.root / "dvc.lock").write_text(yaml.safe_dump(ours))
     picked = ec2.pick(poc, settings, run, book=book)
-    config = ec2.prepare(poc, on_postgres(settings), picked, run)
+    config = ec2.prepare(poc, on_postgres(settings), picked, run, name=ec2.MACHINE)
     with ec2.started(config):
         (machine,) = machines()
         assert machine["State"]["Name"] == "running"
@@ -312,8 +328,13 @@ def test_a_run_starts_its_machine_and_ends_it(
         assert tags["turbo-vaed:run"] == run.run_id
         assert ec2.run_there(poc, config) == 1, "the exit code of the run: refused by the gate"
     assert [machine["State"]["Name"] for machine in machines()] == ["terminated"]
+    assert (poc.work / "gate" / "verdict.json").read_text() == "there\n"
+    assert not (poc.work / "gate" / "candidates").exists(), "what is gone there is gone here"
+    lock = yaml.safe_load((poc.root / "dvc.lock").read_text())
+    assert lock["stages"] == {"gate@demo": {"cmd": "new"}, "gate@acme": {"cmd": "newer"}}
+    assert not config.exists()
     calls = (remote / "calls").read_text()
-    order = ["params.yaml", "make setup", "ray start --head", "node watch", "turbo-vaed poc demo"]
+    order = ["/ec2/checkout", "make setup", "ray start --head", "node watch", "turbo-vaed poc demo"]
     places = [calls.index(words) for words in order]
     assert places == sorted(places)
 
@@ -342,11 +363,80 @@ def test_a_machine_that_cannot_be_set_up_is_ended(launcher: Callable[..., list[s
     assert given == ["up", "down"]
 
 
-def test_a_lost_machine_is_told_and_ended(poc: Poc, launcher: Callable[..., list[str]]) -> None:
-    given = launcher(exec=1, rsync_down=1)
+@pytest.mark.parametrize("lost", [{"exec": 1}, {"rsync_down": 1}, {}])
+def test_a_lost_machine_is_told_and_ended(
+    poc: Poc, launcher: Callable[..., list[str]], lost: dict[str, int]
+) -> None:
+    """With an exit code of an earlier run lying about, which must not pass for this one's."""
+    stale = ec2.folder(poc) / "fetched"
+    stale.mkdir(parents=True)
+    (stale / ec2.EXIT_CODE).write_text("0")
+    given = launcher(**lost)
     with pytest.raises(Fault, match="was lost"), ec2.started(Path("m.yaml")):
         ec2.run_there(poc, Path("m.yaml"))
-    assert given == ["up", "exec", "rsync-down", "rsync-down", "down"]
+    assert (given[:2], given[-1]) == (["up", "exec"], "down")
+
+
+def test_a_closed_terminal_ends_the_machine(launcher: Callable[..., list[str]]) -> None:
+    given = launcher()
+    with pytest.raises(KeyboardInterrupt, match="SIGHUP"), ec2.started(Path("m.yaml")):
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(5)
+    assert given == ["up", "down"]
+
+
+def test_a_machine_that_may_be_up_is_not_forgotten(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    picked = ec2.pick(poc, settings, run, book=book)
+    ec2.prepare(poc, on_postgres(settings), picked, run, name=ec2.MACHINE)
+    for name in (ec2.MACHINE, ec2.PLANNED):
+        with pytest.raises(UserError, match=r"may be up: .*turbo-vaed ec2 down demo"):
+            ec2.prepare(poc, on_postgres(settings), picked, run, name=name)
+
+
+def test_what_a_machine_was_up_beside_its_stages_is_charged(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    picked = ec2.pick(poc, settings, run, book=book)
+    began = START - timedelta(minutes=5)
+    with Ledger.open(settings.ledger_url) as ledger:
+        ledger.add(charge(run=run.run_id, resource="g5.xlarge", market="spot"))  # 15 s
+        ended = began + timedelta(minutes=10)
+        added = ec2.charge_rest(ledger, poc, run, picked, began=began, ended=ended)
+        assert added is not None and added.stage == "machine" and added.market == "spot"
+        assert added.quantity == Decimal(585)
+        assert added.amount_usd == pytest.approx(Decimal(585) * Decimal("0.25") / 3600)
+        assert ec2.charge_rest(ledger, poc, run, picked, began=began, ended=began) is None
+
+
+def test_without_a_price_on_demand_nothing_is_started(
+    poc: Poc, settings: Settings, run: runs.Run, tmp_path: Path
+) -> None:
+    class OnlySpot(Listed):
+        def quote(self, instance_type: str, market: str, *where: Any) -> Ec2Quote | str:
+            if market == "on-demand":
+                return "no permission"
+            return super().quote(instance_type, market, *where)
+
+    book = PriceBook(
+        local_usd_per_hour=Decimal("0.08"),
+        ec2=OnlySpot(folder=tmp_path / "prices", max_age=timedelta(hours=1)),
+    )
+    with pytest.raises(BudgetRefused, match=r"what g5\.xlarge spot in .* can come to is not"):
+        ec2.pick(poc, settings, run, book=book)
+
+
+def test_a_machine_that_ends_before_the_run_can_says_so(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    """Cheap on spot, but what it can come to pays for less time than is needed."""
+    budget = dataclasses.replace(poc.params.budget, run_usd=Decimal("0.15"))
+    tight = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
+    picked = ec2.pick(tight, settings, run, book=book)
+    assert picked.choice.usd < Decimal("0.15")
+    assert picked.choice.seconds > picked.minutes * 60
+    assert ", BEFORE the " in picked.sentence
 
 
 def test_a_machine_that_cannot_be_ended_is_said_to_cost_money(

@@ -47,6 +47,8 @@ def test_verdict_is_of_these_bytes_and_measurements(judged, files):
     document = files.read(poc, "gate", "measurement.json")
     evaluation = files.read(poc, "evaluate", "evaluation.json")
     measurement = Measurement.from_json(document)
+    (candidate,) = files.read(poc, "gate", "choice.json")["candidates"]
+    assert candidate["distrust"] == measurement.distrust
     package = load_package(poc.folder("gate") / "package")
     assert (verdict.customer, verdict.use_case) == ("demo", "education")
     assert verdict.result == "passes", verdict.failed

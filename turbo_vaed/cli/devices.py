@@ -17,6 +17,7 @@ from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
     from turbo_vaed.devices.device import Device
+    from turbo_vaed.tracker import Used
 
 app = typer.Typer(no_args_is_help=True, help="Where packages are measured.")
 
@@ -112,4 +113,17 @@ def _open(name: str) -> Device:
     document = params.read_yaml(root / "params.yaml")
     if not name:
         raise UserError("name a device of params.yaml: turbo-vaed devices list")
-    return open_device(parse_profile(params.device_of(document, name, "devices")), root)
+    return open_device(
+        parse_profile(params.device_of(document, name, "devices")), root, charge=_charge
+    )
+
+
+def _charge(used: Used) -> None:
+    """What a device costs without a run, in the ledger under a customer of its own."""
+    from turbo_vaed.costs import Ledger
+    from turbo_vaed.settings import new_run_id
+    from turbo_vaed.stages.running import charge_of
+
+    with Ledger.open(Settings.from_environment().ledger_url) as ledger:
+        ledger.add(charge_of(used, new_run_id("devices"), "devices", "bench"))
+    print(f"charged: {used.quantity:g} {used.unit}s of {used.resource}", file=sys.stderr)

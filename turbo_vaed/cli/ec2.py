@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from turbo_vaed.cli.tables import Customer
 from turbo_vaed.errors import UserError
-from turbo_vaed.settings import Settings
+from turbo_vaed.settings import Settings, new_run_id
 
 if TYPE_CHECKING:
+    from flows.ec2 import Picked
+    from flows.runs import Run
     from turbo_vaed.poc import Poc
 
 app = typer.Typer(no_args_is_help=True, help="A PoC run on a machine that is started for it.")
@@ -27,7 +29,11 @@ Market = Annotated[
 @app.command("config")
 def show_config(customer: Customer, instance_type: Type = None, market: Market = None) -> None:
     """Pick type, market and zone, and write what Ray's launcher would be told; start nothing."""
-    print(_prepare(customer, instance_type, market))
+    from flows import ec2
+
+    settings = Settings.from_environment()
+    poc, run, picked = _pick(settings, customer, instance_type, market)
+    print(ec2.prepare(poc, settings, picked, run, name=ec2.PLANNED))
 
 
 @app.command("run")
@@ -39,12 +45,27 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     spent. A run that lost its machine goes on with the same command. Start it where the ledger,
     MLflow and the bucket of checkpoints are named by the environment: docs/costs.md.
     """
-    from flows import ec2
+    from flows import dvc, ec2, effects, runs
+    from turbo_vaed.costs import Ledger
+    from turbo_vaed.poc import STAGES
 
-    config = _prepare(customer, instance_type, market)
-    poc = _poc(customer)
-    with ec2.started(config):
-        code = ec2.run_there(poc, config)
+    settings = Settings.from_environment()
+    poc, run, picked = _pick(settings, customer, instance_type, market)
+    with runs.alone(poc.work, customer):
+        last = runs.read(poc.work)
+        is_decided = last is not None and last.status == "done" and not effects.undecided(poc)
+        if is_decided and not dvc.stale_stages(settings.root, customer, ("params", *STAGES)):
+            print("Nothing changed since the last run: nothing is started.")
+            return
+        config = ec2.prepare(poc, settings, picked, run, name=ec2.MACHINE)
+        runs.write(poc.work, run)
+        began = datetime.now(UTC)
+        try:
+            with ec2.started(config):
+                code = ec2.run_there(poc, config)
+        finally:
+            with Ledger.open(settings.ledger_url) as ledger:
+                ec2.charge_rest(ledger, poc, run, picked, began=began, ended=datetime.now(UTC))
     print(f"report: {poc.report}")
     if code:
         raise typer.Exit(code)
@@ -54,28 +75,26 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
 def end_machine(customer: Customer) -> None:
     """End a customer's machine, after a crash of `ec2 run`."""
     from flows import ec2
+    from turbo_vaed.poc import Poc
 
-    poc = _poc(customer)
-    config = ec2.folder(poc) / "machine.yaml"
+    poc = Poc.load(Settings.from_environment().root, customer)
+    config = ec2.folder(poc) / ec2.MACHINE
     if not config.is_file():
-        raise UserError(f"no machine was started for {customer} from here: no {config}")
+        raise UserError(f"no machine of {customer} was left by this checkout: no {config}")
     ec2.end(config)
 
 
-def _poc(customer: str) -> Poc:
-    from turbo_vaed.poc import Poc
-
-    return Poc.load(Settings.from_environment().root, customer)
-
-
-def _prepare(customer: str, instance_type: str | None, market: str | None) -> Path:
+def _pick(
+    settings: Settings, customer: str, instance_type: str | None, market: str | None
+) -> tuple[Poc, Run, Picked]:
+    """The customer, its run (a new one is not written yet), and the machine for it."""
     from flows import ec2, effects, runs
 
-    settings = Settings.from_environment()
     poc = effects.preflight(settings, customer)
     last = runs.read(poc.work)
-    run = last if last is not None and last.status == "open" else runs.begin(poc.work, customer)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    fresh = runs.Run(run_id=new_run_id(customer), started=now, status="open")
+    run = last if last is not None and last.status == "open" else fresh
     picked = ec2.pick(poc, settings, run, instance_type=instance_type, market=market)
-    config = ec2.prepare(poc, settings, picked, run)
     print(picked.sentence)
-    return config
+    return poc, run, picked

@@ -131,6 +131,8 @@ class Machine:
     usd_per_hour: Decimal | None
     steps_per_second: float
     interruptions_per_hour: float
+    region: str = ""
+    """Of EC2."""
     is_measured: bool = False
     why_unknown: str = ""
 

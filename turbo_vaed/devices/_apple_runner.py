@@ -1,6 +1,6 @@
 """Measures a Core ML package on a Mac: `turbo_vaed.devices.apple` brings it and `timing.py` there.
 
-It needs Python 3.9, numpy and coremltools. Its arguments: RESULT PACKAGE LATENTS DECODED PLAN
+It needs Python 3.10, numpy and coremltools. Its arguments: RESULT PACKAGE LATENTS DECODED PLAN
 COMPUTE_UNIT SECONDS; after so many it ends itself. It imports nothing of the project but the file
 that lies beside it.
 """

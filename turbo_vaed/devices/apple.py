@@ -21,6 +21,7 @@ from turbo_vaed.errors import Fault, TurboVaedError, UserError
 from turbo_vaed.export.package import Package
 
 RUNTIMES = ("coreml",)
+_CHECK = "import sys; assert sys.version_info >= (3, 10), sys.version; import coremltools, numpy"
 _ALARM = 142
 """The exit code of a shell whose command was ended by SIGALRM: the runner's own time limit."""
 
@@ -49,12 +50,9 @@ class AppleDevice:
                 abi=self._ssh("uname -m").strip(),
                 free_bytes=int(self._ssh("df -k /tmp | tail -1").split()[3]) * 1024,
             )
-            self._ssh(f"{shlex.quote(self.profile.python)} -c 'import coremltools, numpy'")
+            self._check_python()
         except (TurboVaedError, ValueError, IndexError) as error:
-            advice = ""
-            if "coremltools" in str(error):
-                advice = f"; there: {self.profile.python} -m pip install coremltools"
-            missing.append(f"{error}{advice}")
+            missing.append(str(error))
         return replace(facts, missing=tuple(missing))
 
     def runs(self, package: Package) -> bool:
@@ -73,6 +71,7 @@ class AppleDevice:
             for module in (_apple_runner, timing):
                 assert module.__file__ is not None
                 self._ssh.push(module.__file__, f"{place}/")
+            self._check_python()
         except TurboVaedError:
             self.remove(handle)
             raise
@@ -124,6 +123,17 @@ class AppleDevice:
             out_folder.mkdir(parents=True, exist_ok=True)
             shutil.move(folder / DECODED_NAME, out_folder / DECODED_NAME)
         return host.joined(runs, ran.plan, 1.0)
+
+    def _check_python(self) -> None:
+        """Raises UserError where its Python cannot measure: that is no fault of a package."""
+        python = shlex.quote(self.profile.python)
+        said = self._ssh(f"{{ {python} -c {shlex.quote(_CHECK)} 2>&1; echo $?; }}").strip()
+        if said.splitlines()[-1] != "0":
+            words = " ".join(said.splitlines()[:-1])[-300:]
+            raise UserError(
+                f"{self.name}: {self.profile.python} there cannot measure: {words}; it has to be "
+                f"Python 3.10 or later, with: {self.profile.python} -m pip install coremltools"
+            )
 
     def remove(self, handle: Handle) -> None:
         with contextlib.suppress(TurboVaedError):  # it is gone, and what follows says so

@@ -17,7 +17,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -206,23 +206,35 @@ class FarmDevice:
             found: dict[str, Any] = self._ask("get_run", arn=arn)["run"]
             return found if found["status"] == "COMPLETED" else None
 
-        found = None
         try:
             found = self._wait(look, self.profile.wait_minutes * 60)
-        finally:
-            if found is None:  # too late, or this process is stopped: the phone must not go on
-                with contextlib.suppress(TurboVaedError):
-                    self._ask("stop_run", arn=arn)
-                    found = self._wait(look, 2 * MOST_WAIT_SECONDS)
-                    self._charge(found, began)
-            else:
-                self._charge(found, began)
-        if found is None or found.get("result") == "STOPPED":
+        except BaseException as error:  # this process is stopped, say: the phone must not go on
+            error.add_note(self._stop(arn, began))
+            raise
+        if found is None:
             raise Fault(
-                f"{self.name}: the run was stopped after {self.profile.wait_minutes:g} minutes of "
-                "waiting, or by somebody; is a phone of this model free (devices probe)?"
+                f"{self.name}: no end after {self.profile.wait_minutes:g} minutes of waiting; is a "
+                f"phone of this model free (devices probe)? {self._stop(arn, began)}"
             )
-        self._fetch(arn, found, Path(handle.place) / LEFT)
+        try:
+            if found.get("result") == "STOPPED":
+                raise Fault(f"{self.name}: the run was stopped in Device Farm, by somebody")
+            self._fetch(arn, found, Path(handle.place) / LEFT)
+        except BaseException:
+            self._charge(found, began, is_wasted=True)
+            raise
+        self._charge(found, began, is_wasted=False)
+
+    def _stop(self, arn: str, began: datetime) -> str:
+        """Stop a run and charge what it used until now; says in a sentence what came of it."""
+        try:
+            self._ask("stop_run", arn=arn)
+            found = self._ask("get_run", arn=arn)["run"]
+        except TurboVaedError as error:
+            self._charge({}, began, is_wasted=True)
+            return f"It could NOT be stopped ({error}): look after {arn}."
+        self._charge(found, began, is_wasted=True)
+        return "It was stopped."
 
     def _fetch(self, arn: str, run: dict[str, Any], target: Path) -> None:
         artifacts = self._ask("list_artifacts", arn=arn, type="FILE")["artifacts"]
@@ -243,8 +255,18 @@ class FarmDevice:
                 f"{self.name}: the phone did not get as far as the runner; Device Farm says {said}"
             )
 
-    def _charge(self, run: dict[str, Any] | None, began: datetime) -> None:
-        minutes = Decimal(str(((run or {}).get("deviceMinutes") or {}).get("metered") or 0))
+    def _charge(self, run: dict[str, Any], began: datetime, *, is_wasted: bool) -> None:
+        """Charge the minutes that AWS counts; where it does not tell any of a run that is not
+        over, all the time since it was scheduled, as far as a job may last."""
+        ended = datetime.now(UTC)
+        source = f"params.yaml devices.{self.name}.usd_per_device_minute"
+        told = (run.get("deviceMinutes") or {}).get("metered")
+        if told is not None and (told or run.get("status") == "COMPLETED"):
+            minutes = Decimal(str(told))
+        else:
+            since = Decimal((ended - began) // timedelta(seconds=1)) / 60
+            minutes = min(since, Decimal(self.profile.job_minutes)).quantize(Decimal("0.01"))
+            source += "; the minutes are those of the clock, AWS has told none"
         if self.charge is not None and minutes > 0:
             self.charge(
                 Used(
@@ -253,8 +275,9 @@ class FarmDevice:
                     quantity=minutes,
                     usd_per_unit=self.profile.usd_per_device_minute,
                     began=began,
-                    ended=datetime.now(UTC),
-                    source=f"params.yaml devices.{self.name}.usd_per_device_minute",
+                    ended=ended,
+                    source=source,
+                    is_wasted=is_wasted,
                 )
             )
 

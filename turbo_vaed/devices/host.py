@@ -51,7 +51,8 @@ def measure(
     out is `out_folder/decoded.npy`, float32 (N, 3, T, H, W), in the order of the latents.
 
     It is measured in processes of its own until two in a row agree within the plan's spread,
-    four times at most; where they do not, or others kept the machine busy, it says so
+    four times at most. Where they do not, the interval is as wide as they are apart; where that is
+    beyond the plan's `refused_spread`, or others kept the machine busy, it says so
     (`Measurement.distrust`).
 
     Raises:
@@ -70,7 +71,8 @@ def measure(
                 device="host", machine=machine(), runtime=runtime,
                 package_sha256=package.sha256, reason=str(error),
             )  # fmt: skip
-        if len(found) >= REPEATS and not _why_not(found[-REPEATS:], plan, max_others_share):
+        last = found[-REPEATS:]
+        if len(last) == REPEATS and not _why_not(last, plan, max_others_share, plan.max_spread):
             break
     kept = joined(found[-REPEATS:], plan, max_others_share)
     return replace(kept, processes=len(found))
@@ -155,12 +157,16 @@ def joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> 
         "seconds_by_process": [s for run in runs for s in run.seconds_by_process],
         "cold_start_seconds": statistics.median(run.cold_start_seconds for run in runs),
         "processes": len(runs),
-        "distrust": _why_not(runs, plan, max_others_share),
+        "distrust": _why_not(
+            runs, plan, max_others_share, max(plan.max_spread, plan.refused_spread)
+        ),
     }
     return Measurement.from_json(both)
 
 
-def _why_not(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> str:
+def _why_not(
+    runs: Sequence[Measurement], plan: Plan, max_others_share: float, max_spread: float
+) -> str:
     """Why these measurements are no basis for a verdict; empty where they are."""
     busy = max((run.others_share or 0.0 for run in runs), default=0.0)
     if busy > max_others_share:
@@ -170,10 +176,10 @@ def _why_not(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -
         )
     each = [interval_of_median(s, plan.confidence) for run in runs for s in run.seconds_by_process]
     latency = together(each)
-    if latency.spread > plan.max_spread:
+    if latency.spread > max_spread:
         return (
             f"the median lies between {latency.low:.4g} and {latency.high:.4g} s in {len(runs)} "
-            f"processes, {latency.spread:.0%} of it apart; {plan.max_spread:.0%} is allowed: "
+            f"processes, {latency.spread:.0%} of it apart; {max_spread:.0%} is allowed: "
             "measure on a quiet machine, or allow more samples"
         )
     if any(run.throttled for run in runs):

@@ -34,6 +34,9 @@ class Plan:
     """Width of the median's interval over the median, up to which the samples are enough."""
     confidence: float
     """Of the interval: 0.95, say."""
+    refused_spread: float = 1.0
+    """Where processes that were measured again and again are still further apart than this and
+    than `max_spread`, their times are no basis for a verdict; below, the interval says it."""
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -50,10 +50,12 @@ def keep_pace(poc: Poc, history: dict[str, Any]) -> None:
 def measured_pace(poc: Poc, settings: Settings) -> Pace | None:
     """Seconds per step of the customer's last distillation; None where too little was measured, or
     of another student, of other losses or on other machines."""
-    history = _history(poc)
-    if history.get("pace_key") != pace_key(poc.params.distill, settings):
-        return None
-    return pace([row["at"] for row in history["steps"]])
+    key = pace_key(poc.params.distill, settings)
+    for history in _kept(poc):
+        found = pace([row["at"] for row in history["steps"]])
+        if found is not None and history.get("pace_key") == key:
+            return found
+    return None
 
 
 def other_usd(poc: Poc, ledger: Ledger, stages: Collection[str], measured: Pace) -> Decimal:
@@ -90,12 +92,17 @@ def _beside_steps(poc: Poc, groups: list[ChargeGroup], usd: Decimal, measured: P
 def _history(poc: Poc) -> dict[str, Any]:
     """Of the last run; where its steps are too few for a pace, of the last one with enough."""
     found: dict[str, Any] = {}
+    for found in _kept(poc):
+        if pace([row["at"] for row in found["steps"]]) is not None:
+            break
+    return found
+
+
+def _kept(poc: Poc) -> Iterator[dict[str, Any]]:
+    """The last run's history, which may be of another machine, and the last pace that was kept."""
     for path in (poc.folder("distill") / "history.json", poc.work / PACE):
         if path.is_file():
-            found = json.loads(path.read_text())
-            if pace([row["at"] for row in found["steps"]]) is not None:
-                break
-    return found
+            yield json.loads(path.read_text())
 
 
 def estimate_run(

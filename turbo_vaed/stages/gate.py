@@ -215,6 +215,7 @@ def plan(poc: Poc) -> Plan:
         min_samples=params.min_samples,
         max_samples=params.max_samples,
         max_spread=params.max_spread,
+        refused_spread=params.refused_spread,
         confidence=params.confidence,
     )
 

@@ -23,6 +23,8 @@ from turbo_vaed.costs import (
 )
 from turbo_vaed.costs.aws_prices import Ec2Prices
 from turbo_vaed.dataset.ray_session import ray_session
+from turbo_vaed.device_params import most_usd_per_package
+from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.params import Params
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
@@ -131,8 +133,16 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
     """
     limits = poc.params.budget
     usd_per_hour = most_usd_per_hour(poc.params, settings, stage)
+    run_usd = poc.tracker.may_spend_usd() if poc.tracker.may_spend_usd else limits.run_usd
+    device_usd = most_usd_per_package(poc.params.device) * len(poc.params.export.targets)
+    if device_usd >= run_usd:
+        raise BudgetRefused(
+            f"measuring {len(poc.params.export.targets)} packages on {poc.params.device.name} can "
+            f"cost {format_usd(device_usd)} of the {format_usd(run_usd)} that the run may spend; "
+            "raise the budget, take fewer export.targets, or another gate.device"
+        )
     budget = Budget.plan(
-        run_usd=poc.tracker.may_spend_usd() if poc.tracker.may_spend_usd else limits.run_usd,
+        run_usd=run_usd - device_usd,
         warn_share=limits.warn_share,
         reserve_seconds=limits.reserve_seconds,
         usd_per_hour=usd_per_hour,

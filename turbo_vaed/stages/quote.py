@@ -116,6 +116,7 @@ def _priced(
         instance_type=candidate.instance_type,
         market=market,
         zone=zone or candidate.region,
+        region=candidate.region,
         usd_per_hour=None if isinstance(found, str) else found.usd_per_hour,
         steps_per_second=steps_per_second * candidate.speed,
         interruptions_per_hour=candidate.interruptions_per_hour if zone else 0.0,

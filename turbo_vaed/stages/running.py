@@ -106,6 +106,6 @@ def charge_of(used: Used, run: str, customer: str, stage: str) -> Charge:
         amount_usd=quantise_usd(used.quantity * used.usd_per_unit),
         started_at=used.began,
         ended_at=used.ended,
-        useful="useful",
+        useful="wasted" if used.is_wasted else "useful",
         price_source=used.source,
     )
