@@ -14,7 +14,7 @@ import yaml
 
 from flows import runs
 from turbo_vaed import mlflow_runs, registry
-from turbo_vaed.costs import Ledger, allowance, require_allowance, summarise
+from turbo_vaed.costs import Ledger, allowance, due, require_allowance, summarise
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.export import RUNTIMES
@@ -112,7 +112,8 @@ def preflight(settings: Settings, customer: str) -> Poc:
     for target in wanted(poc):
         RUNTIMES[target.runtime].check()
     price_of(poc.params, settings, "gate")
-    Ledger.open(settings.ledger_url).close()
+    with Ledger.open(settings.ledger_url) as ledger:
+        due.book(ledger, settings.due_folder)
     mlflow_runs.open_tracking(settings.mlflow_tracking_uri)
     return poc
 

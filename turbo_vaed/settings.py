@@ -61,6 +61,11 @@ class Settings:
     """Labels of this machine where it is one of EC2: what it costs. Empty for a local one."""
 
     @property
+    def due_folder(self) -> Path:
+        """Where charges wait that the ledger has not taken."""
+        return self.root / "state" / "due"
+
+    @property
     def on_a_cluster(self) -> bool:
         """Whether Ray is somebody's cluster, which costs more than this machine."""
         return self.ray_address not in (None, "local", self.own_ray_address)

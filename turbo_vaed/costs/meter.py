@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from turbo_vaed.costs import due as kept
 from turbo_vaed.costs.ledger import Charge, Ledger
-from turbo_vaed.costs.money import per_second, time_usd, total_usd
+from turbo_vaed.costs.money import format_usd, per_second, time_usd, total_usd
 from turbo_vaed.costs.prices import Market
 from turbo_vaed.costs.waste import SOURCE_LENGTH, waste_corrections
 from turbo_vaed.errors import BudgetRefused, UserError
@@ -92,7 +94,8 @@ class Meter:
     When the block raises, everything it was charged is marked wasted, by pairs of correcting
     charges as `mark_wasted` books them, but for what it was told to `keep`.
     A ledger that does not take a slice is asked again with every later one; if it has not taken
-    all of them at the end of the block, that error is raised there (or noted on the block's own).
+    all of them at the end of the block, that error is raised there (or noted on the block's own),
+    and what is due is kept in a file of `due` for `due.book`.
 
     Args:
         ledger: where the charges go.
@@ -102,6 +105,7 @@ class Meter:
         interval_seconds: length of a slice, and what a killed process can lose.
         clock: nanoseconds, never going back.
         now: the aware time at which the meter starts.
+        due: folder for charges that the ledger does not take to the end; None: they are lost.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Meter:
         interval_seconds: float = 15.0,
         clock: Callable[[], int] = time.monotonic_ns,
         now: Callable[[], datetime] = _now,
+        due: Path | None = None,
     ) -> None:
         if not interval_seconds > 0:
             raise UserError(f"meter: interval_seconds is {interval_seconds}; expected above 0")
@@ -125,6 +130,7 @@ class Meter:
         self._joined: dict[str, int] = {}  # of nodes that came later, at which microsecond
         self._charged: Counter[Rate] = Counter()  # node-microseconds up to the last cut
         self._interval_seconds, self._clock, self._now = interval_seconds, clock, now
+        self._due = due
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._error: BaseException | None = None
@@ -162,9 +168,12 @@ class Meter:
                     self._charges += waste_corrections(self._charges, began, ended, reason)
                 self._write()
         except Exception as failed:
+            told = self._keep()
             if error is None:
+                failed.add_note(told)
                 raise
             error.add_note(f"the ledger did not take all charges of {self._stage}: {failed}")
+            error.add_note(told)
         else:
             if self._error is not None:
                 _log.warning("the ledger took all of %s in the end: %s", self._stage, self._error)
@@ -307,6 +316,18 @@ class Meter:
 
     def _moment(self, microseconds: int) -> datetime:
         return self._started_at + timedelta(microseconds=microseconds)
+
+    def _keep(self) -> str:
+        """Put what the ledger did not take into a file; says in a sentence what became of it."""
+        charges = self._charges[self._written :]
+        usd = format_usd(total_usd(charge.amount_usd for charge in charges))
+        if self._due is None:
+            return f"charges of {usd} are NOT kept"
+        try:
+            path = kept.keep(charges, self._due)
+        except OSError as error:
+            return f"charges of {usd} are NOT kept, for {self._due} cannot be written: {error}"
+        return f"charges of {usd} are kept in {path}, and the next run books them"
 
     def _write(self) -> None:
         """Every charge that is due, oldest first; one that got through unnoticed is no double."""

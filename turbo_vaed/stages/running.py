@@ -9,7 +9,7 @@ import re
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
-from turbo_vaed.costs import Allowance, Charge, Ledger, Meter, allowance, require_allowance
+from turbo_vaed.costs import Allowance, Charge, Ledger, Meter, allowance, due, require_allowance
 from turbo_vaed.costs.money import AMOUNT_QUANTUM, quantise_usd
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import UserError
@@ -42,6 +42,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         raise UserError(f"unknown stage {name!r}; allowed: params, {', '.join(STAGES)}")
     run = settings.run_id or new_run_id(customer)
     with Ledger.open(settings.ledger_url) as ledger:
+        due.book(ledger, settings.due_folder)
         poc = Poc.load(settings.root, customer)
 
         def may_spend() -> Allowance:
@@ -63,6 +64,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             stage=name,
             nodes=nodes,
             interval_seconds=CLUSTER_SLICE_SECONDS if on_a_cluster else SLICE_SECONDS,
+            due=settings.due_folder,
         )
         live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
         tracker = Tracker(
