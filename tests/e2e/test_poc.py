@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.timeout(1800)
 ROOT = Path(__file__).parents[2]
 TINY = {
     "validate": {"min_side": 64},
@@ -71,7 +72,7 @@ def turbo_vaed(checkout: Path, *arguments: str, **environment: str) -> subproces
         env={**told, "PREFECT_HOME": str(checkout / "state/prefect"), **environment},
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=1500,  # two minutes on a quiet machine
     )
 
 

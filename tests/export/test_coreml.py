@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.small import SHAPE, expected_video, hashes, packaged, packaged_elsewhere
+from tests.export.small import (
+    SHAPE,
+    expected_video,
+    hashes,
+    packaged,
+    packaged_elsewhere,
+    small_decoder,
+)
 from turbo_vaed.errors import Fault
-from turbo_vaed.export import ExportError, Package
+from turbo_vaed.export import ExportError, Job, Package, Target, export_package
 from turbo_vaed.export.mil import OPERATIONS, open_mlpackage
 from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.quiet import quiet_imports
@@ -38,6 +45,19 @@ def test_the_program_computes_what_pytorch_does(made: tuple[TurboVaedDecoder, Pa
     assert video.shape == expected.shape == package.io.video_shape
     noise = (video - expected).square().mean() / expected.square().mean()
     assert -10 * math.log10(noise) >= 45
+
+
+def test_gains_and_offsets_that_training_moved_are_computed_too(tmp_path: Path) -> None:
+    """Fresh ones are 1 and 0, which the converter leaves out; others it fuses."""
+    decoder = small_decoder()
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if "norm" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    job = Job(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=tmp_path)
+    package = export_package(Target.parse(TARGET), tmp_path / "package", job)
+    latents = np.random.default_rng(0).normal(size=(2, *SHAPE[1:])).astype(np.float32)
+    assert verify(package, decoder, latents, limit_db=50).parity_psnr_db < 100
 
 
 def test_a_conversion_that_computes_something_else_is_caught(
