@@ -131,11 +131,11 @@ def test_a_portfolio_says_what_came_of_the_money(everyone: Gathered) -> None:
         "$0.137",
         "education",
     )
-    assert (tiny["verdict"], tiny["champion"]) == ("fails", said.UNKNOWN)
+    assert (tiny["verdict"], tiny["champion"]) == ("fails", "none")
     assert (gone["use_case"], gone["spent"], gone["verdict"]) == ("removed", "$0.108", said.UNKNOWN)
     assert (total["verdict"], total["champion"], total["runs"]) == ("1 of 2 pass", "1", "7")
     notes = portfolio.portfolio_document(everyone, made_up.champions(everyone))["notes"]
-    assert any(n.startswith("tiny, champion") and "no version is champion" in n for n in notes)
+    assert not any(n.startswith("tiny, champion") for n in notes), "it is known that there is none"
     assert (
         "beta, idle, whale and gone, last verdict, retention and champion — not known: the work "
         "folder holds no gate/verdict.json."
@@ -169,7 +169,7 @@ def test_champions_are_asked_of_a_registry_that_answers(
 
 def test_a_real_registry_is_asked(everyone: Gathered, store: str) -> None:
     found = portfolio.find_champions(store, everyone)
-    assert found["acme"] == found["tiny"] == "no version is champion"
+    assert found["acme"] is found["tiny"] is None
     assert "no gate/verdict.json" in found["beta"] or "verdict" in str(found["beta"])
 
 
