@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,19 @@ def undecided(poc: Poc) -> str:
     candidates = _read(poc.folder("gate") / "choice.json")["candidates"]
     found = [one.get("distrust") for one in candidates if one["result"] == "cannot tell"]
     return next(filter(None, found), "")
+
+
+def run_to_do(poc: Poc, stale: list[str]) -> runs.Run | None:
+    """The run that goes on, or a fresh one that nobody has written yet; None where the last one
+    stands: nothing is stale and its gate has decided. One that could not tell measures again."""
+    last = runs.read(poc.work)
+    if last is None or (last.status == "done" and (stale or not poc.report.is_file())):
+        return runs.fresh(poc.customer)
+    if last.status == "open":
+        return last
+    if last.verdict_sha256 != runs.verdict_sha256(poc.work):
+        return runs.fresh(poc.customer)  # stages were run by hand since
+    return replace(last, status="open", measures_again=True) if undecided(poc) else None
 
 
 def unchanged(poc: Poc, run: runs.Run) -> Outcome:

@@ -124,19 +124,15 @@ def poc_flow(customer: str) -> Outcome:
     poc = effects.preflight(settings, customer)
     with runs.alone(poc.work, customer):
         stale = _resolve_params_and_status(settings, customer)
-        last = runs.read(poc.work)
-        if last is not None and last.status == "done" and not stale and poc.report.is_file():
-            if last.verdict_sha256 != runs.verdict_sha256(poc.work):
-                last = None  # stages were run by hand since: they are a run of their own
-            elif why := effects.undecided(poc):
-                log.info("run %s goes on, the gate measures again: %s", last.run_id, why)
-                last = runs.write(poc.work, replace(last, status="open", measures_again=True))
-            else:
-                log.info("nothing changed since run %s: no stage to compute", last.run_id)
-                return effects.unchanged(poc, last)
-        run = last if last is not None and last.status == "open" else None
-        run = run or runs.begin(poc.work, customer)
+        run = effects.run_to_do(poc, stale)
+        if run is None:
+            last = runs.read(poc.work)
+            assert last is not None
+            log.info("nothing changed since run %s: no stage to compute", last.run_id)
+            return effects.unchanged(poc, last)
+        runs.write(poc.work, run)
         if run.measures_again and not stale:
+            log.info("run %s goes on, the gate measures again", run.run_id)
             stale = ["gate"]
         return _run(poc, settings, run, stale)
 

@@ -53,10 +53,10 @@ def write(work: Path, run: Run) -> Run:
     return run
 
 
-def begin(work: Path, customer: str) -> Run:
-    """A fresh, open run."""
+def fresh(customer: str) -> Run:
+    """An open run that has just begun."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return write(work, Run(run_id=new_run_id(customer), started=now, status="open"))
+    return Run(run_id=new_run_id(customer), started=now, status="open")
 
 
 def verdict_sha256(work: Path) -> str:

@@ -102,7 +102,7 @@ def test_one_flow_at_a_time_for_a_customer(tmp_path):
 
 def test_a_run_is_kept_and_read_back(tmp_path):
     assert runs.read(tmp_path) is None
-    run = runs.begin(tmp_path, "acme")
+    run = runs.write(tmp_path, runs.fresh("acme"))
     assert runs.read(tmp_path) == run
     assert run.status == "open"
     assert run.run_id.startswith("acme-")

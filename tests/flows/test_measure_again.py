@@ -3,6 +3,7 @@ again; one that has decided does not."""
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,7 +47,7 @@ def test_what_measuring_again_may_decide(work, result, candidates, why):
 @pytest.mark.parametrize(("result", "again"), [("cannot tell", True), ("passes", False)])
 def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, result, again):
     poc = judged(work, result, (result, "the machine was busy" if again else ""))
-    done = runs.begin(work, "demo")
+    done = runs.write(work, runs.fresh("demo"))
     verdict = runs.verdict_sha256(work)
     runs.write(work, runs.Run(run_id=done.run_id, started=done.started, status="done",
                               verdict_sha256=verdict))  # fmt: skip
@@ -67,3 +68,26 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     assert runs.read(work) == run
     flow.poc_flow.fn("demo")  # the first one was stopped on its way
     assert ran[1] == ran[0]
+
+
+@pytest.mark.parametrize(
+    ("result", "stale", "found"),
+    [
+        ("cannot tell", [], "again"),
+        ("passes", [], None),
+        ("passes", ["gate"], "fresh"),
+        ("cannot tell", ["gate"], "fresh"),
+    ],
+)
+def test_which_run_goes_on_is_decided_in_one_place(work, result, stale, found):
+    """For the flow and for a machine of EC2 alike: one that has nothing to do is not started."""
+    poc = judged(work, result, (result, "the machine was busy"))
+    last = runs.write(work, runs.fresh("demo"))
+    assert effects.run_to_do(poc, stale) == last, "one that is open goes on"
+    verdict = runs.verdict_sha256(work)
+    runs.write(work, replace(last, status="done", verdict_sha256=verdict))
+    run = effects.run_to_do(poc, stale)
+    if found is None:
+        assert run is None
+    else:
+        assert (run.run_id == last.run_id, run.measures_again) == ((found == "again"),) * 2

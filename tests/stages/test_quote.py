@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.costs.listed import NOON, Listed
 from turbo_vaed.costs import Charge, Ledger, PriceBook, per_second
-from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import Poc
@@ -22,26 +22,6 @@ from turbo_vaed.stages.estimates import ESTIMATE, estimate_run, keep_pace, measu
 from turbo_vaed.stages.quote import quote
 
 REPOSITORY = Path(__file__).parents[2]
-NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
-SPOT_USD = {"eu-central-1a": "0.40", "eu-central-1b": "0.25"}
-"""A quarter of the price on demand; of zone c AWS tells none."""
-
-
-class Listed(Ec2Prices):
-    """Prices without AWS; what AWS says is tested with `Ec2Prices` itself."""
-
-    def quote(
-        self,
-        instance_type: str,
-        market: str,
-        region: str,
-        zone: str | None = None,
-        at: datetime | None = None,
-    ) -> Ec2Quote | str:
-        usd = "1.00" if market == "on-demand" else SPOT_USD.get(zone or "")
-        if usd is None:
-            return "AWS tells no price"
-        return Ec2Quote(usd_per_hour=Decimal(usd), since=NOON, quoted_at=NOON, source="a list")
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import typer
 
 from turbo_vaed.cli.tables import Customer
 from turbo_vaed.errors import UserError
-from turbo_vaed.settings import Settings, new_run_id
+from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
-    from flows.ec2 import Picked
+    from flows.ec2.picking import Picked
     from flows.runs import Run
     from turbo_vaed.poc import Poc
 
@@ -29,11 +29,11 @@ Market = Annotated[
 @app.command("config")
 def show_config(customer: Customer, instance_type: Type = None, market: Market = None) -> None:
     """Pick type, market and zone, and write what Ray's launcher would be told; start nothing."""
-    from flows import ec2
+    from flows.ec2 import telling
 
     settings = Settings.from_environment()
     poc, run, picked = _pick(settings, customer, instance_type, market)
-    print(ec2.prepare(poc, settings, picked, run, name=ec2.PLANNED))
+    print(telling.prepare(poc, settings, picked, run, name=telling.PLANNED))
 
 
 @app.command("run")
@@ -45,27 +45,22 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     spent. A run that lost its machine goes on with the same command. Start it where the ledger,
     MLflow and the bucket of checkpoints are named by the environment: docs/costs.md.
     """
-    from flows import dvc, ec2, effects, runs
+    from flows import runs
+    from flows.ec2 import running, telling
     from turbo_vaed.costs import Ledger
-    from turbo_vaed.poc import STAGES
 
     settings = Settings.from_environment()
     poc, run, picked = _pick(settings, customer, instance_type, market)
     with runs.alone(poc.work, customer):
-        last = runs.read(poc.work)
-        is_decided = last is not None and last.status == "done" and not effects.undecided(poc)
-        if is_decided and not dvc.stale_stages(settings.root, customer, ("params", *STAGES)):
-            print("Nothing changed since the last run: nothing is started.")
-            return
-        config = ec2.prepare(poc, settings, picked, run, name=ec2.MACHINE)
+        config = telling.prepare(poc, settings, picked, run, name=telling.MACHINE)
         runs.write(poc.work, run)
         began = datetime.now(UTC)
         try:
-            with ec2.started(config):
-                code = ec2.run_there(poc, config)
+            with running.started(config):
+                code = running.run_there(poc, config)
         finally:
             with Ledger.open(settings.ledger_url) as ledger:
-                ec2.charge_rest(ledger, poc, run, picked, began=began, ended=datetime.now(UTC))
+                running.charge_rest(ledger, poc, run, picked, began=began, ended=datetime.now(UTC))
     print(f"report: {poc.report}")
     if code:
         raise typer.Exit(code)
@@ -74,27 +69,31 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
 @app.command("down")
 def end_machine(customer: Customer) -> None:
     """End a customer's machine, after a crash of `ec2 run`."""
-    from flows import ec2
+    from flows.ec2 import running, telling
     from turbo_vaed.poc import Poc
 
     poc = Poc.load(Settings.from_environment().root, customer)
-    config = ec2.folder(poc) / ec2.MACHINE
+    config = telling.folder(poc) / telling.MACHINE
     if not config.is_file():
         raise UserError(f"no machine of {customer} was left by this checkout: no {config}")
-    ec2.end(config)
+    running.end(config)
 
 
 def _pick(
     settings: Settings, customer: str, instance_type: str | None, market: str | None
 ) -> tuple[Poc, Run, Picked]:
-    """The customer, its run (a new one is not written yet), and the machine for it."""
-    from flows import ec2, effects, runs
+    """The customer, its run (not written yet), and the machine for it. Ends where nothing is to
+    be done."""
+    from flows import dvc, effects
+    from flows.ec2.picking import pick
+    from turbo_vaed.poc import STAGES
 
     poc = effects.preflight(settings, customer)
-    last = runs.read(poc.work)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    fresh = runs.Run(run_id=new_run_id(customer), started=now, status="open")
-    run = last if last is not None and last.status == "open" else fresh
-    picked = ec2.pick(poc, settings, run, instance_type=instance_type, market=market)
+    stale = dvc.stale_stages(settings.root, customer, ("params", *STAGES))
+    run = effects.run_to_do(poc, stale)
+    if run is None:
+        print("Nothing changed since the last run: no machine is needed.")
+        raise typer.Exit(0)
+    picked = pick(poc, settings, run, instance_type=instance_type, market=market)
     print(picked.sentence)
     return poc, run, picked

@@ -12,10 +12,10 @@ from pathlib import Path
 from turbo_vaed.device_params import AdbProfile
 from turbo_vaed.devices import _android
 from turbo_vaed.devices._adb import Adb
-from turbo_vaed.devices.device import Facts, Handle, Ran
+from turbo_vaed.devices.device import Facts, Handle, Ran, require_runs
 from turbo_vaed.devices.measurement import Failed, Measurement
 from turbo_vaed.devices.timing import Plan
-from turbo_vaed.errors import TurboVaedError, UserError
+from turbo_vaed.errors import TurboVaedError
 from turbo_vaed.export.package import Package
 
 
@@ -60,11 +60,7 @@ class AdbDevice:
         return package.runtime in _android.RUNTIMES
 
     def push(self, package: Package) -> Handle:
-        if not self.runs(package):
-            raise UserError(
-                f"{package.target}: {self.name} runs packages for "
-                f"{', '.join(_android.RUNTIMES)} only"
-            )
+        require_runs(self, package, _android.RUNTIMES)
         _android.check_runner(self._runner, self.name)
         place = f"{self.profile.folder}/{uuid.uuid4().hex}"
         handle = Handle(package=package, place=place)

@@ -14,7 +14,7 @@ from pathlib import Path
 from turbo_vaed.device_params import AppleProfile
 from turbo_vaed.devices import _apple_runner, host, timing
 from turbo_vaed.devices._ssh import Ssh
-from turbo_vaed.devices.device import Facts, Handle, Ran
+from turbo_vaed.devices.device import Facts, Handle, Ran, require_runs
 from turbo_vaed.devices.measurement import DECODED_NAME, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, TurboVaedError, UserError
@@ -59,10 +59,7 @@ class AppleDevice:
         return package.runtime in RUNTIMES
 
     def push(self, package: Package) -> Handle:
-        if not self.runs(package):
-            raise UserError(
-                f"{package.target}: {self.name} runs packages for {', '.join(RUNTIMES)} only"
-            )
+        require_runs(self, package, RUNTIMES)
         place = f"{self.profile.folder}/{uuid.uuid4().hex}"
         handle = Handle(package=package, place=place)
         try:

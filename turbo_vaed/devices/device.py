@@ -9,6 +9,7 @@ from typing import Protocol
 
 from turbo_vaed.devices.measurement import Failed, Measurement
 from turbo_vaed.devices.timing import Plan
+from turbo_vaed.errors import UserError
 from turbo_vaed.export.package import Package
 
 
@@ -76,6 +77,14 @@ class Device(Protocol):
 
     def remove(self, handle: Handle) -> None:
         """Leave nothing behind; a device that is gone is not asked."""
+
+
+def require_runs(device: Device, package: Package, runtimes: tuple[str, ...]) -> None:
+    """Raises UserError where the device has not the package's runtime."""
+    if not device.runs(package):
+        raise UserError(
+            f"{package.target}: {device.name} runs packages for {', '.join(runtimes)} only"
+        )
 
 
 def measure_on(

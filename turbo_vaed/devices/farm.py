@@ -26,7 +26,7 @@ import requests
 
 from turbo_vaed.device_params import FarmProfile
 from turbo_vaed.devices import _android
-from turbo_vaed.devices.device import Facts, Handle, Ran
+from turbo_vaed.devices.device import Facts, Handle, Ran, require_runs
 from turbo_vaed.devices.measurement import Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, TurboVaedError, UserError
@@ -115,11 +115,7 @@ class FarmDevice:
 
     def push(self, package: Package) -> Handle:
         """Nothing is uploaded yet: Device Farm takes a test whole, with its inputs."""
-        if not self.runs(package):
-            raise UserError(
-                f"{package.target}: {self.name} runs packages for "
-                f"{', '.join(_android.RUNTIMES)} only"
-            )
+        require_runs(self, package, _android.RUNTIMES)
         _android.check_runner(self._runner, self.name)
         self._ask("get_project", arn=self.profile.project)
         return Handle(package=package, place=tempfile.mkdtemp(prefix="turbo-vaed-"))

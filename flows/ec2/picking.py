@@ -1,0 +1,111 @@
+"""Which EC2 machine a run is started on, and for how long its budget pays for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from flows import runs
+from turbo_vaed.costs import Ledger, PriceBook, allowance, format_usd, require_allowance
+from turbo_vaed.costs.choice import Choice
+from turbo_vaed.distill.follow import hours_and_minutes
+from turbo_vaed.errors import BudgetRefused, UserError
+from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+from turbo_vaed.stages.prices import limits_of
+from turbo_vaed.stages.quote import Quote, quote
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picked:
+    """The machine of a run, and why it is that one."""
+
+    choice: Choice
+    quote: Quote
+    minutes: int
+    """After which the machine ends itself: what may be spent is spent by then, at the most that
+    an hour of it can cost."""
+
+    @property
+    def sentence(self) -> str:
+        """What is started, and what it is expected to cost."""
+        machine = self.choice.machine
+        assert self.choice.usd is not None and machine.usd_per_hour is not None
+        late = ""
+        if self.choice.seconds > self.minutes * 60:
+            late = f", BEFORE the {hours_and_minutes(self.choice.seconds)} that it needs"
+        return (
+            f"{machine.instance_type} {machine.market} in {machine.zone}: distillation is expected "
+            f"to cost {format_usd(self.choice.usd)}, at {format_usd(machine.usd_per_hour)} an "
+            f"hour; the machine ends itself after {self.minutes} minutes at the latest{late}"
+        )
+
+
+def pick(
+    poc: Poc,
+    settings: Settings,
+    run: runs.Run,
+    *,
+    instance_type: str | None = None,
+    market: str | None = None,
+    book: PriceBook | None = None,
+) -> Picked:
+    """The EC2 machine on which the customer's distillation is expected to cost the least.
+
+    Args:
+        instance_type: of prices.candidates; any by default.
+        market: spot or on-demand; either by default.
+        book: of prices; AWS is asked by default.
+
+    Raises:
+        UserError: no candidate is of that type and market; as `quote`.
+        BudgetRefused: no price is known; it does not fit what the run may spend.
+    """
+    found = quote(poc, settings, book)
+    offers = [
+        choice
+        for choice in found.choices
+        if choice.machine.market != "local"
+        and instance_type in (None, choice.machine.instance_type)
+        and market in (None, choice.machine.market)
+    ]
+    if not offers:
+        known = ", ".join(dict.fromkeys(c.instance_type for c in poc.params.prices.candidates))
+        raise UserError(
+            f"no EC2 machine of type {instance_type or 'any'} and market {market or 'any'} is in "
+            f"prices.candidates of {poc.customer}, which has {known or 'none'}"
+        )
+    best = offers[0]
+    if best.usd is None:
+        why = dict.fromkeys(choice.machine.why_unknown for choice in offers)
+        raise BudgetRefused(f"nothing is started: {'; '.join(why)}")
+    with Ledger.open(settings.ledger_url) as ledger:
+        limits, now = limits_of(poc.params), datetime.now(UTC)
+        may_spend = allowance(ledger, limits, run=run.run_id, customer=poc.customer, at=now)
+        left = may_spend.usd - ledger.total(run=run.run_id)
+    require_allowance(may_spend)
+    name = f"{best.machine.instance_type} {best.machine.market} in {best.machine.zone}"
+    if best.usd > left:
+        raise BudgetRefused(
+            f"nothing is started: {name} is the cheapest at {format_usd(best.usd)}, and "
+            f"{format_usd(left)} are left of {may_spend.by}; lower distill.steps, or raise the "
+            "budget"
+        )
+    most = _on_demand_usd_per_hour(found, best)
+    if most is None:
+        raise BudgetRefused(
+            f"nothing is started: what {name} can come to is not known, for AWS tells no price on "
+            "demand of it (pricing:GetProducts)"
+        )
+    return Picked(choice=best, quote=found, minutes=int(left / most * 60))
+
+
+def _on_demand_usd_per_hour(found: Quote, best: Choice) -> Decimal | None:
+    """What the machine can come to: EC2 takes a spot machine back before it costs more."""
+    wanted = (best.machine.instance_type, best.machine.region)
+    for choice in found.choices:
+        machine = choice.machine
+        if (machine.instance_type, machine.region) == wanted and machine.market == "on-demand":
+            return machine.usd_per_hour
+    return None

@@ -1,0 +1,63 @@
+"""A customer that was trained here, and prices without AWS."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from flows import runs
+from tests.costs.listed import Listed
+from tests.flows.ec2.places import REPOSITORY
+from turbo_vaed.costs import PriceBook
+from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+from turbo_vaed.stages.estimates import pace_key
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> PriceBook:
+    listed = Listed(folder=tmp_path / "prices", max_age=timedelta(hours=1))
+    return PriceBook(local_usd_per_hour=Decimal("0.08"), ec2=listed)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("TURBO_VAED_LEDGER_URL", f"sqlite:///{tmp_path}/ledger.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    monkeypatch.setenv("TURBO_VAED_CHECKPOINTS", "s3://checkpoints/here")
+    root = tmp_path / "checkout"
+    shutil.copytree(REPOSITORY / "assets/teachers/tiny-ltx", root / "assets/teachers/tiny-ltx")
+    for name in ("params.yaml", "dvc.yaml", "infra/ray/machine.yaml", ".gitignore"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, root / name)
+    (root / "data" / "demo").mkdir(parents=True)
+    (root / "data" / "demo" / "a.mp4").touch()
+    subprocess.run(["git", "init", "--quiet", root], check=True)
+    return Settings.from_environment(root)
+
+
+@pytest.fixture
+def poc(settings: Settings) -> Poc:
+    """Trained here before: 36 seconds a step, a thousand steps to go."""
+    poc = Poc.load(settings.root, "demo")
+    longer = dataclasses.replace(poc.params.distill, steps=1000)
+    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, distill=longer))
+    key = pace_key(longer, settings)
+    rows = [{"step": i + 1, "at": 36.0 * i} for i in range(101)]
+    poc.folder("distill").mkdir(parents=True)
+    history = {"steps": rows, "pace_key": key}
+    (poc.folder("distill") / "history.json").write_text(json.dumps(history))
+    return poc
+
+
+@pytest.fixture
+def run(poc: Poc) -> runs.Run:
+    return runs.write(poc.work, runs.fresh(poc.customer))

@@ -1,0 +1,128 @@
+"""Which machine, by price and budget; and what it costs while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import runs
+from flows.ec2.picking import pick
+from tests.costs.charges import charge
+from tests.costs.listed import Listed
+from turbo_vaed.costs import Ledger, PriceBook
+from turbo_vaed.costs.aws_prices import Ec2Quote
+from turbo_vaed.errors import BudgetRefused, UserError
+from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+from turbo_vaed.stages import prices
+from turbo_vaed.stages.cluster import INSTANCE_TYPE, MARKET, REGION, ZONE
+
+
+def test_the_machine_is_the_cheapest_of_ec2_and_ends_itself_when_the_budget_does(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    picked = pick(poc, settings, run, book=book)
+    machine = picked.choice.machine
+    assert (machine.instance_type, machine.market, machine.zone) == (
+        "g5.xlarge", "spot", "eu-central-1b"
+    )  # fmt: skip
+    assert picked.minutes == 95 * 60, "95 USD at the 1.00 USD an hour that spot can come to"
+    assert "at $0.25 an hour; the machine ends itself after 5700 minutes" in picked.sentence
+    slower = pick(poc, settings, run, book=book, instance_type="g6.xlarge", market="on-demand")
+    assert (slower.choice.machine.instance_type, slower.choice.machine.market) == (
+        "g6.xlarge", "on-demand"
+    )  # fmt: skip
+
+
+def test_what_was_spent_before_shortens_it(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    with Ledger.open(settings.ledger_url) as ledger:
+        ledger.add(charge(run=run.run_id, quantity=Decimal(1), unit_price_usd=Decimal(90)))
+    assert pick(poc, settings, run, book=book).minutes == 5 * 60
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"instance_type": "p9.huge"}, UserError, "p9.huge .* which has g6.xlarge, g5.xlarge"),
+        ({"book": PriceBook(local_usd_per_hour=Decimal(1))}, BudgetRefused, "nothing is started"),
+    ],
+)
+def test_nothing_to_be_had(
+    poc: Poc,
+    settings: Settings,
+    run: runs.Run,
+    change: dict[str, Any],
+    error: type[Exception],
+    words: str,
+) -> None:
+    with pytest.raises(error, match=words):
+        pick(poc, settings, run, **change)
+
+
+def test_a_run_that_does_not_fit_its_budget_starts_no_machine(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    budget = dataclasses.replace(poc.params.budget, run_usd=Decimal("0.01"))
+    poor = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
+    with pytest.raises(
+        BudgetRefused, match=r"is the cheapest at .* \$0\.01 are left of budget\.run_usd"
+    ):
+        pick(poor, settings, run, book=book)
+
+
+def test_without_a_price_on_demand_nothing_is_started(
+    poc: Poc, settings: Settings, run: runs.Run, tmp_path: Path
+) -> None:
+    class OnlySpot(Listed):
+        def quote(self, instance_type: str, market: str, *where: Any) -> Ec2Quote | str:
+            if market == "on-demand":
+                return "no permission"
+            return super().quote(instance_type, market, *where)
+
+    book = PriceBook(
+        local_usd_per_hour=Decimal("0.08"),
+        ec2=OnlySpot(folder=tmp_path / "prices", max_age=timedelta(hours=1)),
+    )
+    with pytest.raises(BudgetRefused, match=r"what g5\.xlarge spot in .* can come to is not"):
+        pick(poc, settings, run, book=book)
+
+
+def test_a_machine_that_ends_before_the_run_can_says_so(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    """Cheap on spot, but what it can come to pays for less time than is needed."""
+    budget = dataclasses.replace(poc.params.budget, run_usd=Decimal("0.15"))
+    tight = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
+    picked = pick(tight, settings, run, book=book)
+    assert picked.choice.usd < Decimal("0.15")
+    assert picked.choice.seconds > picked.minutes * 60
+    assert ", BEFORE the " in picked.sentence
+
+
+def test_a_machine_of_ec2_is_charged_at_its_price_in_every_stage(
+    poc: Poc, monkeypatch: pytest.MonkeyPatch, book: PriceBook
+) -> None:
+    labels = {
+        INSTANCE_TYPE: "g5.xlarge",
+        MARKET: "spot",
+        REGION: "eu-central-1",
+        ZONE: "eu-central-1b",
+    }
+    told = ",".join(f"{name}={value}" for name, value in labels.items())
+    monkeypatch.setenv("TURBO_VAED_MACHINE", told)
+    monkeypatch.setattr(prices, "price_book", lambda *_: book)
+    settings = Settings.from_environment(poc.root)
+    (rate,) = prices.nodes_of(poc.params, settings, "validate")().values()
+    assert (rate.resource, rate.market) == ("g5.xlarge", "spot")
+    assert rate.usd_per_hour == Decimal("0.25")
+    assert prices.most_usd_per_hour(poc.params, settings, "distill") == Decimal("1.00")
+    monkeypatch.setenv("TURBO_VAED_MACHINE", "g5.xlarge")
+    with pytest.raises(UserError, match=r"TURBO_VAED_MACHINE is 'g5\.xlarge'; expected"):
+        Settings.from_environment(poc.root)

@@ -1,0 +1,168 @@
+"""A run on a machine of its own, which ends whatever happens.
+
+Ray's launcher is the real one, EC2 is moto's server; `ssh` and `rsync`, which nothing answers
+here, are executables that keep what they were told.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows import runs
+from flows.ec2 import running, telling
+from flows.ec2.picking import pick
+from tests.costs.charges import START, charge
+from tests.flows.ec2.places import on_postgres
+from turbo_vaed.costs import Ledger, PriceBook
+from turbo_vaed.errors import Fault
+from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+
+FAKE = """#!/bin/sh
+# Stands in for {name}: no machine answers here. Keeps its arguments, and hands out what a run
+# would have left there.
+echo "{name} $*" >> {folder}/calls
+for last; do :; done
+case "{name} $last" in
+  "rsync "*/fetched/exit-code) echo 1 > "$last";;
+  "rsync "*/fetched/demo) mkdir -p "$last/gate"; echo there > "$last/gate/verdict.json";;
+  "rsync "*/fetched/dvc.lock) cp {folder}/dvc.lock "$last";;
+esac
+"""
+THEIR_LOCK = {"schema": "2.0", "stages": {"gate@demo": {"cmd": "new"}, "gate@acme": {"cmd": "old"}}}
+
+
+@pytest.fixture
+def remote(s3_url: str, tmp_path: Path, poc: Poc, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """EC2 (moto's), and an `ssh` and `rsync` that keep what they are told in this folder."""
+    import boto3
+
+    folder, home = tmp_path / "remote", tmp_path / "home"
+    (folder / "bin").mkdir(parents=True)
+    home.mkdir()
+    (folder / "dvc.lock").write_text(yaml.safe_dump(THEIR_LOCK))
+    for name in ("ssh", "rsync"):
+        fake = folder / "bin" / name
+        fake.write_text(FAKE.format(name=name, folder=folder))
+        fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # Ray's launcher keeps what it looked up there
+    iam = boto3.client("iam")
+    if not iam.list_instance_profiles()["InstanceProfiles"]:
+        iam.create_instance_profile(InstanceProfileName="turbo-vaed")
+    return folder
+
+
+def machines() -> list[dict[str, Any]]:
+    import boto3
+
+    found = boto3.client("ec2", region_name="eu-central-1").describe_instances()
+    return [machine for each in found["Reservations"] for machine in each["Instances"]]
+
+
+def test_a_run_starts_its_machine_and_ends_it(
+    remote: Path, poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    (poc.work / "gate" / "candidates").mkdir(parents=True)
+    ours = {"schema": "2.0", "stages": {"gate@acme": {"cmd": "newer"}}}
+    (poc.root / "dvc.lock").write_text(yaml.safe_dump(ours))
+    picked = pick(poc, settings, run, book=book)
+    config = telling.prepare(poc, on_postgres(settings), picked, run, name=telling.MACHINE)
+    with running.started(config):
+        (machine,) = machines()
+        assert machine["State"]["Name"] == "running"
+        assert machine["InstanceLifecycle"] == "spot"
+        assert machine["Placement"]["AvailabilityZone"] == "eu-central-1b"
+        tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
+        assert tags["turbo-vaed:run"] == run.run_id
+        assert running.run_there(poc, config) == 1, "the exit code of the run: refused by the gate"
+    assert [machine["State"]["Name"] for machine in machines()] == ["terminated"]
+    assert (poc.work / "gate" / "verdict.json").read_text() == "there\n"
+    assert not (poc.work / "gate" / "candidates").exists(), "what is gone there is gone here"
+    lock = yaml.safe_load((poc.root / "dvc.lock").read_text())
+    assert lock["stages"] == {"gate@demo": {"cmd": "new"}, "gate@acme": {"cmd": "newer"}}
+    assert not config.exists()
+    calls = (remote / "calls").read_text()
+    order = ["/ec2/checkout", "make setup", "ray start --head", "node watch", "turbo-vaed poc demo"]
+    places = [calls.index(words) for words in order]
+    assert places == sorted(places)
+
+
+@pytest.fixture
+def launcher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Ray's launcher as a table of exit codes; returns the verbs that it was given."""
+
+    def answer(**codes: int) -> list[str]:
+        given: list[str] = []
+
+        def ray(verb: str, *_: str) -> int:
+            given.append(verb)
+            return codes.get(verb.replace("-", "_"), 0)
+
+        monkeypatch.setattr(running, "_ray", ray)
+        return given
+
+    return answer
+
+
+def test_a_machine_that_cannot_be_set_up_is_ended(launcher: Callable[..., list[str]]) -> None:
+    given = launcher(up=1)
+    with pytest.raises(Fault, match="could not be started"), running.started(Path("m.yaml")):
+        raise AssertionError("nothing runs on it")
+    assert given == ["up", "down"]
+
+
+@pytest.mark.parametrize("lost", [{"exec": 1}, {"rsync_down": 1}, {}])
+def test_a_lost_machine_is_told_and_ended(
+    poc: Poc, launcher: Callable[..., list[str]], lost: dict[str, int]
+) -> None:
+    """With an exit code of an earlier run lying about, which must not pass for this one's."""
+    stale = telling.folder(poc) / "fetched"
+    stale.mkdir(parents=True)
+    (stale / running.EXIT_CODE).write_text("0")
+    given = launcher(**lost)
+    with pytest.raises(Fault, match="was lost"), running.started(Path("m.yaml")):
+        running.run_there(poc, Path("m.yaml"))
+    assert (given[:2], given[-1]) == (["up", "exec"], "down")
+
+
+def test_a_closed_terminal_ends_the_machine(launcher: Callable[..., list[str]]) -> None:
+    given = launcher()
+    with pytest.raises(KeyboardInterrupt, match="SIGHUP"), running.started(Path("m.yaml")):
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(5)
+    assert given == ["up", "down"]
+
+
+def test_a_machine_that_cannot_be_ended_is_said_to_cost_money(
+    launcher: Callable[..., list[str]],
+) -> None:
+    launcher(down=1)
+    with pytest.raises(Fault, match="may still cost money"), running.started(Path("m.yaml")):
+        pass
+
+
+def test_what_a_machine_was_up_beside_its_stages_is_charged(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    picked = pick(poc, settings, run, book=book)
+    began = START - timedelta(minutes=5)
+    with Ledger.open(settings.ledger_url) as ledger:
+        ledger.add(charge(run=run.run_id, resource="g5.xlarge", market="spot"))  # 15 s
+        ended = began + timedelta(minutes=10)
+        added = running.charge_rest(ledger, poc, run, picked, began=began, ended=ended)
+        assert added is not None and added.stage == "machine" and added.market == "spot"
+        assert added.quantity == Decimal(585)
+        assert added.amount_usd == pytest.approx(Decimal(585) * Decimal("0.25") / 3600)
+        assert running.charge_rest(ledger, poc, run, picked, began=began, ended=began) is None

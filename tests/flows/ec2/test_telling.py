@@ -1,0 +1,123 @@
+"""What Ray's launcher is told: type, market, zone, tags, files, and no secret."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows import runs
+from flows.ec2 import telling
+from flows.ec2.picking import pick
+from tests.flows.ec2.places import REPOSITORY, on_postgres
+from turbo_vaed.costs import PriceBook
+from turbo_vaed.errors import UserError
+from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+
+
+def template() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((REPOSITORY / telling.TEMPLATE).read_text())
+    return found
+
+
+def test_what_would_be_lost_with_the_machine_is_named(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    embedded = dataclasses.replace(
+        settings, mlflow_tracking_uri="sqlite:///state/mlflow.db", checkpoints_url="work"
+    )
+    picked = pick(poc, settings, run, book=book)
+    with pytest.raises(UserError) as told:
+        telling.prepare(poc, embedded, picked, run, name=telling.PLANNED)
+    for name in ("TURBO_VAED_LEDGER_URL", "MLFLOW_TRACKING_URI", "TURBO_VAED_CHECKPOINTS"):
+        assert name in str(told.value)
+    assert not (poc.work / "ec2").exists()
+
+
+def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
+    poc: Poc,
+    settings: Settings,
+    run: runs.Run,
+    book: PriceBook,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cr3t 'quoted'")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-the-machine")
+    (settings.root / ".gitignore").write_text("/work/\n/secret\n")
+    (settings.root / "secret").touch()
+    elsewhere = tmp_path / "their videos"
+    elsewhere.mkdir()
+    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, source=str(elsewhere)))
+    picked = pick(poc, settings, run, book=book)
+    written = telling.prepare(poc, on_postgres(settings), picked, run, name=telling.MACHINE)
+    text = written.read_text()
+    config = yaml.safe_load(text)
+    assert "s3cr3t" not in text and "not-for-the-machine" not in text
+    assert config["cluster_name"] == f"turbo-vaed-{run.run_id}"
+    assert config["provider"]["region"] == "eu-central-1"
+    assert config["provider"]["availability_zone"] == "eu-central-1b"
+    node = config["available_node_types"]["machine"]["node_config"]
+    assert node["InstanceType"] == "g5.xlarge"
+    assert node["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert node["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert node["UserData"] == "#!/bin/sh\nshutdown -h +5700\n"
+    tags = {tag["Key"]: tag["Value"] for tag in node["TagSpecifications"][0]["Tags"]}
+    assert tags["turbo-vaed:run"] == run.run_id and tags["turbo-vaed:customer"] == "demo"
+    kinds = [spec["ResourceType"] for spec in node["TagSpecifications"]]
+    assert kinds == ["instance", "volume", "spot-instances-request"]
+    mounts = config["file_mounts"]
+    assert all(Path(here).exists() for here in mounts.values())
+    sent = Path(mounts["~/turbo-vaed"])
+    assert (sent / "params.yaml").is_file() and (sent / "infra/ray/machine.yaml").is_file()
+    assert not (sent / "secret").exists() and not (sent / "work").exists()
+    assert mounts["~/turbo-vaed/work/demo/distill"] == str(poc.work / "distill")
+    assert mounts["~/turbo-vaed/assets/teachers/tiny-ltx"].endswith("assets/teachers/tiny-ltx")
+    assert not any("/ec2" in place for place in mounts)
+    assert mounts["~/sources/demo"] == str(elsewhere)
+    assert f"sudo ln -sfn ~/sources/demo '{elsewhere}'" in config["setup_commands"]
+    environment = poc.work / "ec2" / "environment"
+    assert environment.stat().st_mode & 0o077 == 0, "others must not read it"
+    shown = subprocess.run(
+        ["sh", "-c", f". {environment} 2> /dev/null; echo $MLFLOW_TRACKING_PASSWORD $RAY_ADDRESS"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == "s3cr3t 'quoted' auto\n"
+    assert "AWS_SECRET" not in environment.read_text()
+
+
+def test_on_demand_asks_for_no_zone(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    picked = pick(poc, settings, run, book=book, market="on-demand")
+    config = telling.configuration(poc, run, picked, template())
+    node = config["available_node_types"]["machine"]["node_config"]
+    assert "InstanceMarketOptions" not in node and "availability_zone" not in config["provider"]
+    assert [s["ResourceType"] for s in node["TagSpecifications"]] == ["instance", "volume"]
+
+
+def test_a_template_that_lacks_a_part_is_named(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    picked = pick(poc, settings, run, book=book)
+    with pytest.raises(UserError, match=r"infra/ray/machine\.yaml lacks 'provider'"):
+        telling.configuration(
+            poc, run, picked, {k: v for k, v in template().items() if k != "provider"}
+        )
+
+
+def test_a_machine_that_may_be_up_is_not_forgotten(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    picked = pick(poc, settings, run, book=book)
+    telling.prepare(poc, on_postgres(settings), picked, run, name=telling.MACHINE)
+    for name in (telling.MACHINE, telling.PLANNED):
+        with pytest.raises(UserError, match=r"may be up: .*turbo-vaed ec2 down demo"):
+            telling.prepare(poc, on_postgres(settings), picked, run, name=name)
