@@ -14,8 +14,10 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -124,6 +126,9 @@ def report_seconds(folder: Path, count: int, rounds: int) -> dict[str, Any]:
         seconds = statistics.median(took for took, _ in timed)
         groups = timed[0][1]
         one, _ = seconds_of(lambda: ledger.total(run=groups[0].run))
+        say("turbo-vaed cost report --month, as a command")
+        command = [seconds_of(lambda: commanded(folder, path)) for _ in range(rounds)]
+        alone, _ = seconds_of(lambda: commanded(folder, folder / "empty.db"))
         say("the month by reading every charge")
         plain_seconds, plain_groups = seconds_of(lambda: plainly(ledger))
     assert groups == plain_groups, "both ways give the same"
@@ -136,9 +141,32 @@ def report_seconds(folder: Path, count: int, rounds: int) -> dict[str, Any]:
         "plain_seconds": round(plain_seconds, 3),
         "ratio_vs_plain": round(plain_seconds / seconds, 1),
         "total_of_a_run_seconds": round(one, 4),
+        "command_seconds": round(statistics.median(took for took, _ in command), 3),
+        "command_seconds_of_an_empty_ledger": round(alone, 3),
         "write_seconds": round(fill, 1),
         "database_mb": round(path.stat().st_size / 1e6, 1),
     }
+
+
+def commanded(folder: Path, ledger: Path) -> None:
+    """`turbo-vaed cost report` of the month, as a person runs it: a process of its own."""
+    (folder / "checkout").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "params.yaml", folder / "checkout" / "params.yaml")
+    (folder / "checkout" / "dvc.yaml").touch()
+    environment = os.environ | {
+        "TURBO_VAED_ROOT": str(folder / "checkout"),
+        "TURBO_VAED_LEDGER_URL": f"sqlite:///{ledger}",
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "turbo_vaed.cli",
+        "cost",
+        "report",
+        "--month",
+        f"{MONTH[0]:%Y-%m}",
+    ]
+    subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
 
 
 def take(made: Iterator[Charge]) -> list[Charge]:

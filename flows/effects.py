@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,25 @@ from flows import runs
 from turbo_vaed import mlflow_runs, registry
 from turbo_vaed.costs import Ledger, allowance, due, require_allowance, summarise
 from turbo_vaed.costs.meter import UNIT
-from turbo_vaed.errors import BudgetRefused, UserError
+from turbo_vaed.dataset.ray_session import ray_session
+from turbo_vaed.errors import BudgetRefused, Unreachable, UserError
 from turbo_vaed.export import RUNTIMES
 from turbo_vaed.poc import Poc
-from turbo_vaed.report import Failure, Registration, collect, write_report
+from turbo_vaed.report.collect import collect
+from turbo_vaed.report.context import Failure, Registration
+from turbo_vaed.report.page import write_report
 from turbo_vaed.report.roi_facts import cost_of_poc
 from turbo_vaed.report.words import headline
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages import waiting
 from turbo_vaed.stages.estimates import estimate_run
 from turbo_vaed.stages.export import further_shapes, wanted
 from turbo_vaed.stages.fit import student_config
-from turbo_vaed.stages.prices import limits_of, price_in_words, price_of
+from turbo_vaed.stages.prices import limits_of, nodes_of, price_in_words, price_of
+from turbo_vaed.stages.quote import cheapest_elsewhere
 from turbo_vaed.stages.storage import book_storage
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +157,16 @@ def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> s
         charged = {group.stage for group in ledger.grouped(run=run.run_id) if group.unit == UNIT}
         if "distill" in charged:
             return f"run {run.run_id} goes on"
-        found = estimate_run(poc, settings, ledger, stages=stale, may_spend_usd=may_spend.usd)
+        found = estimate_run(
+            poc,
+            settings,
+            ledger,
+            stages=stale,
+            may_spend_usd=may_spend.usd,
+            cheaper=partial(cheapest_elsewhere, poc, settings),
+        )
     if found is None:
-        return f"no estimate, for no pace was measured yet; {may_spend.by} is the limit"
+        return f"no estimate, for nothing is distilled or timed; {may_spend.by} is the limit"
     return f"estimated at {found}; {may_spend.by} is the limit"
 
 
@@ -223,7 +239,9 @@ def report(
     """
     params = poc.params
     with Ledger.open(settings.ledger_url) as ledger:
-        book_storage(poc, ledger, run=run.run_id, began=run.started_at, ended=datetime.now(UTC))
+        now = datetime.now(UTC)
+        book_storage(poc, ledger, settings, run=run.run_id, began=run.started_at, ended=now)
+        _book_waiting(poc, settings, ledger, run)
         costs = summarise(ledger, run.run_id, params.budget.run_usd)
         cost = cost_of_poc(ledger, poc.customer)
     context = collect(
@@ -257,6 +275,19 @@ def report(
     if is_begun:
         poc.not_started.unlink(missing_ok=True)
     return Reported(path=path, sentence=headline(context))
+
+
+def _book_waiting(poc: Poc, settings: Settings, ledger: Ledger, run: runs.Run) -> None:
+    """Charge a cluster's nodes to the end of the run; one that has gone by then is not charged."""
+    seen = poc.work / waiting.FILE
+    if not settings.on_a_cluster or not seen.is_file():
+        return
+    nodes = nodes_of(poc.params, settings, "distill")
+    try:
+        with ray_session(settings.ray_address):
+            waiting.book_waiting(ledger, nodes, seen, run=run.run_id, customer=poc.customer)
+    except (Unreachable, BudgetRefused) as error:  # the report is worth more than this charge
+        log.warning("the cluster's nodes are charged to its last stage only: %s", error)
 
 
 def lineage(poc: Poc) -> dict[str, str]:

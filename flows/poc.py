@@ -25,7 +25,7 @@ from flows import dvc, effects, runs
 from flows.effects import Outcome
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError
 from turbo_vaed.poc import STAGES, Poc
-from turbo_vaed.report import Failure
+from turbo_vaed.report.context import Failure
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.prices import RAY_STAGES
 

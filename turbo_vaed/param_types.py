@@ -14,4 +14,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 # YAML numbers arrive as float: str() keeps the digits that the person typed.
 Money = Annotated[Decimal, BeforeValidator(lambda v: str(v) if isinstance(v, float) else v)]
-PositiveMoney = Annotated[Money, Field(gt=0)]
+PositiveMoney = Annotated[Money, Field(gt=0, lt=10**9)]
+Price = Annotated[Money, Field(ge=0, lt=1000)]
+"""USD per hour of a machine, per GB and month, per GB: more is a mistake of the unit."""
+Hours = Annotated[float, Field(gt=0, le=24 * 366)]

@@ -19,7 +19,16 @@ from pydantic.dataclasses import dataclass
 
 from turbo_vaed.device_params import DeviceProfile, parse_profile
 from turbo_vaed.errors import UserError
-from turbo_vaed.param_types import STRICT, Count, Money, Positive, PositiveMoney, Share
+from turbo_vaed.param_types import (
+    STRICT,
+    Count,
+    Hours,
+    Money,
+    Positive,
+    PositiveMoney,
+    Price,
+    Share,
+)
 from turbo_vaed.roi_params import Assumption as Assumption
 from turbo_vaed.roi_params import RoiParams as RoiParams
 
@@ -34,7 +43,7 @@ class BudgetParams:
     total_month_usd: PositiveMoney | None
     """Of all customers together."""
     warn_share: Share
-    reserve_seconds: Annotated[float, Field(ge=0)]
+    reserve_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -45,9 +54,9 @@ class CandidateParams:
     region: str
     zones: tuple[str, ...]
     """Whose spot prices are compared."""
-    speed: Positive
+    speed: Annotated[float, Field(gt=0, le=1e6)]
     """Times the steps per second of the machine that params.yaml is used on."""
-    interruptions_per_hour: Annotated[float, Field(ge=0)]
+    interruptions_per_hour: Annotated[float, Field(ge=0, le=60)]
     """Of a spot machine."""
     source: str
     """Where the last two come from."""
@@ -55,14 +64,18 @@ class CandidateParams:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PriceParams:
-    local_usd_per_hour: Annotated[Money, Field(ge=0)] | None
+    local_usd_per_hour: Price | None
     """USD per hour of this machine; null is an unknown price, which stops a run."""
-    cluster_usd_per_hour: Annotated[Money, Field(ge=0)] | None
+    cluster_usd_per_hour: Annotated[Money, Field(ge=0, lt=100_000)] | None
     """USD per hour of all nodes of the Ray cluster in RAY_ADDRESS together; null: each node by its
     labels, at its EC2 price."""
-    storage_usd_per_gb_month: Annotated[Money, Field(ge=0)]
+    storage_usd_per_gb_month: Price
     """USD for 1e9 bytes of disk for 30 days: of clips, latents, targets and checkpoints."""
-    quote_hours: Positive
+    bucket_usd_per_gb_month: Price
+    """USD for 1e9 bytes of a bucket for 30 days: of checkpoints in TURBO_VAED_CHECKPOINTS."""
+    transfer_out_usd_per_gb: Price
+    """USD for 1e9 bytes out of AWS, into which they go for nothing."""
+    quote_hours: Hours
     """An EC2 price that was read longer ago is read again."""
     candidates: tuple[CandidateParams, ...]
     """Compared by `turbo-vaed cost quote`."""

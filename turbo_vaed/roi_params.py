@@ -38,9 +38,11 @@ class RoiParams:
     frame_megapixels: Assumption
     """Of the product's video."""
     gpu_speedup: Assumption
-    """One GPU of the cloud over one CPU thread of the host that measured the teacher."""
+    """One GPU of the cloud over one CPU thread of the host that measured the teacher; not used
+    where that host timed it on a GPU of its own."""
     phone_speedup: Assumption
-    """A phone over one CPU thread of the host that measured the student."""
+    """A phone over one CPU thread of the host that measured the student; not used where the gate
+    measured on a phone."""
     gpu_usd_per_hour: Assumption
     egress_usd_per_gb: Assumption
     video_mb_per_minute: Assumption

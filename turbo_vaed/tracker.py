@@ -25,6 +25,16 @@ class Used:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Following:
+    """What has to be paid after distillation, as it was measured in earlier runs."""
+
+    seconds: float = 0.0
+    """Of evaluate, export and gate, on one machine."""
+    usd: Decimal = Decimal(0)
+    """Of what is not time: disk, buckets and transfer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tracker:
     """The run around a stage. The default one is of no run, and works without any server."""
 
@@ -32,6 +42,8 @@ class Tracker:
     """The run's spend so far, from the ledger; None where no ledger is kept."""
     may_spend_usd: Callable[[], Decimal] | None = None
     """By the whole run, as its own budget and those of the month leave it; above 0."""
+    following: Callable[[], Following] | None = None
+    """What the customer's earlier runs have paid after distillation; None where no ledger is."""
     usd_per_hour: Callable[[], Decimal] | None = None
     """Of all nodes that the stage holds now."""
     mark_wasted: Callable[[datetime, datetime, str], object] | None = None

@@ -1,4 +1,4 @@
-"""A machine from its start to its end: the run on it, what it made, what it cost."""
+"""A machine from its start to its end: the run on it, and what it made."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import yaml
 
-from flows import runs
-from flows.ec2.picking import Picked
 from flows.ec2.telling import HOME, folder
-from turbo_vaed.costs import Charge, Ledger
-from turbo_vaed.costs.meter import UNIT
-from turbo_vaed.costs.money import per_second, quantise_usd
 from turbo_vaed.errors import Fault
 from turbo_vaed.poc import Poc
 from turbo_vaed.stages.estimates import PACE
 
-STAGE = "machine"
-"""What the ledger has of a machine beside its stages: start, set-up, copies, end."""
 EXIT_CODE = "exit-code"
 _ENDS_ITSELF_MINUTES = 15
 """After the run there has ended, where nobody here ends the machine before."""
+
+
+class Ran(NamedTuple):
+    """A run that has ended on its machine."""
+
+    exit_code: int
+    fetched_bytes: int
 
 
 @contextmanager
@@ -80,8 +79,8 @@ def end(config: Path) -> None:
     config.unlink(missing_ok=True)
 
 
-def run_there(poc: Poc, config: Path) -> int:
-    """Run the PoC on the machine and fetch what it made; returns its exit code.
+def run_there(poc: Poc, config: Path) -> Ran:
+    """Run the PoC on the machine and fetch what it made.
 
     Raises:
         Fault: the machine was lost, or cannot be reached any more.
@@ -107,10 +106,11 @@ def run_there(poc: Poc, config: Path) -> int:
             "the machine was lost, or cannot be reached; run the same command again to go on from "
             "the last checkpoint on the machine that is cheapest then"
         )
+    size = sum(path.stat().st_size for path in fetched.rglob("*") if path.is_file())
     _take_over(poc, fetched)
-    found = int((fetched / EXIT_CODE).read_text())
+    code_there = int((fetched / EXIT_CODE).read_text())
     shutil.rmtree(fetched)
-    return found
+    return Ran(code_there, size)
 
 
 def _take_over(poc: Poc, fetched: Path) -> None:
@@ -129,48 +129,6 @@ def _take_over(poc: Poc, fetched: Path) -> None:
     own = {k: v for k, v in theirs["stages"].items() if k.endswith(f"@{poc.customer}")}
     whole["stages"] = {**whole["stages"], **own}
     lock.write_text(yaml.safe_dump(whole, sort_keys=False))
-
-
-def charge_rest(
-    ledger: Ledger, poc: Poc, run: runs.Run, picked: Picked, *, began: datetime, ended: datetime
-) -> Charge | None:
-    """Charge what the machine was up beside the stages that were charged there; None if nothing.
-
-    At the price of when it was picked. A machine that outlived the process that started it was up
-    for longer: `turbo-vaed cost reconcile` shows that.
-    """
-    machine = picked.choice.machine
-    assert machine.usd_per_hour is not None and machine.market != "local"
-    charged = sum(
-        (
-            charge.quantity
-            for charge in ledger.charges(run=run.run_id)
-            if charge.unit == UNIT and charge.resource == machine.instance_type
-            and charge.started_at >= began
-        ),
-        start=Decimal(0),
-    )  # fmt: skip
-    rest = Decimal(str((ended - began).total_seconds())) - charged
-    if rest <= 0:
-        return None
-    price = per_second(machine.usd_per_hour)
-    charge = Charge(
-        run=run.run_id,
-        customer=poc.customer,
-        stage=STAGE,
-        resource=machine.instance_type,
-        market=machine.market,
-        quantity=rest,
-        unit=UNIT,
-        unit_price_usd=price,
-        amount_usd=quantise_usd(rest * price),
-        started_at=began,
-        ended_at=ended,
-        useful="useful",
-        price_source="start, set-up and end, at the price of when the machine was picked",
-    )
-    ledger.add(charge)
-    return charge
 
 
 def _ray(*arguments: str) -> int:

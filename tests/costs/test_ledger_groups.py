@@ -185,3 +185,12 @@ def test_sums_of_a_group_and_their_parts_agree(url: str) -> None:
         spans = zip([None, *cuts], [*cuts, None], strict=True)
         parts = [g.amount_usd for a, b in spans for g in ledger.grouped(since=a, until=b)]
     assert total_usd(parts) == whole == total_usd(c.amount_usd for c in MANY)
+
+
+def test_the_span_is_from_the_first_beginning_to_the_last(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        assert ledger.span() is None
+        ledger.add_all([charge(100), charge(7, stage="gate"), charge(900, customer="acme")])
+        assert ledger.span() == (START + timedelta(seconds=7), START + timedelta(seconds=900))
+        assert ledger.span(customer="acme") == (START + timedelta(seconds=900),) * 2
+        assert ledger.span(customer="nobody") is None

@@ -403,3 +403,29 @@ def test_whatever_comes_and_goes_the_rows_add_up_to_what_the_meter_says(
     for name, (seconds, usd) in by_resource(ledger.rows).items():
         price = Decimal(name.split()[-1]) if name != "x" else Decimal("0.1")
         assert abs(Fraction(usd) - Fraction(seconds) * Fraction(price) / 3600) < Fraction(1, 10**11)
+
+
+def test_a_clock_that_is_set_back_between_two_stages_loses_and_doubles_nothing(
+    tmp_path: Path,
+) -> None:
+    """What a stage takes is counted by a clock that never goes back; only its dates are wrong."""
+    moments = (START, START - timedelta(hours=2), START - timedelta(seconds=30))
+    clock = Clock()
+    rate = Rate(resource="host", market="local", usd_per_hour=PRICE, source="a test")
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        for moment in moments:
+            with Meter(
+                ledger,
+                run="demo-1",
+                customer="demo",
+                stage="distill",
+                nodes=steady(rate),
+                interval_seconds=3600,
+                clock=clock,
+                now=lambda moment=moment: moment,  # type: ignore[misc]
+            ):
+                clock.now += 60 * 10**9
+        charges = ledger.charges()
+        assert ledger.total() == 3 * time_usd(60 * 10**6, PRICE)
+    assert sorted(c.started_at for c in charges) == sorted(moments)
+    assert all(c.ended_at - c.started_at == timedelta(seconds=60) for c in charges)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -300,3 +301,15 @@ def test_rows_that_agree_are_shown_when_asked_for() -> None:
 def test_bill_rows_are_values() -> None:
     with pytest.raises(AttributeError):
         BillRow(customer="a", run="b", usd=Decimal(1)).usd = Decimal(2)  # type: ignore[misc]
+
+
+def test_a_bucket_is_billed_to_the_project_and_to_no_run() -> None:
+    """With what was carried out of it; a disk of this machine is not billed at all."""
+    kept = [charge("2", unit="GB-month"), charge("1", unit="GB", run="acme-2"), charge("5")]
+    disk = charge("7", unit="GB-month", market="local")
+    shared = replace(billed("3"), customer=None, run=None)
+    found = reconcile([*kept, disk], bill(billed("5"), shared))
+    assert not found.differing and found.not_billed_usd == 7
+    alone = reconcile(kept, bill(billed("5")))
+    (row,) = alone.differing
+    assert (row.customer, row.run, row.what, row.ledger_usd) == (None, None, "ledger only", 3)

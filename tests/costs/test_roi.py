@@ -243,6 +243,12 @@ def test_impossible_inputs_are_refused(name: str, ends: tuple[object, ...], said
         Input(name=name, low=low, likely=middle, high=high, source="x")
 
 
+def test_an_input_is_what_its_quantity_is_unless_it_was_measured() -> None:
+    assert {one.name: one.kind for one in exact()} == {n: q.kind for n, q in INPUTS.items()}
+    one = Input.exact("gpu_speedup", Decimal(1), "a GPU", is_measured=True)
+    assert (INPUTS[one.name].kind, one.kind) == ("assumed", "measured")
+
+
 def test_a_float_and_a_figure_without_source_are_refused() -> None:
     with pytest.raises(UserError, match="finite Decimal"):
         Input(name="devices", low=1.0, likely=1.0, high=1.0, source="x")  # type: ignore[arg-type]

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from turbo_vaed.costs import Charge, Ledger, total_usd
 from turbo_vaed.costs.accounts import Customer, Distillation, Figure, Statement
+from turbo_vaed.costs.aws_prices import OLD_PRICE
 from turbo_vaed.costs.ledger import ChargeGroup
 from turbo_vaed.costs.months import Month
 from turbo_vaed.costs.statement import run_that_covers, statement
 from turbo_vaed.costs.waste import waste_corrections
+from turbo_vaed.report.costs import said
 
 JULY, AUGUST = Month(year=2026, number=7), Month(year=2026, number=8)
 PRICES = {"g5.xlarge": Decimal("1.00")}
@@ -298,3 +300,20 @@ def test_a_history_belongs_to_the_one_run_that_was_charged_meanwhile() -> None:
     assert run_that_covers(found, "acme", nine, noon) is None
     assert run_that_covers([*found, group(run="twin")], "acme", ten, ten) is None
     assert run_that_covers([], "acme", ten, noon) is None
+
+
+def test_what_was_charged_at_an_old_price_is_said_with_its_reason() -> None:
+    """Of two runs one, and of that its spot machine."""
+    old = f"{OLD_PRICE} 2026-07-31 09:00 UTC: AWS says ExpiredToken"
+    found = stated(
+        [
+            group("2", price_source=f"EC2 spot price history, g5.xlarge; {old}"),
+            group("1", stage="gate"),
+            group("4", run="acme-2"),
+        ]
+    )
+    first, second = found.runs
+    assert (first.old_usd, first.old_prices) == (Decimal(2), (old,))
+    assert (second.old_usd, second.old_prices) == (Decimal(0), ())
+    (note,) = [note for note in said.notes(found) if "old price" in note]
+    assert note == f"Run acme-1 of acme was charged $2.00 at old prices: {old}."

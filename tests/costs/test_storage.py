@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 
 from turbo_vaed.costs import Ledger
 from turbo_vaed.costs.storage import storage_charge
+from turbo_vaed.costs.transfer import transfer_charge
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
 from turbo_vaed.stages.storage import book_storage
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -66,7 +69,8 @@ def test_what_a_run_kept_is_charged_once_and_only_for_its_own_time(tmp_path: Pat
         os.utime(path, (written, written))
     ended = NOON + timedelta(hours=3)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        book = partial(book_storage, poc, ledger, run="demo-1", began=NOON)
+        settings = Settings.from_environment(tmp_path)
+        book = partial(book_storage, poc, ledger, settings, run="demo-1", began=NOON)
         assert book(ended=ended) == Decimal("0.006"), "a dollar per GB and hour: 3 hours, 2 and 1"
         assert book(ended=ended) == 0
         assert book(ended=ended + timedelta(hours=1)) == Decimal("0.003"), "a second try"
@@ -77,3 +81,53 @@ def test_what_a_run_kept_is_charged_once_and_only_for_its_own_time(tmp_path: Pat
         ("clip", "disk (clip)", Decimal("0.001")),
         ("distill", "disk (targets)", Decimal("0.002")),
     ]
+
+
+def test_checkpoints_in_a_bucket_are_charged_and_what_was_fetched_from_there(
+    tmp_path: Path,
+) -> None:
+    """A GB for two hours at a dollar an hour; it was read by two workers. Nothing comes twice."""
+    shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
+    poc = Poc.load(tmp_path, "demo")
+    prices = dataclasses.replace(
+        poc.params.prices,
+        storage_usd_per_gb_month=Decimal(0),
+        bucket_usd_per_gb_month=Decimal(720),
+        transfer_out_usd_per_gb=Decimal("0.09"),
+    )
+    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, prices=prices))
+    hour, start = NOON.timestamp() + 3600, {"event": "start", "world": 2, "checkpoint": None}
+    events: list[dict[str, Any]] = [
+        {**start, "at": NOON.timestamp()},
+        {"event": "checkpoint", "at": hour, "step": 1, "name": "1.pt", "bytes": 10**9},
+        {**start, "at": hour + 1800, "checkpoint": "1.pt"},
+    ]
+    poc.progress_file.parent.mkdir(parents=True)
+    poc.progress_file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    settings = Settings.from_environment(tmp_path)
+    in_s3 = dataclasses.replace(settings, checkpoints_url="s3://bucket/of-checkpoints")
+    on_ec2 = dataclasses.replace(in_s3, machine={"turbo-vaed.io/instance-type": "g6.xlarge"})
+    ended = NOON + timedelta(hours=3)
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        book = partial(book_storage, poc, ledger, began=NOON)
+        assert book(settings, run="demo-1", ended=ended) == 0, "they lie in a folder"
+        assert book(on_ec2, run="demo-2", ended=ended) == 2, "within AWS nothing is fetched out"
+        assert book(in_s3, run="demo-3", ended=ended) == Decimal("2.18")
+        assert book(in_s3, run="demo-3", ended=ended) == 0
+        assert book(in_s3, run="demo-3", ended=ended + timedelta(hours=1)) == 1
+        names = [(c.resource, c.unit, c.quantity) for c in ledger.charges(run="demo-3")]
+        assert ("transfer (checkpoints)", "GB", 2) in names
+        assert [name for name, _, _ in names].count("bucket (checkpoints)") == 2
+        late = book_storage(
+            poc, ledger, in_s3, run="demo-4", began=ended, ended=ended + timedelta(hours=1)
+        )
+        assert late == 1, "an earlier run's, from this one's beginning; fetched before it"
+
+
+def test_a_transfer_of_less_than_nothing_is_refused() -> None:
+    for size, usd in ((-1, "0.09"), (1, "-0.09")):
+        with pytest.raises(UserError, match="expected 0 or more of both"):
+            transfer_charge(
+                run="r", customer="c", stage="s", what="w", size_bytes=size, began=NOON,
+                ended=NOON, usd_per_gb=Decimal(usd),
+            )  # fmt: skip

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.costs.charges import charge
 from turbo_vaed.costs import Charge, Ledger, summarise
+from turbo_vaed.costs.aws_prices import OLD_PRICE
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
 
 
 def test_summary_against_the_budget(tmp_path: Path) -> None:
-    def charge(run: str, stage: str, second: int, usd: str, useful: str = "useful") -> Charge:
+    def charged(run: str, stage: str, second: int, usd: str, useful: str = "useful") -> Charge:
         return Charge(
             run=run,
             customer="demo",
@@ -33,10 +35,10 @@ def test_summary_against_the_budget(tmp_path: Path) -> None:
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         ledger.add_all(
             [
-                charge("r", "validate", 0, "1"),
-                charge("r", "distill", 10, "2"),
-                charge("r", "distill", 20, "2", "wasted"),
-                charge("another", "distill", 5, "77"),
+                charged("r", "validate", 0, "1"),
+                charged("r", "distill", 10, "2"),
+                charged("r", "distill", 20, "2", "wasted"),
+                charged("another", "distill", 5, "77"),
             ]
         )
         found = summarise(ledger, "r", budget)
@@ -47,6 +49,14 @@ def test_summary_against_the_budget(tmp_path: Path) -> None:
         ("validate", 10, 1, 0, Decimal("0.2")),
         ("distill", 20, 4, 2, Decimal("0.8")),
     ]
+    assert found.old_prices == ()
     assert (nothing.usd, nothing.stages, nothing.over_usd) == (0, (), 0)
     with pytest.raises(AttributeError):
         found.usd = Decimal(0)  # type: ignore[misc]
+
+
+def test_an_old_price_is_told_once_with_its_reason(tmp_path: Path) -> None:
+    why = f"{OLD_PRICE} 2026-11-21 09:00 UTC: AWS does not answer"
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        ledger.add_all(charge(i, run="r", price_source=f"AWS price list; {why}") for i in range(2))
+        assert summarise(ledger, "r", Decimal(1)).old_prices == (why,)

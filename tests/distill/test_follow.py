@@ -9,6 +9,7 @@ import pytest
 
 from tests.distill.told import END, T0, Books, Clock, follower, lines, start, step, steps
 from turbo_vaed.distill.follow import describe
+from turbo_vaed.distill.seen import seen_in
 from turbo_vaed.errors import CorruptFile
 from turbo_vaed.tracker import Tracker
 
@@ -70,7 +71,7 @@ def test_what_came_after_the_state_that_is_gone_back_to_is_forgotten(path, clock
         return [
             {"event": "warning", "step": number, "at": T0 + number, "kind": "flicker", "text": "x"},
             step(number, number, val_psnr=30.0 + number),
-            {"event": "checkpoint", "step": number, "at": T0 + number, "name": "x"},
+            {"event": "checkpoint", "seconds": 0.5, "step": number, "at": T0 + number, "name": "x"},
         ]
 
     with follower(path, Tracker()) as following:
@@ -240,7 +241,9 @@ def test_a_checkpoint_that_fails_is_told_until_one_is_written(path, clock, capsy
         for event in [start(0), step(1, 1), fails, fails]:
             following.take(event)
         assert following.account.save_error == "S3 answers 500"
-        following.take({"event": "checkpoint", "step": 1, "at": T0 + 3, "name": "x"})
+        following.take(
+            {"event": "checkpoint", "seconds": 0.5, "step": 1, "at": T0 + 3, "name": "x"}
+        )
         assert following.account.save_error == ""
         following.take(fails)
     said = "the checkpoint of step 1 is tried again: S3 answers 500"
@@ -289,9 +292,9 @@ def test_of_a_diverged_run_nothing_is_kept(path, clock, stopped, kept) -> None:
         for event in (
             start(1),
             *steps(1, 5, at=5),
-            {"event": "checkpoint", "step": 5, "at": T0 + 9.5},
+            {"event": "checkpoint", "seconds": 0.5, "step": 5, "at": T0 + 9.5},
             {**END, "step": 5, "at": T0 + 10, "stopped": stopped},
-            {"event": "checkpoint", "step": 5, "at": T0 + 11},
+            {"event": "checkpoint", "seconds": 0.5, "step": 5, "at": T0 + 11},
         ):
             following.take(event)
     assert moments[0] == 9.0
@@ -312,3 +315,15 @@ def test_a_validation_at_a_stop_counts_like_any_other(path, clock) -> None:
     assert (at, figures["val_psnr"], figures["spent_usd"]) == (3, 31.0, 0.0015)
     assert figures["usd_per_tenth_db"] == pytest.approx((0.0015 - 0.0011) / 10)
     assert len(lines(path, "validated")) == 1
+
+
+def test_losses_shorten_the_time_between_checkpoints(path, clock) -> None:
+    """By the same rule as for a driver that starts, and while this one goes on."""
+    with follower(path, Books().tracker()) as following:
+        following.take(start(1))
+        following.take(step(1, 2))
+        before = following.checkpoint_every_seconds
+        following.take(start(30, resumed_from=0))
+        after = following.checkpoint_every_seconds
+    assert after < before
+    assert after == seen_in(path).checkpoint_every_seconds

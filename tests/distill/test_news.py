@@ -18,12 +18,18 @@ from turbo_vaed.distill.worker import _News
 from turbo_vaed.errors import Unreachable
 
 
-def paid(usd: str, usd_per_hour: int = 1, may_spend_usd: str = "0.9") -> Paid:
+def paid(
+    usd: str,
+    usd_per_hour: int = 1,
+    may_spend_usd: str = "0.9",
+    checkpoint_seconds: float = 3600.0,
+) -> Paid:
     return Paid(
         usd=Decimal(usd),
         usd_per_hour=Decimal(usd_per_hour),
         now_usd_per_hour=Decimal(usd_per_hour),
         may_spend_usd=Decimal(may_spend_usd),
+        checkpoint_seconds=checkpoint_seconds,
     )
 
 
@@ -115,3 +121,9 @@ def test_the_driver_tells_and_a_ledger_that_is_away_stops_no_letters(
     assert found is not None and replace(found, age_seconds=0.0) == DEAR and len(asked) >= 2
     assert later is not None and later.usd == DEAR.usd and later.age_seconds > 0
     assert taken == [{"event": "step"}]
+
+
+def test_the_time_between_checkpoints_follows_what_the_run_has_seen(make_job: Any) -> None:
+    """Told with what it has cost: after a loss, say, they come more often."""
+    job = make_job(checkpoint_every="auto")
+    assert job.told(paid("0.1", checkpoint_seconds=7.0)).checkpoint_seconds == 7.0

@@ -22,7 +22,8 @@ from tests.gate.made_up import evidence, use_case
 from turbo_vaed.costs import CostSummary, StageRow
 from turbo_vaed.gate import judge
 from turbo_vaed.params import UseCase
-from turbo_vaed.report import ReportContext, collect
+from turbo_vaed.report.collect import collect
+from turbo_vaed.report.context import ReportContext
 from turbo_vaed.report.screenshot import QUIET_FLAGS, find_browser
 
 STARTED = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
@@ -261,6 +262,7 @@ def cost_summary(stages: Sequence[str], budget_usd: str = "95") -> CostSummary:
         stages=rows,
         budget_usd=Decimal(budget_usd),
         budget_share=total / Decimal(budget_usd),
+        old_prices=(),
         over_usd=max(Decimal(0), total - Decimal(budget_usd)),
     )
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import zarr
 
-from turbo_vaed.report import Failure, ReportContext, render, write_report
-from turbo_vaed.report.context import STAGES
+from turbo_vaed.report.context import STAGES, Failure, ReportContext
+from turbo_vaed.report.page import render, write_report
 
 Gather = Callable[..., ReportContext]
 

@@ -105,7 +105,11 @@ def test_one_scale_for_phone_and_teacher() -> None:
     )  # fmt: skip
     found = pictures.error_map(shot)
     assert found["marks"] == ["0", "4", "8", "12", "16 and more"]
-    assert [still.about for still in found["stills"]] == [
-        "", "29.00 dB (clip)", "mean 12.0, largest 12 levels", "mean 3.0, largest 3 levels"
-    ]  # fmt: skip
+    assert [(still.name, still.about) for still in found["stills"]] == [
+        ("Source", ""),
+        ("Teacher", "30.00 dB (clip)"),
+        ("Phone", "29.00 dB (clip)"),
+        ("Error of the teacher", "mean 3.0, largest 3 levels"),
+        ("Error of the phone", "mean 12.0, largest 12 levels"),
+    ]
     assert all("frame 1 of the clip of x.mp4" in still.alt for still in found["stills"])

@@ -16,7 +16,9 @@ from PIL import Image
 
 from turbo_vaed import params
 from turbo_vaed.costs.roi_inputs import Input
-from turbo_vaed.report import Failure, Registration, ReportContext, media, write_report
+from turbo_vaed.report import media
+from turbo_vaed.report.context import Failure, Registration, ReportContext
+from turbo_vaed.report.page import write_report
 
 LOADED = """new Promise((done) => {
   const ready = () => [...document.querySelectorAll("video")].every((v) => v.readyState >= 2);

@@ -23,7 +23,8 @@ from turbo_vaed.costs.roi import Roi, calculate
 from turbo_vaed.costs.roi_inputs import INPUTS, Input
 from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.params import RoiParams
-from turbo_vaed.report import Failure, ReportContext, render
+from turbo_vaed.report.context import Failure, ReportContext
+from turbo_vaed.report.page import render
 from turbo_vaed.report.roi import document, figures, sensitivities, sentence
 from turbo_vaed.report.roi_facts import cost_of_poc, roi_of_run
 from turbo_vaed.report.tornado import short_usd, tornado, tornado_svg
@@ -127,6 +128,118 @@ def test_every_figure_says_what_it_is_and_who_says_so(
         assert source == f"params.yaml roi.{name}: {getattr(assumptions, name).source}"
 
 
+PHONES = [("adb", "Pixel 8, arm64-v8a, Android 15"), ("device-farm", "Galaxy S24, arm64-v8a"),
+          ("apple", "iPhone 16 Pro, iOS 19, CPU_AND_NE")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "machine"), PHONES)
+def test_a_phone_that_was_measured_is_not_multiplied_by_what_is_assumed_of_phones(
+    documents: Documents, assumptions: RoiParams, kind: str, machine: str
+) -> None:
+    documents["measurement"] |= {
+        "device": "theirs", "device_kind": kind, "machine": machine, "threads": 4
+    }  # fmt: skip
+    roi = roi_of_run(**documents, cost=COST, assumptions=assumptions)
+    one, student = roi.input("phone_speedup"), roi.input("student_seconds_per_minute")
+    assert (one.low, one.likely, one.high, one.kind) == (1, 1, 1, "measured")
+    assert "the package was measured on the phone itself, theirs" in one.source
+    assert "roi.phone_speedup is not used" in one.source
+    rows = figures(roi)
+    assert {row["name"]: row["kind"] for row in rows}["phone_speedup"] == "measured"
+    kinds = [row["kind"] for row in rows]
+    assert kinds == sorted(kinds, key=["computed", "measured", "assumed"].index)
+    clips = Decimal(60 * 25) / 9
+    assert round(student.likely, 9) == round(Decimal(".131") * clips, 9)  # whatever its threads
+    assert f"s of the phone theirs, on {machine}, 4 threads" in student.source
+    assert "CPU-thread" not in student.source
+    teacher = roi.input("teacher_seconds_per_minute")
+    assert round(teacher.likely, 9) == round(Decimal(".310") * 4 * clips, 9)
+    assert machine not in teacher.source  # which is the phone's
+    assert roi.input("gpu_speedup").kind == "assumed"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"device_kind": "host"},
+        {"device": "studio", "device_kind": "apple", "machine": "Apple M3, macOS 15, CPU_AND_NE"},
+        {"device": "theirs", "machine": "Pixel 8, arm64-v8a, Android 15"},  # of before the kind
+    ],
+)
+def test_what_is_no_phone_is_multiplied(
+    documents: Documents, assumptions: RoiParams, changes: dict[str, str]
+) -> None:
+    documents["measurement"] |= {**changes, "threads": 2}
+    roi = roi_of_run(**documents, cost=COST, assumptions=assumptions)
+    one, assumed = roi.input("phone_speedup"), assumptions.phone_speedup
+    assert (one.low, one.likely, one.high) == (assumed.low, assumed.likely, assumed.high)
+    assert one.kind == "assumed"
+    student = roi.input("student_seconds_per_minute")
+    assert round(student.likely, 9) == round(Decimal(".131") * 2 * 60 * 25 / 9, 9)
+    assert "CPU-thread s of" in student.source
+
+
+def test_a_teacher_that_was_timed_on_a_gpu_is_not_divided_by_what_is_assumed_of_gpus(
+    documents: Documents, assumptions: RoiParams
+) -> None:
+    documents["measurement"] |= {
+        "teacher_gpu_latency_seconds": [0.004, 0.002, 0.003], "teacher_gpu": "NVIDIA L4",
+        "threads": 2,
+    }  # fmt: skip
+    roi = roi_of_run(**documents, cost=COST, assumptions=assumptions)
+    one, teacher = roi.input("gpu_speedup"), roi.input("teacher_seconds_per_minute")
+    assert (one.low, one.likely, one.high, one.kind) == (1, 1, 1, "measured")
+    assert "timed on the GPU itself, NVIDIA L4" in one.source
+    assert "roi.gpu_speedup is not used" in one.source
+    clips = Decimal(60 * 25) / 9
+    for value, sample in zip(
+        (teacher.low, teacher.likely, teacher.high), (".002", ".003", ".004"), strict=True
+    ):
+        assert round(value, 9) == round(Decimal(sample) * clips, 9)
+    assert "teacher_gpu_latency_seconds: GPU s of NVIDIA L4" in teacher.source
+    assert roi.likely.gpu_seconds_per_minute == teacher.likely * roi.likely.scale
+    assert roi.input("phone_speedup").kind == "assumed"
+    student = roi.input("student_seconds_per_minute")
+    assert round(student.likely, 9) == round(Decimal(".131") * 2 * clips, 9)
+
+
+def test_of_a_gpu_that_failed_the_assumption_stands(
+    documents: Documents, assumptions: RoiParams
+) -> None:
+    documents["measurement"]["teacher_gpu_failed"] = "CUDA out of memory"
+    roi = roi_of_run(**documents, cost=COST, assumptions=assumptions)
+    assert roi.input("gpu_speedup").likely == assumptions.gpu_speedup.likely
+    source = roi.input("teacher_seconds_per_minute").source
+    assert "this host's CPU, its GPU failed (CUDA out of memory), on x86_64" in source
+
+
+def test_the_teachers_machine_is_named_where_the_package_ran_elsewhere(
+    documents: Documents, assumptions: RoiParams
+) -> None:
+    documents["measurement"] |= {
+        "device": "pixel", "device_kind": "adb", "machine": "Pixel 8", "teacher_machine": "EPYC"
+    }  # fmt: skip
+    roi = roi_of_run(**documents, cost=COST, assumptions=assumptions)
+    assert "no GPU, on EPYC, 1 thread, 5 runs" in roi.input("teacher_seconds_per_minute").source
+
+
+def test_the_range_of_gpus_reaches_to_what_this_project_measured(assumptions: RoiParams) -> None:
+    """Of the published teachers at 512x512: the H200's frames a second over one CPU thread's."""
+    cpu, gpu = (
+        json.loads((ROOT / f"bench/results/decode{which}.json").read_text())
+        for which in ("", "_gpu")
+    )
+    ratios = []
+    for name in ("ltx", "hunyuan", "cogvideox"):
+        seconds = cpu[name]["seconds"]["teacher_fp32"] * cpu["threads"]
+        on_thread = cpu[name]["frames"] / seconds * (cpu[name]["side"] / 512) ** 2
+        ratios.append(gpu[f"{name}:512x512"]["fps"]["teacher"] / on_thread)
+    one = assumptions.gpu_speedup
+    assert float(one.high) == pytest.approx(max(ratios), rel=0.02)
+    assert f"{round(min(ratios), -1):,.0f} to {round(max(ratios), -1):,.0f} times" in one.source
+
+
 @pytest.mark.parametrize(
     ("absent", "said"),
     [("clips", "the videos' frame rate"), ("package", "the package"),
@@ -209,6 +322,10 @@ def test_the_sentence_says_saving_payback_and_what_it_hinges_on(assumptions: Roi
         r"1,000,000 per month\. But a phone as assumed decodes at 0\.12\d+ of real time: ",
         said,
     ), said
+    measured = Input.exact("phone_speedup", Decimal(1), "a phone", is_measured=True)
+    others = [one for one in of_bench("ltx", assumptions).inputs if one.name != measured.name]
+    said = sentence(calculate([*others, measured]))
+    assert "But the phone that was measured decodes at 0.02" in said, said
     roi = of_bench("ltx", assumptions)
     assert "of real time" not in sentence(roi)
     assert "after the horizon of 36 months" in sentence(roi)
@@ -322,6 +439,18 @@ def test_the_page_shows_the_sentence_the_kinds_and_the_tornado(
     assert counts == {"measured": 6, "assumed": 13, "computed": 8}
     assert 'class="chart tornado"' in shown and '<a href="#roi">' in page
     assert section(render(gather(work))) == ""
+
+
+def test_the_page_tells_what_was_measured_after_all_from_what_is_assumed(
+    work: Path, gather: Gather, assumptions: RoiParams
+) -> None:
+    path = work / "gate/measurement.json"
+    changes = {"device": "pixel", "device_kind": "adb", "teacher_gpu": "NVIDIA L4",
+               "teacher_gpu_latency_seconds": [0.002]}  # fmt: skip
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    shown = section(render(gather(work, assumptions=assumptions, cost_of_poc=COST)))
+    counts = {kind: shown.count(f">{kind}</span>") for kind in ("measured", "assumed", "computed")}
+    assert counts == {"measured": 8, "assumed": 11, "computed": 8}
 
 
 def test_a_package_that_fails_the_gate_returns_nothing_yet(

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from turbo_vaed.errors import Fault, UserError
-from turbo_vaed.report import screenshot
+from turbo_vaed.report.screenshot import screenshot
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from turbo_vaed.report import ReportContext, render, words
+from turbo_vaed.report import words
+from turbo_vaed.report.context import ReportContext
 from turbo_vaed.report.curves import Curve, curves
+from turbo_vaed.report.page import render
 from turbo_vaed.report.training import MOST_LISTED, training
 
 Gather = Callable[..., ReportContext]

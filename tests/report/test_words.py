@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_vaed import gate
-from turbo_vaed.report import Failure, ReportContext, render, tables, words
+from turbo_vaed.report import tables, words
+from turbo_vaed.report.context import Failure, ReportContext
+from turbo_vaed.report.page import render
 
 Gather = Callable[..., ReportContext]
 

@@ -13,8 +13,11 @@ import torch
 import zarr
 
 from turbo_vaed.dataset.manifest import write_manifest
+from turbo_vaed.device_params import AdbProfile
 from turbo_vaed.devices import Measurement
-from turbo_vaed.errors import CorruptFile
+from turbo_vaed.devices.host import machine
+from turbo_vaed.devices.teacher import TeacherTimes
+from turbo_vaed.errors import CorruptFile, Fault
 from turbo_vaed.export import load_package
 from turbo_vaed.gate import read_verdict
 from turbo_vaed.models import TurboVaedDecoder
@@ -72,6 +75,7 @@ def test_verdict_is_of_these_bytes_and_measurements(judged, files):
     assert measured["cold_start_seconds"] == measurement.cold_start_seconds
     latencies = (document["latency_seconds"], document["teacher_latency_seconds"])
     assert [len(samples) for samples in latencies] == [6, 3]  # of two processes, and of one
+    assert (document["device_kind"], document["teacher_machine"]) == ("host", machine())
     assert [len(samples) for samples in measurement.seconds_by_process] == [3, 3]
     ratio = measurement.latency.median / statistics.median(latencies[1])
     assert measured["latency_ratio"] == pytest.approx(ratio)
@@ -101,7 +105,8 @@ def remeasured(judged, monkeypatch, files):
             return Measurement.from_json(document)
 
         monkeypatch.setattr(gate, "measure_on", again)
-        monkeypatch.setattr(gate, "measure_teacher", lambda *a, **k: (1.0, 2.0, 3.0))
+        times = TeacherTimes(machine="a processor", seconds=(1.0, 2.0, 3.0))
+        monkeypatch.setattr(gate, "measure_teacher", lambda *a, **k: times)
 
     return patch
 
@@ -110,6 +115,65 @@ def failed_checks(poc: Poc) -> set[str]:
     verdict = read_verdict(poc.folder("gate") / "verdict.json")
     assert (verdict.result == "fails") == bool(verdict.failed)
     return {check.name for check in verdict.failed}
+
+
+def test_where_the_host_has_a_gpu_the_teacher_is_timed_there_too(
+    judged_copy, remeasured, monkeypatch, files
+):
+    remeasured()
+    asked = []
+
+    def measure(*_, plan, device, precision, **__):
+        asked.append((device, precision, plan.max_warmup))
+        if device == "cuda":
+            return TeacherTimes(machine="NVIDIA L4", seconds=(0.01, 0.02))
+        return TeacherTimes(machine="a processor", seconds=(1.0, 2.0, 3.0))
+
+    monkeypatch.setattr(gate, "measure_teacher", measure)
+    monkeypatch.setattr(gate, "has_gpu", lambda: True)
+    longer = dataclasses.replace(judged_copy.params.gate, max_warmup=20)
+    params = dataclasses.replace(judged_copy.params, gate=longer)
+    figures = gate.run(dataclasses.replace(judged_copy, params=params))
+    assert asked == [("cpu", "float32", 2), ("cuda", "bfloat16", 20)]
+    document = files.read(judged_copy, "gate", "measurement.json")
+    assert document["teacher_gpu_latency_seconds"] == [0.01, 0.02]
+    assert (document["teacher_gpu"], document["teacher_machine"]) == ("NVIDIA L4", "a processor")
+    assert document["teacher_latency_seconds"] == [1.0, 2.0, 3.0]
+    # The package, on a CPU, is judged against the CPU's seconds.
+    assert figures["latency_ratio"] == pytest.approx(document["median_latency_seconds"] / 2)
+
+
+def test_a_gpu_that_fails_the_teacher_fails_no_gate(judged_copy, remeasured, monkeypatch, files):
+    remeasured()
+    on_cpu = gate.measure_teacher
+
+    def measure(*arguments, device, **options):
+        if device == "cuda":
+            raise Fault("the teacher crashed; its last words: in /a/place\nCUDA out of memory")
+        return on_cpu(*arguments, device=device, **options)
+
+    monkeypatch.setattr(gate, "measure_teacher", measure)
+    monkeypatch.setattr(gate, "has_gpu", lambda: True)
+    assert gate.run(judged_copy)["result"] == "passes"
+    document = files.read(judged_copy, "gate", "measurement.json")
+    assert document["teacher_gpu_failed"] == "CUDA out of memory"
+    assert "teacher_gpu_latency_seconds" not in document
+
+
+def test_without_a_gpu_nothing_is_said_of_one(judged_copy, remeasured, monkeypatch, files):
+    remeasured()
+    monkeypatch.setattr(gate, "has_gpu", lambda: False)
+    gate.run(judged_copy)
+    document = files.read(judged_copy, "gate", "measurement.json")
+    assert not [key for key in document if key.startswith("teacher_gpu")]
+
+
+def test_the_measurement_tells_the_kind_of_its_device(judged_copy, remeasured, files):
+    remeasured()
+    phone = AdbProfile(name="pixel", kind="adb", runner="tools/runner")
+    params = dataclasses.replace(judged_copy.params, device=phone)
+    gate.run(dataclasses.replace(judged_copy, params=params))
+    assert files.read(judged_copy, "gate", "measurement.json")["device_kind"] == "adb"
 
 
 def test_a_failing_verdict_is_a_whole_result(judged_copy, remeasured):

@@ -241,10 +241,13 @@ def quote_machines(customer: Customer, form: Format = "table") -> None:
         return
     print(found.sentence)
     rows = found.rows(budget_usd)
-    show([{k: v for k, v in row.items() if k != "why_unknown"} for row in rows], form, "machines")
+    notes = ("why_unknown", "warning")
+    show([{k: v for k, v in row.items() if k not in notes} for row in rows], form, "machines")
     print(f"rests on {found.basis}")
     for why, count in Counter(row["why_unknown"] for row in rows if row["why_unknown"]).items():
         print(f"{count} prices are unknown: {why}")
+    for warning, count in Counter(row["warning"] for row in rows if row["warning"]).items():
+        print(f"{count} prices are old: {warning}")
 
 
 @app.command("roi")

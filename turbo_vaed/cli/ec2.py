@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -46,7 +47,7 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     MLflow and the bucket of checkpoints are named by the environment: docs/costs.md.
     """
     from flows import runs
-    from flows.ec2 import running, telling
+    from flows.ec2 import charging, running, telling
     from turbo_vaed.costs import Ledger
 
     settings = Settings.from_environment()
@@ -54,29 +55,41 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     with runs.alone(poc.work, customer):
         config = telling.prepare(poc, settings, picked, run, name=telling.MACHINE)
         runs.write(poc.work, run)
-        began = datetime.now(UTC)
+        began, clock = datetime.now(UTC), time.monotonic()
+        charging.note(poc, run, picked, began=began)
         try:
             with running.started(config):
-                code = running.run_there(poc, config)
+                ran = running.run_there(poc, config)
         finally:
-            with Ledger.open(settings.ledger_url) as ledger:
-                running.charge_rest(ledger, poc, run, picked, began=began, ended=datetime.now(UTC))
+            if not config.exists():  # else it could not be ended: `ec2 down` charges it
+                ended = began + timedelta(seconds=time.monotonic() - clock)
+                with Ledger.open(settings.ledger_url) as ledger:
+                    charging.settle(ledger, poc, ended=ended)
+        with Ledger.open(settings.ledger_url) as ledger:
+            charging.fetched(ledger, poc, run, ran.fetched_bytes, at=datetime.now(UTC))
     print(f"report: {poc.report}")
-    if code:
-        raise typer.Exit(code)
+    if ran.exit_code:
+        raise typer.Exit(ran.exit_code)
 
 
 @app.command("down")
 def end_machine(customer: Customer) -> None:
-    """End a customer's machine, after a crash of `ec2 run`."""
-    from flows.ec2 import running, telling
+    """End a customer's machine, after a crash of `ec2 run`, and charge what is not charged yet."""
+    from flows.ec2 import charging, running, telling
+    from turbo_vaed.costs import Ledger, format_usd
     from turbo_vaed.poc import Poc
 
-    poc = Poc.load(Settings.from_environment().root, customer)
+    settings = Settings.from_environment()
+    poc = Poc.load(settings.root, customer)
     config = telling.folder(poc) / telling.MACHINE
-    if not config.is_file():
+    if not config.is_file() and not charging.record(poc).is_file():
         raise UserError(f"no machine of {customer} was left by this checkout: no {config}")
-    running.end(config)
+    if config.is_file():
+        running.end(config)
+    with Ledger.open(settings.ledger_url) as ledger:
+        charge = charging.settle(ledger, poc, ended=datetime.now(UTC))
+    if charge is not None:
+        print(f"charged what was not charged yet: {format_usd(charge.amount_usd)}")
 
 
 def _pick(

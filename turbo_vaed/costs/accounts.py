@@ -89,6 +89,10 @@ class RunAccount:
     """What it spent before and after the period."""
     distill_usd: Decimal
     """What distillation cost it, outside the period too."""
+    old_usd: Decimal
+    """Of what it spent, at prices that were older than they should be."""
+    old_prices: tuple[str, ...]
+    """Why they were."""
     distilled: Distillation | None
     figures: Figures
     lines: tuple[Line, ...]

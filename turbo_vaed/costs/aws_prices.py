@@ -31,6 +31,8 @@ MOST_USD_PER_HOUR = Decimal(1000)
 """No machine costs as much; what does is taken for a mistake of the list."""
 HISTORY = timedelta(days=7)
 """Of spot prices, before the moment that is asked for."""
+OLD_PRICE = "AWS did not tell a newer price than that of"
+"""A quote's warning begins so, and with it the end of a charge's price source."""
 AGAIN = timedelta(minutes=1)
 """Until AWS is asked again for a price that it did not tell."""
 _PRICING_REGION = "us-east-1"  # one of the few that answer for all
@@ -156,7 +158,7 @@ class Ec2Prices:
                     self._silent[path] = now, str(error)
                 if kept is None:
                     return str(error)
-                warning = f"price of {kept.quoted_at:%Y-%m-%d %H:%M} UTC used: {error}"
+                warning = f"{OLD_PRICE} {kept.quoted_at:%Y-%m-%d %H:%M} UTC: {error}"
                 _log.warning("%s in %s: %s", instance_type, zone or region, warning)
             else:
                 kept = fresh if kept is None else kept.with_newer(fresh)
@@ -234,6 +236,13 @@ def is_instance_type(resource: str) -> bool:
     return _TYPE.fullmatch(resource) is not None and any(
         letter.isdigit() for letter in resource.partition(".")[0]
     )
+
+
+def old_price_in(price_source: str) -> str:
+    """The warning of a quote that was older than it should be, by a charge's price source; empty
+    where it was not."""
+    _, found, rest = price_source.partition(OLD_PRICE)
+    return found + rest
 
 
 def cached_on_demand(folder: Path, resource: str) -> Decimal | None:

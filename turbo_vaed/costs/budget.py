@@ -62,12 +62,17 @@ class Budget:
         warn_share: float,
         reserve_seconds: float,
         usd_per_hour: Decimal,
+        reserve_usd: Decimal = Decimal(0),
     ) -> Budget:
-        """The budget of params.yaml, its reserve in seconds priced at what the nodes cost."""
+        """The budget of params.yaml, its reserve in seconds priced at what the nodes cost.
+
+        Args:
+            reserve_usd: kept back on top, for what is not time.
+        """
         return cls(
             run_usd=run_usd,
             warn_share=Decimal(str(warn_share)),
-            reserve_usd=Decimal(str(reserve_seconds)) * per_second(usd_per_hour),
+            reserve_usd=Decimal(str(reserve_seconds)) * per_second(usd_per_hour) + reserve_usd,
         )
 
 

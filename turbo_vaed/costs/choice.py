@@ -135,6 +135,8 @@ class Machine:
     """Of EC2."""
     is_measured: bool = False
     why_unknown: str = ""
+    warning: str = ""
+    """Why its price is older than it should be."""
 
 
 @dataclass(frozen=True, kw_only=True)

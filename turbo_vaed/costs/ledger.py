@@ -280,6 +280,25 @@ class Ledger:
             sorted(groups, key=lambda g: (g.first_at, *(getattr(g, n) for n in GROUP_NAMES)))
         )
 
+    def span(self, *, customer: str | None = None) -> tuple[datetime, datetime] | None:
+        """The first and the last moment at which a charge began; None where there is none.
+
+        Raises:
+            Unreachable: the database does not answer.
+        """
+        # Of each group by one step into its index, where over all charges every one is looked at.
+        ends = [
+            sa.select(end(CHARGES.c.started_at))
+            .where(CHARGES.c.group_id == CHARGE_GROUPS.c.id)
+            .scalar_subquery()
+            for end in (sa.func.min, sa.func.max)
+        ]
+        query = _narrow(sa.select(*ends), None, customer)
+        with talking(self._engine.url), self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        found = [row for row in rows if row[0] is not None]
+        return (min(r[0] for r in found), max(r[1] for r in found)) if found else None
+
     def total(self, *, run: str | None = None, customer: str | None = None) -> Decimal:
         """The exact sum in USD; 0 where there is no charge."""
         return total_usd(group.amount_usd for group in self.grouped(run=run, customer=customer))

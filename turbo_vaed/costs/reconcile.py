@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
+from turbo_vaed.costs import storage, transfer
 from turbo_vaed.costs.bill import REQUEST_USD, Bill, BillRow
 from turbo_vaed.costs.ledger import Charge
 from turbo_vaed.costs.money import PRICE_QUANTUM, format_usd, plain, quantise_usd, total_usd
@@ -175,7 +176,7 @@ def reconcile(charges: Iterable[Charge], bill: Bill) -> Reconciliation:
         usd = usd_within(charge, bill.month)
         if usd is not None:
             kept = local if charge.market == "local" else billed
-            kept.setdefault((charge.customer, charge.run), []).append(usd)
+            kept.setdefault(_billed_to(charge), []).append(usd)
     ledger = {key: total_usd(amounts) for key, amounts in billed.items()}
     apart = {key: total_usd(amounts) for key, amounts in local.items()}
     rows = [
@@ -183,10 +184,10 @@ def reconcile(charges: Iterable[Charge], bill: Bill) -> Reconciliation:
         for found in bill.rows
         for key in [(found.customer or "", found.run or "")]
     ]
-    told = {(row.customer, row.run) for row in rows}
+    told = {(row.customer or "", row.run or "") for row in rows}
     for key, usd in ledger.items():
         if key not in told:
-            missing = BillRow(customer=key[0], run=key[1], usd=Decimal(0))
+            missing = BillRow(customer=key[0] or None, run=key[1] or None, usd=Decimal(0))
             row = _row(missing, usd, apart.get(key))
             rows.append(row if row.what == "agrees" else replace(row, what="ledger only"))
     return Reconciliation(
@@ -336,6 +337,13 @@ def _written(charge: Charge | None) -> dict[str, str] | None:
         else value
         for name, value in asdict(charge).items()
     }
+
+
+def _billed_to(charge: Charge) -> tuple[str, str]:
+    """Customer and run whose tags the bill has for it. Buckets are billed as a whole, and what is
+    carried out of them with them: under the project's tag alone."""
+    is_shared = charge.market != "local" and charge.unit in (storage.UNIT, transfer.UNIT)
+    return ("", "") if is_shared else (charge.customer, charge.run)
 
 
 def _row(found: BillRow, ledger_usd: Decimal | None, local_usd: Decimal | None) -> Row:

@@ -28,9 +28,11 @@ class Case:
     """One value for every input, and all that follows; `calculate` makes them."""
 
     teacher_seconds_per_minute: Decimal
-    """CPU-thread seconds that the teacher takes for a minute of video at `clip_megapixels`."""
+    """Seconds that the teacher takes for a minute of video at `clip_megapixels`: of one CPU thread,
+    or of a GPU, where `gpu_speedup` is 1."""
     student_seconds_per_minute: Decimal
-    """The same of the student, in the phone's runtime."""
+    """The same of the student, in the phone's runtime: of one CPU thread, or of a phone, where
+    `phone_speedup` is 1."""
     clip_megapixels: Decimal
     latent_values_per_minute: Decimal
     """Numbers in the latents of a minute of video at `clip_megapixels`."""

@@ -20,6 +20,7 @@ class Quantity:
     label: str
     unit: str
     kind: Kind
+    """What an input of it is, unless it says that it was measured all the same."""
     better: Better
     """Which end of the range is the better one for the customer in every case. `either`: the other
     inputs decide, or it has no part in the money."""
@@ -29,10 +30,10 @@ class Quantity:
 
 INPUTS: Mapping[str, Quantity] = {
     "teacher_seconds_per_minute": Quantity(
-        label="Teacher, per video minute", unit="CPU-thread s", kind="measured", better="high"
+        label="Teacher, per video minute", unit="s", kind="measured", better="high"
     ),
     "student_seconds_per_minute": Quantity(
-        label="Student, per video minute", unit="CPU-thread s", kind="measured", better="either",
+        label="Student, per video minute", unit="s", kind="measured", better="either",
         is_positive=True,
     ),
     "clip_megapixels": Quantity(
@@ -107,6 +108,13 @@ class Input:
     high: Decimal
     source: str
     """The file and field of the run, or the key of params.yaml and who says so."""
+    is_measured: bool = False
+    """Of a quantity that is otherwise assumed."""
+
+    @property
+    def kind(self) -> Kind:
+        """Whether it was measured or is assumed."""
+        return "measured" if self.is_measured else INPUTS[self.name].kind
 
     def __post_init__(self) -> None:
         if self.name not in INPUTS:
@@ -133,6 +141,8 @@ class Input:
             raise UserError(f"ROI: {self.name} has no source; say who says so")
 
     @classmethod
-    def exact(cls, name: str, value: Decimal, source: str) -> Input:
+    def exact(cls, name: str, value: Decimal, source: str, *, is_measured: bool = False) -> Input:
         """One value that is known."""
-        return cls(name=name, low=value, likely=value, high=value, source=source)
+        return cls(
+            name=name, low=value, likely=value, high=value, source=source, is_measured=is_measured
+        )

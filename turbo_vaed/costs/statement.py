@@ -23,6 +23,7 @@ from turbo_vaed.costs.accounts import (
     RunAccount,
     Statement,
 )
+from turbo_vaed.costs.aws_prices import old_price_in
 from turbo_vaed.costs.ledger import ChargeGroup, Useful
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.money import (
@@ -137,8 +138,11 @@ def _run(
     else:
         own = distilled
         per_step, per_db = _per_step([(distill_usd, own)]), _per_db([(distill_usd, own)])
+    old = [(g.amount_usd, why) for g in groups if (why := old_price_in(g.price_source))]
     return RunAccount(
         customer=customer.name,
+        old_usd=total_usd(usd for usd, _ in old),
+        old_prices=tuple(dict.fromkeys(why for _, why in old)),
         run=run,
         first_at=min(g.first_at for g in groups),
         last_at=max(g.last_at for g in groups),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
+from turbo_vaed.costs.aws_prices import old_price_in
 from turbo_vaed.costs.ledger import Ledger
 from turbo_vaed.costs.money import total_usd
 
@@ -34,6 +35,8 @@ class CostSummary:
     budget_usd: Decimal
     budget_share: Decimal
     """usd / budget_usd; above 1 when the run passed its budget."""
+    old_prices: tuple[str, ...]
+    """Why some of it was charged at prices that were older than they should be."""
     over_usd: Decimal
     """By how much the run passed its budget; 0 when it kept to it."""
 
@@ -41,6 +44,7 @@ class CostSummary:
 def summarise(ledger: Ledger, run: str, budget_usd: Decimal) -> CostSummary:
     """The charges of `run` against its budget; a run without charges costs 0."""
     costs = ledger.by_stage(run)
+    old = (old_price_in(group.price_source) for group in ledger.grouped(run=run))
     usd = total_usd(cost.usd for cost in costs.values())
     return CostSummary(
         run=run,
@@ -58,5 +62,6 @@ def summarise(ledger: Ledger, run: str, budget_usd: Decimal) -> CostSummary:
         ),
         budget_usd=budget_usd,
         budget_share=usd / budget_usd,
+        old_prices=tuple(dict.fromkeys(filter(None, old))),
         over_usd=max(Decimal(0), usd - budget_usd),
     )

@@ -1,10 +1,12 @@
-"""What a package is compared with: the teacher's decoder in PyTorch, on this host."""
+"""What a package is compared with: the teacher's decoder in PyTorch, on this host; and on its GPU,
+which is what the cloud decodes on."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from turbo_vaed.devices._child import run_module
 from turbo_vaed.devices.host import check_latents
@@ -12,6 +14,25 @@ from turbo_vaed.devices.measurement import check_seconds
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault
 from turbo_vaed.models.teachers import describe_teacher
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherTimes:
+    """What the teacher's decoder took."""
+
+    machine: str
+    """Processor and system, or the GPU, for a person."""
+    seconds: tuple[float, ...]
+    """Per decode of one clip."""
+
+
+def has_gpu() -> bool:
+    """Whether this host has a GPU that PyTorch computes on with CUDA."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def measure_teacher(
@@ -21,10 +42,13 @@ def measure_teacher(
     *,
     plan: Plan,
     timeout_seconds: float,
-) -> tuple[float, ...]:
-    """Seconds per decode of one clip of latents: eager, fp32, in a fresh process.
+    device: str = "cpu",
+    precision: Precision = "float32",
+) -> TeacherTimes:
+    """Seconds per decode of one clip of latents, eager, in a fresh process.
 
-    `weights` is the teacher's folder; `latents_npy` float32 (N, C, t, h, w), as for a package.
+    `weights` is the teacher's folder; `latents_npy` float32 (N, C, t, h, w), as for a package;
+    `device` as PyTorch names it. What a GPU has still to compute counts.
 
     Raises:
         UserError: the family or the latents file is not possible.
@@ -33,8 +57,8 @@ def measure_teacher(
     """
     check_latents(latents_npy)
     describe_teacher(family, weights)
-    what = f"the teacher's decoder from {weights}"
-    arguments = [family, weights, latents_npy, json.dumps(asdict(plan))]
+    what = f"the teacher's decoder from {weights} on {device}"
+    arguments = [family, weights, latents_npy, json.dumps(asdict(plan)), device, precision]
     reported = run_module(
         "turbo_vaed.devices._teacher_runner",
         [str(argument) for argument in arguments],
@@ -42,10 +66,12 @@ def measure_teacher(
         timeout_seconds=timeout_seconds,
         what=what,
     )
-    found = reported.get("latency_seconds")
+    found, machine = reported.get("latency_seconds"), reported.get("machine")
     seconds = tuple(found) if isinstance(found, list) else ()
     try:
         check_seconds("latency_seconds", seconds)
     except ValueError as error:
         raise Fault(f"{what} reported nonsense: {error}") from error
-    return seconds
+    if not isinstance(machine, str) or not machine:
+        raise Fault(f"{what} reported nonsense: machine: found {machine!r}, expected its name")
+    return TeacherTimes(machine=machine, seconds=seconds)

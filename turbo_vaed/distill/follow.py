@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from turbo_vaed.costs.money import format_usd, plain
 from turbo_vaed.distill.events import PREPARING, Account, Restart, read_events
+from turbo_vaed.distill.seen import Watching
 from turbo_vaed.errors import TurboVaedError
 from turbo_vaed.progress import progress
 from turbo_vaed.tracker import Tracker
@@ -54,9 +55,19 @@ class Follower:
         self._shown = ExitStack()
         self._update: Callable[[int, str], None]
         self._lines = _Lines(path, failed=lambda said: self._tell_once("progress file", said))
-        self.account = Account()
+        self._watching = Watching()
         for event in read_events(path):
-            self.account.add(event)
+            self._watching.add(event)
+
+    @property
+    def account(self) -> Account:
+        """The run, as far as it was told."""
+        return self._watching.account
+
+    @property
+    def checkpoint_every_seconds(self) -> float:
+        """Between two checkpoints, by what the run has seen of saves and losses up to now."""
+        return self._watching.seen().checkpoint_every_seconds
 
     def __enter__(self) -> Self:
         self._note("open", **self._opening)
@@ -82,7 +93,7 @@ class Follower:
         if event["event"] == "picture":
             event = self._keep(event)
         known = len(self.account.restarts)
-        self.account.add(event)
+        self._watching.add(event)
         self._lines.add(event)
         self._forward(event)
         self._say(event, self.account.restarts[known:])
@@ -133,14 +144,14 @@ class Follower:
     def _note(self, event: str, **facts: Any) -> None:
         """An event of the driver's own."""
         row = {"event": event, "at": time.time(), **facts}
-        self.account.add(row)
+        self._watching.add(row)
         self._lines.add(row)
 
     def _begin_anew(self) -> None:
         """The last run came to its end, and this is not more of it."""
         self._lines.clear()
         shutil.rmtree(self._samples, ignore_errors=True)
-        self.account = Account()
+        self._watching = Watching()
         self._note("open", **self._opening)
 
     def _keep(self, picture: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class Paid:
     """That they cost now."""
     may_spend_usd: Decimal
     """In all: less than at the start where other runs have used up a month's budget."""
+    checkpoint_seconds: float
+    """Between two checkpoints, by what the run has seen up to now."""
     refusal: str = ""
     """Why the run must stop: what a node of it costs is not known."""
     age_seconds: float = 0.0
@@ -86,6 +88,7 @@ class Job:
             usd_per_hour=paid.usd_per_hour,
             now_usd_per_hour=paid.now_usd_per_hour,
             refusal=paid.refusal,
+            checkpoint_seconds=paid.checkpoint_seconds,
             told_at=time.time() - paid.age_seconds,
         )
 

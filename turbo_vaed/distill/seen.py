@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from turbo_vaed.costs.choice import checkpoint_interval_seconds, losses_per_hour
 from turbo_vaed.distill.events import PREPARING, Account, read_events
@@ -31,26 +34,43 @@ class Seen:
         )
 
 
+class Watching:
+    """What a run shows of itself, event by event."""
+
+    def __init__(self) -> None:
+        self.account = Account()
+        self._saves: list[float] = []
+        self._seconds, self._last_at = 0.0, -math.inf
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Take the next event into account."""
+        self.account.add(event)
+        if event["event"] == PREPARING:  # not in steps, where losses are counted
+            return
+        if event["event"] == "checkpoint":
+            self._saves.append(event["seconds"])
+        if self._last_at > -math.inf and event["event"] != "open":  # before it nothing ran
+            self._seconds += max(0.0, event["at"] - self._last_at)
+        self._last_at = event["at"]
+
+    def seen(self) -> Seen:
+        """Up to the last event."""
+        restarts = [restart.seconds for restart in self.account.restarts]
+        return Seen(
+            save_seconds=statistics.median(self._saves) if self._saves else None,
+            restart_seconds=statistics.median(restarts) if restarts else None,
+            losses=sum(restart.reason != _NOTICED for restart in self.account.restarts),
+            hours=self._seconds / 3600,
+        )
+
+
 def seen_in(progress_file: Path) -> Seen:
     """Of the run in that file, which need not be there.
 
     Raises:
         CorruptFile: it is no progress file.
     """
-    account, saves, seconds, last = Account(), [], 0.0, None
+    watching = Watching()
     for event in read_events(progress_file) if progress_file.is_file() else ():
-        account.add(event)
-        if event["event"] == PREPARING:  # not in steps, where losses are counted
-            continue
-        if event["event"] == "checkpoint":
-            saves.append(event["seconds"])
-        if last is not None and event["event"] != "open":  # before an `open` nothing ran
-            seconds += max(0.0, event["at"] - last)
-        last = event["at"]
-    restarts = [restart.seconds for restart in account.restarts]
-    return Seen(
-        save_seconds=statistics.median(saves) if saves else None,
-        restart_seconds=statistics.median(restarts) if restarts else None,
-        losses=sum(restart.reason != _NOTICED for restart in account.restarts),
-        hours=seconds / 3600,
-    )
+        watching.add(event)
+    return watching.seen()

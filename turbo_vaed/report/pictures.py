@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from turbo_vaed.report import media, words
 from turbo_vaed.report.context import Shot, Video
 
@@ -89,7 +92,7 @@ def _panels(shot: Shot) -> list[Panel]:
 
 
 def error_map(shot: Shot) -> dict[str, Any]:
-    """The worst frame of a shot: source, phone, and the error of phone and teacher.
+    """The worst frame of a shot: source, teacher and phone, and the error of those two.
 
     Both maps have one scale, in 8-bit levels.
     """
@@ -98,18 +101,16 @@ def error_map(shot: Shot) -> dict[str, Any]:
     source, phone = shot.source[frame], shot.phone[frame]
     error = media.absolute_error(source, phone)
     top = media.top_level(error)
-    stills = [
-        _still("Source", media.png(source), shot, frame),
-        _still("Phone", media.png(phone), shot, frame, words.decibel(shot.phone_psnr) + " (clip)"),
-        _still("Error of the phone", media.png(media.heat(error, top)), shot, frame,
-               f"mean {error.mean():.1f}, largest {error.max():.0f} levels"),
-    ]  # fmt: skip
+    seen = [("Phone", phone, shot.phone_psnr)]
     if shot.teacher is not None:
-        taught = media.absolute_error(source, shot.teacher[frame])
-        stills.append(
-            _still("Error of the teacher", media.png(media.heat(taught, top)), shot, frame,
-                   f"mean {taught.mean():.1f}, largest {taught.max():.0f} levels")
-        )  # fmt: skip
+        seen.insert(0, ("Teacher", shot.teacher[frame], shot.teacher_psnr))
+    stills = [_still("Source", media.png(source), shot, frame)]
+    stills += [
+        _still(name, media.png(picture), shot, frame, words.decibel(psnr) + " (clip)")
+        for name, picture, psnr in seen
+    ]
+    stills += [_error(name, media.absolute_error(source, picture), top, shot, frame)
+               for name, picture, _ in seen]  # fmt: skip
     return {
         "stills": stills,
         "path": shot.path,
@@ -122,6 +123,12 @@ def error_map(shot: Shot) -> dict[str, Any]:
         "marks": [*(f"{top * i // 4}" for i in range(4)), f"{top} and more"],
         "gradient": media.heat_gradient(),
     }
+
+
+def _error(name: str, error: NDArray[np.float32], top: int, shot: Shot, frame: int) -> Still:
+    about = f"mean {error.mean():.1f}, largest {error.max():.0f} levels"
+    title = f"Error of the {name.lower()}"
+    return _still(title, media.png(media.heat(error, top)), shot, frame, about)
 
 
 def _still(name: str, content: bytes, shot: Shot, frame: int, about: str = "") -> Still:

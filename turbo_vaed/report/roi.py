@@ -50,12 +50,14 @@ def sentence(roi: Roi) -> str:
 
 
 def _too_slow(roi: Roi) -> str:
-    """A second sentence where a phone as assumed cannot show the video while it decodes it."""
+    """A second sentence where a phone cannot show the video while it decodes it."""
     speed = roi.likely.phone_realtime
     if speed >= 1:
         return ""
+    is_measured = roi.input("phone_speedup").kind == "measured"
+    phone = "the phone that was measured" if is_measured else "a phone as assumed"
     return (
-        f" But a phone as assumed decodes at {amount(speed)} of real time: that is for video "
+        f" But {phone} decodes at {amount(speed)} of real time: that is for video "
         "that is decoded ahead, or needs a smaller frame or student."
     )
 
@@ -73,7 +75,7 @@ def figures(roi: Roi) -> list[dict[str, Any]]:
     """Every figure with kind and source: results, then what was measured, then what is assumed."""
     rows: list[Result | Input] = [*roi.results]
     for kind in ("measured", "assumed"):
-        rows += [one for one in roi.inputs if INPUTS[one.name].kind == kind]
+        rows += [one for one in roi.inputs if one.kind == kind]
     return [_figure(row) for row in rows]
 
 
@@ -82,7 +84,7 @@ def _figure(row: Result | Input) -> dict[str, Any]:
         label, unit, kind, source = row.label, row.unit, "computed", row.formula
     else:
         quantity = INPUTS[row.name]
-        label, unit, kind, source = quantity.label, quantity.unit, quantity.kind, row.source
+        label, unit, kind, source = quantity.label, quantity.unit, row.kind, row.source
     ends = {"low": row.low, "likely": row.likely, "high": row.high}
     return {"name": row.name, "figure": label, **ends, "unit": unit, "kind": kind, "source": source}
 

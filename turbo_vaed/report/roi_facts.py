@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from turbo_vaed.params import RoiParams
 
 CLIPS, PACKAGE = "clip/clips.json", "gate/package/package.json"
 MEASUREMENT = "gate/measurement.json"
+_PHONES = ("adb", "device-farm")
+"""Kinds of devices in params.yaml that are phones."""
 
 Document = Mapping[str, Any]
 
@@ -68,7 +70,9 @@ def roi_of_run(
             f"{MEASUREMENT}, {PACKAGE} or {CLIPS} is not whole ({type(error).__name__}: {error}); "
             "run its stage again"
         ) from None
-    return calculate([*found, cost, *assumed(assumptions)])
+    measured = {one.name for one in found}
+    rest = [one for one in assumed(assumptions) if one.name not in measured]
+    return calculate([*found, cost, *rest])
 
 
 def read_roi(work: Path, *, cost: Input | None, assumptions: RoiParams) -> Roi:
@@ -127,29 +131,24 @@ def _measured(clips: Document, package: Document, measurement: Document) -> list
     latent_values = math.prod(_shape(package["io"]["latent_shape"])[1:])
     fps = statistics.median(_positive(clip["fps"]) for clip in clips["clips"])
     clips_per_minute = 60 * fps / frames
-    threads = int(measurement["threads"])
     clip = f"clips of {frames} frames at {fps.normalize():f} fps ({CLIPS}, {PACKAGE} io)"
-    where = f"on {measurement['machine']}, {threads} thread{'s' if threads > 1 else ''}"
 
-    def per_minute(name: str, key: str, who: str) -> Input:
-        samples = [_positive(seconds) for seconds in measurement[key]]
+    def per_minute(name: str, timed: _Timed) -> Input:
+        samples = [_positive(seconds) for seconds in measurement[timed.key]]
         ends: Iterable[Callable[[Sequence[Decimal]], Decimal]] = (min, statistics.median, max)
-        low, likely, high = (end(samples) * threads * clips_per_minute for end in ends)
+        low, likely, high = (end(samples) * timed.threads * clips_per_minute for end in ends)
         return Input(
             name=name,
             low=low,
             likely=likely,
             high=high,
-            source=f"{MEASUREMENT} {key}: {who} {where}, {len(samples)} runs; {clip}",
+            source=f"{MEASUREMENT} {timed.key}: {timed.where}, {len(samples)} runs; {clip}",
         )
 
-    device = measurement["device"]
-    place = "this host, no phone" if device == "host" else f"the device {device}"
     return [
-        per_minute(
-            "teacher_seconds_per_minute", "teacher_latency_seconds", "this host's CPU, no GPU,"
-        ),
-        per_minute("student_seconds_per_minute", "latency_seconds", f"{place},"),
+        per_minute("teacher_seconds_per_minute", _teacher(measurement)),
+        per_minute("student_seconds_per_minute", _student(measurement)),
+        *_in_place(measurement),
         Input.exact(
             "clip_megapixels",
             Decimal(height * width) / 10**6,
@@ -162,6 +161,85 @@ def _measured(clips: Document, package: Document, measurement: Document) -> list
         ),
         Input.exact("package_bytes", Decimal(int(package["size_bytes"])), f"{PACKAGE} size_bytes"),
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Timed:
+    """Seconds of a decoder per clip."""
+
+    key: str
+    """Of measurement.json."""
+    threads: int
+    """That a second is of; 1 where it is of a GPU or a phone as a whole."""
+    where: str
+    """They were taken, and what they are of."""
+
+
+def _teacher(measurement: Document) -> _Timed:
+    """On the GPU of the gate's host, where it had one."""
+    if _is_on_gpu(measurement):
+        where = f"GPU s of {measurement['teacher_gpu']}, which small frames may not fill"
+        return _Timed(key="teacher_gpu_latency_seconds", threads=1, where=where)
+    threads = int(measurement["threads"])
+    machine = measurement.get("teacher_machine")
+    if machine is None and measurement["device"] == "host":  # made before the key was
+        machine = measurement["machine"]
+    failed = measurement.get("teacher_gpu_failed")
+    where = ", ".join([
+        "CPU-thread s of this host's CPU",
+        f"its GPU failed ({failed})" if failed else "no GPU",
+        *([f"on {machine}"] if machine else []),
+        _counted(threads),
+    ])  # fmt: skip
+    return _Timed(key="teacher_latency_seconds", threads=threads, where=where)
+
+
+def _student(measurement: Document) -> _Timed:
+    """On the device of the gate."""
+    device, threads = measurement["device"], int(measurement["threads"])
+    machine = f"on {measurement['machine']}, {_counted(threads)}"
+    if _is_of_phone(measurement):
+        # A phone's seconds are what its user waits, on however many threads.
+        return _Timed(key="latency_seconds", threads=1, where=f"s of the phone {device}, {machine}")
+    place = "this host, no phone" if device == "host" else f"the device {device}"
+    return _Timed(
+        key="latency_seconds", threads=threads, where=f"CPU-thread s of {place}, {machine}"
+    )
+
+
+def _in_place(measurement: Document) -> list[Input]:
+    """The factors that are 1, because what they lead to was measured itself."""
+    found = []
+    if _is_on_gpu(measurement):
+        said = f"teacher_gpu: the teacher was timed on the GPU itself, {measurement['teacher_gpu']}"
+        found.append(("gpu_speedup", said))
+    if _is_of_phone(measurement):
+        kind, device = measurement["device_kind"], measurement["device"]
+        said = f"device_kind {kind}: the package was measured on the phone itself, {device}"
+        found.append(("phone_speedup", said))
+    return [
+        Input.exact(
+            name,
+            Decimal(1),
+            f"{MEASUREMENT} {said}; the assumption of params.yaml roi.{name} is not used",
+            is_measured=True,
+        )
+        for name, said in found
+    ]
+
+
+def _is_on_gpu(measurement: Document) -> bool:
+    return bool(measurement.get("teacher_gpu_latency_seconds"))
+
+
+def _is_of_phone(measurement: Document) -> bool:
+    """False of a measurement that does not tell its device's kind, as old ones do not."""
+    kind = measurement.get("device_kind")
+    return kind in _PHONES or (kind == "apple" and "iPhone" in measurement["machine"])
+
+
+def _counted(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def _shape(found: Sequence[int]) -> tuple[int, ...]:

@@ -152,6 +152,7 @@ def cost(context: ReportContext) -> dict[str, Any]:
         "left_name": "Over the budget by" if left < 0 else "Left",
         "left": _aligned(abs(left), places),
         "price": context.price,
+        "old_prices": costs.old_prices,
         "estimate": _estimated(context, places),
     }  # fmt: skip
 

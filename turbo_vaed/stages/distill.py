@@ -18,6 +18,7 @@ from turbo_vaed.stages.fit import student_config
 from turbo_vaed.stages.prices import most_usd_per_hour, price_book, spending_of
 
 if TYPE_CHECKING:
+    from turbo_vaed.distill.follow import Follower
     from turbo_vaed.distill.job import Job, Paid
     from turbo_vaed.distill.stopping import Target
     from turbo_vaed.distill.targets import TargetPlan, Wanted
@@ -64,7 +65,7 @@ def run(poc: Poc) -> dict[str, object]:
                 job,
                 storage=str(storage),
                 take=follower.take,
-                paid=_paid(poc, settings) if poc.tracker.spent_usd else None,
+                paid=_paid(poc, settings, follower) if poc.tracker.spent_usd else None,
             )
         told = follower.summary() | {"pace_key": pace_key(poc.params.distill, settings)}
         history = train.write_student(done, job, folder, told)
@@ -160,8 +161,8 @@ def _targets(
     return plan
 
 
-def _paid(poc: Poc, settings: Settings) -> Callable[[], Paid]:
-    """What the run's workers are told of its cost."""
+def _paid(poc: Poc, settings: Settings, follower: Follower) -> Callable[[], Paid]:
+    """What the run's workers are told of its cost, and of how often to save."""
     from turbo_vaed.distill.job import Paid
 
     run_usd, book = poc.params.budget.run_usd, price_book(poc.params, settings)
@@ -180,6 +181,7 @@ def _paid(poc: Poc, settings: Settings) -> Callable[[], Paid]:
             usd_per_hour=most,
             now_usd_per_hour=poc.tracker.usd_per_hour() if poc.tracker.usd_per_hour else most,
             refusal=refusal,
+            checkpoint_seconds=follower.checkpoint_every_seconds,
             may_spend_usd=poc.tracker.may_spend_usd() if poc.tracker.may_spend_usd else run_usd,
         )
 

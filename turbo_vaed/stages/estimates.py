@@ -5,13 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Collection, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from turbo_vaed.costs import ChargeGroup, Ledger, format_usd, per_second, total_usd
+from turbo_vaed.costs import (
+    ChargeGroup,
+    Ledger,
+    format_usd,
+    per_second,
+    storage,
+    total_usd,
+    transfer,
+)
 from turbo_vaed.costs.estimate import Estimate, Pace, estimate, pace, require_fit, steps_that_fit
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.money import plain, quantise_usd
@@ -19,12 +27,16 @@ from turbo_vaed.costs.statement import run_that_covers
 from turbo_vaed.params import DistillParams
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.prices import most_usd_per_hour, price_of
+from turbo_vaed.stages.arithmetic import expected_pace
+from turbo_vaed.stages.prices import most_usd_per_hour, price_of, reserve_seconds
+from turbo_vaed.tracker import Following
 
 _NO_MATTER_OF_PACE = frozenset(
     ("steps", "learning_rate", "betas", "weight_decay", "warmup_share", "ema_decay", "seed",
      "min_workers", "keep_checkpoints", "stop_psnr_margin_db", "stop_usd_per_tenth_db")
 )  # fmt: skip
+FOLLOWING = STAGES[STAGES.index("distill") + 1 :]
+"""The stages that a run keeps its reserve for."""
 PACE = "pace.json"
 """In the customer's folder: when the steps of the last run with a pace were done."""
 ESTIMATE = "estimate.json"
@@ -105,6 +117,19 @@ def _kept(poc: Poc) -> Iterator[dict[str, Any]]:
             yield json.loads(path.read_text())
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Basis:
+    """What an estimate rests on."""
+
+    pace: Pace
+    rest_usd: Decimal
+    """Of everything beside the steps."""
+    reserve_usd: Decimal
+    idle_usd: Decimal
+    """The part of the reserve that nothing will need. It cannot be spent: training stops at it."""
+    said: str
+
+
 def estimate_run(
     poc: Poc,
     settings: Settings,
@@ -112,54 +137,112 @@ def estimate_run(
     *,
     stages: Collection[str] = STAGES,
     may_spend_usd: Decimal,
+    cheaper: Callable[[Decimal], str] = lambda left_usd: "",
 ) -> Estimate | None:
-    """What a run of `stages` will cost; None where nothing was measured that it could rest on. Kept
-    in work/CUSTOMER/estimate.json, for the report.
+    """What a run of `stages` will cost: by the pace of the last run, or where none was measured by
+    the student's arithmetic. Kept in work/CUSTOMER/estimate.json, for the report.
+
+    Args:
+        may_spend_usd: by the whole run.
+        cheaper: which machine would finish for less than so many USD, as the end of a sentence;
+            asked where the run does not fit.
+
+    Returns:
+        None where nothing is distilled, or a cluster has no worker that can be timed.
 
     Raises:
-        BudgetRefused: it cannot fit `may_spend_usd`; says with how many steps it would.
+        BudgetRefused: it cannot fit `may_spend_usd`; says with what change it would.
         Unreachable: the ledger, or Ray, does not answer.
     """
-    path, measured = poc.work / ESTIMATE, measured_pace(poc, settings)
-    path.unlink(missing_ok=True)
-    if measured is None or "distill" not in stages:
+    (poc.work / ESTIMATE).unlink(missing_ok=True)
+    if "distill" not in stages:
         return None
     usd_per_hour = price_of(poc.params, settings, "distill")
     most = most_usd_per_hour(poc.params, settings, "distill")
+    basis = _basis(poc, settings, ledger, stages, most)
+    if basis is None:
+        return None
     facts: dict[str, Any] = {
-        "measured": measured,
-        "other_usd": other_usd(poc, ledger, stages, measured),
+        "measured": basis.pace,
+        "other_usd": basis.rest_usd,
         "usd_per_hour": usd_per_hour,
     }
-    steps = poc.params.distill.steps
+    steps, left_usd = poc.params.distill.steps, may_spend_usd - basis.idle_usd
     found = estimate(
         steps=steps,
         **facts,
         most_usd_per_hour=most,
-        basis=f"at {measured.mean:.3g} s a step and {format_usd(facts['other_usd'])} for the rest, "
-        "as in the last run",
+        basis=f"at {basis.pace.mean:.3g} s a step and {format_usd(basis.rest_usd)} {basis.said}",
     )
-    document = {
-        name: plain(getattr(found, name)) for name in ("low_usd", "likely_usd", "high_usd")
-    } | {"basis": found.basis, "seconds": found.seconds, "steps": steps}
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    if usd_per_hour > 0:
-        # Training stops at the reserve, whatever of it is needed in the end: what it holds beyond
-        # the stages that follow cannot be spent.
-        reserve_usd = per_second(most) * Decimal(str(poc.params.budget.reserve_seconds))
-        following = [stage for stage in stages if stage in STAGES[STAGES.index("distill") + 1 :]]
-        idle_usd = max(Decimal(0), reserve_usd - other_usd(poc, ledger, following, measured))
-        left_usd = may_spend_usd - idle_usd
+    _keep(poc, found)
+    if usd_per_hour > 0 and found.low_usd > left_usd:
         fitting = min(steps, steps_that_fit(left_usd, **facts))
-        change = (
-            f"with distill.steps of {fitting} it would" if fitting else "no number of steps would"
+        fewer = (
+            f"with distill.steps of {fitting}, or" if fitting else "with no number of steps, but"
         )
-        enough = format_usd(found.high_usd + idle_usd)
         require_fit(
             found,
-            left_usd,
-            change=f"{change}, as it would with a budget.run_usd of {enough}, or on a cheaper "
-            f"machine (turbo-vaed cost quote {poc.customer}); {format_usd(reserve_usd)} are kept "
-            "back for evaluate, export, gate and report (budget.reserve_seconds)",
+            max(left_usd, Decimal(0)),
+            change=f"it would {fewer} with a budget.run_usd of "
+            f"{format_usd(found.high_usd + basis.idle_usd)}{cheaper(left_usd)}; "
+            f"{format_usd(basis.reserve_usd)} are kept back for evaluate, export, gate and report "
+            "(budget.reserve_seconds, or what they took before)",
         )
     return found
+
+
+def _basis(
+    poc: Poc, settings: Settings, ledger: Ledger, stages: Collection[str], most: Decimal
+) -> _Basis | None:
+    """None where no pace is known: `most` USD per hour is what all nodes can come to."""
+    after = following(ledger, poc.customer)
+    seconds = Decimal(str(reserve_seconds(poc.params, after)))
+    reserve_usd = after.usd + seconds * per_second(most)
+    measured = measured_pace(poc, settings)
+    if measured is None:
+        expected = expected_pace(poc, settings)
+        if expected is None:
+            return None
+        return _Basis(
+            pace=expected,
+            rest_usd=quantise_usd(reserve_usd),
+            reserve_usd=reserve_usd,
+            idle_usd=Decimal(0),
+            said="for what follows, by the student's arithmetic alone: no run has measured these "
+            "params on this machine",
+        )
+    needed = other_usd(poc, ledger, [stage for stage in stages if stage in FOLLOWING], measured)
+    return _Basis(
+        pace=measured,
+        rest_usd=other_usd(poc, ledger, stages, measured),
+        reserve_usd=reserve_usd,
+        idle_usd=max(Decimal(0), reserve_usd - needed),
+        said="for the rest, as in the last run",
+    )
+
+
+def _keep(poc: Poc, found: Estimate) -> None:
+    """For the report."""
+    document = {
+        name: plain(getattr(found, name)) for name in ("low_usd", "likely_usd", "high_usd")
+    } | {"basis": found.basis, "seconds": found.seconds, "steps": poc.params.distill.steps}
+    poc.work.mkdir(parents=True, exist_ok=True)
+    (poc.work / ESTIMATE).write_text(json.dumps(document, indent=1) + "\n")
+
+
+def following(ledger: Ledger, customer: str) -> Following:
+    """What the stages after distillation took when each ran last; and what the run that ended last
+    paid for disks, buckets and transfer."""
+    groups = ledger.grouped(customer=customer)
+    stages = ([g for g in groups if g.unit == UNIT and g.stage == name] for name in FOLLOWING)
+    kept = [g for g in groups if g.unit in (storage.UNIT, transfer.UNIT)]
+    return Following(
+        seconds=float(total_usd(g.quantity for its in stages for g in _last_run(its))),
+        usd=total_usd(g.amount_usd for g in _last_run(kept)),
+    )
+
+
+def _last_run(groups: Sequence[ChargeGroup]) -> list[ChargeGroup]:
+    """Those of the run that ended last."""
+    last = max(groups, key=lambda group: group.last_at, default=None)
+    return [group for group in groups if last is not None and group.run == last.run]

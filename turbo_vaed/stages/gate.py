@@ -14,8 +14,8 @@ from typing import Any
 from turbo_vaed.devices import Failed, Measurement, Plan
 from turbo_vaed.devices.device import Device, measure_on
 from turbo_vaed.devices.opened import open_device
-from turbo_vaed.devices.teacher import measure_teacher
-from turbo_vaed.errors import CorruptFile, UserError
+from turbo_vaed.devices.teacher import Precision, TeacherTimes, has_gpu, measure_teacher
+from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.export import Package, Target, load_package
 from turbo_vaed.gate import Candidate, Verdict, choose, judge, write_verdict
 from turbo_vaed.poc import Poc
@@ -70,7 +70,7 @@ def run(poc: Poc) -> dict[str, object]:
     packages, elsewhere = _packages(poc)
     with poc.writing("gate") as folder:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            teacher = _time_teacher(poc, split, Path(scratch))
+            teacher = _teacher(poc, split, Path(scratch))
             origin = {"data_sha256": data_sha256(poc), "git_revision": git_revision(poc.root)}
             judged = [
                 _judge(poc, split, target, package, evaluation, teacher, folder, origin)
@@ -144,7 +144,7 @@ def _judge(
     target: Target,
     package: Package,
     evaluation: Mapping[str, Any],
-    teacher: tuple[float, ...],
+    teacher: Mapping[str, Any],
     folder: Path,
     origin: Mapping[str, str],
 ) -> _Judged:
@@ -163,8 +163,9 @@ def _judge(
         failed = isinstance(found, Failed)
         decoded = None if failed else Path(scratch)
         shown = look_at(split, decoded, load_student(poc), place, evaluation["worst_share"])
+    seconds = teacher["teacher_latency_seconds"]
     verdict = judge(
-        evidence_of(package, found, teacher, shown, evaluation, params.gate.confidence),
+        evidence_of(package, found, seconds, shown, evaluation, params.gate.confidence),
         customer=poc.customer,
         use_case=params.use_case,
         thresholds=params.thresholds,
@@ -177,7 +178,8 @@ def _judge(
     )
     document = {
         **found.to_json(),
-        "teacher_latency_seconds": list(teacher),
+        "device_kind": params.device.kind,
+        **teacher,
         "quality": shown.quality,
         "quality_clips": list(shown.clips),
         "parity_psnr_db": shown.parity_psnr_db,
@@ -220,17 +222,44 @@ def plan(poc: Poc) -> Plan:
     )
 
 
-def _time_teacher(poc: Poc, split: HeldOut, scratch: Path) -> tuple[float, ...]:
-    """Seconds of the teacher's decoder per clip, under the same conditions."""
+def _teacher(poc: Poc, split: HeldOut, scratch: Path) -> dict[str, Any]:
+    """What measurement.json says of the teacher's decoder, timed under the same conditions; and on
+    the GPU, where this host has one, as the cloud would run it.
+
+    No verdict hangs on the GPU: where it fails, the document says why instead.
+    """
+    own = _time_teacher(poc, split, scratch, "cpu", "float32")
+    found = {"teacher_latency_seconds": list(own.seconds), "teacher_machine": own.machine}
+    if not has_gpu():
+        return found
+    try:
+        gpu = _time_teacher(poc, split, scratch, "cuda", "bfloat16")
+    except Fault as error:
+        # The last line is what it died of, above it are places of this machine.
+        return {**found, "teacher_gpu_failed": str(error).splitlines()[-1][-300:]}
+    return {
+        **found,
+        "teacher_gpu_latency_seconds": list(gpu.seconds),
+        "teacher_gpu": gpu.machine,
+    }
+
+
+def _time_teacher(
+    poc: Poc, split: HeldOut, scratch: Path, device: str, precision: Precision
+) -> TeacherTimes:
     params = poc.params
-    # A teacher is slow, and its time is a yardstick: a few samples of it are enough.
+    # A teacher is slow, and its time is a yardstick: a few samples of it are enough. A GPU is not,
+    # and its clock takes a while to rise.
     samples = min(params.gate.min_samples, params.gate.max_samples)
+    warmup = params.gate.max_warmup if device == "cuda" else min(2, params.gate.max_warmup)
     return measure_teacher(
         params.encode.teacher_family,
         poc.teacher_weights(),
         _latents(split, scratch),
-        plan=replace(plan(poc), max_warmup=min(2, params.gate.max_warmup), max_samples=samples),
+        plan=replace(plan(poc), max_warmup=warmup, max_samples=samples),
         timeout_seconds=TIMEOUT_SECONDS,
+        device=device,
+        precision=precision,
     )
 
 

@@ -29,8 +29,11 @@ from turbo_vaed.params import Params
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import cluster
+from turbo_vaed.tracker import Following
 
 RAY_STAGES = ("encode", "distill")
+_LONGER = 1.2
+"""Than before, what follows distillation may take."""
 
 
 def price_book(params: Params, settings: Settings) -> PriceBook:
@@ -124,6 +127,12 @@ def limits_of(params: Params) -> Limits:
     )
 
 
+def reserve_seconds(params: Params, following: Following) -> float:
+    """Kept back for what follows distillation: what it took before and a fifth more, and
+    `budget.reserve_seconds` at least."""
+    return max(params.budget.reserve_seconds, following.seconds * _LONGER)
+
+
 def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
     """The run's budget, and its spend while `stage` runs: by the ledger, or where none is kept by
     the time from now on.
@@ -141,11 +150,13 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
             f"cost {format_usd(device_usd)} of the {format_usd(run_usd)} that the run may spend; "
             "raise the budget, take fewer export.targets, or another gate.device"
         )
+    following = poc.tracker.following() if poc.tracker.following else Following()
     budget = Budget.plan(
         run_usd=run_usd - device_usd,
         warn_share=limits.warn_share,
-        reserve_seconds=limits.reserve_seconds,
+        reserve_seconds=reserve_seconds(poc.params, following),
         usd_per_hour=usd_per_hour,
+        reserve_usd=following.usd,
     )
     began = time.monotonic()
 

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 
-from turbo_vaed.costs import PriceBook, format_usd
+from turbo_vaed.costs import Ledger, PriceBook, format_usd, per_second
 from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.choice import Choice, Machine, choices
-from turbo_vaed.costs.money import plain
+from turbo_vaed.costs.meter import UNIT
+from turbo_vaed.costs.money import plain, quantise_usd
 from turbo_vaed.distill.follow import hours_and_minutes
-from turbo_vaed.distill.seen import RESTART_SECONDS, SAVE_SECONDS, seen_in
+from turbo_vaed.distill.seen import RESTART_SECONDS, SAVE_SECONDS, Seen, seen_in
 from turbo_vaed.errors import UserError
 from turbo_vaed.params import CandidateParams
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages.arithmetic import expected_pace
 from turbo_vaed.stages.estimates import measured_pace
 from turbo_vaed.stages.prices import price_book
+
+_MEASURED, _EXPECTED = "measured", "by the student's arithmetic alone, for no run has measured it"
+_ASSUMED_HOURS = 24.0
+"""So much of what was seen weighs as much as an assumed rate of interruptions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +68,8 @@ def quote(poc: Poc, settings: Settings, book: PriceBook | None = None) -> Quote:
     if settings.on_a_cluster:
         raise UserError("a quote compares with this machine: unset RAY_ADDRESS for it")
     measured = measured_pace(poc, settings)
-    if measured is None:
-        raise UserError(
-            f"nothing is measured of {poc.customer} with these params on this machine yet, so no "
-            f"time can be told: run turbo-vaed poc {poc.customer} here first (20 steps are enough)"
-        )
+    pace = measured or expected_pace(poc, settings)
+    assert pace is not None, "this machine can be timed"
     book = book or price_book(poc.params, settings)
     seen = seen_in(poc.progress_file)
     save, restart = seen.save_seconds or SAVE_SECONDS, seen.restart_seconds or RESTART_SECONDS
@@ -72,7 +77,10 @@ def quote(poc: Poc, settings: Settings, book: PriceBook | None = None) -> Quote:
         f"{save:.2g} s a checkpoint, {'assumed' if seen.save_seconds is None else 'measured'}, and "
         f"{restart:.0f} s a restart, {'assumed' if seen.restart_seconds is None else 'measured'}"
     )
-    machines = list(_machines(poc, book, 1 / measured.mean))
+    machines = [
+        replace(machine, is_measured=machine.is_measured and measured is not None)
+        for machine in _machines(poc, book, 1 / pace.mean, _spot_hours(poc, settings), seen)
+    ]
     found = choices(
         machines, steps=poc.params.distill.steps, save_seconds=save, restart_seconds=restart
     )
@@ -81,12 +89,61 @@ def quote(poc: Poc, settings: Settings, book: PriceBook | None = None) -> Quote:
         choices=found,
         save_seconds=save,
         restart_seconds=restart,
-        basis=f"{measured.mean:.3g} s a step on this machine, measured; {told}; the speed and the "
-        "interruptions of others as prices.candidates assumes them",
+        basis=f"{pace.mean:.3g} s a step on this machine, {_MEASURED if measured else _EXPECTED}; "
+        f"{told}; the speed of others as prices.candidates assumes it, and their interruptions but "
+        f"for those of {seen.hours:.1f} h that were seen",
     )
 
 
-def _machines(poc: Poc, book: PriceBook, steps_per_second: float) -> Iterator[Machine]:
+def cheapest_elsewhere(
+    poc: Poc, settings: Settings, left_usd: Decimal, book: PriceBook | None = None
+) -> str:
+    """Which other machine would finish for less than `left_usd`, with what follows distillation,
+    as the end of a sentence that tells of other changes; empty on a cluster.
+
+    Raises: as `quote`.
+    """
+    if settings.on_a_cluster:
+        return ""
+    found = quote(poc, settings, book)
+    offers = [(choice, _with_rest(poc, choice)) for choice in found.choices]
+    priced = [(choice, usd) for choice, usd in offers if usd and choice.machine.region]
+    more = f"turbo-vaed cost quote {poc.customer}"
+    if not priced:
+        return f", or on a cheaper machine: no price of prices.candidates is known ({more})"
+    best, usd = min(priced, key=lambda offer: offer[1])
+    name = f"{_name(best.machine)}, where it is expected to cost {format_usd(usd)}"
+    if usd > left_usd:
+        return f", and on no machine of prices.candidates: the cheapest is {name} ({more})"
+    return f", or on {name} (turbo-vaed ec2 run {poc.customer})"
+
+
+def _with_rest(poc: Poc, choice: Choice) -> Decimal | None:
+    """What a machine would cost with the time that is kept back for what follows."""
+    if choice.usd is None or choice.machine.usd_per_hour is None:
+        return None
+    rest = Decimal(str(poc.params.budget.reserve_seconds)) * per_second(choice.machine.usd_per_hour)
+    return quantise_usd(choice.usd + rest)
+
+
+def _spot_hours(poc: Poc, settings: Settings) -> dict[str, float]:
+    """Hours that the customer's runs have had on spot, by type of machine."""
+    hours: defaultdict[str, float] = defaultdict(float)
+    with Ledger.open(settings.ledger_url) as ledger:
+        for group in ledger.grouped(customer=poc.customer):
+            if group.market == "spot" and group.unit == UNIT:
+                hours[group.resource] += float(group.quantity) / 3600
+    return hours
+
+
+def _interruptions_per_hour(assumed: float, hours: float, losses: int) -> float:
+    """The assumption as if it had been seen for a day, and what was seen since."""
+    return (assumed * _ASSUMED_HOURS + losses) / (_ASSUMED_HOURS + hours)
+
+
+def _machines(
+    poc: Poc, book: PriceBook, steps_per_second: float, spot_hours: Mapping[str, float], seen: Seen
+) -> Iterator[Machine]:
     local = book.usd_per_hour("node", "local")
     yield Machine(
         instance_type="this machine",
@@ -99,6 +156,11 @@ def _machines(poc: Poc, book: PriceBook, steps_per_second: float) -> Iterator[Ma
         why_unknown="" if local is not None else "prices.local_usd_per_hour is null",
     )
     for candidate in poc.params.prices.candidates:
+        hours = spot_hours.get(candidate.instance_type, 0.0)
+        # What is lost is not told by type: all of it is of the one type that was had.
+        losses = seen.losses if hours == sum(spot_hours.values()) else 0
+        seen_of_it = _interruptions_per_hour(candidate.interruptions_per_hour, hours, losses)
+        candidate = dataclasses.replace(candidate, interruptions_per_hour=seen_of_it)
         yield _priced(candidate, book, steps_per_second, None)
         for zone in candidate.zones:
             yield _priced(candidate, book, steps_per_second, zone)
@@ -121,6 +183,7 @@ def _priced(
         steps_per_second=steps_per_second * candidate.speed,
         interruptions_per_hour=candidate.interruptions_per_hour if zone else 0.0,
         why_unknown=found if isinstance(found, str) else "",
+        warning="" if isinstance(found, str) else found.warning,
     )
 
 
@@ -129,15 +192,19 @@ def _sentence(found: list[Choice], steps: int) -> str:
     if best.usd is None:
         why = dict.fromkeys(choice.machine.why_unknown for choice in found)
         return f"No price is known, so nothing can be run: {'; '.join(why)}."
-    machine = best.machine
-    name = machine.instance_type
-    where = "" if machine.market == "local" else f" {machine.market} in {machine.zone}"
+    name = _name(best.machine)
     unknown = sum(choice.usd is None for choice in found)
     cost = f"{format_usd(best.usd)} in {hours_and_minutes(best.seconds)}, interruptions included"
     if unknown == len(found) - 1:
-        return f"{steps} steps on {name}{where}: {cost}; no other price is known."
-    sentence = f"{steps} steps are cheapest on {name}{where}: {cost}"
+        return f"{steps} steps on {name}: {cost}; no other price is known."
+    sentence = f"{steps} steps are cheapest on {name}: {cost}"
     return sentence + (f"; {unknown} prices are not known." if unknown else ".")
+
+
+def _name(machine: Machine) -> str:
+    """`g6.xlarge spot in eu-central-1b`."""
+    where = "" if machine.market == "local" else f" {machine.market} in {machine.zone}"
+    return f"{machine.instance_type}{where}"
 
 
 def _row(choice: Choice, budget_usd: Decimal) -> dict[str, Any]:
@@ -154,4 +221,5 @@ def _row(choice: Choice, budget_usd: Decimal) -> dict[str, Any]:
         "usd": None if choice.usd is None else format_usd(choice.usd),
         "fits": None if choice.usd is None else choice.usd <= budget_usd,
         "why_unknown": machine.why_unknown or None,
+        "warning": machine.warning or None,
     }

@@ -6,15 +6,29 @@ import dataclasses
 import importlib
 import json
 import re
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 
-from turbo_vaed.costs import Allowance, Charge, Ledger, Meter, allowance, due, require_allowance
+from turbo_vaed.costs import (
+    Allowance,
+    Charge,
+    Ledger,
+    Limits,
+    Meter,
+    Nodes,
+    allowance,
+    due,
+    require_allowance,
+)
 from turbo_vaed.costs.money import AMOUNT_QUANTUM, quantise_usd
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings, new_run_id
+from turbo_vaed.stages import waiting
+from turbo_vaed.stages.estimates import following
 from turbo_vaed.stages.prices import RAY_STAGES, limits_of, nodes_of
 from turbo_vaed.stages.telemetry import LiveRun
 from turbo_vaed.tracker import Tracker, Used
@@ -44,46 +58,68 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
         due.book(ledger, settings.due_folder)
         poc = Poc.load(settings.root, customer)
-
-        def may_spend() -> Allowance:
-            limits = limits_of(poc.params)
-            return allowance(ledger, limits, run=run, customer=customer, at=datetime.now(UTC))
+        limits = limits_of(poc.params)
+        may_spend = partial(_may_spend, ledger, limits, run=run, customer=customer)
+        if name in CAN_BE_REFUSED:
+            require_allowance(may_spend())
 
         def charge(used: Used) -> None:
             ledger.add(charge_of(used, run, customer, name))
 
-        if name in CAN_BE_REFUSED:
-            require_allowance(may_spend())
-        nodes = nodes_of(poc.params, settings, name)
-        on_a_cluster = name in RAY_STAGES and settings.on_a_cluster
-        cluster = ray_session(settings.ray_address) if on_a_cluster else nullcontext()
-        meter = Meter(
-            ledger,
-            run=run,
-            customer=customer,
-            stage=name,
-            nodes=nodes,
-            interval_seconds=CLUSTER_SLICE_SECONDS if on_a_cluster else SLICE_SECONDS,
-            due=settings.due_folder,
-        )
-        live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
-        tracker = Tracker(
-            # In this order: a slice that is written in between counts twice for once, never not.
-            spent_usd=lambda: meter.unwritten_usd() + ledger.total(run=run),
-            may_spend_usd=lambda: max(may_spend().usd, AMOUNT_QUANTUM),
-            usd_per_hour=meter.usd_per_hour,
-            mark_wasted=meter.mark_wasted,
-            keep=meter.keep,
-            log_metrics=live.log_metrics,
-            log_picture=live.log_picture,
-            charge=charge,
-        )
-        with cluster, live, meter:
-            poc = dataclasses.replace(poc, tracker=tracker)
-            figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(poc)
+        with _nodes(poc, settings, ledger, run, name) as nodes:
+            live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
+            meter = Meter(
+                ledger,
+                run=run,
+                customer=customer,
+                stage=name,
+                nodes=nodes,
+                interval_seconds=CLUSTER_SLICE_SECONDS
+                if _is_on_a_cluster(settings, name)
+                else SLICE_SECONDS,
+                due=settings.due_folder,
+            )
+            tracker = Tracker(
+                # In this order: a slice that is written in between counts twice, never not at all.
+                spent_usd=lambda: meter.unwritten_usd() + ledger.total(run=run),
+                may_spend_usd=lambda: max(may_spend().usd, AMOUNT_QUANTUM),
+                following=lambda: following(ledger, customer),
+                usd_per_hour=meter.usd_per_hour,
+                mark_wasted=meter.mark_wasted,
+                keep=meter.keep,
+                log_metrics=live.log_metrics,
+                log_picture=live.log_picture,
+                charge=charge,
+            )
+            with live, meter:
+                poc = dataclasses.replace(poc, tracker=tracker)
+                figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(poc)
     text = json.dumps(figures, indent=1, default=str)
     (poc.folder(name) / FIGURES).write_text(text + "\n")
     print(f"{name}: {', '.join(f'{k} {_shown(v)}' for k, v in figures.items())}", flush=True)
+
+
+def _may_spend(ledger: Ledger, limits: Limits, *, run: str, customer: str) -> Allowance:
+    """By the whole run, as it is now."""
+    return allowance(ledger, limits, run=run, customer=customer, at=datetime.now(UTC))
+
+
+def _is_on_a_cluster(settings: Settings, stage: str) -> bool:
+    return stage in RAY_STAGES and settings.on_a_cluster
+
+
+@contextmanager
+def _nodes(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str) -> Iterator[Nodes]:
+    """The nodes of a stage, for its meter. Those of a cluster are connected until the block ends,
+    what they have waited for the stage is charged, and that they are there is kept."""
+    held = nodes_of(poc.params, settings, stage)
+    if not _is_on_a_cluster(settings, stage):
+        yield held
+        return
+    seen = poc.work / waiting.FILE
+    with ray_session(settings.ray_address):
+        waiting.book_waiting(ledger, held, seen, run=run, customer=poc.customer, before=stage)
+        yield waiting.remembered(held, seen, run=run)
 
 
 def _shown(value: object) -> str:

@@ -1,64 +1,143 @@
-"""The disk that a run's files take, from when they were written to its end."""
+"""The disk and the bucket that a run's files take, from when they were written to its end; and what
+was fetched out of the bucket."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 
-from turbo_vaed.costs import Charge, Ledger, total_usd
+from turbo_vaed.costs import Charge, Ledger, total_usd, transfer
+from turbo_vaed.costs.prices import Market
 from turbo_vaed.costs.storage import UNIT, storage_charge
+from turbo_vaed.costs.transfer import transfer_charge
+from turbo_vaed.distill.bucket import InBucket, in_bucket
+from turbo_vaed.distill.events import read_events
 from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
 
 KEPT = {"clip": "clip", "encode": "encode", "targets": "distill", "checkpoints": "distill"}
 """Folders of a customer that hold clips, latents, the teacher's targets and checkpoints, and the
-stages that write them. Checkpoints in a bucket are removed at the end of a run and not charged."""
+stages that write them."""
 SOURCE = "params.yaml prices.storage_usd_per_gb_month"
+BUCKET, BUCKET_SOURCE = "bucket (checkpoints)", "params.yaml prices.bucket_usd_per_gb_month"
+FETCHED = "checkpoints"
+
+Kept = tuple[int, datetime, datetime]
+"""Bytes, and the moments between which they were kept."""
 
 
 def book_storage(
-    poc: Poc, ledger: Ledger, *, run: str, began: datetime, ended: datetime
+    poc: Poc,
+    ledger: Ledger,
+    settings: Settings,
+    *,
+    run: str,
+    began: datetime,
+    ended: datetime,
 ) -> Decimal:
-    """Charge what is kept at the end of a run, for as long as this run kept it; returns USD.
+    """Charge what is kept at the end of a run, for as long as this run kept it, and what it read
+    out of a bucket where it ran outside of AWS; returns USD.
 
     Files of an earlier run are charged from the beginning of this one: the time between runs is
     nobody's. Where an earlier try of this run was charged, from there on.
 
     Raises:
         Unreachable: the ledger does not take it.
+        CorruptFile: the progress file is none.
     """
-    until = {c.resource: c.ended_at for c in ledger.charges(run=run) if c.unit == UNIT}
-    charges = [charge for charge in _charges(poc, run, began, ended, until) if charge.quantity > 0]
+    until: dict[str, datetime] = {}
+    for charge in ledger.charges(run=run):
+        if charge.unit in (UNIT, transfer.UNIT):
+            until[charge.resource] = max(charge.ended_at, until.get(charge.resource, began))
+    found = list(_of_disks(poc, run, began, ended, until))
+    if (settings.checkpoints_url or "").startswith("s3://") and poc.progress_file.is_file():
+        seen = in_bucket(
+            read_events(poc.progress_file),
+            keep=poc.params.distill.keep_checkpoints,
+            now=ended.timestamp(),
+        )
+        found += _of_bucket(poc, run, seen, max(began, until.get(BUCKET, began)), ended)
+        if not settings.machine and not settings.on_a_cluster:
+            found += _of_transfer(poc, run, seen, began, until)
+    charges = [charge for charge in found if charge.quantity > 0]
     ledger.add_all(charges)
     return total_usd(charge.amount_usd for charge in charges)
 
 
-def _charges(
+def _of_disks(
     poc: Poc, run: str, began: datetime, ended: datetime, charged_until: Mapping[str, datetime]
 ) -> Iterator[Charge]:
-    price = poc.params.prices.storage_usd_per_gb_month
     for folder, stage in KEPT.items():
         files = [path for path in (poc.work / folder).rglob("*") if path.is_file()]
-        if not files:
-            continue
         resource = f"disk ({folder})"
         free_until = max(began, charged_until.get(resource, began))
-        kept = [(path.stat().st_size, max(free_until, _written(path))) for path in files]
-        yield storage_charge(
-            run=run,
-            customer=poc.customer,
-            stage=stage,
-            resource=resource,
-            byte_microseconds=sum(
-                size * max(0, (ended - since) // timedelta(microseconds=1)) for size, since in kept
-            ),
-            since=min(*(since for _, since in kept), ended),
-            until=ended,
-            usd_per_gb_month=price,
-            price_source=SOURCE,
-        )
+        stats = [path.stat() for path in files]
+        kept = [(s.st_size, datetime.fromtimestamp(s.st_mtime, UTC), ended) for s in stats]
+        usd = poc.params.prices.storage_usd_per_gb_month
+        yield from _kept(poc, run, stage, resource, "local", kept, free_until, usd, SOURCE)
 
 
-def _written(path: Path) -> datetime:
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+def _of_bucket(
+    poc: Poc, run: str, seen: InBucket, free_until: datetime, ended: datetime
+) -> Iterator[Charge]:
+    kept = [(one.size_bytes, _utc(one.began_at), min(_utc(one.ended_at), ended))
+            for one in seen.lying]  # fmt: skip
+    usd = poc.params.prices.bucket_usd_per_gb_month
+    yield from _kept(poc, run, "distill", BUCKET, "on-demand", kept, free_until, usd, BUCKET_SOURCE)
+
+
+def _kept(
+    poc: Poc,
+    run: str,
+    stage: str,
+    resource: str,
+    market: Market,
+    kept: Iterable[Kept],
+    free_until: datetime,
+    usd_per_gb_month: Decimal,
+    source: str,
+) -> Iterator[Charge]:
+    """One charge for all that was kept, none where that is nothing."""
+    paid = [(size, max(since, free_until), until) for size, since, until in kept]
+    paid = [one for one in paid if one[1] < one[2]]
+    if not paid:
+        return
+    yield storage_charge(
+        run=run,
+        customer=poc.customer,
+        stage=stage,
+        resource=resource,
+        byte_microseconds=sum(
+            size * ((until - since) // timedelta(microseconds=1)) for size, since, until in paid
+        ),
+        since=min(since for _, since, _ in paid),
+        until=max(until for _, _, until in paid),
+        usd_per_gb_month=usd_per_gb_month,
+        price_source=source,
+        market=market,
+    )
+
+
+def _of_transfer(
+    poc: Poc, run: str, seen: InBucket, began: datetime, charged_until: Mapping[str, datetime]
+) -> Iterator[Charge]:
+    """A charge per checkpoint that was read since the run began, and was not charged before."""
+    resource = transfer.resource(FETCHED)
+    for one in seen.fetched:
+        at = _utc(one.at)
+        if at > charged_until.get(resource, began):
+            yield transfer_charge(
+                run=run,
+                customer=poc.customer,
+                stage="distill",
+                what=FETCHED,
+                size_bytes=one.size_bytes,
+                began=at,
+                ended=at,
+                usd_per_gb=poc.params.prices.transfer_out_usd_per_gb,
+            )
+
+
+def _utc(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)

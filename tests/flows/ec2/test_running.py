@@ -10,8 +10,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from datetime import timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,8 @@ import yaml
 from flows import runs
 from flows.ec2 import running, telling
 from flows.ec2.picking import pick
-from tests.costs.charges import START, charge
 from tests.flows.ec2.places import on_postgres
-from turbo_vaed.costs import Ledger, PriceBook
+from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import Fault
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
@@ -86,7 +83,9 @@ def test_a_run_starts_its_machine_and_ends_it(
         assert machine["Placement"]["AvailabilityZone"] == "eu-central-1b"
         tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
         assert tags["turbo-vaed:run"] == run.run_id
-        assert running.run_there(poc, config) == 1, "the exit code of the run: refused by the gate"
+        ran = running.run_there(poc, config)
+        assert ran.exit_code == 1, "refused by the gate"
+        assert ran.fetched_bytes == len("1\n" + "there\n" + yaml.safe_dump(THEIR_LOCK))
     assert [machine["State"]["Name"] for machine in machines()] == ["terminated"]
     assert (poc.work / "gate" / "verdict.json").read_text() == "there\n"
     assert not (poc.work / "gate" / "candidates").exists(), "what is gone there is gone here"
@@ -151,18 +150,3 @@ def test_a_machine_that_cannot_be_ended_is_said_to_cost_money(
     launcher(down=1)
     with pytest.raises(Fault, match="may still cost money"), running.started(Path("m.yaml")):
         pass
-
-
-def test_what_a_machine_was_up_beside_its_stages_is_charged(
-    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
-) -> None:
-    picked = pick(poc, settings, run, book=book)
-    began = START - timedelta(minutes=5)
-    with Ledger.open(settings.ledger_url) as ledger:
-        ledger.add(charge(run=run.run_id, resource="g5.xlarge", market="spot"))  # 15 s
-        ended = began + timedelta(minutes=10)
-        added = running.charge_rest(ledger, poc, run, picked, began=began, ended=ended)
-        assert added is not None and added.stage == "machine" and added.market == "spot"
-        assert added.quantity == Decimal(585)
-        assert added.amount_usd == pytest.approx(Decimal(585) * Decimal("0.25") / 3600)
-        assert running.charge_rest(ledger, poc, run, picked, began=began, ended=began) is None

@@ -16,8 +16,8 @@ from tests.report.costs import made_up
 from tests.report.costs.golden import AUGUST, table_text
 from turbo_vaed.costs import Ledger, total_usd
 from turbo_vaed.costs.accounts import Statement
-from turbo_vaed.costs.money import plain
-from turbo_vaed.report.costs import said
+from turbo_vaed.costs.money import format_usd, plain
+from turbo_vaed.report.costs import forms, said
 from turbo_vaed.report.costs.facts import gather
 from turbo_vaed.report.costs.forms import CSV_COLUMNS, LEAST_WIDTH, csv_text, json_text
 
@@ -182,3 +182,15 @@ def test_spot_that_cost_more_than_on_demand_says_so(root: Path, tmp_path: Path) 
     )  # fmt: skip
     statement = of(root, tmp_path, dear, customer="acme")
     assert said.sentence(statement).endswith("and spot machines cost $0.50 more than on demand.")
+
+
+def test_of_very_many_runs_a_terminal_shows_the_dearest(
+    everyone: Statement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "MOST_RUNS", 2)
+    dearest = sorted(everyone.runs, key=lambda run: run.figures.spent_usd)[-2:]
+    rest = total_usd(run.figures.spent_usd for run in everyone.runs if run not in dearest)
+    text = table_text(everyone, 120)
+    for run in everyone.runs:
+        assert (run.run in text.split("further runs")[0]) == (run in dearest)
+    assert f"{len(everyone.runs) - 2} further runs, which spent {format_usd(rest)}, are not" in text

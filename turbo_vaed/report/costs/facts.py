@@ -111,17 +111,13 @@ def gather(
 
 def _by_month(ledger: Ledger, customer: str | None) -> dict[Month, tuple[ChargeGroup, ...]]:
     """The charges of all time, by the month in which they started; a month without any too."""
-    groups = ledger.grouped(customer=customer)
-    if not groups:
+    span = ledger.span(customer=customer)
+    if span is None:
         return {}
-    first, last = min(g.first_at for g in groups), max(g.last_at for g in groups)
-    found = {
+    return {
         month: ledger.grouped(customer=customer, since=month.since, until=month.until)
-        for month in months_between(first, last)
+        for month in months_between(*span)
     }
-    while not found[max(found)]:  # the last charge may only end in it
-        del found[max(found)]
-    return found
 
 
 def _known(root: Path, document: Mapping[str, Any], name: str, *, is_listed: bool) -> Known:

@@ -16,12 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from turbo_vaed.costs.accounts import Account, Figure, Figures, Line, RunAccount, Statement
-from turbo_vaed.costs.money import plain
+from turbo_vaed.costs.money import format_usd, plain, total_usd
 from turbo_vaed.report import words
 from turbo_vaed.report.costs import said
 
 SUMMARY_COLUMNS = ("runs", "spent", "budget", "left", "saved by spot", "wasted",
                    "per kept step", "per dB")  # fmt: skip
+MOST_RUNS = 50
+"""Of a terminal's detail, the dearest; more are read by programs."""
 LEAST_WIDTH = 80
 """Characters of a table: the summary's nine columns need so many."""
 CSV_COLUMNS = (
@@ -65,15 +67,35 @@ def show_tables(statement: Statement, console: Console) -> None:
         summary.add_section()
         summary.add_row("all", *summary_cells(statement.total))
     console.print(summary, width=width, crop=False)
-    if statement.runs:
-        console.print(_detail(statement), width=width, crop=False)
+    shown = _dearest(statement.runs)
+    if shown:
+        console.print(_detail(shown, statement), width=width, crop=False)
+    if len(shown) < len(statement.runs):
+        console.print(Text(_left_out(shown, statement.runs)))
     for note in said.notes(statement):
         console.print(Text(note))
 
 
-def _detail(statement: Statement) -> Table:
+def _dearest(runs: Sequence[RunAccount]) -> list[RunAccount]:
+    """At most `MOST_RUNS`, in their own order."""
+    dearest = sorted(runs, key=lambda run: run.figures.spent_usd, reverse=True)[:MOST_RUNS]
+    names = {(run.customer, run.run) for run in dearest}
+    return [run for run in runs if (run.customer, run.run) in names]
+
+
+def _left_out(shown: Sequence[RunAccount], runs: Sequence[RunAccount]) -> str:
+    usd = total_usd(run.figures.spent_usd for run in runs) - total_usd(
+        run.figures.spent_usd for run in shown
+    )
+    return (
+        f"{len(runs) - len(shown):,} further runs, which spent {format_usd(usd)}, are not shown: "
+        "--format csv has them all, --customer those of one."
+    )
+
+
+def _detail(runs: Sequence[RunAccount], statement: Statement) -> Table:
     table = _table("run and stage", ("market", "time", "spent", "wasted", "saved\nby spot"))
-    for run in statement.runs:
+    for run in runs:
         title = f"{_titled(run, statement)}, {run.first_at:%Y-%m-%d}"
         table.add_row(Text(title), "", *detail_cells(run.figures, is_spot=has_spot(run)))
         for line in run.lines:

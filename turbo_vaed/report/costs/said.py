@@ -128,6 +128,11 @@ def _of_run(run: RunAccount, statement: Statement) -> list[str]:
             f"Run {run.run} of {run.customer} spent {format_usd(run.outside_usd)} outside "
             f"{period(statement)}; what is left of its budget counts that too."
         )
+    if run.old_prices:
+        found.append(
+            f"Run {run.run} of {run.customer} was charged {format_usd(run.old_usd)} at old prices: "
+            f"{'; '.join(run.old_prices)}."
+        )
     left = run.figures.left.usd
     if left is not None and left < 0:
         found.append(

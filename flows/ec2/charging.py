@@ -1,0 +1,136 @@
+"""What a machine costs beside its stages: start, set-up, copies, end, and what was fetched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+from flows import runs
+from flows.ec2.picking import Picked
+from flows.ec2.telling import folder
+from turbo_vaed.costs import Charge, Ledger
+from turbo_vaed.costs.meter import UNIT
+from turbo_vaed.costs.money import per_second, plain, quantise_usd
+from turbo_vaed.costs.transfer import transfer_charge
+from turbo_vaed.poc import Poc
+
+STAGE = "machine"
+"""What the ledger has of a machine beside its stages."""
+RESULTS = "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A machine that was started; kept in a file until all of it is charged, so that one that
+    outlived the process that started it is charged, too, when `turbo-vaed ec2 down` ends it."""
+
+    run: str
+    customer: str
+    instance_type: str
+    market: Literal["spot", "on-demand"]
+    usd_per_hour: Decimal
+    """When it was picked."""
+    began: datetime
+    minutes: int
+    """After which it ends itself."""
+
+
+def record(poc: Poc) -> Path:
+    """Where the machine that was started last is kept."""
+    return folder(poc) / "started.json"
+
+
+def note(poc: Poc, run: runs.Run, picked: Picked, *, began: datetime) -> Started:
+    """Keep what is about to be started."""
+    machine = picked.choice.machine
+    assert machine.usd_per_hour is not None and machine.market != "local"
+    started = Started(
+        run=run.run_id,
+        customer=poc.customer,
+        instance_type=machine.instance_type,
+        market=machine.market,
+        usd_per_hour=machine.usd_per_hour,
+        began=began,
+        minutes=picked.minutes,
+    )
+    kept = asdict(started) | {
+        "usd_per_hour": plain(machine.usd_per_hour),
+        "began": began.isoformat(),
+    }
+    record(poc).write_text(json.dumps(kept, indent=1) + "\n")
+    return started
+
+
+def settle(ledger: Ledger, poc: Poc, *, ended: datetime) -> Charge | None:
+    """Charge what the machine that was started last was up beside its stages, once it has ended;
+    None where that is nothing, or no machine is left to be charged.
+
+    At the price of when it was picked, and for no longer than until it ended itself. A clock that
+    was set back meanwhile makes it too little: `turbo-vaed cost reconcile` shows that.
+
+    Raises:
+        Unreachable: the ledger does not take it; `turbo-vaed ec2 down` does it again.
+    """
+    path = record(poc)
+    if not path.is_file():
+        return None
+    kept = json.loads(path.read_text())
+    kept |= {"usd_per_hour": Decimal(kept["usd_per_hour"]),
+             "began": datetime.fromisoformat(kept["began"])}  # fmt: skip
+    charge = _rest(ledger, Started(**kept), ended)
+    if charge is not None:
+        ledger.add(charge)
+    path.unlink()
+    return charge
+
+
+def _rest(ledger: Ledger, started: Started, ended: datetime) -> Charge | None:
+    charged = sum(
+        (
+            charge.quantity
+            for charge in ledger.charges(run=started.run)
+            if charge.unit == UNIT and charge.resource == started.instance_type
+            and charge.started_at >= started.began
+        ),
+        start=Decimal(0),
+    )  # fmt: skip
+    up = min(ended - started.began, timedelta(minutes=started.minutes))
+    rest = Decimal(str(up.total_seconds())) - charged
+    if rest <= 0:
+        return None
+    price = per_second(started.usd_per_hour)
+    return Charge(
+        run=started.run,
+        customer=started.customer,
+        stage=STAGE,
+        resource=started.instance_type,
+        market=started.market,
+        quantity=rest,
+        unit=UNIT,
+        unit_price_usd=price,
+        amount_usd=quantise_usd(rest * price),
+        started_at=started.began,
+        ended_at=started.began + up,
+        useful="useful",
+        price_source="start, set-up and end, at the price of when the machine was picked",
+    )
+
+
+def fetched(ledger: Ledger, poc: Poc, run: runs.Run, size_bytes: int, *, at: datetime) -> Charge:
+    """Charge what was fetched out of AWS when the run had ended."""
+    charge = transfer_charge(
+        run=run.run_id,
+        customer=poc.customer,
+        stage=STAGE,
+        what=RESULTS,
+        size_bytes=size_bytes,
+        began=at,
+        ended=at,
+        usd_per_gb=poc.params.prices.transfer_out_usd_per_gb,
+    )
+    ledger.add(charge)
+    return charge

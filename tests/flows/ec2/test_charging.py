@@ -1,0 +1,88 @@
+"""What a machine costs beside its stages is charged, whoever ends it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+from typer.testing import CliRunner
+
+from flows import runs
+from flows.ec2 import charging, running, telling
+from flows.ec2.picking import Picked, pick
+from tests.costs.charges import START, charge
+from turbo_vaed.cli import app
+from turbo_vaed.costs import Ledger, PriceBook
+from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+
+BEGAN = START - timedelta(minutes=5)
+
+
+@pytest.fixture
+def picked(poc: Poc, settings: Settings, run: runs.Run, book: PriceBook) -> Picked:
+    telling.folder(poc).mkdir(parents=True)
+    return pick(poc, settings, run, book=book)
+
+
+def test_what_a_machine_was_up_beside_its_stages_is_charged_once(
+    poc: Poc, settings: Settings, run: runs.Run, picked: Picked
+) -> None:
+    with Ledger.open(settings.ledger_url) as ledger:
+        ledger.add(charge(run=run.run_id, resource="g5.xlarge", market="spot"))  # 15 s
+        charging.note(poc, run, picked, began=BEGAN)
+        added = charging.settle(ledger, poc, ended=BEGAN + timedelta(minutes=10))
+        assert added is not None and added.stage == "machine" and added.market == "spot"
+        assert added.quantity == Decimal(585)
+        assert added.amount_usd == pytest.approx(Decimal(585) * Decimal("0.25") / 3600)
+        assert charging.settle(ledger, poc, ended=BEGAN + timedelta(minutes=20)) is None
+        assert len(ledger.charges()) == 2
+
+
+def test_a_clock_that_was_set_back_takes_nothing_off(
+    poc: Poc, settings: Settings, run: runs.Run, picked: Picked
+) -> None:
+    with Ledger.open(settings.ledger_url) as ledger:
+        charging.note(poc, run, picked, began=BEGAN)
+        assert charging.settle(ledger, poc, ended=BEGAN - timedelta(hours=1)) is None
+        assert ledger.charges() == ()
+
+
+def test_a_machine_that_outlived_its_process_is_charged_when_it_is_ended(
+    poc: Poc,
+    settings: Settings,
+    run: runs.Run,
+    picked: Picked,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For no longer than it can have been up: it ends itself, days before somebody looks."""
+    charging.note(poc, run, picked, began=BEGAN)
+    config = telling.folder(poc) / telling.MACHINE
+    config.touch()
+    ended: list[object] = []
+
+    def end(path: object) -> None:
+        ended.append(path)
+        config.unlink()
+
+    monkeypatch.setattr(running, "end", end)
+    monkeypatch.setenv("TURBO_VAED_ROOT", str(settings.root))
+    result = CliRunner().invoke(app, ["ec2", "down", "demo"])
+    assert result.exit_code == 0 and "charged what was not charged yet: $" in result.stdout
+    assert ended == [config]
+    with Ledger.open(settings.ledger_url) as ledger:
+        (found,) = ledger.charges()
+    assert found.run == run.run_id
+    assert found.quantity == picked.minutes * 60
+    again = CliRunner().invoke(app, ["ec2", "down", "demo"])
+    assert again.exit_code != 0 and "no machine of demo" in str(again.exception)
+
+
+def test_what_is_fetched_out_of_aws_is_charged(poc: Poc, settings: Settings, run: runs.Run) -> None:
+    with Ledger.open(settings.ledger_url) as ledger:
+        found = charging.fetched(ledger, poc, run, 5 * 10**8, at=START)
+        assert ledger.charges() == (found,)
+    assert (found.quantity, found.unit, found.amount_usd) == (
+        Decimal("0.5"), "GB", Decimal("0.045")
+    )  # fmt: skip

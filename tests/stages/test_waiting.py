@@ -1,0 +1,82 @@
+"""A cluster's nodes cost money while no stage runs on them, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tests.costs.charges import START, charge
+from turbo_vaed.costs import Ledger, Rate, total_usd
+from turbo_vaed.stages.waiting import book_waiting, remembered
+
+SPOT = Rate(resource="g6.xlarge", market="spot", usd_per_hour=Decimal("3.6"), source="a list")
+HEAD = Rate(resource="node", market="local", usd_per_hour=Decimal("0.36"), source="a list")
+RUN = {"run": "demo-1", "customer": "demo"}
+
+
+def after(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        yield ledger
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Two spot machines and the head, seen at START."""
+    found = tmp_path / "work" / "nodes.json"
+    held = {"a": SPOT, "b": SPOT, "head": HEAD}
+    look = remembered(lambda: held, found, run="demo-1", now=lambda: START)
+    assert look() == held
+    return found
+
+
+def test_nodes_that_wait_are_charged_once(ledger: Ledger, path: Path) -> None:
+    """A minute and a half of all three. The one that came since is charged by who first saw it."""
+    held = {"a": SPOT, "b": SPOT, "head": HEAD, "new": SPOT}
+    found = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(90))
+    assert [(c.resource, c.market, c.quantity, c.useful) for c in found] == [
+        ("g6.xlarge", "spot", Decimal(180), "useful"),
+        ("node", "local", Decimal(90), "useful"),
+    ]
+    assert total_usd(c.amount_usd for c in found) == pytest.approx(Decimal("0.189"))
+    assert {c.stage for c in ledger.charges()} == {"waiting"}
+    assert book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(90)) == []
+    (rest, _) = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(91))
+    assert rest.quantity == Decimal(2), "from where the last charge ended"
+
+
+def test_a_node_that_is_gone_is_not_charged(ledger: Ledger, path: Path) -> None:
+    (found,) = book_waiting(ledger, lambda: {"b": SPOT}, path, **RUN, now=lambda: after(90))
+    assert found.quantity == Decimal(90)
+
+
+def test_the_wait_for_a_lost_driver_is_wasted(ledger: Ledger, path: Path) -> None:
+    """And it begins where the driver's last slice ended, a little after its last look."""
+    ledger.add(charge(stage="distill", resource="g6.xlarge", market="spot"))  # 15 s from START on
+    held = {"a": SPOT}
+    (found,) = book_waiting(
+        ledger, lambda: held, path, **RUN, before="distill", now=lambda: after(75)
+    )
+    assert (found.useful, found.quantity) == ("wasted", Decimal(60))
+
+
+def test_another_runs_nodes_are_nobodys(ledger: Ledger, path: Path) -> None:
+    other = {"run": "demo-2", "customer": "demo"}
+    assert book_waiting(ledger, lambda: {"a": SPOT}, path, **other, now=lambda: after(9)) == []
+    path.write_text("{cut short")
+    assert book_waiting(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(9)) == []
+
+
+def test_a_clock_that_was_set_back_charges_nothing_twice(ledger: Ledger, path: Path) -> None:
+    held = {"a": SPOT}
+    assert book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(-60)) == []
+    (found,) = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(0))
+    assert found.quantity == Decimal(60), "as long as the clock says since"

@@ -1,0 +1,60 @@
+"""What a run's checkpoints take of a bucket, by what was told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+
+class Lying(NamedTuple):
+    """A checkpoint in the bucket; moments in Unix seconds."""
+
+    size_bytes: int
+    began_at: float
+    ended_at: float
+
+
+class Fetched(NamedTuple):
+    """A checkpoint that workers read to go on from, by all of them together."""
+
+    size_bytes: int
+    at: float
+
+
+class InBucket(NamedTuple):
+    """Of a run."""
+
+    lying: list[Lying]
+    fetched: list[Fetched]
+
+
+def in_bucket(events: Iterable[Mapping[str, Any]], *, keep: int, now: float) -> InBucket:
+    """The checkpoints that a run has written, and those that were read.
+
+    One lies there until `keep` more and another one, for the best step's is kept besides, were
+    written after it; all are gone when every step is done.
+
+    Args:
+        events: of the progress file, in order.
+        keep: `distill.keep_checkpoints`.
+        now: Unix seconds, of what still lies there.
+    """
+    written: list[tuple[int, float]] = []
+    gone: dict[int, float] = {}
+    sizes: dict[str, int] = {}
+    fetched = []
+    for event in events:
+        at = float(event["at"])
+        if event["event"] == "checkpoint":
+            written.append((event["bytes"], at))
+            sizes[event["name"]] = event["bytes"]
+            gone.setdefault(len(written) - 2 - keep, at)
+        elif event["event"] == "start" and event["checkpoint"] in sizes:
+            fetched.append(Fetched(sizes[event["checkpoint"]] * event["world"], at))
+        elif event["event"] == "end" and event["stopped"] == "finished":
+            gone = {number: gone.get(number, at) for number in range(len(written))}
+    lying = [
+        Lying(size, began, max(began, gone.get(number, now)))
+        for number, (size, began) in enumerate(written)
+    ]
+    return InBucket(lying, fetched)
