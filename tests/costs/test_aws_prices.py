@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -262,3 +263,22 @@ def test_a_cached_price_is_not_known_where_regions_differ(tmp_path: Path) -> Non
     assert cached_on_demand(tmp_path, "g5.xlarge") == Decimal("1.2")
     keep("us-east-1", whole.replace("1.2", "1.0"))
     assert cached_on_demand(tmp_path, "g5.xlarge") is None
+
+
+def test_a_service_that_does_not_answer_is_not_asked_for_every_machine(tmp_path: Path) -> None:
+    """A minute later it is, and so is another region's at once."""
+    asked: list[tuple[str, str]] = []
+
+    def client(service: str, region: str) -> Any:
+        asked.append((service, region))
+        raise EndpointConnectionError(endpoint_url="http://x")
+
+    book = prices(client, tmp_path)
+    for zone in "abc":
+        found = book.quote("g5.xlarge", "spot", "eu-central-1", f"eu-central-1{zone}")
+        assert "does not answer" in str(found)
+    book.quote("g6.xlarge", "spot", "eu-west-1", "eu-west-1a")
+    assert asked == [("ec2", "eu-central-1"), ("ec2", "eu-west-1")]
+    later = replace(book, now=lambda: NOON + timedelta(minutes=2))
+    later.quote("g5.xlarge", "spot", "eu-central-1", "eu-central-1a")
+    assert len(asked) == 3

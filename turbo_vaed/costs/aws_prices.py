@@ -81,7 +81,8 @@ class Ec2Prices:
     max_age: timedelta
     client: Client = boto3_client
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    _silent: dict[Path, tuple[datetime, str]] = field(default_factory=dict, compare=False)
+    _silent: dict[str, tuple[datetime, str]] = field(default_factory=dict, compare=False)
+    """Why a file's machine, or a whole service, was not told, and when that was."""
 
     def usd_per_hour(
         self,
@@ -144,9 +145,7 @@ class Ec2Prices:
         warning = ""
         if is_old and wants_more:
             try:
-                silent = self._silent.get(path)
-                if silent is not None and now - silent[0] < AGAIN:
-                    raise _NoAnswer(silent[1])
+                self._check_silent(now, path.name, _service(market, region))
                 if market == "spot":
                     assert zone is not None, "checked"
                     points = self._spot(instance_type, region, zone, min(moment, now))
@@ -154,8 +153,9 @@ class Ec2Prices:
                     points = self._on_demand(instance_type, region)
                 fresh = _Kept(quoted_at=now, points=tuple(points))
             except _NoAnswer as error:
-                if silent is None or now - silent[0] >= AGAIN:
-                    self._silent[path] = now, str(error)
+                if not error.is_repeated:
+                    about = _service(market, region) if error.is_of_service else path.name
+                    self._silent[about] = now, str(error)
                 if kept is None:
                     return str(error)
                 warning = f"{OLD_PRICE} {kept.quoted_at:%Y-%m-%d %H:%M} UTC: {error}"
@@ -177,6 +177,16 @@ class Ec2Prices:
             f"read {kept.quoted_at:%Y-%m-%dT%H:%MZ}",
             warning=warning,
         )
+
+    def _check_silent(self, now: datetime, *about: str) -> None:
+        """Do not ask again so soon: one answer that does not come takes half a minute.
+
+        Raises:
+            _NoAnswer: the one that was got before.
+        """
+        for at, why in filter(None, map(self._silent.get, about)):
+            if now - at < AGAIN:
+                raise _NoAnswer(why, is_repeated=True)
 
     def _spot(
         self, instance_type: str, region: str, zone: str, moment: datetime
@@ -261,6 +271,15 @@ def cached_on_demand(folder: Path, resource: str) -> Decimal | None:
 class _NoAnswer(Exception):
     """AWS did not tell a price; why, in words."""
 
+    def __init__(self, why: str, *, is_of_service: bool = False, is_repeated: bool = False) -> None:
+        super().__init__(why)
+        self.is_of_service, self.is_repeated = is_of_service, is_repeated
+
+
+def _service(market: str, region: str) -> str:
+    """What tells the prices of a market: spot's is one of each region."""
+    return f"ec2 in {region}" if market == "spot" else "pricing"
+
 
 @contextmanager
 def _asking(instance_type: str, region: str) -> Iterator[None]:
@@ -277,7 +296,7 @@ def _asking(instance_type: str, region: str) -> Iterator[None]:
             raise UserError(f"no EC2 machine is called {instance_type!r} in {region}") from error
         raise _NoAnswer(f"AWS says {code}: {error}") from error
     except BotoCoreError as error:
-        raise _NoAnswer(f"AWS does not answer: {error}") from error
+        raise _NoAnswer(f"AWS does not answer: {error}", is_of_service=True) from error
 
 
 def _check(
