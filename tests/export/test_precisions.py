@@ -84,9 +84,13 @@ def test_all_layers_in_int8_are_about_a_quarter(decoder, tmp_path, programs):
 
 
 def test_the_library_is_as_it_was_after_an_export(programs):
+    from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import (
+        ChannelsLastTaggedReshapePass,
+    )
     from executorch.backends.xnnpack.operators.node_visitor import NodeVisitor
 
     assert NodeVisitor.define_tensor.__module__.startswith("executorch.")
+    assert ChannelsLastTaggedReshapePass.input_to_nhwc.__module__.startswith("executorch.")
 
 
 def test_a_graph_in_pieces_is_refused(decoder, tmp_path, monkeypatch):
@@ -127,17 +131,25 @@ def test_the_same_decoder_gives_the_same_bytes_in_another_process(programs, tmp_
     assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
-ERRORS = st.dictionaries(st.text("abcdef", min_size=1), st.floats(0, 1), min_size=1)
+LAYERS = st.dictionaries(
+    st.text("abcdef", min_size=1), st.tuples(st.floats(0, 1), st.integers(1, 1000)), min_size=1
+)
 
 
-@given(ERRORS, st.floats(1e-6, 1))
-def test_no_more_layers_stay_in_float_than_have_to(alone, most):
-    kept = kept_in_float(alone, most_mse=most)
+@given(LAYERS, st.floats(1e-6, 1))
+def test_no_layer_stays_in_float_without_need(layers, most):
+    alone = {name: mse for name, (mse, _) in layers.items()}
+    weights = {name: count for name, (_, count) in layers.items()}
+    kept = kept_in_float(alone, weights, most_mse=most)
     assert sum(mse for name, mse in alone.items() if name not in kept) <= most
-    if kept:
-        least = min(kept, key=lambda name: alone[name])
-        assert all(alone[name] <= alone[least] for name in alone if name not in kept)
-        assert sum(m for name, m in alone.items() if name not in kept - {least}) > most
+    for name in kept:
+        assert sum(m for n, m in alone.items() if n not in kept - {name}) > most
+
+
+def test_a_small_layer_stays_in_float_rather_than_a_large_one():
+    alone, weights = {"large": 3.0, "small": 2.0}, {"large": 1000, "small": 10}
+    assert kept_in_float(alone, weights, most_mse=3.5) == {"small"}
+    assert kept_in_float(alone, weights, most_mse=2.5) == {"large"}
 
 
 def test_decibels_of_a_video_in_minus_one_to_one():

@@ -6,12 +6,12 @@ Shapes: B batch, C channels, t latent frames, h w latent; T H W video.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from turbo_vaed.export._executorch_repairs import mended
 from turbo_vaed.export.graph import ExportError, plain, scaled
 from turbo_vaed.export.package import check_latent_scaling
 from turbo_vaed.quiet import quiet_imports, without_treespec_warnings
@@ -62,6 +62,8 @@ def export_xnnpack(
     """
     import torch
 
+    from turbo_vaed.export.passes import without_needless_slices
+
     check_latent_scaling(decoder.config.latent_channels, latent_mean, latent_std)
     own = plain(decoder, latent_shape)
     program = scaled(own, latent_mean, latent_std)
@@ -71,7 +73,8 @@ def export_xnnpack(
             setattr(own, name, _in_two_halves(getattr(own, name)))
         program, latents = program.half(), latents.half()
     with torch.no_grad(), without_treespec_warnings():
-        exported = torch.export.export(program, (latents,))
+        whole = torch.export.export(program, (latents,)).module()
+        exported = torch.export.export(without_needless_slices(whole), (latents,))
         if precision == "int8":
             from turbo_vaed.export.quantise import quantised
 
@@ -101,7 +104,7 @@ def _lower(exported: "ExportedProgram") -> bytes:
             to_edge_transform_and_lower,
         )
 
-    with _weights_as_they_are(), without_treespec_warnings():
+    with mended(), without_treespec_warnings():
         edge = to_edge_transform_and_lower(
             exported, partitioner=[xnnpack_partitioner.XnnpackPartitioner()]
         )
@@ -115,33 +118,6 @@ def _lower(exported: "ExportedProgram") -> bytes:
         )
     with without_treespec_warnings():
         return bytes(edge.to_executorch().buffer)
-
-
-@contextmanager
-def _weights_as_they_are() -> Iterator[None]:
-    """Lower convolutions with float16 weights, where ExecuTorch 1.5 stores them in float32.
-
-    Its serialiser makes every convolution's constants float32, and XNNPACK makes them float16
-    again when it loads the program. XNNPACK itself takes both.
-    """
-    with quiet_imports():
-        from executorch.backends.xnnpack.operators import node_visitor
-
-    visitor = node_visitor.NodeVisitor
-    define = visitor.define_tensor
-
-    def define_tensor(self: Any, tensor: Any, *args: Any, **kwargs: Any) -> None:
-        if tensor.meta["val"].dtype == float16:
-            kwargs["force_fp32"] = False
-        define(self, tensor, *args, **kwargs)
-
-    from torch import float16
-
-    visitor.define_tensor = define_tensor
-    try:
-        yield
-    finally:
-        visitor.define_tensor = define
 
 
 def _last_layers(decoder: "TurboVaedDecoder") -> list[str]:

@@ -1,16 +1,17 @@
-"""A lowered-to-be decoder with its convolutions in int8, calibrated on latents.
+"""A lowered-to-be decoder with its convolutions in int8, chosen on latents.
 
 Post-training quantisation by PyTorch 2 export (torchao's PT2E) for XNNPACK: weights per channel,
-symmetric; activations per tensor, their range from the calibration. Some layers of a decoder
-bear no int8: those whose terms nearly cancel each other, such as the last ones. Which they are
-differs by student, so it is measured: each layer alone in int8, on calibration clips.
+symmetric; activations as they come, each frame with its own range, and sums in float32. Against
+ranges fixed beforehand this is faster (outputs are not rounded, and XNNPACK's kernels are better)
+and closer. Some layers of a decoder bear no int8: those whose terms nearly cancel each other. Which
+they are differs by student, so it is measured: each layer alone in int8, on calibration clips.
 
-Shapes: B batch, C channels, t latent frames, h w latent; T H W video.
+Shapes: B batch, C channels, t latent frames, h w latent; T H W video; F frames of one layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,8 +27,6 @@ _RANKED_ON = 3
 """Clips of the calibration: one alone may be an easy one."""
 MARGIN_DB = 2.0
 """More than is asked: other clips are worse than those of the calibration."""
-Ranges = Mapping[str, tuple[float, float]]
-"""The least and the largest value of a node's output over the calibration, by its name."""
 
 
 def quantised(
@@ -46,7 +45,7 @@ def quantised(
     if not calibration:
         raise ValueError("calibration: found no clip, int8 needs one or more")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums over several differ in the last bit, and the ranges with them
+    torch.set_num_threads(1)  # sums over several differ in the last bit, and the ranking with them
     try:
         with without_treespec_warnings():
             return _quantised(exported, calibration, least_parity_db)
@@ -62,27 +61,36 @@ def _quantised(
     layers = _layers(graph)
     kept: set[str] = set()
     if least_parity_db is not None:
-        ranges = observe(graph, calibration)
         with torch.no_grad():
             pairs = [(latents, graph(latents)) for latents in calibration[:_RANKED_ON]]
-        alone = {layer: _mse(graph, pairs, ranges, convs) for layer, convs in layers.items()}
-        kept = kept_in_float(alone, most_mse=mse_from_psnr(least_parity_db + MARGIN_DB))
+        alone = {layer: _mse(graph, pairs, convs) for layer, convs in layers.items()}
+        most_mse = mse_from_psnr(least_parity_db + MARGIN_DB)
+        kept = kept_in_float(alone, _weights(graph), most_mse=most_mse)
     chosen = {conv for layer, convs in layers.items() if layer not in kept for conv in convs}
-    return _convert(exported, calibration, lambda name: name in chosen)
+    return _convert(exported, calibration[0], lambda name: name in chosen)
 
 
-def kept_in_float(alone: Mapping[str, float], *, most_mse: float) -> set[str]:
-    """The fewest layers whose errors, taken out of the sum of all, leave `most_mse` at most.
+def kept_in_float(
+    alone: Mapping[str, float], weights: Mapping[str, int], *, most_mse: float
+) -> set[str]:
+    """Layers whose errors, taken out of the sum of all, leave `most_mse` at most; few weights.
 
     `alone` has the mean squared error with that layer alone in int8; they are taken for
-    independent, so that they add up.
+    independent, so that they add up. `weights` has each layer's number of them.
     """
-    left, kept = sum(alone.values()), set[str]()
-    for layer in sorted(alone, key=lambda name: -alone[name]):
-        if left <= most_mse:
+
+    def left() -> float:
+        return sum(mse for name, mse in alone.items() if name not in kept)
+
+    kept = set[str]()
+    for layer in sorted(alone, key=lambda name: -alone[name] / weights[name]):
+        if left() <= most_mse:
             break
         kept.add(layer)
-        left = sum(mse for name, mse in alone.items() if name not in kept)
+    for layer in sorted(kept, key=lambda name: (-weights[name], name)):  # one may do for several
+        kept.discard(layer)
+        if left() > most_mse:
+            kept.add(layer)
     return kept
 
 
@@ -91,30 +99,9 @@ def mse_from_psnr(psnr_db: float) -> float:
     return 4.0 * 10 ** (-psnr_db / 10)
 
 
-def observe(graph: fx.GraphModule, calibration: Iterable[Tensor]) -> Ranges:
-    """The ranges of what convolutions take and give over the calibration."""
-    seen: dict[str, tuple[float, float]] = {}
-    wanted = {n.name for conv in _convs(graph) for n in (conv, conv.args[0])}  # type: ignore[union-attr]
-
-    class Observer(fx.Interpreter):
-        def run_node(self, node: fx.Node) -> Any:
-            out = super().run_node(node)
-            if node.name in wanted:
-                low, high = (float(x) for x in out.aminmax())
-                before = seen.get(node.name, (0.0, 0.0))  # zero is always exact
-                seen[node.name] = (min(low, before[0]), max(high, before[1]))
-            return out
-
-    with torch.no_grad():
-        for latents in calibration:
-            Observer(graph).run(latents)
-    return seen
-
-
 def _mse(
     graph: fx.GraphModule,
     pairs: Sequence[tuple[Tensor, Tensor]],
-    ranges: Ranges,
     convs: set[str],
 ) -> float:
     """The error with only these convolutions in int8, simulated in float32, of the worst clip.
@@ -128,21 +115,19 @@ def _mse(
                 return super().run_node(node)
             x, weight, *others = (self.map_nodes_to_values(a, node) for a in node.args)
             assert isinstance(x, Tensor) and isinstance(weight, Tensor)
-            given = node.args[0]
-            assert isinstance(given, fx.Node)
-            x = _rounded(x, *ranges[given.name])
-            y: Tensor = _CONV(x, _rounded_weight(weight), *others)
-            return _rounded(y, *ranges[node.name])
+            return _CONV(_rounded(x), _rounded_weight(weight), *others)
 
     with torch.no_grad():
         differences = [Simulated(graph).run(latents) - video for latents, video in pairs]
     return max(float(difference.double().square().mean()) for difference in differences)
 
 
-def _rounded(x: Tensor, low: float, high: float) -> Tensor:
-    scale = max(high - low, 1e-12) / 255
-    zero = min(max(round(-128 - low / scale), -128), 127)
-    return torch.fake_quantize_per_tensor_affine(x, scale, zero, -128, 127)
+def _rounded(x: Tensor) -> Tensor:
+    """x (F, C, H, W) in 8 bits, zero among them, by the range of each frame."""
+    low = x.amin(dim=(1, 2, 3)).clamp_max(0)
+    scale = (x.amax(dim=(1, 2, 3)).clamp_min(0) - low).clamp_min(1e-12) / 255
+    zero = (-128 - low / scale).round().clamp(-128, 127).int()
+    return torch.fake_quantize_per_channel_affine(x, scale, zero, 0, -128, 127)
 
 
 def _rounded_weight(weight: Tensor) -> Tensor:
@@ -152,21 +137,17 @@ def _rounded_weight(weight: Tensor) -> Tensor:
 
 
 def _convs(graph: fx.GraphModule) -> list[fx.Node]:
-    """The convolutions that may be int8.
-
-    Not the means of norms, whose error is every pixel's. Nor the patch upsamplers: XNNPACK as of
-    ExecuTorch 1.5.1 does not run an int8 convolution whose output is reshaped at once.
-    """
-    return [
-        node
-        for node in graph.graph.nodes
-        if node.target is _CONV and not _stays_in_float(_path(node))
-    ]
+    """The convolutions that may be int8."""
+    return [n for n in graph.graph.nodes if n.target is _CONV and not _stays_in_float(n)]
 
 
-def _stays_in_float(path: str) -> bool:
-    last = path.rpartition(".")[2]
-    return last in ("mean", "variance") or last.startswith("upsampler2d_")
+def _stays_in_float(conv: fx.Node) -> bool:
+    """Means of norms, whose error is every pixel's, and depthwise ones, which XNNPACK cannot run
+    with ranges as they come."""
+    weight = conv.args[1]
+    assert isinstance(weight, fx.Node)
+    outputs, inputs_per_group = weight.meta["val"].shape[:2]
+    return 1 in (outputs, inputs_per_group)
 
 
 def _layers(graph: fx.GraphModule) -> dict[str, set[str]]:
@@ -177,13 +158,23 @@ def _layers(graph: fx.GraphModule) -> dict[str, set[str]]:
     return layers
 
 
+def _weights(graph: fx.GraphModule) -> dict[str, int]:
+    """The number of weights of each layer, by its path."""
+    counts: dict[str, int] = {}
+    for node in _convs(graph):
+        weight = node.args[1]
+        assert isinstance(weight, fx.Node)
+        counts[_path(node)] = counts.get(_path(node), 0) + weight.meta["val"].numel()
+    return counts
+
+
 def _path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
     return str(list(stack.values())[-1][0])
 
 
 def _convert(
-    exported: ExportedProgram, calibration: Sequence[Tensor], is_int8: Callable[[str], bool]
+    exported: ExportedProgram, latents: Tensor, is_int8: Callable[[str], bool]
 ) -> fx.GraphModule:
     with quiet_imports():
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -194,13 +185,12 @@ def _convert(
 
     # By operator: a module type would name nn.Conv2d, of which there is none in the decoder.
     quantizer = XNNPACKQuantizer().set_operator_type(
-        _CONV, get_symmetric_quantization_config(is_per_channel=True)
+        _CONV, get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
     )
     quantizer.set_filter_function(lambda node: node.target is not _CONV or is_int8(node.name))
     prepared = prepare_pt2e(exported.module(), quantizer)
     with torch.no_grad():
-        for latents in calibration:
-            prepared(latents)
+        prepared(latents)  # for the weights' ranges
     converted = convert_pt2e(prepared)
     assert isinstance(converted, fx.GraphModule)
     return converted
