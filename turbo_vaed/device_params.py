@@ -18,6 +18,7 @@ from turbo_vaed.errors import UserError
 from turbo_vaed.param_types import STRICT, Money, Positive
 
 Text = Annotated[str, Field(min_length=1)]
+AppleRuntime = Literal["coreml", "executorch-coreml", "executorch-xnnpack"]
 ComputeUnit = Literal["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL"]
 
 
@@ -47,7 +48,8 @@ class AdbProfile:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AppleProfile:
-    """A Mac that `ssh` reaches, with Python, numpy and coremltools."""
+    """A Mac that `ssh` reaches, with Python, numpy and coremltools; or an iPhone attached to it,
+    with Xcode there."""
 
     name: Text
     kind: Literal["apple"]
@@ -60,6 +62,16 @@ class AppleProfile:
     """There; a folder of its own below it is made and removed."""
     command_seconds: Positive = 120.0
     """Of one command that does not run the program."""
+    iphone: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
+    """As `xcrun devicectl list devices` of the Mac names it; None: the Mac itself is measured."""
+    app: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")] | None = None
+    """Bundle id of the app on the iPhone that runs packages: docs/on-device.md says how."""
+    app_runs: Annotated[tuple[AppleRuntime, ...], Field(min_length=1)] = ("coreml",)
+    """The packages that it was built for."""
+
+    def __post_init__(self) -> None:
+        if (self.iphone is None) != (self.app is None):
+            raise ValueError("iphone and app belong together: give both, or neither for the Mac")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

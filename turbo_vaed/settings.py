@@ -10,6 +10,7 @@
 | `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
 | `TURBO_VAED_MACHINE` | this machine's labels (`turbo-vaed node labels`): its price | a local one |
 | `TURBO_VAED_LITERT` | the environment of LiteRT's converter | `.venv-litert` beside this code |
+| `ANDROID_SERIAL` | the phone of an `adb` profile without a serial | the only one |
 | `AWS_EC2_METADATA_SERVICE_ENDPOINT` | where `node watch` reads notices | EC2's own address |
 """
 
@@ -122,6 +123,11 @@ def litert_environment() -> Path:
     """The virtual environment that LiteRT's converter runs in; `make litert` makes it."""
     beside = Path(__file__).resolve().parents[1] / ".venv-litert"
     return Path(os.environ.get("TURBO_VAED_LITERT") or beside)
+
+
+def android_serial() -> str | None:
+    """The phone that `adb` takes where nobody names one, by its own variable; None: not set."""
+    return os.environ.get("ANDROID_SERIAL") or None
 
 
 def metadata_endpoint() -> str:

@@ -32,6 +32,7 @@ class Farm:
     def __init__(self):
         self.trouble, self.calls, self.uploads, self.scheduled = "", Counter(), {}, None
         self.status, self.result, self.artifact = "PENDING", "PENDING", b""
+        self.tags = {}
         farm = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -112,6 +113,11 @@ class Farm:
     def ScheduleRun(self, given):
         self.scheduled = given
         return {"run": {"arn": RUN, "status": "PENDING"}}
+
+    def TagResource(self, given):
+        assert given["ResourceARN"] == RUN
+        self.tags = {tag["Key"]: tag["Value"] for tag in given["Tags"]}
+        return {}
 
     def GetRun(self, _given):
         if self.status == "PENDING" and self.trouble != "never":

@@ -17,6 +17,16 @@ if arguments[:1] == ["-s"]:
     arguments = arguments[2:]
 trouble = os.environ.get("ADB_TROUBLE", "")
 verb, rest = arguments[0], arguments[1:]
+pulled = Path(__file__).with_name("unplugged")
+if pulled.exists():
+    sys.exit("adb: device 'R5C' not found")
+if trouble == "unplug" and "run.sh" in rest[0]:
+    import signal, time
+    running = subprocess.Popen(["sh", "-c", rest[0]], start_new_session=True)
+    time.sleep(1)
+    pulled.touch()
+    os.killpg(running.pid, signal.SIGHUP)  # which is what adbd does
+    sys.exit("error: device disconnected")
 if trouble == f"hang {{verb}}":
     import time; time.sleep(600)
 if trouble.startswith(f"say {{verb}} "):
@@ -34,8 +44,8 @@ given = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
 trouble = os.environ.get("RUNNER_TROUBLE", "")
 if trouble == "crash":
     os.abort()
-if trouble == "hang":
-    time.sleep(600)
+if trouble == "hang" or trouble == "slow":
+    time.sleep(600 if trouble == "hang" else 6)
 if trouble == "garbage":
     print("hello"); time.sleep(0.3); sys.exit(0)
 import numpy as np
@@ -53,7 +63,19 @@ for i in range(count):
     ms = (time.perf_counter() - start) * 1000
     print(f"I 00:00:00 x.cpp:1] Iteration {{i + 1}} of {{count}}: {{ms:.4f}} ms", file=sys.stderr)
 video.astype("<f4").tofile(given["output_file"] + "-0.bin")
-time.sleep(0.3)
+if trouble == "grow":  # at its very end, where no look at /proc sees it
+    held = np.ones(400_000_000, "u1")
+else:
+    time.sleep(0.3)
+"""
+TOYBOX = """#!{python}
+import os, sys
+if sys.argv[1:3] != ["time", "-v"]:
+    sys.exit("toybox: Unknown command")
+pid = os.spawnvp(os.P_NOWAIT, sys.argv[3], sys.argv[3:])
+_, status, used = os.wait4(pid, 0)
+print(f"Real time (s): 1\\nMax RSS (KiB): {{used.ru_maxrss}}\\nMajor faults: 0", file=sys.stderr)
+sys.exit(os.waitstatus_to_exitcode(status) % 256)
 """
 GETPROP = """#!/bin/sh
 case $1 in
@@ -63,7 +85,15 @@ esac
 """
 DUMPSYS = """#!/bin/sh
 case $1 in
-  thermalservice) echo "Thermal Status: ${HOT:-0}" ;;
+  thermalservice)
+    echo "Thermal Status: ${HOT:-0}"
+    [ "$DEGREES" ] || exit
+    count=$(cat "$0.count" 2>/dev/null || echo 0)
+    echo $((count + 1)) >"$0.count"
+    set -- $DEGREES
+    [ $count -lt $# ] && shift $count || shift $(($# - 1))
+    echo "Current temperatures from HAL:"
+    echo "	Temperature{mValue=$1, mType=3, mName=skin, mStatus=0}" ;;
   battery) echo " temperature: 312" ;;
 esac
 """
@@ -82,6 +112,7 @@ def make_phone(folder: Path, monkeypatch, latent_shape, video_shape) -> Path:
         (commands / "adb", ADB.format(python=sys.executable)),
         (commands / "getprop", GETPROP),
         (commands / "dumpsys", DUMPSYS),
+        (commands / "toybox", TOYBOX.format(python=sys.executable)),
         (commands / "df", DF),
         (runner, RUNNER.format(python=sys.executable, shape=latent_shape, video=video_shape)),
     ):

@@ -1,6 +1,10 @@
 """An Android phone behind a fake `adb`, whose shell is this machine's and whose runner is real
 ExecuTorch: what cannot be here is the phone and the cable, and those misbehave."""
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,7 @@ import torch
 from tests.devices.fake_phone import SERIAL, make_phone
 from tests.devices.small import PLAN, SHAPE
 from turbo_vaed.device_params import AdbProfile, parse_profile
-from turbo_vaed.devices import Failed, Measurement
+from turbo_vaed.devices import Failed, Measurement, _scratch
 from turbo_vaed.devices.device import measure_on
 from turbo_vaed.devices.opened import open_device
 from turbo_vaed.errors import Fault, UserError
@@ -19,6 +23,7 @@ from turbo_vaed.errors import Fault, UserError
 @pytest.fixture
 def phone(tmp_path, monkeypatch, package):
     """A phone with a runner; its storage is a folder."""
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
     runner = make_phone(tmp_path, monkeypatch, SHAPE, package.io.video_shape)
     storage = tmp_path / "storage"
     profile = AdbProfile(
@@ -58,6 +63,130 @@ def test_a_hot_phone_is_told(phone, package, latents, tmp_path, monkeypatch):
     monkeypatch.setenv("HOT", "2")
     found = measured(phone, package, latents, tmp_path)
     assert found.throttled and "heat" in found.distrust
+
+
+def test_heat_is_read_before_between_and_after_the_samples(
+    phone, package, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DEGREES", "30.5 41.5 38")
+    found = measured(phone, package, latents, tmp_path)
+    assert (found.coolest_celsius, found.hottest_celsius) == (30.5, 41.5)
+    assert (found.temperature_celsius, found.throttled) == (38, False)
+
+
+def test_heat_is_read_while_a_program_runs(phone, package, latents, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNNER_TROUBLE", "slow")
+    monkeypatch.setenv("DEGREES", "30 50 30")  # the second look is within the first process
+    found = measured(phone, package, latents, tmp_path)
+    assert found.hottest_celsius == 50
+    assert int((tmp_path / "commands" / "dumpsys.count").read_text()) >= 5
+
+
+def test_the_peak_is_what_the_kernel_counted_until_the_end(
+    phone, package, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RUNNER_TROUBLE", "grow")
+    assert measured(phone, package, latents, tmp_path).peak_memory_bytes > 400e6
+
+
+def test_a_phone_whose_toybox_does_not_count_is_looked_at(phone, package, latents, tmp_path):
+    (tmp_path / "commands" / "toybox").unlink()
+    assert measured(phone, package, latents, tmp_path).peak_memory_bytes > 10e6
+
+
+LOSE = """
+import sys
+from pathlib import Path
+from tests.devices.small import PLAN
+from turbo_vaed.device_params import AdbProfile
+from turbo_vaed.devices.adb import AdbDevice
+from turbo_vaed.devices.device import measure_on
+from turbo_vaed.devices.host import open_package
+runner, storage, package, latents, out = sys.argv[1:]
+profile = AdbProfile(name="phone", kind="adb", serial="R5C", runner=runner, folder=storage)
+measure_on(AdbDevice(profile=profile), open_package(Path(package)), Path(latents), plan=PLAN,
+           out_folder=Path(out), timeout_seconds=60.0)
+"""
+
+
+def test_what_an_unplugged_phone_kept_is_removed_by_the_next_run(
+    phone, package, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RUNNER_TROUBLE", "hang")
+    arguments = [tmp_path / "executor_runner", phone[1], package.folder, latents, tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", LOSE, *map(str, arguments)], text=True, capture_output=True,
+        env={**os.environ, "ADB_TROUBLE": "unplug"}, timeout=120,
+    )  # fmt: skip
+    assert "it was unplugged: plug it in and start again" in done.stderr
+    (kept,) = left(phone[1])
+    assert kept.name.startswith(_scratch.PREFIX) and (kept / "executor_runner").exists()
+    (tmp_path / "commands" / "unplugged").unlink()
+    monkeypatch.delenv("RUNNER_TROUBLE")
+    assert isinstance(measured(phone, package, latents, tmp_path), Measurement)
+    assert left(phone[1]) == []
+
+
+def test_folders_that_somebody_uses_are_kept(phone, package, latents, tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    ours, pid = _scratch.new_name().rsplit("-", 2)[0], dead.pid
+    names = {
+        "of a live process": f"{ours}-{os.getpid()}-{'0' * 12}",
+        "of a dead one, in use on the phone": f"{ours}-{pid}-{'1' * 12}",
+        "of a dead one": f"{ours}-{pid}-{'2' * 12}",
+        "of another machine": f"turbo-vaed-00000000-{pid}-{'3' * 12}",
+        "of another machine, old": f"turbo-vaed-00000000-{pid}-{'4' * 12}",
+        "somebody's": "turbo-vaed-results",
+    }
+    for name in names.values():
+        (phone[1] / name).mkdir(parents=True)
+    long_ago = time.time() - 25 * 3600
+    for name in ("of another machine, old", "somebody's"):
+        os.utime(phone[1] / names[name], (long_ago, long_ago))
+    working = subprocess.Popen(
+        ["sleep", "600"], cwd=phone[1] / names["of a dead one, in use on the phone"]
+    )
+    try:
+        measured(phone, package, latents, tmp_path)
+    finally:
+        working.kill()
+        working.wait()
+    gone = {"of a dead one", "of another machine, old"}
+    assert {p.name for p in left(phone[1])} == {names[name] for name in set(names) - gone}
+
+
+def profile_of(phone, serial):
+    profile = phone[0].profile
+    return AdbProfile(name="phone", kind="adb", serial=serial, runner=profile.runner,
+                      folder=profile.folder, command_seconds=60)  # fmt: skip
+
+
+def test_a_phone_that_the_environment_chose_is_named(
+    phone, package, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ANDROID_SERIAL", SERIAL)
+    device = open_device(profile_of(phone, None), tmp_path)
+    assert device.probe().chosen == "ANDROID_SERIAL=R5C, the profile names none"
+    found = measured((device, phone[1]), package, latents, tmp_path)
+    assert found.machine == "P1, arm64-v8a, Android 15 (ANDROID_SERIAL=R5C)"
+    monkeypatch.setenv("ANDROID_SERIAL", "XYZ")  # it is that one which is asked
+    assert "'XYZ' not found" in device.probe().missing[0]
+    monkeypatch.delenv("ANDROID_SERIAL")
+    assert device.probe().chosen == "the only one that is connected"
+
+
+def test_an_environment_that_names_another_phone_is_refused(
+    phone, package, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ANDROID_SERIAL", "XYZ")
+    said = r"ANDROID_SERIAL is XYZ, devices\.phone\.serial .* is R5C: .* unset ANDROID_SERIAL"
+    with pytest.raises(UserError, match=said):
+        measured(phone, package, latents, tmp_path)
+    (missing,) = phone[0].probe().missing
+    assert "expected the same phone" in missing
+    monkeypatch.setenv("ANDROID_SERIAL", SERIAL)
+    assert phone[0].probe().chosen == "serial R5C of the profile"
 
 
 def test_a_probe_tells_of_the_phone_and_of_what_is_missing(phone, tmp_path):

@@ -12,6 +12,7 @@ from tests.devices.fake_farm import DEVICE, PROJECT, Farm
 from tests.devices.fake_phone import make_phone
 from tests.devices.small import PLAN, SHAPE
 from turbo_vaed.costs import Ledger
+from turbo_vaed.costs.tags import resource_tags
 from turbo_vaed.device_params import FarmProfile, parse_profile
 from turbo_vaed.devices import Failed, Measurement, farm
 from turbo_vaed.devices.device import measure_on
@@ -42,7 +43,13 @@ def phone(service, paid, tmp_path, monkeypatch, package):
         name="pixel", kind="device-farm", project=PROJECT, device=DEVICE, runner=runner.name,
         wait_minutes=2.0,
     )  # fmt: skip
-    return farm.FarmDevice(profile=profile, root=tmp_path, charge=paid.append, sleep=lambda _: None)
+    return farm.FarmDevice(
+        profile=profile, root=tmp_path, charge=paid.append, tags=tags, sleep=lambda _: None
+    )
+
+
+def tags():
+    return resource_tags(run="demo-1", customer="demo", stage="gate")
 
 
 def measured(phone, package, latents, tmp_path):
@@ -57,6 +64,7 @@ def test_a_package_is_measured_paid_for_and_its_frames_come_back(
     monkeypatch.setenv("RUNNER_IS_REAL", "1")
     found = measured(phone, package, latents, tmp_path)
     assert isinstance(found, Measurement)
+    assert service.tags == tags(), "the bill tells it apart"
     assert [len(seconds) for seconds in found.seconds_by_process] == [3, 3]
     assert found.machine == "P1, arm64-v8a, Android 15 (AWS Device Farm)"
     assert (found.temperature_celsius, found.throttled) == (31.2, False)
@@ -177,3 +185,11 @@ def test_a_profile_that_cannot_be_is_refused_with_its_path(change, said):
     given = {"name": "x", "kind": "device-farm", "project": PROJECT, "device": DEVICE}
     with pytest.raises(UserError, match=said):
         parse_profile({**given, "runner": "r", **change})
+
+
+def test_a_run_that_cannot_be_tagged_is_measured_all_the_same(
+    phone, service, package, latents, tmp_path, caplog
+):
+    service.trouble = "deny TagResource"
+    assert isinstance(measured(phone, package, latents, tmp_path), Measurement)
+    assert "the bill will not tell" in caplog.text

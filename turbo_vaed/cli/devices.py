@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,19 +20,33 @@ from turbo_vaed.errors import Refused, UserError
 from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
-    from turbo_vaed.devices.device import Device
+    from turbo_vaed.devices import Measurement, Plan
+    from turbo_vaed.devices.device import Device, Tell
+    from turbo_vaed.export import Package
+    from turbo_vaed.params import GateParams
     from turbo_vaed.tracker import Used
+
+_TIMEOUT_SECONDS = 1800.0
+"""Of one measuring process, as in the gate."""
 
 app = typer.Typer(no_args_is_help=True, help="Where packages are measured.")
 
 
 @app.command("list")
 def list_devices(form: Format = "table") -> None:
-    """The devices of params.yaml. For example: turbo-vaed devices list"""
-    from turbo_vaed import params
+    """The devices of params.yaml, and how each is reached.
 
-    found = params.read_yaml(Settings.from_environment().root / "params.yaml").get("devices") or {}
-    rows = [{"name": name, "kind": profile.get("kind")} for name, profile in found.items()]
+    For example: turbo-vaed devices list
+    """
+    found = _params_yaml().get("devices") or {}
+    rows = [
+        {
+            "name": name,
+            "kind": profile.get("kind") if isinstance(profile, Mapping) else None,
+            "reached": _reached(profile, name),
+        }
+        for name, profile in found.items()
+    ]
     show(rows, form, "devices of params.yaml")
 
 
@@ -38,7 +56,7 @@ def probe(name: str, form: Format = "table") -> None:
 
     For example: turbo-vaed devices probe host
     """
-    facts = _open(name).probe()
+    facts = _open(_params_yaml(), name).probe()
     if form == "json":
         print(json.dumps(asdict(facts)))
     else:
@@ -54,67 +72,216 @@ def bench(
     latents: Annotated[
         Path | None, typer.Option("--latents", help=".npy of float32 (N, C, t, h, w); else random")
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="of the program  [default: gate.threads]")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=2, help="at most, per process  [default: gate.max_samples]"),
+    ] = None,
+    spread: Annotated[
+        float | None,
+        typer.Option(help="of the median, to stop at, 0.05 say  [default: gate.max_spread]"),
+    ] = None,
     form: Format = "table",
 ) -> None:
     """Measure a package on a device; 1 where it failed or its times cannot be trusted.
 
-    For example: turbo-vaed devices bench work/demo/gate/package --device host
+    Measured as by the gate: what no option says is `defaults.gate` of params.yaml.
+
+    For example: turbo-vaed devices bench work/demo/gate/package --device host --threads 2
     """
-    import numpy as np
-
-    from turbo_vaed.devices import Failed, Plan
+    from turbo_vaed.devices import Failed
     from turbo_vaed.devices.device import measure_on
-    from turbo_vaed.devices.host import open_package
 
-    device, opened = _open(name), open_package(package)
-    plan = Plan(
-        threads=1, max_warmup=10, min_samples=10, max_samples=30, max_spread=0.1, confidence=0.95
-    )
-    with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
-        given = latents or Path(scratch) / "latents.npy"
-        if latents is None:
-            shape = (2, *opened.io.latent_shape[1:])
-            np.save(given, np.random.default_rng(0).normal(size=shape).astype(np.float32))
-        print(f"{name} measures {opened.target}, at most {plan.max_samples} runs per process",
-              file=sys.stderr)  # fmt: skip
+    document = _params_yaml()
+    gate = _gate(document)
+    plan = _plan(gate, threads=threads, samples=samples, spread=spread)
+    opened = _package(package)
+    with (
+        tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch,
+        _told(name, opened.target, form) as tell,
+    ):
+        given = latents or _random_latents(opened, Path(scratch) / "latents.npy")
+        device = _open(document, name, gate.max_others_share, tell)
         found = measure_on(
-            device, opened, given, plan=plan, out_folder=Path(scratch) / "out", timeout_seconds=1800
-        )
-    if isinstance(found, Failed):
-        raise Refused(found.reason)
+            device, opened, given, plan=plan, out_folder=Path(scratch) / "out",
+            timeout_seconds=_TIMEOUT_SECONDS,
+        )  # fmt: skip
     said = "two random clips" if latents is None else str(latents)
     if form == "json":
-        print(json.dumps(found.to_json() | {"latents": said}))
-    else:
-        at = found.latency
-        rows = [
-            {"figure": "median", "found": f"{at.median:.4g} s ({at.low:.4g} to {at.high:.4g})"},
-            {"figure": "cold start", "found": f"{found.cold_start_seconds:.3g} s"},
-            {"figure": "peak memory", "found": f"{found.peak_memory_bytes / 1e6:.0f} MB"},
-            {"figure": "frames per second", "found": f"{found.fps:.1f}"},
-            {"figure": "temperature", "found": _celsius(found.temperature_celsius)},
-            {"figure": "latents", "found": said},
-        ]
-        show(rows, form, f"{opened.target} on {name}: {found.machine}, {found.runtime}")
+        print(json.dumps(found.to_json() | {"target": opened.target, "latents": said}))
+    if isinstance(found, Failed):
+        raise Refused(f"{opened.target} did not come to its end on {name}: {found.reason}")
+    if form != "json":
+        title = f"{opened.target} on {name}: {found.machine}, {found.runtime}"
+        show([*_figures(found), {"figure": "latents", "found": said}], form, title)
     if found.distrust:
         raise Refused(found.distrust)
 
 
-def _celsius(found: float | None) -> str:
-    return "—" if found is None else f"{found:.0f} °C"
+def _figures(found: Measurement) -> list[dict[str, Any]]:
+    at, coolest, hottest = found.latency, found.coolest_celsius, found.hottest_celsius
+    heat = "—"
+    if coolest is not None and hottest is not None:
+        slowed = {None: "", True: ", slowed itself down", False: ", did not slow down"}
+        heat = f"{coolest:.0f} to {hottest:.0f} °C{slowed[found.throttled]}"
+    counts = ", ".join(str(len(seconds)) for seconds in found.seconds_by_process)
+    figures = {
+        "median": f"{at.median:.4g} s ({at.low:.4g} to {at.high:.4g})",
+        "frames per second": f"{found.fps:.1f}",
+        "cold start": f"{found.cold_start_seconds:.3g} s",
+        "peak memory": f"{found.peak_memory_bytes / 1e6:.0f} MB",
+        "heat": heat,
+        "threads": str(found.threads),
+        "samples": f"{counts} in {len(found.seconds_by_process)} of {found.processes} processes",
+    }
+    return [{"figure": figure, "found": value} for figure, value in figures.items()]
 
 
-def _open(name: str) -> Device:
+@contextmanager
+def _told(name: str, target: str, form: str) -> Iterator[Tell]:
+    """A bar that says what a device does, and since how many seconds; yields what to tell it.
+
+    The seconds go on by themselves: a process of a measurement may take minutes. Where stdout is
+    for a program there is none.
+    """
+    from turbo_vaed.devices.device import silent
+    from turbo_vaed.progress import progress
+
+    if form == "json":
+        print(f"{name} measures {target}", file=sys.stderr)
+        yield silent
+        return
+    began, now, is_over = time.monotonic(), (0, ""), threading.Event()
+    with progress(f"{name}, %", 100, tells_time=True) as update:
+
+        def draw() -> None:
+            update(now[0], f"{now[1]}, {time.monotonic() - began:.0f} s")
+
+        def tell(share: float, words: str) -> None:
+            nonlocal now
+            now = (min(99, round(100 * share)), words)
+            draw()
+
+        def tick() -> None:
+            while not is_over.wait(1.0):
+                draw()
+
+        ticking = threading.Thread(target=tick, daemon=True)
+        ticking.start()
+        try:
+            yield tell
+        finally:
+            is_over.set()
+            ticking.join()
+        now = (100, "done")
+        draw()
+
+
+def _package(folder: Path) -> Package:
+    from turbo_vaed.devices.host import open_package
+
+    if not (folder / "package.json").is_file():
+        found = "no such folder" if not folder.exists() else "no package.json there"
+        raise UserError(
+            f"{folder}: {found}; expected a package's folder, for instance work/NAME/gate/package, "
+            "or one of work/NAME/export/packages (turbo-vaed poc NAME makes them)"
+        )
+    return open_package(folder)
+
+
+def _random_latents(package: Package, path: Path) -> Path:
+    """Two clips as the package takes them, the same each time."""
+    import numpy as np
+
+    shape = (2, *package.io.latent_shape[1:])
+    np.save(path, np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    return path
+
+
+def _params_yaml() -> dict[str, Any]:
+    from turbo_vaed import params
+
+    return params.read_yaml(Settings.from_environment().root / "params.yaml")
+
+
+def _gate(document: Mapping[str, Any]) -> GateParams:
+    """How packages are measured where no customer says otherwise."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from turbo_vaed.params import GateParams
+
+    try:
+        found = (document.get("defaults") or {}).get("gate")
+        return TypeAdapter(GateParams).validate_python(found)
+    except (ValidationError, AttributeError) as error:
+        raise UserError(f"params.yaml: defaults.gate: {error}") from None
+
+
+def _plan(
+    gate: GateParams, *, threads: int | None, samples: int | None, spread: float | None
+) -> Plan:
+    """The gate's plan, changed by what is not None.
+
+    Raises:
+        UserError: an impossible value.
+    """
+    from turbo_vaed.devices import Plan
+
+    values = {field.name: getattr(gate, field.name) for field in fields(Plan)}
+    if threads is not None:
+        values["threads"] = threads
+    if samples is not None:
+        values["max_samples"] = samples
+        values["min_samples"] = min(gate.min_samples, samples)
+    if spread is not None:
+        values["max_spread"] = spread
+    try:
+        return Plan(**values)
+    except ValueError as error:
+        raise UserError(f"--threads, --samples, --spread: {error}") from None
+
+
+def _reached(profile: object, name: str) -> str:
+    """Where a profile's device is, in words; what is wrong with the profile where it is."""
+    from turbo_vaed.device_params import AdbProfile, AppleProfile, FarmProfile, parse_profile
+    from turbo_vaed.devices._adb import chosen_phone
+
+    try:
+        parsed = parse_profile(
+            {**profile, "name": name} if isinstance(profile, Mapping) else profile
+        )
+        if isinstance(parsed, AdbProfile):
+            return chosen_phone(parsed).by
+    except UserError as error:
+        return str(error)
+    if isinstance(parsed, AppleProfile):
+        phone = "" if parsed.iphone is None else f", there the iPhone {parsed.iphone}"
+        return f"ssh {parsed.host}{phone}"
+    return parsed.device if isinstance(parsed, FarmProfile) else "here"
+
+
+def _open(
+    document: Mapping[str, Any],
+    name: str,
+    max_others_share: float = 1.0,
+    tell: Tell | None = None,
+) -> Device:
+    """The device of a name in params.yaml. Raises UserError where there is none."""
     from turbo_vaed import params
     from turbo_vaed.device_params import parse_profile
+    from turbo_vaed.devices.device import silent
     from turbo_vaed.devices.opened import open_device
 
-    root = Settings.from_environment().root
-    document = params.read_yaml(root / "params.yaml")
     if not name:
         raise UserError("name a device of params.yaml: turbo-vaed devices list")
     return open_device(
-        parse_profile(params.device_of(document, name, "devices")), root, charge=_charge
+        parse_profile(params.device_of(document, name, "devices")),
+        Settings.from_environment().root,
+        max_others_share=max_others_share,
+        charge=_charge,
+        tell=tell or silent,
     )
 
 

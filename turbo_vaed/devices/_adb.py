@@ -1,11 +1,13 @@
-"""The `adb` command."""
+"""The `adb` command, and which phone it is to reach."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from turbo_vaed.device_params import AdbProfile
 from turbo_vaed.devices._command import Says, call
 from turbo_vaed.errors import Fault, UserError
+from turbo_vaed.settings import android_serial
 
 _SAYS: Says = (
     ("unauthorized", UserError, "unlock the phone and allow USB debugging for this computer"),
@@ -16,6 +18,39 @@ _SAYS: Says = (
     ("device '", Fault, "it is not connected (any more): look at the cable, and adb devices"),
     ("device disconnected", Fault, "it was unplugged: plug it in and start again"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Which of the phones that may be there a profile means."""
+
+    serial: str | None
+    """None: the only one."""
+    by: str
+    """What decided it, for a person."""
+    by_environment: bool = False
+
+
+def chosen_phone(profile: AdbProfile) -> Chosen:
+    """The profile's serial, else that of ANDROID_SERIAL, else the only phone.
+
+    Raises:
+        UserError: the environment names another phone than the profile.
+    """
+    named, environment = profile.serial, android_serial()
+    if named is None and environment is None:
+        return Chosen(serial=None, by="the only one that is connected")
+    if named is None:
+        return Chosen(
+            serial=environment, by=f"ANDROID_SERIAL={environment}, the profile names none",
+            by_environment=True,
+        )  # fmt: skip
+    if environment not in (None, named):
+        raise UserError(
+            f"ANDROID_SERIAL is {environment}, devices.{profile.name}.serial in params.yaml is "
+            f"{named}: expected the same phone; unset ANDROID_SERIAL, or correct the profile"
+        )
+    return Chosen(serial=named, by=f"serial {named} of the profile")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ also where the cable was pulled.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from turbo_vaed.devices import host
+from turbo_vaed.devices import _heat, host
 from turbo_vaed.devices.measurement import DECODED_NAME, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, UserError
@@ -26,21 +26,43 @@ _ITERATION = re.compile(r"Iteration (\d+) of (\d+): ([0-9.]+) ms")
 REPEATS = 2
 TIMEOUT_CODE = 124
 
+HEAT_SECONDS = 5
+"""Between looks at a program that is timed: each takes some hundredths of a second of one core."""
 _SCRIPT = """\
 cd "$(dirname "$0")" || exit 90
-trap 'kill -9 $pid 2>/dev/null' HUP TERM EXIT
+trap 'kill -9 $runner $pid 2>/dev/null' HUP TERM EXIT
+timer=
+toybox time -v true 2>&1 | grep -q "Max RSS" && timer="toybox time -v"
+heat() {{
+  {{ echo "{mark}"; dumpsys thermalservice; dumpsys battery; }} >>heat 2>/dev/null
+  look=$(($(date +%s) + {heat_seconds}))
+}}
 one() {{
-  ./executor_runner --model_path={program} --inputs=$3 --output_file=$1 --num_executions=$2 \
---cpu_threads={threads} --print_output=none >$1.log 2>&1 </dev/null &
-  pid=$!
+  rm -f pid
+  flags="--model_path={program} --inputs=$3 --output_file=$1 --num_executions=$2 \
+--cpu_threads={threads} --print_output=none"
+  if [ "$timer" ]; then
+    $timer sh -c 'echo $$ >pid; exec ./executor_runner "$@" 2>&1' sh $flags \
+>$1.log 2>$1.rss </dev/null &
+  else
+    ./executor_runner $flags >$1.log 2>&1 </dev/null &
+    echo $! >pid
+  fi
+  pid=$! runner=
   end=$(($(date +%s) + {seconds}))
   while kill -0 $pid 2>/dev/null; do
-    grep VmHWM /proc/$pid/status >memory.new 2>/dev/null
-    [ -s memory.new ] && mv memory.new $1.memory
-    if [ $(date +%s) -ge $end ]; then kill -9 $pid; wait $pid; echo {timeout} >code; exit 0; fi
+    [ -s pid ] && read runner <pid
+    if [ -z "$timer" ] && [ "$runner" ]; then
+      grep VmHWM /proc/$runner/status >memory.new 2>/dev/null
+      [ -s memory.new ] && mv memory.new $1.memory
+    fi
+    now=$(date +%s)
+    if [ $now -ge $end ]; then kill -9 $runner $pid; wait $pid; echo {timeout} >code; exit 0; fi
+    [ "$4" ] && [ $now -ge $look ] && heat
     sleep 0.1
   done
   wait $pid; code=$?
+  runner= pid=
   echo $code >code
   [ $code -eq 0 ] || {{ mv $1.log failed.log; exit 0; }}
 }}
@@ -55,15 +77,18 @@ def executions(plan: Plan) -> int:
 
 def script(package: Package, plan: Plan, clips: int, seconds: float) -> str:
     """For /system/bin/sh in the folder of runner, program and inputs; leaves `code`, the runner's
-    exit code, the log and peak memory of each process, and what it put out."""
-    timed = [f"one timed{i} {executions(plan)} in0.bin" for i in range(REPEATS)]
+    exit code, the log and peak memory of each process, what it put out, and how hot it was before,
+    between and after the timed ones, and every few seconds while one runs."""
+    timed = [f"one timed{i} {executions(plan)} in0.bin watched; heat" for i in range(REPEATS)]
     decoded = [f"one clip{i} 1 in{i}.bin" for i in range(clips)]
     return _SCRIPT.format(
         program=package.program,
         threads=plan.threads,
         seconds=max(1, int(seconds)),
         timeout=TIMEOUT_CODE,
-        runs="\n".join(timed + decoded),
+        mark=_heat.MARK,
+        heat_seconds=HEAT_SECONDS,
+        runs="\n".join(["heat", *timed, *decoded]),
     )
 
 
@@ -97,12 +122,10 @@ def write_inputs(
 
 @dataclass(frozen=True, kw_only=True)
 class Phone:
-    """What a phone told of itself while it measured."""
+    """Which phone it was, for a person."""
 
     name: str
     machine: str
-    celsius: float | None
-    throttled: bool | None
 
 
 def read_outputs(
@@ -132,7 +155,7 @@ def read_outputs(
         return Failed(**common, reason=f"the runner {how}; its last words: {words}")
     out_folder.mkdir(parents=True, exist_ok=True)
     _decoded(folder, package, clips, out_folder / DECODED_NAME)
-    runs = []
+    runs, heat = [], asdict(_heat.read_heat(_text(folder / "heat")))
     for i in range(REPEATS):
         cold, seconds, peak = read_timed(folder, f"timed{i}", plan)
         try:
@@ -142,25 +165,13 @@ def read_outputs(
                 "confidence": plan.confidence, "seconds_by_process": [seconds],
                 "frames": package.io.video_shape[2], "cold_start_seconds": cold,
                 "peak_memory_bytes": peak, "baseline_memory_bytes": None, "clips": clips,
-                "others_share": None, "temperature_celsius": phone.celsius,
-                "throttled": phone.throttled, "energy_joules": None,
-                "distrust": "", "processes": 1,
+                "others_share": None, "energy_joules": None, "distrust": "", "processes": 1,
+                **heat,
             })  # fmt: skip
         except ValueError as error:
             raise Fault(f"{phone.name} reported nonsense: {error}") from error
         runs.append(found)
     return host.joined(runs, plan, 1.0)
-
-
-def read_heat(thermalservice: str, battery: str) -> tuple[float | None, bool | None]:
-    """Celsius of the battery, and whether the phone slows itself down (Android's status 0 is no
-    throttling), of what `dumpsys` says of both."""
-    status = re.search(r"Thermal Status: (\d+)", thermalservice)
-    found = re.search(r"temperature: (\d+)", battery)
-    return (
-        None if found is None else int(found[1]) / 10,
-        None if status is None else int(status[1]) > 0,
-    )
 
 
 def _decoded(folder: Path, package: Package, clips: int, path: Path) -> None:
@@ -199,12 +210,28 @@ def read_timed(folder: Path, name: str, plan: Plan) -> tuple[float, list[float],
             "executor_runner of ExecuTorch 1.x with logging on "
             f"(EXECUTORCH_ENABLE_LOGGING, PAL posix); it said: {log[-500:] or 'nothing'}"
         )
-    memory = re.search(r"VmHWM:\s+(\d+) kB", _text(folder / f"{name}.memory"))
-    if memory is None:
-        raise Fault("the phone told no peak memory of the runner: it ended within 0.1 s")
+    peak = _peak_bytes(folder, name)
     seconds = [float(ms) / 1000 for _, _, ms in found]
     cold = float(loaded[1]) / 1000 + seconds[0]
-    return cold, seconds[1 + plan.max_warmup :], int(memory[1]) * 1024
+    return cold, seconds[1 + plan.max_warmup :], peak
+
+
+def _peak_bytes(folder: Path, name: str) -> int:
+    """Most resident memory of one process: what the kernel counted until its end where the phone's
+    `time -v` tells, else the last VmHWM, which misses what came in its last 0.1 s.
+
+    Raises:
+        Fault: neither is there.
+    """
+    at_end = re.search(r"Max RSS \(KiB\): (\d+)", _text(folder / f"{name}.rss"))
+    polled = re.search(r"VmHWM:\s+(\d+) kB", _text(folder / f"{name}.memory"))
+    kib = [int(found[1]) for found in (at_end, polled) if found is not None]
+    if not kib:
+        raise Fault(
+            "the phone told no peak memory of the runner: its toybox has no `time -v`, and the "
+            "program ended within 0.1 s, before /proc could be read"
+        )
+    return max(kib) * 1024
 
 
 def _text(path: Path) -> str:

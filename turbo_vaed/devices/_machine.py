@@ -30,6 +30,8 @@ class State:
     """Time that a hypervisor gave to others."""
     energy_joules: float | None
     throttle_events: int | None
+    temperature_celsius: float | None
+    """Of the hottest zone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,10 @@ class Meanwhile:
     energy_joules: float | None
     throttled: bool | None
     temperature_celsius: float | None
+    """At the end."""
+    coolest_celsius: float | None
+    hottest_celsius: float | None
+    """Of its beginning and its end: what a sensor said in between would be work of its own."""
 
 
 def state() -> State:
@@ -54,6 +60,7 @@ def state() -> State:
         stolen_seconds=stolen,
         energy_joules=_microjoules(),
         throttle_events=_throttle_events(),
+        temperature_celsius=_temperature(),
     )
 
 
@@ -74,11 +81,15 @@ def between(start: State, end: State) -> Meanwhile:
     throttled = None
     if start.throttle_events is not None and end.throttle_events is not None:
         throttled = end.throttle_events > start.throttle_events
+    read = (start.temperature_celsius, end.temperature_celsius)
+    celsius = [found for found in read if found is not None]
     return Meanwhile(
         others_share=others,
         energy_joules=energy,
         throttled=throttled,
-        temperature_celsius=_temperature(),
+        temperature_celsius=end.temperature_celsius,
+        coolest_celsius=min(celsius, default=None),
+        hottest_celsius=max(celsius, default=None),
     )
 
 

@@ -31,6 +31,8 @@ class Ssh:
     """As ssh takes it: USER@NAME, or a name in its configuration."""
     seconds: float
     """Of one command."""
+    says: Says = ()
+    """What the commands there say, before what ssh does."""
 
     def __call__(self, command: str, *, seconds: float | None = None) -> str:
         """Run a line of its shell; the stdout. Raises as `call`."""
@@ -49,6 +51,6 @@ class Ssh:
             command,
             what=what,
             seconds=self.seconds if seconds is None else seconds,
-            says=_SAYS,
+            says=(*self.says, *_SAYS),
             if_not_installed="ssh is not installed (apt install openssh-client)",
         )

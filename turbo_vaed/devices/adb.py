@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from turbo_vaed.device_params import AdbProfile
-from turbo_vaed.devices import _android
-from turbo_vaed.devices._adb import Adb
-from turbo_vaed.devices.device import Facts, Handle, Ran, require_runs
+from turbo_vaed.devices import _android, _heat, _scratch
+from turbo_vaed.devices._adb import Adb, chosen_phone
+from turbo_vaed.devices.device import Facts, Handle, Ran, Tell, require_runs, silent
 from turbo_vaed.devices.measurement import Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import TurboVaedError
@@ -25,6 +24,7 @@ class AdbDevice:
 
     profile: AdbProfile
     root: Path = Path()
+    tell: Tell = silent
 
     @property
     def name(self) -> str:
@@ -32,7 +32,8 @@ class AdbDevice:
 
     @property
     def _adb(self) -> Adb:
-        return Adb(serial=self.profile.serial, seconds=self.profile.command_seconds)
+        serial = chosen_phone(self.profile).serial
+        return Adb(serial=serial, seconds=self.profile.command_seconds)
 
     @property
     def _runner(self) -> Path:
@@ -43,6 +44,7 @@ class AdbDevice:
         if not self._runner.is_file():
             missing.append(f"{self._runner}: {_android.HOW_TO_GET_THE_RUNNER}")
         try:
+            facts = replace(facts, chosen=chosen_phone(self.profile).by)
             free = re.search(r"(\d+)\s+\d+%", self._adb("shell", "df -k /data/local/tmp"))
             facts = replace(
                 facts,
@@ -50,7 +52,7 @@ class AdbDevice:
                 system=f"Android {self._get('ro.build.version.release')}",
                 abi=self._get("ro.product.cpu.abi"),
                 free_bytes=None if free is None else int(free[1]) * 1024,
-                temperature_celsius=self._heat()[0],
+                temperature_celsius=self._celsius(),
             )
         except TurboVaedError as error:
             missing.append(str(error))
@@ -62,7 +64,9 @@ class AdbDevice:
     def push(self, package: Package) -> Handle:
         require_runs(self, package, _android.RUNTIMES)
         _android.check_runner(self._runner, self.name)
-        place = f"{self.profile.folder}/{uuid.uuid4().hex}"
+        self.tell(0.0, "runner and program to the phone")
+        self._remove_leftovers()
+        place = f"{self.profile.folder}/{_scratch.new_name()}"
         handle = Handle(package=package, place=place)
         try:
             self._adb("shell", f"mkdir -p {place}")
@@ -77,6 +81,7 @@ class AdbDevice:
     def run(self, handle: Handle, latents_npy: Path, plan: Plan, *, timeout_seconds: float) -> Ran:
         """`timeout_seconds` is of each process, as on the host."""
         place = handle.place
+        self.tell(0.1, "latents to the phone")
         with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
             folder = Path(scratch)
             clips = _android.write_inputs(
@@ -84,21 +89,16 @@ class AdbDevice:
             )
             for file in sorted(folder.iterdir()):
                 self._adb("push", str(file), f"{place}/{file.name}")
+        self.tell(0.2, f"{_android.REPEATS} timed processes on the phone, then {clips} clips")
         most = timeout_seconds * (_android.REPEATS + clips) + self.profile.command_seconds
         self._adb("shell", f"sh {place}/{_android.SCRIPT}", seconds=most)
-        celsius, throttled = self._heat()
-        machine = (
-            f"{self._get('ro.product.model')}, {self._get('ro.product.cpu.abi')}, Android "
-            + (self._get("ro.build.version.release"))
-        )
-        phone = _android.Phone(
-            name=self.name, machine=machine, celsius=celsius, throttled=throttled
-        )
+        phone = _android.Phone(name=self.name, machine=self._machine())
         return Ran(handle=handle, plan=plan, clips=clips, place=place, facts={"phone": phone})
 
     def collect(self, ran: Ran, out_folder: Path) -> Measurement | Failed:
         phone = ran.facts["phone"]
         assert isinstance(phone, _android.Phone)
+        self.tell(0.9, "frames from the phone")
         with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
             self._adb("pull", f"{ran.place}/.", scratch)
             return _android.read_outputs(
@@ -112,7 +112,21 @@ class AdbDevice:
     def _get(self, name: str) -> str:
         return self._adb("shell", f"getprop {name}").strip() or "unknown"
 
-    def _heat(self) -> tuple[float | None, bool | None]:
-        return _android.read_heat(
-            self._adb("shell", "dumpsys thermalservice"), self._adb("shell", "dumpsys battery")
-        )
+    def _machine(self) -> str:
+        """Which phone it is; the serial where no line of params.yaml tells it."""
+        chosen = chosen_phone(self.profile)
+        model, abi = self._get("ro.product.model"), self._get("ro.product.cpu.abi")
+        android = self._get("ro.build.version.release")
+        named = f" (ANDROID_SERIAL={chosen.serial})" if chosen.by_environment else ""
+        return f"{model}, {abi}, Android {android}{named}"
+
+    def _celsius(self) -> float | None:
+        said = self._adb("shell", f"echo '{_heat.MARK}'; dumpsys thermalservice; dumpsys battery")
+        return _heat.read_heat(said).temperature_celsius
+
+    def _remove_leftovers(self) -> None:
+        """Of measurements that lost this phone before they could clean up."""
+        folder = self.profile.folder
+        found = _scratch.leftovers(self._adb("shell", _scratch.listing(folder)))
+        if found:
+            self._adb("shell", f"cd {folder} && rm -rf {' '.join(found)}")

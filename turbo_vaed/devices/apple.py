@@ -14,7 +14,7 @@ from pathlib import Path
 from turbo_vaed.device_params import AppleProfile
 from turbo_vaed.devices import _apple_runner, host, timing
 from turbo_vaed.devices._ssh import Ssh
-from turbo_vaed.devices.device import Facts, Handle, Ran, require_runs
+from turbo_vaed.devices.device import Facts, Handle, Ran, Tell, require_runs, silent
 from turbo_vaed.devices.measurement import DECODED_NAME, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, TurboVaedError, UserError
@@ -31,6 +31,7 @@ class AppleDevice:
     """A Mac."""
 
     profile: AppleProfile
+    tell: Tell = silent
 
     @property
     def name(self) -> str:
@@ -60,6 +61,7 @@ class AppleDevice:
 
     def push(self, package: Package) -> Handle:
         require_runs(self, package, RUNTIMES)
+        self.tell(0.0, "runner and program to the Mac")
         place = f"{self.profile.folder}/{uuid.uuid4().hex}"
         handle = Handle(package=package, place=place)
         try:
@@ -81,6 +83,7 @@ class AppleDevice:
         self._ssh.push(str(latents_npy), f"{place}/latents.npy")
         codes = []
         for i in range(host.REPEATS):
+            self.tell(0.1 + 0.4 * i, f"process {i + 1} of {host.REPEATS} on the Mac")
             arguments = [
                 f"result{i}.json", handle.package.program, "latents.npy", DECODED_NAME,
                 json.dumps(asdict(plan)), self.profile.compute_unit, str(limit),
@@ -108,6 +111,7 @@ class AppleDevice:
             "machine": str(ran.facts["machine"]),
             "package_sha256": package.sha256,
         }
+        self.tell(0.9, "frames from the Mac")
         with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
             folder = Path(scratch)
             if codes[-1] != "0":
@@ -156,8 +160,8 @@ class AppleDevice:
                 **found, **common, "runtime": runtime, "seconds_by_process": [samples],
                 "threads": plan.threads, "confidence": plan.confidence,
                 "frames": package.io.video_shape[2], "clips": ran.clips,
-                "others_share": None, "temperature_celsius": None, "energy_joules": None,
-                "distrust": "", "processes": 1,
+                "others_share": None, "energy_joules": None, "distrust": "", "processes": 1,
+                "temperature_celsius": None, "coolest_celsius": None, "hottest_celsius": None,
             })  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Fault(f"{self.name} reported nonsense: {error}") from error

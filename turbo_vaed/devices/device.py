@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,13 @@ from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import UserError
 from turbo_vaed.export.package import Package
 
+Tell = Callable[[float, str], None]
+"""Told what share of a measurement is done, 0 to 1, and in words what comes now."""
+
+
+def silent(_share: float, _words: str) -> None:
+    """Tells nobody."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -19,6 +26,8 @@ class Facts:
 
     name: str
     kind: str
+    chosen: str | None = None
+    """What decided which one it is, where there may be several."""
     model: str | None = None
     system: str | None = None
     abi: str | None = None
@@ -83,7 +92,8 @@ def require_runs(device: Device, package: Package, runtimes: tuple[str, ...]) ->
     """Raises UserError where the device has not the package's runtime."""
     if not device.runs(package):
         raise UserError(
-            f"{package.target}: {device.name} runs packages for {', '.join(runtimes)} only"
+            f"{package.target}: {device.name} runs packages for {', '.join(runtimes)} only; "
+            "give it one of those, or name another device"
         )
 
 

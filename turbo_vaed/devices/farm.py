@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -26,7 +27,7 @@ import requests
 
 from turbo_vaed.device_params import FarmProfile
 from turbo_vaed.devices import _android
-from turbo_vaed.devices.device import Facts, Handle, Ran, require_runs
+from turbo_vaed.devices.device import Facts, Handle, Ran, Tell, require_runs, silent
 from turbo_vaed.devices.measurement import Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, TurboVaedError, UserError
@@ -59,8 +60,6 @@ phone() {{ adb -s "$DEVICEFARM_DEVICE_UDID" "$@"; }}
 phone shell "rm -rf {place}; mkdir -p {place}"
 for file in *; do phone push "$file" "{place}/$file"; done
 phone shell "chmod 755 {place}/{runner}; sh {place}/{script}"
-phone shell "dumpsys thermalservice" > "$left/thermalservice"
-phone shell "dumpsys battery" > "$left/battery"
 phone shell "getprop ro.product.model" > "$left/model"
 phone shell "getprop ro.product.cpu.abi" > "$left/abi"
 phone shell "getprop ro.build.version.release" > "$left/android"
@@ -71,6 +70,7 @@ phone shell "rm -rf {place}"
 # Device Farm refuses a package of Python tests without these two.
 _NO_TEST = "def test_nothing():\n    pass\n"
 _NO_REQUIREMENTS = "# none\n"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,10 @@ class FarmDevice:
     root: Path = Path()
     charge: Callable[[Used], None] | None = None
     """Told of the minutes that AWS counts, of runs that came to nothing too."""
+    tags: Callable[[], Mapping[str, str]] | None = None
+    """Of its runs, so that the bill tells them apart."""
     sleep: Callable[[float], None] = time.sleep
+    tell: Tell = silent
 
     @property
     def name(self) -> str:
@@ -128,6 +131,7 @@ class FarmDevice:
         shutil.copy(self._runner, work / _android.RUNNER)
         shutil.copy(handle.package.program_path, work / handle.package.program)
         clips = _android.write_inputs(handle.package, latents_npy, plan, timeout_seconds, work)
+        self.tell(0.0, "files to Device Farm")
         uploads: list[str] = []
         try:
             package = self._upload("turbo-vaed.zip", f"{TEST}_TEST_PACKAGE", _zip(work), uploads)
@@ -142,15 +146,10 @@ class FarmDevice:
 
     def collect(self, ran: Ran, out_folder: Path) -> Measurement | Failed:
         left = Path(ran.place)
-        celsius, throttled = _android.read_heat(
-            _said(left, "thermalservice"), _said(left, "battery")
-        )
         phone = _android.Phone(
             name=self.name,
             machine=f"{_said(left, 'model')}, {_said(left, 'abi')}, Android "
             f"{_said(left, 'android')} (AWS Device Farm)",
-            celsius=celsius,
-            throttled=throttled,
         )
         return _android.read_outputs(
             left, phone, ran.handle.package, ran.plan, ran.clips, out_folder
@@ -197,9 +196,11 @@ class FarmDevice:
             },
         )["run"]  # fmt: skip
         arn = run["arn"]
+        self._tag(arn)
 
         def look() -> dict[str, Any] | None:
             found: dict[str, Any] = self._ask("get_run", arn=arn)["run"]
+            self.tell(0.1, f"Device Farm's run is {str(found['status']).lower()}")
             return found if found["status"] == "COMPLETED" else None
 
         try:
@@ -221,6 +222,16 @@ class FarmDevice:
             raise
         self._charge(found, began, is_wasted=False)
 
+    def _tag(self, arn: str) -> None:
+        """A run that cannot be tagged is measured and charged all the same."""
+        if self.tags is None:
+            return
+        tags = [{"Key": key, "Value": value} for key, value in self.tags().items()]
+        try:
+            self._ask("tag_resource", ResourceARN=arn, Tags=tags)
+        except TurboVaedError as error:
+            _log.warning("the bill will not tell %s apart: %s", arn, error)
+
     def _stop(self, arn: str, began: datetime) -> str:
         """Stop a run and charge what it used until now; says in a sentence what came of it."""
         try:
@@ -233,6 +244,7 @@ class FarmDevice:
         return "It was stopped."
 
     def _fetch(self, arn: str, run: dict[str, Any], target: Path) -> None:
+        self.tell(0.9, "frames from Device Farm")
         artifacts = self._ask("list_artifacts", arn=arn, type="FILE")["artifacts"]
         urls = [found["url"] for found in artifacts if found["type"] == "CUSTOMER_ARTIFACT"]
         said = f"{run.get('result')}: {run.get('message') or 'no message'}"

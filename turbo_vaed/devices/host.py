@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from turbo_vaed.devices._child import ChildFailed, run_module
 from turbo_vaed.devices._runtimes import OPENERS
+from turbo_vaed.devices.device import Tell, silent
 from turbo_vaed.devices.measurement import DECODED_NAME, Failed, Measurement
 from turbo_vaed.devices.timing import Plan, interval_of_median, together
 from turbo_vaed.errors import CorruptFile, Fault, UserError
@@ -44,6 +45,7 @@ def measure(
     out_folder: Path,
     timeout_seconds: float,
     max_others_share: float = MAX_OTHERS_SHARE,
+    tell: Tell = silent,
 ) -> Measurement | Failed:
     """Measure a package on this host, and decode every clip of latents.
 
@@ -63,7 +65,8 @@ def measure(
     package = open_package(package_folder)
     runtime = _runtime(package)
     found: list[Measurement] = []
-    for _ in range(TRIES):
+    for i in range(TRIES):
+        tell(i / TRIES, f"process {i + 1}, at most {TRIES}")
         try:
             found.append(_once(package, latents_npy, plan, out_folder, timeout_seconds))
         except ChildFailed as error:
@@ -149,11 +152,13 @@ def joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> 
 
     names = (
         "warmup", "peak_memory_bytes", "baseline_memory_bytes", "others_share",
-        "temperature_celsius", "throttled", "energy_joules",
+        "temperature_celsius", "hottest_celsius", "throttled", "energy_joules",
     )  # fmt: skip
+    coolest = [run.coolest_celsius for run in runs if run.coolest_celsius is not None]
     both: Mapping[str, Any] = {
         **asdict(runs[-1]),
         **{name: most(name) for name in names},
+        "coolest_celsius": min(coolest, default=None),
         "seconds_by_process": [s for run in runs for s in run.seconds_by_process],
         "cold_start_seconds": statistics.median(run.cold_start_seconds for run in runs),
         "processes": len(runs),
@@ -209,7 +214,7 @@ def _runtime(package: Package) -> str:
     if not runs_here(package):
         raise UserError(
             f"{package.target}: found a package that does not run on this host, "
-            f"expected one for {' or '.join(OPENERS)}"
+            f"expected one for {' or '.join(OPENERS)}; name another device, or give another package"
         )
     distribution = DISTRIBUTIONS[package.runtime]
     return f"{distribution} {version(distribution)} ({package.runtime})"

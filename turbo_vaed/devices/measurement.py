@@ -48,8 +48,13 @@ class Measurement:
     repeats; None where the device does not tell, as with all that follows."""
     temperature_celsius: float | None = None
     """At the end, of the hottest sensor."""
+    coolest_celsius: float | None = None
+    """Of the hottest sensor: the least that was read before, while and after it was timed, in any
+    of the repeats."""
+    hottest_celsius: float | None = None
+    """The same: the most."""
     throttled: bool | None = None
-    """Whether the device slowed itself down for heat."""
+    """Whether the device slowed itself down for heat, or was as hot as its maker slows it down."""
     energy_joules: float | None = None
     """Per run, of the first processor package; the most of the repeats."""
     processes: int = 1

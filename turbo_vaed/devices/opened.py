@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from turbo_vaed.device_params import AdbProfile, AppleProfile, DeviceProfile, HostProfile
 from turbo_vaed.devices.adb import AdbDevice
 from turbo_vaed.devices.apple import AppleDevice
-from turbo_vaed.devices.device import Device
+from turbo_vaed.devices.device import Device, Tell, silent
 from turbo_vaed.devices.farm import FarmDevice
 from turbo_vaed.devices.host import MAX_OTHERS_SHARE
+from turbo_vaed.devices.iphone import IphoneDevice
 from turbo_vaed.devices.this_host import HostDevice
 from turbo_vaed.tracker import Used
 
@@ -21,17 +22,23 @@ def open_device(
     *,
     max_others_share: float = MAX_OTHERS_SHARE,
     charge: Callable[[Used], None] | None = None,
+    tags: Callable[[], Mapping[str, str]] | None = None,
+    tell: Tell = silent,
 ) -> Device:
     """The device of a profile, whose relative paths are below `root`.
 
     Args:
         max_others_share: of all processors' time, that other processes of this host may take.
         charge: told what a device that costs money has cost.
+        tags: of what AWS bills for it.
+        tell: told how far a measurement is.
     """
     if isinstance(profile, HostProfile):
-        return HostDevice(name=profile.name, max_others_share=max_others_share)
+        return HostDevice(name=profile.name, max_others_share=max_others_share, tell=tell)
     if isinstance(profile, AdbProfile):
-        return AdbDevice(profile=profile, root=root)
+        return AdbDevice(profile=profile, root=root, tell=tell)
+    if isinstance(profile, AppleProfile) and profile.iphone is not None:
+        return IphoneDevice(profile=profile, tell=tell)
     if isinstance(profile, AppleProfile):
-        return AppleDevice(profile=profile)
-    return FarmDevice(profile=profile, root=root, charge=charge)
+        return AppleDevice(profile=profile, tell=tell)
+    return FarmDevice(profile=profile, root=root, charge=charge, tags=tags, tell=tell)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from turbo_vaed.devices import _machine, host
 from turbo_vaed.devices._runtimes import OPENERS
-from turbo_vaed.devices.device import Facts, Handle, Ran
+from turbo_vaed.devices.device import Facts, Handle, Ran, Tell, silent
 from turbo_vaed.devices.measurement import DECODED_NAME, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault
@@ -23,6 +23,7 @@ class HostDevice:
 
     name: str = "host"
     max_others_share: float = host.MAX_OTHERS_SHARE
+    tell: Tell = silent
 
     def probe(self) -> Facts:
         now = _machine.state()
@@ -52,6 +53,7 @@ class HostDevice:
             out_folder=Path(handle.place),
             timeout_seconds=timeout_seconds,
             max_others_share=self.max_others_share,
+            tell=self.tell,
         )
         clips = found.clips if isinstance(found, Measurement) else 0
         return Ran(

@@ -1,0 +1,149 @@
+"""`turbo-vaed devices …`: what a person asks of a device without a run."""
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from tests.devices.fake_phone import SERIAL, make_phone
+from tests.devices.small import SHAPE
+from turbo_vaed import cli
+from turbo_vaed.cli import devices as verbs
+
+GATE = {
+    "device": "host", "threads": 1, "max_warmup": 1, "min_samples": 3, "max_samples": 4,
+    "max_spread": 50.0, "refused_spread": 50.0, "confidence": 0.95, "max_others_share": 1.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A params.yaml of its own; what is written in it is told by `write(devices, **gate)`."""
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.setenv("TURBO_VAED_ROOT", str(tmp_path))
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
+
+    def write(devices=None, **gate):
+        document = {
+            "devices": devices or {"host": {"kind": "host"}},
+            "defaults": {"gate": {**GATE, **gate}},
+        }
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
+
+    write()
+    return write
+
+
+@pytest.fixture
+def call(checkout, monkeypatch, capsys):
+    """`call(*arguments)` -> (exit code, stdout, stderr); no traceback ever."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["turbo-vaed", "devices", *map(str, arguments)])
+        code = cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return run
+
+
+def test_it_measures_as_the_gate_does_where_no_option_says_otherwise(call, checkout, package):
+    checkout(min_samples=5, max_samples=5, threads=2)
+    code, out, err = call("bench", package.folder, "--format", "json")
+    found = json.loads(out)  # nothing else is on stdout
+    assert code == 0, err
+    assert (found["threads"], found["target"]) == (2, "executorch-xnnpack/fp32")
+    assert [len(seconds) for seconds in found["seconds_by_process"]] == [5, 5]
+
+
+def test_options_change_the_plan(call, package):
+    code, out, err = call(
+        "bench", package.folder, "--threads", "2", "--samples", "2", "--format", "json"
+    )
+    found = json.loads(out)
+    assert (code, found["threads"]) == (0, 2), err
+    assert [len(seconds) for seconds in found["seconds_by_process"]] == [2, 2]
+
+
+def test_a_spread_that_cannot_be_reached_takes_all_processes(call, package):
+    code, out, _ = call("bench", package.folder, "--spread", "1e-9", "--format", "json")
+    found = json.loads(out)
+    assert (code, found["processes"], found["distrust"]) == (0, 4, "")
+
+
+def test_a_person_sees_how_far_it_is_and_a_table(call, package, monkeypatch):
+    monkeypatch.setattr("turbo_vaed.progress._LINE_EVERY_SECONDS", 0.0)
+    code, out, _ = call("bench", package.folder)
+    assert code == 0
+    assert "host, % 0/100  process 1, at most 4, 0 s" in out
+    assert "% 25/100  process 2, at most 4" in out and "100/100  done" in out
+    assert "process 1, at most 4, 1 s" in out  # the seconds go on while nobody tells anything
+    for said in ("median", "peak memory", "4, 4 in 2 of 2 processes", "two random clips"):
+        assert said in out
+
+
+def test_a_phone_tells_how_far_it_is(call, checkout, package, tmp_path, monkeypatch):
+    monkeypatch.setattr("turbo_vaed.progress._LINE_EVERY_SECONDS", 0.0)
+    runner = make_phone(tmp_path, monkeypatch, SHAPE, package.io.video_shape)
+    profile = {"kind": "adb", "runner": str(runner), "folder": str(tmp_path / "storage")}
+    checkout({"phone": profile})
+    monkeypatch.setenv("ANDROID_SERIAL", SERIAL)
+    code, out, err = call("bench", package.folder, "--device", "phone")
+    assert code == 0, err
+    for said in ("runner and program to", "latents to", "2 timed processes", "frames from"):
+        assert said in out
+    assert "ANDROID_SERIAL=R5C" in out and "31 to 31 °C, did not slow down" in out
+    assert "ANDROID_SERIAL=R5C, the profile names none" in call("list")[1]
+    assert "ANDROID_SERIAL=R5C, the profile names none" in call("probe", "phone")[1]
+
+
+def test_a_program_that_fails_is_told_to_a_program_too(call, package, monkeypatch):
+    monkeypatch.setattr(verbs, "_TIMEOUT_SECONDS", 0.3)
+    code, out, err = call("bench", package.folder, "--format", "json")
+    assert code == 1 and "stopped after 0.3 s" in json.loads(out)["reason"]
+    assert "executorch-xnnpack/fp32 did not come to its end on host" in err
+
+
+def test_the_list_says_how_each_is_reached_and_what_is_wrong(call, checkout, monkeypatch):
+    runner = {"kind": "adb", "runner": "r"}
+    checkout({
+        "host": {"kind": "host"}, "phone": runner, "mine": {**runner, "serial": "R5C"},
+        "studio": {"kind": "apple", "host": "me@studio.local"}, "odd": {"kind": "fax"},
+    })  # fmt: skip
+    monkeypatch.setenv("ANDROID_SERIAL", "XYZ")
+    code, out, _ = call("list", "--format", "json")
+    reached = {row["name"]: row["reached"] for row in json.loads(out)}
+    assert code == 0
+    assert (reached["host"], reached["studio"]) == ("here", "ssh me@studio.local")
+    assert reached["phone"].startswith("ANDROID_SERIAL=XYZ")
+    assert "expected the same phone" in reached["mine"] and "found 'fax'" in reached["odd"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "nowhere: no such folder; expected a package's folder, for instance"),
+        (["."], "no package.json there; expected a package's folder"),
+        (["PACKAGE", "--device", "fridge"], "no profile of the device 'fridge'; devices has: host"),
+        (["PACKAGE", "--latents", "none.npy"], "none.npy is not a .npy file of latents"),
+        (["PACKAGE", "--spread", "0"], "max_spread: found 0.0, expected above 0"),
+        (["PACKAGE", "--spread", "nan"], "max_spread: found nan"),
+        (["PACKAGE", "--samples", "1"], "'--samples': Input should be greater than or equal to 2"),
+        (["PACKAGE", "--threads", "0"], "'--threads': Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_is_said_with_what_to_do(call, package, arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(
+        "bench", *(str(package.folder) if a == "PACKAGE" else a for a in arguments)
+    )
+    assert code == 2
+    assert said in " ".join((out + err).replace("│", " ").split())
+
+
+def test_a_gate_that_cannot_be_is_named(call, checkout, package):
+    checkout(threads=0)
+    code, _, err = call("bench", package.folder)
+    assert code == 2 and "defaults.gate" in err and "threads" in err

@@ -1,0 +1,173 @@
+"""An iPhone behind a fake `ssh` and a fake `xcrun devicectl`: what is real is all that this project
+does, and the bytes that an app is given and gives back; the phone, its app and the Mac are not."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.devices.fake_iphone import APP, UDID, make_iphone
+from tests.devices.fake_mac import HOST
+from tests.devices.small import PLAN, SHAPE
+from turbo_vaed.device_params import AppleProfile, parse_profile
+from turbo_vaed.devices import Failed, Measurement
+from turbo_vaed.devices.device import measure_on
+from turbo_vaed.devices.opened import open_device
+from turbo_vaed.errors import Fault, UserError
+from turbo_vaed.export import Job, Target, export_package
+
+
+@pytest.fixture(scope="module")
+def coreml(decoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coreml")
+    job = Job(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder / "program")
+    return export_package(Target.parse("coreml/fp16"), folder / "package", job)
+
+
+@pytest.fixture
+def iphone(tmp_path, monkeypatch, coreml):
+    """An iPhone; the container of its app, and a folder that is the Mac's storage."""
+    container = make_iphone(tmp_path, monkeypatch, coreml.io.video_shape)
+    storage = tmp_path / "storage"
+    profile = AppleProfile(
+        name="iphone", kind="apple", host=HOST, iphone=UDID, app=APP, folder=str(storage),
+        compute_unit="CPU_AND_NE", command_seconds=30,
+    )  # fmt: skip
+    return open_device(profile, tmp_path), container, storage
+
+
+def measured(iphone, package, latents, tmp_path, seconds=60.0):
+    return measure_on(
+        iphone[0], package, latents, plan=PLAN, out_folder=tmp_path / "out", timeout_seconds=seconds
+    )
+
+
+def left(iphone):
+    """On the Mac; and of the job on the phone."""
+    on_mac = list(iphone[2].iterdir()) if iphone[2].is_dir() else []
+    job = iphone[1] / "Documents/turbo-vaed"
+    return on_mac + [p for p in job.rglob("*") if p.name != "empty"]
+
+
+def test_a_package_is_measured_by_the_app_and_its_frames_come_back(
+    iphone, coreml, latents, decoder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MAC_IS_REAL", "1")
+    found = measured(iphone, coreml, latents, tmp_path)
+    assert isinstance(found, Measurement)
+    assert [len(seconds) for seconds in found.seconds_by_process] == [3, 3]
+    assert (found.machine, found.runtime) == ("iPhone18,3, iOS 26.1", "Core ML")
+    assert (found.throttled, found.clips, found.distrust) == (False, 2, "")
+    assert (found.cold_start_seconds, found.peak_memory_bytes) == (0.5, 50_000_000)
+    with torch.no_grad():
+        expected = decoder(torch.from_numpy(np.load(latents))).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "decoded.npy"), expected, atol=0.02)
+    assert left(iphone) == []
+
+
+def test_an_iphone_that_was_hot_is_told(iphone, coreml, latents, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOT", "1")
+    found = measured(iphone, coreml, latents, tmp_path)
+    assert found.throttled and "heat" in found.distrust
+
+
+def test_a_probe_tells_of_the_iphone_and_of_what_is_missing(iphone, monkeypatch):
+    facts = iphone[0].probe()
+    assert (facts.model, facts.system) == ("iPhone 17 (iPhone18,3)", "iOS 26.1")
+    assert facts.chosen == f"iphone {UDID} of the profile, on {HOST}" and facts.missing == ()
+    for trouble, said in (("no app", "is not on it: build the app"), ("no xcode", "Xcode 16")):
+        monkeypatch.setenv("IPHONE_TROUBLE", trouble)
+        assert said in iphone[0].probe().missing[0]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "seconds", "said"),
+    [
+        ("crash", 60.0, "it ended before it was done; last words .*Error in declaring network"),
+        ("second crash", 60.0, "it ended before it was done"),
+        ("slow", 2.0, "it took too long"),
+    ],
+)
+def test_an_app_that_crashes_or_is_too_slow_is_a_result(
+    iphone, coreml, latents, tmp_path, monkeypatch, trouble, seconds, said
+):
+    monkeypatch.setenv("IPHONE_TROUBLE", trouble)
+    found = measured(iphone, coreml, latents, tmp_path, seconds)
+    assert isinstance(found, Failed) and found.machine == "iPhone18,3, iOS 26.1"
+    assert re.search(f"(?s){said}", found.reason), found.reason
+    assert left(iphone) == []
+
+
+LOCKED = "Unable to launch com.example.bench because the device was not, or could not be, unlocked."
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error", "said"),
+    [
+        (f"say launch {LOCKED}", UserError, "Auto-Lock"),
+        ("say to No space left on device", UserError, "free some space on the Mac and"),
+        ("say to Developer Mode is disabled.", UserError, "Privacy & Security"),
+        ("no xcode", UserError, "install Xcode 16 there"),
+        ("lost", Fault, "it was unplugged"),
+        ("another app", Fault, "is com.example.bench the app of"),
+        ("stale", Fault, r"found \{'job': '0000"),
+        ("garbage", Fault, "no result of this job: Expecting value"),
+        ("forgetful", Fault, "iphone reported nonsense: missing: throttled"),
+        ("short frames", Fault, "put out 10 bytes for 2 clips, expected"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_to_do(
+    iphone, coreml, latents, tmp_path, monkeypatch, trouble, error, said
+):
+    monkeypatch.setenv("IPHONE_TROUBLE", trouble)
+    with pytest.raises(error, match=said):
+        measured(iphone, coreml, latents, tmp_path)
+    assert not (tmp_path / "out" / "decoded.npy").exists()
+    assert not iphone[2].is_dir() or list(iphone[2].iterdir()) == []
+
+
+def test_what_an_earlier_job_left_is_not_taken_for_this_ones(
+    iphone, coreml, latents, tmp_path, monkeypatch
+):
+    assert isinstance(measured(iphone, coreml, latents, tmp_path), Measurement)
+    monkeypatch.setenv("IPHONE_TROUBLE", f"say launch {LOCKED}")
+    with pytest.raises(UserError, match=r"no result of this job.*Auto-Lock"):
+        measured(iphone, coreml, latents, tmp_path)
+
+
+def test_another_iphone_is_not_taken(iphone, coreml, latents, tmp_path):
+    other = replace(iphone[0], profile=replace(iphone[0].profile, iphone="00008150-0000BBBB"))
+    with pytest.raises(Fault, match=r"device was not found.*connect and unlock it"):
+        measured((other, *iphone[1:]), coreml, latents, tmp_path)
+
+
+def test_a_devicectl_that_hangs_is_stopped(iphone, coreml, latents, tmp_path, monkeypatch):
+    monkeypatch.setenv("IPHONE_TROUBLE", "hang launch")
+    quick = replace(iphone[0], profile=replace(iphone[0].profile, command_seconds=2))
+    with pytest.raises(Fault, match="stopped after 3 s"):
+        measured((quick, *iphone[1:]), coreml, latents, tmp_path, seconds=1.0)
+
+
+def test_it_runs_what_its_app_was_built_for_alone(iphone, package, latents, tmp_path):
+    with pytest.raises(UserError, match="runs packages for coreml only"):
+        measured(iphone, package, latents, tmp_path)
+    profile = replace(iphone[0].profile, app_runs=("executorch-coreml", "executorch-xnnpack"))
+    assert replace(iphone[0], profile=profile).runs(package)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"iphone": UDID}, r"devices\.x: .*give both, or neither"),
+        ({"app": APP}, "give both, or neither"),
+        ({"iphone": "a b", "app": APP}, r"devices\.x\.iphone: found 'a b'"),
+        ({"iphone": UDID, "app": "a;b"}, r"devices\.x\.app: found 'a;b'"),
+        ({"app_runs": ["onnx"]}, r"devices\.x\.app_runs.*: found 'onnx'"),
+        ({"app_runs": []}, r"devices\.x\.app_runs: found"),
+    ],
+)
+def test_a_profile_that_cannot_be_is_refused_with_its_path(change, said):
+    with pytest.raises(UserError, match=said):
+        parse_profile({"name": "x", "kind": "apple", "host": "studio", **change})
