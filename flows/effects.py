@@ -32,7 +32,13 @@ from turbo_vaed.stages import waiting
 from turbo_vaed.stages.estimates import estimate_run
 from turbo_vaed.stages.export import further_shapes, wanted
 from turbo_vaed.stages.fit import student_config
-from turbo_vaed.stages.prices import limits_of, nodes_of, price_in_words, price_of
+from turbo_vaed.stages.prices import (
+    limits_of,
+    nodes_of,
+    own_resource,
+    price_in_words,
+    price_of,
+)
 from turbo_vaed.stages.quote import cheapest_elsewhere
 from turbo_vaed.stages.storage import book_storage
 
@@ -277,16 +283,32 @@ def report(
     return Reported(path=path, sentence=headline(context))
 
 
+def begin_waiting(poc: Poc, settings: Settings, run: runs.Run) -> None:
+    """From here on a cluster's nodes wait for the run's stages.
+
+    Raises:
+        BudgetRefused: a node's price is not known.
+        Unreachable: the cluster does not answer.
+    """
+    if settings.on_a_cluster:
+        nodes = nodes_of(poc.params, settings, "distill")
+        with ray_session(settings.ray_address):
+            waiting.begin(nodes, poc.work / waiting.FILE, run=run.run_id)
+
+
 def _book_waiting(poc: Poc, settings: Settings, ledger: Ledger, run: runs.Run) -> None:
     """Charge a cluster's nodes to the end of the run; one that has gone by then is not charged."""
     seen = poc.work / waiting.FILE
     if not settings.on_a_cluster or not seen.is_file():
         return
     nodes = nodes_of(poc.params, settings, "distill")
+    own = own_resource(settings)
     try:
         with ray_session(settings.ray_address):
-            waiting.book_waiting(ledger, nodes, seen, run=run.run_id, customer=poc.customer)
-    except (Unreachable, BudgetRefused) as error:  # the report is worth more than this charge
+            waiting.book_waiting(
+                ledger, nodes, seen, run=run.run_id, customer=poc.customer, own_resource=own
+            )
+    except Unreachable as error:  # the report is worth more than this charge
         log.warning("the cluster's nodes are charged to its last stage only: %s", error)
 
 

@@ -145,6 +145,7 @@ def _run(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> Outco
     try:
         if stale:
             log.info("%s", effects.estimate(poc, settings, run, stale))
+            effects.begin_waiting(poc, settings, run)
         is_begun = True
         with _ray_for(settings, stale) as environment:
             for stage in STAGES[STAGES.index(stale[0]) :] if stale else ():

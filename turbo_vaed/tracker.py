@@ -54,5 +54,7 @@ class Tracker:
     """Figures at a step, for the run's curves."""
     log_picture: Callable[[bytes, str], None] | None = None
     """A PNG under a file name."""
+    tags: Callable[[], Mapping[str, str]] | None = None
+    """Of what AWS bills for the stage."""
     charge: Callable[[Used], None] | None = None
     """Puts it into the ledger."""

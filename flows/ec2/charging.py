@@ -12,7 +12,7 @@ from typing import Literal
 from flows import runs
 from flows.ec2.picking import Picked
 from flows.ec2.telling import folder
-from turbo_vaed.costs import Charge, Ledger
+from turbo_vaed.costs import Charge, Ledger, due
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.money import per_second, plain, quantise_usd
 from turbo_vaed.costs.transfer import transfer_charge
@@ -120,7 +120,9 @@ def _rest(ledger: Ledger, started: Started, ended: datetime) -> Charge | None:
     )
 
 
-def fetched(ledger: Ledger, poc: Poc, run: runs.Run, size_bytes: int, *, at: datetime) -> Charge:
+def fetched(
+    ledger: Ledger, poc: Poc, run: runs.Run, size_bytes: int, *, at: datetime, due_folder: Path
+) -> Charge:
     """Charge what was fetched out of AWS when the run had ended."""
     charge = transfer_charge(
         run=run.run_id,
@@ -132,5 +134,5 @@ def fetched(ledger: Ledger, poc: Poc, run: runs.Run, size_bytes: int, *, at: dat
         ended=at,
         usd_per_gb=poc.params.prices.transfer_out_usd_per_gb,
     )
-    ledger.add(charge)
+    due.add(ledger, charge, due_folder)
     return charge

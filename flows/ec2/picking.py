@@ -14,7 +14,7 @@ from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.prices import limits_of
-from turbo_vaed.stages.quote import Quote, quote
+from turbo_vaed.stages.quote import Quote, quote, with_rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +86,12 @@ def pick(
         left = may_spend.usd - ledger.total(run=run.run_id)
     require_allowance(may_spend)
     name = f"{best.machine.instance_type} {best.machine.market} in {best.machine.zone}"
-    if best.usd > left:
+    needed = with_rest(poc, best)
+    assert needed is not None, "its price is known"
+    if needed > left:
         raise BudgetRefused(
-            f"nothing is started: {name} is the cheapest at {format_usd(best.usd)}, and "
+            f"nothing is started: {name} is the cheapest at {format_usd(needed)}, with "
+            f"budget.reserve_seconds for what follows distillation, and "
             f"{format_usd(left)} are left of {may_spend.by}; lower distill.steps, or raise the "
             "budget"
         )

@@ -19,7 +19,12 @@ import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 from botocore.stub import Stubber
 
-from turbo_vaed.costs.aws_prices import Ec2Prices, cached_on_demand, is_instance_type
+from turbo_vaed.costs.aws_prices import (
+    Ec2Prices,
+    cached_on_demand,
+    is_instance_type,
+    old_price_in,
+)
 from turbo_vaed.errors import BudgetRefused, UserError
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -282,3 +287,17 @@ def test_a_service_that_does_not_answer_is_not_asked_for_every_machine(tmp_path:
     later = replace(book, now=lambda: NOON + timedelta(minutes=2))
     later.quote("g5.xlarge", "spot", "eu-central-1", "eu-central-1a")
     assert len(asked) == 3
+
+
+def test_a_machine_of_which_nothing_is_told_any_more_has_its_old_price(
+    aws: Aws, tmp_path: Path
+) -> None:
+    """And says so, for as long as nothing else is told."""
+    aws.spot(page((5, "0.40")))
+    prices(aws, tmp_path).require(*ZONE)
+    aws.spot(page())
+    book = prices(aws, tmp_path, NOON + timedelta(days=30))
+    for _ in range(2):
+        found = book.require(*ZONE)
+        assert found.usd_per_hour == Decimal("0.40")
+        assert old_price_in(found.warning) and "tells none" in found.warning

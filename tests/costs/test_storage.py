@@ -110,7 +110,8 @@ def test_checkpoints_in_a_bucket_are_charged_and_what_was_fetched_from_there(
     ended = NOON + timedelta(hours=3)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         book = partial(book_storage, poc, ledger, began=NOON)
-        assert book(settings, run="demo-1", ended=ended) == 0, "they lie in a folder"
+        assert book(settings, run="demo-1", ended=ended) == 0, "a folder costs nothing here"
+        assert [c.resource for c in ledger.charges(run="demo-1")] == ["disk (checkpoints)"]
         assert book(on_ec2, run="demo-2", ended=ended) == 2, "within AWS nothing is fetched out"
         assert book(in_s3, run="demo-3", ended=ended) == Decimal("2.18")
         assert book(in_s3, run="demo-3", ended=ended) == 0

@@ -8,6 +8,7 @@ import shutil
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages import distill, prices
 from turbo_vaed.stages.arithmetic import expected_pace, forward_flops
 from turbo_vaed.stages.estimates import (
     ESTIMATE,
@@ -128,22 +130,26 @@ def test_a_student_of_more_work_is_expected_to_take_longer(poc: Poc, settings: S
 def test_interruptions_that_were_seen_weigh_against_those_assumed(
     poc: Poc, settings: Settings, ledger: Ledger
 ) -> None:
-    """Two days on a g5 with three losses, after an assumed one in twenty hours for a day's worth:
-    0.05 * 24 + 3 in 72 hours. Nothing was seen of the others."""
-    progress(poc, losses=3)
-    day = charge("distill", "demo-4", 50_000, 50_000 + 48 * 3600)
-    ledger.add(dataclasses.replace(day, resource="g5.xlarge", market="spot"))
-    found = quote(poc, settings, book(poc.root))
-    seen = {
-        (c.machine.instance_type, c.machine.market): c.machine.interruptions_per_hour
-        for c in found.choices
-    }
-    assert seen["g5.xlarge", "spot"] == pytest.approx((0.05 * 24 + 3) / 72)
-    assert seen["g6.xlarge", "spot"] == pytest.approx(0.05)
-    assert seen["g5.xlarge", "on-demand"] == 0
+    """Two days on a g5 with three losses, after an assumed one in twenty hours for a day's worth.
+    Nothing was seen of the others; and of a run on this machine nothing of any."""
+    progress(poc, losses=3, hours=48)
+
+    def seen() -> dict[tuple[str, str], float]:
+        found = quote(poc, settings, book(poc.root))
+        machines = [choice.machine for choice in found.choices]
+        return {(m.instance_type, m.market): m.interruptions_per_hour for m in machines}
+
+    assert seen()["g5.xlarge", "spot"] == pytest.approx(0.05)
+    on_spot = charge("distill", "demo-4", 50_000, 50_000 + 48 * 3600)
+    ledger.add(dataclasses.replace(on_spot, resource="g5.xlarge", market="spot"))
+    assert seen()["g5.xlarge", "spot"] == pytest.approx((0.05 * 24 + 3) / 72, rel=1e-3)
+    assert seen()["g6.xlarge", "spot"] == pytest.approx(0.05)
+    assert seen()["g5.xlarge", "on-demand"] == 0
+    ledger.add(charge("distill", "demo-5", 400_000, 400_001))
+    assert seen()["g5.xlarge", "spot"] == pytest.approx(0.05), "the last run was here"
 
 
-def progress(poc: Poc, *, losses: int) -> None:
+def progress(poc: Poc, *, losses: int, hours: float) -> None:
     machine = {"device": "cpu", "precision": "bf16", "compiled": False, "checkpoint": None}
     first = {"event": "start", "at": 1.0, "world": 1, "resumed_from": None, **machine}
     events: list[dict[str, Any]] = [
@@ -151,6 +157,7 @@ def progress(poc: Poc, *, losses: int) -> None:
         first,
         {"event": "step", "at": 2.0, "step": 1, "spent_usd": "0"},
         *({**first, "at": 10.0 * (i + 1), "resumed_from": 1} for i in range(losses)),
+        {"event": "step", "at": 3600.0 * hours, "step": 2, "spent_usd": "0"},
     ]
     poc.progress_file.parent.mkdir(parents=True)
     poc.progress_file.write_text("".join(json.dumps(event) + "\n" for event in events))
@@ -288,3 +295,16 @@ def test_a_run_without_steps_leaves_the_pace_of_the_one_before(poc: Poc) -> None
     path.write_text(json.dumps(history | {"steps": []}))
     (poc.work / "pace.json").write_text(json.dumps(history | {"pace_key": "of another student"}))
     assert measured_pace(poc, settings) is None
+
+
+def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
+    poc: Poc, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start by the budget, and in all that the workers hear later."""
+    for module in (prices, distill):
+        monkeypatch.setattr(module, "devices_usd", lambda params: Decimal(5))
+    tracker = Tracker(spent_usd=lambda: Decimal(1), may_spend_usd=lambda: Decimal(20))
+    poc = dataclasses.replace(poc, tracker=tracker)
+    assert spending_of(poc, settings, "distill").budget.run_usd == 15
+    follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0)
+    assert distill._paid(poc, settings, follower)().may_spend_usd == 15

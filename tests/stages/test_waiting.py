@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.costs.charges import START, charge
-from turbo_vaed.costs import Ledger, Rate, total_usd
-from turbo_vaed.stages.waiting import book_waiting, remembered
+from turbo_vaed.costs import Ledger, PartlyPriced, Rate, total_usd
+from turbo_vaed.stages.waiting import begin, book_waiting, remembered
 
 SPOT = Rate(resource="g6.xlarge", market="spot", usd_per_hour=Decimal("3.6"), source="a list")
 HEAD = Rate(resource="node", market="local", usd_per_hour=Decimal("0.36"), source="a list")
@@ -80,3 +80,40 @@ def test_a_clock_that_was_set_back_charges_nothing_twice(ledger: Ledger, path: P
     assert book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(-60)) == []
     (found,) = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(0))
     assert found.quantity == Decimal(60), "as long as the clock says since"
+
+
+def test_stages_of_this_machine_shorten_no_other_nodes_wait(ledger: Ledger, path: Path) -> None:
+    """Ten minutes of two spot machines, on one of which the gate ran and was charged for."""
+    gate = charge(30, stage="gate", resource="g6.xlarge", market="spot", quantity=Decimal(500),
+                  ended_at=after(530))  # fmt: skip
+    ledger.add(gate)
+    held = {"a": SPOT, "b": SPOT}
+    times = {"now": lambda: after(600)}
+    (found,) = book_waiting(ledger, lambda: held, path, **RUN, own_resource="g6.xlarge", **times)
+    assert found.quantity == Decimal(2 * 600 - 500)
+
+
+def test_a_driver_outside_the_cluster_is_no_node_of_it(ledger: Ledger, path: Path) -> None:
+    ledger.add(charge(0, stage="gate", resource="node", quantity=Decimal(90), ended_at=after(90)))
+    (found,) = book_waiting(ledger, lambda: {"head": HEAD}, path, **RUN, now=lambda: after(90))
+    assert found.quantity == Decimal(90)
+
+
+def test_a_node_without_a_price_takes_no_other_with_it(ledger: Ledger, path: Path) -> None:
+    def nodes() -> dict[str, Rate]:
+        raise PartlyPriced("b is of an unknown type", {"a": SPOT})
+
+    (found,) = book_waiting(ledger, nodes, path, **RUN, now=lambda: after(90))
+    assert found.quantity == Decimal(90)
+
+
+def test_a_run_begins_to_wait_before_its_first_stage_and_only_once(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    path = tmp_path / "nodes.json"
+    begin(lambda: {"a": SPOT}, path, run="demo-1", now=lambda: START)
+    begin(lambda: {"a": SPOT, "b": SPOT}, path, run="demo-1", now=lambda: after(30))
+    (found,) = book_waiting(
+        ledger, lambda: {"a": SPOT, "b": SPOT}, path, **RUN, before="encode", now=lambda: after(60)
+    )
+    assert (found.quantity, found.useful) == (Decimal(60), "useful")

@@ -85,9 +85,10 @@ def cost_portfolio(
 ) -> None:
     """All customers in params.yaml and in the ledger on one page, for ROI reviews.
 
-    What each spent, its budget and waste, its last verdict, champion, best dB and retention, and
-    what a dB cost.
+    What each spent, its budget and waste, its last verdict, champion, best dB and retention, what
+    a dB cost, and what the last run would save a month and when that pays back.
     """
+    from turbo_vaed.costs import Ledger
     from turbo_vaed.report.costs import portfolio
 
     if out is not None and form != "html":
@@ -95,14 +96,20 @@ def cost_portfolio(
     settings = Settings.from_environment()
     gathered = _gather(settings, None, month)
     champions = portfolio.find_champions(settings.mlflow_tracking_uri, gathered)
+    with Ledger.open(settings.ledger_url) as ledger:
+        returns = portfolio.find_returns(settings.root, ledger, gathered)
     if form == "html":
-        page = portfolio.portfolio_page(gathered, champions)
+        page = portfolio.portfolio_page(gathered, champions, returns)
         print(portfolio.sentence(gathered))
         _write_page(settings, page, out, "portfolio", "all", month)
     elif form == "json":
-        print(json.dumps(portfolio.portfolio_document(gathered, champions), ensure_ascii=False))
+        print(
+            json.dumps(
+                portfolio.portfolio_document(gathered, champions, returns), ensure_ascii=False
+            )
+        )
     else:
-        rows = portfolio.shown_rows(gathered, champions)
+        rows = portfolio.shown_rows(gathered, champions, returns)
         show(rows, form, portfolio.sentence(gathered))
 
 

@@ -57,16 +57,17 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
         runs.write(poc.work, run)
         began, clock = datetime.now(UTC), time.monotonic()
         charging.note(poc, run, picked, began=began)
+        ran = running.Ran(0, 0)
         try:
             with running.started(config):
                 ran = running.run_there(poc, config)
         finally:
-            if not config.exists():  # else it could not be ended: `ec2 down` charges it
-                ended = began + timedelta(seconds=time.monotonic() - clock)
-                with Ledger.open(settings.ledger_url) as ledger:
+            ended = began + timedelta(seconds=time.monotonic() - clock)
+            with Ledger.open(settings.ledger_url) as ledger:
+                size, place = ran.fetched_bytes, settings.due_folder
+                charging.fetched(ledger, poc, run, size, at=ended, due_folder=place)
+                if not config.exists():  # else it could not be ended: `ec2 down` charges it
                     charging.settle(ledger, poc, ended=ended)
-        with Ledger.open(settings.ledger_url) as ledger:
-            charging.fetched(ledger, poc, run, ran.fetched_bytes, at=datetime.now(UTC))
     print(f"report: {poc.report}")
     if ran.exit_code:
         raise typer.Exit(ran.exit_code)

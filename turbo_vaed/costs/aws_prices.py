@@ -158,11 +158,15 @@ class Ec2Prices:
                     self._silent[about] = now, str(error)
                 if kept is None:
                     return str(error)
-                warning = f"{OLD_PRICE} {kept.quoted_at:%Y-%m-%d %H:%M} UTC: {error}"
+                warning = kept.warning(str(error))
                 _log.warning("%s in %s: %s", instance_type, zone or region, warning)
             else:
-                kept = fresh if kept is None else kept.with_newer(fresh)
-                _keep(path, kept)
+                if kept is not None and kept.points and not fresh.points:
+                    self._silent[path.name] = now, "it tells none of this machine any more"
+                    warning = kept.warning(self._silent[path.name][1])
+                else:
+                    kept = fresh if kept is None else kept.with_newer(fresh)
+                    _keep(path, kept)
         assert kept is not None
         point = kept.at(moment)
         if point is None:
@@ -232,7 +236,10 @@ class Ec2Prices:
                 )
             )
             products = [json.loads(text) for page in pages for text in page["PriceList"]]
-        found = sorted({price for product in products for price in _listed(product, instance_type)})
+        try:
+            found = sorted({p for product in products for p in _listed(product, instance_type)})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _NoAnswer(f"the AWS price list cannot be read: {error!r}") from error
         if len({usd for _, usd in found}) > 1:
             raise _NoAnswer(
                 f"the AWS price list has {len(found)} prices for it, "
@@ -365,6 +372,10 @@ class _Kept:
         """The change that is in force; None before the first."""
         place = bisect.bisect_right(self.points, moment, key=lambda point: point[0])
         return self.points[place - 1] if place else None
+
+    def warning(self, why: str) -> str:
+        """Of a quote that is used although it is old."""
+        return f"{OLD_PRICE} {self.quoted_at:%Y-%m-%d %H:%M} UTC: {why}"
 
     def with_newer(self, other: _Kept) -> _Kept:
         """Both, so that what was paid stays known when AWS has forgotten it."""

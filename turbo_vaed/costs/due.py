@@ -7,6 +7,7 @@ are one, for a charge is known by its content.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import fields
@@ -18,8 +19,9 @@ from uuid import uuid4
 
 from turbo_vaed.costs.ledger import Charge, Ledger
 from turbo_vaed.costs.money import plain
-from turbo_vaed.errors import CorruptFile
+from turbo_vaed.errors import CorruptFile, Unreachable
 
+_log = logging.getLogger(__name__)
 _AMOUNTS, _MOMENTS = ("quantity", "unit_price_usd", "amount_usd"), ("started_at", "ended_at")
 
 
@@ -40,6 +42,19 @@ def keep(charges: Iterable[Charge], folder: Path) -> Path:
         return partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def add(ledger: Ledger, charge: Charge, folder: Path) -> None:
+    """Append a charge to the ledger, or keep it for the next run where that does not take it.
+
+    Raises:
+        OSError: it can neither be booked nor kept.
+    """
+    try:
+        ledger.add(charge)
+    except Unreachable as error:
+        path = keep((charge,), folder)
+        _log.warning("%s; the charge is kept in %s, and the next run books it", error, path)
 
 
 def book(ledger: Ledger, folder: Path) -> int:

@@ -15,7 +15,7 @@ from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.estimates import keep_pace, pace_key
 from turbo_vaed.stages.fit import student_config
-from turbo_vaed.stages.prices import most_usd_per_hour, price_book, spending_of
+from turbo_vaed.stages.prices import devices_usd, most_usd_per_hour, price_book, spending_of
 
 if TYPE_CHECKING:
     from turbo_vaed.distill.follow import Follower
@@ -166,6 +166,7 @@ def _paid(poc: Poc, settings: Settings, follower: Follower) -> Callable[[], Paid
     from turbo_vaed.distill.job import Paid
 
     run_usd, book = poc.params.budget.run_usd, price_book(poc.params, settings)
+    for_devices = devices_usd(poc.params)
     most = most_usd_per_hour(poc.params, settings, "distill", book)
 
     def paid() -> Paid:
@@ -182,7 +183,8 @@ def _paid(poc: Poc, settings: Settings, follower: Follower) -> Callable[[], Paid
             now_usd_per_hour=poc.tracker.usd_per_hour() if poc.tracker.usd_per_hour else most,
             refusal=refusal,
             checkpoint_seconds=follower.checkpoint_every_seconds,
-            may_spend_usd=poc.tracker.may_spend_usd() if poc.tracker.may_spend_usd else run_usd,
+            may_spend_usd=(poc.tracker.may_spend_usd() if poc.tracker.may_spend_usd else run_usd)
+            - for_devices,
         )
 
     return paid

@@ -134,7 +134,11 @@ def _device(poc: Poc) -> Device:
     """That of `gate.device`."""
     limit = poc.params.gate.max_others_share
     return open_device(
-        poc.params.device, poc.root, max_others_share=limit, charge=poc.tracker.charge
+        poc.params.device,
+        poc.root,
+        max_others_share=limit,
+        charge=poc.tracker.charge,
+        tags=poc.tracker.tags,
     )
 
 

@@ -133,6 +133,11 @@ def reserve_seconds(params: Params, following: Following) -> float:
     return max(params.budget.reserve_seconds, following.seconds * _LONGER)
 
 
+def devices_usd(params: Params) -> Decimal:
+    """The most that measuring all packages on a device that is paid for can come to."""
+    return most_usd_per_package(params.device) * len(params.export.targets)
+
+
 def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
     """The run's budget, and its spend while `stage` runs: by the ledger, or where none is kept by
     the time from now on.
@@ -143,7 +148,7 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
     limits = poc.params.budget
     usd_per_hour = most_usd_per_hour(poc.params, settings, stage)
     run_usd = poc.tracker.may_spend_usd() if poc.tracker.may_spend_usd else limits.run_usd
-    device_usd = most_usd_per_package(poc.params.device) * len(poc.params.export.targets)
+    device_usd = devices_usd(poc.params)
     if device_usd >= run_usd:
         raise BudgetRefused(
             f"measuring {len(poc.params.export.targets)} packages on {poc.params.device.name} can "
@@ -166,6 +171,11 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
     return Spending(
         budget=budget, usd_per_hour=usd_per_hour, spent_usd=poc.tracker.spent_usd or since
     )
+
+
+def own_resource(settings: Settings) -> str:
+    """What this machine is charged as, where it is one of EC2; empty for a local one."""
+    return settings.machine.get(cluster.INSTANCE_TYPE, "")
 
 
 def _as_node(settings: Settings) -> dict[str, Any]:

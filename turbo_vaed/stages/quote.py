@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
@@ -12,7 +11,6 @@ from typing import Any, Literal
 from turbo_vaed.costs import Ledger, PriceBook, format_usd, per_second
 from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.choice import Choice, Machine, choices
-from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.money import plain, quantise_usd
 from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.distill.seen import RESTART_SECONDS, SAVE_SECONDS, Seen, seen_in
@@ -79,7 +77,7 @@ def quote(poc: Poc, settings: Settings, book: PriceBook | None = None) -> Quote:
     )
     machines = [
         replace(machine, is_measured=machine.is_measured and measured is not None)
-        for machine in _machines(poc, book, 1 / pace.mean, _spot_hours(poc, settings), seen)
+        for machine in _machines(poc, book, 1 / pace.mean, _spot_type(poc, settings), seen)
     ]
     found = choices(
         machines, steps=poc.params.distill.steps, save_seconds=save, restart_seconds=restart
@@ -90,8 +88,8 @@ def quote(poc: Poc, settings: Settings, book: PriceBook | None = None) -> Quote:
         save_seconds=save,
         restart_seconds=restart,
         basis=f"{pace.mean:.3g} s a step on this machine, {_MEASURED if measured else _EXPECTED}; "
-        f"{told}; the speed of others as prices.candidates assumes it, and their interruptions but "
-        f"for those of {seen.hours:.1f} h that were seen",
+        f"{told}; the speed of others as prices.candidates assumes it, and their interruptions "
+        "where the last run did not see any of its own",
     )
 
 
@@ -106,7 +104,7 @@ def cheapest_elsewhere(
     if settings.on_a_cluster:
         return ""
     found = quote(poc, settings, book)
-    offers = [(choice, _with_rest(poc, choice)) for choice in found.choices]
+    offers = [(choice, with_rest(poc, choice)) for choice in found.choices]
     priced = [(choice, usd) for choice, usd in offers if usd and choice.machine.region]
     more = f"turbo-vaed cost quote {poc.customer}"
     if not priced:
@@ -118,7 +116,7 @@ def cheapest_elsewhere(
     return f", or on {name} (turbo-vaed ec2 run {poc.customer})"
 
 
-def _with_rest(poc: Poc, choice: Choice) -> Decimal | None:
+def with_rest(poc: Poc, choice: Choice) -> Decimal | None:
     """What a machine would cost with the time that is kept back for what follows."""
     if choice.usd is None or choice.machine.usd_per_hour is None:
         return None
@@ -126,14 +124,14 @@ def _with_rest(poc: Poc, choice: Choice) -> Decimal | None:
     return quantise_usd(choice.usd + rest)
 
 
-def _spot_hours(poc: Poc, settings: Settings) -> dict[str, float]:
-    """Hours that the customer's runs have had on spot, by type of machine."""
-    hours: defaultdict[str, float] = defaultdict(float)
+def _spot_type(poc: Poc, settings: Settings) -> str | None:
+    """The one type of spot machine that the customer's last distillation had; None where it had
+    none, or several: what was lost is not told by type."""
     with Ledger.open(settings.ledger_url) as ledger:
-        for group in ledger.grouped(customer=poc.customer):
-            if group.market == "spot" and group.unit == UNIT:
-                hours[group.resource] += float(group.quantity) / 3600
-    return hours
+        groups = [g for g in ledger.grouped(customer=poc.customer) if g.stage == "distill"]
+    last = max(groups, key=lambda group: group.last_at, default=None)
+    found = {g.resource for g in groups if last and g.run == last.run and g.market == "spot"}
+    return found.pop() if len(found) == 1 else None
 
 
 def _interruptions_per_hour(assumed: float, hours: float, losses: int) -> float:
@@ -142,7 +140,7 @@ def _interruptions_per_hour(assumed: float, hours: float, losses: int) -> float:
 
 
 def _machines(
-    poc: Poc, book: PriceBook, steps_per_second: float, spot_hours: Mapping[str, float], seen: Seen
+    poc: Poc, book: PriceBook, steps_per_second: float, spot_type: str | None, seen: Seen
 ) -> Iterator[Machine]:
     local = book.usd_per_hour("node", "local")
     yield Machine(
@@ -156,11 +154,11 @@ def _machines(
         why_unknown="" if local is not None else "prices.local_usd_per_hour is null",
     )
     for candidate in poc.params.prices.candidates:
-        hours = spot_hours.get(candidate.instance_type, 0.0)
-        # What is lost is not told by type: all of it is of the one type that was had.
-        losses = seen.losses if hours == sum(spot_hours.values()) else 0
-        seen_of_it = _interruptions_per_hour(candidate.interruptions_per_hour, hours, losses)
-        candidate = dataclasses.replace(candidate, interruptions_per_hour=seen_of_it)
+        if candidate.instance_type == spot_type:
+            of_it = _interruptions_per_hour(
+                candidate.interruptions_per_hour, seen.hours, seen.losses
+            )
+            candidate = dataclasses.replace(candidate, interruptions_per_hour=of_it)
         yield _priced(candidate, book, steps_per_second, None)
         for zone in candidate.zones:
             yield _priced(candidate, book, steps_per_second, zone)

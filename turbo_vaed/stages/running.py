@@ -23,13 +23,14 @@ from turbo_vaed.costs import (
     require_allowance,
 )
 from turbo_vaed.costs.money import AMOUNT_QUANTUM, quantise_usd
+from turbo_vaed.costs.tags import resource_tags
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings, new_run_id
 from turbo_vaed.stages import waiting
 from turbo_vaed.stages.estimates import following
-from turbo_vaed.stages.prices import RAY_STAGES, limits_of, nodes_of
+from turbo_vaed.stages.prices import RAY_STAGES, limits_of, nodes_of, own_resource
 from turbo_vaed.stages.telemetry import LiveRun
 from turbo_vaed.tracker import Tracker, Used
 
@@ -64,7 +65,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             require_allowance(may_spend())
 
         def charge(used: Used) -> None:
-            ledger.add(charge_of(used, run, customer, name))
+            due.add(ledger, charge_of(used, run, customer, name), settings.due_folder)
 
         with _nodes(poc, settings, ledger, run, name) as nodes:
             live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
@@ -89,6 +90,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
                 keep=meter.keep,
                 log_metrics=live.log_metrics,
                 log_picture=live.log_picture,
+                tags=partial(resource_tags, run=run, customer=customer, stage=name),
                 charge=charge,
             )
             with live, meter:
@@ -118,7 +120,15 @@ def _nodes(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str) -
         return
     seen = poc.work / waiting.FILE
     with ray_session(settings.ray_address):
-        waiting.book_waiting(ledger, held, seen, run=run, customer=poc.customer, before=stage)
+        waiting.book_waiting(
+            ledger,
+            held,
+            seen,
+            run=run,
+            customer=poc.customer,
+            before=stage,
+            own_resource=own_resource(settings),
+        )
         yield waiting.remembered(held, seen, run=run)
 
 

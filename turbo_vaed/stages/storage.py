@@ -16,11 +16,12 @@ from turbo_vaed.distill.events import read_events
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 
-KEPT = {"clip": "clip", "encode": "encode", "targets": "distill", "checkpoints": "distill"}
-"""Folders of a customer that hold clips, latents, the teacher's targets and checkpoints, and the
-stages that write them."""
+KEPT = {"clip": "clip", "encode": "encode", "targets": "distill"}
+"""Folders of a customer that hold clips, latents and the teacher's targets, and the stages that
+write them. Checkpoints are charged by what was told of them, for most are gone by then."""
 SOURCE = "params.yaml prices.storage_usd_per_gb_month"
-BUCKET, BUCKET_SOURCE = "bucket (checkpoints)", "params.yaml prices.bucket_usd_per_gb_month"
+DISK, BUCKET = "disk (checkpoints)", "bucket (checkpoints)"
+BUCKET_SOURCE = "params.yaml prices.bucket_usd_per_gb_month"
 FETCHED = "checkpoints"
 
 Kept = tuple[int, datetime, datetime]
@@ -51,14 +52,16 @@ def book_storage(
         if charge.unit in (UNIT, transfer.UNIT):
             until[charge.resource] = max(charge.ended_at, until.get(charge.resource, began))
     found = list(_of_disks(poc, run, began, ended, until))
-    if (settings.checkpoints_url or "").startswith("s3://") and poc.progress_file.is_file():
+    if poc.progress_file.is_file():
         seen = in_bucket(
             read_events(poc.progress_file),
             keep=poc.params.distill.keep_checkpoints,
             now=ended.timestamp(),
         )
-        found += _of_bucket(poc, run, seen, max(began, until.get(BUCKET, began)), ended)
-        if not settings.machine and not settings.on_a_cluster:
+        in_s3 = (settings.checkpoints_url or "").startswith("s3://")
+        place = BUCKET if in_s3 else DISK
+        found += _of_checkpoints(poc, run, seen, place, until.get(place, began), ended)
+        if in_s3 and not settings.machine and not settings.on_a_cluster:
             found += _of_transfer(poc, run, seen, began, until)
     charges = [charge for charge in found if charge.quantity > 0]
     ledger.add_all(charges)
@@ -78,13 +81,18 @@ def _of_disks(
         yield from _kept(poc, run, stage, resource, "local", kept, free_until, usd, SOURCE)
 
 
-def _of_bucket(
-    poc: Poc, run: str, seen: InBucket, free_until: datetime, ended: datetime
+def _of_checkpoints(
+    poc: Poc, run: str, seen: InBucket, place: str, free_until: datetime, ended: datetime
 ) -> Iterator[Charge]:
     kept = [(one.size_bytes, _utc(one.began_at), min(_utc(one.ended_at), ended))
             for one in seen.lying]  # fmt: skip
-    usd = poc.params.prices.bucket_usd_per_gb_month
-    yield from _kept(poc, run, "distill", BUCKET, "on-demand", kept, free_until, usd, BUCKET_SOURCE)
+    prices = poc.params.prices
+    if place == BUCKET:
+        usd, source = prices.bucket_usd_per_gb_month, BUCKET_SOURCE
+    else:
+        usd, source = prices.storage_usd_per_gb_month, SOURCE
+    market: Market = "on-demand" if place == BUCKET else "local"
+    yield from _kept(poc, run, "distill", place, market, kept, free_until, usd, source)
 
 
 def _kept(

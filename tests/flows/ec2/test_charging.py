@@ -81,7 +81,8 @@ def test_a_machine_that_outlived_its_process_is_charged_when_it_is_ended(
 
 def test_what_is_fetched_out_of_aws_is_charged(poc: Poc, settings: Settings, run: runs.Run) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
-        found = charging.fetched(ledger, poc, run, 5 * 10**8, at=START)
+        place = settings.due_folder
+        found = charging.fetched(ledger, poc, run, 5 * 10**8, at=START, due_folder=place)
         assert ledger.charges() == (found,)
     assert (found.quantity, found.unit, found.amount_usd) == (
         Decimal("0.5"), "GB", Decimal("0.045")

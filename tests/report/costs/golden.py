@@ -31,13 +31,14 @@ def documents(root: Path) -> dict[str, str]:
     made_up.checkout(root)
     everyone = made_up.gathered(root)
     champions = made_up.champions(everyone)
+    returns = made_up.returns(everyone)
     acme = made_up.gathered(root, customer="acme", period=AUGUST).statement
     found = {
         **_forms("all", everyone.statement),
         **_forms("acme-2026-08", acme),
-        "portfolio.html": _plain(portfolio_page(everyone, champions)),
+        "portfolio.html": _plain(portfolio_page(everyone, champions, returns)),
         "portfolio.json": json.dumps(
-            portfolio_document(everyone, champions), indent=1, ensure_ascii=False
+            portfolio_document(everyone, champions, returns), indent=1, ensure_ascii=False
         ),
     }
     return {name: text if text.endswith("\n") else f"{text}\n" for name, text in found.items()}

@@ -21,8 +21,10 @@ from typing import Any
 
 import yaml
 
+from tests.costs.test_roi import exact
 from tests.gate.made_up import evidence as passing
 from turbo_vaed.costs import Charge, Ledger
+from turbo_vaed.costs.roi import Roi, calculate
 from turbo_vaed.costs.waste import waste_corrections
 from turbo_vaed.gate import Evidence, judge
 from turbo_vaed.params import read_yaml
@@ -164,6 +166,12 @@ def gathered(root: Path, **options: Any) -> Gathered:
     """`gather` over a made-up checkout that lies at `root`."""
     with ledger(root) as found:
         return gather(root, found, on_demand_usd_per_hour=PRICES.get, **options)
+
+
+def returns(found: Gathered) -> dict[str, Roi | str]:
+    """One that was calculated by hand, of acme."""
+    known: dict[str, Roi | str] = {"acme": calculate(exact())}
+    return {one.name: known.get(one.name, "no run measured it") for one in found.known}
 
 
 def champions(found: Gathered) -> dict[str, int | str]:

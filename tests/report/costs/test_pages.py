@@ -39,7 +39,9 @@ def pages(everyone: Gathered, root: Path) -> dict[str, str]:
     return {
         "all": costs_page(everyone.statement),
         "acme": costs_page(acme.statement),
-        "portfolio": portfolio.portfolio_page(everyone, made_up.champions(everyone)),
+        "portfolio": portfolio.portfolio_page(
+            everyone, made_up.champions(everyone), made_up.returns(everyone)
+        ),
     }
 
 
@@ -80,7 +82,7 @@ def test_names_are_escaped_wherever_they_stand(root: Path, tmp_path: Path) -> No
     for page in (
         costs_page(found.statement),
         costs_page(alone.statement),
-        portfolio.portfolio_page(found, champions),
+        portfolio.portfolio_page(found, champions, made_up.returns(found)),
     ):
         tags = Tags(page)
         assert "img" not in {tag for tag, _ in tags.tags}
@@ -106,7 +108,9 @@ def test_an_empty_ledger_has_a_page_too(root: Path, tmp_path: Path) -> None:
     text = Tags(costs_page(found.statement)).text
     assert "Nothing was spent: the ledger has no charge." in text
     assert "No run has a charge in this period." in text
-    text = Tags(portfolio.portfolio_page(found, made_up.champions(found))).text
+    text = Tags(
+        portfolio.portfolio_page(found, made_up.champions(found), made_up.returns(found))
+    ).text
     assert "idle" in text and "Nothing was spent" in text
 
 
@@ -122,7 +126,9 @@ def test_many_customers_share_the_last_bar(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_portfolio_says_what_came_of_the_money(everyone: Gathered) -> None:
-    *rows, total = portfolio.table_rows(everyone, made_up.champions(everyone))
+    *rows, total = portfolio.table_rows(
+        everyone, made_up.champions(everyone), made_up.returns(everyone)
+    )
     by_name = {row["name"]: row for row in rows}
     acme, tiny, gone = by_name["acme"], by_name["tiny"], by_name["gone"]
     assert (acme["verdict"], acme["champion"], acme["best"]) == ("passes", "version 3", "29.25 dB")
@@ -132,9 +138,13 @@ def test_a_portfolio_says_what_came_of_the_money(everyone: Gathered) -> None:
         "education",
     )
     assert (tiny["verdict"], tiny["champion"]) == ("fails", "none")
+    assert acme["saves"].startswith("$") and acme["pays_back"].endswith(" months")
+    assert (tiny["saves"], tiny["pays_back"]) == (said.UNKNOWN, said.UNKNOWN)
     assert (gone["use_case"], gone["spent"], gone["verdict"]) == ("removed", "$0.108", said.UNKNOWN)
     assert (total["verdict"], total["champion"], total["runs"]) == ("1 of 2 pass", "1", "7")
-    notes = portfolio.portfolio_document(everyone, made_up.champions(everyone))["notes"]
+    notes = portfolio.portfolio_document(
+        everyone, made_up.champions(everyone), made_up.returns(everyone)
+    )["notes"]
     assert not any(n.startswith("tiny, champion") for n in notes), "it is known that there is none"
     assert (
         "beta, idle, whale and gone, last verdict, retention and champion — not known: the work "
@@ -143,11 +153,15 @@ def test_a_portfolio_says_what_came_of_the_money(everyone: Gathered) -> None:
 
 
 def test_a_portfolio_as_json_has_figures_and_no_runs(everyone: Gathered) -> None:
-    found = portfolio.portfolio_document(everyone, made_up.champions(everyone))
+    found = portfolio.portfolio_document(
+        everyone, made_up.champions(everyone), made_up.returns(everyone)
+    )
     assert "runs" not in found
     by_name = {row["customer"]: row for row in found["summary"]}
     acme, gone = by_name["acme"], by_name["gone"]
     assert (acme["champion_version"], acme["verdict"], acme["in_params"]) == (3, "passes", True)
+    assert set(acme["return"]) == {"monthly_saving_usd", "payback_months", "value_usd"}
+    assert gone["return"] is None
     assert (gone["champion_version"], gone["verdict"], gone["in_params"]) == (None, None, False)
 
 
@@ -235,3 +249,13 @@ def test_a_statement_of_one_customer_shows_stages(pages: dict[str, str], root: P
     assert statement.customer == "acme"
     assert "Spent by stage, August 2026" in pages["acme"]
     assert "Spent by customer" not in pages["acme"]
+
+
+def test_a_return_is_of_what_the_last_run_measured_or_says_what_was_not(
+    everyone: Gathered, root: Path
+) -> None:
+    with made_up.ledger(root) as ledger:
+        found = portfolio.find_returns(root, ledger, everyone)
+    assert "not in params.yaml" in str(found["gone"])
+    assert "no return on investment yet, not measured" in str(found["acme"])
+    assert set(found) == {one.name for one in everyone.known}

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+from turbo_vaed import params
 from turbo_vaed.costs.accounts import Account
-from turbo_vaed.errors import TurboVaedError
+from turbo_vaed.costs.ledger import Ledger
+from turbo_vaed.costs.money import format_usd, plain, quantise_usd
+from turbo_vaed.costs.roi import Roi
+from turbo_vaed.errors import CorruptFile, TurboVaedError, UserError
 from turbo_vaed.gate import Verdict
-from turbo_vaed.report import words
+from turbo_vaed.report import roi, words
 from turbo_vaed.report.costs import said
 from turbo_vaed.report.costs.facts import Gathered, History, Known
 from turbo_vaed.report.costs.forms import json_document
 from turbo_vaed.report.costs.page import charts, head
+from turbo_vaed.report.roi_facts import cost_of_poc, read_roi
 from turbo_vaed.report.tables import TONES
 from turbo_vaed.report.templating import rendered
 
+_OF_RETURN = ("monthly_saving_usd", "payback_months", "value_usd")
+Returns = Mapping[str, Roi | str]
+"""Customer -> the return on its investment, or why it is not known."""
 Champions = Mapping[str, int | str | None]
 """Customer -> the champion's version, None where there is none, or why it is not known."""
 
@@ -42,10 +52,31 @@ def find_champions(tracking_uri: str, gathered: Gathered) -> dict[str, int | str
     return found
 
 
-def portfolio_page(gathered: Gathered, champions: Champions) -> str:
+def find_returns(root: Path, ledger: Ledger, gathered: Gathered) -> dict[str, Roi | str]:
+    """What the last run of each customer would return, with what params.yaml assumes.
+
+    Raises:
+        Unreachable: the ledger does not answer.
+    """
+    found: dict[str, Roi | str] = {}
+    for known in gathered.known:
+        if not known.is_listed:
+            found[known.name] = "it is not in params.yaml any more, which holds the assumptions"
+            continue
+        try:
+            assumptions = params.load(root / "params.yaml", known.name).roi
+            cost = cost_of_poc(ledger, known.name)
+            work = root / "work" / known.name
+            found[known.name] = read_roi(work, cost=cost, assumptions=assumptions)
+        except (UserError, CorruptFile) as error:
+            found[known.name] = " ".join(str(error).split())
+    return found
+
+
+def portfolio_page(gathered: Gathered, champions: Champions, returns: Returns) -> str:
     """The page as text."""
     statement = gathered.statement
-    rows = table_rows(gathered, champions)
+    rows = table_rows(gathered, champions, returns)
     return rendered(
         "portfolio.html.j2",
         "style.css",
@@ -54,7 +85,7 @@ def portfolio_page(gathered: Gathered, champions: Champions) -> str:
         customers=rows[:-1],
         total=rows[-1],
         charts=charts(statement),
-        notes=[*said.notes(statement), *_notes(gathered, champions)],
+        notes=[*said.notes(statement), *_notes(gathered, champions, returns)],
     )
 
 
@@ -63,22 +94,23 @@ def sentence(gathered: Gathered) -> str:
     return said.sentence(gathered.statement)
 
 
-def shown_rows(gathered: Gathered, champions: Champions) -> list[dict[str, str]]:
+def shown_rows(gathered: Gathered, champions: Champions, returns: Returns) -> list[dict[str, str]]:
     """`table_rows` for a terminal."""
     columns = {"name": "customer", "use_case": "use case", "verdict": "last verdict",
-               "best": "best dB", "per_db": "per dB"}  # fmt: skip
+               "best": "best dB", "per_db": "per dB", "saves": "saves a month",
+               "pays_back": "pays back in"}  # fmt: skip
     left_out = ("tone", "judged")
     return [
         {columns.get(key, key): value for key, value in row.items() if key not in left_out}
-        for row in table_rows(gathered, champions)
+        for row in table_rows(gathered, champions, returns)
     ]
 
 
-def table_rows(gathered: Gathered, champions: Champions) -> list[dict[str, str]]:
+def table_rows(gathered: Gathered, champions: Champions, returns: Returns) -> list[dict[str, str]]:
     """A row per customer, as texts, and a last one of all."""
     statement = gathered.statement
     rows = [
-        _row(account, known, champions[known.name])
+        _row(account, known, champions[known.name], returns[known.name])
         for account, known in zip(statement.customers, gathered.known, strict=True)
     ]
     passing = sum(row["tone"] == "good" for row in rows)
@@ -94,11 +126,15 @@ def table_rows(gathered: Gathered, champions: Champions) -> list[dict[str, str]]
         "champion": f"{with_champion}",
         "best": "",
         "retention": "",
+        "saves": "",
+        "pays_back": "",
     }
     return [*rows, total]
 
 
-def portfolio_document(gathered: Gathered, champions: Champions) -> dict[str, Any]:
+def portfolio_document(
+    gathered: Gathered, champions: Champions, returns: Returns
+) -> dict[str, Any]:
     """As the JSON of a report without its runs, and with each customer's outcome."""
     document = json_document(gathered.statement)
     del document["runs"]
@@ -113,12 +149,15 @@ def portfolio_document(gathered: Gathered, champions: Champions) -> dict[str, An
             "champion_version": champion if isinstance(champion, int) else None,
             "best_val_psnr_db": best,
             "psnr_retention": known.retention if isinstance(known.retention, float) else None,
+            "return": _return_document(returns[known.name]),
         }
-    document["notes"] += _notes(gathered, champions)
+    document["notes"] += _notes(gathered, champions, returns)
     return document
 
 
-def _row(account: Account, known: Known, champion: int | str | None) -> dict[str, str]:
+def _row(
+    account: Account, known: Known, champion: int | str | None, found: Roi | str
+) -> dict[str, str]:
     best, verdict = _best(known), known.verdict
     text, tone, judged = said.UNKNOWN, "", ""
     if isinstance(verdict, Verdict):
@@ -138,7 +177,28 @@ def _row(account: Account, known: Known, champion: int | str | None) -> dict[str
         "retention": said.UNKNOWN
         if isinstance(known.retention, str)
         else words.percent(known.retention),
+        **_return(found),
     }
+
+
+def _return(found: Roi | str) -> dict[str, str]:
+    """Its likely saving a month, and when it is paid back."""
+    if isinstance(found, str):
+        return {"saves": said.UNKNOWN, "pays_back": said.UNKNOWN}
+    saving = found.result("monthly_saving_usd").likely
+    assert saving is not None, "a payback alone may be never"
+    return {
+        "saves": format_usd(saving.quantize(Decimal(1)) if abs(saving) >= 100 else saving),
+        "pays_back": roi.months(found.result("payback_months").likely),
+    }
+
+
+def _return_document(found: Roi | str) -> dict[str, str | None] | None:
+    """The likely figures as text; a payback of None is never."""
+    if isinstance(found, str):
+        return None
+    likely = {name: found.result(name).likely for name in _OF_RETURN}
+    return {k: None if v is None else plain(quantise_usd(v)) for k, v in likely.items()}
 
 
 def _money(account: Account) -> dict[str, str]:
@@ -163,7 +223,7 @@ def _champion(found: int | str | None) -> str:
     return f"version {found}" if isinstance(found, int) else said.UNKNOWN
 
 
-def _notes(gathered: Gathered, champions: Champions) -> list[str]:
+def _notes(gathered: Gathered, champions: Champions, returns: Returns) -> list[str]:
     """Why an outcome is not known; what costs are not known for is told beside them."""
     return said.not_known(
         (known.name, name, value)
@@ -173,6 +233,7 @@ def _notes(gathered: Gathered, champions: Champions) -> list[str]:
             ("retention", known.retention),
             ("champion", champions[known.name]),
             ("best", known.history),
+            ("return", returns[known.name]),
         )
         if isinstance(value, str)
     )
