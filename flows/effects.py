@@ -310,6 +310,8 @@ def _book_waiting(poc: Poc, settings: Settings, ledger: Ledger, run: runs.Run) -
             )
     except Unreachable as error:  # the report is worth more than this charge
         log.warning("the cluster's nodes are charged to its last stage only: %s", error)
+    finally:
+        seen.unlink(missing_ok=True)  # until a next try they are nobody's
 
 
 def lineage(poc: Poc) -> dict[str, str]:

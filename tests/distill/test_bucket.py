@@ -21,6 +21,10 @@ def test_a_checkpoint_lies_there_until_enough_came_after_it() -> None:
                            Lying(100, 40, 100)]  # fmt: skip
     done = in_bucket([*events, {**END, "at": 50.0}], keep=1, now=100.0)
     assert [one.ended_at for one in done.lying] == [30, 40, 50, 50], "the end clears the bucket"
+    late = [*events[:-1], {**END, "at": 39.0}, events[-1]]  # as the saver's thread tells it
+    assert in_bucket(late, keep=1, now=1e6).lying[-1].ended_at == 40
+    diverged = in_bucket([*events, {**END, "stopped": "diverged", "at": 50.0}], keep=1, now=1e6)
+    assert diverged.lying == done.lying
     stopped = in_bucket([*events, {**END, "stopped": "budget", "at": 50.0}], keep=1, now=100.0)
     assert stopped.lying == found.lying, "there may be more to do"
 

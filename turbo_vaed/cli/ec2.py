@@ -64,10 +64,11 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
         finally:
             ended = began + timedelta(seconds=time.monotonic() - clock)
             with Ledger.open(settings.ledger_url) as ledger:
-                size, place = ran.fetched_bytes, settings.due_folder
-                charging.fetched(ledger, poc, run, size, at=ended, due_folder=place)
                 if not config.exists():  # else it could not be ended: `ec2 down` charges it
                     charging.settle(ledger, poc, ended=ended)
+                size, place = ran.fetched_bytes, settings.due_folder
+                if size:
+                    charging.fetched(ledger, poc, run, size, at=ended, due_folder=place)
     print(f"report: {poc.report}")
     if ran.exit_code:
         raise typer.Exit(ran.exit_code)

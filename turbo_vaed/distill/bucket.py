@@ -32,7 +32,8 @@ def in_bucket(events: Iterable[Mapping[str, Any]], *, keep: int, now: float) -> 
     """The checkpoints that a run has written, and those that were read.
 
     One lies there until `keep` more and another one, for the best step's is kept besides, were
-    written after it; all are gone when every step is done.
+    written after it; all are gone when every step is done, or the
+    run has diverged.
 
     Args:
         events: of the progress file, in order.
@@ -42,7 +43,7 @@ def in_bucket(events: Iterable[Mapping[str, Any]], *, keep: int, now: float) -> 
     written: list[tuple[int, float]] = []
     gone: dict[int, float] = {}
     sizes: dict[str, int] = {}
-    fetched = []
+    fetched, ended_at = [], None
     for event in events:
         at = float(event["at"])
         if event["event"] == "checkpoint":
@@ -51,10 +52,14 @@ def in_bucket(events: Iterable[Mapping[str, Any]], *, keep: int, now: float) -> 
             gone.setdefault(len(written) - 2 - keep, at)
         elif event["event"] == "start" and event["checkpoint"] in sizes:
             fetched.append(Fetched(sizes[event["checkpoint"]] * event["world"], at))
-        elif event["event"] == "end" and event["stopped"] == "finished":
-            gone = {number: gone.get(number, at) for number in range(len(written))}
+        # The saver's last word comes after the end; what a run's next workers write comes anew.
+        if event["event"] == "start":
+            ended_at = None
+        elif event["event"] == "end" and event["stopped"] in ("finished", "diverged"):
+            ended_at = at
+    last = now if ended_at is None else ended_at
     lying = [
-        Lying(size, began, max(began, gone.get(number, now)))
+        Lying(size, began, max(began, gone.get(number, last)))
         for number, (size, began) in enumerate(written)
     ]
     return InBucket(lying, fetched)
