@@ -19,7 +19,7 @@ from turbo_vaed import mlflow_runs, registry
 from turbo_vaed.costs import Ledger, allowance, due, require_allowance, summarise
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.dataset.ray_session import ray_session
-from turbo_vaed.errors import BudgetRefused, Unreachable, UserError
+from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.export import RUNTIMES
 from turbo_vaed.poc import Poc
 from turbo_vaed.report.collect import collect
@@ -29,13 +29,13 @@ from turbo_vaed.report.roi_facts import cost_of_poc
 from turbo_vaed.report.words import headline
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import waiting
+from turbo_vaed.stages.cluster import own_node
 from turbo_vaed.stages.estimates import estimate_run
 from turbo_vaed.stages.export import further_shapes, wanted
 from turbo_vaed.stages.fit import student_config
 from turbo_vaed.stages.prices import (
     limits_of,
     nodes_of,
-    own_resource,
     price_in_words,
     price_of,
 )
@@ -302,14 +302,14 @@ def _book_waiting(poc: Poc, settings: Settings, ledger: Ledger, run: runs.Run) -
     if not settings.on_a_cluster or not seen.is_file():
         return
     nodes = nodes_of(poc.params, settings, "distill")
-    own = own_resource(settings)
     try:
         with ray_session(settings.ray_address):
+            own = own_node(settings.ray_address or "")
             waiting.book_waiting(
-                ledger, nodes, seen, run=run.run_id, customer=poc.customer, own_resource=own
+                ledger, nodes, seen, run=run.run_id, customer=poc.customer, own_node=own
             )
-    except Unreachable as error:  # the report is worth more than this charge
-        log.warning("the cluster's nodes are charged to its last stage only: %s", error)
+    except Exception:  # the report is worth more than this charge, whatever Ray says
+        log.warning("the cluster's nodes are charged to its last stage only", exc_info=True)
     finally:
         seen.unlink(missing_ok=True)  # until a next try they are nobody's
 

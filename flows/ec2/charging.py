@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -11,11 +12,13 @@ from typing import Literal
 
 from flows import runs
 from flows.ec2.picking import Picked
+from flows.ec2.running import ENDS_ITSELF_MINUTES
 from flows.ec2.telling import folder
-from turbo_vaed.costs import Charge, Ledger, due
-from turbo_vaed.costs.meter import UNIT
-from turbo_vaed.costs.money import per_second, plain, quantise_usd
+from turbo_vaed.costs import Charge, Ledger, Rate, due
+from turbo_vaed.costs.meter import UNIT, node_charge
+from turbo_vaed.costs.money import plain
 from turbo_vaed.costs.transfer import transfer_charge
+from turbo_vaed.errors import UserError
 from turbo_vaed.poc import Poc
 
 STAGE = "machine"
@@ -45,7 +48,17 @@ def record(poc: Poc) -> Path:
 
 
 def note(poc: Poc, run: runs.Run, picked: Picked, *, began: datetime) -> Started:
-    """Keep what is about to be started."""
+    """Keep what is about to be started.
+
+    Raises:
+        UserError: the one before is not charged yet.
+    """
+    path = record(poc)
+    if path.exists():
+        raise UserError(
+            f"the last machine of {poc.customer} is not charged yet: {path}; turbo-vaed ec2 down "
+            f"{poc.customer} charges it"
+        )
     machine = picked.choice.machine
     assert machine.usd_per_hour is not None and machine.market != "local"
     started = Started(
@@ -61,7 +74,10 @@ def note(poc: Poc, run: runs.Run, picked: Picked, *, began: datetime) -> Started
         "usd_per_hour": plain(machine.usd_per_hour),
         "began": began.isoformat(),
     }
-    record(poc).write_text(json.dumps(kept, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(kept, indent=1) + "\n")
+    os.replace(partial, path)
     return started
 
 
@@ -69,8 +85,9 @@ def settle(ledger: Ledger, poc: Poc, *, ended: datetime) -> Charge | None:
     """Charge what the machine that was started last was up beside its stages, once it has ended;
     None where that is nothing, or no machine is left to be charged.
 
-    At the price of when it was picked, and for no longer than until it ended itself. A clock that
-    was set back meanwhile makes it too little: `turbo-vaed cost reconcile` shows that.
+    At the price of when it was picked, and for no longer than until it ended itself: soon after
+    its last stage, or when its minutes were over. A clock that was set back meanwhile makes it too
+    little: `turbo-vaed cost reconcile` shows that.
 
     Raises:
         Unreachable: the ledger does not take it; `turbo-vaed ec2 down` does it again.
@@ -89,35 +106,30 @@ def settle(ledger: Ledger, poc: Poc, *, ended: datetime) -> Charge | None:
 
 
 def _rest(ledger: Ledger, started: Started, ended: datetime) -> Charge | None:
-    charged = sum(
-        (
-            charge.quantity
-            for charge in ledger.charges(run=started.run)
-            if charge.unit == UNIT and charge.resource == started.instance_type
-            and charge.started_at >= started.began
-        ),
-        start=Decimal(0),
-    )  # fmt: skip
-    up = min(ended - started.began, timedelta(minutes=started.minutes))
-    rest = Decimal(str(up.total_seconds())) - charged
+    stages = [
+        charge
+        for charge in ledger.charges(run=started.run)
+        if charge.unit == UNIT and charge.resource == started.instance_type
+        and charge.started_at >= started.began
+    ]  # fmt: skip
+    until = min(ended, started.began + timedelta(minutes=started.minutes))
+    if stages:  # it ends itself soon after its last one
+        last = max(charge.ended_at for charge in stages)
+        until = min(until, last + timedelta(minutes=ENDS_ITSELF_MINUTES))
+    up = Decimal(str((until - started.began).total_seconds()))
+    rest = up - sum((charge.quantity for charge in stages), start=Decimal(0))
     if rest <= 0:
         return None
-    price = per_second(started.usd_per_hour)
-    return Charge(
-        run=started.run,
-        customer=started.customer,
-        stage=STAGE,
+    rate = Rate(
         resource=started.instance_type,
         market=started.market,
-        quantity=rest,
-        unit=UNIT,
-        unit_price_usd=price,
-        amount_usd=quantise_usd(rest * price),
-        started_at=started.began,
-        ended_at=started.began + up,
-        useful="useful",
-        price_source="start, set-up and end, at the price of when the machine was picked",
+        usd_per_hour=started.usd_per_hour,
+        source="start, set-up and end, at the price of when the machine was picked",
     )
+    return node_charge(
+        rate, rest, run=started.run, customer=started.customer, stage=STAGE,
+        began=started.began, ended=until,
+    )  # fmt: skip
 
 
 def fetched(

@@ -86,12 +86,11 @@ def pick(
         left = may_spend.usd - ledger.total(run=run.run_id)
     require_allowance(may_spend)
     name = f"{best.machine.instance_type} {best.machine.market} in {best.machine.zone}"
-    needed = with_rest(poc, best)
-    assert needed is not None, "its price is known"
+    needed = with_rest(poc, settings, best)
     if needed > left:
         raise BudgetRefused(
             f"nothing is started: {name} is the cheapest at {format_usd(needed)}, with "
-            f"budget.reserve_seconds for what follows distillation, and "
+            "what is kept back for what follows distillation, and "
             f"{format_usd(left)} are left of {may_spend.by}; lower distill.steps, or raise the "
             "budget"
         )

@@ -21,7 +21,7 @@ from turbo_vaed.poc import Poc
 from turbo_vaed.stages.estimates import PACE
 
 EXIT_CODE = "exit-code"
-_ENDS_ITSELF_MINUTES = 15
+ENDS_ITSELF_MINUTES = 15
 """After the run there has ended, where nobody here ends the machine before."""
 
 
@@ -89,7 +89,7 @@ def run_there(poc: Poc, config: Path) -> Ran:
     code = f"{HOME}/{EXIT_CODE}"
     command = (
         # The machine ends itself soon after, where nobody is left here to end it.
-        f"rm -f {code}; trap 'sudo shutdown -h +{_ENDS_ITSELF_MINUTES}' EXIT; trap 'exit 129' HUP; "
+        f"rm -f {code}; trap 'sudo shutdown -h +{ENDS_ITSELF_MINUTES}' EXIT; trap 'exit 129' HUP; "
         "unset OMP_NUM_THREADS; "  # 1 by Ray's launcher, for every process
         f"cd {HOME} && turbo-vaed poc {poc.customer}; echo $? > {code}"
     )

@@ -23,8 +23,8 @@ from turbo_vaed.costs.aws_prices import (
     Ec2Prices,
     cached_on_demand,
     is_instance_type,
-    old_price_in,
 )
+from turbo_vaed.costs.price_source import old_price_in
 from turbo_vaed.errors import BudgetRefused, UserError
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -304,12 +304,20 @@ def test_bill_rows_are_values() -> None:
 
 
 def test_a_bucket_is_billed_to_the_project_and_to_no_run() -> None:
-    """With what was carried out of it; a disk of this machine is not billed at all."""
-    kept = [charge("2", unit="GB-month"), charge("1", unit="GB", run="acme-2"), charge("5")]
-    disk = charge("7", unit="GB-month", market="local")
+    """With what was carried out of it. What a run's machine sent is the run's own; a disk of this
+    machine is not billed at all."""
+    kept = [
+        charge("2", resource="bucket (checkpoints)"),
+        charge("1", resource="transfer (checkpoints)", run="acme-2"),
+        charge("5"),
+        charge("4", resource="transfer (results)"),
+    ]
+    disk = charge("7", resource="disk (clip)", market="local")
     shared = replace(billed("3"), customer=None, run=None)
-    found = reconcile([*kept, disk], bill(billed("5"), shared))
+    found = reconcile([*kept, disk], bill(billed("9"), shared))
     assert not found.differing and found.not_billed_usd == 7
-    alone = reconcile(kept, bill(billed("5")))
+    assert "3.00 USD of the bill is untagged" in found.sentence
+    alone = reconcile(kept, bill(billed("9")))
     (row,) = alone.differing
     assert (row.customer, row.run, row.what, row.ledger_usd) == (None, None, "ledger only", 3)
+    assert "untagged" not in alone.sentence

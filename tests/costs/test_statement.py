@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from turbo_vaed.costs import Charge, Ledger, total_usd
 from turbo_vaed.costs.accounts import Customer, Distillation, Figure, Statement
-from turbo_vaed.costs.aws_prices import OLD_PRICE
 from turbo_vaed.costs.ledger import ChargeGroup
 from turbo_vaed.costs.months import Month
+from turbo_vaed.costs.price_source import OLD_PRICE, wasted
 from turbo_vaed.costs.statement import run_that_covers, statement
 from turbo_vaed.costs.waste import waste_corrections
 from turbo_vaed.report.costs import said
@@ -308,6 +308,8 @@ def test_what_was_charged_at_an_old_price_is_said_with_its_reason() -> None:
     found = stated(
         [
             group("2", price_source=f"EC2 spot price history, g5.xlarge; {old}"),
+            group("-1", price_source=f"EC2 spot price history, g5.xlarge; {old}"),
+            group("1", useful="wasted", price_source=wasted(f"a list; {old}", "worker lost")),
             group("1", stage="gate"),
             group("4", run="acme-2"),
         ]

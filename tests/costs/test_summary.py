@@ -8,7 +8,7 @@ import pytest
 
 from tests.costs.charges import charge
 from turbo_vaed.costs import Charge, Ledger, summarise
-from turbo_vaed.costs.aws_prices import OLD_PRICE
+from turbo_vaed.costs.price_source import OLD_PRICE
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
 

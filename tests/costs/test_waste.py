@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.costs.test_meter import START, Clock, Memory, meter
-from turbo_vaed.costs import Charge, Ledger, summarise, total_usd
+from turbo_vaed.costs import Charge, Ledger, price_source, summarise, total_usd
 from turbo_vaed.costs.money import AMOUNT_QUANTUM, time_usd
-from turbo_vaed.costs.waste import SOURCE_LENGTH, waste_corrections
+from turbo_vaed.costs.waste import waste_corrections
 from turbo_vaed.errors import Unreachable
 
 SECOND = 10**9
@@ -125,7 +125,7 @@ def test_a_long_reason_is_cut_to_what_a_ledger_keeps() -> None:
     with meter(ledger, clock=clock) as running:
         clock.now += SECOND
         running.mark_wasted(at(0), at(1), "x" * 1000)
-    assert {len(c.price_source) for c in ledger.rows[1:]} == {SOURCE_LENGTH}
+    assert {len(c.price_source) for c in ledger.rows[1:]} == {price_source.LENGTH}
 
 
 def test_what_a_process_before_this_one_was_charged(tmp_path: Path) -> None:

@@ -21,6 +21,13 @@ def package(decoder, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def coreml(decoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coreml")
+    job = Job(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder / "program")
+    return export_package(Target.parse("coreml/fp16"), folder / "package", job)
+
+
+@pytest.fixture(scope="session")
 def latents(tmp_path_factory):
     path = tmp_path_factory.mktemp("latents") / "latents.npy"
     np.save(path, np.random.default_rng(0).normal(size=(2, *SHAPE[1:])).astype(np.float32))

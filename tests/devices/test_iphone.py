@@ -10,20 +10,12 @@ import torch
 
 from tests.devices.fake_iphone import APP, UDID, make_iphone
 from tests.devices.fake_mac import HOST
-from tests.devices.small import PLAN, SHAPE
+from tests.devices.small import PLAN
 from turbo_vaed.device_params import AppleProfile, parse_profile
 from turbo_vaed.devices import Failed, Measurement
 from turbo_vaed.devices.device import measure_on
 from turbo_vaed.devices.opened import open_device
 from turbo_vaed.errors import Fault, UserError
-from turbo_vaed.export import Job, Target, export_package
-
-
-@pytest.fixture(scope="module")
-def coreml(decoder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("coreml")
-    job = Job(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder / "program")
-    return export_package(Target.parse("coreml/fp16"), folder / "package", job)
 
 
 @pytest.fixture

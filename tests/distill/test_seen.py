@@ -47,6 +47,7 @@ def test_saves_losses_and_hours_are_those_of_the_file(tmp_path: Path) -> None:
     found = seen_in(path)
     assert found.save_seconds == 6.0
     assert found.losses == 2, "the worker, and the driver that was started again"
+    assert found.interruptions == 2, "the worker, and the one that was foreseen"
     assert found.hours == pytest.approx((3630 + 10) / 3600)
     between = 3600 * (5 + found.hours) / (1 + 2)
     expected = math.sqrt(2 * 6.0 * between) - 6.0

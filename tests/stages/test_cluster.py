@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -11,13 +13,16 @@ from typing import Any
 import pytest
 import ray
 
+from tests.costs.charges import charge
 from turbo_vaed import params
-from turbo_vaed.costs import PriceBook
+from turbo_vaed.costs import Ledger, PriceBook
 from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import BudgetRefused
+from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages import cluster, prices
+from turbo_vaed.stages import cluster, prices, running
+from turbo_vaed.stages.arithmetic import expected_pace
 from turbo_vaed.stages.cluster import INSTANCE_TYPE, MARKET, REGION, ZONE
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -94,20 +99,50 @@ def on_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[params.
     return loaded, settings
 
 
+@pytest.fixture
+def connected() -> Iterator[None]:
+    """A Ray of this machine that says that it is a spot machine."""
+    ray.init(address="local", num_cpus=1, labels=SPOT, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 def test_a_stage_on_a_cluster_is_priced_by_the_nodes_that_ray_has(
-    on_cluster: tuple[params.Params, Settings],
+    on_cluster: tuple[params.Params, Settings], connected: None
 ) -> None:
     loaded, settings = on_cluster
-    ray.init(address="local", num_cpus=1, labels=SPOT, include_dashboard=False, log_to_driver=False)
-    try:
-        with ray_session(None):
-            assert prices.price_of(loaded, settings, "distill") == Decimal("0.31")
-            assert prices.most_usd_per_hour(loaded, settings, "distill") == Decimal("0.8")
-            (rate,) = prices.nodes_of(loaded, settings, "distill")().values()
-            assert (rate.resource, rate.market) == ("g6.xlarge", "spot")
-    finally:
-        ray.shutdown()
+    with ray_session(None):
+        assert prices.price_of(loaded, settings, "distill") == Decimal("0.31")
+        assert prices.most_usd_per_hour(loaded, settings, "distill") == Decimal("0.8")
+        (rate,) = prices.nodes_of(loaded, settings, "distill")().values()
+        assert (rate.resource, rate.market) == ("g6.xlarge", "spot")
     assert prices.price_of(loaded, settings, "clip") == Decimal("0.08"), "runs on this machine"
+
+
+def test_what_a_cluster_waits_between_its_stages_is_charged(
+    on_cluster: tuple[params.Params, Settings], connected: None, tmp_path: Path
+) -> None:
+    """From when the last one looked to when the next begins; a stage that begins again had lost
+    its driver. The workers are timed there, too."""
+    _, settings = on_cluster
+    (tmp_path / "assets").symlink_to(settings.root / "assets")
+    shutil.copy(settings.root / "params.yaml", tmp_path)
+    poc = Poc.load(tmp_path, "demo")
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        for stage in ("encode", "distill"):
+            with running._nodes(poc, settings, ledger, "demo-1", stage) as nodes:
+                assert [rate.resource for rate in nodes().values()] == ["g6.xlarge"]
+        (waited,) = ledger.charges()
+        assert (waited.stage, waited.resource, waited.useful) == ("waiting", "g6.xlarge", "useful")
+        assert waited.quantity > 0
+        now = datetime.now(UTC)
+        ledger.add(charge(run="demo-1", stage="distill", resource="g6.xlarge", market="spot",
+                          started_at=now, ended_at=now))  # fmt: skip
+        with running._nodes(poc, settings, ledger, "demo-1", "distill"):
+            last = max(ledger.charges(), key=lambda one: one.ended_at)
+        assert (last.stage, last.useful) == ("waiting", "wasted")
+    pace = expected_pace(poc, settings)
+    assert pace is not None and pace.mean > 0
 
 
 def test_a_price_of_all_nodes_together_is_asked_of_nobody(

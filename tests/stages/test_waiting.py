@@ -89,7 +89,7 @@ def test_stages_of_this_machine_shorten_no_other_nodes_wait(ledger: Ledger, path
     ledger.add(gate)
     held = {"a": SPOT, "b": SPOT}
     times = {"now": lambda: after(600)}
-    (found,) = book_waiting(ledger, lambda: held, path, **RUN, own_resource="g6.xlarge", **times)
+    (found,) = book_waiting(ledger, lambda: held, path, **RUN, own_node="a", **times)
     assert found.quantity == Decimal(2 * 600 - 500)
 
 

@@ -53,10 +53,14 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     settings = Settings.from_environment()
     poc, run, picked = _pick(settings, customer, instance_type, market)
     with runs.alone(poc.work, customer):
-        config = telling.prepare(poc, settings, picked, run, name=telling.MACHINE)
-        runs.write(poc.work, run)
         began, clock = datetime.now(UTC), time.monotonic()
         charging.note(poc, run, picked, began=began)
+        try:
+            config = telling.prepare(poc, settings, picked, run, name=telling.MACHINE)
+        except BaseException:
+            charging.record(poc).unlink()  # nothing was started
+            raise
+        runs.write(poc.work, run)
         ran = running.Ran(0, 0)
         try:
             with running.started(config):

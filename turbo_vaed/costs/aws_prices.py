@@ -7,7 +7,6 @@ none the price is unknown, which is None and never zero.
 
 from __future__ import annotations
 
-import bisect
 import json
 import logging
 import re
@@ -18,9 +17,9 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 from turbo_vaed.costs.money import parse_usd, plain
+from turbo_vaed.costs.price_cache import Kept, keep, read
 from turbo_vaed.errors import BudgetRefused, UserError
 
 Ec2Market = Literal["spot", "on-demand"]
@@ -31,8 +30,6 @@ MOST_USD_PER_HOUR = Decimal(1000)
 """No machine costs as much; what does is taken for a mistake of the list."""
 HISTORY = timedelta(days=7)
 """Of spot prices, before the moment that is asked for."""
-OLD_PRICE = "AWS did not tell a newer price than that of"
-"""A quote's warning begins so, and with it the end of a charge's price source."""
 AGAIN = timedelta(minutes=1)
 """Until AWS is asked again for a price that it did not tell."""
 _PRICING_REGION = "us-east-1"  # one of the few that answer for all
@@ -137,7 +134,7 @@ class Ec2Prices:
         _check(instance_type, market, region, zone, at)
         moment, now = at or self.now(), self.now()
         path = self.folder / f"{market}_{zone or region}_{instance_type}.json"
-        kept = _read(path)
+        kept = read(path)
         is_old = kept is None or now - kept.quoted_at > self.max_age or kept.quoted_at > now
         wants_more = (
             kept is None or moment > kept.quoted_at or moment < kept.begins or kept.quoted_at > now
@@ -151,7 +148,7 @@ class Ec2Prices:
                     points = self._spot(instance_type, region, zone, min(moment, now))
                 else:
                     points = self._on_demand(instance_type, region)
-                fresh = _Kept(quoted_at=now, points=tuple(points))
+                fresh = Kept(quoted_at=now, points=tuple(points))
             except _NoAnswer as error:
                 if not error.is_repeated:
                     about = _service(market, region) if error.is_of_service else path.name
@@ -166,7 +163,7 @@ class Ec2Prices:
                     warning = kept.warning(self._silent[path.name][1])
                 else:
                     kept = fresh if kept is None else kept.with_newer(fresh)
-                    _keep(path, kept)
+                    keep(path, kept)
         assert kept is not None
         point = kept.at(moment)
         if point is None:
@@ -255,13 +252,6 @@ def is_instance_type(resource: str) -> bool:
     )
 
 
-def old_price_in(price_source: str) -> str:
-    """The warning of a quote that was older than it should be, by a charge's price source; empty
-    where it was not."""
-    _, found, rest = price_source.partition(OLD_PRICE)
-    return found + rest
-
-
 def cached_on_demand(folder: Path, resource: str) -> Decimal | None:
     """USD per hour of a machine on demand, by what was last read of the list; AWS is not asked.
 
@@ -270,7 +260,7 @@ def cached_on_demand(folder: Path, resource: str) -> Decimal | None:
     """
     if not is_instance_type(resource):
         return None
-    kept = [_read(path) for path in folder.glob(f"on-demand_*_{resource}.json")]
+    kept = [read(path) for path in folder.glob(f"on-demand_*_{resource}.json")]
     prices = {one.points[-1][1] for one in kept if one is not None and one.points}
     return prices.pop() if len(prices) == 1 else None
 
@@ -355,64 +345,3 @@ def _listed(product: dict[str, Any], instance_type: str) -> Iterable[tuple[datet
             if "USD" not in prices:
                 raise _NoAnswer(f"the AWS price list is in {', '.join(prices)}; expected USD")
             yield since.astimezone(UTC), _sane(prices["USD"], instance_type)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Kept:
-    """What the cache holds of a machine: price changes, oldest first, and when they were read."""
-
-    quoted_at: datetime
-    points: tuple[tuple[datetime, Decimal], ...]
-
-    @property
-    def begins(self) -> datetime:
-        return self.points[0][0] if self.points else self.quoted_at
-
-    def at(self, moment: datetime) -> tuple[datetime, Decimal] | None:
-        """The change that is in force; None before the first."""
-        place = bisect.bisect_right(self.points, moment, key=lambda point: point[0])
-        return self.points[place - 1] if place else None
-
-    def warning(self, why: str) -> str:
-        """Of a quote that is used although it is old."""
-        return f"{OLD_PRICE} {self.quoted_at:%Y-%m-%d %H:%M} UTC: {why}"
-
-    def with_newer(self, other: _Kept) -> _Kept:
-        """Both, so that what was paid stays known when AWS has forgotten it."""
-        points = dict(self.points) | dict(other.points)
-        return _Kept(quoted_at=other.quoted_at, points=tuple(sorted(points.items())))
-
-
-def _read(path: Path) -> _Kept | None:
-    """The cache of a machine; None where there is none or it cannot be read, for AWS knows."""
-    try:
-        found = json.loads(path.read_text())
-        return _Kept(
-            quoted_at=datetime.fromisoformat(found["quoted_at"]),
-            points=tuple((datetime.fromisoformat(t), Decimal(p)) for t, p in found["points"]),
-        )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
-        _log.warning("cached price %s left out: %s", path, error)
-        return None
-
-
-def _keep(path: Path, kept: _Kept) -> None:
-    """In the cache; without it AWS is asked again."""
-    try:
-        _write(path, kept)
-    except OSError as error:
-        _log.warning("price is not cached in %s: %s", path, error)
-
-
-def _write(path: Path, kept: _Kept) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid4().hex}")  # threads write at once
-    points = [(since.isoformat(), plain(usd)) for since, usd in kept.points]
-    try:
-        draft.write_text(json.dumps({"quoted_at": kept.quoted_at.isoformat(), "points": points}))
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -20,10 +20,11 @@ from types import TracebackType
 from typing import Self
 
 from turbo_vaed.costs import due as kept
+from turbo_vaed.costs import price_source
 from turbo_vaed.costs.ledger import Charge, Ledger
-from turbo_vaed.costs.money import format_usd, per_second, time_usd, total_usd
+from turbo_vaed.costs.money import format_usd, per_second, quantise_usd, time_usd, total_usd
 from turbo_vaed.costs.prices import Market
-from turbo_vaed.costs.waste import SOURCE_LENGTH, waste_corrections
+from turbo_vaed.costs.waste import waste_corrections
 from turbo_vaed.errors import BudgetRefused, UserError
 
 UNIT = "node-second"
@@ -55,6 +56,36 @@ class Rate:
                 f"meter: usd_per_hour {self.usd_per_hour}, minimum_seconds "
                 f"{self.minimum_seconds}; expected at least 0"
             )
+
+
+def node_charge(
+    rate: Rate,
+    node_seconds: Decimal,
+    *,
+    run: str,
+    customer: str,
+    stage: str,
+    began: datetime,
+    ended: datetime,
+    is_wasted: bool = False,
+) -> Charge:
+    """The charge for time that no meter ran, of all nodes at one rate together."""
+    price = per_second(rate.usd_per_hour)
+    return Charge(
+        run=run,
+        customer=customer,
+        stage=stage,
+        resource=rate.resource,
+        market=rate.market,
+        quantity=node_seconds,
+        unit=UNIT,
+        unit_price_usd=price,
+        amount_usd=quantise_usd(node_seconds * price),
+        started_at=began,
+        ended_at=ended,
+        useful="wasted" if is_wasted else "useful",
+        price_source=rate.source[: price_source.LENGTH],
+    )
 
 
 class PartlyPriced(BudgetRefused):
@@ -286,8 +317,7 @@ class Meter:
             missing[rate] += max(0, least - (end - self._joined.pop(node)))
         for rate, microseconds in missing.items():
             if microseconds:
-                suffix = f"; minimum of {rate.minimum_seconds} s"
-                told = rate.source[: SOURCE_LENGTH - len(suffix)] + suffix
+                told = price_source.minimum(rate.source, rate.minimum_seconds)
                 self._charge(replace(rate, source=told), microseconds, end, end)
 
     def _charge(self, rate: Rate, microseconds: int, begin: int, end: int) -> None:
@@ -310,7 +340,7 @@ class Meter:
                 started_at=self._moment(begin),
                 ended_at=self._moment(end),
                 useful="useful" if begin < end else "wasted",
-                price_source=rate.source[:SOURCE_LENGTH],
+                price_source=rate.source[: price_source.LENGTH],
             )
         )
 

@@ -136,7 +136,7 @@ class Reconciliation:
         if apart:
             sizes = total_usd(row.difference_usd.copy_abs() for row in apart)
             text += f"; {len(apart)} differ{'s' * (len(apart) == 1)} by {_usd(sizes)}"
-        untagged = [row for row in self.rows if not row.is_run]
+        untagged = [row for row in self.rows if not row.is_run and row.bill_usd]
         if untagged:
             text += f"; {_usd(total_usd(row.bill_usd for row in untagged))} of the bill is untagged"
         return text
@@ -342,7 +342,7 @@ def _written(charge: Charge | None) -> dict[str, str] | None:
 def _billed_to(charge: Charge) -> tuple[str, str]:
     """Customer and run whose tags the bill has for it. Buckets are billed as a whole, and what is
     carried out of them with them: under the project's tag alone."""
-    is_shared = charge.market != "local" and charge.unit in (storage.UNIT, transfer.UNIT)
+    is_shared = charge.resource in (storage.BUCKET, transfer.resource(transfer.CHECKPOINTS))
     return ("", "") if is_shared else (charge.customer, charge.run)
 
 

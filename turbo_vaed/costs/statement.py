@@ -23,7 +23,6 @@ from turbo_vaed.costs.accounts import (
     RunAccount,
     Statement,
 )
-from turbo_vaed.costs.aws_prices import old_price_in
 from turbo_vaed.costs.ledger import ChargeGroup, Useful
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.money import (
@@ -34,6 +33,7 @@ from turbo_vaed.costs.money import (
     usd_per,
 )
 from turbo_vaed.costs.months import Month
+from turbo_vaed.costs.price_source import old_price_in
 
 DISTILL = "distill"
 """The stage whose charges bought the steps and the dB."""

@@ -10,6 +10,8 @@ from turbo_vaed.costs.money import PRICE_QUANTUM, quantise_usd, share
 from turbo_vaed.costs.prices import Market
 from turbo_vaed.errors import UserError
 
+BUCKET = "bucket (checkpoints)"
+"""What a charge for checkpoints in a bucket names."""
 UNIT = "GB-month"
 """1e9 bytes for 30 days."""
 _MONTH = timedelta(days=30) // timedelta(microseconds=1)

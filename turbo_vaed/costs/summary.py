@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-from turbo_vaed.costs.aws_prices import old_price_in
 from turbo_vaed.costs.ledger import Ledger
 from turbo_vaed.costs.money import total_usd
+from turbo_vaed.costs.price_source import old_price_in
 
 
 @dataclass(frozen=True, kw_only=True)

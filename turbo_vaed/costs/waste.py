@@ -13,11 +13,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 
+from turbo_vaed.costs import price_source
 from turbo_vaed.costs.ledger import Charge
 from turbo_vaed.costs.money import AMOUNT_QUANTUM, PRICE_QUANTUM, share, total_usd
-
-SOURCE_LENGTH = 400
-"""Characters of a price source that a ledger keeps."""
 
 Span = tuple[datetime, datetime]
 
@@ -95,7 +93,7 @@ def _part(charge: Charge, start: datetime, end: datetime, reason: str) -> Charge
         started_at=start,
         ended_at=end,
         useful="wasted",
-        price_source=f"{charge.price_source}; wasted: {reason}"[:SOURCE_LENGTH],
+        price_source=price_source.wasted(charge.price_source, reason),
     )
 
 

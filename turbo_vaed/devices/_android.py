@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from turbo_vaed.devices import _heat, host
-from turbo_vaed.devices.measurement import DECODED_NAME, Failed, Measurement
+from turbo_vaed.devices.measurement import DECODED_NAME, NOT_TOLD, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, UserError
 from turbo_vaed.export.package import Package
@@ -165,8 +165,7 @@ def read_outputs(
                 "confidence": plan.confidence, "seconds_by_process": [seconds],
                 "frames": package.io.video_shape[2], "cold_start_seconds": cold,
                 "peak_memory_bytes": peak, "baseline_memory_bytes": None, "clips": clips,
-                "others_share": None, "energy_joules": None, "distrust": "", "processes": 1,
-                **heat,
+                **NOT_TOLD, **heat,
             })  # fmt: skip
         except ValueError as error:
             raise Fault(f"{phone.name} reported nonsense: {error}") from error

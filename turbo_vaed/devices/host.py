@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turbo_vaed.devices._child import ChildFailed, run_module
+from turbo_vaed.child import ChildFailed, run_module
 from turbo_vaed.devices._runtimes import OPENERS
 from turbo_vaed.devices.device import Tell, silent
 from turbo_vaed.devices.measurement import DECODED_NAME, Failed, Measurement

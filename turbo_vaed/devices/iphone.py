@@ -20,7 +20,7 @@ from turbo_vaed.devices import host
 from turbo_vaed.devices._command import Says
 from turbo_vaed.devices._ssh import Ssh
 from turbo_vaed.devices.device import Facts, Handle, Ran, Tell, require_runs, silent
-from turbo_vaed.devices.measurement import DECODED_NAME, Failed, Measurement
+from turbo_vaed.devices.measurement import DECODED_NAME, NOT_TOLD, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, TurboVaedError, UserError
 from turbo_vaed.export.package import Package
@@ -196,11 +196,9 @@ class IphoneDevice:
         plan, io = ran.plan, ran.handle.package.io
         try:
             return Measurement.from_json({
-                **found, **common, "seconds_by_process": [found["latency_seconds"]],
+                **NOT_TOLD, **found, **common, "seconds_by_process": [found["latency_seconds"]],
                 "threads": plan.threads, "confidence": plan.confidence, "clips": ran.clips,
-                "frames": io.video_shape[2], "distrust": "", "processes": 1,
-                "others_share": None, "energy_joules": None, "temperature_celsius": None,
-                "coolest_celsius": None, "hottest_celsius": None,
+                "frames": io.video_shape[2],
             })  # fmt: skip
         except (ValueError, KeyError) as error:
             raise Fault(f"{self.name} reported nonsense: {error}") from error

@@ -118,6 +118,13 @@ class Measurement:
         return cls(**values)
 
 
+NOT_TOLD: Mapping[str, Any] = {
+    "others_share": None, "energy_joules": None, "temperature_celsius": None,
+    "coolest_celsius": None, "hottest_celsius": None, "distrust": "", "processes": 1,
+}  # fmt: skip
+"""Of one process on a device that tells nothing of these, for `Measurement.from_json`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Failed:
     """A program that did not come to its end on a device: a result like any other."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from turbo_vaed.devices._child import run_module
+from turbo_vaed.child import run_module
 from turbo_vaed.devices.host import check_latents
 from turbo_vaed.devices.measurement import check_seconds
 from turbo_vaed.devices.timing import Plan

@@ -22,6 +22,8 @@ from turbo_vaed.costs.money import time_usd
 from turbo_vaed.distill.outlook import seconds_left, usd_per_tenth_db
 from turbo_vaed.errors import CorruptFile
 
+NOTICED, LOST = "machine taken back with notice", "worker lost"
+"""Why a group of workers began anew: two of the reasons that a restart may have."""
 Interval = tuple[float, float]
 PREPARING = "preparing"
 """An event of work before the steps. It adds neither to what a run took nor to what it lost."""
@@ -151,7 +153,7 @@ class Account:
             case "warning":
                 self.warnings.append({key: event[key] for key in ("step", "kind", "text")})
             case "interruption":
-                self._cause = "machine taken back with notice"
+                self._cause = NOTICED
             case "wasted":
                 self.booked += 1
             case "end":
@@ -182,9 +184,7 @@ class Account:
         step, workers = event["resumed_from"] or 0, event["world"]
         if self._is_started and self.ended is None:
             grown = f"grown from {self.workers} to {workers} workers"
-            self._lose(
-                step, at, self._cause or (grown if workers > self.workers else "worker lost")
-            )
+            self._lose(step, at, self._cause or (grown if workers > self.workers else LOST))
         self._go_on_from(step)
         self._begun[step] = at
         self.workers, self._is_started, self._cause, self.ended = workers, True, "", None

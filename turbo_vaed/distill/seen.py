@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from turbo_vaed.costs.choice import checkpoint_interval_seconds, losses_per_hour
-from turbo_vaed.distill.events import PREPARING, Account, read_events
+from turbo_vaed.distill.events import LOST, NOTICED, PREPARING, Account, read_events
 
 SAVE_SECONDS, RESTART_SECONDS = 1.0, 45.0
 """Where no checkpoint and no restart was seen yet: as bench/distill.py has them, rounded up."""
-_NOTICED = "machine taken back with notice"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +23,8 @@ class Seen:
     save_seconds: float | None
     restart_seconds: float | None
     losses: int
+    interruptions: int
+    """Machines that were taken, with notice or without."""
     hours: float
 
     @property
@@ -59,7 +60,10 @@ class Watching:
         return Seen(
             save_seconds=statistics.median(self._saves) if self._saves else None,
             restart_seconds=statistics.median(restarts) if restarts else None,
-            losses=sum(restart.reason != _NOTICED for restart in self.account.restarts),
+            interruptions=sum(
+                restart.reason in (NOTICED, LOST) for restart in self.account.restarts
+            ),
+            losses=sum(restart.reason != NOTICED for restart in self.account.restarts),
             hours=self._seconds / 3600,
         )
 

@@ -19,7 +19,7 @@ from turbo_vaed.params import DistillParams
 
 COMPILE_STEPS = 500
 """`compile: auto` on a GPU: it takes a minute or two, which fewer steps do not bring back."""
-_SIDE, _REPEATS = 512, 7
+_SIDE, _LARGE, _REPEATS = 512, 2048, 7
 _BF16_GAIN = 1.2
 """The least that bfloat16's lesser precision is taken for."""
 
@@ -82,6 +82,21 @@ def bf16_pays(device: torch.device) -> bool:
     return _BF16_GAIN * _matmul_seconds(torch.bfloat16) < _matmul_seconds(torch.float32)
 
 
+def worker_flops(precision: str) -> float:
+    """Additions and multiplications a second of large products, of one worker of this machine: a
+    GPU where there is one, in the precision that it would train in; else one thread, in float32.
+    What a CPU has for bfloat16 wants wider layers than a student's, and tells less of its steps.
+
+    Changes the threads of the process: call it in one of its own.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    is_bf16 = device.type == "cuda" and precision == "bf16" and bf16_pays(device)
+    dtype = torch.bfloat16 if is_bf16 else torch.float32
+    return 2 * float(_LARGE) ** 3 / _matmul_seconds(dtype, device, side=_LARGE)
+
+
 def is_to_compile(params: DistillParams, device: torch.device) -> bool:
     """Whether `torch.compile` is asked for, or pays; see docs/decisions.md for a CPU."""
     if params.compile != "auto":
@@ -92,11 +107,18 @@ def is_to_compile(params: DistillParams, device: torch.device) -> bool:
     return device.type == "cuda" and is_long and params.weight_adversarial == 0
 
 
-def _matmul_seconds(dtype: torch.dtype) -> float:
-    """Of a matrix product on this CPU: the least of some."""
-    matrix, taken = torch.ones(_SIDE, _SIDE, dtype=dtype), []
+def _matmul_seconds(
+    dtype: torch.dtype,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+    *,
+    side: int = _SIDE,
+) -> float:
+    """Of a matrix product: the least of some."""
+    matrix, taken = torch.ones(side, side, dtype=dtype, device=device), []
     for _ in range(_REPEATS):
         began = time.perf_counter()
         matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - began)
     return min(taken)

@@ -1,11 +1,11 @@
 """How long a step should take where none was measured yet: the student's arithmetic, at the speed
-at which the machine multiplies."""
+at which its workers multiply."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
+from turbo_vaed.child import run_module
 from turbo_vaed.costs.estimate import Pace
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import Unreachable
@@ -15,9 +15,8 @@ from turbo_vaed.stages.fit import student_config
 
 MOST_SHARE, LIKELY_SHARE, LEAST_SHARE = 0.6, 0.2, 0.03
 """Of the speed of large products, that training comes to: its depthwise convolutions wait for
-memory. 0.27 is what the demo's student was measured at (docs/decisions.md); the others are wide."""
+memory. 0.20 is what the demo's student was measured at (docs/decisions.md); the others are wide."""
 _FORWARD_AND_BACKWARD = 3
-_SIDE, _TRIES = 2048, 5
 _PATIENCE_SECONDS = 60.0
 
 
@@ -29,8 +28,13 @@ def expected_pace(poc: Poc, settings: Settings) -> Pace | None:
     Raises:
         UserError, CorruptFile: as `student_config`.
         Unreachable: no Ray answers.
+        Fault: this machine could not be measured.
     """
-    speed = _on_the_cluster(poc, settings) if settings.on_a_cluster else multiplies_per_second()
+    precision, most = poc.params.distill.precision, poc.params.distill.workers
+    if settings.on_a_cluster:
+        speed = _on_the_cluster(settings.ray_address, precision, most)
+    else:
+        speed = _here(precision, most)
     if speed is None:
         return None
     seconds = _FORWARD_AND_BACKWARD * forward_flops(poc) / speed
@@ -53,42 +57,39 @@ def forward_flops(poc: Poc) -> int:
     return int(counter.get_total_flops())
 
 
-def multiplies_per_second() -> float:
-    """Additions and multiplications a second of a large product here: on a GPU in bfloat16 where
-    there is one, else in float32 on all processors."""
-    import torch
+def _here(precision: str, most: int) -> float:
+    """Of all workers that the run would have on this machine.
 
-    on_gpu = torch.cuda.is_available()
-    matrix = torch.ones(
-        _SIDE,
-        _SIDE,
-        device="cuda" if on_gpu else "cpu",
-        dtype=torch.bfloat16 if on_gpu else torch.float32,
+    Raises:
+        Fault: what measures it failed.
+    """
+    found = run_module(  # in a process of its own: a GPU keeps what a process once asked of it
+        "turbo_vaed.stages._worker_speed",
+        [precision],
+        threads=1,
+        timeout_seconds=_PATIENCE_SECONDS,
+        what="measuring this machine's speed",
     )
-    seconds = []
-    for _ in range(_TRIES):
-        began = time.perf_counter()
-        matrix @ matrix
-        if on_gpu:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return 2 * float(_SIDE) ** 3 / min(seconds)
+    return float(found["flops"]) * min(most, int(found["places"]))
 
 
-def _on_the_cluster(poc: Poc, settings: Settings) -> float | None:
+def _on_the_cluster(address: str | None, precision: str, most: int) -> float | None:
     """Of all workers that the run would have there."""
     import ray
 
-    with ray_session(settings.ray_address):
+    from turbo_vaed.distill.student import worker_flops
+
+    with ray_session(address):
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         kind = "GPU" if resources.get("GPU", 0) > 0 else "CPU"
-        workers = min(poc.params.distill.workers, int(resources.get(kind, 0)))
+        task: Any = ray.remote(worker_flops)
         asked = {"num_gpus": 1} if kind == "GPU" else {"num_cpus": 1}
-        task: Any = ray.remote(multiplies_per_second)
         try:
-            speed: float = ray.get(task.options(**asked).remote(), timeout=_PATIENCE_SECONDS)
+            speed: float = ray.get(
+                task.options(**asked).remote(precision), timeout=_PATIENCE_SECONDS
+            )
         except ray.exceptions.GetTimeoutError:
             return None
         except ray.exceptions.RayError as error:
             raise Unreachable(f"the Ray cluster could not run a task: {error}") from error
-    return speed * max(1, workers)
+        return speed * max(1, min(most, int(resources.get(kind, 0))))

@@ -31,6 +31,14 @@ def ray_nodes() -> list[dict[str, Any]]:
     return [node for node in found if node["Alive"]]
 
 
+def own_node(address: str) -> str:
+    """Ray's id of the node that this process runs on; empty for one that is a client from outside.
+    Ray has to be connected."""
+    import ray
+
+    return "" if address.startswith("ray://") else ray.get_runtime_context().get_node_id()
+
+
 def rates(
     book: PriceBook, nodes: Callable[[], list[dict[str, Any]]] = ray_nodes
 ) -> dict[str, Rate]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -37,6 +37,8 @@ _NO_MATTER_OF_PACE = frozenset(
 )  # fmt: skip
 FOLLOWING = STAGES[STAGES.index("distill") + 1 :]
 """The stages that a run keeps its reserve for."""
+_RUNS = 3
+"""Whose most is what a stage may take again."""
 PACE = "pace.json"
 """In the customer's folder: when the steps of the last run with a pace were done."""
 ESTIMATE = "estimate.json"
@@ -231,18 +233,29 @@ def _keep(poc: Poc, found: Estimate) -> None:
 
 
 def following(ledger: Ledger, customer: str) -> Following:
-    """What the stages after distillation took when each ran last; and what the run that ended last
-    paid for disks, buckets and transfer."""
-    groups = ledger.grouped(customer=customer)
-    stages = ([g for g in groups if g.unit == UNIT and g.stage == name] for name in FOLLOWING)
-    kept = [g for g in groups if g.unit in (storage.UNIT, transfer.UNIT)]
+    """The most that each stage after distillation took in the last few runs that it did not fail
+    in, and that one of them paid for disks, buckets and transfer."""
+    groups = [g for g in ledger.grouped(customer=customer) if g.useful == "useful"]
+    seconds = [
+        _most(
+            (g for g in groups if g.unit == UNIT and g.stage == name), lambda group: group.quantity
+        )
+        for name in FOLLOWING
+    ]
+    kept = (g for g in groups if g.unit in (storage.UNIT, transfer.UNIT))
     return Following(
-        seconds=float(total_usd(g.quantity for its in stages for g in _last_run(its))),
-        usd=total_usd(g.amount_usd for g in _last_run(kept)),
+        seconds=float(total_usd(seconds)), usd=_most(kept, lambda group: group.amount_usd)
     )
 
 
-def _last_run(groups: Sequence[ChargeGroup]) -> list[ChargeGroup]:
-    """Those of the run that ended last."""
-    last = max(groups, key=lambda group: group.last_at, default=None)
-    return [group for group in groups if last is not None and group.run == last.run]
+def _most(groups: Iterable[ChargeGroup], amount: Callable[[ChargeGroup], Decimal]) -> Decimal:
+    """The largest sum of a run, of the last `_RUNS` that have one; 0 where none has."""
+    by_run: dict[str, list[ChargeGroup]] = {}
+    for group in groups:
+        by_run.setdefault(group.run, []).append(group)
+    sums = [
+        (max(group.last_at for group in its), total_usd(amount(group) for group in its))
+        for its in by_run.values()
+    ]
+    last = sorted((one for one in sums if one[1] > 0), reverse=True)[:_RUNS]
+    return max((found for _, found in last), default=Decimal(0))

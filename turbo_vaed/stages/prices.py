@@ -173,11 +173,6 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
     )
 
 
-def own_resource(settings: Settings) -> str:
-    """What this machine is charged as, where it is one of EC2; empty for a local one."""
-    return settings.machine.get(cluster.INSTANCE_TYPE, "")
-
-
 def _as_node(settings: Settings) -> dict[str, Any]:
     """This machine as Ray would tell of it."""
     return {"NodeID": "this machine", "Labels": settings.machine}

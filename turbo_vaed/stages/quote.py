@@ -19,8 +19,8 @@ from turbo_vaed.params import CandidateParams
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.arithmetic import expected_pace
-from turbo_vaed.stages.estimates import measured_pace
-from turbo_vaed.stages.prices import price_book
+from turbo_vaed.stages.estimates import following, measured_pace
+from turbo_vaed.stages.prices import price_book, reserve_seconds
 
 _MEASURED, _EXPECTED = "measured", "by the student's arithmetic alone, for no run has measured it"
 _ASSUMED_HOURS = 24.0
@@ -103,25 +103,29 @@ def cheapest_elsewhere(
     """
     if settings.on_a_cluster:
         return ""
-    found = quote(poc, settings, book)
-    offers = [(choice, with_rest(poc, choice)) for choice in found.choices]
-    priced = [(choice, usd) for choice, usd in offers if usd and choice.machine.region]
     more = f"turbo-vaed cost quote {poc.customer}"
-    if not priced:
+    try:
+        found = quote(poc, settings, book)
+    except UserError as error:  # of a candidate: what is told here is something else
+        return f", or on a cheaper machine ({more}: {error})"
+    offers = [choice for choice in found.choices if choice.machine.region]
+    if not offers or offers[0].usd is None:
         return f", or on a cheaper machine: no price of prices.candidates is known ({more})"
-    best, usd = min(priced, key=lambda offer: offer[1])
+    best = offers[0]  # as `turbo-vaed ec2 run` takes it
+    usd = with_rest(poc, settings, best)
     name = f"{_name(best.machine)}, where it is expected to cost {format_usd(usd)}"
     if usd > left_usd:
-        return f", and on no machine of prices.candidates: the cheapest is {name} ({more})"
+        return f", and not on the cheapest of prices.candidates, {name} ({more})"
     return f", or on {name} (turbo-vaed ec2 run {poc.customer})"
 
 
-def with_rest(poc: Poc, choice: Choice) -> Decimal | None:
-    """What a machine would cost with the time that is kept back for what follows."""
-    if choice.usd is None or choice.machine.usd_per_hour is None:
-        return None
-    rest = Decimal(str(poc.params.budget.reserve_seconds)) * per_second(choice.machine.usd_per_hour)
-    return quantise_usd(choice.usd + rest)
+def with_rest(poc: Poc, settings: Settings, choice: Choice) -> Decimal:
+    """What a machine of a known price would cost with what is kept back for what follows."""
+    assert choice.usd is not None and choice.machine.usd_per_hour is not None
+    with Ledger.open(settings.ledger_url) as ledger:
+        after = following(ledger, poc.customer)
+    seconds = Decimal(str(reserve_seconds(poc.params, after)))
+    return quantise_usd(choice.usd + after.usd + seconds * per_second(choice.machine.usd_per_hour))
 
 
 def _spot_type(poc: Poc, settings: Settings) -> str | None:
@@ -134,9 +138,9 @@ def _spot_type(poc: Poc, settings: Settings) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _interruptions_per_hour(assumed: float, hours: float, losses: int) -> float:
+def _interruptions_per_hour(assumed: float, hours: float, seen: int) -> float:
     """The assumption as if it had been seen for a day, and what was seen since."""
-    return (assumed * _ASSUMED_HOURS + losses) / (_ASSUMED_HOURS + hours)
+    return (assumed * _ASSUMED_HOURS + seen) / (_ASSUMED_HOURS + hours)
 
 
 def _machines(
@@ -156,7 +160,7 @@ def _machines(
     for candidate in poc.params.prices.candidates:
         if candidate.instance_type == spot_type:
             of_it = _interruptions_per_hour(
-                candidate.interruptions_per_hour, seen.hours, seen.losses
+                candidate.interruptions_per_hour, seen.hours, seen.interruptions
             )
             candidate = dataclasses.replace(candidate, interruptions_per_hour=of_it)
         yield _priced(candidate, book, steps_per_second, None)

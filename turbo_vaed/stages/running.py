@@ -29,8 +29,9 @@ from turbo_vaed.errors import UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings, new_run_id
 from turbo_vaed.stages import waiting
+from turbo_vaed.stages.cluster import own_node
 from turbo_vaed.stages.estimates import following
-from turbo_vaed.stages.prices import RAY_STAGES, limits_of, nodes_of, own_resource
+from turbo_vaed.stages.prices import RAY_STAGES, limits_of, nodes_of
 from turbo_vaed.stages.telemetry import LiveRun
 from turbo_vaed.tracker import Tracker, Used
 
@@ -127,7 +128,7 @@ def _nodes(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str) -
             run=run,
             customer=poc.customer,
             before=stage,
-            own_resource=own_resource(settings),
+            own_node=own_node(settings.ray_address or ""),
         )
         yield waiting.remembered(held, seen, run=run)
 

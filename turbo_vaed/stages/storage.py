@@ -9,8 +9,8 @@ from decimal import Decimal
 
 from turbo_vaed.costs import Charge, Ledger, total_usd, transfer
 from turbo_vaed.costs.prices import Market
-from turbo_vaed.costs.storage import UNIT, storage_charge
-from turbo_vaed.costs.transfer import transfer_charge
+from turbo_vaed.costs.storage import BUCKET, UNIT, storage_charge
+from turbo_vaed.costs.transfer import CHECKPOINTS, transfer_charge
 from turbo_vaed.distill.bucket import InBucket, in_bucket
 from turbo_vaed.distill.events import read_events
 from turbo_vaed.poc import Poc
@@ -20,10 +20,8 @@ KEPT = {"clip": "clip", "encode": "encode", "targets": "distill"}
 """Folders of a customer that hold clips, latents and the teacher's targets, and the stages that
 write them. Checkpoints are charged by what was told of them, for most are gone by then."""
 SOURCE = "params.yaml prices.storage_usd_per_gb_month"
-DISK, BUCKET = "disk (checkpoints)", "bucket (checkpoints)"
+DISK = "disk (checkpoints)"
 BUCKET_SOURCE = "params.yaml prices.bucket_usd_per_gb_month"
-FETCHED = "checkpoints"
-
 Kept = tuple[int, datetime, datetime]
 """Bytes, and the moments between which they were kept."""
 
@@ -131,7 +129,7 @@ def _of_transfer(
     poc: Poc, run: str, seen: InBucket, began: datetime, charged_until: Mapping[str, datetime]
 ) -> Iterator[Charge]:
     """A charge per checkpoint that was read since the run began, and was not charged before."""
-    resource = transfer.resource(FETCHED)
+    resource = transfer.resource(CHECKPOINTS)
     for one in seen.fetched:
         at = _utc(one.at)
         if at > charged_until.get(resource, began):
@@ -139,7 +137,7 @@ def _of_transfer(
                 run=run,
                 customer=poc.customer,
                 stage="distill",
-                what=FETCHED,
+                what=CHECKPOINTS,
                 size_bytes=one.size_bytes,
                 began=at,
                 ended=at,

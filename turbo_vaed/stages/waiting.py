@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from uuid import uuid4
 
-from turbo_vaed.costs import Charge, Ledger, Nodes, PartlyPriced, Rate, per_second, total_usd
-from turbo_vaed.costs.meter import UNIT
-from turbo_vaed.costs.money import quantise_usd
+from turbo_vaed.costs import Charge, Ledger, Nodes, PartlyPriced, Rate, total_usd
+from turbo_vaed.costs.meter import UNIT, node_charge
 from turbo_vaed.stages.prices import RAY_STAGES
 
 STAGE = "waiting"
@@ -40,7 +40,10 @@ def remembered(nodes: Nodes, path: Path, *, run: str, now: Callable[[], datetime
 
     def look() -> Mapping[str, Rate]:
         found = nodes()
-        _write(path, run, dict.fromkeys(found, now()))
+        try:
+            _write(path, run, dict.fromkeys(found, now()))
+        except OSError as error:  # a full disk: they are charged all the same
+            _log.warning("that nodes are there is not kept: %s", error)
         return found
 
     return look
@@ -60,7 +63,7 @@ def book_waiting(
     run: str,
     customer: str,
     before: str = "",
-    own_resource: str = "",
+    own_node: str = "",
     now: Callable[[], datetime] = _now,
 ) -> list[Charge]:
     """Charge the nodes that `path` knows of this run and that are still there, from when they were
@@ -70,8 +73,8 @@ def book_waiting(
     Args:
         before: the stage that begins now. If it was charged in this run before, the wait is that
             for a driver that was lost, and is wasted.
-        own_resource: what this machine is charged as, where it is one of the nodes: what stages
-            that run on it alone were charged meanwhile is not charged again.
+        own_node: this machine, where it is one of the nodes: what stages that run on it alone
+            were charged meanwhile, as such a node, is not charged again.
 
     Raises:
         Unreachable: the ledger does not take it; the file stays as it is.
@@ -88,60 +91,40 @@ def book_waiting(
     is_again = any(charge.stage == before for charge in charged)
     # A meter's last slice goes on after its last look.
     paid_until = [c.ended_at for c in charged if c.stage in _OF_NODES]
-    waited: Counter[tuple[Rate, datetime]] = Counter()
-    for node in held.keys() & last.keys():
-        waited[held[node], max([last[node], *paid_until])] += 1
-    charges = []
-    for (rate, began), count in waited.items():
-        seconds = count * _seconds(began, ended)
-        if rate.resource == own_resource:
-            seconds -= _on_this_machine(charged, began)
-        if seconds > 0:
-            charges.append(
-                _charge(rate, began, ended, seconds, run=run, customer=customer, is_wasted=is_again)
-            )
+    waited: defaultdict[tuple[Rate, datetime], Decimal] = defaultdict(Decimal)
+    for node, rate in held.items():
+        if node not in last:
+            continue
+        began = max([last[node], *paid_until])
+        seconds = _seconds(began, ended)
+        if node == own_node:
+            seconds -= _on_this_machine(charged, rate, began)
+        waited[rate, began] += max(Decimal(0), seconds)
+    charges = [
+        node_charge(
+            rate, seconds, run=run, customer=customer, stage=STAGE, began=began, ended=ended,
+            is_wasted=is_again,
+        )
+        for (rate, began), seconds in waited.items()
+        if seconds
+    ]  # fmt: skip
     ledger.add_all(charges)
     _write(path, run, dict.fromkeys(last, ended))
     return charges
 
 
-def _on_this_machine(charged: Iterable[Charge], since: datetime) -> Decimal:
-    """Node-seconds that its own stages were charged."""
-    own = [c for c in charged if c.stage not in _OF_NODES and c.started_at >= since]
+def _on_this_machine(charged: Iterable[Charge], rate: Rate, since: datetime) -> Decimal:
+    """Node-seconds that its own stages were charged, as the node that it is."""
+    own = [
+        c for c in charged
+        if c.stage not in _OF_NODES and c.started_at >= since
+        and (c.resource, c.market) == (rate.resource, rate.market)
+    ]  # fmt: skip
     return total_usd(charge.quantity for charge in own)
 
 
 def _seconds(began: datetime, ended: datetime) -> Decimal:
     return Decimal((ended - began) // timedelta(microseconds=1)).scaleb(-6)
-
-
-def _charge(
-    rate: Rate,
-    began: datetime,
-    ended: datetime,
-    node_seconds: Decimal,
-    *,
-    run: str,
-    customer: str,
-    is_wasted: bool,
-) -> Charge:
-    """Of all nodes at one rate."""
-    price = per_second(rate.usd_per_hour)
-    return Charge(
-        run=run,
-        customer=customer,
-        stage=STAGE,
-        resource=rate.resource,
-        market=rate.market,
-        quantity=node_seconds,
-        unit=UNIT,
-        unit_price_usd=price,
-        amount_usd=quantise_usd(node_seconds * price),
-        started_at=began,
-        ended_at=ended,
-        useful="wasted" if is_wasted else "useful",
-        price_source=rate.source,
-    )
 
 
 def _read(path: Path, run: str) -> dict[str, datetime]:
@@ -158,6 +141,8 @@ def _read(path: Path, run: str) -> dict[str, datetime]:
 def _write(path: Path, run: str, nodes: Mapping[str, datetime]) -> None:
     document = {"run": run, "nodes": {node: at.isoformat() for node, at in nodes.items()}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(
+        f"{path.name}.{uuid4().hex}.partial"
+    )  # a meter's threads write at once
     partial.write_text(json.dumps(document) + "\n")
     os.replace(partial, path)

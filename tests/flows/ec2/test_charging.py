@@ -14,6 +14,7 @@ from flows.ec2.picking import Picked, pick
 from tests.costs.charges import START, charge
 from turbo_vaed.cli import app
 from turbo_vaed.costs import Ledger, PriceBook
+from turbo_vaed.errors import UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 
@@ -40,6 +41,26 @@ def test_what_a_machine_was_up_beside_its_stages_is_charged_once(
         assert len(ledger.charges()) == 2
 
 
+def test_a_machine_that_is_not_charged_yet_is_not_forgotten(
+    poc: Poc, run: runs.Run, picked: Picked
+) -> None:
+    charging.note(poc, run, picked, began=BEGAN)
+    with pytest.raises(UserError, match=r"not charged yet: .*turbo-vaed ec2 down demo"):
+        charging.note(poc, run, picked, began=START)
+
+
+def test_a_machine_ends_itself_soon_after_its_last_stage(
+    poc: Poc, settings: Settings, run: runs.Run, picked: Picked
+) -> None:
+    """Days before somebody looks: 5 minutes before its stage of 15 s, and some after it."""
+    with Ledger.open(settings.ledger_url) as ledger:
+        ledger.add(charge(run=run.run_id, resource="g5.xlarge", market="spot"))
+        charging.note(poc, run, picked, began=BEGAN)
+        found = charging.settle(ledger, poc, ended=BEGAN + timedelta(days=5))
+    assert found is not None
+    assert found.quantity == 5 * 60 + running.ENDS_ITSELF_MINUTES * 60
+
+
 def test_a_clock_that_was_set_back_takes_nothing_off(
     poc: Poc, settings: Settings, run: runs.Run, picked: Picked
 ) -> None:
@@ -56,7 +77,7 @@ def test_a_machine_that_outlived_its_process_is_charged_when_it_is_ended(
     picked: Picked,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For no longer than it can have been up: it ends itself, days before somebody looks."""
+    """It got to no stage: for no longer than its minutes, after which it ended itself."""
     charging.note(poc, run, picked, began=BEGAN)
     config = telling.folder(poc) / telling.MACHINE
     config.touch()

@@ -32,7 +32,7 @@ def run_module(
         ChildFailed: it crashed, was killed, or took longer than `timeout_seconds`.
         Fault: it left no mapping.
     """
-    home = str(Path(__file__).resolve().parents[2])  # the folder that holds turbo_vaed
+    home = str(Path(__file__).resolve().parents[1])  # the folder that holds turbo_vaed
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,

@@ -1,0 +1,78 @@
+"""What was read of a machine's prices, on disk: a file per machine, whole or not at all."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from uuid import uuid4
+
+from turbo_vaed.costs.money import plain
+from turbo_vaed.costs.price_source import OLD_PRICE
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What the cache holds of a machine: price changes, oldest first, and when they were read."""
+
+    quoted_at: datetime
+    points: tuple[tuple[datetime, Decimal], ...]
+
+    @property
+    def begins(self) -> datetime:
+        return self.points[0][0] if self.points else self.quoted_at
+
+    def at(self, moment: datetime) -> tuple[datetime, Decimal] | None:
+        """The change that is in force; None before the first."""
+        place = bisect.bisect_right(self.points, moment, key=lambda point: point[0])
+        return self.points[place - 1] if place else None
+
+    def warning(self, why: str) -> str:
+        """Of a quote that is used although it is old."""
+        return f"{OLD_PRICE} {self.quoted_at:%Y-%m-%d %H:%M} UTC: {why}"
+
+    def with_newer(self, other: Kept) -> Kept:
+        """Both, so that what was paid stays known when AWS has forgotten it."""
+        points = dict(self.points) | dict(other.points)
+        return Kept(quoted_at=other.quoted_at, points=tuple(sorted(points.items())))
+
+
+def read(path: Path) -> Kept | None:
+    """The cache of a machine; None where there is none or it cannot be read, for AWS knows."""
+    try:
+        found = json.loads(path.read_text())
+        return Kept(
+            quoted_at=datetime.fromisoformat(found["quoted_at"]),
+            points=tuple((datetime.fromisoformat(t), Decimal(p)) for t, p in found["points"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
+        _log.warning("cached price %s left out: %s", path, error)
+        return None
+
+
+def keep(path: Path, kept: Kept) -> None:
+    """In the cache; without it AWS is asked again."""
+    try:
+        _write(path, kept)
+    except OSError as error:
+        _log.warning("price is not cached in %s: %s", path, error)
+
+
+def _write(path: Path, kept: Kept) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid4().hex}")  # threads write at once
+    points = [(since.isoformat(), plain(usd)) for since, usd in kept.points]
+    try:
+        draft.write_text(json.dumps({"quoted_at": kept.quoted_at.isoformat(), "points": points}))
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
