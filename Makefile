@@ -10,6 +10,8 @@ export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+# Kept byte code starts a process in half the time, and a run or a test starts hundreds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup litert browser poc test lint golden drills teacher bench clean
 

@@ -24,10 +24,11 @@ from prefect.tasks import Task
 from flows import dvc, effects, runs
 from flows.effects import Outcome
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError
+from turbo_vaed.params import Params
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.report.context import Failure
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.prices import RAY_STAGES
+from turbo_vaed.stages.prices import RAY_STAGES, devices_usd
 
 TIMEOUT_SECONDS = {
     "params": 120,
@@ -41,6 +42,11 @@ TIMEOUT_SECONDS = {
 }
 RETRIES = {"encode": 1, "distill": 1, "gate": 1}
 """Where trying again can help: a lost Ray worker, a measurement that was disturbed."""
+
+
+def retries_of(stage: str, params: Params) -> int:
+    """How often a stage is tried again: the gate never where its device is paid for each time."""
+    return 0 if stage == "gate" and devices_usd(params) else RETRIES.get(stage, 0)
 
 
 def is_worth_retrying(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -151,7 +157,8 @@ def _run(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> Outco
             for stage in STAGES[STAGES.index(stale[0]) :] if stale else ():
                 reached = stage
                 told = {**environment, "TURBO_VAED_RUN_ID": run.run_id}
-                attempt = run_stage.with_options(name=stage, retries=RETRIES.get(stage, 0))
+                retries = retries_of(stage, poc.params)
+                attempt = run_stage.with_options(name=stage, retries=retries)
                 # DVC would take what the gate could not tell out of its cache.
                 force = stage == "gate" and run.measures_again
                 attempt(settings, poc.customer, stage, told, force)

@@ -86,7 +86,7 @@ class FarmProfile:
     """ARN of the model of phone: aws devicefarm list-devices."""
     runner: Text
     """ExecuTorch's `executor_runner` built for the phone's ABI; below the checkout or absolute."""
-    usd_per_device_minute: Annotated[Money, Field(ge=0)] = Decimal("0.17")
+    usd_per_device_minute: Annotated[Money, Field(ge=0, lt=100)] = Decimal("0.17")
     """The list price; 0 for slots that are paid by the month."""
     job_minutes: Annotated[int, Field(ge=5, le=150)] = 30
     """After which Device Farm stops the phone."""

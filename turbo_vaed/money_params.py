@@ -48,6 +48,8 @@ class PriceParams:
     """USD for 1e9 bytes of disk for 30 days: of clips, latents, targets and checkpoints."""
     bucket_usd_per_gb_month: Price
     """USD for 1e9 bytes of a bucket for 30 days: of checkpoints in TURBO_VAED_CHECKPOINTS."""
+    volume_usd_per_gb_month: Price
+    """USD for 2**30 bytes of a machine's volume for 30 days, as EBS counts them."""
     transfer_out_usd_per_gb: Price
     """USD for 1e9 bytes out of AWS, into which they go for nothing."""
     quote_hours: Hours

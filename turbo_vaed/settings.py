@@ -9,6 +9,7 @@
 | `TURBO_VAED_CHECKPOINTS` | checkpoints: folder or s3://BUCKET/PREFIX | `work/NAME/checkpoints` |
 | `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
 | `TURBO_VAED_MACHINE` | this machine's labels (`turbo-vaed node labels`): its price | a local one |
+| `TURBO_VAED_HELD_USD` | of the run's budget, for what its machine costs beside its stages | 0 |
 | `TURBO_VAED_LITERT` | the environment of LiteRT's converter | `.venv-litert` beside this code |
 | `ANDROID_SERIAL` | the phone of an `adb` profile without a serial | the only one |
 | `AWS_EC2_METADATA_SERVICE_ENDPOINT` | where `node watch` reads notices | EC2's own address |
@@ -19,6 +20,7 @@ from __future__ import annotations
 import os
 import uuid
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from turbo_vaed.errors import UserError
@@ -60,6 +62,8 @@ class Settings:
     """Of a local Ray that the flow started for its stages."""
     machine: dict[str, str]
     """Labels of this machine where it is one of EC2: what it costs. Empty for a local one."""
+    held_usd: Decimal
+    """Of the run's budget, for what whoever started this machine charges beside its stages."""
 
     @property
     def due_folder(self) -> Path:
@@ -76,7 +80,8 @@ class Settings:
         """Read the environment; `root` overrides the search for the checkout.
 
         Raises:
-            UserError: no params.yaml in this folder or any above it; labels that are none.
+            UserError: no params.yaml in this folder or any above it; labels or an amount that are
+                none.
         """
         root = root or find_root()
         state = root / "state"
@@ -90,6 +95,7 @@ class Settings:
             ray_address=os.environ.get("RAY_ADDRESS") or None,
             own_ray_address=os.environ.get("TURBO_VAED_OWN_RAY") or None,
             machine=_labels("TURBO_VAED_MACHINE"),
+            held_usd=_usd("TURBO_VAED_HELD_USD"),
         )
 
 
@@ -102,6 +108,17 @@ def _labels(variable: str) -> dict[str, str]:
             f"{variable} is {found!r}; expected NAME=VALUE,… of `turbo-vaed node labels`"
         )
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _usd(variable: str) -> Decimal:
+    found = os.environ.get(variable, "").strip() or "0"
+    try:
+        usd = Decimal(found)
+    except InvalidOperation:
+        usd = Decimal("NaN")
+    if not usd.is_finite() or usd < 0:
+        raise UserError(f"{variable} is {found!r}; expected USD of 0 or more")
+    return usd
 
 
 def find_root() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from flows import runs
-from flows.ec2.picking import Picked
-from flows.ec2.running import ENDS_ITSELF_MINUTES
+from flows.ec2.picking import ENDS_ITSELF_MINUTES, Picked
 from flows.ec2.telling import folder
 from turbo_vaed.costs import Charge, Ledger, Rate, due
 from turbo_vaed.costs.meter import UNIT, node_charge
 from turbo_vaed.costs.money import plain
+from turbo_vaed.costs.storage import storage_charge
 from turbo_vaed.costs.transfer import transfer_charge
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import Poc
@@ -24,6 +25,9 @@ from turbo_vaed.poc import Poc
 STAGE = "machine"
 """What the ledger has of a machine beside its stages."""
 RESULTS = "results"
+VOLUME = "volume"
+_EBS_GB = 10**9
+"""EBS calls 2**30 bytes a GB; what its price is for is charged as what a ledger calls a GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class Started:
     began: datetime
     minutes: int
     """After which it ends itself."""
+    volume_gib: int
+    volume_usd_per_gb_month: Decimal
 
 
 def record(poc: Poc) -> Path:
@@ -69,9 +75,12 @@ def note(poc: Poc, run: runs.Run, picked: Picked, *, began: datetime) -> Started
         usd_per_hour=machine.usd_per_hour,
         began=began,
         minutes=picked.minutes,
+        volume_gib=picked.volume_gib,
+        volume_usd_per_gb_month=poc.params.prices.volume_usd_per_gb_month,
     )
     kept = asdict(started) | {
-        "usd_per_hour": plain(machine.usd_per_hour),
+        "usd_per_hour": plain(started.usd_per_hour),
+        "volume_usd_per_gb_month": plain(started.volume_usd_per_gb_month),
         "began": began.isoformat(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,9 +90,9 @@ def note(poc: Poc, run: runs.Run, picked: Picked, *, began: datetime) -> Started
     return started
 
 
-def settle(ledger: Ledger, poc: Poc, *, ended: datetime) -> Charge | None:
-    """Charge what the machine that was started last was up beside its stages, once it has ended;
-    None where that is nothing, or no machine is left to be charged.
+def settle(ledger: Ledger, poc: Poc, *, ended: datetime) -> tuple[Charge, ...]:
+    """Charge what the machine that was started last was up beside its stages, once it has ended,
+    and its volume; nothing where no machine is left to be charged.
 
     At the price of when it was picked, and for no longer than until it ended itself: soon after
     its last stage, or when its minutes were over. A clock that was set back meanwhile makes it too
@@ -94,18 +103,17 @@ def settle(ledger: Ledger, poc: Poc, *, ended: datetime) -> Charge | None:
     """
     path = record(poc)
     if not path.is_file():
-        return None
+        return ()
     kept = json.loads(path.read_text())
-    kept |= {"usd_per_hour": Decimal(kept["usd_per_hour"]),
-             "began": datetime.fromisoformat(kept["began"])}  # fmt: skip
-    charge = _rest(ledger, Started(**kept), ended)
-    if charge is not None:
-        ledger.add(charge)
+    kept |= {name: Decimal(kept[name]) for name in ("usd_per_hour", "volume_usd_per_gb_month")}
+    kept["began"] = datetime.fromisoformat(kept["began"])
+    charges = tuple(_beside_stages(ledger, Started(**kept), ended))
+    ledger.add_all(charges)
     path.unlink()
-    return charge
+    return charges
 
 
-def _rest(ledger: Ledger, started: Started, ended: datetime) -> Charge | None:
+def _beside_stages(ledger: Ledger, started: Started, ended: datetime) -> Iterator[Charge]:
     stages = [
         charge
         for charge in ledger.charges(run=started.run)
@@ -117,16 +125,30 @@ def _rest(ledger: Ledger, started: Started, ended: datetime) -> Charge | None:
         last = max(charge.ended_at for charge in stages)
         until = min(until, last + timedelta(minutes=ENDS_ITSELF_MINUTES))
     up = Decimal(str((until - started.began).total_seconds()))
+    if up <= 0:
+        return
+    yield storage_charge(
+        run=started.run,
+        customer=started.customer,
+        stage=STAGE,
+        resource=VOLUME,
+        byte_microseconds=started.volume_gib * _EBS_GB * int(up * 10**6),
+        since=started.began,
+        until=until,
+        usd_per_gb_month=started.volume_usd_per_gb_month,
+        price_source="params.yaml prices.volume_usd_per_gb_month",
+        market="on-demand",
+    )
     rest = up - sum((charge.quantity for charge in stages), start=Decimal(0))
     if rest <= 0:
-        return None
+        return
     rate = Rate(
         resource=started.instance_type,
         market=started.market,
         usd_per_hour=started.usd_per_hour,
         source="start, set-up and end, at the price of when the machine was picked",
     )
-    return node_charge(
+    yield node_charge(
         rate, rest, run=started.run, customer=started.customer, stage=STAGE,
         began=started.began, ended=until,
     )  # fmt: skip

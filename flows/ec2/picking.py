@@ -7,14 +7,22 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 from flows import runs
+from flows.ec2 import template
 from turbo_vaed.costs import Ledger, PriceBook, allowance, format_usd, require_allowance
 from turbo_vaed.costs.choice import Choice
+from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.prices import limits_of
 from turbo_vaed.stages.quote import Quote, quote, with_rest
+
+ENDS_ITSELF_MINUTES = 15
+"""After the run on it has ended, where nobody here ends the machine before."""
+_BEFORE_MINUTES = 15
+"""What start, set-up and copies are expected to take at most."""
+_MONTH_HOURS = 30 * 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +34,9 @@ class Picked:
     minutes: int
     """After which the machine ends itself: what may be spent is spent by then, at the most that
     an hour of it can cost."""
+    volume_gib: int
+    held_usd: Decimal
+    """Of what may be spent, for what the machine costs beside its stages: time, and its volume."""
 
     @property
     def sentence(self) -> str:
@@ -33,8 +44,9 @@ class Picked:
         machine = self.choice.machine
         assert self.choice.usd is not None and machine.usd_per_hour is not None
         late = ""
-        if self.choice.seconds > self.minutes * 60:
-            late = f", BEFORE the {hours_and_minutes(self.choice.seconds)} that it needs"
+        needed = _BEFORE_MINUTES * 60 + self.choice.seconds
+        if needed > self.minutes * 60:
+            late = f", BEFORE the {hours_and_minutes(needed)} that it needs with its set-up"
         return (
             f"{machine.instance_type} {machine.market} in {machine.zone}: distillation is expected "
             f"to cost {format_usd(self.choice.usd)}, at {format_usd(machine.usd_per_hour)} an "
@@ -86,11 +98,17 @@ def pick(
         left = may_spend.usd - ledger.total(run=run.run_id)
     require_allowance(may_spend)
     name = f"{best.machine.instance_type} {best.machine.market} in {best.machine.zone}"
-    needed = with_rest(poc, settings, best)
+    assert best.machine.usd_per_hour is not None
+    gib = template.volume_gib(template.read(settings.root))
+    volume_usd_per_hour = gib * poc.params.prices.volume_usd_per_gb_month / _MONTH_HOURS
+    beside = (best.machine.usd_per_hour * (_BEFORE_MINUTES + ENDS_ITSELF_MINUTES)) / 60
+    needed = with_rest(poc, settings, best) + quantise_usd(
+        beside + volume_usd_per_hour * Decimal(best.seconds) / 3600
+    )
     if needed > left:
         raise BudgetRefused(
             f"nothing is started: {name} is the cheapest at {format_usd(needed)}, with "
-            "what is kept back for what follows distillation, and "
+            "what is kept back for what follows distillation, its start, end and disk, and "
             f"{format_usd(left)} are left of {may_spend.by}; lower distill.steps, or raise the "
             "budget"
         )
@@ -100,7 +118,14 @@ def pick(
             f"nothing is started: what {name} can come to is not known, for AWS tells no price on "
             "demand of it (pricing:GetProducts)"
         )
-    return Picked(choice=best, quote=found, minutes=int(left / most * 60))
+    hours = left / (most + volume_usd_per_hour)
+    return Picked(
+        choice=best,
+        quote=found,
+        minutes=int(hours * 60),
+        volume_gib=gib,
+        held_usd=quantise_usd(beside + volume_usd_per_hour * hours),
+    )
 
 
 def _on_demand_usd_per_hour(found: Quote, best: Choice) -> Decimal | None:

@@ -15,14 +15,13 @@ from typing import NamedTuple
 
 import yaml
 
+from flows.ec2.picking import ENDS_ITSELF_MINUTES
 from flows.ec2.telling import HOME, folder
 from turbo_vaed.errors import Fault
 from turbo_vaed.poc import Poc
 from turbo_vaed.stages.estimates import PACE
 
 EXIT_CODE = "exit-code"
-ENDS_ITSELF_MINUTES = 15
-"""After the run there has ended, where nobody here ends the machine before."""
 
 
 class Ran(NamedTuple):

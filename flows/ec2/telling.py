@@ -9,20 +9,20 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from flows import runs
+from flows.ec2 import template
 from flows.ec2.picking import Picked
+from turbo_vaed.costs.money import plain
 from turbo_vaed.costs.tags import ec2_tags, resource_tags
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 
-TEMPLATE = Path("infra/ray/machine.yaml")
 HOME = "~/turbo-vaed"
 """The checkout on the machine."""
 MACHINE, PLANNED = "machine.yaml", "planned.yaml"
@@ -42,25 +42,28 @@ PASSED_ON = (
 
 
 def configuration(
-    poc: Poc, run: runs.Run, picked: Picked, template: Mapping[str, Any]
+    poc: Poc, run: runs.Run, picked: Picked, common: dict[str, Any]
 ) -> dict[str, Any]:
-    """What Ray's launcher is told: the template with machine, tags and files.
+    """What Ray's launcher is told: what is common to all machines, with this one's type, tags and
+    files.
 
     Raises:
-        UserError: the template lacks what is added to.
+        UserError: `common` lacks what is added to.
     """
-    config: dict[str, Any] = copy.deepcopy(dict(template))
+    config: dict[str, Any] = copy.deepcopy(common)
     machine = picked.choice.machine
     tags = ec2_tags(resource_tags(run=run.run_id, customer=poc.customer, stage="poc"))
     kinds = ["instance", "volume"]
+    node = template.node_config(config)
     try:
-        node = config["available_node_types"][config["head_node_type"]]["node_config"]
         # Of the run, so that nobody else's machine is taken for it.
         config["cluster_name"] = f"{config['cluster_name']}-{run.run_id}"
         config["provider"]["region"] = machine.region
         setup = config["setup_commands"]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{TEMPLATE} lacks {error}; compare it with the one in git") from None
+        raise UserError(
+            f"{template.TEMPLATE} lacks {error}; compare it with the one in git"
+        ) from None
     node["InstanceType"] = machine.instance_type
     if machine.market == "spot":
         config["provider"]["availability_zone"] = machine.zone
@@ -134,15 +137,11 @@ def prepare(poc: Poc, settings: Settings, picked: Picked, run: runs.Run, *, name
             f"first: turbo-vaed ec2 down {poc.customer}"
         )
     _check_places(settings)
-    path = settings.root / TEMPLATE
-    try:
-        template = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {error}") from error
+    common = template.read(settings.root)
     place.mkdir(parents=True, exist_ok=True)
     _copy_checkout(poc)
     told = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
-    told |= {"RAY_ADDRESS": "auto"}
+    told |= {"RAY_ADDRESS": "auto", "TURBO_VAED_HELD_USD": plain(picked.held_usd)}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
     lines += [
         f'export PATH="{HOME.replace("~", "$HOME")}/.venv/bin:$PATH"',
@@ -152,7 +151,7 @@ def prepare(poc: Poc, settings: Settings, picked: Picked, run: runs.Run, *, name
     secret = place / ENVIRONMENT
     secret.touch(mode=0o600)
     secret.write_text("\n".join(lines) + "\n")
-    config = configuration(poc, run, picked, template)
+    config = configuration(poc, run, picked, common)
     written = place / name
     written.write_text(yaml.safe_dump(config, sort_keys=False))
     document = {"picked": picked.sentence, **picked.quote.document(poc.params.budget.run_usd)}

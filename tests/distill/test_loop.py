@@ -159,9 +159,11 @@ def test_budget_stops_on_the_way_keeps_what_was_paid_for_and_goes_on_with_more(
     assert float(last.spent_usd) < 85  # the stop itself is asked for, and told
     assert last.history[-1]["val_psnr"] == last.best_psnr  # validated at the stop, and better
     assert last.best_step == last.step
-    warned = [row["step"] for row in last.history if "of $80" in row.get("budget_warning", "")]
-    assert warned and warned[0] > 30  # from 80 % on, and not before
-    assert warned[-1] == last.step
+    (warning,) = [w for w in last.warnings if w["kind"] == "budget"]
+    assert warning["text"].startswith("$65") and "of $80" in warning["text"]  # past 80 %, once
+    assert [told["text"] for told in run.told("warning") if told["kind"] == "budget"] == [
+        warning["text"]
+    ]
     more = Run(make_job(steps=last.step + 2, **long), resume=last)
     assert (more.last.stopped, more.last.step) == ("finished", last.step + 2)
 

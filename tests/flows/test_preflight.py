@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from flows import effects
+from flows.poc import retries_of
+from turbo_vaed.device_params import parse_profile
 from turbo_vaed.errors import UserError
+from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -39,3 +43,14 @@ def test_it_is_refused_first(
     with pytest.raises(UserError, match=message):
         effects.preflight(Settings.from_environment(tmp_path), "demo")
     assert not (tmp_path / "state").exists(), "neither ledger nor MLflow was opened"
+
+
+def test_a_gate_on_a_device_that_is_paid_for_each_time_is_not_tried_again() -> None:
+    params = Poc.load(ROOT, "demo").params
+    assert [retries_of(stage, params) for stage in ("clip", "distill", "gate")] == [0, 1, 1]
+    paid = {
+        "name": "farm", "kind": "device-farm", "runner": "runner",
+        "project": "arn:aws:devicefarm:a", "device": "arn:aws:devicefarm:a:device:b",
+    }  # fmt: skip
+    there = dataclasses.replace(params, device=parse_profile(paid))
+    assert [retries_of(stage, there) for stage in ("distill", "gate")] == [1, 0]

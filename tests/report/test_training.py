@@ -45,7 +45,7 @@ def test_trouble_is_listed_only_where_there_was_some(
     work: Path, calm: Path, gather: Gather
 ) -> None:
     troubled, quiet = render(gather(work)), render(gather(calm))
-    for heading in ("Early signs of trouble", "<h3>Interruptions"):
+    for heading in ("<h3>Warnings", "<h3>Interruptions"):
         assert heading in troubled and heading not in quiet
     assert "Losses and weights" in quiet
 
@@ -58,7 +58,7 @@ def test_a_long_list_is_cut_and_says_so(
     found = training(context)
     assert found is not None and len(found["warnings"]) == MOST_LISTED + 1
     assert found["warnings"][-1] == "5 more are in history.json"
-    assert "<b>" not in render(context).partition("Early signs of trouble")[2][:3000]
+    assert "<b>" not in render(context).partition("<h3>Warnings")[2][:3000]
 
 
 def test_every_part_of_the_loss_that_ran_is_drawn_and_named(

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import time
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,13 @@ def test_a_stage_has_a_tracker_of_its_run(
         ledger_url=f"sqlite:///{tmp_path}/ledger.db",
         mlflow_tracking_uri=store,
         ray_address=None,
+        held_usd=Decimal(2),
     )
 
     def run(poc: Poc) -> dict[str, object]:
         tracker, began = poc.tracker, datetime.now(UTC)
         assert tracker.log_metrics and tracker.log_picture and tracker.mark_wasted
+        assert tracker.may_spend_usd and tracker.may_spend_usd() == 95 - 2, "for its machine"
         tracker.log_metrics({"loss": 0.5}, 1)
         tracker.log_picture(b"png", "step-000001.png")
         time.sleep(0.02)

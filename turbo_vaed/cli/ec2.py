@@ -82,7 +82,7 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
 def end_machine(customer: Customer) -> None:
     """End a customer's machine, after a crash of `ec2 run`, and charge what is not charged yet."""
     from flows.ec2 import charging, running, telling
-    from turbo_vaed.costs import Ledger, format_usd
+    from turbo_vaed.costs import Ledger, format_usd, total_usd
     from turbo_vaed.poc import Poc
 
     settings = Settings.from_environment()
@@ -93,9 +93,10 @@ def end_machine(customer: Customer) -> None:
     if config.is_file():
         running.end(config)
     with Ledger.open(settings.ledger_url) as ledger:
-        charge = charging.settle(ledger, poc, ended=datetime.now(UTC))
-    if charge is not None:
-        print(f"charged what was not charged yet: {format_usd(charge.amount_usd)}")
+        charges = charging.settle(ledger, poc, ended=datetime.now(UTC))
+    if charges:
+        usd = total_usd(charge.amount_usd for charge in charges)
+        print(f"charged what was not charged yet: {format_usd(usd)}")
 
 
 def _pick(

@@ -195,8 +195,6 @@ class Follower:
         elif event["event"] == "checkpoint_failed":
             text = f"the checkpoint of step {event['step']} is tried again: {event['text']}"
             self._tell_once("checkpoint", text)
-        elif "budget_warning" in event:
-            self._tell_once("budget", event["budget_warning"])
 
     def _tell_once(self, about: str, text: str) -> None:
         if about not in self._told:

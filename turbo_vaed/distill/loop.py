@@ -91,7 +91,6 @@ class Loop:
         self.counted_at = time.monotonic()  # the last step's end
         self.asked_at = self.saved_at = time.monotonic()
         self.is_noticed = False
-        self.budget_warning = ""  # rank 0's, once the warning share of the budget is spent
         self.history: list[dict[str, Any]] = []
         self.warnings: list[dict[str, Any]] = []
         torch.manual_seed(params.seed)
@@ -224,7 +223,8 @@ class Loop:
         answer = next_step(
             self.job, self.history, best_psnr=self.best_psnr, validate_seconds=self.validate_seconds
         )
-        self.budget_warning = answer.warning
+        if answer.warning and not any(w["kind"] == "budget" for w in self.warnings):
+            self._flag("budget", answer.warning)
         return answer.stop, answer.reason
 
     def _agree(self, *flags: int) -> list[int]:
@@ -329,8 +329,6 @@ class Loop:
     def _after_step(self, row: dict[str, Any]) -> None:
         """Validation, signs of trouble, events and checkpoints of the step just done."""
         params = self.job.params
-        if self.budget_warning:
-            row["budget_warning"] = self.budget_warning
         self.history.append(row)
         if self.step % params.validate_every == 0 or self.step == params.steps:
             self._validate(row)

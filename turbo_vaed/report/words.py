@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turbo_vaed.costs.money import format_usd, plain, quantise_usd
-from turbo_vaed.report.context import ReportContext
+
+if TYPE_CHECKING:
+    from turbo_vaed.report.context import ReportContext
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 NEVER = "never"

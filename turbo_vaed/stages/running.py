@@ -84,7 +84,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             tracker = Tracker(
                 # In this order: a slice that is written in between counts twice, never not at all.
                 spent_usd=lambda: meter.unwritten_usd() + ledger.total(run=run),
-                may_spend_usd=lambda: max(may_spend().usd, AMOUNT_QUANTUM),
+                may_spend_usd=lambda: max(may_spend().usd - settings.held_usd, AMOUNT_QUANTUM),
                 following=lambda: following(ledger, customer),
                 usd_per_hour=meter.usd_per_hour,
                 mark_wasted=meter.mark_wasted,

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from flows import runs
 from flows.ec2 import charging, running, telling
-from flows.ec2.picking import Picked, pick
+from flows.ec2.picking import ENDS_ITSELF_MINUTES, Picked, pick
 from tests.costs.charges import START, charge
 from turbo_vaed.cli import app
 from turbo_vaed.costs import Ledger, PriceBook
@@ -33,12 +33,15 @@ def test_what_a_machine_was_up_beside_its_stages_is_charged_once(
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, resource="g5.xlarge", market="spot"))  # 15 s
         charging.note(poc, run, picked, began=BEGAN)
-        added = charging.settle(ledger, poc, ended=BEGAN + timedelta(minutes=10))
-        assert added is not None and added.stage == "machine" and added.market == "spot"
-        assert added.quantity == Decimal(585)
-        assert added.amount_usd == pytest.approx(Decimal(585) * Decimal("0.25") / 3600)
-        assert charging.settle(ledger, poc, ended=BEGAN + timedelta(minutes=20)) is None
-        assert len(ledger.charges()) == 2
+        volume, up = charging.settle(ledger, poc, ended=BEGAN + timedelta(minutes=10))
+        assert {volume.stage, up.stage} == {"machine"} and up.market == "spot"
+        assert up.quantity == Decimal(585)
+        assert up.amount_usd == pytest.approx(Decimal(585) * Decimal("0.25") / 3600)
+        assert (volume.resource, volume.unit) == ("volume", "GB-month")
+        assert volume.quantity == pytest.approx(120 * Decimal(10) / (30 * 24 * 60))  # all the time
+        assert volume.amount_usd == pytest.approx(volume.quantity * Decimal("0.0952"))
+        assert charging.settle(ledger, poc, ended=BEGAN + timedelta(minutes=20)) == ()
+        assert len(ledger.charges()) == 3
 
 
 def test_a_machine_that_is_not_charged_yet_is_not_forgotten(
@@ -56,9 +59,11 @@ def test_a_machine_ends_itself_soon_after_its_last_stage(
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, resource="g5.xlarge", market="spot"))
         charging.note(poc, run, picked, began=BEGAN)
-        found = charging.settle(ledger, poc, ended=BEGAN + timedelta(days=5))
-    assert found is not None
-    assert found.quantity == 5 * 60 + running.ENDS_ITSELF_MINUTES * 60
+        volume, up = charging.settle(ledger, poc, ended=BEGAN + timedelta(days=5))
+    assert up.quantity == 5 * 60 + ENDS_ITSELF_MINUTES * 60
+    assert volume.ended_at - volume.started_at == timedelta(
+        minutes=5 + ENDS_ITSELF_MINUTES, seconds=15
+    )
 
 
 def test_a_clock_that_was_set_back_takes_nothing_off(
@@ -66,7 +71,7 @@ def test_a_clock_that_was_set_back_takes_nothing_off(
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
         charging.note(poc, run, picked, began=BEGAN)
-        assert charging.settle(ledger, poc, ended=BEGAN - timedelta(hours=1)) is None
+        assert charging.settle(ledger, poc, ended=BEGAN - timedelta(hours=1)) == ()
         assert ledger.charges() == ()
 
 
@@ -93,9 +98,9 @@ def test_a_machine_that_outlived_its_process_is_charged_when_it_is_ended(
     assert result.exit_code == 0 and "charged what was not charged yet: $" in result.stdout
     assert ended == [config]
     with Ledger.open(settings.ledger_url) as ledger:
-        (found,) = ledger.charges()
-    assert found.run == run.run_id
-    assert found.quantity == picked.minutes * 60
+        up, volume = sorted(ledger.charges(), key=lambda charge: charge.resource)
+    assert {up.run, volume.run} == {run.run_id}
+    assert up.quantity == picked.minutes * 60
     again = CliRunner().invoke(app, ["ec2", "down", "demo"])
     assert again.exit_code != 0 and "no machine of demo" in str(again.exception)
 

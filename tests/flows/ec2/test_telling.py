@@ -12,6 +12,7 @@ import yaml
 
 from flows import runs
 from flows.ec2 import telling
+from flows.ec2 import template as machine_template
 from flows.ec2.picking import pick
 from tests.flows.ec2.places import REPOSITORY, on_postgres
 from turbo_vaed.costs import PriceBook
@@ -21,8 +22,7 @@ from turbo_vaed.settings import Settings
 
 
 def template() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((REPOSITORY / telling.TEMPLATE).read_text())
-    return found
+    return machine_template.read(REPOSITORY)
 
 
 def test_what_would_be_lost_with_the_machine_is_named(
@@ -66,7 +66,7 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
     assert node["InstanceType"] == "g5.xlarge"
     assert node["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert node["InstanceInitiatedShutdownBehavior"] == "terminate"
-    assert node["UserData"] == "#!/bin/sh\nshutdown -h +5700\n"
+    assert node["UserData"] == f"#!/bin/sh\nshutdown -h +{picked.minutes}\n"
     tags = {tag["Key"]: tag["Value"] for tag in node["TagSpecifications"][0]["Tags"]}
     assert tags["turbo-vaed:run"] == run.run_id and tags["turbo-vaed:customer"] == "demo"
     kinds = [spec["ResourceType"] for spec in node["TagSpecifications"]]
@@ -84,12 +84,17 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
     environment = poc.work / "ec2" / "environment"
     assert environment.stat().st_mode & 0o077 == 0, "others must not read it"
     shown = subprocess.run(
-        ["sh", "-c", f". {environment} 2> /dev/null; echo $MLFLOW_TRACKING_PASSWORD $RAY_ADDRESS"],
+        [
+            "sh",
+            "-c",
+            f". {environment} 2> /dev/null; "
+            "echo $MLFLOW_TRACKING_PASSWORD $RAY_ADDRESS $TURBO_VAED_HELD_USD",
+        ],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert shown.stdout == "s3cr3t 'quoted' auto\n"
+    assert shown.stdout == f"s3cr3t 'quoted' auto {picked.held_usd}\n"
     assert "AWS_SECRET" not in environment.read_text()
 
 
@@ -111,6 +116,17 @@ def test_a_template_that_lacks_a_part_is_named(
         telling.configuration(
             poc, run, picked, {k: v for k, v in template().items() if k != "provider"}
         )
+
+
+@pytest.mark.parametrize("volumes", [[], [{"DeviceName": "/dev/sda1", "Ebs": {}}]])
+def test_a_volume_without_a_size_is_refused(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook, volumes: list[Any]
+) -> None:
+    changed = template()
+    machine_template.node_config(changed)["BlockDeviceMappings"] = volumes
+    (settings.root / machine_template.TEMPLATE).write_text(yaml.safe_dump(changed))
+    with pytest.raises(UserError, match=r"expected BlockDeviceMappings, each with an Ebs"):
+        pick(poc, settings, run, book=book)
 
 
 def test_a_machine_that_may_be_up_is_not_forgotten(
