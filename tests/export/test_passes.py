@@ -1,4 +1,5 @@
-"""Graphs before they are lowered: what is computed needlessly goes, and nothing else."""
+"""Graphs before they are lowered: what is computed needlessly goes, what XNNPACK does not take is
+put in other words, and nothing else changes."""
 
 import pytest
 import torch
@@ -6,11 +7,15 @@ from torch import Tensor, nn
 
 from tests.export.small import SHAPE, small_decoder
 from turbo_vaed.export.graph import plain
-from turbo_vaed.export.passes import without_needless_slices
+from turbo_vaed.export.passes import XNNPACK_JOINS, in_small_joins, without_needless_slices
+from turbo_vaed.models import layers
+from turbo_vaed.models.timeline import Whole
+
+SLICE, JOIN = torch.ops.aten.slice.Tensor, torch.ops.aten.cat.default
 
 
 def slices(graph: torch.fx.GraphModule) -> int:
-    return sum(node.target is torch.ops.aten.slice.Tensor for node in graph.graph.nodes)
+    return sum(node.target is SLICE for node in graph.graph.nodes)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +54,40 @@ def test_a_decoder_has_fewer_and_computes_the_same():
         without_needless_slices(graph)
         assert torch.equal(graph(latents), expected)
     assert slices(graph) < before
+
+
+@pytest.mark.parametrize("count", [2, 5, 6, 11, 26])
+def test_wide_joins_become_small_ones(count):
+    class Joined(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x[k : k + 1] * k for k in range(count)])
+
+    x = torch.randn(count, 5)
+    graph = in_small_joins(torch.export.export(Joined(), (x,)).module())
+    assert torch.equal(graph(x), Joined()(x))
+    widths = [len(node.args[0]) for node in graph.graph.nodes if node.target is JOIN]
+    assert widths and all(2 <= width <= XNNPACK_JOINS for width in widths)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 8, 9])
+def test_frames_in_turns_are_cut_without_steps(frames):
+    """By a wide convolution in Winograd's form, which takes every second frame."""
+    conv = layers.FrameConv(layers.MIN_WINOGRAD_CHANNELS, 2).requires_grad_(False)
+    layers.fold(conv, "winograd", torch.contiguous_format)
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.conv(x, Whole(1))
+            return out
+
+    x = torch.randn(frames, layers.MIN_WINOGRAD_CHANNELS, 4, 4)
+    with torch.no_grad():
+        graph = in_small_joins(torch.export.export(Layer(), (x,)).module())
+        assert torch.equal(graph(x), Layer()(x))
+    assert not [n for n in graph.graph.nodes if n.target is SLICE and len(n.args) > 4]
+    # In place on a slice would be a scatter, which XNNPACK has not.
+    assert "scatter" not in str(torch.export.export(graph, (x,)).run_decompositions().graph)

@@ -62,10 +62,11 @@ def export_xnnpack(
     """
     import torch
 
-    from turbo_vaed.export.passes import without_needless_slices
+    from turbo_vaed.export.passes import in_small_joins, without_needless_slices
 
     check_latent_scaling(decoder.config.latent_channels, latent_mean, latent_std)
-    own = plain(decoder, latent_shape)
+    # Winograd's products are a third fewer; float16 and int8 have too few digits for its sums.
+    own = plain(decoder, latent_shape, form="winograd" if precision == "fp32" else "taps")
     program = scaled(own, latent_mean, latent_std)
     latents = torch.zeros(latent_shape)
     if precision == "fp16":
@@ -74,7 +75,8 @@ def export_xnnpack(
         program, latents = program.half(), latents.half()
     with torch.no_grad(), without_treespec_warnings():
         whole = torch.export.export(program, (latents,)).module()
-        exported = torch.export.export(without_needless_slices(whole), (latents,))
+        graph = without_needless_slices(in_small_joins(whole))
+        exported = torch.export.export(graph, (latents,))
         if precision == "int8":
             from turbo_vaed.export.quantise import quantised
 

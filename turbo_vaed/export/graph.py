@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from turbo_vaed.export.targets import Job
     from turbo_vaed.models import TurboVaedDecoder
+    from turbo_vaed.models.layers import Form
 
 
 class ExportError(RuntimeError):
@@ -32,12 +33,14 @@ def graph_of(job: Job) -> nn.Module:
 
 
 def plain(
-    decoder: TurboVaedDecoder, latent_shape: tuple[int, int, int, int, int]
+    decoder: TurboVaedDecoder, latent_shape: tuple[int, int, int, int, int], form: Form = "taps"
 ) -> TurboVaedDecoder:
     """A copy of the decoder for latents (B, C, t, h, w), on the CPU and in float32.
 
     In the default memory format: exporters take copies into another one for work of their own.
-    And without Winograd's kernels, which would make a file a third larger.
+
+    Args:
+        form: of its wide convolutions. Winograd's makes a file a third larger.
 
     Raises:
         ValueError: the shape does not fit the decoder.
@@ -45,7 +48,7 @@ def plain(
     import torch
 
     decoder.config.video_shape(latent_shape)  # a ValueError where the channels are wrong
-    return decoder.for_inference(form="taps", memory_format=torch.contiguous_format).to("cpu")
+    return decoder.for_inference(form=form, memory_format=torch.contiguous_format).to("cpu")
 
 
 def scaled(

@@ -1,4 +1,5 @@
-"""What a graph computes needlessly, taken out before it is lowered."""
+"""Graphs before they are lowered: what is computed needlessly taken out, and what XNNPACK does not
+take as it stands put in other words."""
 
 from __future__ import annotations
 
@@ -8,43 +9,95 @@ import torch
 from torch import fx
 
 _SLICE, _CAT = torch.ops.aten.slice.Tensor, torch.ops.aten.cat.default
+XNNPACK_JOINS = 5
+"""So many parts XNNPACK joins at once, and it cuts without steps."""
 
 
 def without_needless_slices(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph, changed in place, with no slice of joined frames that is one of the joined.
+    """The graph, changed in place, with no slice of joined frames that lies within one of the
+    joined: it is a slice of that, or that itself.
 
-    The middle tap of a convolution over time sees the frames as they were before a first and a
-    last one were put beside them. For a runtime both are copies of a layer's whole input.
+    Most taps of a convolution over time see frames as they were before a first and a last one were
+    put beside them. For a runtime each of the two is a copy of a layer's whole input.
     """
     for node in list(graph.graph.nodes):
-        if node.target is _SLICE and (part := _joined_part(node)) is not None:
+        if node.target is _SLICE and (found := _within_a_part(node)) is not None:
+            part, start, end = found
+            if start or end < part.meta["val"].shape[_dim_of(node)]:
+                with graph.graph.inserting_before(node):
+                    part = _call(graph.graph, _SLICE, node, (part, _dim_of(node), start, end))
             node.replace_all_uses_with(part)
             graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
 
 
-def _joined_part(node: fx.Node) -> fx.Node | None:
-    """The input of a concatenation that this slice of it is, where it is one."""
-    joined, dim, start, end, *step = _arguments(node)
-    if not (isinstance(joined, fx.Node) and joined.target is _CAT and step in ([], [1])):
+def in_small_joins(graph: fx.GraphModule, most: int = XNNPACK_JOINS) -> fx.GraphModule:
+    """The graph, changed in place, with no concatenation of more than `most` parts, and with one
+    for every slice that has a step."""
+    for node in list(graph.graph.nodes):
+        if node.target is _CAT and len(node.args[0]) > most:
+            parts, dim = list(node.args[0]), _dim_of(node)
+        elif node.target is _SLICE and (wanted := range(*_bounds(node))).step > 1:
+            dim = node.args[1]
+            with graph.graph.inserting_before(node):
+                parts = [
+                    _call(graph.graph, _SLICE, node, (node.args[0], dim, at, at + 1))
+                    for at in wanted
+                ]
+        else:
+            continue
+        with graph.graph.inserting_before(node):
+            while len(parts) > most:
+                few = [parts[at : at + most] for at in range(0, len(parts), most)]
+                parts = [
+                    _call(graph.graph, _CAT, node, (some, dim)) if len(some) > 1 else some[0]
+                    for some in few
+                ]
+            joined = _call(graph.graph, _CAT, node, (parts, dim)) if len(parts) > 1 else parts[0]
+        node.replace_all_uses_with(joined)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def _call(graph: fx.Graph, target: Any, of: fx.Node, arguments: tuple[Any, ...]) -> fx.Node:
+    """A call that stands for a part of node `of`."""
+    made = graph.call_function(target, arguments)
+    made.meta["nn_module_stack"] = of.meta.get("nn_module_stack")
+    made.meta["val"] = target(*fx.map_arg(arguments, lambda node: node.meta["val"]))
+    return made
+
+
+def _within_a_part(node: fx.Node) -> tuple[fx.Node, int, int] | None:
+    """The one of the joined that this slice of them lies in, and from where to where there."""
+    joined, (start, end, step) = node.args[0], _bounds(node)
+    if not (isinstance(joined, fx.Node) and joined.target is _CAT and step == 1):
         return None
-    parts, *along = joined.args
+    parts, dim = joined.args[0], _dim_of(joined)
     assert isinstance(parts, list | tuple)
-    if (along or [0]) != [dim]:
+    if dim != _dim_of(node):
         return None
-    at, total = 0, joined.meta["val"].shape[dim]
-    wanted = (start % total if start < 0 else start, min(end % total if end < 0 else end, total))
+    at = 0
     for part in parts:
         assert isinstance(part, fx.Node)
         size = part.meta["val"].shape[dim]
-        if wanted == (at, at + size):
-            return part
+        if at <= start and end <= at + size:
+            return part, start - at, end - at
         at += size
     return None
 
 
-def _arguments(node: fx.Node) -> list[Any]:
-    defaults = [None, 0, 0, 2**63 - 1]
-    given = list(node.args)
-    return given + defaults[len(given) :]
+def _dim_of(node: fx.Node) -> int:
+    """Along which a slice cuts or a concatenation joins."""
+    dim = node.args[1] if len(node.args) > 1 else 0
+    assert isinstance(dim, int)
+    return dim
+
+
+def _bounds(node: fx.Node) -> tuple[int, int, int]:
+    """(start, end, step) of a slice, within what it cuts."""
+    whole, dim, *bounds = node.args
+    assert isinstance(whole, fx.Node)
+    return slice(*bounds).indices(whole.meta["val"].shape[dim])

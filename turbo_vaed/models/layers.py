@@ -19,7 +19,6 @@ are made in every forward pass, or once, by `fold`, for inference.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain, zip_longest
 from typing import Any, Literal, cast
 
 import torch
@@ -199,22 +198,24 @@ def _two_at_once(
     x: Tensor, kernels: list[Tensor], bias: Tensor, batch: int, *, padding: int
 ) -> Tensor:
     """As `_sum_of_taps` with three taps, from Winograd's four kernels."""
-    frames = x.reshape(x.shape[0] // batch, batch, *x.shape[1:])
+    # Of one video each entry is a frame: exporters would turn one more dimension into copies.
+    frames = x if batch == 1 else x.reshape(x.shape[0] // batch, batch, *x.shape[1:])
     count = max(0, len(frames) - 2)
     pairs, whole = (count + 1) // 2, count // 2  # the last pair may be half
     even, odd = frames[::2], frames[1::2]
 
     def conv(k: int, d: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.conv2d(d.flatten(0, 1), kernels[k], bias, padding=padding)
+        d = d if batch == 1 else d.flatten(0, 1)
+        return F.conv2d(d, kernels[k], bias, padding=padding)
 
     middle = conv(1, odd[:pairs] + even[1 : pairs + 1], bias)
     other = conv(2, even[1 : pairs + 1] - odd[:pairs])
     first = conv(0, even[:pairs] - even[1 : pairs + 1]).add_(middle).add_(other)
     second = middle.sub_(other)[: whole * batch]
     del other
-    second -= conv(3, odd[:whole] - odd[1 : whole + 1])
-    both = zip_longest(torch.split(first, batch), torch.split(second, batch) if whole else ())
-    return torch.cat([frame for frame in chain.from_iterable(both) if frame is not None])
+    second = second - conv(3, odd[:whole] - odd[1 : whole + 1])
+    found = [part[k * batch : (k + 1) * batch] for k in range(pairs) for part in (first, second)]
+    return torch.cat(found[:count] or [first])
 
 
 def shuffle(x: Tensor, batch: int, upscale: int, time_factor: int) -> Tensor:
@@ -312,8 +313,9 @@ class LayerNorm(nn.Module):
             x = F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
             return x.permute(0, 3, 1, 2)
         x = x - self.mean(x)
-        scale = self.weight.view(-1, 1, 1)
-        return x * torch.rsqrt(self.variance(x * x)) * scale + self.bias.view(-1, 1, 1)
+        # Of four dimensions, so that a runtime can lay them out as x.
+        scale, shift = self.weight.view(1, -1, 1, 1), self.bias.view(1, -1, 1, 1)
+        return x * torch.rsqrt(self.variance(x * x)) * scale + shift
 
 
 @torch.no_grad()
