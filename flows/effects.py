@@ -168,7 +168,7 @@ def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> s
             settings,
             ledger,
             stages=stale,
-            may_spend_usd=may_spend.usd - settings.held_usd,
+            may_spend_usd=may_spend.usd,
             cheaper=partial(cheapest_elsewhere, poc, settings),
         )
     if found is None:

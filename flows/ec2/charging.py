@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows import runs
-from flows.ec2.picking import ENDS_ITSELF_MINUTES, Picked
+from flows.ec2.picking import Picked
 from flows.ec2.telling import folder
 from turbo_vaed.costs import Charge, Ledger, Rate, due
 from turbo_vaed.costs.meter import UNIT, node_charge
@@ -21,13 +21,11 @@ from turbo_vaed.costs.storage import storage_charge
 from turbo_vaed.costs.transfer import transfer_charge
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import Poc
+from turbo_vaed.stages.machine import ENDS_ITSELF_MINUTES, VOLUME
 
 STAGE = "machine"
 """What the ledger has of a machine beside its stages."""
 RESULTS = "results"
-VOLUME = "volume"
-_EBS_GB = 10**9
-"""EBS calls 2**30 bytes a GB; what its price is for is charged as what a ledger calls a GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +112,8 @@ def settle(ledger: Ledger, poc: Poc, *, ended: datetime) -> tuple[Charge, ...]:
 
 
 def _beside_stages(ledger: Ledger, started: Started, ended: datetime) -> Iterator[Charge]:
-    stages = [
-        charge
-        for charge in ledger.charges(run=started.run)
-        if charge.unit == UNIT and charge.resource == started.instance_type
-        and charge.started_at >= started.began
-    ]  # fmt: skip
+    known = [c for c in ledger.charges(run=started.run) if c.started_at >= started.began]
+    stages = [c for c in known if c.unit == UNIT and c.resource == started.instance_type]
     until = min(ended, started.began + timedelta(minutes=started.minutes))
     if stages:  # it ends itself soon after its last one
         last = max(charge.ended_at for charge in stages)
@@ -127,18 +121,20 @@ def _beside_stages(ledger: Ledger, started: Started, ended: datetime) -> Iterato
     up = Decimal(str((until - started.began).total_seconds()))
     if up <= 0:
         return
-    yield storage_charge(
-        run=started.run,
-        customer=started.customer,
-        stage=STAGE,
-        resource=VOLUME,
-        byte_microseconds=started.volume_gib * _EBS_GB * int(up * 10**6),
-        since=started.began,
-        until=until,
-        usd_per_gb_month=started.volume_usd_per_gb_month,
-        price_source="params.yaml prices.volume_usd_per_gb_month",
-        market="on-demand",
-    )
+    if not any(charge.resource == VOLUME for charge in known):  # a try that was cut off had it
+        yield storage_charge(
+            run=started.run,
+            customer=started.customer,
+            stage=STAGE,
+            resource=VOLUME,
+            # A GB of EBS is 2**30 bytes; its price is for one, and so is the quantity.
+            byte_microseconds=started.volume_gib * 10**9 * int(up * 10**6),
+            since=started.began,
+            until=until,
+            usd_per_gb_month=started.volume_usd_per_gb_month,
+            price_source="params.yaml prices.volume_usd_per_gb_month",
+            market="on-demand",
+        )
     rest = up - sum((charge.quantity for charge in stages), start=Decimal(0))
     if rest <= 0:
         return

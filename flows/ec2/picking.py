@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 from flows import runs
-from flows.ec2 import template
 from turbo_vaed.costs import Ledger, PriceBook, allowance, format_usd, require_allowance
 from turbo_vaed.costs.choice import Choice
 from turbo_vaed.costs.money import quantise_usd
@@ -15,14 +14,15 @@ from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages.machine import (
+    BEFORE_MINUTES,
+    beside_usd,
+    read_template,
+    volume_gib,
+    volume_usd_per_hour,
+)
 from turbo_vaed.stages.prices import limits_of
 from turbo_vaed.stages.quote import Quote, quote, with_rest
-
-ENDS_ITSELF_MINUTES = 15
-"""After the run on it has ended, where nobody here ends the machine before."""
-_BEFORE_MINUTES = 15
-"""What start, set-up and copies are expected to take at most."""
-_MONTH_HOURS = 30 * 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Picked:
         machine = self.choice.machine
         assert self.choice.usd is not None and machine.usd_per_hour is not None
         late = ""
-        needed = _BEFORE_MINUTES * 60 + self.choice.seconds
+        needed = BEFORE_MINUTES * 60 + self.choice.seconds
         if needed > self.minutes * 60:
             late = f", BEFORE the {hours_and_minutes(needed)} that it needs with its set-up"
         return (
@@ -98,13 +98,7 @@ def pick(
         left = may_spend.usd - ledger.total(run=run.run_id)
     require_allowance(may_spend)
     name = f"{best.machine.instance_type} {best.machine.market} in {best.machine.zone}"
-    assert best.machine.usd_per_hour is not None
-    gib = template.volume_gib(template.read(settings.root))
-    volume_usd_per_hour = gib * poc.params.prices.volume_usd_per_gb_month / _MONTH_HOURS
-    beside = (best.machine.usd_per_hour * (_BEFORE_MINUTES + ENDS_ITSELF_MINUTES)) / 60
-    needed = with_rest(poc, settings, best) + quantise_usd(
-        beside + volume_usd_per_hour * Decimal(best.seconds) / 3600
-    )
+    needed = with_rest(poc, settings, best)
     if needed > left:
         raise BudgetRefused(
             f"nothing is started: {name} is the cheapest at {format_usd(needed)}, with "
@@ -118,13 +112,14 @@ def pick(
             f"nothing is started: what {name} can come to is not known, for AWS tells no price on "
             "demand of it (pricing:GetProducts)"
         )
-    hours = left / (most + volume_usd_per_hour)
+    hours = left / (most + volume_usd_per_hour(poc))
+    assert best.machine.usd_per_hour is not None
     return Picked(
         choice=best,
         quote=found,
         minutes=int(hours * 60),
-        volume_gib=gib,
-        held_usd=quantise_usd(beside + volume_usd_per_hour * hours),
+        volume_gib=volume_gib(read_template(poc.root)),
+        held_usd=quantise_usd(beside_usd(poc, best.machine.usd_per_hour, hours)),
     )
 
 

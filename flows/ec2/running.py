@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import yaml
 
-from flows.ec2.picking import ENDS_ITSELF_MINUTES
 from flows.ec2.telling import HOME, folder
 from turbo_vaed.errors import Fault
 from turbo_vaed.poc import Poc
 from turbo_vaed.stages.estimates import PACE
+from turbo_vaed.stages.machine import ENDS_ITSELF_MINUTES
 
 EXIT_CODE = "exit-code"
 

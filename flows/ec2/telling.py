@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 
 from flows import runs
-from flows.ec2 import template
 from flows.ec2.picking import Picked
 from turbo_vaed.costs.money import plain
 from turbo_vaed.costs.tags import ec2_tags, resource_tags
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages.machine import TEMPLATE, node_config, read_template
 
 HOME = "~/turbo-vaed"
 """The checkout on the machine."""
@@ -54,16 +54,14 @@ def configuration(
     machine = picked.choice.machine
     tags = ec2_tags(resource_tags(run=run.run_id, customer=poc.customer, stage="poc"))
     kinds = ["instance", "volume"]
-    node = template.node_config(config)
+    node = node_config(config)
     try:
         # Of the run, so that nobody else's machine is taken for it.
         config["cluster_name"] = f"{config['cluster_name']}-{run.run_id}"
         config["provider"]["region"] = machine.region
         setup = config["setup_commands"]
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{template.TEMPLATE} lacks {error}; compare it with the one in git"
-        ) from None
+        raise UserError(f"{TEMPLATE} lacks {error}; compare it with the one in git") from None
     node["InstanceType"] = machine.instance_type
     if machine.market == "spot":
         config["provider"]["availability_zone"] = machine.zone
@@ -137,7 +135,7 @@ def prepare(poc: Poc, settings: Settings, picked: Picked, run: runs.Run, *, name
             f"first: turbo-vaed ec2 down {poc.customer}"
         )
     _check_places(settings)
-    common = template.read(settings.root)
+    common = read_template(settings.root)
     place.mkdir(parents=True, exist_ok=True)
     _copy_checkout(poc)
     told = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}

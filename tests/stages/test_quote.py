@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from datetime import timedelta
 from decimal import Decimal
@@ -40,6 +41,7 @@ REPOSITORY = Path(__file__).parents[2]
 def poc(tmp_path: Path) -> Poc:
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     (tmp_path / "assets").symlink_to(REPOSITORY / "assets")
+    (tmp_path / "infra").symlink_to(REPOSITORY / "infra")
     (tmp_path / "dvc.yaml").touch()
     poc = Poc.load(tmp_path, "demo")
     poc.folder("distill").mkdir(parents=True)
@@ -242,6 +244,11 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(
         BudgetRefused, match=r"it would with distill\.steps of 489, or with a budget"
     ):
         estimate_run(poc, settings, ledger, may_spend_usd=half)
+    machine = dataclasses.replace(settings, held_usd=Decimal("0.5"))
+    with pytest.raises(BudgetRefused, match=r"of 489, or with a budget\.run_usd") as told:
+        estimate_run(poc, machine, ledger, may_spend_usd=half + machine.held_usd)
+    said = re.search(r"budget.run_usd of \$([0-9.]+)", str(told.value))
+    assert said and estimate_run(poc, machine, ledger, may_spend_usd=Decimal(said[1])) is not None
     less = with_distill(poc, steps=489)
     assert estimate_run(less, settings, ledger, may_spend_usd=half) is not None, "as it was told"
     with pytest.raises(BudgetRefused, match="would with no number of steps, but with a budget"):
@@ -258,6 +265,9 @@ def test_what_followed_before_is_kept_back(poc: Poc, settings: Settings, ledger:
     ledger.add(failed)
     assert following(ledger, "demo") == after, "a gate that crashed took no time that counts"
     assert after.usd == charge("x", "x", 0, 1).amount_usd, "of the disk"
+    volume = charge("machine", "demo-2", 0, 99_000, unit="GB-month")
+    ledger.add(dataclasses.replace(volume, resource="volume"))
+    assert following(ledger, "demo") == after, "whoever starts a machine keeps its own back"
     assert reserve_seconds(poc.params, after) == pytest.approx(4320)
     tracker = Tracker(spent_usd=lambda: Decimal(0), following=lambda: after)
     spending = spending_of(dataclasses.replace(poc, tracker=tracker), settings, "distill")

@@ -151,7 +151,10 @@ class Account:
             case "checkpoint_failed":
                 self.save_error = event["text"]
             case "warning":
-                self.warnings.append({key: event[key] for key in ("step", "kind", "text")})
+                found = {key: event[key] for key in ("step", "kind", "text")}
+                same = [(w["step"], w["kind"]) for w in self.warnings]
+                if (found["step"], found["kind"]) not in same:  # told again after a restart
+                    self.warnings.append(found)
             case "interruption":
                 self._cause = NOTICED
             case "wasted":

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from turbo_vaed.costs import per_second
+from turbo_vaed.costs import format_usd, per_second
 from turbo_vaed.distill import health
 from turbo_vaed.distill.adversary import Adversary
 from turbo_vaed.distill.checkpoint import Checkpoint
@@ -223,7 +223,8 @@ class Loop:
         answer = next_step(
             self.job, self.history, best_psnr=self.best_psnr, validate_seconds=self.validate_seconds
         )
-        if answer.warning and not any(w["kind"] == "budget" for w in self.warnings):
+        of = f"of {format_usd(self.job.budget.run_usd)} "  # once for each budget that it has had
+        if answer.warning and not any(of in w["text"] for w in self.warnings):
             self._flag("budget", answer.warning)
         return answer.stop, answer.reason
 

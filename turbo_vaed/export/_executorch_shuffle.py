@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from turbo_vaed.export.graph import ExportError
 from turbo_vaed.quiet import quiet_imports
 
 _NHWC = "XNN_NHWC_NODE"
@@ -78,13 +79,12 @@ def _folded(permute: fx.Node, edge: Any) -> tuple[fx.Node, int, int, fx.Node] | 
     frames, u, same, channels, height, width = split.meta["val"].shape
     if u != same or x.meta["val"].dim() != 4:
         return None
-    n = x.meta["val"].shape[0]
+    n, joined, *size = x.meta["val"].shape
+    r = frames // n
     expected = (frames, channels, u * height, u * width)
-    if tuple(last.meta["val"].shape) != expected or tuple(x.meta["val"].shape[2:]) != (
-        height, width,
-    ):  # fmt: skip
+    if size != [height, width] or joined != r * u * u * channels:
         return None
-    return x, u, frames // n, last
+    return (x, u, r, last) if tuple(last.meta["val"].shape) == expected else None
 
 
 def _unfold(graph: fx.Graph, node: fx.Node, edge: Any) -> None:
@@ -92,7 +92,7 @@ def _unfold(graph: fx.Graph, node: fx.Node, edge: Any) -> None:
     x, u, r = node.args
     assert isinstance(x, fx.Node) and isinstance(u, int) and isinstance(r, int)
     if not (x.meta.get(_NHWC) and node.meta.get(_NHWC)):
-        raise AssertionError(f"{x} lies channels first; a shuffle follows a convolution")
+        raise ExportError(f"{x} lies channels first in memory; expected a convolution's output")
     n, channels, height, width = x.meta["val"].shape
     view, permute = edge.aten.view_copy.default, edge.aten.permute_copy.default
     with graph.inserting_before(node):

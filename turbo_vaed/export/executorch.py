@@ -62,7 +62,7 @@ def export_xnnpack(
     """
     import torch
 
-    from turbo_vaed.export.passes import in_small_joins, without_needless_slices
+    from turbo_vaed.export.passes import without_needless_slices, without_steps
 
     check_latent_scaling(decoder.config.latent_channels, latent_mean, latent_std)
     # Winograd's products are a third fewer; float16 and int8 have too few digits for its sums.
@@ -75,7 +75,7 @@ def export_xnnpack(
         program, latents = program.half(), latents.half()
     with torch.no_grad(), without_treespec_warnings():
         whole = torch.export.export(program, (latents,)).module()
-        graph = without_needless_slices(in_small_joins(whole))
+        graph = without_needless_slices(without_steps(whole))
         exported = torch.export.export(graph, (latents,))
         if precision == "int8":
             from turbo_vaed.export.quantise import quantised

@@ -9,13 +9,27 @@ import torch
 from torch import fx
 
 _SLICE, _CAT = torch.ops.aten.slice.Tensor, torch.ops.aten.cat.default
-XNNPACK_JOINS = 5
-"""So many parts XNNPACK joins at once, and it cuts without steps."""
+
+
+def without_steps(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph, changed in place, with no slice that has a step: XNNPACK cuts without. Each is
+    joined of slices of one."""
+    for node in list(graph.graph.nodes):
+        if node.target is not _SLICE or (wanted := range(*_bounds(node))).step == 1:
+            continue
+        whole, dim = node.args[0], _dim_of(node)
+        with graph.graph.inserting_before(node):
+            parts = [_call(graph.graph, _SLICE, node, (whole, dim, k, k + 1)) for k in wanted]
+            one = parts[0] if len(parts) == 1 else _call(graph.graph, _CAT, node, (parts, dim))
+        node.replace_all_uses_with(one)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
 
 
 def without_needless_slices(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph, changed in place, with no slice of joined frames that lies within one of the
-    joined: it is a slice of that, or that itself.
+    """The graph, changed in place, where a slice of joined frames that lies within one of the
+    joined is a slice of that, or that itself.
 
     Most taps of a convolution over time see frames as they were before a first and a last one were
     put beside them. For a runtime each of the two is a copy of a layer's whole input.
@@ -29,35 +43,6 @@ def without_needless_slices(graph: fx.GraphModule) -> fx.GraphModule:
             node.replace_all_uses_with(part)
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
-
-
-def in_small_joins(graph: fx.GraphModule, most: int = XNNPACK_JOINS) -> fx.GraphModule:
-    """The graph, changed in place, with no concatenation of more than `most` parts, and with one
-    for every slice that has a step."""
-    for node in list(graph.graph.nodes):
-        if node.target is _CAT and len(node.args[0]) > most:
-            parts, dim = list(node.args[0]), _dim_of(node)
-        elif node.target is _SLICE and (wanted := range(*_bounds(node))).step > 1:
-            dim = node.args[1]
-            with graph.graph.inserting_before(node):
-                parts = [
-                    _call(graph.graph, _SLICE, node, (node.args[0], dim, at, at + 1))
-                    for at in wanted
-                ]
-        else:
-            continue
-        with graph.graph.inserting_before(node):
-            while len(parts) > most:
-                few = [parts[at : at + most] for at in range(0, len(parts), most)]
-                parts = [
-                    _call(graph.graph, _CAT, node, (some, dim)) if len(some) > 1 else some[0]
-                    for some in few
-                ]
-            joined = _call(graph.graph, _CAT, node, (parts, dim)) if len(parts) > 1 else parts[0]
-        node.replace_all_uses_with(joined)
-        graph.graph.erase_node(node)
     graph.recompile()
     return graph
 
@@ -98,6 +83,6 @@ def _dim_of(node: fx.Node) -> int:
 
 def _bounds(node: fx.Node) -> tuple[int, int, int]:
     """(start, end, step) of a slice, within what it cuts."""
-    whole, dim, *bounds = node.args
+    whole, (start, end, step) = node.args[0], [*node.args[2:], None, None, None][:3]
     assert isinstance(whole, fx.Node)
-    return slice(*bounds).indices(whole.meta["val"].shape[dim])
+    return slice(start, end, step).indices(whole.meta["val"].shape[_dim_of(node)])

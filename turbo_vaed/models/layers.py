@@ -211,11 +211,10 @@ def _two_at_once(
     middle = conv(1, odd[:pairs] + even[1 : pairs + 1], bias)
     other = conv(2, even[1 : pairs + 1] - odd[:pairs])
     first = conv(0, even[:pairs] - even[1 : pairs + 1]).add_(middle).add_(other)
-    second = middle.sub_(other)[: whole * batch]
-    del other
-    second = second - conv(3, odd[:whole] - odd[1 : whole + 1])
+    second = conv(3, odd[1 : whole + 1] - odd[:whole]).add_(middle.sub_(other)[: whole * batch])
+    del middle, other
     found = [part[k * batch : (k + 1) * batch] for k in range(pairs) for part in (first, second)]
-    return torch.cat(found[:count] or [first])
+    return torch.cat(found[:count]) if count > 1 else first
 
 
 def shuffle(x: Tensor, batch: int, upscale: int, time_factor: int) -> Tensor:

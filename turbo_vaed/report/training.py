@@ -1,4 +1,4 @@
-"""How the student was trained: losses, targets, restarts, early signs of trouble."""
+"""How the student was trained: losses, targets, restarts, warnings."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from turbo_vaed.params import DistillParams
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.arithmetic import expected_pace
+from turbo_vaed.stages.machine import VOLUME
 from turbo_vaed.stages.prices import most_usd_per_hour, price_of, reserve_seconds
 from turbo_vaed.tracker import Following
 
@@ -169,7 +170,8 @@ def estimate_run(
         "other_usd": basis.rest_usd,
         "usd_per_hour": usd_per_hour,
     }
-    steps, left_usd = poc.params.distill.steps, may_spend_usd - basis.idle_usd
+    held_usd = basis.idle_usd + settings.held_usd
+    steps, left_usd = poc.params.distill.steps, may_spend_usd - held_usd
     found = estimate(
         steps=steps,
         **facts,
@@ -186,7 +188,7 @@ def estimate_run(
             found,
             max(left_usd, Decimal(0)),
             change=f"it would {fewer} with a budget.run_usd of "
-            f"{format_usd(found.high_usd + basis.idle_usd)}{cheaper(left_usd)}; "
+            f"{format_usd(found.high_usd + held_usd)}{cheaper(left_usd)}; "
             f"{format_usd(basis.reserve_usd)} are kept back for evaluate, export, gate and report "
             "(budget.reserve_seconds, or what they took before)",
         )
@@ -242,7 +244,8 @@ def following(ledger: Ledger, customer: str) -> Following:
         )
         for name in FOLLOWING
     ]
-    kept = (g for g in groups if g.unit in (storage.UNIT, transfer.UNIT))
+    # A machine's volume is kept back by whoever starts one (`stages/machine.py`).
+    kept = (g for g in groups if g.unit in (storage.UNIT, transfer.UNIT) and g.resource != VOLUME)
     return Following(
         seconds=float(total_usd(seconds)), usd=_most(kept, lambda group: group.amount_usd)
     )

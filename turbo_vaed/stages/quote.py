@@ -20,6 +20,7 @@ from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.arithmetic import expected_pace
 from turbo_vaed.stages.estimates import following, measured_pace
+from turbo_vaed.stages.machine import beside_usd
 from turbo_vaed.stages.prices import price_book, reserve_seconds
 
 _MEASURED, _EXPECTED = "measured", "by the student's arithmetic alone, for no run has measured it"
@@ -112,7 +113,10 @@ def cheapest_elsewhere(
     if not offers or offers[0].usd is None:
         return f", or on a cheaper machine: no price of prices.candidates is known ({more})"
     best = offers[0]  # as `turbo-vaed ec2 run` takes it
-    usd = with_rest(poc, settings, best)
+    try:
+        usd = with_rest(poc, settings, best)
+    except UserError as error:
+        return f", or on a cheaper machine ({more}: {error})"
     name = f"{_name(best.machine)}, where it is expected to cost {format_usd(usd)}"
     if usd > left_usd:
         return f", and not on the cheapest of prices.candidates, {name} ({more})"
@@ -120,12 +124,19 @@ def cheapest_elsewhere(
 
 
 def with_rest(poc: Poc, settings: Settings, choice: Choice) -> Decimal:
-    """What a machine of a known price would cost with what is kept back for what follows."""
+    """What an EC2 machine of a known price would cost with what is kept back for what follows, and
+    with what it costs beside its stages.
+
+    Raises:
+        UserError: infra/ray/machine.yaml does not tell its volume.
+    """
     assert choice.usd is not None and choice.machine.usd_per_hour is not None
     with Ledger.open(settings.ledger_url) as ledger:
         after = following(ledger, poc.customer)
     seconds = Decimal(str(reserve_seconds(poc.params, after)))
-    return quantise_usd(choice.usd + after.usd + seconds * per_second(choice.machine.usd_per_hour))
+    usd_per_hour = choice.machine.usd_per_hour
+    beside = beside_usd(poc, usd_per_hour, Decimal(choice.seconds) / 3600)
+    return quantise_usd(choice.usd + after.usd + seconds * per_second(usd_per_hour) + beside)
 
 
 def _spot_type(poc: Poc, settings: Settings) -> str | None:

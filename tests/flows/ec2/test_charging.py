@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 
 from flows import runs
 from flows.ec2 import charging, running, telling
-from flows.ec2.picking import ENDS_ITSELF_MINUTES, Picked, pick
+from flows.ec2.picking import Picked, pick
 from tests.costs.charges import START, charge
 from turbo_vaed.cli import app
 from turbo_vaed.costs import Ledger, PriceBook
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages.machine import ENDS_ITSELF_MINUTES
 
 BEGAN = START - timedelta(minutes=5)
 
@@ -41,6 +42,9 @@ def test_what_a_machine_was_up_beside_its_stages_is_charged_once(
         assert volume.quantity == pytest.approx(120 * Decimal(10) / (30 * 24 * 60))  # all the time
         assert volume.amount_usd == pytest.approx(volume.quantity * Decimal("0.0952"))
         assert charging.settle(ledger, poc, ended=BEGAN + timedelta(minutes=20)) == ()
+        # Cut off between the ledger's word and the end of it.
+        charging.note(poc, run, picked, began=BEGAN)
+        charging.settle(ledger, poc, ended=BEGAN + timedelta(minutes=10))
         assert len(ledger.charges()) == 3
 
 

@@ -12,17 +12,17 @@ import yaml
 
 from flows import runs
 from flows.ec2 import telling
-from flows.ec2 import template as machine_template
 from flows.ec2.picking import pick
 from tests.flows.ec2.places import REPOSITORY, on_postgres
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages.machine import TEMPLATE, node_config, read_template
 
 
 def template() -> dict[str, Any]:
-    return machine_template.read(REPOSITORY)
+    return read_template(REPOSITORY)
 
 
 def test_what_would_be_lost_with_the_machine_is_named(
@@ -118,14 +118,16 @@ def test_a_template_that_lacks_a_part_is_named(
         )
 
 
-@pytest.mark.parametrize("volumes", [[], [{"DeviceName": "/dev/sda1", "Ebs": {}}]])
+@pytest.mark.parametrize(
+    "volumes", [[], [{"VirtualName": "ephemeral0"}], [{"Ebs": {"VolumeType": "gp3"}}]]
+)
 def test_a_volume_without_a_size_is_refused(
     poc: Poc, settings: Settings, run: runs.Run, book: PriceBook, volumes: list[Any]
 ) -> None:
     changed = template()
-    machine_template.node_config(changed)["BlockDeviceMappings"] = volumes
-    (settings.root / machine_template.TEMPLATE).write_text(yaml.safe_dump(changed))
-    with pytest.raises(UserError, match=r"expected BlockDeviceMappings, each with an Ebs"):
+    node_config(changed)["BlockDeviceMappings"] = volumes
+    (settings.root / TEMPLATE).write_text(yaml.safe_dump(changed))
+    with pytest.raises(UserError, match=r"expected BlockDeviceMappings with Ebs"):
         pick(poc, settings, run, book=book)
 
 
