@@ -260,3 +260,12 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(call):
     }
     assert rows["LiteRT converter"]["found"] == "litert-torch 0.10.0"
     assert code == 3
+
+
+def test_the_first_reason_stands_for_the_others() -> None:
+    """A reason has semicolons of its own."""
+    assert cli._first("fps is unknown: busy; at least 24 is asked\nflicker\nsize") == (
+        "fps is unknown: busy; at least 24 is asked; and 2 more (--format json)"
+    )
+    assert cli._first("every check passes") == "every check passes"
+    assert cli._first("") == ""

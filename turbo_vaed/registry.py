@@ -81,6 +81,7 @@ class VersionRow:
     promotion: str
     """`champion`, `candidate`, `refused`, or empty where nobody asked."""
     reasons: str
+    """A line each."""
     created_at: datetime
 
 
@@ -328,7 +329,7 @@ def _leave_only(client: MlflowClient, name: str, version: int, *, alias: str | N
 def _mark(
     client: MlflowClient, name: str, version: int, promotion: str, reasons: Sequence[str]
 ) -> None:
-    said = "; ".join(reasons)[:_TAG_CHARACTERS] or "every check passes"
+    said = "\n".join(reasons)[:_TAG_CHARACTERS] or "every check passes"
     for key, value in (("promotion", promotion), ("promotion_reasons", said)):
         client.set_model_version_tag(name, str(version), key, value)
 

@@ -108,6 +108,11 @@ def test_what_was_measured_is_read_per_minute_of_video(
                   "1 thread, 5 runs", "9 frames at 25 fps"):  # fmt: skip
         assert words in teacher.source
     assert "this host, no phone" in student.source
+    assert "NOT TRUST" not in teacher.source + student.source
+    busy = {**documents, "measurement": {**documents["measurement"], "distrust": "it was busy"}}
+    for one in roi_of_run(**busy, cost=COST, assumptions=assumptions).inputs:
+        is_time = one.name.endswith("_seconds_per_minute")
+        assert ("DOES NOT TRUST THESE TIMES: it was busy" in one.source) == is_time, one.name
     documents["measurement"]["threads"] = 2  # as long on twice the threads is twice the work
     twice = roi_of_run(**documents, cost=COST, assumptions=assumptions)
     assert twice.likely.teacher_seconds_per_minute == 2 * roi.likely.teacher_seconds_per_minute

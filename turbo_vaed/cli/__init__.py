@@ -159,7 +159,7 @@ def list_versions(customer: Customer, form: Format = "table") -> None:
             "verdict": row.verdict_result,
             "package": row.package_sha256[:12],
             "created": row.created_at.isoformat(timespec="seconds"),
-            "reasons": row.reasons if form == "json" else _first(row.reasons),
+            "reasons": row.reasons.splitlines() if form == "json" else _first(row.reasons),
         }
         for row in versions(settings.mlflow_tracking_uri, customer)
     ]
@@ -168,7 +168,7 @@ def list_versions(customer: Customer, form: Format = "table") -> None:
 
 def _first(reasons: str) -> str:
     """The first of several reasons, and how many more there are."""
-    first, *others = reasons.split("; ")
+    first, *others = reasons.splitlines() or [""]
     more = f"; and {len(others)} more (--format json)" if others else ""
     return first + more
 

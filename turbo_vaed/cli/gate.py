@@ -27,7 +27,7 @@ def _gate() -> None:
 
 @app.command("explain")
 def explain(
-    run: Annotated[str, typer.Argument(help="a customer, or the id of its last run")],
+    run: Annotated[str, typer.Argument(metavar="CUSTOMER", help="or the id of its last run")],
     form: Format = "table",
 ) -> None:
     """Every check of the last verdict, and what to change where one does not pass.

@@ -68,7 +68,8 @@ def _certainty(check: Check, verdict: Verdict, facts: RunFacts) -> str:
     if check.low is None or check.name in (*_SPEED, "cold_start_seconds"):
         return (
             f"turbo-vaed poc {verdict.customer} measures again; do so when nothing else runs "
-            "there, or raise gate.max_samples"
+            "there (others may take gate.max_others_share), or raise gate.max_samples where the "
+            "interval is wide"
         )
     clips = "" if facts.test_clips is None else f" than {facts.test_clips}"
     return (

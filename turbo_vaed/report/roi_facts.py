@@ -132,6 +132,9 @@ def _measured(clips: Document, package: Document, measurement: Document) -> list
     fps = statistics.median(_positive(clip["fps"]) for clip in clips["clips"])
     clips_per_minute = 60 * fps / frames
     clip = f"clips of {frames} frames at {fps.normalize():f} fps ({CLIPS}, {PACKAGE} io)"
+    doubt = str(measurement.get("distrust") or "")
+    if doubt:
+        doubt = f"; THE GATE DOES NOT TRUST THESE TIMES: {doubt}"
 
     def per_minute(name: str, timed: _Timed) -> Input:
         samples = [_positive(seconds) for seconds in measurement[timed.key]]
@@ -142,7 +145,7 @@ def _measured(clips: Document, package: Document, measurement: Document) -> list
             low=low,
             likely=likely,
             high=high,
-            source=f"{MEASUREMENT} {timed.key}: {timed.where}, {len(samples)} runs; {clip}",
+            source=f"{MEASUREMENT} {timed.key}: {timed.where}, {len(samples)} runs; {clip}{doubt}",
         )
 
     return [
