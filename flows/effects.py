@@ -78,6 +78,11 @@ class Outcome:
 def outcome(poc: Poc, run: runs.Run, sentence: str) -> Outcome:
     """The end of a run whose verdict lies in the customer's folder."""
     verdict = _read(poc.folder("gate") / "verdict.json")
+    if why := undecided(poc):
+        sentence += (
+            f"\nThat is no word against the student ({why}). Run the same command again when "
+            "nothing else runs there: it measures once more, and nothing else is done again."
+        )
     return Outcome(
         sentence=sentence,
         report=poc.report,

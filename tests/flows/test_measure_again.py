@@ -42,6 +42,9 @@ def judged(work: Path, result: str, *candidates: tuple[str, str]) -> SimpleNames
 def test_what_measuring_again_may_decide(work, result, candidates, why):
     found = effects.undecided(judged(work, result, *candidates))
     assert (why in found) if why else (found == "")
+    told = effects.outcome(judged(work, result, *candidates), runs.fresh("demo"), "So it ended.")
+    assert told.sentence.startswith("So it ended.")
+    assert ("Run the same command again" in told.sentence and why in told.sentence) == bool(why)
 
 
 @pytest.mark.parametrize(("result", "again"), [("cannot tell", True), ("passes", False)])
