@@ -141,8 +141,7 @@ def _read(path: Path, run: str) -> dict[str, datetime]:
 def _write(path: Path, run: str, nodes: Mapping[str, datetime]) -> None:
     document = {"run": run, "nodes": {node: at.isoformat() for node, at in nodes.items()}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(
-        f"{path.name}.{uuid4().hex}.partial"
-    )  # a meter's threads write at once
+    # A meter's threads write at once.
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     partial.write_text(json.dumps(document) + "\n")
     os.replace(partial, path)
