@@ -1,4 +1,4 @@
-"""Three faults of ExecuTorch 1.5's XNNPACK lowering, mended while a program is lowered."""
+"""Four faults of ExecuTorch 1.5's XNNPACK lowering, mended while a program is lowered."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ def mended() -> Iterator[None]:
         from executorch.backends.xnnpack.operators.node_visitor import (  # type: ignore[import-untyped, unused-ignore]
             NodeVisitor,
         )
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import (  # type: ignore[import-untyped, unused-ignore]
+            XnnpackPartitioner,
+        )
 
     from turbo_vaed.export._executorch_shuffle import by_one_copy
 
@@ -28,6 +31,7 @@ def mended() -> Iterator[None]:
         patch.object(NodeVisitor, "define_tensor", _weights_as_they_are(NodeVisitor)),
         patch.object(passes, "input_to_nhwc", _copying_only_input(layout)),
         patch.object(passes, "call", by_one_copy(passes.call)),
+        patch.object(XnnpackPartitioner, "generate_partitions", _in_one(XnnpackPartitioner)),
     ):
         yield
 
@@ -83,3 +87,23 @@ def _copying_only_input(layout: Any) -> Any:
             user.replace_input_with(source, copy)
 
     return input_to_nhwc
+
+
+def _in_one(partitioner: Any) -> Any:
+    """What XNNPACK takes as one subgraph, where it takes everything.
+
+    ExecuTorch merges groups one by one and looks for cycles through each: where a rounded frame
+    goes to several convolutions it finds some, and leaves a subgraph for each layer.
+    """
+    from torch.fx.passes.infra.partitioner import Partition
+
+    generate = partitioner.generate_partitions
+
+    def generate_partitions(self: Any, program: Any) -> Any:
+        taken = [n for group in self.get_matched_nodes_from_configs(program) for n in group]
+        calls = {node for node in program.graph.nodes if node.op == "call_function"}
+        if calls - set(taken):
+            return generate(self, program)
+        return [Partition(id=0, nodes=dict.fromkeys(taken))]
+
+    return generate_partitions

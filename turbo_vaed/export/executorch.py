@@ -62,6 +62,7 @@ def export_xnnpack(
     """
     import torch
 
+    from turbo_vaed.export.by_frames import by_frames
     from turbo_vaed.export.passes import without_needless_slices, without_steps
 
     check_latent_scaling(decoder.config.latent_channels, latent_mean, latent_std)
@@ -76,14 +77,15 @@ def export_xnnpack(
     with torch.no_grad(), without_treespec_warnings():
         whole = torch.export.export(program, (latents,)).module()
         graph = without_needless_slices(without_steps(whole))
-        exported = torch.export.export(graph, (latents,))
         if precision == "int8":
             from turbo_vaed.export.quantise import quantised
 
-            graph = quantised(exported, calibration, least_parity_db=least_parity_db)
             exported = torch.export.export(graph, (latents,))
+            graph = quantised(exported, calibration, least_parity_db=least_parity_db)
+            graph = torch.export.export(graph, (latents,)).module()
         elif precision not in ("fp32", "fp16"):
             raise ValueError(f"precision: found {precision!r}, allowed: {', '.join(PRECISIONS)}")
+        exported = torch.export.export(by_frames(graph), (latents,))
     buffer = _lower(exported)
 
     folder = Path(folder)

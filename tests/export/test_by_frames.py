@@ -1,0 +1,115 @@
+"""Large layers frame by frame: the same numbers, one convolution for each frame, nothing joined."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.export.small import SHAPE, small_decoder
+from turbo_vaed.export.by_frames import LEAST_BYTES, by_frames
+from turbo_vaed.export.executorch import export_xnnpack
+from turbo_vaed.export.graph import plain
+from turbo_vaed.export.passes import without_needless_slices, without_steps
+from turbo_vaed.export.quantise import quantised
+
+ATEN = torch.ops.aten
+CONV, CAT, SLICE = ATEN.conv2d.default, ATEN.cat.default, ATEN.slice.Tensor
+
+
+def graph_of(module: nn.Module, x: Tensor) -> torch.fx.GraphModule:
+    with torch.no_grad():
+        return torch.export.export(module, (x,)).module()
+
+
+def calls(graph: torch.fx.GraphModule, target: object) -> list[torch.fx.Node]:
+    return [node for node in graph.graph.nodes if node.target is target]
+
+
+@pytest.mark.parametrize("form", ["taps", "winograd"])
+def test_a_decoder_computes_the_same_by_frames(form):
+    decoder = plain(small_decoder().requires_grad_(False), SHAPE, form=form)
+    latents = torch.randn(SHAPE)
+    graph = without_needless_slices(without_steps(graph_of(decoder, latents)))
+    frames = by_frames(graph, least_bytes=1)
+    with torch.no_grad():
+        torch.testing.assert_close(frames(latents), graph(latents), rtol=1e-4, atol=1e-4)
+    assert len(calls(frames, CONV)) > len(calls(graph, CONV))
+    assert len(calls(frames, CAT)) == 1, "the video alone is joined"
+
+
+def test_what_is_small_stays_as_it_is():
+    decoder, latents = plain(small_decoder().requires_grad_(False), SHAPE), torch.randn(SHAPE)
+    graph = graph_of(decoder, latents)
+    assert by_frames(graph) is graph
+    assert by_frames(graph, least_bytes=LEAST_BYTES) is graph
+
+
+def test_only_from_the_first_large_tensor_on():
+    class Grows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(x)
+            return torch.sigmoid(torch.cat([x, x], dim=1).mul(2.0))
+
+    x = torch.randn(3, 4, 8, 8)
+    graph = graph_of(Grows(), x)
+    frames = by_frames(graph, least_bytes=2 * x.numel() * 4)
+    assert len(calls(frames, ATEN.relu.default)) == 1, "it is small"
+    assert len(calls(frames, ATEN.sigmoid.default)) == len(x)
+    assert torch.equal(frames(x), graph(x))
+
+
+def test_the_taps_of_one_frame_are_computed_once_and_share_its_rounding():
+    decoder, latents = plain(small_decoder().requires_grad_(False), SHAPE), torch.randn(SHAPE)
+    graph = without_needless_slices(graph_of(decoder, latents))
+    exported = torch.export.export(graph, (latents,))
+    graph = quantised(exported, [latents], least_parity_db=None)
+    graph = torch.export.export(graph, (latents,)).module()
+    frames = by_frames(graph, least_bytes=1)
+    name = "quantized_decomposed.quantize_per_tensor.tensor"
+    rounded = [node.args[0] for node in frames.graph.nodes if str(node.target) == name]
+    with_int8 = [n for n in calls(frames, CONV) if "dequantize" in str(n.args[0].target)]
+    assert len(set(rounded)) == len(rounded) < len(with_int8)
+    inputs = [str(n.args) for n in calls(frames, CONV)]
+    assert len(inputs) == len(set(inputs)), "no convolution twice"
+
+
+def test_an_operation_in_place_changes_nothing_that_is_read_later():
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2
+            first = y[:2].mul(3.0)
+            return torch.cat([first, y.relu_()])
+
+    x = torch.randn(4, 3, 2, 2)
+    graph = graph_of(InPlace(), x)
+    expected = graph(x.clone())
+    assert torch.equal(by_frames(graph, least_bytes=1)(x.clone()), expected)
+
+
+def test_the_frames_of_the_output_come_one_after_another():
+    """So that a frame is still in the cache when the next layer takes it."""
+
+    class Long(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(3):
+                x = torch.sigmoid(x)
+            return x
+
+    frames = by_frames(graph_of(Long(), torch.randn(2, 3, 4, 4)), least_bytes=1)
+    order = [n.target for n in frames.graph.nodes if n.op == "call_function"]
+    sigmoid = ATEN.sigmoid.default
+    assert order == [SLICE, *[sigmoid] * 3, SLICE, *[sigmoid] * 3, CAT]
+
+
+def test_an_int8_program_by_frames_is_one_subgraph_and_runs(tmp_path, monkeypatch):
+    from turbo_vaed.devices._runtimes import open_program
+    from turbo_vaed.export import by_frames as module
+
+    monkeypatch.setattr(module.by_frames, "__defaults__", (1,))
+    decoder, latents = small_decoder(), torch.randn(SHAPE)
+    path = export_xnnpack(
+        decoder, latent_shape=SHAPE, folder=tmp_path, precision="int8", calibration=[latents]
+    )
+    video = torch.from_numpy(open_program("executorch-xnnpack", path, 1)(latents.numpy()))
+    with torch.no_grad():
+        error = (video - decoder(latents)).square().mean()
+    assert error < 1e-2

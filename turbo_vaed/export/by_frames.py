@@ -1,0 +1,192 @@
+"""A graph that takes its large layers frame by frame, where it took them operation by operation.
+
+Frames are the leading dimension, and all operations but a convolution's taps in time look at one
+frame alone. Of all frames at once each operation reads and writes more than a processor's cache
+holds; one frame stays there from one operation to the next. The frames around one are then operands
+as they are: nothing is copied to shift or join them, and an int8 layer rounds each frame once for
+all taps. The price is a larger graph, which takes longer to lower.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+LEAST_BYTES = 4 * 2**20
+"""Of a tensor over all frames from which on they go one by one: what no core's cache holds."""
+
+_ATEN = torch.ops.aten
+_SLICE, _CAT, _CONV = _ATEN.slice.Tensor, _ATEN.cat.default, _ATEN.conv2d.default
+_IN_PLACE = {
+    _ATEN.add_.Tensor: _ATEN.add.Tensor,
+    _ATEN.sub_.Tensor: _ATEN.sub.Tensor,
+    _ATEN.relu_.default: _ATEN.relu.default,
+    _ATEN.silu_.default: _ATEN.silu.default,
+}
+"""What is in place, and the same with a result of its own: the order will be another one."""
+
+
+def by_frames(graph: fx.GraphModule, least_bytes: int = LEAST_BYTES) -> fx.GraphModule:
+    """The same program, where an operation on a large tensor (F, C, H, W) is one for each of F.
+
+    Once begun with, frames stay apart; what does not go by frames gets them joined. The nodes of
+    `graph` have their values' shapes in `meta["val"]`. The result has its own order, frame by frame
+    as far as the taps in time let it, and no shapes.
+    """
+    found = _Frames(graph, least_bytes)
+    if not found.is_any:
+        return graph
+    ordered = _depth_first(found.made)
+    ordered.set_codegen(graph.graph._codegen)  # how it is called: with what, for what
+    return fx.GraphModule(graph, ordered)
+
+
+class _Frames:
+    """`made`, the graph by frames; `is_any`, whether anything was large."""
+
+    def __init__(self, graph: fx.GraphModule, least_bytes: int) -> None:
+        self.made, self.is_any = fx.Graph(), False
+        self._whole: dict[fx.Node, fx.Node] = {}
+        self._pieces: dict[fx.Node, list[fx.Node]] = {}
+        self._calls: dict[Any, fx.Node] = {}
+        for node in graph.graph.nodes:
+            is_wanted = any(one in self._pieces for one in node.all_input_nodes) or (
+                _frames(node) > 1 and _bytes(node) >= least_bytes
+            )
+            pieces = self._taken_apart(node) if is_wanted else None
+            if pieces is None:
+                self._whole[node] = self.made.node_copy(node, self._joined)
+            else:
+                self._pieces[node], self.is_any = pieces, True
+
+    def _taken_apart(self, node: fx.Node) -> list[fx.Node] | None:
+        """What it puts out, frame by frame; None where it does not go by frames."""
+        target, args = _call_of(node)
+        if target is _SLICE and args[1] == 0:
+            start, end, step = [*args[2:], None, None, None][:3]
+            return self._apart(args[0])[start:end:step]
+        if target is _CAT and args[1:] in ((), (0,)):
+            return [piece for part in args[0] for piece in self._apart(part)]
+        if target is _ATEN.reshape.default and args[1][0] % len(self._apart(args[0])) == 0:
+            x = self._apart(args[0])
+            each = args[1][0] // len(x)  # of a shuffle in time a frame becomes several
+            made = [self._call(target, (one, [each, *args[1][1:]])) for one in x]
+            if each == 1 or len(args[1]) != 4:
+                return made
+            return [self._frame(one, k) for one in made for k in range(each)]
+        if (target is _ATEN.permute.default and args[1][0] == 0) or _is_of_one_frame(target):
+            return self._each(node)
+        return None
+
+    def _each(self, node: fx.Node) -> list[fx.Node]:
+        """A call for each frame."""
+        target, arguments = _call_of(node)
+        operands = arguments[:1] if target is _CONV else arguments
+        nodes = [one for one in operands if isinstance(one, fx.Node)]
+        apart = {
+            one: self._apart(one)
+            for one in nodes
+            if one in self._pieces or _frames(one) > 1 or _is_rounding(one)
+        }
+        (count,) = {len(pieces) for pieces in apart.values()}
+        target = _IN_PLACE.get(target, target)
+
+        def of(k: int) -> fx.Node:
+            args = fx.map_arg(arguments, lambda n: apart[n][k] if n in apart else self._joined(n))
+            return self._call(target, args, node.kwargs)
+
+        return [of(k) for k in range(count)]
+
+    def _apart(self, node: fx.Node) -> list[fx.Node]:
+        if node in self._pieces:
+            return self._pieces[node]
+        if _is_rounding(node):  # with what it rounds, lest a frame be cut out of what is rounded
+            self._pieces[node] = self._each(node)
+            return self._pieces[node]
+        whole, count = self._whole[node], node.meta["val"].shape[0]
+        return [whole] if count == 1 else [self._frame(whole, k) for k in range(count)]
+
+    def _joined(self, node: fx.Node) -> fx.Node:
+        if node in self._whole:
+            return self._whole[node]
+        pieces = self._pieces[node]
+        return pieces[0] if len(pieces) == 1 else self._call(_CAT, (pieces, 0))
+
+    def _frame(self, x: fx.Node, k: int) -> fx.Node:
+        return self._call(_SLICE, (x, 0, k, k + 1))
+
+    def _call(self, target: Any, args: Any, kwargs: Any = None) -> fx.Node:
+        """A call, made once: the taps in time ask for the same of a frame."""
+        key = (target, repr(args), repr(kwargs))
+        if key not in self._calls:
+            self._calls[key] = self.made.call_function(target, tuple(args), kwargs or {})
+        return self._calls[key]
+
+
+def _frames(node: fx.Node) -> int:
+    """F of an activation (F, C, H, W); 0 of anything else."""
+    value = node.meta.get("val")
+    is_computed = node.op in ("call_function", "placeholder") and not _is_weights(node)
+    return len(value) if is_computed and isinstance(value, Tensor) and value.dim() == 4 else 0
+
+
+def _bytes(node: fx.Node) -> int:
+    value = node.meta["val"]
+    return int(value.numel() * value.element_size())
+
+
+_EACH_ALONE = {
+    _CONV,
+    _ATEN.mul.Tensor,
+    _ATEN.add.Tensor,
+    _ATEN.sub.Tensor,
+    _ATEN.rsqrt.default,
+    _ATEN.silu.default,
+    _ATEN.relu.default,
+    _ATEN.sigmoid.default,
+    _ATEN.to.dtype,
+    *_IN_PLACE,
+    operator.getitem,
+}
+_ROUNDING = {
+    f"quantized_decomposed.{name}.tensor"
+    for name in ("choose_qparams", "quantize_per_tensor", "dequantize_per_tensor")
+}
+"""By name: they are there once torchao is imported."""
+
+
+def _is_of_one_frame(target: Any) -> bool:
+    return target in _EACH_ALONE or str(target) in _ROUNDING
+
+
+def _is_weights(node: fx.Node) -> bool:
+    return str(node.target) == "quantized_decomposed.dequantize_per_channel.default"
+
+
+def _call_of(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+    """What it calls, and with what."""
+    return node.target, node.args
+
+
+def _is_rounding(node: fx.Node) -> bool:
+    return str(node.target) in _ROUNDING or node.target is operator.getitem
+
+
+def _depth_first(graph: fx.Graph) -> fx.Graph:
+    """The graph in the order in which its output asks for what it needs."""
+    ordered, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    wanted = [output, *(node for node in reversed(graph.nodes) if node.op == "placeholder")]
+    while wanted:
+        node = wanted[-1]
+        missing = [one for one in node.all_input_nodes if one not in copies]
+        if missing:
+            wanted.extend(reversed(missing))
+            continue
+        wanted.pop()
+        if node not in copies:
+            copies[node] = ordered.node_copy(node, lambda n: copies[n])
+    return ordered
