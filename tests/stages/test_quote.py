@@ -212,15 +212,27 @@ def test_an_estimate_is_the_last_runs_pace_and_its_other_stages(
     found = estimate_run(poc, settings, ledger, may_spend_usd=Decimal(95))
     assert found is not None
     assert found.seconds == pytest.approx(1000 * 36)
-    assert float(found.likely_usd) == pytest.approx((36_000 + 60 + 100 + 40) * 0.08 / 3600)
-    assert "at 36 s a step and $0.00444 for the rest" in found.basis
+    assert float(found.likely_usd) == pytest.approx((36_000 + 60 + 100 + 40 + 1) * 0.08 / 3600)
+    assert "at 36 s a step and $0.00447 for the rest" in found.basis
     kept = json.loads((poc.work / ESTIMATE).read_text())
     assert Decimal(kept["likely_usd"]) == found.likely_usd and kept["steps"] == 1000
     few = estimate_run(poc, settings, ledger, stages=["distill"], may_spend_usd=Decimal(95))
     assert few is not None
-    assert float(few.likely_usd) == pytest.approx((36_000 + 60) * 0.08 / 3600)
+    assert float(few.likely_usd) == pytest.approx((36_000 + 60 + 1) * 0.08 / 3600)
     assert estimate_run(poc, settings, ledger, stages=["gate"], may_spend_usd=Decimal(1)) is None
     assert not (poc.work / ESTIMATE).exists(), "of an earlier run nothing is left"
+
+
+def test_nodes_that_waited_and_devices_are_in_the_estimate(
+    poc: Poc, settings: Settings, ledger: Ledger
+) -> None:
+    before = estimate_run(poc, settings, ledger, may_spend_usd=Decimal(95))
+    waited = charge("waiting", "demo-2", 30_040, 31_040)
+    phone = charge("gate", "demo-2", 30_000, 30_500, unit="device-minute")
+    ledger.add_all([waited, phone])
+    found = estimate_run(poc, settings, ledger, may_spend_usd=Decimal(95))
+    assert before is not None and found is not None
+    assert found.likely_usd - before.likely_usd == waited.amount_usd + phone.amount_usd
 
 
 def test_a_pace_of_something_else_is_no_pace(poc: Poc, settings: Settings, ledger: Ledger) -> None:

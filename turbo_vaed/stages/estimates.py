@@ -30,6 +30,7 @@ from turbo_vaed.settings import Settings
 from turbo_vaed.stages.arithmetic import expected_pace
 from turbo_vaed.stages.machine import VOLUME
 from turbo_vaed.stages.prices import most_usd_per_hour, price_of, reserve_seconds
+from turbo_vaed.stages.waiting import STAGE as WAITING
 from turbo_vaed.tracker import Following
 
 _NO_MATTER_OF_PACE = frozenset(
@@ -212,15 +213,16 @@ def _basis(
             rest_usd=quantise_usd(reserve_usd),
             reserve_usd=reserve_usd,
             idle_usd=Decimal(0),
-            said="for what follows, by the student's arithmetic alone: no run has measured these "
-            "params on this machine",
+            said="for what follows, by the student's arithmetic alone, without encoding and the "
+            "teacher's part: no run has measured these params on this machine",
         )
     needed = other_usd(poc, ledger, [stage for stage in stages if stage in FOLLOWING], measured)
+    ran = other_usd(poc, ledger, stages, measured)
     return _Basis(
         pace=measured,
-        rest_usd=other_usd(poc, ledger, stages, measured),
+        rest_usd=total_usd((ran, after.usd, beside_stages(ledger, poc.customer))),
         reserve_usd=reserve_usd,
-        idle_usd=max(Decimal(0), reserve_usd - needed),
+        idle_usd=max(Decimal(0), reserve_usd - needed - after.usd),
         said="for the rest, as in the last run",
     )
 
@@ -248,6 +250,16 @@ def following(ledger: Ledger, customer: str) -> Following:
     kept = (g for g in groups if g.unit in (storage.UNIT, transfer.UNIT) and g.resource != VOLUME)
     return Following(
         seconds=float(total_usd(seconds)), usd=_most(kept, lambda group: group.amount_usd)
+    )
+
+
+def beside_stages(ledger: Ledger, customer: str) -> Decimal:
+    """The most that one of the last few runs paid for waiting nodes and for minutes of devices."""
+    groups = ledger.grouped(customer=customer)
+    known = (UNIT, storage.UNIT, transfer.UNIT)
+    return _most(
+        (g for g in groups if g.stage == WAITING or g.unit not in known),
+        lambda group: group.amount_usd,
     )
 
 

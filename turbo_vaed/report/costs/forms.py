@@ -22,7 +22,7 @@ from turbo_vaed.report.costs import said
 
 SUMMARY_COLUMNS = ("runs", "spent", "budget", "left", "saved by spot", "wasted",
                    "per kept step", "per dB")  # fmt: skip
-MOST_RUNS = 50
+MOST_RUNS = 20
 """Of a terminal's detail, the dearest; more are read by programs."""
 LEAST_WIDTH = 80
 """Characters of a table: the summary's nine columns need so many."""
