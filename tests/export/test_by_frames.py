@@ -100,16 +100,19 @@ def test_the_frames_of_the_output_come_one_after_another():
     assert order == [SLICE, *[sigmoid] * 3, SLICE, *[sigmoid] * 3, CAT]
 
 
-def test_an_int8_program_by_frames_is_one_subgraph_and_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("precision", "most_mse"), [("fp32", 1e-9), ("fp16", 1e-4), ("int8", 1e-2)]
+)
+def test_a_program_by_frames_is_one_subgraph_and_runs(precision, most_mse, tmp_path, monkeypatch):
     from turbo_vaed.devices._runtimes import open_program
     from turbo_vaed.export import by_frames as module
 
     monkeypatch.setattr(module.by_frames, "__defaults__", (1,))
     decoder, latents = small_decoder(), torch.randn(SHAPE)
     path = export_xnnpack(
-        decoder, latent_shape=SHAPE, folder=tmp_path, precision="int8", calibration=[latents]
+        decoder, latent_shape=SHAPE, folder=tmp_path, precision=precision, calibration=[latents]
     )
     video = torch.from_numpy(open_program("executorch-xnnpack", path, 1)(latents.numpy()))
     with torch.no_grad():
         error = (video - decoder(latents)).square().mean()
-    assert error < 1e-2
+    assert error < most_mse

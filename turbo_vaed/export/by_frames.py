@@ -58,7 +58,8 @@ class _Frames:
             )
             pieces = self._taken_apart(node) if is_wanted else None
             if pieces is None:
-                self._whole[node] = self.made.node_copy(node, self._joined)
+                self._whole[node] = copy = self.made.node_copy(node, self._joined)
+                copy.target = _functional(node)
             else:
                 self._pieces[node], self.is_any = pieces, True
 
@@ -83,7 +84,7 @@ class _Frames:
 
     def _each(self, node: fx.Node) -> list[fx.Node]:
         """A call for each frame."""
-        target, arguments = _call_of(node)
+        target, arguments = _functional(node), _call_of(node)[1]
         operands = arguments[:1] if target is _CONV else arguments
         nodes = [one for one in operands if isinstance(one, fx.Node)]
         apart = {
@@ -92,7 +93,6 @@ class _Frames:
             if one in self._pieces or _frames(one) > 1 or _is_rounding(one)
         }
         (count,) = {len(pieces) for pieces in apart.values()}
-        target = _IN_PLACE.get(target, target)
 
         def of(k: int) -> fx.Node:
             args = fx.map_arg(arguments, lambda n: apart[n][k] if n in apart else self._joined(n))
@@ -169,6 +169,14 @@ def _is_weights(node: fx.Node) -> bool:
 def _call_of(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     """What it calls, and with what."""
     return node.target, node.args
+
+
+def _functional(node: fx.Node) -> Any:
+    """What it calls, or the same that leaves its operands as they are."""
+    target: Any = _IN_PLACE.get(_call_of(node)[0], node.target)
+    if node.op == "call_function" and getattr(target, "_schema", None) is not None:
+        assert not target._schema.is_mutable, f"{target} is in place; expected one of {_IN_PLACE}"
+    return target
 
 
 def _is_rounding(node: fx.Node) -> bool:
