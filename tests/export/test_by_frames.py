@@ -5,12 +5,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.export.small import SHAPE, small_decoder
-from turbo_vaed.export.by_frames import LEAST_BYTES, by_frames
+from turbo_vaed.export.by_frames import by_frames
 from turbo_vaed.export.executorch import export_xnnpack
-from turbo_vaed.export.graph import plain
+from turbo_vaed.export.graph import ExportError, plain
 from turbo_vaed.export.passes import without_needless_slices, without_steps
 from turbo_vaed.export.quantise import quantised
 
+WIDE = (64, 96)
+"""Of which Winograd's form is made."""
 ATEN = torch.ops.aten
 CONV, CAT, SLICE = ATEN.conv2d.default, ATEN.cat.default, ATEN.slice.Tensor
 
@@ -24,23 +26,30 @@ def calls(graph: torch.fx.GraphModule, target: object) -> list[torch.fx.Node]:
     return [node for node in graph.graph.nodes if node.target is target]
 
 
-@pytest.mark.parametrize("form", ["taps", "winograd"])
-def test_a_decoder_computes_the_same_by_frames(form):
-    decoder = plain(small_decoder().requires_grad_(False), SHAPE, form=form)
-    latents = torch.randn(SHAPE)
+@pytest.mark.parametrize(
+    ("form", "batch", "least_bytes"),
+    [("taps", 1, 1), ("taps", 2, 1), ("taps", 1, 20_000), ("winograd", 1, 1)],
+)
+def test_a_decoder_computes_the_same_by_frames(form, batch, least_bytes):
+    shape = (batch, *SHAPE[1:])
+    decoder = plain(small_decoder(WIDE).requires_grad_(False), shape, form=form)
+    assert {len(m.folded) for m in decoder.modules() if hasattr(m, "taps")} >= (
+        {5} if form == "winograd" else {4}
+    )
+    latents = torch.randn(shape)
     graph = without_needless_slices(without_steps(graph_of(decoder, latents)))
-    frames = by_frames(graph, least_bytes=1)
+    frames = by_frames(graph, least_bytes=least_bytes)
     with torch.no_grad():
         torch.testing.assert_close(frames(latents), graph(latents), rtol=1e-4, atol=1e-4)
     assert len(calls(frames, CONV)) > len(calls(graph, CONV))
-    assert len(calls(frames, CAT)) == 1, "the video alone is joined"
+    if batch == least_bytes == 1:
+        assert len(calls(frames, CAT)) == 1, "the video alone is joined"
 
 
 def test_what_is_small_stays_as_it_is():
     decoder, latents = plain(small_decoder().requires_grad_(False), SHAPE), torch.randn(SHAPE)
     graph = graph_of(decoder, latents)
     assert by_frames(graph) is graph
-    assert by_frames(graph, least_bytes=LEAST_BYTES) is graph
 
 
 def test_only_from_the_first_large_tensor_on():
@@ -76,13 +85,35 @@ def test_an_operation_in_place_changes_nothing_that_is_read_later():
     class InPlace(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = x * 2
-            first = y[:2].mul(3.0)
-            return torch.cat([first, y.relu_()])
+            first = y.mul(3.0)
+            return torch.cat([y.relu_(), first])  # in the new order the first to be computed
 
     x = torch.randn(4, 3, 2, 2)
     graph = graph_of(InPlace(), x)
     expected = graph(x.clone())
     assert torch.equal(by_frames(graph, least_bytes=1)(x.clone()), expected)
+
+
+@pytest.mark.parametrize("kind", ["read later", "a view", "of which there is a view"])
+def test_what_somebody_else_reads_is_not_changed_in_place(kind):
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2
+            if kind == "read later":
+                return torch.cat([y.relu_(), torch.ops.aten.sigmoid(y)])
+            part = y[:2]
+            if kind == "a view":
+                part.relu_()
+                return torch.cat([part, y])
+            return torch.cat([y.relu_(), part])
+
+    graph = graph_of(InPlace(), torch.randn(4, 3, 2, 2))
+    relu = next(n for n in graph.graph.nodes if n.target is ATEN.relu_.default)
+    for user in list(graph.graph.nodes):  # as a pass may leave it: of the operand, not the result
+        if user.target is ATEN.sigmoid.default:
+            user.replace_input_with(relu, relu.args[0])
+    with pytest.raises(ExportError, match="in place"):
+        by_frames(graph, least_bytes=1)
 
 
 def test_the_frames_of_the_output_come_one_after_another():
@@ -101,18 +132,21 @@ def test_the_frames_of_the_output_come_one_after_another():
 
 
 @pytest.mark.parametrize(
-    ("precision", "most_mse"), [("fp32", 1e-9), ("fp16", 1e-4), ("int8", 1e-2)]
+    ("precision", "most_mse"), [("fp32", 1e-9), ("fp16", 1e-4), ("int8", 4e-3)]
 )
 def test_a_program_by_frames_is_one_subgraph_and_runs(precision, most_mse, tmp_path, monkeypatch):
     from turbo_vaed.devices._runtimes import open_program
     from turbo_vaed.export import by_frames as module
 
-    monkeypatch.setattr(module.by_frames, "__defaults__", (1,))
+    asked = []
+    monkeypatch.setattr(
+        module, "by_frames", lambda graph: asked.append(1) or by_frames(graph, 4000)
+    )
     decoder, latents = small_decoder(), torch.randn(SHAPE)
     path = export_xnnpack(
         decoder, latent_shape=SHAPE, folder=tmp_path, precision=precision, calibration=[latents]
     )
     video = torch.from_numpy(open_program("executorch-xnnpack", path, 1)(latents.numpy()))
     with torch.no_grad():
-        error = (video - decoder(latents)).square().mean()
-    assert error < most_mse
+        expected = decoder(latents)
+    assert asked and (video - expected).square().mean() < most_mse * expected.square().mean()

@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from turbo_vaed.export.graph import ExportError
+
 LEAST_BYTES = 4 * 2**20
 """Of a tensor over all frames from which on they go one by one: what no core's cache holds."""
 
 _ATEN = torch.ops.aten
 _SLICE, _CAT, _CONV = _ATEN.slice.Tensor, _ATEN.cat.default, _ATEN.conv2d.default
+_VIEWS = {_SLICE, _ATEN.reshape.default, _ATEN.permute.default, _ATEN.view.default}
 _IN_PLACE = {
     _ATEN.add_.Tensor: _ATEN.add.Tensor,
     _ATEN.sub_.Tensor: _ATEN.sub.Tensor,
@@ -34,11 +37,15 @@ def by_frames(graph: fx.GraphModule, least_bytes: int = LEAST_BYTES) -> fx.Graph
 
     Once begun with, frames stay apart; what does not go by frames gets them joined. The nodes of
     `graph` have their values' shapes in `meta["val"]`. The result has its own order, frame by frame
-    as far as the taps in time let it, and no shapes.
+    as far as the taps in time let it, and is to be exported again.
+
+    Raises:
+        ExportError: an operation in place whose operand somebody else reads.
     """
     found = _Frames(graph, least_bytes)
     if not found.is_any:
         return graph
+    _require_fresh_operands(graph)
     ordered = _depth_first(found.made)
     ordered.set_codegen(graph.graph._codegen)  # how it is called: with what, for what
     return fx.GraphModule(graph, ordered)
@@ -66,24 +73,32 @@ class _Frames:
     def _taken_apart(self, node: fx.Node) -> list[fx.Node] | None:
         """What it puts out, frame by frame; None where it does not go by frames."""
         target, args = _call_of(node)
-        if target is _SLICE and args[1] == 0:
-            start, end, step = [*args[2:], None, None, None][:3]
-            return self._apart(args[0])[start:end:step]
-        if target is _CAT and args[1:] in ((), (0,)):
-            return [piece for part in args[0] for piece in self._apart(part)]
-        if target is _ATEN.reshape.default and args[1][0] % len(self._apart(args[0])) == 0:
-            x = self._apart(args[0])
-            each = args[1][0] // len(x)  # of a shuffle in time a frame becomes several
-            made = [self._call(target, (one, [each, *args[1][1:]])) for one in x]
-            if each == 1 or len(args[1]) != 4:
-                return made
-            return [self._frame(one, k) for one in made for k in range(each)]
-        if (target is _ATEN.permute.default and args[1][0] == 0) or _is_of_one_frame(target):
+        if _is_of_one_frame(target):
             return self._each(node)
-        return None
+        if node.kwargs:
+            return None
+        if target is _CAT:
+            parts = [self._apart(part) for part in args[0]]
+            return [piece for part in parts for piece in part] if args[1:] in ((), (0,)) else None
+        if target not in (_SLICE, _ATEN.reshape.default, _ATEN.permute.default):
+            return None
+        pieces, shape = self._apart(args[0]), node.meta["val"].shape
+        if target is _SLICE:
+            start, end, step = [*args[2:], None, None, None][:3]
+            is_by_frames = args[1:2] in ((), (0,)) and len(pieces) == len(args[0].meta["val"])
+            return pieces[start:end:step] if is_by_frames else None
+        if target is _ATEN.permute.default:
+            return self._each(node) if args[1][0] == 0 else None
+        if shape[0] % len(pieces):
+            return None
+        several = shape[0] // len(pieces)  # of a shuffle in time a frame becomes several
+        made = [self._call(target, (piece, [several, *shape[1:]])) for piece in pieces]
+        if several == 1 or len(shape) != 4:
+            return made
+        return [self._frame(one, k) for one in made for k in range(several)]
 
-    def _each(self, node: fx.Node) -> list[fx.Node]:
-        """A call for each frame."""
+    def _each(self, node: fx.Node) -> list[fx.Node] | None:
+        """A call for each frame; None where its operands have not the same frames."""
         target, arguments = _functional(node), _call_of(node)[1]
         operands = arguments[:1] if target is _CONV else arguments
         nodes = [one for one in operands if isinstance(one, fx.Node)]
@@ -92,7 +107,11 @@ class _Frames:
             for one in nodes
             if one in self._pieces or _frames(one) > 1 or _is_rounding(one)
         }
-        (count,) = {len(pieces) for pieces in apart.values()}
+        counts = {len(pieces) for pieces in apart.values()}
+        others = [one for one in nodes if one not in apart and one.meta["val"].dim() > 3]
+        if len(counts) != 1 or any(len(one.meta["val"]) > 1 for one in others):
+            return None
+        (count,) = counts
 
         def of(k: int) -> fx.Node:
             args = fx.map_arg(arguments, lambda n: apart[n][k] if n in apart else self._joined(n))
@@ -104,8 +123,10 @@ class _Frames:
         if node in self._pieces:
             return self._pieces[node]
         if _is_rounding(node):  # with what it rounds, lest a frame be cut out of what is rounded
-            self._pieces[node] = self._each(node)
-            return self._pieces[node]
+            rounded = self._each(node)
+            assert rounded is not None, f"{node} rounds other than an activation"
+            self._pieces[node] = rounded
+            return rounded
         whole, count = self._whole[node], node.meta["val"].shape[0]
         return [whole] if count == 1 else [self._frame(whole, k) for k in range(count)]
 
@@ -173,10 +194,24 @@ def _call_of(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
 
 def _functional(node: fx.Node) -> Any:
     """What it calls, or the same that leaves its operands as they are."""
-    target: Any = _IN_PLACE.get(_call_of(node)[0], node.target)
-    if node.op == "call_function" and getattr(target, "_schema", None) is not None:
-        assert not target._schema.is_mutable, f"{target} is in place; expected one of {_IN_PLACE}"
-    return target
+    return _IN_PLACE.get(_call_of(node)[0], node.target)
+
+
+def _require_fresh_operands(graph: fx.GraphModule) -> None:
+    """Each operation in place has a functional form here, and the last word on what it changes."""
+    at = {node: i for i, node in enumerate(graph.graph.nodes)}
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None or not schema.is_mutable:
+            continue
+        changed = node.args[0]
+        later = [one.name for one in changed.users if at[one] > at[node]]
+        seen = [one.name for one in changed.users if one.target in _VIEWS]
+        if node.target not in _IN_PLACE or changed.target in _VIEWS or later or seen:
+            raise ExportError(
+                f"{node} changes {changed} in place, which is a view or is read by "
+                f"{', '.join(later + seen) or 'others'}; write it with a result of its own"
+            )
 
 
 def _is_rounding(node: fx.Node) -> bool:
