@@ -96,6 +96,7 @@ def speeds(targets: list[str], rounds: int) -> dict[str, Any]:
         whole = full.get(name.partition("/")[0])
         found[key(name)] = {
             "seconds": round(median, 4),
+            "plain_seconds": found["plain"]["seconds"],
             "ratio_vs_plain": round(found["plain"]["seconds"] / median, 2),
             "size_mb": round(sizes[name] / 1e6, 2),
             "size_share_of_fp32": None if whole is None else round(sizes[name] / whole, 3),

@@ -43,7 +43,7 @@ def by_frames(graph: fx.GraphModule, least_bytes: int = LEAST_BYTES) -> fx.Graph
         ExportError: an operation in place whose operand somebody else reads.
     """
     found = _Frames(graph, least_bytes)
-    if not found.is_any:
+    if not found.pieces:
         return graph
     _require_fresh_operands(graph)
     ordered = _depth_first(found.made)
@@ -52,27 +52,28 @@ def by_frames(graph: fx.GraphModule, least_bytes: int = LEAST_BYTES) -> fx.Graph
 
 
 class _Frames:
-    """`made`, the graph by frames; `is_any`, whether anything was large."""
+    """`made`, the graph by frames, and the `pieces` of what was taken apart, if anything was."""
 
     def __init__(self, graph: fx.GraphModule, least_bytes: int) -> None:
-        self.made, self.is_any = fx.Graph(), False
+        self.made = fx.Graph()
         self._whole: dict[fx.Node, fx.Node] = {}
-        self._pieces: dict[fx.Node, list[fx.Node]] = {}
+        self.pieces: dict[fx.Node, list[fx.Node]] = {}
         self._calls: dict[Any, fx.Node] = {}
         for node in graph.graph.nodes:
-            is_wanted = any(one in self._pieces for one in node.all_input_nodes) or (
-                _frames(node) > 1 and _bytes(node) >= least_bytes
+            is_wanted = any(one in self.pieces for one in node.all_input_nodes) or (
+                _frame_count(node) > 1 and _bytes(node) >= least_bytes
             )
             pieces = self._taken_apart(node) if is_wanted else None
             if pieces is None:
                 self._whole[node] = copy = self.made.node_copy(node, self._joined)
                 copy.target = _functional(node)
             else:
-                self._pieces[node], self.is_any = pieces, True
+                self.pieces[node] = pieces
 
     def _taken_apart(self, node: fx.Node) -> list[fx.Node] | None:
         """What it puts out, frame by frame; None where it does not go by frames."""
-        target, args = _call_of(node)
+        target: Any = node.target
+        args: Any = node.args
         if _is_of_one_frame(target):
             return self._each(node)
         if node.kwargs:
@@ -99,13 +100,13 @@ class _Frames:
 
     def _each(self, node: fx.Node) -> list[fx.Node] | None:
         """A call for each frame; None where its operands have not the same frames."""
-        target, arguments = _functional(node), _call_of(node)[1]
+        target, arguments = _functional(node), node.args
         operands = arguments[:1] if target is _CONV else arguments
         nodes = [one for one in operands if isinstance(one, fx.Node)]
         apart = {
             one: self._apart(one)
             for one in nodes
-            if one in self._pieces or _frames(one) > 1 or _is_rounding(one)
+            if one in self.pieces or _frame_count(one) > 1 or _is_rounding(one)
         }
         counts = {len(pieces) for pieces in apart.values()}
         others = [one for one in nodes if one not in apart and one.meta["val"].dim() > 3]
@@ -120,12 +121,12 @@ class _Frames:
         return [of(k) for k in range(count)]
 
     def _apart(self, node: fx.Node) -> list[fx.Node]:
-        if node in self._pieces:
-            return self._pieces[node]
+        if node in self.pieces:
+            return self.pieces[node]
         if _is_rounding(node):  # with what it rounds, lest a frame be cut out of what is rounded
             rounded = self._each(node)
             assert rounded is not None, f"{node} rounds other than an activation"
-            self._pieces[node] = rounded
+            self.pieces[node] = rounded
             return rounded
         whole, count = self._whole[node], node.meta["val"].shape[0]
         return [whole] if count == 1 else [self._frame(whole, k) for k in range(count)]
@@ -133,7 +134,7 @@ class _Frames:
     def _joined(self, node: fx.Node) -> fx.Node:
         if node in self._whole:
             return self._whole[node]
-        pieces = self._pieces[node]
+        pieces = self.pieces[node]
         return pieces[0] if len(pieces) == 1 else self._call(_CAT, (pieces, 0))
 
     def _frame(self, x: fx.Node, k: int) -> fx.Node:
@@ -147,7 +148,7 @@ class _Frames:
         return self._calls[key]
 
 
-def _frames(node: fx.Node) -> int:
+def _frame_count(node: fx.Node) -> int:
     """F of an activation (F, C, H, W); 0 of anything else."""
     value = node.meta.get("val")
     is_computed = node.op in ("call_function", "placeholder") and not _is_weights(node)
@@ -187,14 +188,10 @@ def _is_weights(node: fx.Node) -> bool:
     return str(node.target) == "quantized_decomposed.dequantize_per_channel.default"
 
 
-def _call_of(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
-    """What it calls, and with what."""
-    return node.target, node.args
-
-
 def _functional(node: fx.Node) -> Any:
     """What it calls, or the same that leaves its operands as they are."""
-    return _IN_PLACE.get(_call_of(node)[0], node.target)
+    target: Any = node.target
+    return _IN_PLACE.get(target, target)
 
 
 def _require_fresh_operands(graph: fx.GraphModule) -> None:

@@ -220,10 +220,10 @@ def _basis(
     ran = other_usd(poc, ledger, stages, measured)
     return _Basis(
         pace=measured,
-        rest_usd=total_usd((ran, after.usd, beside_stages(ledger, poc.customer))),
+        rest_usd=total_usd((ran, after.usd, _beside_stages_usd(ledger, poc.customer))),
         reserve_usd=reserve_usd,
         idle_usd=max(Decimal(0), reserve_usd - needed - after.usd),
-        said="for the rest, as in the last run",
+        said="for the rest, as in the last runs",
     )
 
 
@@ -253,7 +253,7 @@ def following(ledger: Ledger, customer: str) -> Following:
     )
 
 
-def beside_stages(ledger: Ledger, customer: str) -> Decimal:
+def _beside_stages_usd(ledger: Ledger, customer: str) -> Decimal:
     """The most that one of the last few runs paid for waiting nodes and for minutes of devices."""
     groups = ledger.grouped(customer=customer)
     known = (UNIT, storage.UNIT, transfer.UNIT)
