@@ -16,12 +16,14 @@ import pytest
 
 from tests.costs.listed import NOON, Listed
 from turbo_vaed.costs import Charge, Ledger, PriceBook, per_second
+from turbo_vaed.costs.estimate import Pace
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
+from turbo_vaed.models.teachers import teacher_flops
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages import distill, prices
-from turbo_vaed.stages.arithmetic import expected_pace, forward_flops
+from turbo_vaed.stages import arithmetic, distill, estimates, prices
+from turbo_vaed.stages.arithmetic import expected, expected_pace, step_flops, teacher_work
 from turbo_vaed.stages.estimates import (
     ESTIMATE,
     estimate_run,
@@ -42,6 +44,7 @@ def poc(tmp_path: Path) -> Poc:
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     (tmp_path / "assets").symlink_to(REPOSITORY / "assets")
     (tmp_path / "infra").symlink_to(REPOSITORY / "infra")
+    (tmp_path / "data").symlink_to(REPOSITORY / "data")
     (tmp_path / "dvc.yaml").touch()
     poc = Poc.load(tmp_path, "demo")
     poc.folder("distill").mkdir(parents=True)
@@ -123,10 +126,53 @@ def test_what_nobody_measured_is_told_by_arithmetic(poc: Poc, settings: Settings
 
 
 def test_a_student_of_more_work_is_expected_to_take_longer(poc: Poc, settings: Settings) -> None:
-    expected, twice = expected_pace(poc, settings), with_distill(poc, batch_size=8)
-    assert expected is not None and 0 < expected.least < expected.mean < expected.most
-    assert forward_flops(twice) == 2 * forward_flops(poc)
-    assert forward_flops(poc) > 1e9, "convolutions are counted"
+    found, twice = expected_pace(poc, settings), with_distill(poc, batch_size=8)
+    assert found is not None and 0 < found.least < found.mean < found.most
+    assert step_flops(twice) == 2 * step_flops(poc)
+    assert step_flops(poc) > 3e9, "convolutions are counted"
+
+
+def test_the_teachers_work_is_expected_too(poc: Poc, settings: Settings) -> None:
+    """Of the demo: 3 videos of 24 clips at most, until they are cut; a tenth of them is decoded in
+    `encode`. Towards its targets the teacher decodes every train clip once, or in every step a
+    crop of a quarter of a clip, whichever is less."""
+    one = teacher_flops("ltx-video", poc.teacher_weights(), 9, 128, 128)
+    encoding, targets = teacher_work(poc)
+    assert encoding == pytest.approx(72 * (one.encode + 0.1 * one.decode))
+    assert targets == pytest.approx(72 * 0.8 * one.decode), "1000 steps of 4 crops are more"
+    alone = with_distill(poc, weight_teacher=0.0)
+    assert teacher_work(alone) == (encoding, 0) and teacher_work(alone, ["distill"]) == (0, 0)
+    poc.folder("clip").mkdir()
+    cut: dict[str, Any] = {"frames": 9, "size": 128, "clips": [{}] * 36}
+    (poc.folder("clip") / "clips.json").write_text(json.dumps(cut))
+    assert teacher_work(poc) == (encoding, targets), "they will be cut again"
+    assert teacher_work(poc, ["encode", "distill"]) == (encoding / 2, targets / 2)
+    few = with_distill(poc, steps=10)
+    assert teacher_work(few, ["distill"]) == (0, pytest.approx(10 * 4 / 4 * one.decode))
+    kept = with_distill(poc, steps=10, teacher_targets="cache")
+    assert teacher_work(kept, ["distill"]) == (0, targets / 2)
+    found, less = expected(poc, settings), expected(poc, settings, ["distill"])
+    assert found is not None and 0 < found.once.least < found.once.mean < found.once.most
+    assert less is not None and less.once.mean < found.once.mean
+
+
+def test_a_first_run_is_estimated_with_its_teacher(
+    poc: Poc, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher that takes five times as long as all steps."""
+    pace, once = Pace(least=1, mean=2, most=4), Pace(least=5000, mean=10_000, most=20_000)
+    told = arithmetic.Expected(pace=pace, once=once)
+    monkeypatch.setattr(estimates, "expected", lambda *_: told)
+    (poc.folder("distill") / "history.json").unlink()
+    found = estimate_run(poc, settings, ledger, may_spend_usd=Decimal(95))
+    assert found is not None and "with 2:46:40 of the teacher" in found.basis
+    assert found.seconds == 2000, "of the steps alone"
+    reserved = Decimal("0.08") * 300 / 3600 + charge("x", "x", 0, 1).amount_usd
+    assert float(found.likely_usd - reserved) == pytest.approx(12_000 * 0.08 / 3600, rel=1e-4)
+    assert float(found.low_usd - reserved) == pytest.approx(6_000 * 0.08 / 3600, rel=1e-4)
+    half = Decimal("0.08") * 5_500 / 3600 + reserved
+    with pytest.raises(BudgetRefused, match="with no number of steps"):
+        estimate_run(poc, settings, ledger, may_spend_usd=half)
 
 
 def test_interruptions_that_were_seen_weigh_against_those_assumed(

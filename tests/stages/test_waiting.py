@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,15 +11,17 @@ import pytest
 
 from tests.costs.charges import START, charge
 from turbo_vaed.costs import Ledger, PartlyPriced, Rate, total_usd
-from turbo_vaed.stages.waiting import begin, book_waiting, remembered
+from turbo_vaed.stages.waiting import Moment, begin, book_waiting, remembered, this_moment
 
 SPOT = Rate(resource="g6.xlarge", market="spot", usd_per_hour=Decimal("3.6"), source="a list")
 HEAD = Rate(resource="node", market="local", usd_per_hour=Decimal("0.36"), source="a list")
 RUN = {"run": "demo-1", "customer": "demo"}
 
 
-def after(seconds: float) -> datetime:
-    return START + timedelta(seconds=seconds)
+def after(seconds: float, *, set_forward: float = 0, boot: str = "first") -> Moment:
+    return Moment(
+        at=START + timedelta(seconds=seconds + set_forward), boot=boot, since_boot=1000 + seconds
+    )
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def path(tmp_path: Path) -> Path:
     """Two spot machines and the head, seen at START."""
     found = tmp_path / "work" / "nodes.json"
     held = {"a": SPOT, "b": SPOT, "head": HEAD}
-    look = remembered(lambda: held, found, run="demo-1", now=lambda: START)
+    look = remembered(lambda: held, found, run="demo-1", now=lambda: after(0))
     assert look() == held
     return found
 
@@ -75,17 +77,34 @@ def test_another_runs_nodes_are_nobodys(ledger: Ledger, path: Path) -> None:
     assert book_waiting(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(9)) == []
 
 
-def test_a_clock_that_was_set_back_charges_nothing_twice(ledger: Ledger, path: Path) -> None:
+def test_a_clock_that_was_set_meanwhile_does_not_count(ledger: Ledger, path: Path) -> None:
+    """A year forward while a minute went by, then back again."""
+    held, year = {"a": SPOT}, 365 * 86400.0
+    for seconds, set_forward in ((60, year), (120, 0), (180, -year)):
+        now = after(seconds, set_forward=set_forward)
+        found = book_waiting(ledger, lambda: held, path, **RUN, now=lambda now=now: now)
+        assert [c.quantity for c in found] == [Decimal(60)]
+        assert found[0].ended_at == now.at
+
+
+def test_after_a_start_of_the_machine_its_clock_counts(ledger: Ledger, path: Path) -> None:
     held = {"a": SPOT}
-    assert book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(-60)) == []
-    (found,) = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(0))
+    back = after(-60, boot="second")
+    assert book_waiting(ledger, lambda: held, path, **RUN, now=lambda: back) == []
+    (found,) = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(0, boot="third"))
     assert found.quantity == Decimal(60), "as long as the clock says since"
+
+
+def test_the_clocks_of_this_machine() -> None:
+    first, second = this_moment(), this_moment()
+    assert first.boot == second.boot != "" and 0 < first.since_boot <= second.since_boot
+    assert abs(datetime.now(UTC) - second.at) < timedelta(minutes=1)
 
 
 def test_stages_of_this_machine_shorten_no_other_nodes_wait(ledger: Ledger, path: Path) -> None:
     """Ten minutes of two spot machines, on one of which the gate ran and was charged for."""
     gate = charge(30, stage="gate", resource="g6.xlarge", market="spot", quantity=Decimal(500),
-                  ended_at=after(530))  # fmt: skip
+                  ended_at=after(530).at)  # fmt: skip
     ledger.add(gate)
     held = {"a": SPOT, "b": SPOT}
     times = {"now": lambda: after(600)}
@@ -94,7 +113,9 @@ def test_stages_of_this_machine_shorten_no_other_nodes_wait(ledger: Ledger, path
 
 
 def test_a_driver_outside_the_cluster_is_no_node_of_it(ledger: Ledger, path: Path) -> None:
-    ledger.add(charge(0, stage="gate", resource="node", quantity=Decimal(90), ended_at=after(90)))
+    ledger.add(
+        charge(0, stage="gate", resource="node", quantity=Decimal(90), ended_at=after(90).at)
+    )
     (found,) = book_waiting(ledger, lambda: {"head": HEAD}, path, **RUN, now=lambda: after(90))
     assert found.quantity == Decimal(90)
 
@@ -111,7 +132,7 @@ def test_a_run_begins_to_wait_before_its_first_stage_and_only_once(
     ledger: Ledger, tmp_path: Path
 ) -> None:
     path = tmp_path / "nodes.json"
-    begin(lambda: {"a": SPOT}, path, run="demo-1", now=lambda: START)
+    begin(lambda: {"a": SPOT}, path, run="demo-1", now=lambda: after(0))
     begin(lambda: {"a": SPOT, "b": SPOT}, path, run="demo-1", now=lambda: after(30))
     (found,) = book_waiting(
         ledger, lambda: {"a": SPOT, "b": SPOT}, path, **RUN, before="encode", now=lambda: after(60)

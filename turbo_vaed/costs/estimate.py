@@ -19,12 +19,16 @@ _UNFORESEEN = Decimal("1.2")
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Seconds per step of a run that was measured, validations and checkpoints included."""
+    """Seconds: per step of a run that was measured, validations and checkpoints included, or of
+    what is done once."""
 
     least: float
     mean: float
     most: float
     """Of its fastest and slowest tenth."""
+
+
+NO_TIME = Pace(least=0, mean=0, most=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ def estimate(
     *,
     steps: int,
     measured: Pace,
+    once: Pace = NO_TIME,
     other_usd: Decimal,
     usd_per_hour: Decimal,
     most_usd_per_hour: Decimal,
@@ -74,7 +79,8 @@ def estimate(
     """A run of so many steps at a measured pace.
 
     Args:
-        other_usd: of everything beside the steps: the other stages, and starts.
+        once: of all nodes, beside the steps, where it is known as time.
+        other_usd: of everything beside those: the other stages, and starts.
         usd_per_hour: of all nodes together, now.
         most_usd_per_hour: that they can come to.
         basis: in words, what was measured where.
@@ -92,16 +98,23 @@ def estimate(
 
     likely = steps * measured.mean
     return Estimate(
-        low_usd=usd(steps * measured.least, usd_per_hour),
-        likely_usd=usd(likely, usd_per_hour),
-        high_usd=quantise_usd(usd(steps * measured.most, most_usd_per_hour) * _UNFORESEEN),
+        low_usd=usd(once.least + steps * measured.least, usd_per_hour),
+        likely_usd=usd(once.mean + likely, usd_per_hour),
+        high_usd=quantise_usd(
+            usd(once.most + steps * measured.most, most_usd_per_hour) * _UNFORESEEN
+        ),
         seconds=likely,
         basis=basis,
     )
 
 
 def steps_that_fit(
-    left_usd: Decimal, *, measured: Pace, other_usd: Decimal, usd_per_hour: Decimal
+    left_usd: Decimal,
+    *,
+    measured: Pace,
+    once: Pace = NO_TIME,
+    other_usd: Decimal,
+    usd_per_hour: Decimal,
 ) -> int:
     """The most steps whose likely cost is within `left_usd`; 0 where not even the rest is.
 
@@ -111,7 +124,7 @@ def steps_that_fit(
     if usd_per_hour == 0:
         raise UserError("estimate: where time costs nothing every number of steps fits")
     seconds = float((left_usd - other_usd) / usd_per_hour) * 3600
-    return max(0, math.floor(seconds / measured.mean))
+    return max(0, math.floor((seconds - once.mean) / measured.mean))
 
 
 def require_fit(found: Estimate, left_usd: Decimal, *, change: str) -> None:

@@ -82,19 +82,21 @@ def bf16_pays(device: torch.device) -> bool:
     return _BF16_GAIN * _matmul_seconds(torch.bfloat16) < _matmul_seconds(torch.float32)
 
 
-def worker_flops(precision: str) -> float:
+def worker_flops(*precisions: str) -> list[float]:
     """Additions and multiplications a second of large products, of one worker of this machine: a
-    GPU where there is one, in the precision that it would train in; else one thread, in float32.
-    What a CPU has for bfloat16 wants wider layers than a student's, and tells less of its steps.
+    GPU where there is one, in each precision that is asked for and pays there; else one thread, in
+    float32. What a CPU has for bfloat16 wants wider layers than a student's, and tells less of its
+    steps.
 
     Changes the threads of the process: call it in one of its own.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)
-    is_bf16 = device.type == "cuda" and precision == "bf16" and bf16_pays(device)
-    dtype = torch.bfloat16 if is_bf16 else torch.float32
-    return 2 * float(_LARGE) ** 3 / _matmul_seconds(dtype, device, side=_LARGE)
+    bf16 = device.type == "cuda" and "bf16" in precisions and bf16_pays(device)
+    dtypes = [torch.bfloat16 if bf16 and p == "bf16" else torch.float32 for p in precisions]
+    seconds = {dtype: _matmul_seconds(dtype, device, side=_LARGE) for dtype in set(dtypes)}
+    return [2 * float(_LARGE) ** 3 / seconds[dtype] for dtype in dtypes]
 
 
 def is_to_compile(params: DistillParams, device: torch.device) -> bool:

@@ -1,5 +1,5 @@
 """What a worker of this machine does a second, and how many there is room for:
-`turbo_vaed.stages.arithmetic` starts it. Its arguments: RESULT PRECISION (of distill)."""
+`turbo_vaed.stages.arithmetic` starts it. Its arguments: RESULT PRECISION [PRECISION ...]."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from turbo_vaed.distill.student import worker_flops
 
 if __name__ == "__main__":
-    result, precision = sys.argv[1:]
+    result, *precisions = sys.argv[1:]
     places = torch.cuda.device_count() or os.cpu_count() or 1
-    found = {"flops": worker_flops(precision), "places": places}
+    found = {"flops": worker_flops(*precisions), "places": places}
     Path(result).write_text(json.dumps(found), encoding="utf-8")

@@ -20,14 +20,23 @@ from turbo_vaed.costs import (
     total_usd,
     transfer,
 )
-from turbo_vaed.costs.estimate import Estimate, Pace, estimate, pace, require_fit, steps_that_fit
+from turbo_vaed.costs.estimate import (
+    NO_TIME,
+    Estimate,
+    Pace,
+    estimate,
+    pace,
+    require_fit,
+    steps_that_fit,
+)
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.money import plain, quantise_usd
 from turbo_vaed.costs.statement import run_that_covers
+from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.params import DistillParams
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.arithmetic import expected_pace
+from turbo_vaed.stages.arithmetic import expected
 from turbo_vaed.stages.machine import VOLUME
 from turbo_vaed.stages.prices import most_usd_per_hour, price_of, reserve_seconds
 from turbo_vaed.stages.waiting import STAGE as WAITING
@@ -126,8 +135,10 @@ class _Basis:
     """What an estimate rests on."""
 
     pace: Pace
+    once: Pace
+    """Seconds of encoding and of the teacher's targets, where they are known as time."""
     rest_usd: Decimal
-    """Of everything beside the steps."""
+    """Of everything beside those."""
     reserve_usd: Decimal
     idle_usd: Decimal
     """The part of the reserve that nothing will need. It cannot be spent: training stops at it."""
@@ -144,7 +155,7 @@ def estimate_run(
     cheaper: Callable[[Decimal], str] = lambda left_usd: "",
 ) -> Estimate | None:
     """What a run of `stages` will cost: by the pace of the last run, or where none was measured by
-    the student's arithmetic. Kept in work/CUSTOMER/estimate.json, for the report.
+    arithmetic. Kept in work/CUSTOMER/estimate.json, for the report.
 
     Args:
         may_spend_usd: by the whole run.
@@ -168,6 +179,7 @@ def estimate_run(
         return None
     facts: dict[str, Any] = {
         "measured": basis.pace,
+        "once": basis.once,
         "other_usd": basis.rest_usd,
         "usd_per_hour": usd_per_hour,
     }
@@ -205,21 +217,23 @@ def _basis(
     reserve_usd = after.usd + seconds * per_second(most)
     measured = measured_pace(poc, settings)
     if measured is None:
-        expected = expected_pace(poc, settings)
-        if expected is None:
+        found = expected(poc, settings, stages)
+        if found is None:
             return None
         return _Basis(
-            pace=expected,
+            pace=found.pace,
+            once=found.once,
             rest_usd=quantise_usd(reserve_usd),
             reserve_usd=reserve_usd,
             idle_usd=Decimal(0),
-            said="for what follows, by the student's arithmetic alone, without encoding and the "
-            "teacher's part: no run has measured these params on this machine",
+            said=f"for what follows, with {hours_and_minutes(found.once.mean)} of the teacher, by "
+            "arithmetic alone: no run has measured these params on this machine",
         )
     needed = other_usd(poc, ledger, [stage for stage in stages if stage in FOLLOWING], measured)
     ran = other_usd(poc, ledger, stages, measured)
     return _Basis(
         pace=measured,
+        once=NO_TIME,
         rest_usd=total_usd((ran, after.usd, _beside_stages_usd(ledger, poc.customer))),
         reserve_usd=reserve_usd,
         idle_usd=max(Decimal(0), reserve_usd - needed - after.usd),

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -24,24 +26,44 @@ from turbo_vaed.stages.prices import RAY_STAGES
 STAGE = "waiting"
 """What the ledger calls it."""
 FILE = "nodes.json"
-"""In the customer's folder: the run, and when each node was seen last."""
+"""In the customer's folder: the run, its nodes, and when they were seen last."""
 
 _OF_NODES = (*RAY_STAGES, STAGE)
 """Stages that are charged for a cluster's nodes, not for this machine."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _log = logging.getLogger(__name__)
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """By the clock that can be set, and by the one that cannot."""
+
+    at: datetime
+    boot: str
+    """Which start of the machine the other one counts from; empty where it does not tell."""
+    since_boot: float
+    """Seconds, sleep included."""
 
 
-def remembered(nodes: Nodes, path: Path, *, run: str, now: Callable[[], datetime] = _now) -> Nodes:
+def this_moment() -> Moment:
+    """By the clocks of this machine."""
+    try:
+        boot = _BOOT_ID.read_text().strip()
+        since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):  # not Linux
+        boot, since_boot = "", 0.0
+    return Moment(at=datetime.now(UTC), boot=boot, since_boot=since_boot)
+
+
+def remembered(
+    nodes: Nodes, path: Path, *, run: str, now: Callable[[], Moment] = this_moment
+) -> Nodes:
     """The same nodes; whoever asks for them also keeps in the file `path` that they are there."""
 
     def look() -> Mapping[str, Rate]:
         found = nodes()
         try:
-            _write(path, run, dict.fromkeys(found, now()))
+            _write(path, run, found, now())
         except OSError as error:  # a full disk: they are charged all the same
             _log.warning("that nodes are there is not kept: %s", error)
         return found
@@ -49,9 +71,9 @@ def remembered(nodes: Nodes, path: Path, *, run: str, now: Callable[[], datetime
     return look
 
 
-def begin(nodes: Nodes, path: Path, *, run: str, now: Callable[[], datetime] = _now) -> None:
+def begin(nodes: Nodes, path: Path, *, run: str, now: Callable[[], Moment] = this_moment) -> None:
     """Keep that the nodes are there when a run begins; one that goes on knows since when."""
-    if not _read(path, run):
+    if not _read(path, run, now())[0]:
         remembered(nodes, path, run=run, now=now)()
 
 
@@ -64,11 +86,12 @@ def book_waiting(
     customer: str,
     before: str = "",
     own_node: str = "",
-    now: Callable[[], datetime] = _now,
+    now: Callable[[], Moment] = this_moment,
 ) -> list[Charge]:
     """Charge the nodes that `path` knows of this run and that are still there, from when they were
     seen last; a node that has gone meanwhile is not charged, for nobody saw when, nor one whose
-    price is not known.
+    price is not known. A clock that was set meanwhile does not count, unless the machine was
+    started again.
 
     Args:
         before: the stage that begins now. If it was charged in this run before, the wait is that
@@ -79,7 +102,8 @@ def book_waiting(
     Raises:
         Unreachable: the ledger does not take it; the file stays as it is.
     """
-    last, ended = _read(path, run), now()
+    moment = now()
+    (last, seen), ended = _read(path, run, moment), moment.at
     if not last:
         return []
     try:
@@ -89,13 +113,14 @@ def book_waiting(
         held = error.known
     charged = [charge for charge in ledger.charges(run=run) if charge.unit == UNIT]
     is_again = any(charge.stage == before for charge in charged)
-    # A meter's last slice goes on after its last look.
-    paid_until = [c.ended_at for c in charged if c.stage in _OF_NODES]
+    # A meter's last slice goes on after its last look; an end to come is of a clock that was wrong.
+    ends = [c.ended_at for c in charged if c.stage in _OF_NODES]
+    paid_until = [at for at in ends if at <= ended]
     waited: defaultdict[tuple[Rate, datetime], Decimal] = defaultdict(Decimal)
     for node, rate in held.items():
         if node not in last:
             continue
-        began = max([last[node], *paid_until])
+        began = max([seen, *paid_until])
         seconds = _seconds(began, ended)
         if node == own_node:
             seconds -= _on_this_machine(charged, rate, began)
@@ -109,7 +134,7 @@ def book_waiting(
         if seconds
     ]  # fmt: skip
     ledger.add_all(charges)
-    _write(path, run, dict.fromkeys(last, ended))
+    _write(path, run, last, moment)
     return charges
 
 
@@ -127,19 +152,30 @@ def _seconds(began: datetime, ended: datetime) -> Decimal:
     return Decimal((ended - began) // timedelta(microseconds=1)).scaleb(-6)
 
 
-def _read(path: Path, run: str) -> dict[str, datetime]:
-    """The nodes of this run; none where the file is of another one, or is not whole."""
+def _read(path: Path, run: str, moment: Moment) -> tuple[list[str], datetime]:
+    """The nodes of this run and when they were seen, by the clock as it goes at `moment`; none
+    where the file is of another run, or is not whole."""
     try:
         document = json.loads(path.read_text())
+        nodes, seen = list(document["nodes"]), datetime.fromisoformat(document["at"])
+        boot, since_boot = document["boot"], float(document["since_boot"])
         if document["run"] != run:
-            return {}
-        return {node: datetime.fromisoformat(at) for node, at in document["nodes"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+            return [], moment.at
+    except (OSError, ValueError, KeyError, TypeError):
+        return [], moment.at
+    if boot and boot == moment.boot:
+        seen = moment.at - timedelta(seconds=moment.since_boot - since_boot)
+    return nodes, seen
 
 
-def _write(path: Path, run: str, nodes: Mapping[str, datetime]) -> None:
-    document = {"run": run, "nodes": {node: at.isoformat() for node, at in nodes.items()}}
+def _write(path: Path, run: str, nodes: Iterable[str], moment: Moment) -> None:
+    document = {
+        "run": run,
+        "nodes": list(nodes),
+        "at": moment.at.isoformat(),
+        "boot": moment.boot,
+        "since_boot": moment.since_boot,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     # A meter's threads write at once.
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")

@@ -11,9 +11,16 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from turbo_vaed.errors import UserError
-from turbo_vaed.models.teachers import FAMILIES, Teacher, describe_teacher, load_teacher
+from turbo_vaed.models.teachers import (
+    FAMILIES,
+    Teacher,
+    describe_teacher,
+    load_teacher,
+    teacher_flops,
+)
 from turbo_vaed.params import TeacherFamily
 
 FOUR = ((0.5, -0.5, 0.0, 0.25), (2.0, 0.5, 1.0, 4.0))
@@ -213,6 +220,24 @@ def test_the_shapes_are_those_that_the_spec_promises(loaded, family: str) -> Non
         decoded = teacher.decode(latents)
         assert decoded.shape == video.shape
         assert torch.isfinite(decoded).all() and decoded.std() > 0.01
+
+
+@EVERY
+def test_its_arithmetic_is_counted_without_doing_it(make_teacher, loaded, family: str) -> None:
+    """As it is counted where it is done; and a wider clip is more of it."""
+    teacher, folder = loaded(family), make_teacher(family)
+    video = clips(teacher, EXPECTED[family].frames[1], batch=1)
+    frames, height, width = video.shape[2:]
+    found = teacher_flops(family, folder, frames, height, width)
+    with FlopCounterMode(display=False) as encoding:
+        latents = teacher.encode(video)
+    with FlopCounterMode(display=False) as decoding:
+        teacher.decode(latents)
+    # A CPU's attention is one operation, which is not counted there.
+    assert found.encode == pytest.approx(encoding.get_total_flops(), rel=0.1)
+    assert found.decode == pytest.approx(decoding.get_total_flops(), rel=0.1)
+    wider = teacher_flops(family, folder, frames, height, 2 * width)
+    assert wider.encode > 1.5 * found.encode > 0 and wider.decode > 1.5 * found.decode > 0
 
 
 @EVERY

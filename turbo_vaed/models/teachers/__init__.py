@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turbo_vaed.errors import CorruptFile, UserError
-from turbo_vaed.models.teachers.base import LatentSpec, Network, Teacher, TeacherFacts
+from turbo_vaed.models.teachers.base import (
+    LatentSpec,
+    Network,
+    Teacher,
+    TeacherFacts,
+    TeacherFlops,
+)
 from turbo_vaed.models.teachers.families import FAMILIES
 from turbo_vaed.models.teachers.files import TeacherFiles
 from turbo_vaed.models.teachers.hub import download, locate
@@ -28,10 +34,12 @@ __all__ = [
     "Teacher",
     "TeacherFacts",
     "TeacherFiles",
+    "TeacherFlops",
     "describe_teacher",
     "fetch_teacher",
     "load_teacher",
     "read_spec",
+    "teacher_flops",
 ]
 
 
@@ -85,6 +93,35 @@ def load_teacher(
     with quiet_imports():
         network.module.to(device=device, dtype=dtype or torch.float32)
     return Teacher(network, facts)
+
+
+def teacher_flops(
+    family: str, weights: str | Path, frames: int, height: int, width: int
+) -> TeacherFlops:
+    """What a teacher computes for one clip of a legal length and size; nothing is computed.
+
+    Args:
+        family, weights: as `load_teacher`.
+        frames, height, width: of the clip, in pixels.
+
+    Raises: as `load_teacher`.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    files, spec = _read(family, weights)
+    network = _module(family).build(family, files)
+    network.module.to("meta")
+    clip = torch.empty(1, 3, frames, height, width, device="meta")
+    latents = torch.empty(1, *spec.latent_shape(frames, height, width), device="meta")
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as encoding:
+            network.encode(clip, None)
+        with FlopCounterMode(display=False) as decoding:
+            network.decode(latents)
+    return TeacherFlops(
+        encode=int(encoding.get_total_flops()), decode=int(decoding.get_total_flops())
+    )
 
 
 def _read(family: str, weights: str | Path) -> tuple[TeacherFiles, LatentSpec]:

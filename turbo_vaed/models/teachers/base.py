@@ -164,6 +164,14 @@ class TeacherFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherFlops:
+    """Additions and multiplications for one clip."""
+
+    encode: int
+    decode: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Network:
     """What a family's module hands over: the network with its weights, and how to call it."""
 
