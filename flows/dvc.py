@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from turbo_vaed.costs.database import BUSY_SECONDS
 from turbo_vaed.errors import (
     CorruptFile,
     DataRefused,
@@ -27,8 +28,9 @@ from turbo_vaed.errors import (
 
 _LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
 _LOCK_WAIT_SECONDS = 600.0
-_INTERRUPT_SECONDS = 15.0
-"""What a stage gets to end its charges and its children, before it is killed."""
+_INTERRUPT_SECONDS = 2 * BUSY_SECONDS + 15.0
+"""What a stage gets to end its charges and its children, before it is killed: the slice that it
+writes and its last one may each have to wait for another writer of the ledger."""
 _RUN_DVC = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)

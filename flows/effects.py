@@ -16,12 +16,21 @@ import yaml
 
 from flows import runs
 from turbo_vaed import mlflow_runs, registry
-from turbo_vaed.costs import Ledger, allowance, due, require_allowance, summarise
+from turbo_vaed.costs import (
+    Ledger,
+    allowance,
+    due,
+    format_usd,
+    require_allowance,
+    summarise,
+    total_usd,
+)
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.dataset.ray_session import ray_session
+from turbo_vaed.distill.job import which_student
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.export import RUNTIMES
-from turbo_vaed.poc import Poc
+from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.report.collect import collect
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.report.page import write_report
@@ -33,6 +42,7 @@ from turbo_vaed.stages.cluster import own_node
 from turbo_vaed.stages.estimates import estimate_run
 from turbo_vaed.stages.export import further_shapes, wanted
 from turbo_vaed.stages.fit import student_config
+from turbo_vaed.stages.gate import check_device
 from turbo_vaed.stages.prices import (
     limits_of,
     nodes_of,
@@ -43,6 +53,9 @@ from turbo_vaed.stages.quote import cheapest_elsewhere
 from turbo_vaed.stages.storage import book_storage
 
 log = logging.getLogger(__name__)
+
+BEGUN = "begun.json"
+"""In the customer's folder: the last run that could begin to distil, and its student's params."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +157,7 @@ def preflight(settings: Settings, customer: str) -> Poc:
     further_shapes(poc, student_config(poc))
     for target in wanted(poc):
         RUNTIMES[target.runtime].check()
+    check_device(poc)
     price_of(poc.params, settings, "gate")
     with Ledger.open(settings.ledger_url) as ledger:
         due.book(ledger, settings.due_folder)
@@ -154,31 +168,53 @@ def preflight(settings: Settings, customer: str) -> Poc:
 def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> str:
     """What is known before a run of what it will cost, in words.
 
+    What follows a stale stage counts with it, for it is made from it.
+
     Raises:
-        BudgetRefused: a price is unknown; or it cannot fit what it may spend. One whose
-            training has begun goes on, and stops by itself.
+        BudgetRefused: a price is unknown; or what is to be done cannot fit what the run may still
+            spend. Training that this run has begun, of the same student, goes on, and stops by
+            itself.
         Unreachable: the cluster on which a stage would run.
     """
-    for stage in stale:
+    stages = STAGES[STAGES.index(stale[0]) :]
+    for stage in stages:
         price_of(poc.params, settings, stage)
+    begun = _as_begun(poc, run)
     with Ledger.open(settings.ledger_url) as ledger:
         limits, now = limits_of(poc.params), datetime.now(UTC)
         may_spend = allowance(ledger, limits, run=run.run_id, customer=poc.customer, at=now)
-        require_allowance(may_spend)
-        charged = {group.stage for group in ledger.grouped(run=run.run_id) if group.unit == UNIT}
-        if "distill" in charged:
+        groups = ledger.grouped(run=run.run_id)
+        spent_usd = total_usd(group.amount_usd for group in groups)
+        require_allowance(may_spend, spent_usd=spent_usd)
+        is_charged = any(group.stage == "distill" and group.unit == UNIT for group in groups)
+        if stages[0] == "distill" and is_charged and _is_begun(poc, begun):
             return f"run {run.run_id} goes on"
         found = estimate_run(
             poc,
             settings,
             ledger,
-            stages=stale,
+            stages=stages,
             may_spend_usd=may_spend.usd,
+            spent_usd=spent_usd,
             cheaper=partial(cheapest_elsewhere, poc, settings),
         )
+    if "distill" in stages:
+        (poc.work / BEGUN).write_text(begun)
+    left = f"{format_usd(may_spend.usd - spent_usd)} are left of {may_spend.by}"
     if found is None:
-        return f"no estimate, for nothing is distilled or timed; {may_spend.by} is the limit"
-    return f"estimated at {found}; {may_spend.by} is the limit"
+        return f"no estimate, for no worker could be timed; {left}"
+    return f"estimated at {found}; {left}"
+
+
+def _is_begun(poc: Poc, begun: str) -> bool:
+    path = poc.work / BEGUN
+    return path.is_file() and path.read_text() == begun
+
+
+def _as_begun(poc: Poc, run: runs.Run) -> str:
+    """What a run's distillation goes on from, as `BEGUN` holds it."""
+    told = {"run": run.run_id, "student": which_student(poc.params.distill)}
+    return json.dumps(told, sort_keys=True, default=str) + "\n"
 
 
 def register(poc: Poc, settings: Settings, run: runs.Run) -> Registered:

@@ -6,10 +6,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.gate import made_up
 from turbo_vaed import cli, params
+from turbo_vaed.gate import judge
 
 ROOT = Path(__file__).parents[1]
 
@@ -237,6 +240,68 @@ def test_nothing_to_show_yet(call, verb):
     code, _, err = call(*verb, "demo")
     assert code == 2
     assert "turbo-vaed poc demo" in err
+
+
+@pytest.fixture
+def explained(checkout: Path) -> Path:
+    """The folder of a customer's run whose package was judged too slow."""
+    work = checkout / "work" / "demo"
+    verdict = judge(
+        made_up.evidence(latency_seconds=0.5, teacher_latency_seconds=0.2), customer="demo",
+        use_case="education", thresholds=made_up.use_case(), min_parity_psnr=60.0,
+        package_sha256="a" * 64, data_sha256="b" * 64, git_revision="c" * 40,
+        created="2026-11-27T10:00:00+00:00", target="executorch-xnnpack/fp32",
+    )  # fmt: skip
+    documents: dict[str, Any] = {
+        "gate/verdict.json": verdict.to_json(),
+        "gate/choice.json": {
+            "chosen": "executorch-xnnpack/fp32",
+            "candidates": [
+                {"name": "executorch-xnnpack/fp32", "result": "fails", "not_passed": ["fps"]},
+                {"name": "onnx/fp32", "result": "fails", "not_passed": ["fps", "psnr"]},
+            ],
+        },
+        "export/figures.json": {"executorch-xnnpack/fp32 sha256": "a" * 64},
+        "distill/history.json": {
+            "steps_done": 500,
+            "steps": [{"step": s, "val_psnr": p} for s, p in ((1, 20.0), (250, 28.0), (500, 29.0))],
+        },
+        "run.json": {"run_id": "demo-1", "started": "2026-11-27T09:00:00+00:00", "status": "done"},
+    }
+    for name, document in documents.items():
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text(json.dumps(document))
+    return work
+
+
+def test_gate_explain_says_what_does_not_pass_and_what_to_change(call, explained):
+    """By the customer, and by the id of its last run."""
+    for name in ("demo", "demo-1"):
+        code, out, err = call("gate", "explain", name)
+        said = " ".join(out.split())
+        assert code == 1 and "2 of 13 checks did not pass" in err
+        assert "between (95%)" in said and "margin" in said and "-1.5" in said
+        assert "2.5 times too slow: a smaller student than tiny-ltx" in said
+        assert "also judged: onnx/fp32 fails (fps, psnr)" in said
+        assert "not the last run's" not in said
+    code, out, _ = call("gate", "explain", "demo", "--format", "json")
+    found = json.loads(out)
+    assert code == 1 and set(found["advice"]) == {"fps", "latency_ratio"}
+    assert (found["outdated"], found["checks"][-1]["margin"]) == ("", -1.5)
+    assert call("gate", "explain", "demo-7")[0] == 2
+
+
+def test_gate_explain_tells_an_old_verdict_from_the_last_runs(call, explained):
+    run = {"run_id": "demo-2", "started": "2026-11-27T11:00:00+00:00", "status": "open"}
+    (explained / "run.json").write_text(json.dumps(run))
+    _, out, _ = call("gate", "explain", "demo-2")
+    assert "not the last run's: run demo-2 began at" in " ".join(out.split())
+    run |= {"started": "2026-11-27T09:30:00+00:00"}
+    (explained / "run.json").write_text(json.dumps(run))
+    assert "not the last run's" not in call("gate", "explain", "demo")[1], "it measures again"
+    (explained / "export" / "figures.json").write_text('{"executorch-xnnpack/fp32 sha256": "9"}')
+    _, out, _ = call("gate", "explain", "demo", "--format", "json")
+    assert json.loads(out)["outdated"] == "the packages were made again since it was given"
 
 
 def test_outside_a_checkout(call, monkeypatch, tmp_path_factory):

@@ -43,6 +43,29 @@ def test_a_customer_overrides_any_leaf_and_no_other(document):
     assert after.clip == before.clip
 
 
+def test_a_customers_own_limit_does_not_keep_the_reason_of_the_old_one(document):
+    document["customers"]["demo"]["thresholds"] = {"min_psnr": 30, "min_ssim": 0.60}
+    because = load(document).thresholds.because
+    profile = document["use_cases"]["education"]
+    said = f"demo asks for it; education asks for 22.0: {profile['because']['min_psnr']}"
+    assert because["min_psnr"] == said
+    assert because["min_ssim"] == profile["because"]["min_ssim"], "it is the old one"
+    document["customers"]["demo"]["thresholds"]["because"] = {"min_psnr": "our viewers sit close"}
+    assert load(document).thresholds.because["min_psnr"] == "our viewers sit close"
+
+
+def test_no_customer_takes_a_persons_approval_away(document):
+    document["customers"]["demo"] |= {"use_case": "critical", "thresholds": {"min_psnr": 35}}
+    assert load(document).thresholds.needs_approval is True
+    for value in (False, 0, None, "no"):
+        document["customers"]["demo"]["thresholds"] = {"needs_approval": value}
+        with pytest.raises(UserError, match=r"critical is never promoted without a person"):
+            load(document)
+    document["customers"]["demo"] |= {"use_case": "education"}
+    document["customers"]["demo"]["thresholds"] = {"needs_approval": True}
+    assert load(document).thresholds.needs_approval is True, "more care is allowed"
+
+
 def test_money_keeps_the_digits_that_were_typed(document):
     document["customers"]["demo"]["budget"] = {"run_usd": 0.1}
     document["customers"]["demo"]["distill"] = {"stop_usd_per_tenth_db": 0.1}

@@ -89,7 +89,7 @@ class FarmProfile:
     usd_per_device_minute: Annotated[Money, Field(ge=0, lt=100)] = Decimal("0.17")
     """The list price; 0 for slots that are paid by the month."""
     job_minutes: Annotated[int, Field(ge=5, le=150)] = 30
-    """After which Device Farm stops the phone."""
+    """After which Device Farm stops the phone; one process of the program has half of them."""
     wait_minutes: Positive = 120.0
     """For a phone to be free and to be done; then the run is stopped."""
 

@@ -186,6 +186,9 @@ class UseCase:
     """Times the teacher's own `turbo_vaed.metrics.flicker`."""
     min_detail_retention: Annotated[float, Field(ge=-1, le=1)]
     """Of the teacher's `turbo_vaed.metrics.detail`."""
+    min_parity: Positive
+    """Of what a device puts out, against PyTorch; `export.min_parity_db` counts where it is more,
+    which is about one precision."""
     min_fps: Positive
     max_cold_start_seconds: Positive
     max_peak_memory_mb: Positive
@@ -320,13 +323,35 @@ def resolve(document: Mapping[str, Any], customer: str) -> dict[str, Any]:
             f"params.yaml: customers.{customer}.use_case is {use_case!r}; "
             f"allowed: {', '.join(use_cases)}"
         )
-    thresholds = merged.pop("thresholds", {})
+    thresholds = _thresholds(use_cases[use_case], merged.pop("thresholds", {}), customer, use_case)
     device = merged.get("gate", {}).get("device")
     return {
         **merged,
         "device": device_of(document, device, f"customers.{customer}.gate.device"),
-        "thresholds": _merge(use_cases[use_case], thresholds, f"customers.{customer}.thresholds"),
+        "thresholds": thresholds,
     }
+
+
+def _thresholds(profile: Any, own: Any, customer: str, use_case: object) -> dict[str, Any]:
+    """A use case with a customer's own limits; the reason of an old limit is none of a new one.
+
+    Raises:
+        UserError: it would be promoted without the person whom the use case asks for.
+    """
+    where = f"customers.{customer}.thresholds"
+    found = _merge(profile, own, where)
+    if profile.get("needs_approval") is True and found["needs_approval"] is not True:
+        raise UserError(
+            f"params.yaml: {where}.needs_approval is {found['needs_approval']!r}; {use_case} is "
+            "never promoted without a person's approval: leave it out, or take another use_case"
+        )
+    reasons, given = dict(found["because"]), own.get("because", {})
+    for name in reasons.keys() & own.keys() - given.keys():
+        if own[name] != profile[name]:
+            reasons[name] = (
+                f"{customer} asks for it; {use_case} asks for {profile[name]}: {reasons[name]}"
+            )
+    return {**found, "because": reasons}
 
 
 def device_of(document: Mapping[str, Any], name: object, where: str) -> dict[str, Any]:

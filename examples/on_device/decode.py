@@ -91,9 +91,12 @@ def decode(
     program = runtime.load_program(folder / "decoder.pte")  # must outlive its method
     method = program.load_method("forward")
     for start, kept_start, kept_stop in windows(io, latents.shape[1], overlap):
-        window = np.ascontiguousarray(latents[None, :, start : start + length])
-        (video,) = method.execute([torch.from_numpy(window)])  # (1, 3, T, H, W), about [-1, 1]
-        kept = video[0, :, kept_start:kept_stop].numpy().clip(-1, 1)
+        window = np.ascontiguousarray(
+            latents[None, :, start : start + length], dtype=io["latent_dtype"]
+        )
+        # (1, 3, T, H, W) of video_dtype, about [-1, 1]
+        (video,) = method.execute([torch.from_numpy(window)])
+        kept = video[0, :, kept_start:kept_stop].float().numpy().clip(-1, 1)
         yield ((kept + 1) * 127.5).round().astype(np.uint8).transpose(1, 2, 3, 0)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from decimal import Decimal
 
 from flows import runs
-from turbo_vaed.costs import Ledger, PriceBook, allowance, format_usd, require_allowance
+from turbo_vaed.costs import PriceBook, format_usd, require_allowance
 from turbo_vaed.costs.choice import Choice
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.distill.follow import hours_and_minutes
@@ -21,8 +20,7 @@ from turbo_vaed.stages.machine import (
     volume_gib,
     volume_usd_per_hour,
 )
-from turbo_vaed.stages.prices import limits_of
-from turbo_vaed.stages.quote import Quote, quote, with_rest
+from turbo_vaed.stages.quote import Quote, quote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +40,17 @@ class Picked:
     def sentence(self) -> str:
         """What is started, and what it is expected to cost."""
         machine = self.choice.machine
-        assert self.choice.usd is not None and machine.usd_per_hour is not None
+        assert self.choice.usd is not None and self.choice.steps_usd is not None
+        assert machine.usd_per_hour is not None
         late = ""
         needed = BEFORE_MINUTES * 60 + self.choice.seconds
         if needed > self.minutes * 60:
             late = f", BEFORE the {hours_and_minutes(needed)} that it needs with its set-up"
         return (
-            f"{machine.instance_type} {machine.market} in {machine.zone}: distillation is expected "
-            f"to cost {format_usd(self.choice.usd)}, at {format_usd(machine.usd_per_hour)} an "
-            f"hour; the machine ends itself after {self.minutes} minutes at the latest{late}"
+            f"{machine.instance_type} {machine.market} in {machine.zone}: the run is expected to "
+            f"cost {format_usd(self.choice.usd)}, {format_usd(self.choice.steps_usd)} of it for "
+            f"distillation, at {format_usd(machine.usd_per_hour)} an hour; the machine ends itself "
+            f"after {self.minutes} minutes at the latest{late}"
         )
 
 
@@ -63,7 +63,7 @@ def pick(
     market: str | None = None,
     book: PriceBook | None = None,
 ) -> Picked:
-    """The EC2 machine on which the customer's distillation is expected to cost the least.
+    """The EC2 machine on which the customer's run is expected to cost the least.
 
     Args:
         instance_type: of prices.candidates; any by default.
@@ -74,7 +74,7 @@ def pick(
         UserError: no candidate is of that type and market; as `quote`.
         BudgetRefused: no price is known; it does not fit what the run may spend.
     """
-    found = quote(poc, settings, book)
+    found = quote(poc, settings, book, run=run.run_id)
     offers = [
         choice
         for choice in found.choices
@@ -92,19 +92,15 @@ def pick(
     if best.usd is None:
         why = dict.fromkeys(choice.machine.why_unknown for choice in offers)
         raise BudgetRefused(f"nothing is started: {'; '.join(why)}")
-    with Ledger.open(settings.ledger_url) as ledger:
-        limits, now = limits_of(poc.params), datetime.now(UTC)
-        may_spend = allowance(ledger, limits, run=run.run_id, customer=poc.customer, at=now)
-        left = may_spend.usd - ledger.total(run=run.run_id)
-    require_allowance(may_spend)
+    require_allowance(found.may_spend, spent_usd=found.spent_usd)
+    left = found.left_usd
     name = f"{best.machine.instance_type} {best.machine.market} in {best.machine.zone}"
-    needed = with_rest(poc, settings, best)
-    if needed > left:
+    if best.usd > left:
         raise BudgetRefused(
-            f"nothing is started: {name} is the cheapest at {format_usd(needed)}, with "
+            f"nothing is started: {name} is the cheapest at {format_usd(best.usd)}, with "
             "what is kept back for what follows distillation, its start, end and disk, and "
-            f"{format_usd(left)} are left of {may_spend.by}; lower distill.steps, or raise the "
-            "budget"
+            f"{format_usd(left)} are left of {found.may_spend.by}; lower distill.steps, or raise "
+            "the budget"
         )
     most = _on_demand_usd_per_hour(found, best)
     if most is None:

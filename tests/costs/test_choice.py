@@ -118,6 +118,27 @@ def test_the_cheapest_to_finish_comes_first_and_unknown_prices_last() -> None:
     )
 
 
+def test_it_is_the_whole_that_is_compared_and_not_the_steps_alone() -> None:
+    """A dear machine that is done with its steps at once, and has to be paid for an hour more."""
+    fast = machine(usd_per_hour=Decimal("0.66"), steps_per_second=40, interruptions_per_hour=0.0)
+    slow = machine(usd_per_hour=Decimal("0.41"), steps_per_second=8, interruptions_per_hour=0.0)
+    unknown = machine(usd_per_hour=None)
+
+    def an_hour(of: Machine, steps_seconds: float) -> Decimal:
+        assert of.usd_per_hour is not None and steps_seconds > 0
+        return of.usd_per_hour
+
+    given = [unknown, fast, slow]
+    found = choices(given, steps=500, save_seconds=1, restart_seconds=1, rest_usd=an_hour)
+    assert [choice.machine for choice in found] == [slow, fast, unknown]
+    alone = choices(given, steps=500, save_seconds=1, restart_seconds=1)
+    assert [choice.machine for choice in alone] == [fast, slow, unknown]
+    for whole, steps in zip(found, (alone[1], alone[0], alone[2]), strict=True):
+        assert whole.steps_usd == steps.steps_usd == steps.usd
+        if whole.usd is not None and whole.steps_usd is not None:
+            assert whole.usd - whole.steps_usd == whole.machine.usd_per_hour
+
+
 def test_a_machine_that_never_gets_there_is_no_choice() -> None:
     (found,) = choices(
         [machine(interruptions_per_hour=1e6)], steps=10**6, save_seconds=600, restart_seconds=6000

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -11,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.costs.charges import START, charge
-from turbo_vaed.costs import Ledger, Meter, Rate, due, steady
+from tests.costs.metered import Clock, Memory, meter
+from turbo_vaed.costs import Ledger, due, total_usd
 from turbo_vaed.errors import CorruptFile, Unreachable
 
 
@@ -48,21 +56,115 @@ class Away:
         raise Unreachable("the ledger is gone")
 
 
-def test_a_stage_that_ends_without_its_ledger_leaves_its_charges(tmp_path: Path) -> None:
-    folder = tmp_path / "due"
-    rate = Rate(resource="host", market="local", usd_per_hour=Decimal(3600), source="a test")
-    with pytest.raises(Unreachable) as caught:  # noqa: SIM117
-        with Meter(
-            Away(), run="demo-1", customer="demo", stage="clip", nodes=steady(rate), due=folder
-        ) as meter:  # type: ignore[arg-type]
-            pass
-    (note,) = caught.value.__notes__
-    assert "are kept in" in note and "the next run books them" in note
+AWAY = 10**9
+"""So many times a `Memory` takes nothing."""
+
+
+def booked(folder: Path, database: Path) -> Decimal:
+    """What a run that follows finds due, in all."""
+    with Ledger.open(f"sqlite:///{database}") as ledger:
+        due.book(ledger, folder)
+        assert not list(folder.iterdir())
+        return ledger.total(run="demo-1")
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_stage_that_ends_well_without_its_ledger_is_done_and_leaves_its_charges(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, clock = tmp_path / "due", Clock()
+    with meter(Memory(AWAY), clock=clock, due=folder) as running:
+        clock.now += 3600 * 10**9
+    (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    (path,) = folder.iterdir()
+    assert "clip: the ledger is gone; charges of $0.08 are kept in" in told.message
+    assert str(path) in told.message and "the next run books them" in told.message
     with pytest.raises(Unreachable):
         due.book(Away(), folder)  # type: ignore[arg-type]
-    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        due.book(ledger, folder)
-        assert ledger.total(run="demo-1") == meter.usd > 0
+    assert booked(folder, tmp_path / "ledger.db") == running.usd == Decimal("0.08")
+
+
+def test_a_stage_that_fails_without_its_ledger_leaves_its_charges_and_their_waste(
+    tmp_path: Path,
+) -> None:
+    folder, clock = tmp_path / "due", Clock()
+    with pytest.raises(ZeroDivisionError) as caught:  # noqa: SIM117
+        with meter(Memory(AWAY), clock=clock, due=folder):
+            clock.now += 3600 * 10**9
+            raise ZeroDivisionError
+    missed, kept = caught.value.__notes__
+    assert "the ledger is gone" in missed and "are kept in" in kept
+    ledger = Memory()
+    due.book(ledger, folder)
+    wasted = [row.amount_usd for row in ledger.rows if row.useful == "wasted"]
+    assert total_usd(wasted) == Decimal("0.08")
+
+
+def test_while_the_ledger_is_away_one_file_has_all_that_is_due_until_it_is_back(
+    tmp_path: Path,
+) -> None:
+    folder, ledger = tmp_path / "due", Memory(AWAY)
+    with meter(ledger, interval_seconds=0.01, due=folder):
+        wait_for(lambda: len(list(folder.glob("*.jsonl"))) == 1 and ledger.failures < AWAY - 9)
+        ledger.failures = 0
+        wait_for(lambda: ledger.kept and not list(folder.iterdir()))
+    assert not list(folder.iterdir())
+    assert len(ledger.kept) > 9
+
+
+CHILD = """
+import sys, time
+from decimal import Decimal
+from pathlib import Path
+from tests.costs.metered import Memory, meter
+with meter(Memory(10**9), Decimal(3600), interval_seconds=0.1, due=Path(sys.argv[1])):
+    time.sleep(600)
+"""
+
+
+def test_a_process_that_is_killed_while_the_ledger_is_away_loses_one_slice_at_most(
+    tmp_path: Path,
+) -> None:
+    """A dollar a second."""
+    folder = tmp_path / "due"
+    began = time.monotonic()
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)])
+    try:
+        wait_for(lambda: list(folder.glob("*.jsonl")))
+        metered_from = time.monotonic()
+        time.sleep(2)
+        least = time.monotonic() - metered_from
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        most = time.monotonic() - began
+    for partial in folder.glob("*.partial"):  # it was killed while it wrote
+        partial.unlink()
+    assert least - 1 < booked(folder, tmp_path / "ledger.db") < most
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_charges_that_can_be_kept_nowhere_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: bool
+) -> None:
+    (tmp_path / "due").touch()  # no folder can be made there
+    clock = Clock()
+    error = ZeroDivisionError if fails else Unreachable
+    with pytest.raises(error) as caught:  # noqa: SIM117
+        with meter(Memory(AWAY), clock=clock, due=tmp_path / "due"):
+            clock.now += 3600 * 10**9
+            if fails:
+                raise ZeroDivisionError
+    assert "charges of $0.08 are NOT kept, for" in caught.value.__notes__[-1]
+    printed = [due._charge(json.loads(line)) for line in capsys.readouterr().err.splitlines()]
+    assert total_usd(one.amount_usd for one in printed) == Decimal("0.08")
+    assert {one.useful for one in printed} == ({"useful", "wasted"} if fails else {"useful"})
 
 
 def test_a_file_that_is_cut_is_named_and_stays(tmp_path: Path) -> None:

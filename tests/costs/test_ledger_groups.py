@@ -152,6 +152,61 @@ def test_a_time_without_a_zone_is_refused(url: str) -> None:
         ledger.grouped(since=datetime(2026, 11, 1))
 
 
+def test_groups_of_the_runs_that_began_something_meanwhile(url: str) -> None:
+    """To the microsecond, and of a run all that lies in the time that is asked for."""
+    late = charge(1000, run="late", stage="gate"), charge(0, run="late")
+    with Ledger.open(url) as ledger:
+        ledger.add_all([*MANY, *late])
+        for since, until, runs in (
+            (1000, 1000.000001, {"late"}),
+            (1000.000001, 2000, set()),
+            (900, 1000, set()),
+        ):
+            own = START + timedelta(seconds=since), START + timedelta(seconds=until)
+            found = ledger.grouped(of_runs_in=own)
+            assert {group.run for group in found} == runs
+            assert found == (grouped(late) if runs else ())
+            before = ledger.grouped(of_runs_in=own, until=own[0])
+            assert before == (grouped(late[1:]) if runs else ())
+        everything = START, START + timedelta(days=1)
+        assert ledger.grouped(of_runs_in=everything) == grouped([*MANY, *late])
+        of_acme = [one for one in MANY if one.customer == "acme"]
+        assert ledger.grouped(of_runs_in=everything, customer="acme") == grouped(of_acme)
+
+
+def test_what_was_spent_and_wasted_is_what_the_groups_add_up_to(url: str) -> None:
+    since, until = START + timedelta(seconds=150), START + timedelta(seconds=450)
+    with Ledger.open(url) as ledger:
+        ledger.add_all(MANY)
+        for customer in (None, "demo", "acme", "nobody"):
+            found = ledger.grouped(customer=customer, since=since, until=until)
+            assert ledger.spent(customer=customer, since=since, until=until) == (
+                total_usd(g.amount_usd for g in found),
+                total_usd(g.amount_usd for g in found if g.useful == "wasted"),
+            )
+
+
+def test_who_has_charges_and_when_a_runs_stage_had_them(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        assert ledger.customers() == ()
+        ledger.add_all(
+            [
+                *(charge(15 * n, resource=f"node-{n}", stage="distill") for n in (1, 0, 2)),
+                charge(600, run="other", stage="distill"),
+                charge(900),
+                charge(0, stage="distill", customer="acme"),
+            ]
+        )
+        assert ledger.customers() == ("acme", "demo")
+        begun = [START + timedelta(seconds=s) for s in (0, 600)]
+        ended = [START + timedelta(seconds=s) for s in (45, 615)]
+        assert ledger.runs_of_stage("demo", "distill") == {
+            charge().run: (begun[0], ended[0]),
+            "other": (begun[1], ended[1]),
+        }
+        assert ledger.runs_of_stage("nobody", "distill") == {}
+
+
 @pytest.mark.parametrize("names", [{}, {"customer": "demo"}, {"run": "demo-1"}])
 def test_sqlite_neither_sorts_nor_looks_up_charges(tmp_path: Path, names: dict[str, str]) -> None:
     """What makes a month's report of a million charges a matter of a second."""
@@ -165,6 +220,9 @@ def test_sqlite_neither_sorts_nor_looks_up_charges(tmp_path: Path, names: dict[s
 
         sa.event.listen(ledger._engine, "before_cursor_execute", explain)
         ledger.grouped(since=START, until=START + timedelta(days=30), **names)
+        if not names:
+            ledger.spent(customer=None, since=START, until=START + timedelta(days=30))
+            ledger.runs_of_stage("demo", "encode")
     assert any("charges USING COVERING INDEX ix_charges_sums (group_id=" in line for line in plan)
     assert not any("TEMP B-TREE" in line for line in plan), plan
 

@@ -79,6 +79,13 @@ def test_a_month_that_is_used_up_refuses(ledger: Ledger) -> None:
     assert of(ledger, "10", None, at=NOW + timedelta(days=7)).usd == 15, "December, and 5 spent"
 
 
+def test_what_the_run_has_spent_itself_is_no_longer_left(ledger: Ledger) -> None:
+    found = of(ledger, "30", None)
+    require_allowance(found, spent_usd=Decimal("19.99"))
+    with pytest.raises(BudgetRefused, match=r"customer_month_usd.*this run has spent \$20\.00"):
+        require_allowance(found, spent_usd=Decimal(20))
+
+
 def test_a_run_over_the_end_of_a_month_takes_its_spend_with_it(ledger: Ledger) -> None:
     """It has spent 5 in November; in December it may spend the month's 30 on top."""
     assert of(ledger, "30", None, at=datetime(2026, 12, 1, tzinfo=UTC)).usd == 35

@@ -18,7 +18,13 @@ from turbo_vaed.costs.accounts import Customer, Distillation, Figure, Statement
 from turbo_vaed.costs.ledger import ChargeGroup
 from turbo_vaed.costs.months import Month
 from turbo_vaed.costs.price_source import OLD_PRICE, wasted
-from turbo_vaed.costs.statement import run_that_covers, statement
+from turbo_vaed.costs.statement import (
+    OF_RUNS_ALONE,
+    MonthLimits,
+    month_spent,
+    run_that_covers,
+    statement,
+)
 from turbo_vaed.costs.waste import waste_corrections
 from turbo_vaed.report.costs import said
 
@@ -54,13 +60,23 @@ def customer(name: str = "acme", **changes: Any) -> Customer:
 def stated(
     months: Mapping[Month, Sequence[ChargeGroup]] | Sequence[ChargeGroup],
     *customers: Customer,
-    period: Month | None = None,
+    **options: Any,
 ) -> Statement:
+    """Of charges by month, or of August's."""
+    by_month = months if isinstance(months, Mapping) else {AUGUST: months}
+    period = options.get("period")
+    inside = [month for month in sorted(by_month) if period in (None, month)]
     return statement(
-        months if isinstance(months, Mapping) else {AUGUST: months},
+        [group for month in inside for group in by_month[month]],
+        outside=[g for month in by_month if month not in inside for g in by_month[month]],
+        months=[
+            month_spent(month, by_month[month])
+            for month in sorted(by_month)
+            if period is None or month <= period
+        ],
         customers=customers or (customer(),),
         on_demand_usd_per_hour=PRICES.get,
-        period=period,
+        **options,
     )
 
 
@@ -184,6 +200,91 @@ def test_a_budget_is_of_the_whole_run_whatever_the_period() -> None:
 
 def test_left_is_negative_above_the_budget() -> None:
     assert stated([group("10.000000000001")]).total.figures.left.usd == Decimal("-1e-12")
+
+
+def limits(acme: str | None = None, total: str | None = None) -> MonthLimits:
+    return MonthLimits(
+        customers={} if acme is None else {"acme": Decimal(acme)},
+        total=None if total is None else Decimal(total),
+    )
+
+
+@pytest.mark.parametrize("period", [None, AUGUST])
+def test_a_months_limit_is_the_budget_where_it_is_less_than_the_runs(period: Month | None) -> None:
+    """Of a report of all time, too, where all charges lie in one month."""
+    runs = [group("9", run=f"acme-{n}") for n in range(3)]
+    found = stated(runs, period=period, limits=limits("28"))
+    for account in (found.customers[0], found.total):
+        assert account.figures.budget == Figure(
+            usd=Decimal(28), note="budget.customer_month_usd in August 2026"
+        )
+        assert account.figures.left == Figure(usd=Decimal(1))
+    assert [run.figures.left.usd for run in found.runs] == [1, 1, 1]
+    assert (
+        ", with $1.00 left of a budget of $28.00 (budget.customer_month_usd in August 2026);"
+    ) in said.sentence(found)
+    (note,) = [note for note in said.notes(found) if "limit" in note or "customer_month" in note]
+    assert note == (
+        "acme, budget: $28.00 is budget.customer_month_usd in August 2026, less than the budgets "
+        "of the runs."
+    )
+    wide = stated(runs, period=period, limits=limits("30"))
+    assert wide.total.figures.budget == Figure(usd=Decimal(30))
+    assert "customer_month" not in said.sentence(wide) + "".join(said.notes(wide))
+
+
+def test_a_months_limit_counts_what_was_spent_in_that_month_alone() -> None:
+    months = {JULY: [group("6")], AUGUST: [group("3"), group("4", run="acme-2")]}
+    figures = stated(months, period=AUGUST, limits=limits("12")).total.figures
+    assert (figures.budget.usd, figures.left.usd) == (12, 5)
+    above = stated(months, period=AUGUST, limits=limits("5"))
+    assert above.total.figures.left.usd == -2
+    assert "$2.00 above a budget of $5.00 (budget.customer_month_usd" in said.sentence(above)
+
+
+def test_the_limit_of_all_customers_is_of_the_total_alone() -> None:
+    both = [group("3"), group("4", run="acme-2"), group("5", customer="beta")]
+    accounts = customer(), customer("beta"), customer("quiet")
+    found = stated(both, *accounts, period=AUGUST, limits=limits("15", total="20"))
+    acme, beta, _ = (account.figures for account in found.customers)
+    assert (acme.budget.usd, acme.left.usd) == (15, 8)
+    assert (beta.budget, beta.left.usd) == (Figure(usd=Decimal(10)), 5)
+    total = found.total.figures
+    assert total.budget == Figure(usd=Decimal(20), note="budget.total_month_usd in August 2026")
+    assert total.left.usd == 8
+    assert "$8.00 left of a budget of $20.00 (budget.total_month_usd" in said.sentence(found)
+    assert [note.partition(":")[0] for note in said.notes(found) if "month_usd" in note] == [
+        "acme, budget",
+        "all, budget",
+    ]
+    wide = stated(both, *accounts, period=AUGUST, limits=limits("15", total="25")).total.figures
+    assert (wide.budget, wide.left.usd) == (Figure(usd=Decimal(25)), 13)  # what customers add up to
+    alone = stated(both[:2], customer="acme", period=AUGUST, limits=limits(total="1"))
+    assert alone.total.figures.budget.usd == 20
+
+
+def test_of_several_months_no_limit_of_one_counts_and_it_is_said() -> None:
+    months = {JULY: [group("4")], AUGUST: [group("3", run="acme-2")]}
+    months[AUGUST].append(group("1", customer="gone"))
+    accounts = customer(), customer("gone", run_budget_usd="removed")
+    for one in (limits("1"), limits(total="1")):
+        found = stated(months, *accounts, limits=one)
+        acme = found.customers[0].figures
+        assert (acme.budget.usd, acme.left.usd) == (20, 13)
+        assert f"left: {OF_RUNS_ALONE}." in said.notes(found)
+    for found in (
+        stated(months, *accounts),
+        stated(months, *accounts, limits=limits("1"), period=JULY),
+        stated(months, *accounts, limits=limits(total="1"), customer="acme"),
+        stated({}, limits=limits("1")),
+    ):
+        assert not any(note.startswith("left:") for note in said.notes(found))
+
+
+def test_without_a_run_the_month_allows_no_more_than_its_limit() -> None:
+    for usd, most in (("4", "$4.00"), ("40", "$10.00")):
+        figures = stated({}, period=AUGUST, limits=limits(usd)).customers[0].figures
+        assert figures.budget.note == f"no run in August 2026; a run may spend {most}"
 
 
 def test_budgets_that_are_not_known_stay_so() -> None:

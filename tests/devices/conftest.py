@@ -21,6 +21,14 @@ def package(decoder, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def half(decoder, tmp_path_factory):
+    """A package that takes and gives float16."""
+    folder = tmp_path_factory.mktemp("half")
+    job = Job(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder / "program")
+    return export_package(Target.parse("executorch-xnnpack/fp16"), folder / "package", job)
+
+
+@pytest.fixture(scope="session")
 def coreml(decoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("coreml")
     job = Job(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder / "program")

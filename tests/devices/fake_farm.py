@@ -7,6 +7,7 @@ specification are run beside an `adb` (`fake_phone`). It misbehaves as `trouble`
 import io
 import json
 import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -32,7 +33,7 @@ class Farm:
     def __init__(self):
         self.trouble, self.calls, self.uploads, self.scheduled = "", Counter(), {}, None
         self.status, self.result, self.artifact = "PENDING", "PENDING", b""
-        self.tags = {}
+        self.tags, self.minute_seconds = {}, 60.0
         farm = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -156,8 +157,16 @@ class Farm:
                 "DEVICEFARM_LOG_DIR": str(log), "DEVICEFARM_DEVICE_UDID": SERIAL,
             }  # fmt: skip
             commands = yaml.safe_load(specification)["phases"]["test"]["commands"]
-            done = subprocess.run(["bash", "-c", "\n".join(commands)], env=environment, check=False)
-            self.status, self.result = "COMPLETED", "FAILED" if done.returncode else "PASSED"
+            minutes = self.scheduled["executionConfiguration"]["jobTimeoutMinutes"]
+            job = subprocess.Popen(
+                ["bash", "-c", "\n".join(commands)], env=environment, start_new_session=True
+            )
+            try:
+                code = job.wait(minutes * self.minute_seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(job.pid, signal.SIGKILL)
+                code = job.wait()
+            self.status, self.result = "COMPLETED", "FAILED" if code else "PASSED"
             written = io.BytesIO()
             with zipfile.ZipFile(written, "w") as archive:
                 for path in log.rglob("*"):

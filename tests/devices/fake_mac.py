@@ -77,6 +77,8 @@ class MLModel:
     def predict(self, given):
         if trouble == "hang":
             time.sleep(600)
+        if trouble == "unsteady":
+            time.sleep(0.01 if os.path.exists("result0.json") else 0.1)
         (latents,) = given.values()
         return {{self._spec.description.output[0].name: self._run(latents)}}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.devices.fake_phone import SERIAL, make_phone
-from tests.devices.small import PLAN, SHAPE
+from tests.devices.small import PLAN, SHAPE, STRICT
 from turbo_vaed.device_params import AdbProfile, parse_profile
 from turbo_vaed.devices import Failed, Measurement, _scratch
 from turbo_vaed.devices.device import measure_on
@@ -33,9 +33,9 @@ def phone(tmp_path, monkeypatch, package):
     return open_device(profile, tmp_path), storage
 
 
-def measured(phone, package, latents, tmp_path, seconds=60.0):
+def measured(phone, package, latents, tmp_path, seconds=60.0, plan=PLAN):
     return measure_on(
-        phone[0], package, latents, plan=PLAN, out_folder=tmp_path / "out", timeout_seconds=seconds
+        phone[0], package, latents, plan=plan, out_folder=tmp_path / "out", timeout_seconds=seconds
     )
 
 
@@ -57,6 +57,22 @@ def test_a_package_is_measured_and_its_frames_come_back(
         expected = decoder(torch.from_numpy(np.load(latents))).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "out" / "decoded.npy"), expected, atol=1e-4)
     assert left(phone[1]) == []
+
+
+def test_processes_that_disagree_are_run_once_more_and_the_last_ones_kept(
+    phone, package, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RUNNER_TROUBLE", "unsteady")
+    monkeypatch.setenv("DEGREES", "50 30")  # hot at the very first look alone
+    found = measured(phone, package, latents, tmp_path, plan=STRICT)
+    assert found.seconds_by_process == ((0.01,) * 3,) * 2
+    assert (found.processes, found.hottest_celsius) == (4, 30)
+    assert left(phone[1]) == []
+
+
+def test_processes_that_agree_are_not_run_again(phone, package, latents, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNNER_TROUBLE", "unsteady")
+    assert measured(phone, package, latents, tmp_path).processes == 2
 
 
 def test_a_hot_phone_is_told(phone, package, latents, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """A phone of AWS Device Farm, whose service answers on loopback and runs what it is given."""
 
+import time
 import zipfile
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from io import BytesIO
 
@@ -10,7 +12,7 @@ import torch
 
 from tests.devices.fake_farm import DEVICE, PROJECT, Farm
 from tests.devices.fake_phone import make_phone
-from tests.devices.small import PLAN, SHAPE
+from tests.devices.small import PLAN, SHAPE, STRICT
 from turbo_vaed.costs import Ledger
 from turbo_vaed.costs.tags import resource_tags
 from turbo_vaed.device_params import FarmProfile, parse_profile
@@ -52,9 +54,9 @@ def tags():
     return resource_tags(run="demo-1", customer="demo", stage="gate")
 
 
-def measured(phone, package, latents, tmp_path):
+def measured(phone, package, latents, tmp_path, seconds=60.0, plan=PLAN):
     return measure_on(
-        phone, package, latents, plan=PLAN, out_folder=tmp_path / "out", timeout_seconds=60.0
+        phone, package, latents, plan=plan, out_folder=tmp_path / "out", timeout_seconds=seconds
     )
 
 
@@ -111,6 +113,36 @@ def test_a_runner_that_crashes_is_a_result_that_was_paid_for(
     found = measured(phone, package, latents, tmp_path)
     assert isinstance(found, Failed) and "failed with exit code" in found.reason
     assert len(paid) == 1
+
+
+def test_a_runner_that_hangs_is_a_result_and_ends_before_its_job_does(
+    phone, service, paid, package, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RUNNER_TROUBLE", "hang")
+    monkeypatch.setenv("CLOCK_SPEED", "150")
+    service.minute_seconds = 60 / 150  # a job of 30 minutes is one of 12 seconds
+    found = measured(phone, package, latents, tmp_path, seconds=1800.0)  # as long as the job
+    assert isinstance(found, Failed) and "it took too long" in found.reason
+    assert len(paid) == 1 and not paid[0].is_wasted
+
+
+def test_a_clock_that_is_set_back_loses_no_charge(phone, paid):
+    """By an hour, in the ten minutes of a run that AWS tells no minutes of."""
+    later = datetime.now(UTC) + timedelta(hours=1)
+    begun = farm._Begun(at=later, clock=time.monotonic() - 600)
+    phone._charge({}, begun, is_wasted=False)
+    (used,) = paid
+    assert used.quantity == pytest.approx(Decimal(10), abs=Decimal("0.1"))
+    assert charge_of(used, "demo-1", "demo", "gate").started_at == later == used.ended
+
+
+def test_processes_that_disagree_are_not_run_again_where_minutes_are_paid(
+    phone, service, package, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RUNNER_TROUBLE", "unsteady")
+    found = measured(phone, package, latents, tmp_path, plan=STRICT)
+    assert found.processes == 2 and found.latency.spread > STRICT.max_spread
+    assert service.calls["ScheduleRun"] == 1
 
 
 def test_throttling_is_waited_out(phone, service, package, latents, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from tests.devices.fake_iphone import APP, UDID, make_iphone
 from tests.devices.fake_mac import HOST
-from tests.devices.small import PLAN
+from tests.devices.small import PLAN, STRICT
 from turbo_vaed.device_params import AppleProfile, parse_profile
 from turbo_vaed.devices import Failed, Measurement
 from turbo_vaed.devices.device import measure_on
@@ -30,9 +30,9 @@ def iphone(tmp_path, monkeypatch, coreml):
     return open_device(profile, tmp_path), container, storage
 
 
-def measured(iphone, package, latents, tmp_path, seconds=60.0):
+def measured(iphone, package, latents, tmp_path, seconds=60.0, plan=PLAN):
     return measure_on(
-        iphone[0], package, latents, plan=PLAN, out_folder=tmp_path / "out", timeout_seconds=seconds
+        iphone[0], package, latents, plan=plan, out_folder=tmp_path / "out", timeout_seconds=seconds
     )
 
 
@@ -56,6 +56,30 @@ def test_a_package_is_measured_by_the_app_and_its_frames_come_back(
     with torch.no_grad():
         expected = decoder(torch.from_numpy(np.load(latents))).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "out" / "decoded.npy"), expected, atol=0.02)
+    assert left(iphone) == []
+
+
+def test_a_package_of_half_precision_is_given_and_gives_float16(
+    iphone, half, latents, decoder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MAC_IS_REAL", "1")
+    profile = replace(iphone[0].profile, app_runs=("executorch-xnnpack",))
+    device = replace(iphone[0], profile=profile)
+    assert isinstance(measured((device, *iphone[1:]), half, latents, tmp_path), Measurement)
+    with torch.no_grad():
+        expected = decoder(torch.from_numpy(np.load(latents))).numpy()
+    found = np.load(tmp_path / "out" / "decoded.npy")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_processes_that_disagree_are_run_once_more_and_the_last_ones_kept(
+    iphone, coreml, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("IPHONE_TROUBLE", "unsteady")
+    found = measured(iphone, coreml, latents, tmp_path, plan=STRICT)
+    assert found.seconds_by_process == ((0.01,) * 3,) * 2
+    assert found.processes == 4
     assert left(iphone) == []
 
 
@@ -146,7 +170,7 @@ def test_it_runs_what_its_app_was_built_for_alone(iphone, package, latents, tmp_
     with pytest.raises(UserError, match="runs packages for coreml only"):
         measured(iphone, package, latents, tmp_path)
     profile = replace(iphone[0].profile, app_runs=("executorch-coreml", "executorch-xnnpack"))
-    assert replace(iphone[0], profile=profile).runs(package)
+    assert package.runtime in replace(iphone[0], profile=profile).runtimes
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,8 @@ QUICK = {
 }  # fmt: skip
 
 
-def aimed(job, psnr):
-    return dataclasses.replace(job, target=Target(psnr=psnr, said=f"{psnr:.2f} dB"))
+def aimed(job, psnr, ssim=-1.0):
+    return dataclasses.replace(job, target=Target(psnr=psnr, ssim=ssim, said=f"{psnr:.2f} dB"))
 
 
 @pytest.fixture
@@ -192,11 +192,9 @@ def test_a_run_stops_with_the_validation_that_is_good_enough(enough_at_20):
     whole, _, run = enough_at_20
     last, (end,) = run.last, run.told("end")
     assert (last.stopped, last.step, last.best_step) == ("good enough", 20, 20)
-    assert (
-        last.reason
-        == end["reason"]
-        == (f"validation PSNR {last.best_psnr:.2f} dB reaches {last.best_psnr:.2f} dB")
-    )
+    psnr, ssim = last.best_psnr, last.history[19]["val_ssim"]
+    said = f"validation PSNR {psnr:.2f} dB reaches {psnr:.2f} dB; SSIM {ssim:.3f} reaches -1"
+    assert last.reason == end["reason"] == said
     assert (end["stopped"], end["step"]) == ("good enough", 20)
     assert_same(last.student, whole.states[1].student)  # on the planned schedule
     rates = [row["learning_rate"] for row in whole.last.history[:20]]
@@ -220,6 +218,14 @@ def test_with_looser_limits_a_run_goes_on_to_what_it_would_have_become(enough_at
     more = Run(make_job(**QUICK | {"stop_psnr_margin_db": None}), resume=run.last)
     assert (more.last.stopped, more.last.step) == ("finished", 40)
     assert_same(more.last.student, whole.last.student)
+
+
+def test_a_run_whose_psnr_is_enough_goes_on_until_its_ssim_is(enough_at_20, make_job):
+    whole, job, _ = enough_at_20
+    ssim = {row["step"]: row["val_ssim"] for row in whole.last.history if "val_ssim" in row}
+    assert ssim[20] < ssim[30]
+    later = Run(aimed(make_job(**QUICK), job.target.psnr, ssim[30])).last
+    assert (later.stopped, later.step) == ("good enough", 30)
 
 
 def test_a_start_that_is_good_enough_is_not_trained(make_job):

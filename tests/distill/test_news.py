@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import ray
 
 from turbo_vaed.distill import train
+from turbo_vaed.distill.checkpoint import Checkpoint
 from turbo_vaed.distill.job import Paid
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.worker import _News
@@ -23,12 +25,14 @@ def paid(
     usd_per_hour: int = 1,
     may_spend_usd: str = "0.9",
     checkpoint_seconds: float = 3600.0,
+    reserve_usd: str = "0",
 ) -> Paid:
     return Paid(
         usd=Decimal(usd),
         usd_per_hour=Decimal(usd_per_hour),
         now_usd_per_hour=Decimal(usd_per_hour),
         may_spend_usd=Decimal(may_spend_usd),
+        reserve_usd=Decimal(reserve_usd),
         checkpoint_seconds=checkpoint_seconds,
     )
 
@@ -72,6 +76,61 @@ def test_a_run_stops_where_others_have_used_up_the_months_budget(make_job: Any) 
     stopped, reason = loop.run()
     assert (stopped, loop.step) == ("budget", 2)
     assert "$0.02 of $0.02 spent" in reason
+
+
+def warned(events: list[dict[str, Any]]) -> list[str]:
+    return [e["text"] for e in events if e["event"] == "warning" and e["kind"] == "budget"]
+
+
+def test_a_months_limit_that_moves_by_cents_is_warned_of_once(make_job: Any) -> None:
+    """Another run spends beside: what this one may spend is another amount each time."""
+    job = make_job(budget_usd="9", usd_per_hour="0.0001", steps=20)
+    events: list[dict[str, Any]] = []
+    states: list[Checkpoint] = []
+
+    def run(resume: Checkpoint | None = None) -> list[str]:
+        events.clear()
+        news = (paid("0.85", may_spend_usd=f"1.0{cents}") for cents in itertools.cycle("543210"))
+        loop = Loop(
+            job, tell=events.append, save=states.append, resume=resume, paid=lambda: next(news)
+        )
+        assert loop.run()[0] == "finished"
+        return warned(events)
+
+    (text,) = run()
+    assert text.startswith("$0.85 of $1.05 spent")
+    assert not run(next(state for state in states if 9 < state.step < 20)), "it is known"
+
+
+def test_a_budget_that_was_raised_is_warned_of_again(make_job: Any) -> None:
+    news = itertools.chain(
+        [paid("0.85", may_spend_usd="1")] * 8,
+        [paid("0.86", may_spend_usd="2")] * 4,
+        itertools.repeat(paid("1.7", may_spend_usd="2")),
+    )
+    events: list[dict[str, Any]] = []
+    Loop(
+        make_job(budget_usd="9", usd_per_hour="0.0001", steps=20),
+        tell=events.append, save=lambda state: None, paid=lambda: next(news),
+    ).run()  # fmt: skip
+    assert [text.partition(" spent")[0] for text in warned(events)] == [
+        "$0.85 of $1.00", "$1.70 of $2.00"
+    ]  # fmt: skip
+
+
+def test_a_run_stops_where_machines_that_joined_will_have_to_be_paid_to_its_end(
+    make_job: Any,
+) -> None:
+    news = iter([None, paid("0.01", reserve_usd="0.2"), paid("0.02", reserve_usd="0.89")])
+    loop = Loop(
+        make_job(budget_usd="0.90", usd_per_hour="0.0001", steps=50),
+        tell=lambda event: None,
+        save=lambda state: None,
+        paid=lambda: next(news),
+    )
+    stopped, reason = loop.run()
+    assert (stopped, loop.step) == ("budget", 2)
+    assert "eat into the $0.89 kept back" in reason
 
 
 def test_a_node_without_a_price_ends_the_run_with_its_reason(make_job: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +17,11 @@ from turbo_vaed.distill.stopping import Enough, Target, curve, enough, good_enou
 
 LIMIT = Decimal("0.02")
 """USD for 0.1 dB: 5 dB for a dollar."""
-TARGET = Target(psnr=30.1, said="30.10 dB: 29.60 dB that the gate asks for, and a margin of 0.5 dB")
+TARGET = Target(
+    psnr=30.1,
+    ssim=0.93,
+    said="30.10 dB: 29.60 dB that the gate asks for, and a margin of 0.5 dB",
+)
 Curve = list[tuple[Decimal, float]]
 
 
@@ -24,10 +29,17 @@ def asked(
     validations: Curve,
     *,
     best_psnr: float = 0.0,
+    best_ssim: float = -1.0,
     target: Target | None = None,
     limit: Decimal | None = LIMIT,
 ) -> Enough | None:
-    return enough(validations, best_psnr=best_psnr, target=target, usd_per_tenth_db=limit)
+    return enough(
+        validations,
+        best_psnr=best_psnr,
+        best_ssim=best_ssim,
+        target=target,
+        usd_per_tenth_db=limit,
+    )
 
 
 def priced(pieces: list[tuple[Decimal, float]], limit: Decimal = LIMIT) -> Curve:
@@ -50,10 +62,13 @@ any_curve = st.lists(st.tuples(gaps, st.floats(20, 40)), max_size=25).map(
 
 
 def test_the_target_is_reached_and_not_before() -> None:
-    found = asked([], best_psnr=30.1, target=TARGET)
-    assert found == ("target", f"validation PSNR 30.10 dB reaches {TARGET.said}")
-    assert asked([], best_psnr=30.0999, target=TARGET) is None
-    assert asked([], best_psnr=99.0) is None
+    found = asked([], best_psnr=30.1, best_ssim=0.93, target=TARGET)
+    said = f"validation PSNR 30.10 dB reaches {TARGET.said}; SSIM 0.930 reaches 0.93"
+    assert found == ("target", said)
+    assert asked([], best_psnr=30.0999, best_ssim=0.93, target=TARGET) is None
+    assert asked([], best_psnr=30.1, best_ssim=0.9299, target=TARGET) is None
+    assert asked([], best_psnr=30.1, best_ssim=float("nan"), target=TARGET) is None
+    assert asked([], best_psnr=99.0, best_ssim=1.0) is None
 
 
 def test_a_price_is_said_with_its_limit() -> None:
@@ -153,8 +168,9 @@ def test_what_costs_nothing_is_never_too_dear() -> None:
 
 
 def rows(count: int, every: int = 1, **more: Any) -> list[dict[str, Any]]:
+    validated = {"val_psnr": 30.0, "val_ssim": 0.9}
     return [
-        {"step": n, "step_usd": "0.001", **({"val_psnr": 30.0} if n % every == 0 else {}), **more}
+        {"step": n, "step_usd": "0.001", **(validated if n % every == 0 else {}), **more}
         for n in range(1, count + 1)
     ]
 
@@ -178,6 +194,24 @@ def test_the_curve_has_the_dollars_of_its_steps(make_job) -> None:
     for row in history[:3]:
         del row["step_usd"]  # of an earlier version: free, which stops nothing
     assert curve(history, params) == [(Decimal("0.001"), 30.0)]
+
+
+@pytest.mark.parametrize(("best", "is_enough"), [(0.94, True), (0.92, False), (None, False)])
+def test_the_ssim_is_that_of_the_best_student(
+    make_job, best: float | None, is_enough: bool
+) -> None:
+    """Which is the one of the highest PSNR; the start's is in no history."""
+    history: list[dict[str, Any]] = [
+        {"step": 1, "val_psnr": 29.0, "val_ssim": 0.99},
+        {"step": 2},
+        {"step": 3, "val_psnr": 31.0, "val_ssim": best},
+        {"step": 4, "val_psnr": 30.0, "val_ssim": 0.99},
+    ]
+    psnr = 31.0
+    if best is None:
+        psnr, history[2] = 32.0, {"step": 3}
+    job = replace(make_job(), target=TARGET)
+    assert (good_enough(job, history, best_psnr=psnr) is not None) == is_enough
 
 
 def test_a_job_asks_by_its_own_limits(make_job) -> None:

@@ -131,6 +131,14 @@ def test_of_another_version(url, raw, tmp_path):
         Store(url).newest(never)
 
 
+def test_what_is_before_a_step_can_be_removed_alone(url):
+    store = Store(url)
+    for step in (1, 2, 3):
+        store.write(make_checkpoint(step))
+    store.clear(before=3)
+    assert steps(store) == [3]
+
+
 def test_foreign_files_are_left_alone(url, raw):
     foreign = {"notes.txt", "00000009-abc.pt", "latest.pt"}
     for name in foreign:

@@ -18,7 +18,8 @@ from turbo_vaed.distill.stopping import Target
 from turbo_vaed.distill.store import Store
 from turbo_vaed.distill.student import Student
 
-FLAT = [{"step": n, "step_usd": "0.001", "val_psnr": 30.0} for n in range(1, 41)]
+FLAT = [{"step": n, "step_usd": "0.001", "val_psnr": 30.0, "val_ssim": 0.9}
+        for n in range(1, 41)]  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -53,13 +54,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def aimed(job: Job, psnr: float) -> Job:
-    return dataclasses.replace(job, target=Target(psnr=psnr, said=f"{psnr:.2f} dB"))
+    return dataclasses.replace(job, target=Target(psnr=psnr, ssim=-1.0, said=f"{psnr:.2f} dB"))
 
 
 @pytest.mark.parametrize(
     ("psnr", "limit", "said"),
     [
-        (29.9, None, "validation PSNR 30.00 dB reaches 29.90 dB"),
+        (29.9, None, "validation PSNR 30.00 dB reaches 29.90 dB; SSIM 0.900 reaches -1"),
         (99.0, "0.01", "by the trend of the last 11 validations more dollars bring nothing; the "
          "limit is $0.01 per 0.1 dB"),
     ],

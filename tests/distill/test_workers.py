@@ -82,7 +82,7 @@ def test_all_workers_stop_where_the_first_finds_the_student_good_enough(make_job
     alone = run(make_job(**changes, validate_every=5, micro_batch=2))
     psnr = [row["val_psnr"] for row in alone.history if "val_psnr" in row]
     assert psnr[0] < psnr[1]
-    target = Target(psnr=(psnr[0] + psnr[1]) / 2, said="made up")
+    target = Target(psnr=(psnr[0] + psnr[1]) / 2, ssim=-1.0, said="made up")
     job = make_job(**changes, validate_every=5, micro_batch=2, workers=2)
     two = on_two(dataclasses.replace(job, target=target), tmp_path)
     assert (two["stopped"], two["step"]) == ("good enough", 10)

@@ -53,14 +53,17 @@ def decoder() -> TurboVaedDecoder:
 
 @pytest.fixture(scope="module")
 def package(decoder: TurboVaedDecoder, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    folder = tmp_path_factory.mktemp("package")
+    return packaged(decoder, tmp_path_factory.mktemp("package"), "fp32")
+
+
+def packaged(decoder: TurboVaedDecoder, folder: Path, precision: str) -> Package:
     job = Job(
         decoder=decoder,
         latent_shape=(1, 4, LENGTH, 8, 12),
-        precision="fp32",
+        precision=precision,
         folder=folder / "scratch",
     )
-    return export_package(Target.parse("executorch-xnnpack/fp32"), folder / "package", job)
+    return export_package(Target.parse(f"executorch-xnnpack/{precision}"), folder / "package", job)
 
 
 def make_latents(frames: int) -> np.ndarray:
@@ -99,6 +102,18 @@ def test_its_windows_give_the_frames_of_decoding_at_once(
     difference = np.abs(np.concatenate(pieces).astype(int) - expected)
     assert difference.max() <= 1
     assert expected.std() > 10, "a video in which a difference shows"
+
+
+def test_a_package_of_half_precision_is_given_and_gives_float16(
+    runner: ModuleType, decoder: TurboVaedDecoder, tmp_path: Path
+) -> None:
+    package = packaged(decoder, tmp_path, "fp16")
+    io = io_of(package)
+    assert (io["latent_dtype"], io["video_dtype"]) == ("float16", "float16")
+    latents = make_latents(LENGTH + 5)
+    made = np.concatenate(list(runner.decode(package.folder, io, latents, LENGTH - 2)))
+    difference = np.abs(made.astype(int) - by_pytorch(decoder, latents))
+    assert difference.max() <= 4 and difference.mean() < 0.5
 
 
 @given(

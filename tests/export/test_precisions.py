@@ -111,6 +111,17 @@ def test_what_runs_is_close_to_pytorch(decoder, programs, precision, least_db):
     assert 10 * math.log10(4 / mse) >= least_db
 
 
+def test_float16_divides_by_no_zero_where_values_are_nearly_equal(tmp_path):
+    """Squares of what is below 1/4096 are nothing in float16, and so was the norms' epsilon."""
+    decoder = make()
+    with torch.no_grad():
+        decoder.conv_in.conv.weight *= 1e-5
+        decoder.conv_in.conv.bias *= 0
+    path = export_xnnpack(decoder, latent_shape=SHAPE, folder=tmp_path, precision="fp16")
+    video = open_program("executorch-xnnpack", path, 1)(latents(9).numpy())
+    assert np.isfinite(video).all()
+
+
 def test_float16_is_half_of_the_weights_and_int8_less(decoder, programs):
     """Of float32's file by Winograd it is less."""
     sizes = {name: path.stat().st_size for name, path in programs.items()}

@@ -15,6 +15,7 @@ LIMITS: dict[str, float] = {
     "min_worst_psnr": 16.0,
     "max_flicker": 3.0,
     "min_detail_retention": 0.8,
+    "min_parity": 40,
     "min_fps": 24,
     "max_cold_start_seconds": 5.0,
     "max_peak_memory_mb": 1500,

@@ -9,8 +9,7 @@ from turbo_vaed.gate import RunFacts, advise, judge
 
 FACTS = RunFacts(
     steps=500, db_per_doubling=1.0, student="tiny-ltx", test_clips=9,
-    targets=("executorch-xnnpack/fp32",),
-    all_targets=("executorch-xnnpack/fp32", "executorch-xnnpack/int8"),
+    targets=("executorch-xnnpack/fp32",), runtimes=("executorch-xnnpack", "litert"),
 )  # fmt: skip
 
 
@@ -41,8 +40,14 @@ def test_steps_follow_from_what_the_second_half_of_them_brought():
 def test_what_is_slow_is_told_of_a_precision_that_was_not_tried():
     found = advice(latency_seconds=0.5, teacher_latency_seconds=0.2)
     assert found["latency_ratio"].startswith("2.5 times too slow: add executorch-xnnpack/int8")
-    tried = replace(FACTS, targets=FACTS.all_targets)
-    assert "smaller student" in advice(tried, latency_seconds=0.5)["fps"]
+    tried = replace(FACTS, targets=("executorch-xnnpack/fp32", "executorch-xnnpack/int8"))
+    elsewhere = replace(FACTS, runtimes=("coreml",))
+    for facts in (tried, elsewhere):
+        said = advice(facts, latency_seconds=0.5)["fps"]
+        assert "a smaller student than tiny-ltx (distill.student: auto" in said
+        assert "int8" not in said
+    derived = replace(tried, student="auto")
+    assert "a lower distill.student_fraction" in advice(derived, latency_seconds=0.5)["fps"]
 
 
 def test_what_is_uncertain_asks_for_more_clips_or_a_quiet_machine():
@@ -60,7 +65,7 @@ def test_what_is_uncertain_asks_for_more_clips_or_a_quiet_machine():
         ({"cold_start_seconds": 9.0}, "cold_start_seconds", "smaller package"),
         ({"parity_psnr_db": 30.0}, "parity_psnr", "the exporter is wrong"),
         ({"flicker_ratio": 9.0}, "flicker_ratio", "distill.perceptual"),
-        ({"ssim": 0.1}, "ssim", "larger student (now tiny-ltx)"),
+        ({"ssim": 0.1}, "ssim", "a larger student than tiny-ltx"),
     ],
 )
 def test_each_check_has_its_knob(changed, check, said):

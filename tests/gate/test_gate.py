@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from tests.gate import made_up
 from turbo_vaed.errors import CorruptFile
-from turbo_vaed.gate import CHECK_NAMES, judge, least_psnr_db, read_verdict, write_verdict
+from turbo_vaed.gate import (
+    CHECK_NAMES,
+    Verdict,
+    judge,
+    least_psnr_db,
+    read_verdict,
+    write_verdict,
+)
 
 THRESHOLDS = made_up.use_case()
 GOOD = made_up.evidence()
@@ -88,6 +95,24 @@ def test_one_bad_value_fails_exactly_its_check(change, check):
     assert verdict.result == "fails"
     assert failed_names(verdict) == {check}
     assert "misses" in verdict.failed[0].reason
+
+
+@pytest.mark.parametrize(("of_precision", "of_use_case", "limit"), [(60, 40, 60), (40, 50, 50)])
+def test_parity_is_asked_by_the_precision_and_by_the_use_case(of_precision, of_use_case, limit):
+    strict = made_up.use_case(min_parity=of_use_case)
+    verdict = verdict_of(GOOD, strict, min_parity_psnr=of_precision)
+    (check,) = (c for c in verdict.checks if c.name == "parity_psnr")
+    assert check.limit == limit
+    assert (check.because == "min_parity is asked") is (of_use_case > of_precision)
+
+
+def test_margins_stand_in_the_document_and_are_not_believed():
+    verdict = verdict_of(replace(GOOD, psnr_db=23.5, package_bytes=41e6))
+    document = verdict.to_json()
+    margins = {check["name"]: check["margin"] for check in document["checks"]}
+    assert margins["psnr"] == pytest.approx(1.5) and margins["package_mb"] == pytest.approx(-1)
+    document["checks"][1]["margin"] = 99.0
+    assert Verdict.from_json(document) == verdict
 
 
 def test_the_limit_itself_passes():

@@ -108,8 +108,8 @@ def test_one_scale_for_phone_and_teacher() -> None:
     assert [(still.name, still.about) for still in found["stills"]] == [
         ("Source", ""),
         ("Teacher", "30.00 dB (clip)"),
-        ("Phone", "29.00 dB (clip)"),
+        ("Package", "29.00 dB (clip)"),
         ("Error of the teacher", "mean 3.0, largest 3 levels"),
-        ("Error of the phone", "mean 12.0, largest 12 levels"),
+        ("Error of the package", "mean 12.0, largest 12 levels"),
     ]
     assert all("frame 1 of the clip of x.mp4" in still.alt for still in found["stills"])

@@ -56,6 +56,16 @@ def test_a_use_case_that_needs_approval_is_never_ready_by_itself(
     assert words.badge(found) == ("Passes, needs approval", "warn")
 
 
+def test_a_run_that_found_most_of_it_done_names_what_the_rest_had_cost(
+    work: Path, gather: Gather
+) -> None:
+    found = dataclasses.replace(gather(work), customer_usd=Decimal("0.02"))
+    said = "for $0.0133 of the $95.00 budget, $0.02 with the runs before it."
+    assert words.headline(found).endswith(said)
+    alone = dataclasses.replace(found, customer_usd=found.costs.usd)
+    assert words.headline(alone).endswith("for $0.0133 of the $95.00 budget.")
+
+
 def test_a_run_that_the_budget_stopped(work: Path, gather: Gather) -> None:
     failure = Failure(stage="distill", error="price unknown", by_budget=True)
     found = gather(work, failure=failure)

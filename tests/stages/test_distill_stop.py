@@ -1,19 +1,31 @@
-"""What the stage `distill` takes for good enough, and what its parameters depend on."""
+"""What the stage `distill` takes for good enough, what its parameters depend on, and what it goes
+on from when it is run again."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from tests.distill.checkpoints import make_checkpoint
 from turbo_vaed.costs import Budget, Spending
+from turbo_vaed.dataset import ray_session
 from turbo_vaed.distill import teacher_psnr as module
-from turbo_vaed.models import PRESETS
+from turbo_vaed.distill import train
+from turbo_vaed.distill.job import Job
+from turbo_vaed.distill.store import Store, step_of
+from turbo_vaed.distill.student import Student
+from turbo_vaed.distill.targets import TargetPlan
+from turbo_vaed.errors import Unreachable
+from turbo_vaed.models import PRESETS, TurboVaedDecoder
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import distill
@@ -58,6 +70,7 @@ def teacher(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_what_the_gate_asks_for_and_the_margin(poc: Poc, teacher: list[float]) -> None:
     found = target(poc, 0.5)
     assert found.psnr == pytest.approx(0.95 * 30 + 0.5)
+    assert found.ssim == poc.params.thresholds.min_ssim == 0.60
     assert found.said == (
         "29.00 dB: 28.50 dB that the gate asks for (0.95 of the teacher's 30.00 dB on these "
         "clips), and a margin of 0.5 dB"
@@ -95,7 +108,120 @@ def sections(poc: Poc, **changes: Any) -> dict[str, Any]:
 def test_distillation_depends_on_the_gate_only_where_it_aims_at_it(poc: Poc) -> None:
     assert sections(poc) == sections(poc, thresholds={"min_psnr": 31.0})
     aims = {"distill": {"stop_psnr_margin_db": 0.5}}
-    assert sections(poc, **aims)["thresholds"] == {"min_psnr": 22.0, "min_psnr_retention": 0.95}
-    moved = sections(poc, **aims, thresholds={"min_psnr": 31.0})
-    assert moved["thresholds"]["min_psnr"] == 31.0
-    assert moved == sections(poc, **aims, thresholds={"min_psnr": 31.0, "min_ssim": 0.9})
+    limits = {"min_psnr": 22.0, "min_psnr_retention": 0.95, "min_ssim": 0.6}
+    assert sections(poc, **aims)["thresholds"] == limits
+    moved = sections(poc, **aims, thresholds={"min_psnr": 31.0, "min_ssim": 0.9})
+    assert moved["thresholds"] == limits | {"min_psnr": 31.0, "min_ssim": 0.9}
+    others = {"min_psnr": 31.0, "min_ssim": 0.9, "min_ms_ssim": 0.97, "min_worst_psnr": 30.0}
+    assert moved == sections(poc, **aims, thresholds=others)
+
+
+@dataclasses.dataclass
+class Stage:
+    """The stage, its workers made up: each start of them does two steps more."""
+
+    poc: Poc
+    end: str = "finished"
+    """What stops them."""
+    began: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    """The job and the step that each start of workers went on from."""
+
+    def run(self, end: str = "finished", usd: str = "95", **distilled: Any) -> dict[str, object]:
+        params = dataclasses.replace(
+            self.poc.params,
+            budget=dataclasses.replace(self.poc.params.budget, run_usd=Decimal(usd)),
+            distill=dataclasses.replace(self.poc.params.distill, **distilled),
+        )
+        self.end = end
+        return distill.run(dataclasses.replace(self.poc, params=params))
+
+    def fit(self, job: Job, store: Store, *_: Any) -> None:
+        found = store.newest(on_bad=pytest.fail)
+        step = found[1].step if found else 0
+        self.began.append((job.name, step))
+        best = Student(job.student, with_heads=False).decoder.state_dict()
+        for n, stopped in ((step + 1, "running"), (step + 2, self.end)):
+            history = [{"step": n, "step_seconds": 1.0, "at": float(n)}]
+            state = make_checkpoint(n, best_step=n)
+            store.write(dataclasses.replace(state, best=best, stopped=stopped, history=history))
+
+    def kept(self, place: Path | None = None) -> dict[str, list[int]]:
+        """The steps of the checkpoints of each job."""
+        place = place or self.poc.work / "checkpoints"
+        found = {folder.name: Store(str(folder)).names() for folder in place.glob("distill-*")}
+        return {job: [step_of(name) for name in names] for job, names in found.items() if names}
+
+
+@pytest.fixture
+def stage(poc: Poc, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    stage = Stage(poc)
+    for folder, name, facts in (
+        ("clip", "clips.json", {}),
+        ("encode", "latents.json", {"teacher_decoder_parameters": 10**6}),
+    ):
+        poc.folder(folder).mkdir(parents=True)
+        (poc.folder(folder) / name).write_text(json.dumps(facts))
+    plan = TargetPlan(blocks=(), reconstruction=False, mode="none", reason="made up", figures={})
+    monkeypatch.setattr(distill, "_student", lambda _: PRESETS["tiny-ltx"])
+    monkeypatch.setattr(distill, "_targets", lambda *_: plan)
+    monkeypatch.setattr(train, "_fit", stage.fit)
+    monkeypatch.setattr(ray_session, "ray_session", lambda *_: nullcontext())
+    return stage
+
+
+def test_a_training_that_is_finished_is_not_paid_for_again_with_another_budget(
+    stage: Stage,
+) -> None:
+    def written() -> tuple[str, dict[str, Any]]:
+        folder = stage.poc.folder("distill")
+        decoder = TurboVaedDecoder.from_pretrained(folder / "student")
+        return (folder / "history.json").read_text(), decoder.state_dict()
+
+    figures = stage.run()
+    ((job, _),) = stage.began
+    assert stage.kept() == {job: [2]}, "nothing goes on from the ones before"
+    history, student = written()
+    shutil.rmtree(stage.poc.folder("distill"))  # as DVC does
+    assert stage.run(usd="20") == figures
+    assert stage.began == [(job, 0)], "no worker was started"
+    again, same = written()
+    assert again == history
+    assert all(torch.equal(weight, same[name]) for name, weight in student.items())
+
+
+def test_what_its_budget_stopped_goes_on_with_a_larger_one(stage: Stage) -> None:
+    assert stage.run("budget", usd="10")["stopped"] == "budget"
+    ((job, _),) = stage.began
+    assert stage.kept() == {job: [2, 1]}
+    assert stage.run(usd="20")["stopped"] == "finished"
+    assert stage.began == [(job, 0), (job, 2)]
+
+
+@pytest.mark.parametrize("end", ["finished", "budget"])
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_another_student_begins_anew_and_takes_the_place_of_the_last(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, is_elsewhere: bool
+) -> None:
+    place = stage.poc.work / "checkpoints"
+    if is_elsewhere:
+        monkeypatch.setenv("TURBO_VAED_CHECKPOINTS", str(tmp_path / "shared"))
+        place = tmp_path / "shared" / "demo"
+        Store(f"{place}/distill-of-another-checkout").write(make_checkpoint(7))
+    stage.run(end)
+    stage.run(seed=5)
+    (_, first), (job, second) = stage.began
+    assert (first, second) == (0, 0)
+    known = stage.kept(place)
+    assert known.pop("distill-of-another-checkout", [7]) == [7]
+    assert known == {job: [2]}
+
+
+def test_checkpoints_that_cannot_be_removed_undo_no_stage(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise Unreachable("S3 does not answer")
+
+    monkeypatch.setattr(Store, "clear", fail)
+    assert stage.run()["stopped"] == "finished"
+    assert "not needed any more stay: S3 does not answer" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from tests.costs.listed import NOON, Listed
 from turbo_vaed.costs import Charge, Ledger, PriceBook, per_second
+from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.estimate import Pace
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
@@ -34,7 +36,7 @@ from turbo_vaed.stages.estimates import (
 )
 from turbo_vaed.stages.prices import reserve_seconds, spending_of
 from turbo_vaed.stages.quote import cheapest_elsewhere, quote
-from turbo_vaed.tracker import Tracker
+from turbo_vaed.tracker import Following, Tracker
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -84,7 +86,8 @@ def test_machines_by_what_it_costs_to_finish_there(poc: Poc, settings: Settings)
     assert found.sentence.startswith("1000 steps are cheapest on g5.xlarge spot in eu-central-1b: ")
     assert found.sentence.endswith("interruptions included; 4 prices are not known.")
     (here,) = [row for row in rows if row["machine"] == "this machine"]
-    assert (here["time"], here["usd"], here["speed"]) == ("10:00:46", "$0.801", "measured")
+    assert (here["time"], here["steps_usd"], here["speed"]) == ("10:00:46", "$0.801", "measured")
+    assert here["usd"] == "$0.808", "with 300 s for what follows"
     assert (here["fits"], first["fits"]) == (False, True)
     unknown = [row for row in rows if row["usd"] is None]
     assert rows[-4:] == unknown
@@ -93,6 +96,59 @@ def test_machines_by_what_it_costs_to_finish_there(poc: Poc, settings: Settings)
     assert costs == sorted(costs)
     assert "36 s a step on this machine, measured" in found.basis
     assert "45 s a restart, assumed" in found.basis
+
+
+class ByType(Listed):
+    """Two types, on demand."""
+
+    def quote(self, instance_type: str, market: str, *where: Any) -> Ec2Quote | str:
+        usd = {"g4dn.xlarge": "0.66", "c7i.2xlarge": "0.41"}.get(instance_type)
+        if usd is None or market != "on-demand":
+            return "AWS tells no price"
+        return Ec2Quote(usd_per_hour=Decimal(usd), since=NOON, quoted_at=NOON, source="a list")
+
+
+def test_the_cheapest_is_the_one_that_finishes_for_the_least_and_not_its_steps(
+    poc: Poc, settings: Settings
+) -> None:
+    """250 s here: 13 s on a g4dn and 63 s on a c7i, with 300 s of reserve and half an hour of
+    start and end on each."""
+    poc = with_distill(poc, steps=500)
+    rows = [{"step": i + 1, "at": 0.5 * i} for i in range(101)]
+    history = {"steps": rows, "pace_key": pace_key(poc.params.distill, settings)}
+    (poc.folder("distill") / "history.json").write_text(json.dumps(history))
+    by_type = PriceBook(
+        local_usd_per_hour=Decimal("0.08"),
+        ec2=ByType(folder=poc.root, max_age=timedelta(hours=1)),
+    )
+    found = quote(poc, settings, by_type)
+    slow, fast = (choice for choice in found.choices[1:] if choice.usd is not None)
+    assert [c.machine.instance_type for c in (slow, fast)] == ["c7i.2xlarge", "g4dn.xlarge"]
+    assert slow.steps_usd and slow.usd and fast.steps_usd and fast.usd
+    assert fast.steps_usd - slow.steps_usd < Decimal("0.01") < fast.usd - slow.usd
+    for choice, usd in ((slow, "0.41"), (fast, "0.66")):
+        seconds = choice.seconds + 300 + 30 * 60
+        volume = 120 * Decimal("0.0952") / 720
+        whole = (Decimal(usd) + volume) * Decimal(seconds) / 3600
+        assert float(choice.usd or 0) == pytest.approx(float(whole), rel=1e-6)
+    named = cheapest_elsewhere(poc, settings, Decimal(1), by_type)
+    assert named.startswith(", or on c7i.2xlarge on-demand in eu-central-1, where")
+
+
+def test_a_machine_fits_what_is_left_and_not_what_the_budget_was(
+    poc: Poc, settings: Settings, ledger: Ledger
+) -> None:
+    of_run = {"quantity": Decimal(1), "unit_price_usd": Decimal("94.7")}
+    before = charge("distill", "demo-9", 0, 1)
+    ledger.add(dataclasses.replace(before, **of_run, amount_usd=Decimal("94.7")))
+
+    def fits(run: str | None) -> dict[str, bool]:
+        found = quote(poc, settings, book(poc.root), run=run)
+        return {row["machine"]: row["fits"] for row in found.rows(Decimal(95)) if row["usd"]}
+
+    assert fits(None)["this machine"], "a fresh run has all of it"
+    assert not fits("demo-9")["this machine"], "0.30 of 0.81 USD"
+    assert quote(poc, settings, book(poc.root), run="demo-9").left_usd == Decimal("0.3")
 
 
 def test_what_was_measured_takes_the_place_of_what_is_assumed(poc: Poc, settings: Settings) -> None:
@@ -265,8 +321,36 @@ def test_an_estimate_is_the_last_runs_pace_and_its_other_stages(
     few = estimate_run(poc, settings, ledger, stages=["distill"], may_spend_usd=Decimal(95))
     assert few is not None
     assert float(few.likely_usd) == pytest.approx((36_000 + 60 + 1) * 0.08 / 3600)
-    assert estimate_run(poc, settings, ledger, stages=["gate"], may_spend_usd=Decimal(1)) is None
-    assert not (poc.work / ESTIMATE).exists(), "of an earlier run nothing is left"
+
+
+def test_what_follows_distillation_is_estimated_by_what_it_took_last(
+    poc: Poc, settings: Settings, ledger: Ledger
+) -> None:
+    ledger.add(charge("gate", "demo-1", 10_000, 19_000))  # not the last one
+    found = estimate_run(poc, settings, ledger, stages=["gate"], may_spend_usd=Decimal(1))
+    assert found is not None and "by the 0:40 of gate last time" in found.basis
+    assert float(found.likely_usd) == pytest.approx(40 * 0.08 / 3600)
+    stages = ["evaluate", "export", "gate"]
+    unknown = estimate_run(
+        poc, settings, ledger, stages=stages, may_spend_usd=Decimal(2), spent_usd=Decimal(1)
+    )
+    assert unknown is not None
+    assert float(unknown.likely_usd) == pytest.approx(300 * 0.08 / 3600), "as it is kept back"
+    kept = json.loads((poc.work / ESTIMATE).read_text())
+    assert Decimal(kept["likely_usd"]) == unknown.likely_usd + 1, "of the whole run"
+    with pytest.raises(BudgetRefused, match=r"\$0\.00 may be spent; take another gate\.device"):
+        estimate_run(
+            poc, settings, ledger, stages=["gate"], may_spend_usd=Decimal(1), spent_usd=Decimal(1)
+        )
+
+
+def test_a_run_to_come_keeps_back_what_devices_can_cost(
+    poc: Poc, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "devices_usd", lambda params: Decimal("10.2"))
+    with pytest.raises(BudgetRefused, match="what a device can cost"):
+        estimate_run(poc, settings, ledger, may_spend_usd=Decimal("10.5"))
+    assert estimate_run(poc, settings, ledger, may_spend_usd=Decimal("11.1")) is not None
 
 
 def test_nodes_that_waited_and_devices_are_in_the_estimate(
@@ -337,7 +421,7 @@ def test_the_machine_on_which_it_would_fit_is_named(poc: Poc, settings: Settings
     def elsewhere(usd: str) -> str:
         return cheapest_elsewhere(poc, settings, Decimal(usd), book(poc.root))
 
-    fits = elsewhere("0.2")
+    fits = elsewhere("0.21")
     assert fits.startswith(", or on g5.xlarge spot in eu-central-1b, where it is expected to cost")
     assert fits.endswith("(turbo-vaed ec2 run demo)")
     assert "not on the cheapest of prices.candidates, g5.xlarge" in elsewhere("0.01")
@@ -379,3 +463,26 @@ def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
     assert spending_of(poc, settings, "distill").budget.run_usd == 15
     follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0)
     assert distill._paid(poc, settings, follower)().may_spend_usd == 15
+
+
+def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run(
+    poc: Poc, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour of them: two nodes of 1 USD an hour when training starts, eight when it stops; and
+    this machine, where it is none of them."""
+    nodes = ["a", "b"]
+    monkeypatch.setattr(prices, "ray_session", lambda address: nullcontext())
+    monkeypatch.setattr(prices.cluster, "most_usd_per_hour", lambda book: Decimal(len(nodes)))
+    after = Following(seconds=3000, usd=Decimal("0.5"))  # and a fifth longer
+    tracker = Tracker(spent_usd=lambda: Decimal(1), following=lambda: after)
+    poc = dataclasses.replace(poc, tracker=tracker)
+    follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0)
+    for address, own in (("10.0.0.1:6379", 0.0), ("ray://10.0.0.1:10001", 0.08)):
+        there = dataclasses.replace(settings, ray_address=address)
+        at_start = spending_of(poc, there, "distill").budget.reserve_usd
+        assert float(at_start) == pytest.approx(2 + own + 0.5)
+        paid = distill._paid(poc, there, follower)
+        assert paid().reserve_usd == at_start
+        nodes += ["c", "d", "e", "f", "g", "h"]
+        assert float(paid().reserve_usd) == pytest.approx(8 + own + 0.5)
+        del nodes[2:]

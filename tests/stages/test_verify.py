@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from turbo_vaed.child import ChildFailed
 from turbo_vaed.errors import Fault
-from turbo_vaed.export import Job, Target, export_package, load_package
+from turbo_vaed.export import Job, Target, export_package, load_package, spread_out
 from turbo_vaed.models import TurboVaedDecoder
-from turbo_vaed.stages import export
+from turbo_vaed.stages import _verify, export, gate
 from turbo_vaed.stages._held_out import HeldOut, load_student
 from turbo_vaed.stages._verify import verify
 
@@ -51,7 +52,6 @@ def test_a_conversion_that_computes_something_else_is_caught(judged, held_out, t
 
 def test_a_package_of_nan_is_caught(judged, held_out, files, monkeypatch):
     package = load_package(files.package(judged.poc))
-    from turbo_vaed.stages import _verify
 
     def decoded(_):
         video = np.zeros((len(held_out), *package.io.video_shape[1:]), np.float32)
@@ -63,15 +63,52 @@ def test_a_package_of_nan_is_caught(judged, held_out, files, monkeypatch):
         verify(package, load_student(judged.poc), held_out, limit_db=1.0)
 
 
-def test_a_limit_that_is_missed_ends_the_stage_and_keeps_the_old_packages(judged_copy):
-    section = judged_copy.params.export
-    strict = dataclasses.replace(section.min_parity_db, fp32=101.0)  # PSNR ends at 100 dB
-    changed = dataclasses.replace(section, min_parity_db=strict)
-    params = dataclasses.replace(judged_copy.params, export=changed)
+def with_export(poc, **changed):
+    section = dataclasses.replace(poc.params.export, **changed)
+    return dataclasses.replace(poc, params=dataclasses.replace(poc.params, export=section))
+
+
+def test_where_every_package_is_refused_the_stage_ends_and_keeps_the_old_ones(judged_copy):
+    strict = dataclasses.replace(judged_copy.params.export.min_parity_db, fp32=101.0)
     before = json.loads((judged_copy.folder("export") / "parity.json").read_text())
-    with pytest.raises(Fault, match=r"export\.min_parity_db"):
-        export.run(dataclasses.replace(judged_copy, params=params))
+    with pytest.raises(Fault, match=r"no package is left: .*export\.min_parity_db"):  # 100 is most
+        export.run(with_export(judged_copy, min_parity_db=strict))
     assert json.loads((judged_copy.folder("export") / "parity.json").read_text()) == before
+
+
+def test_a_package_that_is_refused_takes_no_other_with_it(judged_copy, files):
+    """The gate judges what is left, and says why not the other."""
+    strict = dataclasses.replace(judged_copy.params.export.min_parity_db, fp16=101.0)
+    targets = ("executorch-xnnpack/fp16", "executorch-xnnpack/fp32")
+    poc = with_export(judged_copy, min_parity_db=strict, targets=targets)
+    figures = export.run(poc)
+    assert "at least 101 dB" in figures["executorch-xnnpack/fp16 left out"]
+    assert [f.name for f in (poc.folder("export") / "packages").iterdir()] == [
+        "executorch-xnnpack-fp32"
+    ]
+    assert gate._packages(poc)[1].keys() == {"executorch-xnnpack/fp16"}
+    assert "at least 101 dB" in gate._packages(poc)[1]["executorch-xnnpack/fp16"]
+    assert list(gate._packages(poc)[0]) == [export.wanted(poc)[1]]
+
+
+def test_a_package_that_crashes_takes_no_other_with_it(judged_copy, monkeypatch):
+    def run(package, *_, **__):
+        if package.target.endswith("fp16"):
+            raise ChildFailed("executorch was killed by SIGSEGV; its last words: none")
+        return whole(package, *_, **__)
+
+    whole = _verify.decode
+    monkeypatch.setattr(_verify, "decode", run)
+    targets = ("executorch-xnnpack/fp32", "executorch-xnnpack/fp16")
+    poc = with_export(judged_copy, targets=targets)
+    export.run(poc)
+    assert export.left_out(poc).keys() == {"executorch-xnnpack-fp16"}
+
+
+def test_clips_of_every_video_stand_for_all():
+    assert spread_out(range(54), 3) == [0, 18, 36]
+    assert spread_out(range(2), 3) == [0, 1]
+    assert spread_out([7], 1) == [7] and spread_out([], 3) == []
 
 
 def test_latents_are_repeated_and_cut_to_another_shape():

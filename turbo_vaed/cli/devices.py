@@ -133,6 +133,8 @@ def _figures(found: Measurement) -> list[dict[str, Any]]:
         "cold start": f"{found.cold_start_seconds:.3g} s",
         "peak memory": f"{found.peak_memory_bytes / 1e6:.0f} MB",
         "heat": heat,
+        "energy": "—" if found.energy_joules is None else f"{found.energy_joules:.3g} J a run",
+        "others took": "—" if found.others_share is None else f"{found.others_share:.0%}",
         "threads": str(found.threads),
         "samples": f"{counts} in {len(found.seconds_by_process)} of {found.processes} processes",
     }

@@ -14,7 +14,7 @@ from turbo_vaed.errors import GateRefused, UserError
 from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
-    from turbo_vaed.gate import RunFacts
+    from turbo_vaed.gate import RunFacts, Verdict
     from turbo_vaed.poc import Poc
 
 app = typer.Typer(no_args_is_help=True, help="The gate: verdicts, and what to change to pass.")
@@ -41,22 +41,26 @@ def explain(
     if not path.is_file():
         raise UserError(f"no verdict yet for {poc.customer}; run: turbo-vaed poc {poc.customer}")
     verdict = read_verdict(path)
-    advice = advise(verdict, _facts(poc))
+    advice, outdated = advise(verdict, _facts(poc)), _outdated(poc, verdict)
     if form == "json":
-        print(json.dumps(verdict.to_json() | {"advice": advice}))
+        print(json.dumps(verdict.to_json() | {"advice": advice, "outdated": outdated}))
     else:
+        between = f"between ({verdict.confidence:.0%})"
         rows = [
             {
                 "check": check.name,
                 "result": check.result,
                 "measured": "—" if check.measured is None else f"{check.measured:.4g}",
-                "between": "" if check.low is None else f"{check.low:.4g} to {check.high:.4g}",
+                between: "" if check.low is None else f"{check.low:.4g} to {check.high:.4g}",
                 "limit": f"{'≥' if check.direction == 'min' else '≤'} {check.limit:g} {check.unit}",
+                "margin": "—" if check.margin is None else f"{check.margin:+.3g}",
                 "because": check.because,
             }
             for check in verdict.checks
         ]
         title = f"{poc.customer}: {verdict.target} {verdict.result} for {verdict.use_case}"
+        if outdated:
+            print(f"This verdict is not the last run's: {outdated}.")
         show(rows, form, title)
         for check in verdict.failed:
             print(f"{check.reason}. What to change: {advice[check.name]}")
@@ -92,6 +96,17 @@ def _poc_of(root: Path, run: str) -> Poc:
     )
 
 
+def _outdated(poc: Poc, verdict: Verdict) -> str:
+    """Why a verdict is about something earlier; empty where it is about what there is now."""
+    run = _read(poc.work / "run.json")
+    if run.get("status") == "open" and verdict.created < run["started"]:
+        return f"run {run['run_id']} began at {run['started']} and has not reached the gate"
+    made = _read(poc.folder("export") / "figures.json")
+    if made and verdict.package_sha256 not in made.values():
+        return "the packages were made again since it was given"
+    return ""
+
+
 def _others(poc: Poc) -> Iterator[str]:
     """Of the packages that were not chosen, what keeps them from passing, or that nothing does."""
     choice = _read(poc.folder("gate") / "choice.json")
@@ -104,7 +119,7 @@ def _others(poc: Poc) -> Iterator[str]:
 
 
 def _facts(poc: Poc) -> RunFacts:
-    from turbo_vaed.export import all_targets
+    from turbo_vaed.devices.opened import open_device
     from turbo_vaed.gate import RunFacts
 
     history = _read(poc.folder("distill") / "history.json")
@@ -115,7 +130,7 @@ def _facts(poc: Poc) -> RunFacts:
         student=poc.params.distill.student,
         test_clips=len(evaluation["clips"]) if evaluation else None,
         targets=poc.params.export.targets,
-        all_targets=all_targets(),
+        runtimes=open_device(poc.params.device, poc.root).runtimes,
     )
 
 

@@ -8,12 +8,12 @@ the last checkpoint, and a checkpoint costs its save.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from turbo_vaed.costs.money import time_usd
+from turbo_vaed.costs.money import time_usd, total_usd
 from turbo_vaed.errors import UserError
 
 _NEVER = 1e-9
@@ -145,14 +145,28 @@ class Choice:
 
     machine: Machine
     seconds: float
+    """Of the steps, interruptions included."""
     checkpoint_every_seconds: float
+    steps_usd: Decimal | None
+    """Of those seconds."""
     usd: Decimal | None
+    """Of the whole: the steps, and what else is paid for a run there."""
 
 
 def choices(
-    machines: Iterable[Machine], *, steps: int, save_seconds: float, restart_seconds: float
+    machines: Iterable[Machine],
+    *,
+    steps: int,
+    save_seconds: float,
+    restart_seconds: float,
+    rest_usd: Callable[[Machine, float], Decimal] = lambda machine, seconds: Decimal(0),
 ) -> list[Choice]:
-    """Every machine with its expected cost to finish, the cheapest first, unknown prices last.
+    """Every machine with its expected cost to finish, the cheapest as a whole first, unknown
+    prices last.
+
+    Args:
+        rest_usd: what is paid beside the steps on a machine of a known price whose steps take so
+            many seconds; nothing by default.
 
     Raises:
         UserError: a machine that makes no step, a negative or non-finite value.
@@ -170,7 +184,10 @@ def choices(
             restart_seconds=restart_seconds,
             interruptions_per_hour=machine.interruptions_per_hour,
         )
-        is_known = machine.usd_per_hour is not None and math.isfinite(seconds)
+        steps_usd = usd = None
+        if machine.usd_per_hour is not None and math.isfinite(seconds):
+            steps_usd = time_usd(round(seconds * 1e6), machine.usd_per_hour)
+            usd = total_usd((steps_usd, rest_usd(machine, seconds)))
         found.append(
             Choice(
                 machine=machine,
@@ -178,9 +195,8 @@ def choices(
                 checkpoint_every_seconds=checkpoint_interval_seconds(
                     save_seconds, machine.interruptions_per_hour
                 ),
-                usd=time_usd(round(seconds * 1e6), machine.usd_per_hour)
-                if is_known and machine.usd_per_hour is not None
-                else None,
+                steps_usd=steps_usd,
+                usd=usd,
             )
         )
     return sorted(found, key=lambda c: (c.usd is None, c.usd or 0, c.seconds))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from datetime import datetime
 from decimal import Decimal
@@ -36,12 +36,17 @@ def keep(charges: Iterable[Charge], folder: Path) -> Path:
     partial = path.with_suffix(".partial")
     try:
         with partial.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(_document(charge)) + "\n" for charge in charges)
+            stream.writelines(line + "\n" for line in lines(charges))
             stream.flush()
             os.fsync(stream.fileno())
         return partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def lines(charges: Iterable[Charge]) -> Iterator[str]:
+    """What is kept of charges: a JSON object each, amounts to the last digit."""
+    return (json.dumps(_document(charge)) for charge in charges)
 
 
 def add(ledger: Ledger, charge: Charge, folder: Path) -> None:
@@ -67,8 +72,8 @@ def book(ledger: Ledger, folder: Path) -> int:
     booked = 0
     for path in sorted(folder.glob("*.jsonl")):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            charges = [_charge(json.loads(line)) for line in lines]
+            kept = path.read_text(encoding="utf-8").splitlines()
+            charges = [_charge(json.loads(line)) for line in kept]
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             raise CorruptFile(
                 f"{path} holds charges that the ledger did not take, and cannot be read ({error}); "

@@ -13,7 +13,7 @@ from turbo_vaed.costs.money import format_usd, quantise_usd, time_usd, total_usd
 from turbo_vaed.errors import BudgetRefused, UserError
 
 _TENTHS = 10
-_UNFORESEEN = Decimal("1.2")
+UNFORESEEN = Decimal("1.2")
 """The dear end of a range: the slowest tenth all the way, and a fifth on top for restarts."""
 
 
@@ -101,7 +101,7 @@ def estimate(
         low_usd=usd(once.least + steps * measured.least, usd_per_hour),
         likely_usd=usd(once.mean + likely, usd_per_hour),
         high_usd=quantise_usd(
-            usd(once.most + steps * measured.most, most_usd_per_hour) * _UNFORESEEN
+            usd(once.most + steps * measured.most, most_usd_per_hour) * UNFORESEEN
         ),
         seconds=likely,
         basis=basis,
@@ -139,7 +139,8 @@ def require_fit(found: Estimate, left_usd: Decimal, *, change: str) -> None:
     """
     if found.low_usd <= left_usd:
         return
+    left = format_usd(max(left_usd, Decimal(0)))
     raise BudgetRefused(
-        f"the run cannot fit its budget: it is estimated at {found}, and {format_usd(left_usd)} "
-        f"may be spent; {change}"
+        f"the run cannot fit its budget: it is estimated at {found}, and {left} may be spent; "
+        f"{change}"
     )

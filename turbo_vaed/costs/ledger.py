@@ -231,8 +231,13 @@ class Ledger:
         run: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        of_runs_in: tuple[datetime, datetime] | None = None,
     ) -> tuple[ChargeGroup, ...]:
         """Charges with since <= started_at < until, summed in the database, without rounding.
+
+        Args:
+            of_runs_in: two aware times; only of runs with a charge that began from the one to
+                before the other.
 
         Returns:
             By `first_at`, then by their names.
@@ -258,10 +263,9 @@ class Ledger:
         for name, moment in (("since", since), ("until", until)):
             if moment is not None and moment.utcoffset() is None:
                 raise UserError(f"grouped: {name} {moment} has no time zone; expected for one UTC")
-        if since is not None:
-            query = query.where(CHARGES.c.started_at >= since)
-        if until is not None:
-            query = query.where(CHARGES.c.started_at < until)
+        query = _began(query, since, until)
+        if of_runs_in is not None:
+            query = query.where(CHARGE_GROUPS.c.run.in_(_runs_in(*of_runs_in, customer)))
         with talking(self._engine.url), self._engine.connect() as connection:
             rows = connection.execute(query).all()
         width = len(GROUP_NAMES)
@@ -298,6 +302,61 @@ class Ledger:
             rows = connection.execute(query).all()
         found = [row for row in rows if row[0] is not None]
         return (min(r[0] for r in found), max(r[1] for r in found)) if found else None
+
+    def spent(
+        self, *, customer: str | None, since: datetime, until: datetime
+    ) -> tuple[Decimal, Decimal]:
+        """What was spent with since <= started_at < until, USD, and the wasted part of it.
+
+        Raises:
+            Unreachable: the database does not answer.
+        """
+        query = _narrow(
+            sa.select(CHARGE_GROUPS.c.useful, *sums_of("amount"))
+            .join_from(CHARGE_GROUPS, CHARGES)
+            .group_by(CHARGE_GROUPS.c.id),
+            None,
+            customer,
+        )
+        with talking(self._engine.url), self._engine.connect() as connection:
+            rows = connection.execute(_began(query, since, until)).all()
+        found = [(row[0], whole(row[1:])) for row in rows]
+        wasted = total_usd(usd for useful, usd in found if useful == "wasted")
+        return total_usd(usd for _, usd in found), wasted
+
+    def customers(self) -> tuple[str, ...]:
+        """All who have a charge, by name.
+
+        Raises:
+            Unreachable: the database does not answer.
+        """
+        query = sa.select(CHARGE_GROUPS.c.customer).distinct()
+        with talking(self._engine.url), self._engine.connect() as connection:
+            return tuple(sorted(connection.execute(query).scalars()))
+
+    def runs_of_stage(self, customer: str, stage: str) -> dict[str, tuple[datetime, datetime]]:
+        """A customer's runs with charges of a stage: when their first began and the last ended.
+
+        Raises:
+            Unreachable: the database does not answer.
+        """
+        query = (
+            sa.select(
+                CHARGE_GROUPS.c.run,
+                sa.func.min(CHARGES.c.started_at),
+                sa.func.max(CHARGES.c.ended_at),
+            )
+            .join_from(CHARGE_GROUPS, CHARGES)
+            .where(CHARGE_GROUPS.c.customer == customer, CHARGE_GROUPS.c.stage == stage)
+            .group_by(CHARGE_GROUPS.c.id)
+        )
+        with talking(self._engine.url), self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        found: dict[str, tuple[datetime, datetime]] = {}
+        for run, first, last in rows:
+            known = found.get(run, (first, last))
+            found[run] = min(first, known[0]), max(last, known[1])
+        return found
 
     def total(self, *, run: str | None = None, customer: str | None = None) -> Decimal:
         """The exact sum in USD; 0 where there is no charge."""
@@ -366,6 +425,26 @@ def _row(charge: Charge) -> dict[str, Any]:
         "amount_high": amount_high,
         "amount_low": amount_low,
     }
+
+
+def _began(query: sa.Select[Any], since: datetime | None, until: datetime | None) -> sa.Select[Any]:
+    if since is not None:
+        query = query.where(CHARGES.c.started_at >= since)
+    if until is not None:
+        query = query.where(CHARGES.c.started_at < until)
+    return query
+
+
+def _runs_in(since: datetime, until: datetime, customer: str | None) -> sa.Select[Any]:
+    """The runs with a charge that began so; of each group by one step into its index."""
+    charges, groups = CHARGES.alias(), CHARGE_GROUPS.alias()
+    began = sa.exists().where(
+        charges.c.group_id == groups.c.id,
+        charges.c.started_at >= since,
+        charges.c.started_at < until,
+    )
+    query = sa.select(groups.c.run).where(began)
+    return query if customer is None else query.where(groups.c.customer == customer)
 
 
 def _narrow(query: sa.Select[Any], run: str | None, customer: str | None) -> sa.Select[Any]:

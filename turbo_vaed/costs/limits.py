@@ -67,13 +67,19 @@ def allowance(
     return Allowance(usd=usd, by=by)
 
 
-def require_allowance(found: Allowance) -> None:
-    """Refuse a run to which a month's limit leaves nothing.
+def require_allowance(found: Allowance, *, spent_usd: Decimal = Decimal(0)) -> None:
+    """Refuse a run to which its limits leave nothing.
+
+    Args:
+        spent_usd: by the run itself; 0 asks of the limits alone.
 
     Raises:
-        BudgetRefused: it does not.
+        BudgetRefused: they leave nothing.
     """
-    if found.usd <= 0:
-        raise BudgetRefused(
-            f"nothing may be spent: {found.by}; raise it in params.yaml, or wait for the next month"
-        )
+    if found.usd > spent_usd:
+        return
+    own = f", and this run has spent {format_usd(spent_usd)}" if spent_usd else ""
+    raise BudgetRefused(
+        f"nothing may be spent: {found.by}{own}; raise it in params.yaml, or, where it is a "
+        "month's, wait for the next month"
+    )

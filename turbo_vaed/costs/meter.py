@@ -1,6 +1,7 @@
 """The meter: node-time x price, written to the ledger in slices while the work goes on.
 
-A process that is killed loses at most the slice it was in. Slices meet to the microsecond, and
+A process that is killed loses at most the slice it was in: what the ledger does not take in the
+meantime is kept in a file. Slices meet to the microsecond, and
 each amount is the difference of two rounded running totals, so that the charges of a meter at one
 rate add up to (all its time x price), rounded once, however often and wherever it was cut.
 """
@@ -8,6 +9,7 @@ rate add up to (all its time x price), rounded once, however often and wherever 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import Counter
@@ -124,9 +126,11 @@ class Meter:
 
     When the block raises, everything it was charged is marked wasted, by pairs of correcting
     charges as `mark_wasted` books them, but for what it was told to `keep`.
-    A ledger that does not take a slice is asked again with every later one; if it has not taken
-    all of them at the end of the block, that error is raised there (or noted on the block's own),
-    and what is due is kept in a file of `due` for `due.book`.
+    A ledger that does not take a slice is asked again with every later one. What is due by then is
+    kept in a file of `due` for `due.book`, and the file removed once the ledger has it. A block
+    that ends well with its charges in that file alone is told of as an error in the log and raises
+    nothing. Where they are not kept either, for the disk is full, they are printed to stderr, a
+    JSON object a line, and the ledger's error is raised, or noted on the block's own.
 
     Args:
         ledger: where the charges go.
@@ -136,7 +140,7 @@ class Meter:
         interval_seconds: length of a slice, and what a killed process can lose.
         clock: nanoseconds, never going back.
         now: the aware time at which the meter starts.
-        due: folder for charges that the ledger does not take to the end; None: they are lost.
+        due: folder for charges that the ledger does not take; None: they are only printed.
     """
 
     def __init__(
@@ -162,6 +166,7 @@ class Meter:
         self._charged: Counter[Rate] = Counter()  # node-microseconds up to the last cut
         self._interval_seconds, self._clock, self._now = interval_seconds, clock, now
         self._due = due
+        self._kept: Path | None = None  # the file of what was due when a slice was not taken
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._error: BaseException | None = None
@@ -187,27 +192,33 @@ class Meter:
     ) -> None:
         self._stopping.set()
         self._thread.join()
-        try:
-            found = self._look()
-            with self._lock:
-                self._slice(found)
-                self._done = True
-                if error is not None:
-                    reason = f"{self._stage} failed ({type(error).__name__})"
-                    ended = self._moment(self._cut_at)
-                    began = min(self._kept_until or self._started_at, ended)
-                    self._charges += waste_corrections(self._charges, began, ended, reason)
+        found = self._look()
+        with self._lock:
+            self._slice(found)
+            self._done = True
+            if error is not None:
+                reason = f"{self._stage} failed ({type(error).__name__})"
+                ended = self._moment(self._cut_at)
+                began = min(self._kept_until or self._started_at, ended)
+                self._charges += waste_corrections(self._charges, began, ended, reason)
+            try:
                 self._write()
-        except Exception as failed:
-            told = self._keep()
-            if error is None:
-                failed.add_note(told)
-                raise
-            error.add_note(f"the ledger did not take all charges of {self._stage}: {failed}")
-            error.add_note(told)
-        else:
-            if self._error is not None:
-                _log.warning("the ledger took all of %s in the end: %s", self._stage, self._error)
+            except Exception as failed:
+                is_kept, told = self._keep()
+                if not is_kept:
+                    print(*kept.lines(self._charges[self._written :]), sep="\n", file=sys.stderr)
+                missed = f"the ledger did not take all charges of {self._stage}: {failed}"
+                if error is not None:
+                    error.add_note(missed)
+                    error.add_note(told)
+                elif is_kept:
+                    _log.error("%s; %s", missed, told)
+                else:
+                    failed.add_note(told)
+                    raise
+                return
+        if self._error is not None:
+            _log.warning("the ledger took all of %s in the end: %s", self._stage, self._error)
 
     @property
     def usd(self) -> Decimal:
@@ -277,9 +288,11 @@ class Meter:
         while not self._stopping.wait(self._interval_seconds):
             try:
                 self.cut()
-            except Exception as error:  # kept for the end of the block
+            except Exception as error:  # told at the end of the block
                 self._error = error
-                _log.warning("charges of %s are late: %s", self._stage, error)
+                with self._lock:
+                    _, told = self._keep()
+                _log.warning("charges of %s are late: %s; %s", self._stage, error, told)
 
     def _elapsed(self) -> int:
         return self._clock() // 1000 - self._start
@@ -347,17 +360,31 @@ class Meter:
     def _moment(self, microseconds: int) -> datetime:
         return self._started_at + timedelta(microseconds=microseconds)
 
-    def _keep(self) -> str:
-        """Put what the ledger did not take into a file; says in a sentence what became of it."""
+    def _keep(self) -> tuple[bool, str]:
+        """Put what the ledger did not take into a file; whether it is there, and in a sentence
+        what became of it."""
         charges = self._charges[self._written :]
         usd = format_usd(total_usd(charge.amount_usd for charge in charges))
         if self._due is None:
-            return f"charges of {usd} are NOT kept"
+            return False, f"charges of {usd} are NOT kept"
         try:
+            # A new file each time: another process may be booking the last one.
             path = kept.keep(charges, self._due)
         except OSError as error:
-            return f"charges of {usd} are NOT kept, for {self._due} cannot be written: {error}"
-        return f"charges of {usd} are kept in {path}, and the next run books them"
+            return False, f"charges of {usd} are NOT kept, for {self._due}: {error}"
+        self._forget()
+        self._kept = path
+        return True, f"charges of {usd} are kept in {path}, and the next run books them"
+
+    def _forget(self) -> None:
+        """Remove the file of what was due, for the ledger or a newer file has it all."""
+        if self._kept is None:
+            return
+        try:
+            self._kept.unlink(missing_ok=True)
+        except OSError as error:  # booked again, its charges are none
+            _log.warning("%s is no longer needed, and stays: %s", self._kept, error)
+        self._kept = None
 
     def _write(self) -> None:
         """Every charge that is due, oldest first; one that got through unnoticed is no double."""
@@ -365,3 +392,4 @@ class Meter:
         if due:
             self._ledger.add_all(due)
             self._written += len(due)
+            self._forget()

@@ -8,6 +8,7 @@ known stays so, with the reason; it is never 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import TypeVar
@@ -37,35 +38,55 @@ from turbo_vaed.costs.price_source import old_price_in
 
 DISTILL = "distill"
 """The stage whose charges bought the steps and the dB."""
+OF_RUNS_ALONE = "of the runs' budgets alone, for a month's limits count in a report of that month"
 
 _Key = TypeVar("_Key")
 OnDemandPrice = Callable[[str], Decimal | None]
 """Resource -> USD per hour of one node on demand; None where it is not known."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MonthLimits:
+    """What may be spent in a calendar month, USD."""
+
+    customers: Mapping[str, Decimal] = field(default_factory=dict)
+    """Of all runs of a customer; those who have such a limit."""
+    total: Decimal | None = None
+    """Of all customers together; None for no such limit."""
+
+
+NO_LIMITS = MonthLimits()
+
+
 def statement(
-    months: Mapping[Month, Sequence[ChargeGroup]],
+    inside: Sequence[ChargeGroup],
     *,
+    outside: Sequence[ChargeGroup] = (),
+    months: Sequence[MonthSpent],
     customers: Sequence[Customer],
     on_demand_usd_per_hour: OnDemandPrice,
     customer: str | None = None,
     period: Month | None = None,
+    limits: MonthLimits = NO_LIMITS,
 ) -> Statement:
     """The account of a period.
 
     Args:
-        months: the charges of all time, by the month in which they started.
+        inside: the charges of the period.
+        outside: those of the same runs before and after it.
+        months: from the first with charges to the last, or to the period's.
         customers: all that shall be shown, with charges or without, in this order.
         customer: the only one that this is about; None for all.
         period: a month; None for all time.
+        limits: of one month; they hold where the period is one, or all charges lie in one.
 
     Raises:
         ValueError: a charge is of a customer that is not among `customers`.
     """
-    chosen = _by(_all(months) if period is None else months.get(period, ()), _run_of)
-    whole = _by(_all(months), _run_of)
+    chosen = _by(inside, _run_of)
+    whole = _by((*inside, *outside), _run_of)
     known = {one.name: place for place, one in enumerate(customers)}
-    if strangers := {name for name, _ in whole} - set(known):
+    if strangers := {name for name, _ in chosen} - set(known):
         raise ValueError(f"charges of {', '.join(sorted(strangers))}, of whom nothing was told")
     runs = tuple(
         _run(found, whole[key], customers[known[key[0]]], on_demand_usd_per_hour)
@@ -74,23 +95,36 @@ def statement(
             key=lambda item: (known[item[0][0]], min(g.first_at for g in item[1]), item[0]),
         )
     )
-    accounts = tuple(_account(one, [r for r in runs if r.customer == one.name], period)
-                     for one in customers)  # fmt: skip
+    month = months[0].month if period is None and len(months) == 1 else period
+    all_usd = limits.total if customer is None else None  # of one, what others spent is not known
+    is_limited = bool(limits.customers) or all_usd is not None
+    accounts = tuple(
+        _account(
+            one,
+            [run for run in runs if run.customer == one.name],
+            period,
+            _limit(limits.customers.get(one.name), "budget.customer_month_usd", month),
+            note=OF_RUNS_ALONE if is_limited and month is None else "",
+        )
+        for one in customers
+    )
+    total = _total(accounts, runs, _limit(all_usd, "budget.total_month_usd", month))
     return Statement(
         customer=customer,
         period=period,
-        total=_total(accounts, runs),
+        total=total,
         customers=accounts,
         runs=runs,
-        months=tuple(
-            MonthSpent(
-                month=month,
-                spent_usd=total_usd(g.amount_usd for g in found),
-                wasted_usd=_part(found, "wasted"),
-            )
-            for month, found in sorted(months.items())
-            if period is None or month <= period
-        ),
+        months=tuple(months),
+    )
+
+
+def month_spent(month: Month, groups: Sequence[ChargeGroup]) -> MonthSpent:
+    """A month by all its charges."""
+    return MonthSpent(
+        month=month,
+        spent_usd=total_usd(g.amount_usd for g in groups),
+        wasted_usd=_part(groups, "wasted"),
     )
 
 
@@ -102,11 +136,18 @@ def run_that_covers(
     None where no run was, or several.
     """
     stages = (g for g in groups if g.customer == customer and g.stage == DISTILL)
-    found = [
-        run
+    runs = {
+        run: (min(g.first_at for g in its), max(g.last_at for g in its))
         for (_, run), its in _by(stages, _run_of).items()
-        if min(g.first_at for g in its) <= first_at and last_at <= max(g.last_at for g in its)
-    ]
+    }
+    return covering(runs, first_at, last_at)
+
+
+def covering(
+    runs: Mapping[str, tuple[datetime, datetime]], first_at: datetime, last_at: datetime
+) -> str | None:
+    """As `run_that_covers`, by when each run's distillation was charged first and last."""
+    found = [run for run, (began, ended) in runs.items() if began <= first_at and last_at <= ended]
     return found[0] if len(found) == 1 else None
 
 
@@ -201,15 +242,48 @@ def _saving(groups: Sequence[ChargeGroup], on_demand: OnDemandPrice) -> Figure:
     return Figure(usd=difference_usd(would, total_usd(g.amount_usd for g in spot)))
 
 
-def _account(customer: Customer, runs: Sequence[RunAccount], period: Month | None) -> Account:
+def _limit(usd: Decimal | None, name: str, month: Month | None) -> Figure | None:
+    """A month's limit, where there is one and the figures are of a month."""
+    if usd is None or month is None:
+        return None
+    return Figure(usd=usd, note=f"{name} in {month.label}")
+
+
+def _nearest(
+    budget: Figure, left: Figure, limit: Figure | None, runs: Sequence[RunAccount]
+) -> tuple[Figure, Figure]:
+    """The smaller one of the runs' budgets and the limit of their month, and what is left of it."""
+    if limit is None or limit.usd is None or budget.usd is None or budget.usd <= limit.usd:
+        return budget, left
+    spent = total_usd(run.figures.spent_usd for run in runs)
+    return limit, Figure(usd=difference_usd(limit.usd, spent))
+
+
+def _account(
+    customer: Customer,
+    runs: Sequence[RunAccount],
+    period: Month | None,
+    limit: Figure | None,
+    *,
+    note: str,
+) -> Account:
+    """Of a customer; `note` is what is said of what is left, where that is known."""
     none = "no run yet" if period is None else f"no run in {period.label}"
-    limit = customer.run_budget_usd
+    of_run = customer.run_budget_usd
     if not runs:
-        allowed = limit if isinstance(limit, str) else f"a run may spend {format_usd(limit)}"
-        budget = left = Figure(usd=None, note=f"{none}; {allowed}")
+        if not isinstance(of_run, str):
+            most = of_run if limit is None or limit.usd is None else min(of_run, limit.usd)
+            of_run = f"a run may spend {format_usd(most)}"
+        budget = left = Figure(usd=None, note=f"{none}; {of_run}")
     else:
-        budget = _sum(run.figures.budget for run in runs)
-        left = _sum(run.figures.left for run in runs)
+        budget, left = _nearest(
+            _sum(run.figures.budget for run in runs),
+            _sum(run.figures.left for run in runs),
+            limit,
+            runs,
+        )
+        if left.usd is not None:
+            left = replace(left, note=note)
     if isinstance(customer.distilled, str):
         why = customer.distilled
     elif runs:
@@ -219,15 +293,17 @@ def _account(customer: Customer, runs: Sequence[RunAccount], period: Month | Non
     return _of_runs(customer.name, runs, budget=budget, left=left, why=why)
 
 
-def _total(accounts: Sequence[Account], runs: Sequence[RunAccount]) -> Account:
+def _total(
+    accounts: Sequence[Account], runs: Sequence[RunAccount], limit: Figure | None
+) -> Account:
     with_runs = [account for account in accounts if account.runs]
-    return _of_runs(
-        "",
+    budget, left = _nearest(
+        _of_all(with_runs, lambda figures: figures.budget),
+        _of_all(with_runs, lambda figures: figures.left),
+        limit,
         runs,
-        budget=_of_all(with_runs, lambda figures: figures.budget),
-        left=_of_all(with_runs, lambda figures: figures.left),
-        why="not known of any run",
     )
+    return _of_runs("", runs, budget=budget, left=left, why="not known of any run")
 
 
 def _of_all(accounts: Sequence[Account], figure: Callable[[Figures], Figure]) -> Figure:
@@ -237,6 +313,8 @@ def _of_all(accounts: Sequence[Account], figure: Callable[[Figures], Figure]) ->
     unknown = [account.name for account in accounts if figure(account.figures).usd is None]
     if unknown:
         return Figure(usd=None, note=f"not known of {', '.join(unknown)}")
+    if len(accounts) == 1:
+        return figure(accounts[0].figures)
     return _sum(figure(account.figures) for account in accounts)
 
 
@@ -296,10 +374,6 @@ def _per_db(known: Sequence[tuple[Decimal, Distillation]]) -> Figure:
 
 def _runs(known: Sequence[tuple[Decimal, Distillation]]) -> str:
     return f"run {known[0][1].run}" if len(known) == 1 else f"{len(known)} runs"
-
-
-def _all(months: Mapping[Month, Sequence[ChargeGroup]]) -> list[ChargeGroup]:
-    return [group for _, found in sorted(months.items()) for group in found]
 
 
 def _run_of(group: ChargeGroup) -> tuple[str, str]:

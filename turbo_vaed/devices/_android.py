@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from turbo_vaed.devices import _heat, host
+from turbo_vaed.devices.device import RAW_DTYPES
 from turbo_vaed.devices.measurement import DECODED_NAME, NOT_TOLD, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, UserError
@@ -19,7 +20,6 @@ from turbo_vaed.export.package import Package
 
 RUNTIMES = ("executorch-xnnpack",)
 RUNNER, SCRIPT = "executor_runner", "run.sh"
-_DTYPES = {"float32": "<f4", "float16": "<f2"}
 
 _LOADED = re.compile(r"Model loaded in ([0-9.]+) ms")
 _ITERATION = re.compile(r"Iteration (\d+) of (\d+): ([0-9.]+) ms")
@@ -30,6 +30,7 @@ HEAT_SECONDS = 5
 """Between looks at a program that is timed: each takes some hundredths of a second of one core."""
 _SCRIPT = """\
 cd "$(dirname "$0")" || exit 90
+rm -f code heat failed.log memory.new timed* clip*  # of a round before
 trap 'kill -9 $runner $pid 2>/dev/null' HUP TERM EXIT
 timer=
 toybox time -v true 2>&1 | grep -q "Max RSS" && timer="toybox time -v"
@@ -114,7 +115,7 @@ def write_inputs(
     clips = host.check_latents(latents_npy, io.latent_shape)
     latents = np.load(latents_npy, mmap_mode="r")
     for i in range(clips):
-        data = latents[i].astype(_DTYPES[io.latent_dtype]).tobytes()
+        data = latents[i].astype(RAW_DTYPES[io.latent_dtype]).tobytes()
         (folder / f"in{i}.bin").write_bytes(data)
     (folder / SCRIPT).write_text(script(package, plan, clips, timeout_seconds))
     return clips
@@ -181,7 +182,7 @@ def _decoded(folder: Path, package: Package, clips: int, path: Path) -> None:
     """
     import numpy as np
 
-    shape, dtype = package.io.video_shape[1:], np.dtype(_DTYPES[package.io.video_dtype])
+    shape, dtype = package.io.video_shape[1:], np.dtype(RAW_DTYPES[package.io.video_dtype])
     size = int(np.prod(shape)) * dtype.itemsize
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(clips, *shape))
     for i in range(clips):

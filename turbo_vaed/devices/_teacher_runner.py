@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> None:
     import numpy as np
     import torch
 
+    from turbo_vaed.devices import _machine
     from turbo_vaed.devices.host import machine
     from turbo_vaed.devices.timing import Plan
     from turbo_vaed.models.teachers import load_teacher
@@ -40,8 +41,11 @@ def main(arguments: list[str]) -> None:
 
     is_gpu = torch.device(device).type == "cuda"
     wait = torch.cuda.synchronize if is_gpu else _nothing
+    before = _machine.state()
+    seconds = time_decodes(teacher.decode, clip, plan, wait=wait)
     document = {
-        "latency_seconds": time_decodes(teacher.decode, clip, plan, wait=wait),
+        "latency_seconds": seconds,
+        "others_share": _machine.between(before, _machine.state()).others_share,
         "machine": torch.cuda.get_device_name(device) if is_gpu else machine(),
     }
     Path(result).write_text(json.dumps(document), encoding="utf-8")

@@ -40,7 +40,7 @@ class AdbDevice:
         return self.root / self.profile.runner
 
     def probe(self) -> Facts:
-        facts, missing = Facts(name=self.name, kind="adb", runtimes=_android.RUNTIMES), []
+        facts, missing = Facts(name=self.name, kind="adb", runtimes=self.runtimes), []
         if not self._runner.is_file():
             missing.append(f"{self._runner}: {_android.HOW_TO_GET_THE_RUNNER}")
         try:
@@ -58,11 +58,12 @@ class AdbDevice:
             missing.append(str(error))
         return replace(facts, missing=tuple(missing))
 
-    def runs(self, package: Package) -> bool:
-        return package.runtime in _android.RUNTIMES
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        return _android.RUNTIMES
 
     def push(self, package: Package) -> Handle:
-        require_runs(self, package, _android.RUNTIMES)
+        require_runs(self, package)
         _android.check_runner(self._runner, self.name)
         self.tell(0.0, "runner and program to the phone")
         self._remove_leftovers()
@@ -93,7 +94,10 @@ class AdbDevice:
         most = timeout_seconds * (_android.REPEATS + clips) + self.profile.command_seconds
         self._adb("shell", f"sh {place}/{_android.SCRIPT}", seconds=most)
         phone = _android.Phone(name=self.name, machine=self._machine())
-        return Ran(handle=handle, plan=plan, clips=clips, place=place, facts={"phone": phone})
+        return Ran(
+            handle=handle, plan=plan, clips=clips, place=place, facts={"phone": phone},
+            is_repeatable=True,
+        )  # fmt: skip
 
     def collect(self, ran: Ran, out_folder: Path) -> Measurement | Failed:
         phone = ran.facts["phone"]

@@ -42,7 +42,7 @@ class AppleDevice:
         return Ssh(host=self.profile.host, seconds=self.profile.command_seconds)
 
     def probe(self) -> Facts:
-        facts, missing = Facts(name=self.name, kind="apple", runtimes=RUNTIMES), []
+        facts, missing = Facts(name=self.name, kind="apple", runtimes=self.runtimes), []
         try:
             facts = replace(
                 facts,
@@ -56,11 +56,12 @@ class AppleDevice:
             missing.append(str(error))
         return replace(facts, missing=tuple(missing))
 
-    def runs(self, package: Package) -> bool:
-        return package.runtime in RUNTIMES
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        return RUNTIMES
 
     def push(self, package: Package) -> Handle:
-        require_runs(self, package, RUNTIMES)
+        require_runs(self, package)
         self.tell(0.0, "runner and program to the Mac")
         place = f"{self.profile.folder}/{uuid.uuid4().hex}"
         handle = Handle(package=package, place=place)
@@ -101,7 +102,9 @@ class AppleDevice:
             f"{self._ssh('sw_vers -productVersion').strip()}, {self.profile.compute_unit}"
         )
         facts = {"codes": codes, "machine": machine}
-        return Ran(handle=handle, plan=plan, clips=clips, place=place, facts=facts)
+        return Ran(
+            handle=handle, plan=plan, clips=clips, place=place, facts=facts, is_repeatable=True
+        )
 
     def collect(self, ran: Ran, out_folder: Path) -> Measurement | Failed:
         package, codes = ran.handle.package, ran.facts["codes"]

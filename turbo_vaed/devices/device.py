@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,10 @@ from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import UserError
 from turbo_vaed.export.package import Package
 
+ROUNDS = 2
+"""Of a device's processes, at most, until they agree."""
+RAW_DTYPES = {"float32": "<f4", "float16": "<f2"}
+"""A package's dtype -> numpy's, in the raw files that a runner on a device reads and writes."""
 Tell = Callable[[float, str], None]
 """Told what share of a measurement is done, 0 to 1, and in words what comes now."""
 
@@ -59,6 +63,9 @@ class Ran:
     """Of what it left."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What only the device's own `collect` reads."""
+    is_repeatable: bool = False
+    """Whether it may run once more where its processes disagree: that costs no money, and the
+    device has not done so by itself."""
 
 
 class Device(Protocol):
@@ -71,8 +78,9 @@ class Device(Protocol):
     def probe(self) -> Facts:
         """What it tells of itself; what is missing is a fact, not an error."""
 
-    def runs(self, package: Package) -> bool:
-        """Whether it has the package's runtime."""
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Of the packages that it can run."""
 
     def push(self, package: Package) -> Handle:
         """Bring a package there. Raises UserError or Fault where it cannot be reached."""
@@ -88,11 +96,11 @@ class Device(Protocol):
         """Leave nothing behind; a device that is gone is not asked."""
 
 
-def require_runs(device: Device, package: Package, runtimes: tuple[str, ...]) -> None:
+def require_runs(device: Device, package: Package) -> None:
     """Raises UserError where the device has not the package's runtime."""
-    if not device.runs(package):
+    if package.runtime not in device.runtimes:
         raise UserError(
-            f"{package.target}: {device.name} runs packages for {', '.join(runtimes)} only; "
+            f"{package.target}: {device.name} runs packages for {', '.join(device.runtimes)} only; "
             "give it one of those, or name another device"
         )
 
@@ -108,13 +116,24 @@ def measure_on(
 ) -> Measurement | Failed:
     """Push, run, collect, and clean up whatever happens.
 
+    Where the processes are further apart than the plan's `max_spread`, a device that may be asked
+    again is, once, and what it found last is kept.
+
     Raises:
         UserError: the latents do not fit, or the device needs a person.
         Fault: the device was lost, or reported nonsense.
     """
     handle = device.push(package)
     try:
-        ran = device.run(handle, latents_npy, plan, timeout_seconds=timeout_seconds)
-        return device.collect(ran, out_folder)
+        rounds = processes = 0
+        while True:
+            ran = device.run(handle, latents_npy, plan, timeout_seconds=timeout_seconds)
+            found = device.collect(ran, out_folder)
+            if isinstance(found, Failed):
+                return found
+            rounds, processes = rounds + 1, processes + found.processes
+            agree = found.latency.spread <= plan.max_spread
+            if agree or not ran.is_repeatable or rounds == ROUNDS:
+                return replace(found, processes=processes)
     finally:
         device.remove(handle)

@@ -18,7 +18,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,15 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """When a run was scheduled."""
+
+    at: datetime
+    clock: float
+    """Of `time.monotonic`, which nobody sets."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FarmDevice:
     """A phone; `root` is what a relative path of its profile is below."""
 
@@ -95,7 +104,7 @@ class FarmDevice:
         return self.root / self.profile.runner
 
     def probe(self) -> Facts:
-        facts, missing = Facts(name=self.name, kind="device-farm", runtimes=_android.RUNTIMES), []
+        facts, missing = Facts(name=self.name, kind="device-farm", runtimes=self.runtimes), []
         if not self._runner.is_file():
             missing.append(f"{self._runner}: {_android.HOW_TO_GET_THE_RUNNER}")
         try:
@@ -113,24 +122,29 @@ class FarmDevice:
             missing.append(str(error))
         return replace(facts, missing=tuple(missing))
 
-    def runs(self, package: Package) -> bool:
-        return package.runtime in _android.RUNTIMES
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        return _android.RUNTIMES
 
     def push(self, package: Package) -> Handle:
         """Nothing is uploaded yet: Device Farm takes a test whole, with its inputs."""
-        require_runs(self, package, _android.RUNTIMES)
+        require_runs(self, package)
         _android.check_runner(self._runner, self.name)
         self._ask("get_project", arn=self.profile.project)
         return Handle(package=package, place=tempfile.mkdtemp(prefix="turbo-vaed-"))
 
     def run(self, handle: Handle, latents_npy: Path, plan: Plan, *, timeout_seconds: float) -> Ran:
         """`timeout_seconds` is of each process; the whole has the profile's `job_minutes`."""
+        # A process that reaches its limit ends the script. Half of the job is left for those before
+        # it and for what the script leaves, or Device Farm would stop the job, and a program that
+        # hangs would look like a phone that was lost.
+        limit = min(timeout_seconds, self.profile.job_minutes * 60 / 2)
         place = Path(handle.place)
         work = place / "work"
         work.mkdir()
         shutil.copy(self._runner, work / _android.RUNNER)
         shutil.copy(handle.package.program_path, work / handle.package.program)
-        clips = _android.write_inputs(handle.package, latents_npy, plan, timeout_seconds, work)
+        clips = _android.write_inputs(handle.package, latents_npy, plan, limit, work)
         self.tell(0.0, "files to Device Farm")
         uploads: list[str] = []
         try:
@@ -179,7 +193,7 @@ class FarmDevice:
 
     def _measure(self, handle: Handle, package: str, specification: str) -> None:
         """Have a phone run the test; what it left lies in the handle's place then."""
-        began = datetime.now(UTC)
+        began = _Begun(at=datetime.now(UTC), clock=time.monotonic())
         run = self._ask(
             "schedule_run",
             projectArn=self.profile.project,
@@ -232,7 +246,7 @@ class FarmDevice:
         except TurboVaedError as error:
             _log.warning("the bill will not tell %s apart: %s", arn, error)
 
-    def _stop(self, arn: str, began: datetime) -> str:
+    def _stop(self, arn: str, began: _Begun) -> str:
         """Stop a run and charge what it used until now; says in a sentence what came of it."""
         try:
             self._ask("stop_run", arn=arn)
@@ -263,16 +277,16 @@ class FarmDevice:
                 f"{self.name}: the phone did not get as far as the runner; Device Farm says {said}"
             )
 
-    def _charge(self, run: dict[str, Any], began: datetime, *, is_wasted: bool) -> None:
+    def _charge(self, run: dict[str, Any], began: _Begun, *, is_wasted: bool) -> None:
         """Charge the minutes that AWS counts; where it does not tell any of a run that is not
         over, all the time since it was scheduled, as far as a job may last."""
-        ended = datetime.now(UTC)
+        ended = max(began.at, datetime.now(UTC))  # the clock may have been set back
         source = f"params.yaml devices.{self.name}.usd_per_device_minute"
         told = (run.get("deviceMinutes") or {}).get("metered")
         if told is not None and (told or run.get("status") == "COMPLETED"):
             minutes = Decimal(str(told))
         else:
-            since = Decimal((ended - began) // timedelta(seconds=1)) / 60
+            since = Decimal(int(time.monotonic() - began.clock)) / 60
             minutes = min(since, Decimal(self.profile.job_minutes)).quantize(Decimal("0.01"))
             source += "; the minutes are those of the clock, AWS has told none"
         if self.charge is not None and minutes > 0:
@@ -282,7 +296,7 @@ class FarmDevice:
                     unit=UNIT,
                     quantity=minutes,
                     usd_per_unit=self.profile.usd_per_device_minute,
-                    began=began,
+                    began=began.at,
                     ended=ended,
                     source=source,
                     is_wasted=is_wasted,

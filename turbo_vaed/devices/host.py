@@ -113,6 +113,7 @@ def _once(
                 "frames": package.io.video_shape[2],
                 "clips": clips,
                 "processes": 1,
+                "cold_starts": (),
                 "distrust": "",
             }
         )
@@ -161,6 +162,7 @@ def joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> 
         "coolest_celsius": min(coolest, default=None),
         "seconds_by_process": [s for run in runs for s in run.seconds_by_process],
         "cold_start_seconds": statistics.median(run.cold_start_seconds for run in runs),
+        "cold_starts": [run.cold_start_seconds for run in runs],
         "processes": len(runs),
         "distrust": _why_not(
             runs, plan, max_others_share, max(plan.max_spread, plan.refused_spread)
@@ -204,14 +206,9 @@ def open_package(folder: Path) -> Package:
         raise CorruptFile(f"{error}; run the export stage again") from error
 
 
-def runs_here(package: Package) -> bool:
-    """Whether this host has the package's runtime."""
-    return package.runtime in OPENERS
-
-
 def _runtime(package: Package) -> str:
     """What runs it, with its version."""
-    if not runs_here(package):
+    if package.runtime not in OPENERS:
         raise UserError(
             f"{package.target}: found a package that does not run on this host, "
             f"expected one for {' or '.join(OPENERS)}; name another device, or give another package"

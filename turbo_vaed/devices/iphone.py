@@ -19,13 +19,13 @@ from turbo_vaed.device_params import AppleProfile
 from turbo_vaed.devices import host
 from turbo_vaed.devices._command import Says
 from turbo_vaed.devices._ssh import Ssh
-from turbo_vaed.devices.device import Facts, Handle, Ran, Tell, require_runs, silent
+from turbo_vaed.devices.device import RAW_DTYPES, Facts, Handle, Ran, Tell, require_runs, silent
 from turbo_vaed.devices.measurement import DECODED_NAME, NOT_TOLD, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, TurboVaedError, UserError
 from turbo_vaed.export.package import Package
 
-FORMAT = 1
+FORMAT = 2
 """Of job.json; an app refuses another."""
 JOB, RESULTS = "Documents/turbo-vaed", "Documents/turbo-vaed-results"
 """In the app's container. It cannot write where devicectl did, hence a folder of its own."""
@@ -58,7 +58,7 @@ class IphoneDevice:
 
     def probe(self) -> Facts:
         facts = Facts(
-            name=self.name, kind="apple", runtimes=self.profile.app_runs,
+            name=self.name, kind="apple", runtimes=self.runtimes,
             chosen=f"iphone {self.profile.iphone} of the profile, on {self.profile.host}",
         )  # fmt: skip
         try:
@@ -80,12 +80,13 @@ class IphoneDevice:
             facts = replace(facts, missing=(said,))
         return facts
 
-    def runs(self, package: Package) -> bool:
-        return package.runtime in self.profile.app_runs
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        return self.profile.app_runs
 
     def push(self, package: Package) -> Handle:
         """To the Mac; devicectl takes a job whole, with its inputs."""
-        require_runs(self, package, self.profile.app_runs)
+        require_runs(self, package)
         self.tell(0.0, "program to the Mac")
         place = f"{self.profile.folder}/{uuid.uuid4().hex}"
         handle = Handle(package=package, place=place)
@@ -105,6 +106,7 @@ class IphoneDevice:
         job = {"job": name, **self._job(handle.package, plan, clips, limit)}
         with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
             _write_job(job, latents_npy, Path(scratch))
+            self._ssh(f"rm -f {place}/result* {place}/{DECODED}")  # of a round before
             for file in sorted(Path(scratch).iterdir()):
                 self._ssh.push(str(file), f"{place}/job/{file.name}")
         self.tell(0.1, "job to the iPhone")
@@ -114,7 +116,7 @@ class IphoneDevice:
             self._launch(place, i, limit)
             if self._fetch(place, i, name)["state"] != "done":
                 break
-        return Ran(handle=handle, plan=plan, clips=clips, place=place)
+        return Ran(handle=handle, plan=plan, clips=clips, place=place, is_repeatable=True)
 
     def collect(self, ran: Ran, out_folder: Path) -> Measurement | Failed:
         self.tell(0.8, "frames from the iPhone")
@@ -154,7 +156,9 @@ class IphoneDevice:
             "latents": "latents.bin",
             "clips": clips,
             "latent_shape": list(package.io.latent_shape),
+            "latent_dtype": package.io.latent_dtype,
             "video_shape": list(package.io.video_shape),
+            "video_dtype": package.io.video_dtype,
             "warmup": plan.max_warmup,
             "samples": plan.max_samples,
             "seconds": seconds,
@@ -237,7 +241,8 @@ def _write_job(job: dict[str, Any], latents_npy: Path, folder: Path) -> None:
     import numpy as np
 
     latents = np.load(latents_npy, mmap_mode="r")
-    (folder / "latents.bin").write_bytes(latents.astype("<f4", copy=False).tobytes())
+    data = latents.astype(RAW_DTYPES[job["latent_dtype"]], copy=False).tobytes()
+    (folder / "latents.bin").write_bytes(data)
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
 
 
@@ -251,13 +256,15 @@ def _of_job(found: object, job: str) -> dict[str, Any]:
 
 
 def _decoded(made: Path, ran: Ran, out_folder: Path) -> None:
-    """The app's raw frames as .npy. Raises Fault where they are not what the package promises."""
+    """The app's raw frames as .npy of float32. Raises Fault where they are not what the package
+    promises."""
     import numpy as np
 
-    shape = (ran.clips, *ran.handle.package.io.video_shape[1:])
-    size, expected = made.stat().st_size, 4 * int(np.prod(shape))
+    io = ran.handle.package.io
+    shape, dtype = (ran.clips, *io.video_shape[1:]), np.dtype(RAW_DTYPES[io.video_dtype])
+    size, expected = made.stat().st_size, dtype.itemsize * int(np.prod(shape))
     if size != expected:
         raise Fault(f"the app put out {size} bytes for {ran.clips} clips, expected {expected}")
     out_folder.mkdir(parents=True, exist_ok=True)
-    frames = np.memmap(made, dtype="<f4", mode="r", shape=shape)
-    np.save(out_folder / DECODED_NAME, frames)
+    frames = np.memmap(made, dtype=dtype, mode="r", shape=shape)
+    np.save(out_folder / DECODED_NAME, frames.astype(np.float32, copy=False))

@@ -57,6 +57,8 @@ class Measurement:
     """Whether the device slowed itself down for heat, or was as hot as its maker slows it down."""
     energy_joules: float | None = None
     """Per run, of the first processor package; the most of the repeats."""
+    cold_starts: tuple[float, ...] = ()
+    """Seconds of each repeat, where there were several."""
     processes: int = 1
     """How many were measured until those that are kept agreed, or there were enough."""
     distrust: str = ""
@@ -77,7 +79,7 @@ class Measurement:
                 raise ValueError(f"{name}: found {value!r}, expected an integer from {least} on")
         if not isinstance(self.confidence, float) or not 0 < self.confidence < 1:
             raise ValueError(f"confidence: found {self.confidence!r}, expected between 0 and 1")
-        check_seconds("cold_start_seconds", (self.cold_start_seconds,))
+        check_seconds("cold_start_seconds", (self.cold_start_seconds, *self.cold_starts))
         if not self.seconds_by_process:
             raise ValueError("seconds_by_process: found none, expected at least one")
         for seconds in self.seconds_by_process:
@@ -115,12 +117,14 @@ class Measurement:
             raise ValueError(f"missing: {', '.join(missing)}")
         values = {name: document[name] for name in names}
         values["seconds_by_process"] = _as_repeats(values["seconds_by_process"])
+        values["cold_starts"] = tuple(values["cold_starts"])
         return cls(**values)
 
 
 NOT_TOLD: Mapping[str, Any] = {
     "others_share": None, "energy_joules": None, "temperature_celsius": None,
     "coolest_celsius": None, "hottest_celsius": None, "distrust": "", "processes": 1,
+    "cold_starts": (),
 }  # fmt: skip
 """Of one process on a device that tells nothing of these, for `Measurement.from_json`."""
 

@@ -35,11 +35,12 @@ class HostDevice:
             abi=platform.machine(),
             free_bytes=shutil.disk_usage(tempfile.gettempdir()).free,
             temperature_celsius=_machine.between(now, now).temperature_celsius,
-            runtimes=tuple(OPENERS),
+            runtimes=self.runtimes,
         )
 
-    def runs(self, package: Package) -> bool:
-        return host.runs_here(package)
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        return tuple(OPENERS)
 
     def push(self, package: Package) -> Handle:
         """It is there already; the folder is for what comes out."""

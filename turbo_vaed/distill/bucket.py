@@ -32,8 +32,8 @@ def in_bucket(events: Iterable[Mapping[str, Any]], *, keep: int, now: float) -> 
     """The checkpoints that a run has written, and those that were read.
 
     One lies there until `keep` more and another one, for the best step's is kept besides, were
-    written after it; all are gone when every step is done, or the
-    run has diverged.
+    written after it; all but the last are gone when every step is done, and all
+    when the run has diverged.
 
     Args:
         events: of the progress file, in order.
@@ -43,7 +43,7 @@ def in_bucket(events: Iterable[Mapping[str, Any]], *, keep: int, now: float) -> 
     written: list[tuple[int, float]] = []
     gone: dict[int, float] = {}
     sizes: dict[str, int] = {}
-    fetched, ended_at = [], None
+    fetched, ended_at, is_kept = [], None, True
     for event in events:
         at = float(event["at"])
         if event["event"] == "checkpoint":
@@ -56,8 +56,10 @@ def in_bucket(events: Iterable[Mapping[str, Any]], *, keep: int, now: float) -> 
         if event["event"] == "start":
             ended_at = None
         elif event["event"] == "end" and event["stopped"] in ("finished", "diverged"):
-            ended_at = at
+            ended_at, is_kept = at, event["stopped"] == "finished"
     last = now if ended_at is None else ended_at
+    if is_kept and written:
+        gone[len(written) - 1] = now
     lying = [
         Lying(size, began, max(began, gone.get(number, last)))
         for number, (size, began) in enumerate(written)

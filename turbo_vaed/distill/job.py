@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from turbo_vaed.costs import Budget, per_second
 from turbo_vaed.distill.stopping import Target
@@ -34,6 +35,8 @@ class Paid:
     """That they cost now."""
     may_spend_usd: Decimal
     """In all: less than at the start where other runs have used up a month's budget."""
+    reserve_usd: Decimal
+    """Of that, kept back for what must follow: more than at the start where machines joined."""
     checkpoint_seconds: float
     """Between two checkpoints, by what the run has seen up to now."""
     refusal: str = ""
@@ -83,7 +86,7 @@ class Job:
         """The job from now on, with what it has cost."""
         return replace(
             self,
-            budget=replace(self.budget, run_usd=paid.may_spend_usd),
+            budget=replace(self.budget, run_usd=paid.may_spend_usd, reserve_usd=paid.reserve_usd),
             spent_usd=paid.usd,
             usd_per_hour=paid.usd_per_hour,
             now_usd_per_hour=paid.now_usd_per_hour,
@@ -95,10 +98,15 @@ class Job:
     @property
     def name(self) -> str:
         """The same for the same student of the same data, so that its checkpoints are found."""
-        params = {k: v for k, v in asdict(self.params).items() if k not in _HOW}
+        params = which_student(self.params)
         told = {"student": asdict(self.student), "params": params, "data": self.data_key}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
         return f"distill-{digest.hexdigest()[:16]}"
+
+
+def which_student(params: DistillParams) -> dict[str, Any]:
+    """The params that say which student is computed: with others of them it begins anew."""
+    return {name: value for name, value in asdict(params).items() if name not in _HOW}
 
 
 def data_key(clips: Path, latents: Path) -> str:

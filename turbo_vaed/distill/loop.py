@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from turbo_vaed.costs import format_usd, per_second
+from turbo_vaed.costs import per_second
 from turbo_vaed.distill import health
 from turbo_vaed.distill.adversary import Adversary
 from turbo_vaed.distill.checkpoint import Checkpoint
@@ -90,7 +90,7 @@ class Loop:
         self.validate_seconds = 0.0  # what the last one took
         self.counted_at = time.monotonic()  # the last step's end
         self.asked_at = self.saved_at = time.monotonic()
-        self.is_noticed = False
+        self.is_noticed = self.is_warned = False
         self.history: list[dict[str, Any]] = []
         self.warnings: list[dict[str, Any]] = []
         torch.manual_seed(params.seed)
@@ -144,6 +144,7 @@ class Loop:
         self.step, self.best_step, self.best_psnr = state.step, state.best_step, state.best_psnr
         self.validate_seconds = state.validate_seconds
         self.history, self.warnings = list(state.history), list(state.warnings)
+        self.is_warned = any(w["kind"] == "budget" for w in self.warnings)
 
     def say_start(self, checkpoint: str | None) -> None:
         """Tell where this worker group begins, and from which checkpoint."""
@@ -223,9 +224,10 @@ class Loop:
         answer = next_step(
             self.job, self.history, best_psnr=self.best_psnr, validate_seconds=self.validate_seconds
         )
-        of = f"of {format_usd(self.job.budget.run_usd)} "  # once for each budget that it has had
-        if answer.warning and not any(of in w["text"] for w in self.warnings):
-            self._flag("budget", answer.warning)
+        # Once: a month's limit moves with what others spend. A budget that was raised warns anew.
+        if answer.warning and not self.is_warned:
+            self._warn("budget", answer.warning)
+        self.is_warned = bool(answer.warning)
         return answer.stop, answer.reason
 
     def _agree(self, *flags: int) -> list[int]:

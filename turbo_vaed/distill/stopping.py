@@ -2,9 +2,9 @@
 enough, by what is asked of it or by what more of it costs.
 
 Good enough is a pure function of the validations that a run keeps in its checkpoints, so that a
-resumed run decides as one that was never interrupted. The target depends on their PSNR alone. The
-price of quality depends on dollars, that is on measured time: on another machine, or a busier one,
-a run may stop at another validation for it.
+resumed run decides as one that was never interrupted. The target depends on their PSNR and SSIM
+alone. The price of quality depends on dollars, that is on measured time: on another machine, or a
+busier one, a run may stop at another validation for it.
 
 The price is that of the trend (Theil-Sen): the median of the slopes between all pairs of the last
 third of the validations, and at least `VALIDATIONS` of them. Of so many, one that is off by any
@@ -47,12 +47,14 @@ Curve = Sequence[tuple[Decimal, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The PSNR on the validation clips that is enough."""
+    """What is enough on the validation clips."""
 
     psnr: float
     """dB, the margin included."""
+    ssim: float
+    """-1, the least there is, asks for none."""
     said: str
-    """How it comes about, in words with figures."""
+    """How the PSNR comes about, in words with figures."""
 
 
 class Enough(NamedTuple):
@@ -115,15 +117,23 @@ def good_enough(
     return enough(
         curve(history, job.params) if limit is not None else (),
         best_psnr=best_psnr,
+        best_ssim=_best_ssim(history, best_psnr),
         target=job.target,
         usd_per_tenth_db=limit,
     )
+
+
+def _best_ssim(history: Sequence[Mapping[str, Any]], best_psnr: float) -> float:
+    """Of the best EMA; -1 where it is the start's, which no history has."""
+    found = (row["val_ssim"] for row in history if row.get("val_psnr") == best_psnr)
+    return float(next(found, -1.0))
 
 
 def enough(
     validations: Curve,
     *,
     best_psnr: float,
+    best_ssim: float,
     target: Target | None,
     usd_per_tenth_db: Decimal | None,
 ) -> Enough | None:
@@ -131,13 +141,14 @@ def enough(
 
     Args:
         validations: those that count, in order.
-        best_psnr: dB, of the student that would be handed over. It needs no smoothing: it is
-            what this student has on these clips, and the margin is for other clips.
+        best_psnr, best_ssim: dB, and SSIM, of the student that would be handed over. They need no
+            smoothing: it is what this student has on these clips, and the margin is for others.
         target: None where no quality is enough.
         usd_per_tenth_db: the limit; None where no price is too high.
     """
-    if target is not None and best_psnr >= target.psnr:
-        return Enough("target", f"validation PSNR {best_psnr:.2f} dB reaches {target.said}")
+    if target is not None and best_psnr >= target.psnr and best_ssim >= target.ssim:
+        reached = f"validation PSNR {best_psnr:.2f} dB reaches {target.said}"
+        return Enough("target", f"{reached}; SSIM {best_ssim:.3f} reaches {target.ssim:g}")
     if usd_per_tenth_db is None or len(validations) <= VALIDATIONS:
         return None
     found = [trend(validations[:-1]), trend(validations)]

@@ -127,14 +127,18 @@ class Store:
                 on_bad(f"{error}; the checkpoint before it is taken")
             passed.add(name)
 
-    def clear(self) -> None:
-        """Remove all checkpoints of the store, and nothing else.
+    def clear(self, *, before: int | None = None) -> None:
+        """Remove the checkpoints of the store, and nothing else.
+
+        Args:
+            before: those of earlier steps only; None: all.
 
         Raises:
             UserError, Unreachable: as `write`.
         """
         for name in self.names():
-            self._place.remove(name)
+            if before is None or step_of(name) < before:
+                self._place.remove(name)
 
     def _read(self, name: str) -> Checkpoint:
         import torch

@@ -9,6 +9,7 @@ from turbo_vaed.export.package import (
     load_package,
     write_package,
 )
+from turbo_vaed.export.sampling import spread_out
 from turbo_vaed.export.targets import RUNTIMES, Job, Target, all_targets, export_package
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "export_package",
     "export_xnnpack",
     "load_package",
+    "spread_out",
     "write_package",
 ]

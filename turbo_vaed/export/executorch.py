@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from turbo_vaed.export._executorch_repairs import mended
-from turbo_vaed.export.graph import ExportError, plain, scaled
+from turbo_vaed.export.graph import ExportError, plain, scaled, with_epsilons_in_half
 from turbo_vaed.export.package import check_latent_scaling
 from turbo_vaed.quiet import quiet_imports, without_treespec_warnings
 
@@ -68,6 +68,8 @@ def export_xnnpack(
     check_latent_scaling(decoder.config.latent_channels, latent_mean, latent_std)
     # Winograd's products are a third fewer; float16 and int8 have too few digits for its sums.
     own = plain(decoder, latent_shape, form="winograd" if precision == "fp32" else "taps")
+    if precision == "fp16":
+        own = with_epsilons_in_half(own)
     program = scaled(own, latent_mean, latent_std)
     latents = torch.zeros(latent_shape)
     if precision == "fp16":

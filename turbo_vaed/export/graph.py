@@ -29,7 +29,14 @@ def graph_of(job: Job) -> nn.Module:
         ValueError: the shape or the latent scaling does not fit the decoder.
     """
     check_latent_scaling(job.decoder.config.latent_channels, job.latent_mean, job.latent_std)
-    return scaled(plain(job.decoder, job.latent_shape), job.latent_mean, job.latent_std)
+    own = plain(job.decoder, job.latent_shape)
+    if job.precision == "fp16":
+        own = with_epsilons_in_half(own)
+    return scaled(own, job.latent_mean, job.latent_std)
+
+
+LEAST_EPSILON_IN_HALF = 1e-6
+"""Sixteen of the smallest steps of float16."""
 
 
 def plain(
@@ -49,6 +56,17 @@ def plain(
 
     decoder.config.video_shape(latent_shape)  # a ValueError where the channels are wrong
     return decoder.for_inference(form=form, memory_format=torch.contiguous_format).to("cpu")
+
+
+def with_epsilons_in_half(decoder: TurboVaedDecoder) -> TurboVaedDecoder:
+    """The same decoder, whose norms divide by no zero in float16, changed in place: the published
+    epsilon of 1e-8 is one there, and frames of nearly equal values came out as NaN."""
+    from turbo_vaed.models.layers import ChannelMean
+
+    for module in decoder.modules():
+        if isinstance(module, ChannelMean) and 0 < float(module.bias) < LEAST_EPSILON_IN_HALF:
+            module.bias.fill_(LEAST_EPSILON_IN_HALF)
+    return decoder
 
 
 def scaled(

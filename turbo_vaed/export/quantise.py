@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from turbo_vaed.export.sampling import spread_out
 from turbo_vaed.quiet import quiet_imports, without_treespec_warnings
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _CONV = torch.ops.aten.conv2d.default
 _RANKED_ON = 3
-"""Clips of the calibration: one alone may be an easy one."""
+"""Clips of the calibration, from its first to its last: one alone may be an easy one."""
 MARGIN_DB = 2.0
 """More than is asked: other clips are worse than those of the calibration."""
 
@@ -62,7 +63,8 @@ def _quantised(
     kept: set[str] = set()
     if least_parity_db is not None:
         with torch.no_grad():
-            pairs = [(latents, graph(latents)) for latents in calibration[:_RANKED_ON]]
+            ranked = spread_out(calibration, _RANKED_ON)
+            pairs = [(latents, graph(latents)) for latents in ranked]
         alone = {layer: _mse(graph, pairs, convs) for layer, convs in layers.items()}
         most_mse = mse_from_psnr(least_parity_db + MARGIN_DB)
         kept = kept_in_float(alone, _weights(graph), most_mse=most_mse)

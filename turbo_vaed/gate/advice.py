@@ -10,6 +10,8 @@ from turbo_vaed.gate.verdict import Check, Verdict
 _QUALITY = ("psnr_retention", "psnr", "ssim", "ms_ssim", "worst_psnr", "detail_retention")
 _SPEED = ("fps", "latency_ratio")
 _FLAT_DB = 0.01
+_FASTEST = "executorch-xnnpack/int8"
+"""Of all targets that were measured (bench/results/package.json)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,28 @@ class RunFacts:
     test_clips: int | None
     targets: Sequence[str]
     """Of `export.targets`."""
-    all_targets: Sequence[str]
-    """That there are."""
+    runtimes: Sequence[str]
+    """That the device has."""
+
+    @property
+    def smaller(self) -> str:
+        """How to get a smaller student."""
+        if self.student == "auto":
+            return "a smaller student (a lower distill.student_fraction)"
+        return (
+            f"a smaller student than {self.student} (distill.student: auto, and "
+            "distill.student_fraction)"
+        )
+
+    @property
+    def larger(self) -> str:
+        """How to get a larger one."""
+        if self.student == "auto":
+            return "a larger student (a higher distill.student_fraction)"
+        return (
+            f"a larger student than {self.student} (distill.student: auto, and "
+            "distill.student_fraction)"
+        )
 
 
 def advise(verdict: Verdict, facts: RunFacts) -> dict[str, str]:
@@ -54,11 +76,11 @@ def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
         else "a finer precision, fp32 say, in export.targets; or a higher "
         "export.min_parity_db.int8, which leaves more layers in float",
         "cold_start_seconds": "a smaller package loads faster: int8 or fp16 in export.targets, or "
-        "a smaller student (distill.student_fraction)",
+        f"{facts.smaller}",
         "peak_memory_mb": "clips of fewer frames or pixels (clip.frames, clip.size, or a shape of "
         "the device), decoded in windows: docs/on-device.md",
         "package_mb": f"{_times(check)} too large: int8 has a quarter and fp16 half of fp32's size "
-        "(export.targets); else a smaller student (distill.student_fraction)",
+        f"(export.targets); else {facts.smaller}",
     }[check.name]
 
 
@@ -92,21 +114,21 @@ def _better(check: Check, facts: RunFacts) -> str:
                     f"about {steps:,.0f} steps (distill.steps) would do"
                 )
             return (
-                f"{said}, and twice the steps bring only {gain:.2f} dB: a larger student "
-                "(distill.student, distill.student_fraction), or a better teacher"
+                f"{said}, and twice the steps bring only {gain:.2f} dB: {facts.larger}, or a "
+                "better teacher"
             )
     return (
-        f"{said}: more steps (distill.steps), a larger student (now {facts.student}), or a loss "
-        "that asks for it (distill.perceptual)"
+        f"{said}: more steps (distill.steps), {facts.larger}, or a loss that asks for it "
+        "(distill.perceptual)"
     )
 
 
 def _faster(check: Check, facts: RunFacts) -> str:
-    others = [name for name in facts.all_targets if name not in facts.targets and "int8" in name]
     hint = f"{_times(check)} too slow: "
-    if others:
-        return f"{hint}add {others[0]} to export.targets; else a smaller student"
-    return f"{hint}a smaller student (distill.student_fraction), or fewer pixels (clip.size)"
+    runtime, _, _ = _FASTEST.partition("/")
+    if runtime in facts.runtimes and _FASTEST not in facts.targets:
+        return f"{hint}add {_FASTEST} to export.targets; else {facts.smaller}"
+    return f"{hint}{facts.smaller}, or fewer pixels (clip.size)"
 
 
 def _times(check: Check) -> str:

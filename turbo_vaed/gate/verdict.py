@@ -87,8 +87,10 @@ class Verdict:
         return tuple(check for check in self.checks if not check.passed)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain mapping that `json` takes."""
-        return asdict(self)
+        """A plain mapping that `json` takes; with each check's margin, for readers that are no
+        Python."""
+        checks = [asdict(check) | {"margin": check.margin} for check in self.checks]
+        return asdict(self) | {"checks": checks}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
@@ -104,7 +106,7 @@ class Verdict:
                 "wrote it"
             )
         try:
-            checks = tuple(Check(**check) for check in document["checks"])
+            checks = tuple(Check(**_without_margin(check)) for check in document["checks"])
             verdict = cls(**{**document, "checks": checks})
             lying = [check.name for check in checks if not _follows(check)]
         except (KeyError, TypeError) as error:
@@ -117,6 +119,10 @@ class Verdict:
         if verdict.result != result_of(checks):
             raise ValueError(f"result is {verdict.result!r}, its checks say {result_of(checks)!r}")
         return verdict
+
+
+def _without_margin(check: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in check.items() if name != "margin"}
 
 
 def judged(

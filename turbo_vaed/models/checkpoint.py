@@ -33,7 +33,7 @@ def write_folder(folder: Path, config: DecoderConfig, weights: Mapping[str, Tens
     marker = uuid4().hex
     files = [(folder / f".{name}.{marker}", folder / name) for name in (WEIGHTS_NAME, CONFIG_NAME)]
     try:
-        save_file(tensors, files[0][0], metadata={"config": text, "format": "pt"})
+        save_file(tensors, files[0][0], metadata={"config": text})
         files[1][0].write_text(text + "\n")
         for temporary, final in files:
             with temporary.open("rb") as stream:

@@ -97,6 +97,7 @@ def collect(
         shots=chosen[0],
         worst=chosen[1],
         estimate=reader.estimate(),
+        customer_usd=None if cost_of_poc is None else cost_of_poc.likely,
         problems=tuple(reader.problems),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +90,8 @@ class ReportContext:
     """Outputs that are there and cannot be read."""
     estimate: Mapping[str, Any] | None = None
     """What was said before the run of what it would cost; None where no pace was known."""
+    customer_usd: Decimal | None = None
+    """Of all of the customer's runs, earlier ones whose stages this one found done among them."""
 
     validation: Mapping[str, Any] | None = None
     manifest: Sequence[Mapping[str, Any]] = ()

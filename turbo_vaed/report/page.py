@@ -64,6 +64,7 @@ def _view(context: ReportContext) -> dict[str, Any]:
         "error_map": None if context.worst is None else pictures.error_map(context.worst),
         "packages": pareto.section(context.choice),
         "checks": tables.checks(context),
+        "confidence": words.percent((context.verdict or {}).get("confidence"), 0),
         "needs_approval": bool((context.verdict or {}).get("needs_approval")),
         "quality": tables.quality(context),
         "device": tables.device(context),

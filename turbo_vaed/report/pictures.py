@@ -87,7 +87,7 @@ def _panels(shot: Shot) -> list[Panel]:
         if shot.phone_psnr is not None and shot.teacher_psnr:
             kept = f"{words.percent(shot.phone_psnr / shot.teacher_psnr)} of the teacher"
         said = words.decibel(shot.phone_psnr)
-        panels.append(Panel(name="Phone", video=shot.phone, said=said, about=kept))
+        panels.append(Panel(name="Package", video=shot.phone, said=said, about=kept))
     return panels
 
 
@@ -101,7 +101,7 @@ def error_map(shot: Shot) -> dict[str, Any]:
     source, phone = shot.source[frame], shot.phone[frame]
     error = media.absolute_error(source, phone)
     top = media.top_level(error)
-    seen = [("Phone", phone, shot.phone_psnr)]
+    seen = [("Package", phone, shot.phone_psnr)]
     if shot.teacher is not None:
         seen.insert(0, ("Teacher", shot.teacher[frame], shot.teacher_psnr))
     stills = [_still("Source", media.png(source), shot, frame)]

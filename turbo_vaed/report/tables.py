@@ -202,6 +202,7 @@ def checks(context: ReportContext) -> list[dict[str, Any]]:
             "tone": TONES[check["result"]],
             "sign": SIGNS[check["result"]],
             "between": _between(check),
+            "margin": _margin(check),
             "reason": check["reason"],
             "because": check["because"],
         })  # fmt: skip
@@ -218,6 +219,15 @@ def _between(check: Mapping[str, Any]) -> str:
     return f"{low} to {high}"
 
 
+def _margin(check: Mapping[str, Any]) -> str:
+    """How far from its limit, and on which side: `+1.5 dB`."""
+    margin = check.get("margin")
+    if margin is None:
+        return ""
+    shown, _ = words.measured_and_limit(abs(margin), check["limit"], check["unit"])
+    return f"{'+' if margin >= 0 else '-'}{shown}"
+
+
 def quality(context: ReportContext) -> dict[str, Any] | None:
     """Teacher, student and what the device put out, on the test clips."""
     found = context.evaluation
@@ -226,7 +236,7 @@ def quality(context: ReportContext) -> dict[str, Any] | None:
     worst = f"worst {words.percent(found['worst_share'], 0)}"
     phone = (context.measurement or {}).get("quality")
     sources = [("Teacher", found["teacher"]), ("Student", found["student"])]
-    sources += [("Phone", phone)] if phone else []
+    sources += [("Package", phone)] if phone else []
     rows = []
     for key, name, digits, unit in (
         ("psnr", "PSNR", 2, " dB"), ("ssim", "SSIM", 4, ""), ("ms_ssim", "MS-SSIM", 4, ""),
@@ -265,6 +275,14 @@ def device(context: ReportContext) -> list[tuple[str, str]]:
     if found.get("teacher_latency_seconds"):
         facts.append(("Teacher, one clip", _spread(found["teacher_latency_seconds"])))
     facts.append(("Cold start", words.milliseconds(found["cold_start_seconds"])))
+    if found.get("others_share") is not None:
+        facts.append(("Other processes took", words.percent(found["others_share"])))
+    if found.get("hottest_celsius") is not None:
+        slowed = ", slowed itself down" if found.get("throttled") else ""
+        heat = f"{found['coolest_celsius']:.0f} to {found['hottest_celsius']:.0f} °C{slowed}"
+        facts.append(("Heat", heat))
+    if found.get("energy_joules") is not None:
+        facts.append(("Energy, one clip", f"{found['energy_joules']:.3g} J"))
     return facts
 
 

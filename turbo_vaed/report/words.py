@@ -178,6 +178,9 @@ def headline(context: ReportContext) -> str:
         start = "Ready to ship"
     else:
         start = f"Not ready to ship, {_failed_checks(context.verdict)}"
+    whole = context.customer_usd
+    if whole is not None and whole > context.costs.usd:  # earlier runs paid for some of it
+        money += f", {format_usd(whole)} with the runs before it"
     return f"{start}: the student keeps {kept}, for {money}."
 
 

@@ -27,10 +27,14 @@ def evidence_of(
     shown: Shown,
     evaluation: Mapping[str, Any],
     confidence: float,
+    *,
+    teacher_distrust: str = "",
 ) -> Evidence:
     """All that is known of a package. Intervals are those of `confidence`.
 
-    `teacher_seconds` are of its decoder, per clip, which the package is compared with.
+    Args:
+        teacher_seconds: of its decoder, per clip, which the package is compared with.
+        teacher_distrust: why those are no basis for a verdict; empty where they are.
     """
     figures, intervals = _quality(shown, evaluation, confidence)
     timed = found if isinstance(found, Measurement) else None
@@ -38,7 +42,9 @@ def evidence_of(
     by = interval_of_median(teacher_seconds, confidence)
     if timed is not None:
         intervals |= _times(timed, by)
-    unknown = dict.fromkeys(_TIMED, distrust) if distrust else {}
+    unknown = {"latency_ratio": teacher_distrust} if teacher_distrust else {}
+    if distrust:
+        unknown |= dict.fromkeys(_TIMED, distrust)
     if len(shown.clips) == 1:
         unknown |= dict.fromkeys(figures, "one test clip says nothing of others")
     broken = found.reason if isinstance(found, Failed) else ""
@@ -68,7 +74,9 @@ def evidence_of(
 
 def _times(timed: Measurement, by: Interval) -> dict[str, tuple[float, float]]:
     own = timed.latency
+    starts = timed.cold_starts or (timed.cold_start_seconds,)
     return {
+        "cold_start_seconds": (min(starts), max(starts)),
         "fps": (timed.frames / own.high, timed.frames / own.low),
         "latency_ratio": (own.low / by.high, own.high / by.low),
     }

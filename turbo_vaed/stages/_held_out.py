@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from turbo_vaed.dataset.clip_arrays import ClipArray
 from turbo_vaed.dataset.clip_store import read_description
 from turbo_vaed.errors import CorruptFile
+from turbo_vaed.export.sampling import spread_out
 from turbo_vaed.poc import Poc
 
 if TYPE_CHECKING:
@@ -94,8 +95,7 @@ def training_latents(poc: Poc, most: int) -> NDArray[np.float32]:
     indices = [int(clip["index"]) for clip in clips if clip["split"] == "train"]
     if not indices:
         raise CorruptFile("clips.json has no training clip; run the stage `clip` again")
-    step = max(1, len(indices) // most)
-    return np.stack([latents[index] for index in indices[::step][:most]])
+    return np.stack([latents[index] for index in spread_out(indices, most)])
 
 
 def load_student(poc: Poc) -> TurboVaedDecoder:

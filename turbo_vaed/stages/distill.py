@@ -7,21 +7,30 @@ import shutil
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turbo_vaed.costs import Spending, check_start
-from turbo_vaed.errors import BudgetRefused
+from turbo_vaed.errors import BudgetRefused, TurboVaedError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.estimates import keep_pace, pace_key
 from turbo_vaed.stages.fit import student_config
-from turbo_vaed.stages.prices import devices_usd, most_usd_per_hour, price_book, spending_of
+from turbo_vaed.stages.prices import (
+    devices_usd,
+    following_of,
+    most_usd_per_hour,
+    price_book,
+    reserve_usd,
+    spending_of,
+)
 
 if TYPE_CHECKING:
     from turbo_vaed.distill.follow import Follower
     from turbo_vaed.distill.job import Job, Paid
     from turbo_vaed.distill.stopping import Target
     from turbo_vaed.distill.targets import TargetPlan, Wanted
+    from turbo_vaed.distill.train import Distilled
     from turbo_vaed.models import DecoderConfig
 
 
@@ -46,6 +55,7 @@ def run(poc: Poc) -> dict[str, object]:
     )
     print(start.reason, flush=True)
     student = _student(poc)
+    others = _jobs_seen(poc)
     place = poc.work / "checkpoints"
     storage = f"{settings.checkpoints_url}/{poc.customer}" if settings.checkpoints_url else place
     with poc.writing("distill") as folder, ray_session(settings.ray_address):
@@ -70,11 +80,7 @@ def run(poc: Poc) -> dict[str, object]:
         told = follower.summary() | {"pace_key": pace_key(poc.params.distill, settings)}
         history = train.write_student(done, job, folder, told)
         keep_pace(poc, history)
-    # One that its budget stopped goes on with a larger, one that was good enough with other limits.
-    if done.checkpoint.stopped == "finished":
-        done.store.clear()
-        for folder in (place / train.RAY, place / job.name):  # of a bucket nothing is left
-            shutil.rmtree(folder, ignore_errors=True)
+    _tidy(done, others - {job.name}, str(storage), place)
     steps = history["steps"]
     return {
         "stopped": history["stopped"],
@@ -90,6 +96,35 @@ def run(poc: Poc) -> dict[str, object]:
         "restarts": len(history["restarts"]),
         "warnings": len(history["warnings"]),
     }
+
+
+def _jobs_seen(poc: Poc) -> set[str]:
+    """Whose checkpoints this checkout may have left: those on its disk, and the last ones told of,
+    which may lie in a bucket."""
+    from turbo_vaed.distill.events import read_events
+
+    path = poc.progress_file
+    events = read_events(path) if path.is_file() else ()
+    told = {event["job"] for event in events if event["event"] == "open"}
+    return told | {folder.name for folder in path.parent.glob("distill-*")}
+
+
+def _tidy(done: Distilled, others: set[str], storage: str, place: Path) -> None:
+    """Remove what nothing goes on from: other students' checkpoints, and of one that has done all
+    steps those before the last, by which it is found complete. One that its budget stopped goes on
+    with a larger, one that was good enough with other limits. What cannot be removed is told."""
+    from turbo_vaed.distill import train
+    from turbo_vaed.distill.store import Store
+
+    try:
+        if done.checkpoint.stopped == "finished":
+            done.store.clear(before=done.checkpoint.step)
+        for job in others:
+            Store(f"{storage}/{job}").clear()
+    except (TurboVaedError, OSError) as error:  # the student is there and paid for
+        print(f"checkpoints that are not needed any more stay: {error}", flush=True)
+    for name in (train.RAY, *others):
+        shutil.rmtree(place / name, ignore_errors=True)
 
 
 def _student(poc: Poc) -> DecoderConfig:
@@ -168,13 +203,16 @@ def _paid(poc: Poc, settings: Settings, follower: Follower) -> Callable[[], Paid
     run_usd, book = poc.params.budget.run_usd, price_book(poc.params, settings)
     for_devices = devices_usd(poc.params)
     most = most_usd_per_hour(poc.params, settings, "distill", book)
+    reserve = partial(reserve_usd, poc.params, settings, following_of(poc), book=book)
+    kept = reserve(nodes_usd_per_hour=most)
 
     def paid() -> Paid:
         assert poc.tracker.spent_usd is not None, "the caller asks"
-        nonlocal most
+        nonlocal most, kept
         refusal = ""
         try:
             most = most_usd_per_hour(poc.params, settings, "distill", book)
+            kept = reserve(nodes_usd_per_hour=most)
         except BudgetRefused as unknown:  # a node that joined: the run ends as at its budget
             refusal = str(unknown)
         return Paid(
@@ -185,6 +223,7 @@ def _paid(poc: Poc, settings: Settings, follower: Follower) -> Callable[[], Paid
             checkpoint_seconds=follower.checkpoint_every_seconds,
             may_spend_usd=(poc.tracker.may_spend_usd() if poc.tracker.may_spend_usd else run_usd)
             - for_devices,
+            reserve_usd=kept,
         )
 
     return paid
@@ -197,8 +236,9 @@ def _target(
     spending: Spending,
     tell: Callable[[str, int, int], None],
 ) -> Target | None:
-    """The PSNR that is enough: what the gate asks for on the test clips, asked of the validation
-    clips, and the margin. None where no margin is set, or the teacher's share cannot be paid."""
+    """What is enough: the PSNR and SSIM that the gate asks for on the test clips, asked of the
+    validation clips, and the margin on the PSNR. None where no margin is set, or the teacher's
+    share cannot be paid."""
     margin, thresholds = poc.params.distill.stop_psnr_margin_db, poc.params.thresholds
     if margin is None:
         return None
@@ -222,10 +262,11 @@ def _target(
     by = share if asked > thresholds.min_psnr else f"more than {share}"
     target = Target(
         psnr=asked + margin,
+        ssim=thresholds.min_ssim,
         said=f"{asked + margin:.2f} dB: {asked:.2f} dB that the gate asks for ({by}), and a margin "
         f"of {margin:g} dB",
     )
-    print(f"good enough: {target.said}", flush=True)
+    print(f"good enough: {target.said}; with an SSIM of {target.ssim:g}", flush=True)
     return target
 
 

@@ -15,13 +15,13 @@ from turbo_vaed.costs import (
     ChargeGroup,
     Ledger,
     format_usd,
-    per_second,
     storage,
     total_usd,
     transfer,
 )
 from turbo_vaed.costs.estimate import (
     NO_TIME,
+    UNFORESEEN,
     Estimate,
     Pace,
     estimate,
@@ -30,7 +30,7 @@ from turbo_vaed.costs.estimate import (
     steps_that_fit,
 )
 from turbo_vaed.costs.meter import UNIT
-from turbo_vaed.costs.money import plain, quantise_usd
+from turbo_vaed.costs.money import plain, quantise_usd, seconds_usd
 from turbo_vaed.costs.statement import run_that_covers
 from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.params import DistillParams
@@ -38,7 +38,13 @@ from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.arithmetic import expected
 from turbo_vaed.stages.machine import VOLUME
-from turbo_vaed.stages.prices import most_usd_per_hour, price_of, reserve_seconds
+from turbo_vaed.stages.prices import (
+    devices_usd,
+    following_usd_per_hour,
+    most_usd_per_hour,
+    price_of,
+    reserve_usd,
+)
 from turbo_vaed.stages.waiting import STAGE as WAITING
 from turbo_vaed.tracker import Following
 
@@ -152,26 +158,40 @@ def estimate_run(
     *,
     stages: Collection[str] = STAGES,
     may_spend_usd: Decimal,
+    spent_usd: Decimal = Decimal(0),
     cheaper: Callable[[Decimal], str] = lambda left_usd: "",
 ) -> Estimate | None:
     """What a run of `stages` will cost: by the pace of the last run, or where none was measured by
-    arithmetic. Kept in work/CUSTOMER/estimate.json, for the report.
+    arithmetic; where nothing is distilled, by what each stage took last. Kept in
+    work/CUSTOMER/estimate.json, for the report.
 
     Args:
         may_spend_usd: by the whole run.
+        spent_usd: of that, by now.
         cheaper: which machine would finish for less than so many USD, as the end of a sentence;
             asked where the run does not fit.
 
     Returns:
-        None where nothing is distilled, or a cluster has no worker that can be timed.
+        None where a cluster has no worker that can be timed.
 
     Raises:
-        BudgetRefused: it cannot fit `may_spend_usd`; says with what change it would.
+        BudgetRefused: it cannot fit what is left of `may_spend_usd`, or may not where nothing is
+            distilled, so that nothing could stop it; says with what change it would.
         Unreachable: the ledger, or Ray, does not answer.
     """
     (poc.work / ESTIMATE).unlink(missing_ok=True)
+    left_usd = may_spend_usd - spent_usd - settings.held_usd
     if "distill" not in stages:
-        return None
+        found = _estimate_rest(poc, settings, ledger, stages)
+        _keep(poc, found, spent_usd)
+        require_fit(
+            found,
+            left_usd,
+            change=f"take another gate.device than {poc.params.device.name}, fewer export.targets "
+            f"than {len(poc.params.export.targets)}, or a budget that is larger by "
+            f"{format_usd(found.high_usd - left_usd)}",
+        )
+        return found
     usd_per_hour = price_of(poc.params, settings, "distill")
     most = most_usd_per_hour(poc.params, settings, "distill")
     basis = _basis(poc, settings, ledger, stages, most)
@@ -183,27 +203,27 @@ def estimate_run(
         "other_usd": basis.rest_usd,
         "usd_per_hour": usd_per_hour,
     }
-    held_usd = basis.idle_usd + settings.held_usd
-    steps, left_usd = poc.params.distill.steps, may_spend_usd - held_usd
+    steps, left_usd = poc.params.distill.steps, left_usd - basis.idle_usd
+    beside_usd = basis.idle_usd + settings.held_usd + spent_usd
     found = estimate(
         steps=steps,
         **facts,
         most_usd_per_hour=most,
         basis=f"at {basis.pace.mean:.3g} s a step and {format_usd(basis.rest_usd)} {basis.said}",
     )
-    _keep(poc, found)
-    if usd_per_hour > 0 and found.low_usd > left_usd:
-        fitting = min(steps, steps_that_fit(left_usd, **facts))
+    _keep(poc, found, spent_usd)
+    if found.low_usd > left_usd:
+        fitting = min(steps, steps_that_fit(left_usd, **facts)) if usd_per_hour else 0
         fewer = (
             f"with distill.steps of {fitting}, or" if fitting else "with no number of steps, but"
         )
         require_fit(
             found,
-            max(left_usd, Decimal(0)),
+            left_usd,
             change=f"it would {fewer} with a budget.run_usd of "
-            f"{format_usd(found.high_usd + held_usd)}{cheaper(left_usd)}; "
+            f"{format_usd(found.high_usd + beside_usd)}{cheaper(left_usd)}; "
             f"{format_usd(basis.reserve_usd)} are kept back for evaluate, export, gate and report "
-            "(budget.reserve_seconds, or what they took before)",
+            "(budget.reserve_seconds, or what they took before, and what a device can cost)",
         )
     return found
 
@@ -213,8 +233,9 @@ def _basis(
 ) -> _Basis | None:
     """None where no pace is known: `most` USD per hour is what all nodes can come to."""
     after = following(ledger, poc.customer)
-    seconds = Decimal(str(reserve_seconds(poc.params, after)))
-    reserve_usd = after.usd + seconds * per_second(most)
+    kept_usd = devices_usd(poc.params) + reserve_usd(
+        poc.params, settings, after, nodes_usd_per_hour=most
+    )
     measured = measured_pace(poc, settings)
     if measured is None:
         found = expected(poc, settings, stages)
@@ -223,29 +244,57 @@ def _basis(
         return _Basis(
             pace=found.pace,
             once=found.once,
-            rest_usd=quantise_usd(reserve_usd),
-            reserve_usd=reserve_usd,
+            rest_usd=quantise_usd(kept_usd),
+            reserve_usd=kept_usd,
             idle_usd=Decimal(0),
             said=f"for what follows, with {hours_and_minutes(found.once.mean)} of the teacher, by "
             "arithmetic alone: no run has measured these params on this machine",
         )
     needed = other_usd(poc, ledger, [stage for stage in stages if stage in FOLLOWING], measured)
     ran = other_usd(poc, ledger, stages, measured)
+    waited, devices = _beside_stages_usd(ledger, poc.customer)
     return _Basis(
         pace=measured,
         once=NO_TIME,
-        rest_usd=total_usd((ran, after.usd, _beside_stages_usd(ledger, poc.customer))),
-        reserve_usd=reserve_usd,
-        idle_usd=max(Decimal(0), reserve_usd - needed - after.usd),
+        rest_usd=total_usd((ran, after.usd, waited, devices)),
+        reserve_usd=kept_usd,
+        idle_usd=max(Decimal(0), kept_usd - needed - after.usd - devices),
         said="for the rest, as in the last runs",
     )
 
 
-def _keep(poc: Poc, found: Estimate) -> None:
-    """For the report."""
-    document = {
-        name: plain(getattr(found, name)) for name in ("low_usd", "likely_usd", "high_usd")
-    } | {"basis": found.basis, "seconds": found.seconds, "steps": poc.params.distill.steps}
+def _estimate_rest(
+    poc: Poc, settings: Settings, ledger: Ledger, stages: Collection[str]
+) -> Estimate:
+    """Of stages after distillation: the time that each took last, or where one of them never ran
+    `budget.reserve_seconds` at least; and the most that a device which is paid for can cost."""
+    params = poc.params
+    groups = [g for g in ledger.grouped(customer=poc.customer) if g.useful == "useful"]
+    took = [_seconds(groups, stage, runs=1) for stage in stages]
+    least = Decimal(0) if all(took) else Decimal(str(params.budget.reserve_seconds))
+    seconds = max(total_usd(took), least)
+    usd_per_hour = following_usd_per_hour(params, settings, price_of(params, settings, "distill"))
+    time_usd = seconds_usd(seconds, usd_per_hour)
+    devices = devices_usd(params) if "gate" in stages else Decimal(0)
+    said = f", and {format_usd(devices)} at most of {params.device.name}" if devices else ""
+    return Estimate(
+        low_usd=time_usd + devices,
+        likely_usd=time_usd + devices,
+        high_usd=quantise_usd(time_usd * UNFORESEEN) + devices,
+        seconds=0.0,
+        basis=f"by the {hours_and_minutes(float(seconds))} of {', '.join(stages)} last time{said}",
+    )
+
+
+def _keep(poc: Poc, found: Estimate, spent_usd: Decimal) -> None:
+    """For the report: of the whole run, with what it has spent before."""
+    document: dict[str, Any] = {
+        name: plain(getattr(found, name) + spent_usd)
+        for name in ("low_usd", "likely_usd", "high_usd")
+    }
+    before = f", and {format_usd(spent_usd)} that were spent before" if spent_usd else ""
+    document |= {"basis": found.basis + before, "seconds": found.seconds}
+    document |= {"steps": poc.params.distill.steps}
     poc.work.mkdir(parents=True, exist_ok=True)
     (poc.work / ESTIMATE).write_text(json.dumps(document, indent=1) + "\n")
 
@@ -254,31 +303,35 @@ def following(ledger: Ledger, customer: str) -> Following:
     """The most that each stage after distillation took in the last few runs that it did not fail
     in, and that one of them paid for disks, buckets and transfer."""
     groups = [g for g in ledger.grouped(customer=customer) if g.useful == "useful"]
-    seconds = [
-        _most(
-            (g for g in groups if g.unit == UNIT and g.stage == name), lambda group: group.quantity
-        )
-        for name in FOLLOWING
-    ]
+    seconds = [_seconds(groups, name) for name in FOLLOWING]
     # A machine's volume is kept back by whoever starts one (`stages/machine.py`).
     kept = (g for g in groups if g.unit in (storage.UNIT, transfer.UNIT) and g.resource != VOLUME)
-    return Following(
-        seconds=float(total_usd(seconds)), usd=_most(kept, lambda group: group.amount_usd)
-    )
+    return Following(seconds=float(total_usd(seconds)), usd=_most(kept, _usd))
 
 
-def _beside_stages_usd(ledger: Ledger, customer: str) -> Decimal:
-    """The most that one of the last few runs paid for waiting nodes and for minutes of devices."""
+def _seconds(groups: Iterable[ChargeGroup], stage: str, runs: int = _RUNS) -> Decimal:
+    """The most node-seconds that a stage took in one of the last `runs`; 0 where none has it."""
+    of_stage = (g for g in groups if g.unit == UNIT and g.stage == stage)
+    return _most(of_stage, lambda group: group.quantity, runs)
+
+
+def _beside_stages_usd(ledger: Ledger, customer: str) -> tuple[Decimal, Decimal]:
+    """The most that one of the last few runs paid for waiting nodes, and for minutes of devices."""
     groups = ledger.grouped(customer=customer)
     known = (UNIT, storage.UNIT, transfer.UNIT)
-    return _most(
-        (g for g in groups if g.stage == WAITING or g.unit not in known),
-        lambda group: group.amount_usd,
-    )
+    waited = (g for g in groups if g.stage == WAITING)
+    devices = (g for g in groups if g.stage != WAITING and g.unit not in known)
+    return _most(waited, _usd), _most(devices, _usd)
 
 
-def _most(groups: Iterable[ChargeGroup], amount: Callable[[ChargeGroup], Decimal]) -> Decimal:
-    """The largest sum of a run, of the last `_RUNS` that have one; 0 where none has."""
+def _usd(group: ChargeGroup) -> Decimal:
+    return group.amount_usd
+
+
+def _most(
+    groups: Iterable[ChargeGroup], amount: Callable[[ChargeGroup], Decimal], runs: int = _RUNS
+) -> Decimal:
+    """The largest sum of a run, of the last `runs` that have one; 0 where none has."""
     by_run: dict[str, list[ChargeGroup]] = {}
     for group in groups:
         by_run.setdefault(group.run, []).append(group)
@@ -286,5 +339,5 @@ def _most(groups: Iterable[ChargeGroup], amount: Callable[[ChargeGroup], Decimal
         (max(group.last_at for group in its), total_usd(amount(group) for group in its))
         for its in by_run.values()
     ]
-    last = sorted((one for one in sums if one[1] > 0), reverse=True)[:_RUNS]
+    last = sorted((one for one in sums if one[1] > 0), reverse=True)[:runs]
     return max((found for _, found in last), default=Decimal(0))

@@ -22,8 +22,8 @@ def run(poc: Poc) -> dict[str, object]:
     limits = {key: resolved["budget"][key] for key in ("run_usd", "reserve_seconds")}
     sections["distill"] = {**sections["distill"], "budget": limits}
     if resolved["distill"].get("stop_psnr_margin_db") is not None:  # else the gate is not looked at
-        asked = {key: resolved["thresholds"][key] for key in ("min_psnr", "min_psnr_retention")}
-        sections["distill"]["thresholds"] = asked
+        asked = ("min_psnr", "min_psnr_retention", "min_ssim")
+        sections["distill"]["thresholds"] = {key: resolved["thresholds"][key] for key in asked}
     sections["gate"] = {
         **sections["gate"],
         "device": resolved["device"],  # the profile: an edit of it reruns the gate alone

@@ -133,6 +133,46 @@ def reserve_seconds(params: Params, following: Following) -> float:
     return max(params.budget.reserve_seconds, following.seconds * _LONGER)
 
 
+def reserve_usd(
+    params: Params,
+    settings: Settings,
+    following: Following,
+    *,
+    nodes_usd_per_hour: Decimal,
+    book: PriceBook | None = None,
+) -> Decimal:
+    """Kept back for what follows distillation: its time at `following_usd_per_hour`, and what of it
+    is no time.
+
+    Args:
+        nodes_usd_per_hour: that the nodes of `distill` can come to together.
+        book: as of `most_usd_per_hour`.
+
+    Raises: as `price_of`.
+    """
+    usd_per_hour = following_usd_per_hour(params, settings, nodes_usd_per_hour, book)
+    seconds = Decimal(str(reserve_seconds(params, following)))
+    return seconds * per_second(usd_per_hour) + following.usd
+
+
+def following_usd_per_hour(
+    params: Params, settings: Settings, nodes_usd_per_hour: Decimal, book: PriceBook | None = None
+) -> Decimal:
+    """USD per hour while the stages after distillation run on this machine: of the nodes of
+    `distill`, which wait, and of this machine where it is none of them.
+
+    Raises: as `price_of`.
+    """
+    if not (settings.on_a_cluster and str(settings.ray_address).startswith("ray://")):
+        return nodes_usd_per_hour
+    return nodes_usd_per_hour + most_usd_per_hour(params, settings, "gate", book)
+
+
+def following_of(poc: Poc) -> Following:
+    """What the customer's earlier runs have paid after distillation; nothing where no ledger is."""
+    return poc.tracker.following() if poc.tracker.following else Following()
+
+
 def devices_usd(params: Params) -> Decimal:
     """The most that measuring all packages on a device that is paid for can come to."""
     return most_usd_per_package(params.device) * len(params.export.targets)
@@ -155,13 +195,12 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
             f"cost {format_usd(device_usd)} of the {format_usd(run_usd)} that the run may spend; "
             "raise the budget, take fewer export.targets, or another gate.device"
         )
-    following = poc.tracker.following() if poc.tracker.following else Following()
-    budget = Budget.plan(
+    budget = Budget(
         run_usd=run_usd - device_usd,
-        warn_share=limits.warn_share,
-        reserve_seconds=reserve_seconds(poc.params, following),
-        usd_per_hour=usd_per_hour,
-        reserve_usd=following.usd,
+        warn_share=Decimal(str(limits.warn_share)),
+        reserve_usd=reserve_usd(
+            poc.params, settings, following_of(poc), nodes_usd_per_hour=usd_per_hour
+        ),
     )
     began = time.monotonic()
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any, Literal
 
-from turbo_vaed.costs import Ledger, PriceBook, format_usd, per_second
+from turbo_vaed.costs import Allowance, Ledger, PriceBook, allowance, format_usd, per_second
 from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.choice import Choice, Machine, choices
 from turbo_vaed.costs.money import plain, quantise_usd
@@ -20,8 +22,9 @@ from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.arithmetic import expected_pace
 from turbo_vaed.stages.estimates import following, measured_pace
-from turbo_vaed.stages.machine import beside_usd
-from turbo_vaed.stages.prices import price_book, reserve_seconds
+from turbo_vaed.stages.machine import BEFORE_MINUTES, ENDS_ITSELF_MINUTES, beside_usd
+from turbo_vaed.stages.prices import devices_usd, limits_of, price_book, reserve_seconds
+from turbo_vaed.tracker import Following
 
 _MEASURED, _EXPECTED = "measured", "by the student's arithmetic alone, for no run has measured it"
 _ASSUMED_HOURS = 24.0
@@ -30,18 +33,27 @@ _ASSUMED_HOURS = 24.0
 
 @dataclass(frozen=True, kw_only=True)
 class Quote:
-    """Every machine that could be had, the cheapest first."""
+    """Every machine that could be had, the cheapest as a whole first."""
 
     sentence: str
     choices: list[Choice]
+    may_spend: Allowance
+    spent_usd: Decimal
+    """Of that, by the run that goes on."""
     save_seconds: float
     restart_seconds: float
     basis: str
     """What was measured, and what is assumed."""
 
+    @property
+    def left_usd(self) -> Decimal:
+        """What may still be spent; nothing or less where nothing may."""
+        return self.may_spend.usd - self.spent_usd
+
     def rows(self, budget_usd: Decimal) -> list[dict[str, Any]]:
-        """A table: machine, price, time, money."""
-        return [_row(choice, budget_usd) for choice in self.choices]
+        """A table: machine, price, time, money of the steps (`steps_usd`) and of the whole (`usd`),
+        and whether that fits what may still be spent, `budget_usd` at most."""
+        return [_row(choice, min(budget_usd, self.left_usd)) for choice in self.choices]
 
     def document(self, budget_usd: Decimal) -> dict[str, Any]:
         """For JSON."""
@@ -54,15 +66,20 @@ class Quote:
         }
 
 
-def quote(poc: Poc, settings: Settings, book: PriceBook | None = None) -> Quote:
-    """What all steps of `distill` would cost on this machine and on every candidate of params.yaml.
+def quote(
+    poc: Poc, settings: Settings, book: PriceBook | None = None, *, run: str | None = None
+) -> Quote:
+    """What a run would cost on this machine and on every candidate of params.yaml: all steps of
+    `distill`, what is kept back for what follows, and what one of EC2 costs beside its stages.
 
     Args:
         book: of prices; AWS is asked by default.
+        run: one that goes on; a fresh one by default.
 
     Raises:
-        UserError: no pace was measured here yet; a cluster is named; a candidate that can be no
-            machine.
+        UserError: a cluster is named; a candidate that can be no machine; infra/ray/machine.yaml
+            does not tell a machine's volume.
+        Unreachable: the ledger cannot be read.
     """
     if settings.on_a_cluster:
         raise UserError("a quote compares with this machine: unset RAY_ADDRESS for it")
@@ -72,25 +89,42 @@ def quote(poc: Poc, settings: Settings, book: PriceBook | None = None) -> Quote:
     book = book or price_book(poc.params, settings)
     seen = seen_in(poc.progress_file)
     save, restart = seen.save_seconds or SAVE_SECONDS, seen.restart_seconds or RESTART_SECONDS
+    with Ledger.open(settings.ledger_url) as ledger:
+        after, spot_type = following(ledger, poc.customer), _spot_type(ledger, poc.customer)
+        may_spend = allowance(
+            ledger,
+            limits_of(poc.params),
+            run=run or "",
+            customer=poc.customer,
+            at=datetime.now(UTC),
+        )
+        spent_usd = ledger.total(run=run) if run else Decimal(0)
     told = (
         f"{save:.2g} s a checkpoint, {'assumed' if seen.save_seconds is None else 'measured'}, and "
         f"{restart:.0f} s a restart, {'assumed' if seen.restart_seconds is None else 'measured'}"
     )
     machines = [
         replace(machine, is_measured=machine.is_measured and measured is not None)
-        for machine in _machines(poc, book, 1 / pace.mean, _spot_type(poc, settings), seen)
+        for machine in _machines(poc, book, 1 / pace.mean, spot_type, seen)
     ]
     found = choices(
-        machines, steps=poc.params.distill.steps, save_seconds=save, restart_seconds=restart
+        machines,
+        steps=poc.params.distill.steps,
+        save_seconds=save,
+        restart_seconds=restart,
+        rest_usd=partial(_rest_usd, poc, after),
     )
     return Quote(
         sentence=_sentence(found, poc.params.distill.steps),
         choices=found,
+        may_spend=may_spend,
+        spent_usd=spent_usd,
         save_seconds=save,
         restart_seconds=restart,
         basis=f"{pace.mean:.3g} s a step on this machine, {_MEASURED if measured else _EXPECTED}; "
-        f"{told}; the speed of others as prices.candidates assumes it, and their interruptions "
-        "where the last run did not see any of its own",
+        f"{told}; {hours_and_minutes(reserve_seconds(poc.params, after))} for what follows; the "
+        "speed of others as prices.candidates assumes it, and their interruptions where the last "
+        "run did not see any of its own",
     )
 
 
@@ -113,37 +147,30 @@ def cheapest_elsewhere(
     if not offers or offers[0].usd is None:
         return f", or on a cheaper machine: no price of prices.candidates is known ({more})"
     best = offers[0]  # as `turbo-vaed ec2 run` takes it
-    try:
-        usd = with_rest(poc, settings, best)
-    except UserError as error:
-        return f", or on a cheaper machine ({more}: {error})"
-    name = f"{_name(best.machine)}, where it is expected to cost {format_usd(usd)}"
-    if usd > left_usd:
+    assert best.usd is not None
+    name = f"{_name(best.machine)}, where it is expected to cost {format_usd(best.usd)}"
+    if best.usd > left_usd:
         return f", and not on the cheapest of prices.candidates, {name} ({more})"
     return f", or on {name} (turbo-vaed ec2 run {poc.customer})"
 
 
-def with_rest(poc: Poc, settings: Settings, choice: Choice) -> Decimal:
-    """What an EC2 machine of a known price would cost with what is kept back for what follows, and
-    with what it costs beside its stages.
-
-    Raises:
-        UserError: infra/ray/machine.yaml does not tell its volume.
-    """
-    assert choice.usd is not None and choice.machine.usd_per_hour is not None
-    with Ledger.open(settings.ledger_url) as ledger:
-        after = following(ledger, poc.customer)
+def _rest_usd(poc: Poc, after: Following, machine: Machine, steps_seconds: float) -> Decimal:
+    """What a run on a machine of a known price costs beside its steps: what is kept back for what
+    follows and for devices, and of one of EC2 its volume and the time before its first stage and
+    after its last."""
+    assert machine.usd_per_hour is not None
     seconds = Decimal(str(reserve_seconds(poc.params, after)))
-    usd_per_hour = choice.machine.usd_per_hour
-    beside = beside_usd(poc, usd_per_hour, Decimal(choice.seconds) / 3600)
-    return quantise_usd(choice.usd + after.usd + seconds * per_second(usd_per_hour) + beside)
+    usd = after.usd + devices_usd(poc.params) + seconds * per_second(machine.usd_per_hour)
+    if machine.region:
+        up_minutes = (Decimal(steps_seconds) + seconds) / 60 + BEFORE_MINUTES + ENDS_ITSELF_MINUTES
+        usd += beside_usd(poc, machine.usd_per_hour, up_minutes / 60)
+    return quantise_usd(usd)
 
 
-def _spot_type(poc: Poc, settings: Settings) -> str | None:
+def _spot_type(ledger: Ledger, customer: str) -> str | None:
     """The one type of spot machine that the customer's last distillation had; None where it had
     none, or several: what was lost is not told by type."""
-    with Ledger.open(settings.ledger_url) as ledger:
-        groups = [g for g in ledger.grouped(customer=poc.customer) if g.stage == "distill"]
+    groups = [g for g in ledger.grouped(customer=customer) if g.stage == "distill"]
     last = max(groups, key=lambda group: group.last_at, default=None)
     found = {g.resource for g in groups if last and g.run == last.run and g.market == "spot"}
     return found.pop() if len(found) == 1 else None
@@ -207,7 +234,11 @@ def _sentence(found: list[Choice], steps: int) -> str:
         return f"No price is known, so nothing can be run: {'; '.join(why)}."
     name = _name(best.machine)
     unknown = sum(choice.usd is None for choice in found)
-    cost = f"{format_usd(best.usd)} in {hours_and_minutes(best.seconds)}, interruptions included"
+    assert best.steps_usd is not None
+    cost = (
+        f"{format_usd(best.usd)} with what else a run pays there, {format_usd(best.steps_usd)} of "
+        f"it for {hours_and_minutes(best.seconds)} of steps, interruptions included"
+    )
     if unknown == len(found) - 1:
         return f"{steps} steps on {name}: {cost}; no other price is known."
     sentence = f"{steps} steps are cheapest on {name}: {cost}"
@@ -220,7 +251,7 @@ def _name(machine: Machine) -> str:
     return f"{machine.instance_type}{where}"
 
 
-def _row(choice: Choice, budget_usd: Decimal) -> dict[str, Any]:
+def _row(choice: Choice, left_usd: Decimal) -> dict[str, Any]:
     machine = choice.machine
     every = choice.checkpoint_every_seconds
     return {
@@ -231,8 +262,9 @@ def _row(choice: Choice, budget_usd: Decimal) -> dict[str, Any]:
         "speed": "measured" if machine.is_measured else "assumed",
         "time": hours_and_minutes(choice.seconds),
         "save_every": None if every == float("inf") else hours_and_minutes(every),
+        "steps_usd": None if choice.steps_usd is None else format_usd(choice.steps_usd),
         "usd": None if choice.usd is None else format_usd(choice.usd),
-        "fits": None if choice.usd is None else choice.usd <= budget_usd,
+        "fits": None if choice.usd is None else choice.usd <= left_usd,
         "why_unknown": machine.why_unknown or None,
         "warning": machine.warning or None,
     }

@@ -63,7 +63,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         limits = limits_of(poc.params)
         may_spend = partial(_may_spend, ledger, limits, run=run, customer=customer)
         if name in CAN_BE_REFUSED:
-            require_allowance(may_spend())
+            require_allowance(may_spend(), spent_usd=ledger.total(run=run))
 
         def charge(used: Used) -> None:
             due.add(ledger, charge_of(used, run, customer, name), settings.due_folder)

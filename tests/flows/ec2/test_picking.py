@@ -42,6 +42,43 @@ def test_the_machine_is_the_cheapest_of_ec2_and_ends_itself_when_the_budget_does
     )  # fmt: skip
 
 
+def test_it_is_the_one_that_finishes_for_the_least_and_not_the_one_whose_steps_cost_least(
+    poc: Poc, settings: Settings, run: runs.Run, tmp_path: Path
+) -> None:
+    """A few minutes of steps, and on either machine half an hour of start and end."""
+
+    class ByType(Listed):
+        def quote(self, instance_type: str, market: str, *where: Any) -> Ec2Quote | str:
+            usd = {"g4dn.xlarge": "0.66", "c7i.2xlarge": "0.41"}.get(instance_type)
+            if usd is None or market != "on-demand":
+                return "AWS tells no price"
+            found = super().quote(instance_type, market, *where)
+            assert isinstance(found, Ec2Quote)
+            return dataclasses.replace(found, usd_per_hour=Decimal(usd))
+
+    book = PriceBook(
+        local_usd_per_hour=Decimal("0.08"),
+        ec2=ByType(folder=tmp_path / "prices", max_age=timedelta(hours=1)),
+    )
+    few = dataclasses.replace(poc.params.distill, steps=30)
+    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, distill=few))
+    picked = pick(poc, settings, run, book=book)
+    assert picked.choice.machine.instance_type == "c7i.2xlarge"
+    there = pick(poc, settings, run, book=book, instance_type="g4dn.xlarge").choice
+    assert there.steps_usd and picked.choice.steps_usd and there.usd and picked.choice.usd
+    assert there.steps_usd < picked.choice.steps_usd and there.usd > picked.choice.usd
+    assert f"is expected to cost ${picked.choice.usd:.3f}, $" in picked.sentence
+
+
+def test_a_run_that_has_spent_it_all_starts_no_machine(
+    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+) -> None:
+    with Ledger.open(settings.ledger_url) as ledger:
+        ledger.add(charge(run=run.run_id, quantity=Decimal(1), unit_price_usd=Decimal(95)))
+    with pytest.raises(BudgetRefused, match=r"nothing may be spent: .* has spent \$95\.00"):
+        pick(poc, settings, run, book=book)
+
+
 def test_what_was_spent_before_shortens_it(
     poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
 ) -> None:

@@ -33,13 +33,16 @@ def documents(root: Path) -> dict[str, str]:
     champions = made_up.champions(everyone)
     returns = made_up.returns(everyone)
     acme = made_up.gathered(root, customer="acme", period=AUGUST).statement
+    august = made_up.gathered(root, period=AUGUST)
     found = {
         **_forms("all", everyone.statement),
+        **_forms("all-2026-08", august.statement),
         **_forms("acme-2026-08", acme),
         "portfolio.html": _plain(portfolio_page(everyone, champions, returns)),
         "portfolio.json": json.dumps(
             portfolio_document(everyone, champions, returns), indent=1, ensure_ascii=False
         ),
+        "portfolio-2026-08.html": _plain(portfolio_page(august, champions, returns)),
     }
     return {name: text if text.endswith("\n") else f"{text}\n" for name, text in found.items()}
 

@@ -2,7 +2,7 @@
 
 | customer | what is special |
 |---|---|
-| acme | spot machines; a run across two months; waste; a credit; a history and a verdict |
+| acme | spot machines; a run across two months; waste; a credit; a month's limit; a verdict |
 | beta | two runs at once, one of a name full of HTML; a spot machine whose price is not known |
 | idle | no charge |
 | tiny | one amount of 1e-12 USD, a formula for a run's name; its verdict fails |
@@ -136,6 +136,8 @@ def checkout(root: Path) -> Path:
         name: {"source": f"data/{name}", "use_case": "education", "budget": {"run_usd": usd}}
         for name, usd in budgets.items()
     }
+    document["customers"]["acme"]["budget"]["customer_month_usd"] = 20
+    document["defaults"]["budget"]["total_month_usd"] = 850_000
     (root / "params.yaml").write_text(yaml.safe_dump(document))
     validations = [None, 24.0, None, 28.5, 29.25, None, 29.0, None]
     write(root / "work/acme/distill/history.json",

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from tests.report.costs import made_up
-from turbo_vaed.costs import Ledger
+from turbo_vaed.costs import Ledger, total_usd
 from turbo_vaed.costs.accounts import Account
-from turbo_vaed.costs.months import Month
+from turbo_vaed.costs.money import difference_usd
+from turbo_vaed.costs.months import Month, months_between
 from turbo_vaed.errors import UserError
 from turbo_vaed.gate import Verdict
 from turbo_vaed.report.costs.facts import Gathered, History, gather
@@ -43,6 +44,55 @@ def gathered(root: Path, ledger: Ledger) -> Callable[..., Gathered]:
 
 def account(found: Gathered, name: str) -> Account:
     return next(one for one in found.statement.customers if one.name == name)
+
+
+@pytest.mark.parametrize("number", range(4, 11))
+@pytest.mark.parametrize("customer", [None, "acme", "gone"])
+def test_a_month_is_told_as_by_all_charges_of_all_time(
+    ledger: Ledger, gathered: Callable[..., Gathered], number: int, customer: str | None
+) -> None:
+    ledger.add(made_up.charge("acme-1", "gate", "10-05 00:00", 60, made_up.ON_DEMAND))
+    month = Month(year=2026, number=number)
+    found = gathered(period=month, customer=customer).statement
+    charges = ledger.charges(customer=customer)
+    runs = {charge.run for charge in charges if Month.of(charge.started_at) == month}
+    assert {run.run for run in found.runs} == runs
+    for run in found.runs:
+        of_it = [charge for charge in charges if charge.run == run.run]
+        inside = [charge for charge in of_it if Month.of(charge.started_at) == month]
+        assert run.figures.charges == len(inside)
+        assert run.figures.spent_usd == total_usd(c.amount_usd for c in inside)
+        whole = total_usd(c.amount_usd for c in of_it)
+        assert run.outside_usd == difference_usd(whole, run.figures.spent_usd)
+        assert run.distill_usd == total_usd(c.amount_usd for c in of_it if c.stage == "distill")
+    last = min(month, Month.of(max(charge.started_at for charge in charges)))
+    first = min(charge.started_at for charge in charges)
+    assert [one.month for one in found.months] == [
+        one for one in months_between(first, last.since) if one <= month
+    ]
+    for one in found.months:
+        its = [charge for charge in charges if Month.of(charge.started_at) == one.month]
+        assert one.spent_usd == total_usd(c.amount_usd for c in its)
+        assert one.wasted_usd == total_usd(c.amount_usd for c in its if c.useful == "wasted")
+
+
+def test_of_other_months_the_groups_of_the_months_own_runs_alone_are_read(
+    ledger: Ledger, gathered: Callable[..., Gathered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    grouped = Ledger.grouped
+
+    def listening(self: Ledger, **options: Any) -> Any:
+        found = grouped(self, **options)
+        read.extend(f"{group.run} {group.first_at:%m}" for group in found)
+        return found
+
+    monkeypatch.setattr(Ledger, "grouped", listening)
+    gathered(period=Month(year=2026, number=7))
+    assert set(read) == {"acme-1 07", "acme-1 08"}
+    read.clear()
+    gathered(period=Month(year=2026, number=6))
+    assert read == []
 
 
 def test_those_in_params_come_first_and_who_was_removed_is_still_there(
@@ -119,6 +169,26 @@ def test_params_that_are_not_valid_cost_a_budget_not_the_report(
     found = gathered()
     assert "budget.run_usd" in account(found, "beta").figures.budget.note
     assert account(found, "acme").figures.budget.usd == 25
+
+
+@pytest.mark.parametrize(
+    ("totals", "most"),
+    [
+        ({}, 850_000),
+        ({"beta": 900_000}, 900_000),
+        ({"beta": None}, 900_031),  # no limit: what the customers add up to
+        ({"idle": -1}, 850_000),  # whose params are not valid and who can spend nothing
+    ],
+)
+def test_the_limit_of_all_is_the_widest_that_a_customer_has(
+    root: Path, gathered: Callable[..., Gathered], totals: dict[str, int | None], most: int
+) -> None:
+    document = yaml.safe_load((root / "params.yaml").read_text())
+    for name, usd in totals.items():
+        document["customers"][name]["budget"]["total_month_usd"] = usd
+    (root / "params.yaml").write_text(yaml.safe_dump(document))
+    found = gathered(period=Month(year=2026, number=8)).statement
+    assert found.total.figures.budget.usd == most
 
 
 @pytest.mark.parametrize("name", ["nobody", "", "../acme", "a/b"])

@@ -5,21 +5,31 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.report.costs import made_up
 from tests.report.costs.golden import AUGUST, table_text
 from turbo_vaed.costs import Ledger, total_usd
 from turbo_vaed.costs.accounts import Statement
 from turbo_vaed.costs.money import format_usd, plain
-from turbo_vaed.report.costs import forms, said
+from turbo_vaed.costs.months import Month
+from turbo_vaed.report.costs import forms, portfolio, said
 from turbo_vaed.report.costs.facts import gather
-from turbo_vaed.report.costs.forms import CSV_COLUMNS, LEAST_WIDTH, csv_text, json_text
+from turbo_vaed.report.costs.forms import (
+    CSV_COLUMNS,
+    LEAST_WIDTH,
+    csv_text,
+    json_document,
+    json_text,
+)
+from turbo_vaed.report.costs.page import costs_page
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +154,9 @@ def test_a_reason_that_many_share_is_told_once() -> None:
         ({"customer": "idle"}, "Nothing was spent for idle: the ledger has no charge."),
         (
             {"customer": "acme", "period": AUGUST},
-            "$1.31 was spent for acme in August 2026 on 2 runs, with $22.60 left of a budget of "
-            "$25.00; nothing was wasted, and spot machines saved $2.16 against on demand.",
+            "$1.31 was spent for acme in August 2026 on 2 runs, with $18.69 left of a budget of "
+            "$20.00 (budget.customer_month_usd in August 2026); nothing was wasted, and spot "
+            "machines saved $2.16 against on demand.",
         ),
         (
             {"customer": "acme"},
@@ -165,6 +176,37 @@ def test_a_reason_that_many_share_is_told_once() -> None:
 )
 def test_the_sentence(root: Path, options: dict[str, object], expected: str) -> None:
     assert said.sentence(made_up.gathered(root, **options).statement) == expected
+
+
+@pytest.mark.parametrize("period", [None, Month(year=2026, number=11)])
+def test_every_form_tells_what_a_months_limit_leaves(tmp_path: Path, period: Month | None) -> None:
+    root = made_up.checkout(tmp_path / "checkout")
+    document = yaml.safe_load((root / "params.yaml").read_text())
+    document["customers"]["acme"]["budget"] = {"run_usd": 95, "customer_month_usd": 100}
+    (root / "params.yaml").write_text(yaml.safe_dump(document))
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        ledger.add_all(
+            made_up.charge(f"acme-{n}", "distill", f"11-0{n} 00:00", 3600, Decimal(30))
+            for n in (1, 2, 3)
+        )
+        of_acme, of_all = (
+            gather(root, ledger, on_demand_usd_per_hour={}.get, customer=name, period=period)
+            for name in ("acme", None)
+        )
+    told = "$10.00 left of a budget of $100.00 (budget.customer_month_usd in November 2026)"
+    for found in (of_acme, of_all):
+        text, page = table_text(found.statement, 300), costs_page(found.statement)
+        assert told in text and told in page
+        assert re.search(r"acme +3 +\$90.00 +\$100.00 +\$10.00 ", text)
+        assert page.count('<td class="num">$100.00</td><td class="num">$10.00</td>') >= 1
+        assert "$10.00 left of $100.00" in page
+        document = json_document(found.statement)
+        for row in (document["summary"][0], document["total"]):
+            assert (row["budget_usd"], row["left_usd"]) == ("100", "10")
+    champions, returns = made_up.champions(of_all), made_up.returns(of_all)
+    for row in portfolio.table_rows(of_all, champions, returns):
+        if row["name"] in ("acme", "all"):
+            assert (row["budget"], row["left"]) == ("$100.00", "$10.00")
 
 
 def test_waste_of_more_than_was_spent_is_no_share(root: Path, tmp_path: Path) -> None:

@@ -15,12 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from turbo_vaed import params
-from turbo_vaed.costs.accounts import Customer, Distillation, Statement
+from turbo_vaed.costs.accounts import Customer, Distillation, MonthSpent, Statement
 from turbo_vaed.costs.ledger import ChargeGroup, Ledger
 from turbo_vaed.costs.months import Month, months_between
-from turbo_vaed.costs.statement import OnDemandPrice, run_that_covers, statement
+from turbo_vaed.costs.statement import (
+    DISTILL,
+    MonthLimits,
+    OnDemandPrice,
+    covering,
+    month_spent,
+    statement,
+)
 from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.gate import VERDICT_NAME, Verdict, read_verdict
+from turbo_vaed.money_params import BudgetParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,7 @@ class Known:
     """None where params.yaml does not say."""
     is_listed: bool
     """In params.yaml; one that was removed may still have charges."""
-    run_budget_usd: Decimal | str
+    budget: BudgetParams | str
     history: History | str
     retention: float | str
     """The share of the teacher's PSNR that the device kept; of the last verdict."""
@@ -77,8 +85,7 @@ def gather(
     """
     document = params.read_yaml(root / "params.yaml")
     listed = [name for name in document.get("customers") or {} if isinstance(name, str)]
-    months = _by_month(ledger, customer)
-    charged = sorted({group.customer for found in months.values() for group in found})
+    charged = ledger.customers()
     if customer is None:
         names = listed + [name for name in charged if name not in listed]
     elif customer in listed or customer in charged:
@@ -89,42 +96,79 @@ def gather(
             f"{', '.join(sorted(listed)) or 'none'}"
         )
     known = tuple(_known(root, document, name, is_listed=name in listed) for name in names)
-    groups = [group for found in months.values() for group in found]
+    inside, outside, months = _charges(ledger, customer, period)
     return Gathered(
         known=known,
         statement=statement(
-            months,
+            inside,
+            outside=outside,
+            months=months,
             customers=[
                 Customer(
                     name=one.name,
-                    run_budget_usd=one.run_budget_usd,
-                    distilled=_distilled(one.name, one.history, groups),
+                    run_budget_usd=one.budget
+                    if isinstance(one.budget, str)
+                    else one.budget.run_usd,
+                    distilled=_distilled(one.name, one.history, ledger),
                 )
                 for one in known
             ],
             on_demand_usd_per_hour=on_demand_usd_per_hour,
             customer=customer,
             period=period,
+            limits=_month_limits(known),
         ),
     )
 
 
-def _by_month(ledger: Ledger, customer: str | None) -> dict[Month, tuple[ChargeGroup, ...]]:
-    """The charges of all time, by the month in which they started; a month without any too."""
+def _month_limits(known: Sequence[Known]) -> MonthLimits:
+    """Of all together the widest one that a customer has: until there one of them may spend."""
+    budgets = {one.name: one.budget for one in known if not isinstance(one.budget, str)}
+    totals = [of.total_month_usd for of in budgets.values() if of.total_month_usd is not None]
+    return MonthLimits(
+        customers={
+            name: of.customer_month_usd
+            for name, of in budgets.items()
+            if of.customer_month_usd is not None
+        },
+        total=max(totals) if totals and len(totals) == len(budgets) else None,
+    )
+
+
+def _charges(
+    ledger: Ledger, customer: str | None, period: Month | None
+) -> tuple[list[ChargeGroup], list[ChargeGroup], list[MonthSpent]]:
+    """Those of the period, those of its runs outside of it, and what each month up to it came to.
+
+    Of other months no more is read than that: a ledger's past makes a report slow.
+    """
+    inside: list[ChargeGroup] = []
+    outside: list[ChargeGroup] = []
+    months: list[MonthSpent] = []
     span = ledger.span(customer=customer)
-    if span is None:
-        return {}
-    return {
-        month: ledger.grouped(customer=customer, since=month.since, until=month.until)
-        for month in months_between(*span)
-    }
+    for month in () if span is None else months_between(*span):
+        since, until = month.since, month.until
+        if period is None or month == period:
+            found = ledger.grouped(customer=customer, since=since, until=until)
+            inside += found
+            months.append(month_spent(month, found))
+        elif month < period:
+            usd, wasted = ledger.spent(customer=customer, since=since, until=until)
+            months.append(MonthSpent(month=month, spent_usd=usd, wasted_usd=wasted))
+    if inside and period is not None and span is not None:
+        own = period.since, period.until
+        if span[0] < period.since:
+            outside += ledger.grouped(customer=customer, until=period.since, of_runs_in=own)
+        if period.until <= span[1]:
+            outside += ledger.grouped(customer=customer, since=period.until, of_runs_in=own)
+    return inside, outside, months
 
 
 def _known(root: Path, document: Mapping[str, Any], name: str, *, is_listed: bool) -> Known:
     if params.CUSTOMER_NAME.fullmatch(name) is None:  # a ledger takes any name, a path must not
         why = "its name can be no customer's, so there is no work folder of it"
         return Known(
-            name=name, use_case=None, is_listed=is_listed, run_budget_usd=_NOT_LISTED,
+            name=name, use_case=None, is_listed=is_listed, budget=_NOT_LISTED,
             history=why, retention=why, verdict=why,
         )  # fmt: skip
     work = root / "work" / name
@@ -134,7 +178,7 @@ def _known(root: Path, document: Mapping[str, Any], name: str, *, is_listed: boo
         name=name,
         use_case=use_case,
         is_listed=is_listed,
-        run_budget_usd=budget,
+        budget=budget,
         history=_history(work / "distill" / "history.json"),
         retention=verdict if isinstance(verdict, str) else _retention(verdict),
         verdict=verdict,
@@ -144,12 +188,12 @@ def _known(root: Path, document: Mapping[str, Any], name: str, *, is_listed: boo
 _NOT_LISTED = "it is not in params.yaml any more, which holds the budgets"
 
 
-def _from_params(document: Mapping[str, Any], name: str) -> tuple[str | None, Decimal | str]:
+def _from_params(document: Mapping[str, Any], name: str) -> tuple[str | None, BudgetParams | str]:
     try:
         found = params.parse(params.resolve(document, name))
     except UserError as error:
         return None, f"its params are not valid ({' '.join(str(error).split())})"
-    return found.use_case, found.budget.run_usd
+    return found.use_case, found.budget
 
 
 def _verdict(path: Path) -> Verdict | str:
@@ -192,15 +236,14 @@ def _parsed(document: Mapping[str, Any]) -> History:
     )
 
 
-def _distilled(
-    name: str, history: History | str, groups: Sequence[ChargeGroup]
-) -> Distillation | str:
+def _distilled(name: str, history: History | str, ledger: Ledger) -> Distillation | str:
     """The history with the run that it belongs to: the one that was charged while it arose."""
     if isinstance(history, str):
         return history
     if history.first_at is None or history.last_at is None:
         return "its distill/history.json keeps no times, so which run it belongs to is not known"
-    run = run_that_covers(groups, name, history.first_at, history.last_at)
+    runs = ledger.runs_of_stage(name, DISTILL)
+    run = covering(runs, history.first_at, history.last_at)
     if run is None:
         return (
             f"no one run was charged for the distillation of {history.first_at:%Y-%m-%d %H:%M} to "

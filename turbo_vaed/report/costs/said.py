@@ -58,9 +58,10 @@ def _against_budget(total: Account) -> str:
     budget, left = total.figures.budget.usd, total.figures.left.usd
     if budget is None or left is None:
         return ", whose budgets are not all known" if total.runs > 1 else ", of an unknown budget"
+    of = format_usd(budget) + (f" ({note})" if (note := total.figures.budget.note) else "")
     if left < 0:
-        return f", {format_usd(abs(left))} above a budget of {format_usd(budget)}"
-    return f", with {format_usd(left)} left of a budget of {format_usd(budget)}"
+        return f", {format_usd(abs(left))} above a budget of {of}"
+    return f", with {format_usd(left)} left of a budget of {of}"
 
 
 def _wasted(figures: Figures) -> str:
@@ -104,7 +105,23 @@ def notes(statement: Statement) -> list[str]:
         if (of := figure(account.figures)).usd is not None
     ]
     of_runs = [note for run in statement.runs for note in _of_run(run, statement)]
-    return not_known(unknown) + bought + of_runs
+    return not_known(unknown) + _of_month(statement) + bought + of_runs
+
+
+def _of_month(statement: Statement) -> list[str]:
+    """Whose budget is a month's limit, and where those are left out."""
+    limited = [(account.name, account.figures.budget) for account in statement.customers]
+    of_all = statement.total.figures.budget
+    if of_all.note not in [budget.note for _, budget in limited]:
+        limited.append(("all", of_all))
+    found = [
+        f"{name}, budget: {usd(budget)} is {budget.note}, less than the budgets of the runs."
+        for name, budget in limited
+        if budget.usd is not None and budget.note
+    ]
+    lefts = [account.figures.left for account in statement.customers]
+    rest_on = dict.fromkeys(left.note for left in lefts if left.usd is not None and left.note)
+    return [*found, *(f"left: {note}." for note in rest_on)]
 
 
 def not_known(found: Iterable[tuple[str, str, str]]) -> list[str]:

@@ -1,0 +1,143 @@
+"""What a run is refused for, or said to cost, before it begins or goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import effects, runs
+from tests.costs.charges import charge
+from turbo_vaed.costs import Ledger
+from turbo_vaed.device_params import parse_profile
+from turbo_vaed.errors import BudgetRefused
+from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+from turbo_vaed.stages.estimates import ESTIMATE, pace_key
+
+ROOT = Path(__file__).parents[2]
+PHONE = parse_profile(
+    {
+        "name": "a-phone", "kind": "device-farm", "runner": "runner", "job_minutes": 30,
+        "project": "arn:aws:devicefarm:a", "device": "arn:aws:devicefarm:a:device:b",
+    }
+)  # fmt: skip
+"""30 minutes of 0.17 USD for each of two packages: 10.20 USD at most."""
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for name in ("RAY_ADDRESS", "TURBO_VAED_LEDGER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(effects, "cheapest_elsewhere", lambda *given: "")  # AWS is not asked
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return Settings.from_environment(tmp_path)
+
+
+@pytest.fixture
+def poc(settings: Settings) -> Poc:
+    """36 s a step, a thousand steps: 0.80 USD; and a gate that took 15 s in a run before."""
+    poc = changed(Poc.load(settings.root, "demo"), steps=1000)
+    rows = [{"step": i + 1, "at": 36.0 * i} for i in range(101)]
+    history = {"steps": rows, "pace_key": pace_key(poc.params.distill, settings)}
+    poc.folder("distill").mkdir(parents=True)
+    (poc.folder("distill") / "history.json").write_text(json.dumps(history))
+    spend(settings, "demo-1", stage="gate")
+    return poc
+
+
+def changed(poc: Poc, *, run_usd: str | None = None, device: Any = None, **distill: Any) -> Poc:
+    """With other params."""
+    params = poc.params
+    budget = dataclasses.replace(params.budget, run_usd=Decimal(run_usd or params.budget.run_usd))
+    params = dataclasses.replace(
+        params,
+        budget=budget,
+        device=device or params.device,
+        distill=dataclasses.replace(params.distill, **distill),
+    )
+    return dataclasses.replace(poc, params=params)
+
+
+def spend(settings: Settings, run: str, **changes: Any) -> None:
+    with Ledger.open(settings.ledger_url) as ledger:
+        ledger.add(charge(run=run, **changes))
+
+
+@pytest.mark.parametrize("stale", [["gate"], ["export"], ["evaluate", "gate"]])
+def test_a_gate_alone_on_a_phone_that_is_paid_for_has_to_fit(
+    poc: Poc, settings: Settings, stale: list[str]
+) -> None:
+    """A stage before the gate is followed by it, though nothing of its own has changed yet."""
+    run = runs.fresh("demo")
+    poor = changed(poc, run_usd="5", device=PHONE)
+    with pytest.raises(BudgetRefused, match=r"\$10\.20 at most of a-phone, and \$5\.00") as told:
+        effects.estimate(poor, settings, run, stale)
+    assert "another gate.device" in str(told.value) and "export.targets than 2" in str(told.value)
+    rich = changed(poc, run_usd="11", device=PHONE)
+    said = effects.estimate(rich, settings, run, stale)
+    assert said.startswith("estimated at $10.2") and "$11.00 are left" in said
+    here = effects.estimate(changed(poc, run_usd="5"), settings, run, stale)
+    assert here.startswith("estimated at $0.0")
+
+
+def test_a_gate_that_could_not_tell_pays_for_its_phone_again_out_of_what_is_left(
+    poc: Poc, settings: Settings
+) -> None:
+    run, poc = runs.fresh("demo"), changed(poc, run_usd="15", device=PHONE)
+    effects.estimate(poc, settings, run, ["gate"])
+    minutes = {"unit": "device-minute", "quantity": Decimal(60), "market": "on-demand"}
+    spend(settings, run.run_id, stage="gate", unit_price_usd=Decimal("0.17"), **minutes)
+    with pytest.raises(BudgetRefused, match=r"and \$4\.80 may be spent"):
+        effects.estimate(poc, settings, run, ["gate"])
+    spend(settings, run.run_id, stage="gate", unit_price_usd=Decimal("0.09"), **minutes)
+    with pytest.raises(BudgetRefused, match=r"this run has spent \$15\.60"):
+        effects.estimate(poc, settings, run, ["gate"])
+
+
+def begin(poc: Poc, settings: Settings) -> runs.Run:
+    """A run of 1 USD that was killed while it distilled, with 0.60 USD spent."""
+    run = runs.fresh("demo")
+    assert "estimated at $0.80" in effects.estimate(poc, settings, run, ["distill"])
+    spend(settings, run.run_id, stage="distill", unit_price_usd=Decimal("0.04"))
+    return run
+
+
+def test_training_that_was_begun_goes_on_without_another_estimate(
+    poc: Poc, settings: Settings
+) -> None:
+    poc = changed(poc, run_usd="1")
+    run = begin(poc, settings)
+    before = (poc.work / ESTIMATE).read_bytes()
+    assert effects.estimate(poc, settings, run, ["distill"]) == f"run {run.run_id} goes on"
+    fewer = changed(poc, keep_checkpoints=1)  # no other student
+    assert effects.estimate(fewer, settings, run, ["distill", "gate"]).endswith("goes on")
+    assert (poc.work / ESTIMATE).read_bytes() == before
+    other = runs.fresh("demo")
+    assert "estimated at" in effects.estimate(poc, settings, other, ["distill"])
+
+
+def test_other_steps_are_another_student_and_have_to_fit_what_is_left(
+    poc: Poc, settings: Settings
+) -> None:
+    poc = changed(poc, run_usd="1")
+    run = begin(poc, settings)
+    with pytest.raises(BudgetRefused, match=r"it would with distill\.steps of [1-4]\d\d, or"):
+        effects.estimate(changed(poc, steps=1100), settings, run, ["distill"])
+    assert effects.estimate(poc, settings, run, ["distill"]).endswith("goes on"), "as it was begun"
+    few = effects.estimate(changed(poc, steps=100), settings, run, ["distill"])
+    assert few.startswith("estimated at $0.0") and "$0.40 are left" in few
+    kept = json.loads((poc.work / ESTIMATE).read_text())
+    assert Decimal(kept["likely_usd"]) > Decimal("0.68"), "of the whole run"
+
+
+def test_training_begins_anew_where_its_clips_do(poc: Poc, settings: Settings) -> None:
+    poc = changed(poc, run_usd="1")
+    run = begin(poc, settings)
+    with pytest.raises(BudgetRefused, match="cannot fit its budget"):
+        effects.estimate(poc, settings, run, ["clip"])
