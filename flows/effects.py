@@ -8,6 +8,7 @@ import logging
 import platform
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from turbo_vaed.costs import (
     total_usd,
 )
 from turbo_vaed.costs.meter import UNIT
+from turbo_vaed.costs.months import Month
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.distill.job import which_student
 from turbo_vaed.errors import BudgetRefused, UserError
@@ -56,6 +58,8 @@ log = logging.getLogger(__name__)
 
 BEGUN = "begun.json"
 """In the customer's folder: the last run that could begin to distil, and its student's params."""
+_NEARLY_ALL = Decimal("0.9")
+"""Of a run's budget, its reserve included: whoever has spent less was not stopped by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,23 @@ def run_to_do(poc: Poc, stale: list[str]) -> runs.Run | None:
     if last.verdict_sha256 != runs.verdict_sha256(poc.work):
         return runs.fresh(poc.customer)  # stages were run by hand since
     return replace(last, status="open", measures_again=True) if undecided(poc) else None
+
+
+def stopped_by_a_past_month(poc: Poc, settings: Settings) -> bool:
+    """Whether the last training was stopped by a month's limit and that month is over: it has more
+    to do, although no param has changed. One that its own budget stopped stays so."""
+    history, budget = poc.folder("distill") / "history.json", poc.params.budget
+    months = (budget.customer_month_usd, budget.total_month_usd)
+    if months == (None, None) or not history.is_file() or _read(history)["stopped"] != "budget":
+        return False
+    with Ledger.open(settings.ledger_url) as ledger:
+        trained = [g for g in ledger.grouped(customer=poc.customer) if g.stage == "distill"]
+        if not trained:
+            return False
+        last = max(trained, key=lambda group: group.last_at)
+        spent_usd = ledger.total(run=last.run)
+    is_over = Month.of(last.last_at) < Month.of(datetime.now(UTC))
+    return is_over and spent_usd < budget.run_usd * _NEARLY_ALL
 
 
 def unchanged(poc: Poc, run: runs.Run) -> Outcome:

@@ -129,7 +129,10 @@ def poc_flow(customer: str) -> Outcome:
     log = get_run_logger()
     poc = effects.preflight(settings, customer)
     with runs.alone(poc.work, customer):
-        stale = _resolve_params_and_status(settings, customer)
+        stale, forced = _resolve_params_and_status(settings, customer), ""
+        if "distill" not in stale and effects.stopped_by_a_past_month(poc, settings):
+            log.info("the month whose limit stopped the last training is over: it goes on")
+            stale, forced = ["distill"], "distill"
         run = effects.run_to_do(poc, stale)
         if run is None:
             last = runs.read(poc.work)
@@ -140,10 +143,15 @@ def poc_flow(customer: str) -> Outcome:
         if run.measures_again and not stale:
             log.info("run %s goes on, the gate measures again", run.run_id)
             stale = ["gate"]
-        return _run(poc, settings, run, stale)
+        if run.measures_again and not forced:
+            forced = "gate"  # DVC would take what it could not tell out of its cache
+        return _run(poc, settings, run, stale, forced)
 
 
-def _run(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> Outcome:
+def _run(
+    poc: Poc, settings: Settings, run: runs.Run, stale: list[str], forced: str = ""
+) -> Outcome:
+    """The stages from the first stale one on, of which DVC runs `forced` whatever it knows."""
     log = get_run_logger()
     reached = stale[0] if stale else "register"
     registered: effects.Registered | None = None
@@ -159,9 +167,7 @@ def _run(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> Outco
                 told = {**environment, "TURBO_VAED_RUN_ID": run.run_id}
                 retries = retries_of(stage, poc.params)
                 attempt = run_stage.with_options(name=stage, retries=retries)
-                # DVC would take what the gate could not tell out of its cache.
-                force = stage == "gate" and run.measures_again
-                attempt(settings, poc.customer, stage, told, force)
+                attempt(settings, poc.customer, stage, told, stage == forced)
         reached = "register"
         registered = register(poc, settings, run)
         reached = "promote"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,37 @@ def test_training_begins_anew_where_its_clips_do(poc: Poc, settings: Settings) -
     run = begin(poc, settings)
     with pytest.raises(BudgetRefused, match="cannot fit its budget"):
         effects.estimate(poc, settings, run, ["clip"])
+
+
+@pytest.mark.parametrize(
+    ("stopped", "days_ago", "spent", "limit", "goes_on"),
+    [
+        ("budget", 40, "10", "12", True),
+        ("budget", 0, "10", "12", False),  # of this month
+        ("budget", 40, "10", None, False),  # no month has a limit
+        ("budget", 40, "90", "200", False),  # its own budget of 95
+        ("finished", 40, "10", "12", False),
+    ],
+)
+def test_training_that_a_months_limit_stopped_goes_on_when_the_month_is_over(
+    poc: Poc,
+    settings: Settings,
+    stopped: str,
+    days_ago: int,
+    spent: str,
+    limit: str | None,
+    goes_on: bool,
+) -> None:
+    path = poc.folder("distill") / "history.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stopped": stopped}))
+    began = datetime.now(UTC) - timedelta(days=days_ago)
+    usd = Decimal(spent)
+    spend(
+        settings, "demo-7", stage="distill", started_at=began, ended_at=began, amount_usd=usd,
+        quantity=Decimal(1), unit_price_usd=usd,
+    )  # fmt: skip
+    budget = dataclasses.replace(
+        poc.params.budget, customer_month_usd=None if limit is None else Decimal(limit)
+    )
+    limited = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
+    assert effects.stopped_by_a_past_month(limited, settings) is goes_on

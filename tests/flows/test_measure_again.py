@@ -60,17 +60,21 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     monkeypatch.setattr(effects, "preflight", lambda *_: poc)
     monkeypatch.setattr(effects, "unchanged", lambda *_: "unchanged")
     monkeypatch.setattr(flow, "_resolve_params_and_status", lambda *_: [])
+    monkeypatch.setattr(effects, "stopped_by_a_past_month", lambda *_: False)
     monkeypatch.setattr(flow, "_run", lambda *given: ran.append(given[2:]))
     found = flow.poc_flow.fn("demo")
     if not again:
         assert found == "unchanged" and not ran
         return
-    ((run, stages),) = ran
+    ((run, stages, forced),) = ran
     assert (run.run_id, run.status, run.measures_again) == (done.run_id, "open", True)
-    assert stages == ["gate"]
+    assert (stages, forced) == (["gate"], "gate")
     assert runs.read(work) == run
     flow.poc_flow.fn("demo")  # the first one was stopped on its way
     assert ran[1] == ran[0]
+    monkeypatch.setattr(effects, "stopped_by_a_past_month", lambda *_: True)
+    flow.poc_flow.fn("demo")
+    assert ran[2][1:] == (["distill"], "distill")
 
 
 @pytest.mark.parametrize(
