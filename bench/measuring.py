@@ -36,10 +36,11 @@ BURN = "while True: pass"
 def once(package: Path, folder: Path) -> Measurement:
     poc = Poc.load(ROOT, "demo")
     latents = folder / "latents.npy"
-    shape = load_package(package).io.latent_shape
+    opened = load_package(package)
+    shape = opened.io.latent_shape
     np.save(latents, np.random.default_rng(0).normal(size=(4, *shape[1:])).astype(np.float32))
     found = measure(
-        package, latents, plan=plan(poc), out_folder=folder, timeout_seconds=600,
+        opened, latents, plan=plan(poc), out_folder=folder, timeout_seconds=600,
         max_others_share=poc.params.gate.max_others_share,
     )  # fmt: skip
     assert isinstance(found, Measurement), found

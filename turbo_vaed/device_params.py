@@ -15,10 +15,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from turbo_vaed.errors import UserError
-from turbo_vaed.param_types import STRICT, Money, Positive
+from turbo_vaed.param_types import STRICT, Count, Money, Positive
 
 Text = Annotated[str, Field(min_length=1)]
 AppleRuntime = Literal["coreml", "executorch-coreml", "executorch-xnnpack"]
+Shape = tuple[Count, Count, Count] | None
+"""Frames, height, width of what an app decodes at once on the device: packages get a program of it,
+whose speed and memory the gate judges there. None: the clips'."""
 ComputeUnit = Literal["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL"]
 
 
@@ -28,6 +31,7 @@ class HostProfile:
 
     name: Text
     kind: Literal["host"]
+    shape: Shape = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -44,6 +48,7 @@ class AdbProfile:
     """On the phone, where files may be executed."""
     command_seconds: Positive = 120.0
     """Of one adb command that does not run the program: a push, say."""
+    shape: Shape = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -68,6 +73,7 @@ class AppleProfile:
     """Bundle id of the app on the iPhone that runs packages: docs/on-device.md says how."""
     app_runs: Annotated[tuple[AppleRuntime, ...], Field(min_length=1)] = ("coreml",)
     """The packages that it was built for."""
+    shape: Shape = None
 
     def __post_init__(self) -> None:
         if (self.iphone is None) != (self.app is None):
@@ -92,6 +98,7 @@ class FarmProfile:
     """After which Device Farm stops the phone; one process of the program has half of them."""
     wait_minutes: Positive = 120.0
     """For a phone to be free and to be done; then the run is stopped."""
+    shape: Shape = None
 
 
 DeviceProfile = HostProfile | AdbProfile | AppleProfile | FarmProfile
@@ -100,7 +107,8 @@ DeviceProfile = HostProfile | AdbProfile | AppleProfile | FarmProfile
 def most_usd_per_package(profile: DeviceProfile) -> Decimal:
     """What measuring one package on the device can cost beside this machine."""
     if isinstance(profile, FarmProfile):
-        return profile.usd_per_device_minute * profile.job_minutes
+        jobs = 1 if profile.shape is None else 2  # the clips' shape and its own
+        return profile.usd_per_device_minute * profile.job_minutes * jobs
     return Decimal(0)
 
 

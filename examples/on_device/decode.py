@@ -6,7 +6,8 @@ of package.json mean and why windows overlap: docs/on-device.md.
     python decode.py PACKAGE LATENTS.npy VIDEO.mp4
 
 PACKAGE is a folder with package.json and decoder.pte; LATENTS float32 (C, t, h, w) in the scale
-that the package takes, with at least as many latent frames as its program decodes at once.
+that the package takes, of the height and width of one of its programs and with at least as many
+latent frames as that decodes at once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import av
 import numpy as np
 
-FORMAT = 3
+FORMAT = 4
 SHORT_OVERLAP = 4
 """Latent frames in common where the program is too short for the exact overlap: no frame is then
 farther than about 48 dB from decoding at once, which does not show (docs/on-device.md)."""
@@ -42,6 +43,19 @@ def read_package(folder: Path) -> dict[str, Any]:
         if hashlib.sha256((folder / file["name"]).read_bytes()).hexdigest() != file["sha256"]:
             raise SystemExit(f"{folder / file['name']}: not the file that package.json describes")
     return package
+
+
+def program_for(package: dict[str, Any], shape: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
+    """Name and I/O spec of the program that takes latents (C, t, h, w): a package has one for each
+    shape."""
+    first = {"name": package["program"], "io": package["io"]}
+    takes = []
+    for program in (first, *package["further"]):
+        _, channels, length, height, width = program["io"]["latent_shape"]
+        if (channels, height, width) == (shape[0], *shape[2:]) and length <= shape[1]:
+            return program["name"], program["io"]
+        takes.append(f"({channels}, {length} or more, {height}, {width})")
+    raise SystemExit(f"found latents {shape}, the package takes {' or '.join(takes)}")
 
 
 def overlap_of(io: dict[str, Any]) -> tuple[int, int]:
@@ -80,7 +94,7 @@ def windows(io: dict[str, Any], latents: int, overlap: int) -> Iterator[tuple[in
 
 
 def decode(
-    folder: Path, io: dict[str, Any], latents: np.ndarray, overlap: int
+    path: Path, io: dict[str, Any], latents: np.ndarray, overlap: int
 ) -> Iterator[np.ndarray]:
     """Frames (n, H, W, 3) uint8 as they are complete; memory does not grow with the video."""
     import torch  # late, as the next one: together they take ten seconds
@@ -88,7 +102,7 @@ def decode(
 
     length = io["latent_shape"][2]
     runtime = Runtime.get()
-    program = runtime.load_program(folder / "decoder.pte")  # must outlive its method
+    program = runtime.load_program(path)  # must outlive its method
     method = program.load_method("forward")
     for start, kept_start, kept_stop in windows(io, latents.shape[1], overlap):
         window = np.ascontiguousarray(
@@ -135,17 +149,14 @@ def main() -> None:
     parser.add_argument("--overlap", type=int, help="latent frames that windows have in common")
     given = parser.parse_args()
 
-    io = read_package(given.package)["io"]
+    package = read_package(given.package)
     latents = np.load(given.latents, mmap_mode="r")
-    _, channels, length, height, width = io["latent_shape"]
-    wanted = (channels, height, width)
-    if latents.dtype != np.float32 or latents.ndim != 4 or wanted != (
-        latents.shape[0], *latents.shape[2:]
-    ):  # fmt: skip
+    if latents.dtype != np.float32 or latents.ndim != 4:
         raise SystemExit(
-            f"{given.latents}: found {latents.dtype} {latents.shape}, the package takes float32 "
-            f"({channels}, t, {height}, {width})"
+            f"{given.latents}: found {latents.dtype} {latents.shape}, expected float32 (C, t, h, w)"
         )
+    program, io = program_for(package, latents.shape)
+    length = io["latent_shape"][2]
     overlap, exact = overlap_of(io)
     overlap = overlap if given.overlap is None else given.overlap
     if overlap < exact and latents.shape[1] > length:
@@ -155,7 +166,7 @@ def main() -> None:
             file=sys.stderr,
         )
     total = io["first_latent_frames"] + io["frames_per_latent"] * (latents.shape[1] - 1)
-    pieces = decode(given.package, io, latents, overlap)
+    pieces = decode(given.package / program, io, latents, overlap)
     write_mp4(given.video, pieces, given.fps, total)
 
 

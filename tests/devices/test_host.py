@@ -16,9 +16,9 @@ import torch
 from tests.export.small import small_decoder
 from turbo_vaed import child
 from turbo_vaed.devices import Failed, Measurement, Plan, _machine, host
-from turbo_vaed.devices.host import measure, read_decoded
+from turbo_vaed.devices.host import measure, open_package, read_decoded
 from turbo_vaed.errors import CorruptFile, Fault, UserError
-from turbo_vaed.export import IoSpec, export_xnnpack, load_package, write_package
+from turbo_vaed.export import IoSpec, export_xnnpack, write_package
 
 SHAPE = (1, 8, 2, 4, 6)
 PLAN = Plan(
@@ -51,7 +51,7 @@ def measured(package, latents, tmp_path_factory):
     """One measurement, made while this process is large, and what it left in its folder."""
     out = tmp_path_factory.mktemp("out")
     ballast = np.ones(1_500_000_000 // 8)  # a big parent must not be taken for a big decoder
-    measurement = measure(package.folder, latents, out_folder=out, **COUNTS)
+    measurement = measure(package, latents, out_folder=out, **COUNTS)
     del ballast
     return measurement, out
 
@@ -130,39 +130,37 @@ def test_median_latency_ignores_one_busy_moment(measured):
 def test_a_program_that_crashes_is_a_result_with_its_last_words(latents, package, tmp_path):
     junk = tmp_path / "decoder.pte"
     junk.write_bytes(b"not a program " * 1000)
-    write_package(tmp_path / "package", junk, package.io)  # its sha256 is right
-    found = measure(tmp_path / "package", latents, out_folder=tmp_path / "out", **COUNTS)
+    spoiled = write_package(tmp_path / "package", junk, package.io)  # its sha256 is right
+    found = measure(spoiled, latents, out_folder=tmp_path / "out", **COUNTS)
     assert isinstance(found, Failed)
     assert re.search(r"executorch.* failed with exit code 1.*(?s:.)*Error", found.reason)
-    assert found.package_sha256 == load_package(tmp_path / "package").sha256
+    assert found.package_sha256 == spoiled.sha256
     assert not (tmp_path / "out" / "decoded.npy").exists()
 
 
 def test_a_program_that_puts_out_something_else_is_a_fault(latents, package, tmp_path):
     _, _, frames, height, width = package.io.video_shape
     lying = replace(package.io, video_shape=(1, 3, frames + 1, height, width))
-    write_package(tmp_path / "package", package.program_path, lying)
+    spoiled = write_package(tmp_path / "package", package.program_path, lying)
     with pytest.raises(Fault, match="the package promises"):
-        measure(tmp_path / "package", latents, out_folder=tmp_path / "out", **COUNTS)
+        measure(spoiled, latents, out_folder=tmp_path / "out", **COUNTS)
 
 
 def test_a_slow_device_is_stopped(package, latents, tmp_path):
     start = time.monotonic()
-    found = measure(
-        package.folder, latents, out_folder=tmp_path, **{**COUNTS, "timeout_seconds": 0.3}
-    )
+    found = measure(package, latents, out_folder=tmp_path, **{**COUNTS, "timeout_seconds": 0.3})
     assert isinstance(found, Failed) and "stopped after 0.3 s" in found.reason
     assert time.monotonic() - start < 5
 
 
-def test_an_altered_package_is_refused(package, latents, tmp_path):
+def test_an_altered_package_is_refused(package, tmp_path):
     folder = write_package(tmp_path / "package", package.program_path, package.io).folder
     program = folder / "decoder.pte"
     program.write_bytes(program.read_bytes()[:-1])
     with pytest.raises(CorruptFile, match=r"decoder\.pte.*run the export stage again"):
-        measure(folder, latents, out_folder=tmp_path / "out", **COUNTS)
+        open_package(folder)
     with pytest.raises(CorruptFile, match=r"package\.json"):
-        measure(tmp_path / "none", latents, out_folder=tmp_path / "out", **COUNTS)
+        open_package(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -177,14 +175,14 @@ def test_an_altered_package_is_refused(package, latents, tmp_path):
 def test_latents_that_do_not_fit_are_refused(package, tmp_path, array, message):
     np.save(tmp_path / "latents.npy", array)
     with pytest.raises(UserError, match=message):
-        measure(package.folder, tmp_path / "latents.npy", out_folder=tmp_path, **COUNTS)
+        measure(package, tmp_path / "latents.npy", out_folder=tmp_path, **COUNTS)
 
 
 def test_latents_that_are_no_array_are_refused(package, tmp_path):
     (tmp_path / "latents.npy").write_text("text")
     for path in (tmp_path / "latents.npy", tmp_path / "none.npy"):
         with pytest.raises(UserError, match=r"not a \.npy file"):
-            measure(package.folder, path, out_folder=tmp_path, **COUNTS)
+            measure(package, path, out_folder=tmp_path, **COUNTS)
 
 
 @pytest.fixture
@@ -203,7 +201,7 @@ def runs_of(package, latents, tmp_path, monkeypatch, measured):
 
         monkeypatch.setattr(host, "_once", once)
         plan = replace(PLAN, max_spread=max_spread)
-        found = measure(package.folder, latents, plan=plan, out_folder=tmp_path,
+        found = measure(package, latents, plan=plan, out_folder=tmp_path,
                         timeout_seconds=1, max_others_share=max_others_share)  # fmt: skip
         return found, len(made)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.timeout(1800)
 ROOT = Path(__file__).parents[2]
@@ -136,8 +137,10 @@ def test_a_second_run_computes_and_charges_nothing(checkout, first_run):
 def test_a_budget_too_small_stops_distillation_and_the_rest_still_runs(checkout, first_run):
     encoded = (checkout / "work/tiny/encode/latents.json").stat().st_mtime_ns
     one = {"targets": ["onnx/fp32"]}  # lowered in seconds; the first run exported the default ones
-    # What is kept back, and a second and a half: the workers take longer to start.
-    override(checkout, budget={"run_usd": 0.0067}, use_case="critical", export=one)
+    # Another student, for the first one is trained; what is kept back, and a second and a half: the
+    # workers take longer to start.
+    other = TINY["distill"] | {"seed": 12}
+    override(checkout, budget={"run_usd": 0.0067}, use_case="critical", export=one, distill=other)
     short = turbo_vaed(checkout, "poc", "tiny")
     assert short.returncode == 0, short.stdout[-3000:] + short.stderr[-3000:]
     work = checkout / "work/tiny"
@@ -170,9 +173,12 @@ def test_a_refused_run_leaves_the_page_of_the_last_one(checkout, first_run):
     assert page.read_bytes() == before
 
 
-def test_a_failing_stage_leaves_its_own_words_and_a_report(checkout, first_run):
-    """A teacher whose config is of other widths than its weights: only `encode` finds out."""
+def test_a_teacher_that_does_not_fit_its_config_is_told_before_anything_is_paid(
+    checkout, first_run
+):
+    """Its widths are other ones than its weights': what it computes cannot be estimated."""
     override(checkout, budget={"run_usd": 95})  # a test before this one left next to nothing
+    before = charges(checkout)
     config = checkout / "assets/teachers/tiny-ltx/config.json"
     whole = config.read_text()
     config.write_text(json.dumps(json.loads(whole) | {"block_out_channels": [48, 64, 64]}))
@@ -181,13 +187,30 @@ def test_a_failing_stage_leaves_its_own_words_and_a_report(checkout, first_run):
     finally:
         config.write_text(whole)
     assert failed.returncode == 3
-    assert "do not make a AutoencoderKLLTXVideo" in failed.stderr
-    assert "\ncorrupt: encode: " in failed.stderr
-    assert failed.stdout.count("> turbo-vaed stage encode") == 1  # trying again cannot help
+    assert "corrupt: " in failed.stderr and "do not make a AutoencoderKLLTXVideo" in failed.stderr
+    page = (checkout / "work/tiny/report/not-started.html").read_text()
+    assert "do not make a AutoencoderKLLTXVideo" in page
+    assert {stage for _, stage in charges(checkout)[len(before) :]} <= {"validate", "clip"}
+
+
+def test_a_failing_stage_leaves_its_own_words_and_a_report(checkout, first_run):
+    """A teacher that puts out NaN: only `encode` finds out, and tries once more."""
+    weights = checkout / "assets/teachers/tiny-ltx/diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    tensors = load_file(weights)
+    bias = next(name for name in tensors if name.startswith("encoder.") and name.endswith("bias"))
+    save_file(tensors | {bias: tensors[bias] * float("nan")}, weights)
+    try:
+        failed = turbo_vaed(checkout, "poc", "tiny")
+    finally:
+        weights.write_bytes(whole)
+    assert failed.returncode == 3
+    assert "\nfault: encode: " in failed.stderr and "the teacher gave latents" in failed.stderr
+    assert failed.stdout.count("> turbo-vaed stage encode") == 2
     page = (checkout / "work/tiny/report/report.html").read_text()
     assert not (checkout / "work/tiny/report/not-started.html").exists()
     assert "Failed at encode" in page
-    assert "do not make a AutoencoderKLLTXVideo" in page
+    assert "the teacher gave latents" in page
     assert not (checkout / "work/tiny/.encode.partial").exists()
 
 

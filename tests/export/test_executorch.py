@@ -171,6 +171,30 @@ def test_a_program_may_be_a_folder(io: IoSpec, tmp_path: Path) -> None:
     assert names == ["decoder.mlpackage/Data/weight.bin", "decoder.mlpackage/Manifest.json"]
 
 
+def test_a_package_has_a_program_for_each_shape(anything: Path, io: IoSpec, tmp_path: Path) -> None:
+    """All of them under one digest; each looked at by its shape, with its own size."""
+    wider = IoSpec.of(small_config(), (1, 8, 2, 4, 12))
+    other = tmp_path / "other" / "decoder.pte"
+    other.parent.mkdir()
+    other.write_bytes(b"wide")
+    alone = write_package(tmp_path / "alone", anything, io)
+    write_package(tmp_path / "package", anything, io, further=[(other, wider)])
+    package = load_package(tmp_path / "package")
+    assert [program.shape for program in package.programs] == ["3x64x96", "3x64x192"]
+    seen = package.shaped("3x64x192")
+    assert (seen.program, seen.io, seen.size_bytes) == ("decoder-3x64x192.pte", wider, 4)
+    assert seen.program_path.read_bytes() == b"wide" and package.size_bytes == 700
+    assert seen.sha256 == package.sha256 != alone.sha256
+    assert seen.shaped("3x64x96") == package
+    with pytest.raises(ValueError, match="found 9x9x9, the package has 3x64x96, 3x64x192"):
+        package.shaped("9x9x9")
+    with pytest.raises(ValueError, match="two are one"):
+        write_package(tmp_path / "twice", anything, io, further=[(other, io)])
+    seen.program_path.write_bytes(b"WIDE")
+    with pytest.raises(ValueError, match="decoder-3x64x192"):
+        load_package(tmp_path / "package")
+
+
 @pytest.mark.parametrize("tampered", [b"PROGRAM" * 100, b"short", None])
 def test_a_tampered_file_is_refused(
     tampered: bytes | None, anything: Path, io: IoSpec, tmp_path: Path
@@ -192,6 +216,7 @@ def test_a_tampered_description_is_refused(anything: Path, io: IoSpec, tmp_path:
         {"io": good["io"] | {"latent_std": [3.0] * 8}},
         {"io": good["io"] | {"wings": 2}},
         {"files": []},
+        {"further": [{"name": "decoder-9x9x9.pte", "io": good["io"]}]},
         {"files": [good["files"][0] | {"name": "../decoder.pte"}]},
         {"format": 1},
         {"tools": None},

@@ -47,10 +47,11 @@ def evidence(**changed: Any) -> Evidence:
         "package_bytes": 4e6,
         "latency_seconds": 0.05,
         "teacher_latency_seconds": 0.2,
-        "frames": 9,
         "intervals": {},
         "confidence": 0.95,
         "unknown": {},
         "broken": "",
     }
-    return Evidence(**{**good, **changed})
+    found = {**good, **changed}
+    seconds = found["latency_seconds"]
+    return Evidence(**{"fps": None if seconds is None else 9 / seconds, **found})

@@ -14,7 +14,7 @@ import zarr
 
 from turbo_vaed.dataset.manifest import write_manifest
 from turbo_vaed.device_params import AdbProfile
-from turbo_vaed.devices import Measurement
+from turbo_vaed.devices import Failed, Measurement
 from turbo_vaed.devices.host import machine
 from turbo_vaed.devices.teacher import TeacherTimes
 from turbo_vaed.errors import CorruptFile, Fault
@@ -22,7 +22,7 @@ from turbo_vaed.export import load_package, write_package
 from turbo_vaed.gate import read_verdict
 from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.poc import Poc
-from turbo_vaed.stages import gate
+from turbo_vaed.stages import export, gate
 
 TESTS = [1, 3, 4]
 
@@ -211,6 +211,57 @@ def test_a_cold_start_is_as_sure_as_its_repeats_agree(judged_copy, remeasured, m
     assert failed_checks(judged_copy) == {"cold_start_seconds"}
 
 
+def test_speed_and_memory_are_those_of_the_shape_that_the_device_decodes_at_once(
+    judged_copy, files
+):
+    """A wider video than the clips'; what it looks like, and the time against the teacher's, are of
+    the clips."""
+    device = dataclasses.replace(judged_copy.params.device, shape=(5, 64, 96))
+    params = dataclasses.replace(judged_copy.params, device=device)
+    poc = dataclasses.replace(judged_copy, params=params)
+    export.run(poc)
+    gate.run(poc)
+    document = files.read(poc, "gate", "measurement.json")
+    own, wide = Measurement.from_json(document), Measurement.from_json(document["on_device"])
+    assert document["on_device"]["shape"] == "5x64x96"
+    verdict = read_verdict(poc.folder("gate") / "verdict.json")
+    measured = {check.name: check.measured for check in verdict.checks}
+    assert measured["fps"] == wide.fps < own.fps, "six times the pixels"
+    assert measured["cold_start_seconds"] == wide.cold_start_seconds
+    assert measured["peak_memory_mb"] == wide.peak_memory_bytes / 1e6
+    ratio = own.latency.median / statistics.median(document["teacher_latency_seconds"])
+    assert measured["latency_ratio"] == pytest.approx(ratio)
+    shipped = load_package(poc.folder("gate") / "package")
+    assert verdict.package_sha256 == wide.package_sha256 == shipped.sha256
+    assert measured["package_mb"] == shipped.shaped("5x64x96").size_bytes / 1e6
+    (row,) = files.read(poc, "gate", "choice.json")["candidates"]
+    assert row["median_latency_seconds"] == wide.latency.median
+
+
+def test_a_program_that_fails_at_the_devices_shape_fails_the_gate(judged_copy, remeasured, files):
+    device = dataclasses.replace(judged_copy.params.device, shape=(5, 64, 96))
+    poc = dataclasses.replace(
+        judged_copy, params=dataclasses.replace(judged_copy.params, device=device)
+    )
+    export.run(poc)
+    remeasured()
+    of_clips = gate.measure_on
+    failed = Failed(
+        device="host", machine="a processor", runtime="executorch", package_sha256="a" * 64,
+        reason="it was killed (SIGKILL): memory runs out",
+    )  # fmt: skip
+
+    def measure(device, package, latents, **options):
+        return failed if package.at else of_clips(device, package, latents, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "measure_on", measure)
+        assert gate.run(poc)["result"] == "fails"
+    assert failed_checks(poc) == {"fps", "cold_start_seconds", "peak_memory_mb"}
+    (row,) = files.read(poc, "gate", "choice.json")["candidates"]
+    assert "memory runs out" in row["distrust"]
+
+
 @pytest.mark.parametrize(("choose", "chosen"), [("fastest", "fp16"), ("best", "fp32")])
 def test_of_several_packages_the_profile_chooses_what_ships(
     judged, judged_copy, remeasured, monkeypatch, files, choose, chosen
@@ -238,12 +289,12 @@ def test_of_several_packages_the_profile_chooses_what_ships(
     monkeypatch.setattr(gate, "measure_on", measure)
     thresholds = dataclasses.replace(judged_copy.params.thresholds, choose=choose, min_parity=1.0)
     section = judged_copy.params.export
-    export = dataclasses.replace(
+    exported = dataclasses.replace(
         section,
         targets=("executorch-xnnpack/fp32", "executorch-xnnpack/fp16"),
         min_parity_db=dataclasses.replace(section.min_parity_db, fp16=1.0),
     )
-    params = dataclasses.replace(judged_copy.params, thresholds=thresholds, export=export)
+    params = dataclasses.replace(judged_copy.params, thresholds=thresholds, export=exported)
     poc = dataclasses.replace(judged_copy, params=params)
     name = f"executorch-xnnpack/{chosen}"
     assert gate.run(poc)["package"] == name

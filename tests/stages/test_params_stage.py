@@ -39,6 +39,18 @@ def test_an_assumption_of_the_return_reaches_no_stage(tmp_path: Path, place: str
     assert [name for name in before if changed[name] != before[name]] == ["gate.yaml"]
 
 
+def test_the_shape_of_a_device_reaches_the_export_and_nothing_else_of_it_does(
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(REPOSITORY / "assets/teachers", tmp_path / "assets/teachers")
+    document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    before = resolved(tmp_path, document)
+    document["devices"]["host"]["shape"] = [9, 720, 1280]
+    shaped = resolved(tmp_path, document)
+    assert {name for name in before if shaped[name] != before[name]} == {"export.yaml", "gate.yaml"}
+    assert Poc.load(tmp_path, "demo").params.device.shape == (9, 720, 1280)
+
+
 def test_only_the_stage_params_reads_params_yaml() -> None:
     stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
     assert set(stages) == {"params", *STAGES}

@@ -72,6 +72,10 @@ def bench(
     latents: Annotated[
         Path | None, typer.Option("--latents", help=".npy of float32 (N, C, t, h, w); else random")
     ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="of one of its programs: 9x720x1280  [default: the clips']"),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="of the program  [default: gate.threads]")
     ] = None,
@@ -98,6 +102,11 @@ def bench(
     gate = _gate(document)
     plan = _plan(gate, threads=threads, samples=samples, spread=spread)
     opened = _package(package)
+    if shape is not None:
+        try:
+            opened = opened.shaped(shape)
+        except ValueError as error:
+            raise UserError(f"{package}: {error}") from None
     with (
         tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch,
         _told(name, opened.target, form) as tell,

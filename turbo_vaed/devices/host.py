@@ -38,7 +38,7 @@ MAX_OTHERS_SHARE = 0.25
 
 
 def measure(
-    package_folder: Path,
+    package: Package,
     latents_npy: Path,
     *,
     plan: Plan,
@@ -58,11 +58,9 @@ def measure(
     (`Measurement.distrust`).
 
     Raises:
-        CorruptFile: the package is not what was written.
         UserError: the latents do not fit the package, or it does not run on this host.
         Fault: a process reported nonsense.
     """
-    package = open_package(package_folder)
     runtime = _runtime(package)
     found: list[Measurement] = []
     for i in range(TRIES):

@@ -48,7 +48,7 @@ class HostDevice:
 
     def run(self, handle: Handle, latents_npy: Path, plan: Plan, *, timeout_seconds: float) -> Ran:
         found = host.measure(
-            handle.package.folder,
+            handle.package,
             latents_npy,
             plan=plan,
             out_folder=Path(handle.place),

@@ -6,6 +6,7 @@ from turbo_vaed.export.package import (
     IoSpec,
     Package,
     PackageFile,
+    Program,
     load_package,
     write_package,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Job",
     "Package",
     "PackageFile",
+    "Program",
     "Target",
     "all_targets",
     "count_delegation",

@@ -1,7 +1,7 @@
-"""A package: a program for a device, what it takes and gives, and the hash of every file.
+"""A package: a decoder for a device, what it takes and gives, and the hash of every file.
 
-A package is a folder with the program (decoder.pte; a folder for .mlpackage) and
-package.json: I/O spec, files with size and sha256, tool versions, digest.
+A package is a folder with a program for each shape (decoder.pte; a folder for .mlpackage) and
+package.json: I/O specs, files with size and sha256, tool versions, digest.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from turbo_vaed.models import DecoderConfig
 
 MANIFEST_NAME = "package.json"
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +87,54 @@ class PackageFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Program:
+    """The decoder for one shape; `name` is that of a file in the package, or a folder."""
+
+    name: str
+    io: IoSpec
+
+    @property
+    def shape(self) -> str:
+        """Of its video: `9x720x1280`."""
+        return "x".join(map(str, self.io.video_shape[2:]))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package on disk whose files are what they were when it was written."""
+    """A package on disk whose files are what they were when it was written, and one of its
+    programs, which `program`, `io` and `size_bytes` are about."""
 
     folder: Path
     target: str
     """The runtime and the precision that it is for: `executorch-xnnpack/fp32`."""
-    program: str
-    io: IoSpec
+    programs: tuple[Program, ...]
+    """One at least, each for another shape; the first is for the clips that it is judged on."""
     files: tuple[PackageFile, ...]
     tools: Mapping[str, str]
-    """Name -> version of what made the program."""
+    """Name -> version of what made the programs."""
+    at: int = 0
+    """Which of `programs` is looked at."""
+
+    @property
+    def program(self) -> str:
+        """The name of the program."""
+        return self.programs[self.at].name
+
+    @property
+    def io(self) -> IoSpec:
+        """What the program takes and gives."""
+        return self.programs[self.at].io
+
+    def shaped(self, shape: str) -> "Package":
+        """The same package, looked at as its program for such a video, `9x720x1280`.
+
+        Raises:
+            ValueError: it has none; says which it has.
+        """
+        shapes = [program.shape for program in self.programs]
+        if shape not in shapes:
+            raise ValueError(f"shape: found {shape}, the package has {', '.join(shapes)}")
+        return replace(self, at=shapes.index(shape))
 
     @property
     def runtime(self) -> str:
@@ -112,7 +149,11 @@ class Package:
     @property
     def size_bytes(self) -> int:
         """Size of the program, all its files together."""
-        return sum(file.size_bytes for file in self.files)
+        return sum(
+            file.size_bytes
+            for file in self.files
+            if PurePosixPath(file.name).parts[0] == self.program
+        )
 
     @property
     def sha256(self) -> str:
@@ -129,8 +170,9 @@ class Package:
     def _said(self) -> dict[str, Any]:
         return {
             "target": self.target,
-            "program": self.program,
-            "io": asdict(self.io),
+            "program": self.programs[0].name,
+            "io": asdict(self.programs[0].io),
+            "further": [asdict(program) for program in self.programs[1:]],
             "tools": dict(self.tools),
         }
 
@@ -161,6 +203,7 @@ def write_package(
     program: Path,
     io: IoSpec,
     *,
+    further: Sequence[tuple[Path, IoSpec]] = (),
     target: str = "executorch-xnnpack/fp32",
     tools: Sequence[str] = ("torch", "executorch"),
     other_tools: Mapping[str, str] = MappingProxyType({}),
@@ -168,31 +211,41 @@ def write_package(
     """Copy `program` (a file, or a folder such as .mlpackage) into a new package `folder`.
 
     The package is made beside its place and renamed into it; one that was there before
-    is replaced. `tools` are distributions whose installed versions are recorded, `other_tools`
-    versions by name of those that are installed elsewhere.
+    is replaced.
+
+    Args:
+        further: programs of the same decoder for other shapes, each named by its own:
+            `decoder-9x720x1280.pte`.
+        tools: distributions whose installed versions are recorded.
+        other_tools: versions by name of those that are installed elsewhere.
 
     Raises:
-        FileNotFoundError: the program is not there.
-        ValueError: a tool is not installed, or the program's name is taken.
+        FileNotFoundError: a program is not there.
+        ValueError: a tool is not installed, the program's name is taken, or two have one shape.
     """
     folder, program = Path(folder), Path(program)
-    if not program.exists():
-        raise FileNotFoundError(f"{program}: no such program")
     if program.name == MANIFEST_NAME:
         raise ValueError(f"{program}: a program cannot be named {MANIFEST_NAME}")
+    programs, sources = [Program(name=program.name, io=io)], [program]
+    for path, other in further:
+        shape = Program(name="", io=other).shape
+        name = f"{program.stem}-{shape}{program.suffix}"
+        programs.append(Program(name=name, io=other))
+        sources.append(Path(path))
+    if missing := [source for source in sources if not source.exists()]:
+        raise FileNotFoundError(f"{missing[0]}: no such program")
+    if len({one.shape for one in programs}) < len(programs):
+        raise ValueError(f"shapes: found {', '.join(one.shape for one in programs)}, two are one")
     versions = {name: _version(name) for name in tools} | dict(other_tools)
     with _replacing(folder) as temporary:
-        copied = temporary / program.name
-        if program.is_dir():
-            shutil.copytree(program, copied)
-        else:
-            shutil.copyfile(program, copied)
-        paths = [copied] if copied.is_file() else [p for p in copied.rglob("*") if p.is_file()]
+        for one, source in zip(programs, sources, strict=True):
+            copy = shutil.copytree if source.is_dir() else shutil.copyfile
+            copy(source, temporary / one.name)
+        paths = [path for path in temporary.rglob("*") if path.is_file()]
         package = Package(
             folder=folder,
             target=target,
-            program=program.name,
-            io=io,
+            programs=tuple(programs),
             files=tuple(
                 PackageFile(
                     name=path.relative_to(temporary).as_posix(),
@@ -207,11 +260,18 @@ def write_package(
             "format": _FORMAT,
             **package._said(),
             "files": [asdict(file) for file in package.files],
-            "size_bytes": package.size_bytes,
+            "size_bytes": sum(file.size_bytes for file in package.files),
             "sha256": package.sha256,
         }
         (temporary / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1) + "\n")
     return package
+
+
+def _io_spec(document: Mapping[str, Any]) -> IoSpec:
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in document.items()
+    }
+    return IoSpec(**values)
 
 
 def load_package(folder: Path) -> Package:
@@ -229,22 +289,24 @@ def load_package(folder: Path) -> Package:
         manifest = json.loads(path.read_text())
         if manifest["format"] != _FORMAT:
             raise ValueError(f"format {manifest['format']!r}, this version reads {_FORMAT}")
-        io: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in manifest["io"].items()
-        }
+        further = [(one["name"], one["io"]) for one in manifest["further"]]
         package = Package(
             folder=folder,
             target=manifest["target"],
-            program=manifest["program"],
-            io=IoSpec(**io),
+            programs=tuple(
+                Program(name=name, io=_io_spec(io))
+                for name, io in ((manifest["program"], manifest["io"]), *further)
+            ),
             files=tuple(PackageFile(**entry) for entry in manifest["files"]),
             tools=manifest["tools"],
         )
-        names = [package.program, *(file.name for file in package.files)]
+        programs = [program.name for program in package.programs]
+        names = [*programs, *(file.name for file in package.files)]
         if any(PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts for n in names):
             raise ValueError(f"file names that leave the package: {names}")
-        if not any(PurePosixPath(n).parts[:1] == (package.program,) for n in names[1:]):
-            raise ValueError(f"no hash for the program {package.program}")
+        hashed = {PurePosixPath(file.name).parts[0] for file in package.files}
+        if missing := [name for name in programs if name not in hashed]:
+            raise ValueError(f"no hash for the program {missing[0]}")
         if manifest["sha256"] != package.sha256:
             raise ValueError("its contents do not match its own sha256")
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -143,29 +143,35 @@ def all_targets() -> tuple[str, ...]:
     return tuple(f"{r.name}/{precision}" for r in RUNTIMES.values() for precision in r.precisions)
 
 
-def export_package(target: Target, folder: Path, job: Job) -> Package:
-    """Export a decoder and write its package `folder`.
+def export_package(target: Target, folder: Path, job: Job, *further: Job) -> Package:
+    """Export a decoder and write its package `folder`: one program for each job, which differ in
+    shape, folder and calibration alone.
 
     Raises:
         UserError: what the exporter needs is not installed.
-        ValueError: the shape or the latent scaling does not fit the decoder.
+        ValueError: a shape or the latent scaling does not fit the decoder.
         ExportError: it did not become the program that a phone needs.
     """
     runtime = RUNTIMES[target.runtime]
     runtime.check()
+    made = [(runtime.export(one), _io_of(one, target)) for one in (job, *further)]
+    return write_package(
+        folder,
+        *made[0],
+        further=made[1:],
+        target=str(target),
+        tools=runtime.tools,
+        other_tools=runtime.other_tools(),
+    )
+
+
+def _io_of(job: Job, target: Target) -> IoSpec:
     io = IoSpec.of(
         job.decoder.config,
         job.latent_shape,
         latent_mean=job.latent_mean,
         latent_std=job.latent_std,
     )
-    if target.precision in runtime.half_io:
+    if target.precision in RUNTIMES[target.runtime].half_io:
         io = replace(io, latent_dtype="float16", video_dtype="float16")
-    return write_package(
-        folder,
-        runtime.export(job),
-        io,
-        target=str(target),
-        tools=runtime.tools,
-        other_tools=runtime.other_tools(),
-    )
+    return io

@@ -36,11 +36,11 @@ class Evidence:
     peak_memory_bytes: float | None
     package_bytes: float | None
     latency_seconds: float | None
-    """Median after warm-up."""
+    """Median after warm-up, of a clip."""
     teacher_latency_seconds: float | None
     """As above, the teacher's decoder on the same host."""
-    frames: int | None
-    """Of video that a run puts out."""
+    fps: float | None
+    """Frames of video per second, by the median, of the program that the device's apps use."""
     flicker_ratio: float | None
     """Of its flicker to the teacher's."""
     detail_retention: float | None
@@ -154,7 +154,7 @@ def judge(
         "flicker_ratio": evidence.flicker_ratio,
         "detail_retention": evidence.detail_retention,
         "parity_psnr": evidence.parity_psnr_db,
-        "fps": _ratio(evidence.frames, latency),
+        "fps": evidence.fps,
         "cold_start_seconds": evidence.cold_start_seconds,
         "peak_memory_mb": _ratio(evidence.peak_memory_bytes, BYTES_PER_MB),
         "package_mb": _ratio(evidence.package_bytes, BYTES_PER_MB),

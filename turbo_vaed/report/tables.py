@@ -274,7 +274,12 @@ def device(context: ReportContext) -> list[tuple[str, str]]:
     ]
     if found.get("teacher_latency_seconds"):
         facts.append(("Teacher, one clip", _spread(found["teacher_latency_seconds"])))
-    facts.append(("Cold start", words.milliseconds(found["cold_start_seconds"])))
+    used = found.get("on_device") or found
+    if used is not found and "latency_seconds" not in used:
+        return [*facts, (f"At {used['shape']}", used["reason"])]
+    if used is not found:
+        facts.append((f"At {used['shape']}, as apps use it", _spread(used["latency_seconds"])))
+    facts.append(("Cold start", words.milliseconds(used["cold_start_seconds"])))
     if found.get("others_share") is not None:
         facts.append(("Other processes took", words.percent(found["others_share"])))
     if found.get("hottest_celsius") is not None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 LEAST_FLICKER = 0.001
 """Of the teacher: a quarter of an 8-bit step, below which nobody sees any, counts as so much."""
-_TIMED = ("fps", "latency_ratio", "cold_start_seconds")
 
 
 def evidence_of(
@@ -28,26 +27,35 @@ def evidence_of(
     evaluation: Mapping[str, Any],
     confidence: float,
     *,
+    on_device: Measurement | Failed | None = None,
     teacher_distrust: str = "",
 ) -> Evidence:
     """All that is known of a package. Intervals are those of `confidence`.
 
     Args:
+        package: looked at as the program that the device's apps use.
+        found: of its program for the clips: what it put out, and its time against the teacher's.
+        on_device: of the other one, where it is another: its speed and its memory count.
         teacher_seconds: of its decoder, per clip, which the package is compared with.
         teacher_distrust: why those are no basis for a verdict; empty where they are.
     """
     figures, intervals = _quality(shown, evaluation, confidence)
+    used = found if on_device is None else on_device
     timed = found if isinstance(found, Measurement) else None
-    distrust = timed.distrust if timed else ""
+    paced = used if isinstance(used, Measurement) else None
     by = interval_of_median(teacher_seconds, confidence)
+    unknown: dict[str, str] = {}
     if timed is not None:
-        intervals |= _times(timed, by)
-    unknown = {"latency_ratio": teacher_distrust} if teacher_distrust else {}
-    if distrust:
-        unknown |= dict.fromkeys(_TIMED, distrust)
+        intervals["latency_ratio"] = _ratio(timed.latency, by)
+        if distrust := timed.distrust or teacher_distrust:
+            unknown["latency_ratio"] = distrust
+    if paced is not None:
+        intervals |= _pace(paced)
+        if paced.distrust:
+            unknown |= dict.fromkeys(("fps", "cold_start_seconds"), paced.distrust)
     if len(shown.clips) == 1:
         unknown |= dict.fromkeys(figures, "one test clip says nothing of others")
-    broken = found.reason if isinstance(found, Failed) else ""
+    broken = next((one.reason for one in (found, used) if isinstance(one, Failed)), "")
     if timed is not None and shown.quality is None:
         broken = "the package put out NaN or infinity"
     return Evidence(
@@ -59,12 +67,12 @@ def evidence_of(
         flicker_ratio=figures.get("flicker_ratio"),
         detail_retention=figures.get("detail_retention"),
         parity_psnr_db=shown.parity_psnr_db,
-        cold_start_seconds=timed.cold_start_seconds if timed else None,
-        peak_memory_bytes=timed.peak_memory_bytes if timed else None,
+        cold_start_seconds=paced.cold_start_seconds if paced else None,
+        peak_memory_bytes=paced.peak_memory_bytes if paced else None,
         package_bytes=package.size_bytes,
         latency_seconds=timed.latency.median if timed else None,
         teacher_latency_seconds=by.median,
-        frames=timed.frames if timed else None,
+        fps=paced.fps if paced else None,
         intervals=intervals,
         confidence=confidence,
         unknown=unknown,
@@ -72,14 +80,17 @@ def evidence_of(
     )
 
 
-def _times(timed: Measurement, by: Interval) -> dict[str, tuple[float, float]]:
-    own = timed.latency
-    starts = timed.cold_starts or (timed.cold_start_seconds,)
+def _pace(found: Measurement) -> dict[str, tuple[float, float]]:
+    latency = found.latency
+    starts = found.cold_starts or (found.cold_start_seconds,)
     return {
         "cold_start_seconds": (min(starts), max(starts)),
-        "fps": (timed.frames / own.high, timed.frames / own.low),
-        "latency_ratio": (own.low / by.high, own.high / by.low),
+        "fps": (found.frames / latency.high, found.frames / latency.low),
     }
+
+
+def _ratio(own: Interval, by: Interval) -> tuple[float, float]:
+    return own.low / by.high, own.high / by.low
 
 
 def _quality(

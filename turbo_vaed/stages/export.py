@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import tempfile
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,11 +30,11 @@ log = logging.getLogger(__name__)
 
 
 def run(poc: Poc) -> dict[str, object]:
-    """Write export/packages/RUNTIME-PRECISION/ for every target, for latents of one clip.
+    """Write export/packages/RUNTIME-PRECISION/ for every target: with a program for latents of one
+    clip, and one for each further shape of params.yaml.
 
-    And RUNTIME-PRECISION-TxHxW/ for every further shape of params.yaml. Each is run and compared
-    with PyTorch: parity.json. A package that is refused there, or crashes, is left out, and
-    left_out.json says why: the others are judged all the same.
+    Each program is run and compared with PyTorch: parity.json. A package of which one is refused
+    there, or crashes, is left out, and left_out.json says why: the others are judged all the same.
 
     Raises:
         UserError: a target is not known, its exporter is not installed, or a shape is none of
@@ -47,39 +46,51 @@ def run(poc: Poc) -> dict[str, object]:
     decoder, split = load_student(poc), HeldOut.open(poc)
     tests = split.latents(spread_out(split.indices, params.verify_clips))
     training = training_latents(poc, params.calibration_clips)
-    shapes = {"": split.latent_shape, **further_shapes(poc, decoder.config)}
+    shapes = [split.latent_shape, *further_shapes(poc, decoder.config)]
     figures: dict[str, object] = {"latent_shape": list(split.latent_shape)}
     parities: dict[str, Parity] = {}
     left_out: dict[str, str] = {}
     with poc.writing("export") as folder:
-        for target, (suffix, latent_shape) in product(targets, shapes.items()):
+        for target in targets:
             least_parity_db = getattr(params.min_parity_db, target.precision)
-            place = folder / PACKAGES / f"{target.folder_name}{suffix}"
+            place = folder / PACKAGES / target.folder_name
             try:
                 with tempfile.TemporaryDirectory() as scratch:
-                    job = Job(
-                        decoder=decoder,
-                        latent_shape=latent_shape,
-                        precision=target.precision,
-                        folder=Path(scratch),
-                        calibration=as_tensors(fitted(training, latent_shape)),
-                        least_parity_db=least_parity_db,
+                    jobs = [
+                        Job(
+                            decoder=decoder,
+                            latent_shape=shape,
+                            precision=target.precision,
+                            folder=Path(scratch) / str(i),
+                            calibration=as_tensors(fitted(training, shape)),
+                            least_parity_db=least_parity_db,
+                        )
+                        for i, shape in enumerate(shapes)
+                    ]
+                    package = _exported(target, place, jobs)
+                found = {
+                    program.shape: verify(
+                        package.shaped(program.shape),
+                        decoder,
+                        fitted(tests, shape),
+                        limit_db=least_parity_db,
                     )
-                    package = _exported(target, place, job)
-                parity = verify(
-                    package, decoder, fitted(tests, latent_shape), limit_db=least_parity_db
-                )
+                    for program, shape in zip(package.programs, shapes, strict=True)
+                }
             except CorruptFile:  # of what all packages are made of
                 raise
             except Fault as error:
-                log.warning("%s%s is left out: %s", target, suffix, error)
+                log.warning("%s is left out: %s", target, error)
                 shutil.rmtree(place, ignore_errors=True)
-                left_out[place.name] = figures[f"{target}{suffix} left out"] = str(error)
+                left_out[place.name] = figures[f"{target} left out"] = str(error)
                 continue
-            parities[package.folder.name] = parity
-            figures[f"{target}{suffix} dB from PyTorch"] = round(parity.parity_psnr_db, 1)
-            figures[f"{target}{suffix} MB"] = round(package.size_bytes / 1e6, 3)
-            figures[f"{target}{suffix} sha256"] = package.sha256
+            for i, (shape, parity) in enumerate(found.items()):
+                suffix = f"-{shape}" if i else ""
+                parities[f"{target.folder_name}{suffix}"] = parity
+                figures[f"{target}{suffix} dB from PyTorch"] = round(parity.parity_psnr_db, 1)
+                size = package.shaped(shape).size_bytes
+                figures[f"{target}{suffix} MB"] = round(size / 1e6, 3)
+            figures[f"{target} sha256"] = package.sha256
         if not parities:
             raise Fault("no package is left: " + "; ".join(left_out.values()))
         write_parities(parities, folder)
@@ -87,7 +98,7 @@ def run(poc: Poc) -> dict[str, object]:
     return figures
 
 
-def _exported(target: Target, place: Path, job: Job) -> Package:
+def _exported(target: Target, place: Path, jobs: list[Job]) -> Package:
     """The package of one target.
 
     Raises:
@@ -95,18 +106,16 @@ def _exported(target: Target, place: Path, job: Job) -> Package:
         Fault: the student did not become a program.
     """
     try:
-        return export_package(target, place, job)
+        return export_package(target, place, *jobs)
     except UserError:  # a ValueError too, and nothing is wrong with the student
         raise
     except (ExportError, ValueError) as error:
         raise Fault(f"{target}: the student could not be exported: {error}") from error
 
 
-def fitted(
-    latents: NDArray[np.float32], shape: tuple[int, int, int, int, int]
-) -> NDArray[np.float32]:
-    """Latents (N, C, t, h, w) repeated and cut to (N, C, *shape[2:]): for a program of another
-    shape than the clips', whose seams are as much a test as any other latents."""
+def fitted(latents: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Latents (N, C, t, h, w) repeated and cut to the last three of `shape`, (1, C, t, h, w): for a
+    program of another shape than the clips', whose seams are as much a test as any latents."""
     import numpy as np
 
     times = [-(-want // have) for want, have in zip(shape[2:], latents.shape[2:], strict=True)]
@@ -133,22 +142,27 @@ def wanted(poc: Poc) -> tuple[Target, ...]:
         raise UserError(f"params.yaml: export.targets: {error}") from None
 
 
-def further_shapes(poc: Poc, config: DecoderConfig) -> dict[str, tuple[int, int, int, int, int]]:
-    """Latent shapes of `export.shapes`, by the suffix of their packages: `-17x256x256`.
+def further_shapes(poc: Poc, config: DecoderConfig) -> list[tuple[int, int, int, int, int]]:
+    """Latent shapes of `export.shapes` and of the gate's device, but for the clips' own.
 
     Raises:
         UserError: the student decodes no latents to such a video.
     """
-    shapes = {}
-    for frames, height, width in poc.params.export.shapes:
+    params, found = poc.params, []
+    size = params.clip.size
+    asked = [("export.shapes", shape) for shape in params.export.shapes]
+    if params.device.shape is not None:
+        asked.append((f"devices.{params.device.name}.shape", params.device.shape))
+    done = {(params.clip.frames, size, size)}
+    for where, shape in asked:
+        if shape in done:
+            continue
+        done.add(shape)
         try:
-            latents = config.latent_shape(frames, height, width)
+            found.append(config.latent_shape(*shape))
         except ValueError as error:
-            raise UserError(
-                f"params.yaml: export.shapes: [{frames}, {height}, {width}]: {error}"
-            ) from None
-        shapes[f"-{frames}x{height}x{width}"] = latents
-    return shapes
+            raise UserError(f"params.yaml: {where}: {list(shape)}: {error}") from None
+    return found
 
 
 def package_folder(poc: Poc, target: Target) -> Path:

@@ -23,7 +23,7 @@ from turbo_vaed.stages._evidence import evidence_of
 from turbo_vaed.stages._held_out import HeldOut, load_student
 from turbo_vaed.stages._origin import data_sha256, git_revision
 from turbo_vaed.stages._shown import Shown, look_at
-from turbo_vaed.stages.export import left_out, package_folder, wanted
+from turbo_vaed.stages.export import fitted, left_out, package_folder, wanted
 
 TIMEOUT_SECONDS = 1800.0
 """Of one measuring process: it hangs, or is of no use on a phone either."""
@@ -36,6 +36,8 @@ class _Judged:
     target: Target
     package: Package
     found: Measurement | Failed
+    used: Measurement | Failed
+    """Of the program that the device's apps use, where that is another one."""
     shown: Shown
     verdict: Verdict
     distrust: str
@@ -45,12 +47,12 @@ class _Judged:
 
     def candidate(self) -> Candidate:
         measured = {check.name: check.measured for check in self.verdict.checks}
-        found = self.found
+        used = self.used
         return Candidate(
             name=str(self.target),
             verdict=self.verdict,
             psnr_db=measured["psnr"],
-            latency_seconds=found.latency.median if isinstance(found, Measurement) else None,
+            latency_seconds=used.latency.median if isinstance(used, Measurement) else None,
             size_bytes=self.package.size_bytes,
         )
 
@@ -185,9 +187,10 @@ def _judge(
             out_folder=Path(scratch),
             timeout_seconds=TIMEOUT_SECONDS,
         )
-        failed = isinstance(found, Failed)
-        decoded = None if failed else Path(scratch)
+        decoded = None if isinstance(found, Failed) else Path(scratch)
         shown = look_at(split, decoded, load_student(poc), place, evaluation["worst_share"])
+    package, on_device = _as_on_device(poc, split, package, folder)
+    used = found if on_device is None else on_device
     teacher_distrust = _distrust(teacher, params.gate.max_others_share)
     evidence = evidence_of(
         package,
@@ -196,6 +199,7 @@ def _judge(
         shown,
         evaluation,
         params.gate.confidence,
+        on_device=on_device,
         teacher_distrust=teacher_distrust,
     )
     verdict = judge(
@@ -217,6 +221,9 @@ def _judge(
         "quality": shown.quality,
         "quality_clips": list(shown.clips),
         "parity_psnr_db": shown.parity_psnr_db,
+        "on_device": None
+        if on_device is None
+        else {"shape": package.programs[package.at].shape, **on_device.to_json()},
     }
     _write(document, place / "measurement.json")
     write_verdict(verdict, place)
@@ -224,16 +231,47 @@ def _judge(
         target=target,
         package=package,
         found=found,
+        used=used,
         shown=shown,
         verdict=verdict,
-        distrust=found.reason if isinstance(found, Failed) else found.distrust or teacher_distrust,
+        distrust=_doubt(found) or _doubt(used) or teacher_distrust,
         place=place,
     )
 
 
+def _as_on_device(
+    poc: Poc, split: HeldOut, package: Package, folder: Path
+) -> tuple[Package, Measurement | Failed | None]:
+    """The package, looked at as the program for the device's own shape, and what that did there,
+    on latents of two clips repeated to it; None where it is the clips' program."""
+    if poc.params.device.shape is None:
+        return package, None
+    package = package.shaped("x".join(map(str, poc.params.device.shape)))
+    if package.at == 0:
+        return package, None
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        latents = Path(scratch) / "latents.npy"
+        np.save(latents, fitted(split.latents(split.indices[:2]), package.io.latent_shape))
+        found = measure_on(
+            _device(poc),
+            package,
+            latents,
+            plan=plan(poc),
+            out_folder=Path(scratch),
+            timeout_seconds=TIMEOUT_SECONDS,
+        )
+    return package, found
+
+
+def _doubt(found: Measurement | Failed) -> str:
+    return found.reason if isinstance(found, Failed) else found.distrust
+
+
 def _row(one: _Judged, candidate: Candidate) -> dict[str, Any]:
     """Of the table of candidates."""
-    found = one.found if isinstance(one.found, Measurement) else None
+    used = one.used if isinstance(one.used, Measurement) else None
     return {
         "name": candidate.name,
         "result": one.verdict.result,
@@ -242,7 +280,7 @@ def _row(one: _Judged, candidate: Candidate) -> dict[str, Any]:
         "psnr_db": candidate.psnr_db,
         "parity_psnr_db": one.shown.parity_psnr_db,
         "median_latency_seconds": candidate.latency_seconds,
-        "latency_interval_seconds": [found.latency.low, found.latency.high] if found else None,
+        "latency_interval_seconds": [used.latency.low, used.latency.high] if used else None,
         "size_bytes": candidate.size_bytes,
         "package_sha256": one.package.sha256,
     }

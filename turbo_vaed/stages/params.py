@@ -25,6 +25,7 @@ def run(poc: Poc) -> dict[str, object]:
     if resolved["distill"].get("stop_psnr_margin_db") is not None:  # else the gate is not looked at
         asked = ("min_psnr", "min_psnr_retention", "min_ssim")
         sections["distill"]["thresholds"] = {key: resolved["thresholds"][key] for key in asked}
+    sections["export"] = {**sections["export"], "device_shape": resolved["device"].get("shape")}
     sections["gate"] = {
         **sections["gate"],
         "device": resolved["device"],  # the profile: an edit of it reruns the gate alone
