@@ -27,7 +27,6 @@ from turbo_vaed.costs import (
     total_usd,
 )
 from turbo_vaed.costs.meter import UNIT
-from turbo_vaed.costs.months import Month
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.distill.job import which_student
 from turbo_vaed.errors import BudgetRefused, UserError
@@ -58,8 +57,8 @@ log = logging.getLogger(__name__)
 
 BEGUN = "begun.json"
 """In the customer's folder: the last run that could begin to distil, and its student's params."""
-_NEARLY_ALL = Decimal("0.9")
-"""Of a run's budget, its reserve included: whoever has spent less was not stopped by it."""
+_MORE = Decimal("1.05")
+"""Times what a month's limit had left: for less it is not worth to begin again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,21 +131,21 @@ def run_to_do(poc: Poc, stale: list[str]) -> runs.Run | None:
     return replace(last, status="open", measures_again=True) if undecided(poc) else None
 
 
-def stopped_by_a_past_month(poc: Poc, settings: Settings) -> bool:
-    """Whether the last training was stopped by a month's limit and that month is over: it has more
-    to do, although no param has changed. One that its own budget stopped stays so."""
-    history, budget = poc.folder("distill") / "history.json", poc.params.budget
-    months = (budget.customer_month_usd, budget.total_month_usd)
-    if months == (None, None) or not history.is_file() or _read(history)["stopped"] != "budget":
-        return False
+def run_with_more_room(poc: Poc, settings: Settings) -> runs.Run | None:
+    """The last run, where a month's limit stopped its training and leaves it more by now: the month
+    is over, or the limit larger. It goes on from its checkpoint, within its own budget."""
+    path, last = poc.folder("distill") / "history.json", runs.read(poc.work)
+    if last is None or last.status != "done" or not path.is_file():
+        return None
+    history = _read(path)
+    if history["stopped"] != "budget" or history["limited_to_usd"] is None:
+        return None
     with Ledger.open(settings.ledger_url) as ledger:
-        trained = [g for g in ledger.grouped(customer=poc.customer) if g.stage == "distill"]
-        if not trained:
-            return False
-        last = max(trained, key=lambda group: group.last_at)
-        spent_usd = ledger.total(run=last.run)
-    is_over = Month.of(last.last_at) < Month.of(datetime.now(UTC))
-    return is_over and spent_usd < budget.run_usd * _NEARLY_ALL
+        limits, now = limits_of(poc.params), datetime.now(UTC)
+        found = allowance(ledger, limits, run=last.run_id, customer=poc.customer, at=now)
+        is_its = any(group.stage == "distill" for group in ledger.grouped(run=last.run_id))
+    has_more = found.usd > Decimal(history["limited_to_usd"]) * _MORE
+    return replace(last, status="open") if is_its and has_more else None
 
 
 def unchanged(poc: Poc, run: runs.Run) -> Outcome:

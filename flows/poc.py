@@ -40,6 +40,7 @@ TIMEOUT_SECONDS = {
     "export": 3600,
     "gate": 12 * 3600,  # a device may have to be waited for
 }
+_UP_TO_DISTILL = frozenset(STAGES[: STAGES.index("distill") + 1])
 RETRIES = {"encode": 1, "distill": 1, "gate": 1}
 """Where trying again can help: a lost Ray worker, a measurement that was disturbed."""
 
@@ -129,11 +130,14 @@ def poc_flow(customer: str) -> Outcome:
     log = get_run_logger()
     poc = effects.preflight(settings, customer)
     with runs.alone(poc.work, customer):
-        stale, forced = _resolve_params_and_status(settings, customer), ""
-        if "distill" not in stale and effects.stopped_by_a_past_month(poc, settings):
-            log.info("the month whose limit stopped the last training is over: it goes on")
+        stale, forced, run = _resolve_params_and_status(settings, customer), "", None
+        if not set(stale) & _UP_TO_DISTILL:
+            run = effects.run_with_more_room(poc, settings)
+        if run is not None:
+            log.info("run %s goes on: its month's limit leaves more room by now", run.run_id)
             stale, forced = ["distill"], "distill"
-        run = effects.run_to_do(poc, stale)
+        else:
+            run = effects.run_to_do(poc, stale)
         if run is None:
             last = runs.read(poc.work)
             assert last is not None

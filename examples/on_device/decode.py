@@ -47,15 +47,17 @@ def read_package(folder: Path) -> dict[str, Any]:
 
 def program_for(package: dict[str, Any], shape: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
     """Name and I/O spec of the program that takes latents (C, t, h, w): a package has one for each
-    shape."""
+    shape. The longest, for windows overlap."""
     first = {"name": package["program"], "io": package["io"]}
-    takes = []
+    fitting, takes = {}, []
     for program in (first, *package["further"]):
         _, channels, length, height, width = program["io"]["latent_shape"]
         if (channels, height, width) == (shape[0], *shape[2:]) and length <= shape[1]:
-            return program["name"], program["io"]
+            fitting[length] = program["name"], program["io"]
         takes.append(f"({channels}, {length} or more, {height}, {width})")
-    raise SystemExit(f"found latents {shape}, the package takes {' or '.join(takes)}")
+    if not fitting:
+        raise SystemExit(f"found latents {shape}, the package takes {' or '.join(takes)}")
+    return fitting[max(fitting)]
 
 
 def overlap_of(io: dict[str, Any]) -> tuple[int, int]:

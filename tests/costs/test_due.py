@@ -49,6 +49,20 @@ def test_what_is_kept_is_booked_once_and_removed(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_a_file_that_its_meter_has_just_replaced_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listed, and gone when it is read: a newer file, or the ledger, has all that was in it."""
+    folder = tmp_path / "due"
+    gone = due.keep([charge(0)], folder)
+    due.keep([charge(0), charge(15)], folder)
+    listed = sorted(folder.glob("*.jsonl"))
+    gone.unlink()
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(listed))
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        assert due.book(ledger, folder) == 2
+
+
 class Away:
     """A ledger that takes nothing."""
 

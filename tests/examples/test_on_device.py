@@ -206,6 +206,19 @@ def test_it_takes_the_program_of_the_latents_shape(
         assert np.abs(difference).mean() < 2
 
 
+def test_of_several_lengths_it_takes_the_longest_that_fits(runner: ModuleType) -> None:
+    def program(name: str, length: int) -> dict:
+        return {"name": name, "io": {"latent_shape": [1, 4, length, 8, 12]}}
+
+    package = {
+        "program": "of a clip",
+        "io": program("", 3)["io"],
+        "further": [program("long", 9), program("longer", 33)],
+    }
+    found = [runner.program_for(package, (4, frames, 8, 12))[0] for frames in (3, 20, 33)]
+    assert found == ["of a clip", "long", "longer"]
+
+
 def test_it_refuses_what_does_not_fit(package: Package, tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.zeros((4, LENGTH, 8, 16), np.float32))
     done = run(package.folder, tmp_path / "wide.npy", tmp_path / "v.mp4")

@@ -182,8 +182,9 @@ def test_a_package_has_a_program_for_each_shape(anything: Path, io: IoSpec, tmp_
     package = load_package(tmp_path / "package")
     assert [program.shape for program in package.programs] == ["3x64x96", "3x64x192"]
     seen = package.shaped("3x64x192")
-    assert (seen.program, seen.io, seen.size_bytes) == ("decoder-3x64x192.pte", wider, 4)
-    assert seen.program_path.read_bytes() == b"wide" and package.size_bytes == 700
+    assert (seen.program, seen.io, seen.program_bytes) == ("decoder-3x64x192.pte", wider, 4)
+    assert seen.program_path.read_bytes() == b"wide" and package.program_bytes == 700
+    assert package.size_bytes == seen.size_bytes == 704
     assert seen.sha256 == package.sha256 != alone.sha256
     assert seen.shaped("3x64x96") == package
     with pytest.raises(ValueError, match="found 9x9x9, the package has 3x64x96, 3x64x192"):

@@ -144,35 +144,56 @@ def test_training_begins_anew_where_its_clips_do(poc: Poc, settings: Settings) -
         effects.estimate(poc, settings, run, ["clip"])
 
 
+def test_what_training_left_for_the_last_stages_is_enough_for_the_rest_of_them(
+    poc: Poc, settings: Settings
+) -> None:
+    """A first run, whose evaluation is done and whose export failed: of the 300 seconds that were
+    kept back 200 are left, and nobody knows yet that the rest needs more."""
+    with Ledger.open(settings.ledger_url) as ledger:
+        ledger.add(charge(run="demo-0", customer="other", stage="gate"))
+    run = runs.fresh("demo")
+    left = Decimal("0.08") * 200 / 3600
+    poor = changed(poc, run_usd=str(left))
+    said = effects.estimate(poor, settings, run, ["export"])
+    assert said.startswith("estimated at $0.0066"), "likely all of it"
+
+
 @pytest.mark.parametrize(
-    ("stopped", "days_ago", "spent", "limit", "goes_on"),
+    ("stopped", "had", "spent", "run_usd", "limit", "goes_on"),
     [
-        ("budget", 40, "10", "12", True),
-        ("budget", 0, "10", "12", False),  # of this month
-        ("budget", 40, "10", None, False),  # no month has a limit
-        ("budget", 40, "90", "200", False),  # its own budget of 95
-        ("finished", 40, "10", "12", False),
+        ("budget", "12", "10", "95", "12", True),  # an earlier month's
+        ("budget", "12", "10", "12.5", "12", False),  # by now its own budget is the nearest
+        ("budget", "30", "10", "95", "12", False),  # 22 in all are less
+        ("budget", None, "10", "95", "12", False),  # its own budget stopped it
+        ("finished", "12", "10", "95", "12", False),
     ],
 )
-def test_training_that_a_months_limit_stopped_goes_on_when_the_month_is_over(
+def test_training_that_a_months_limit_stopped_goes_on_where_that_leaves_more(
     poc: Poc,
     settings: Settings,
     stopped: str,
-    days_ago: int,
+    had: str | None,
     spent: str,
-    limit: str | None,
+    run_usd: str,
+    limit: str,
     goes_on: bool,
 ) -> None:
-    path = poc.folder("distill") / "history.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"stopped": stopped}))
-    began = datetime.now(UTC) - timedelta(days=days_ago)
-    usd = Decimal(spent)
+    """Forty days after the run has spent `spent` of the `had` that its month had left."""
+    path, usd = poc.folder("distill") / "history.json", Decimal(spent)
+    told = {"stopped": stopped, "limited_to_usd": had}
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    began = datetime.now(UTC) - timedelta(days=40)
     spend(
         settings, "demo-7", stage="distill", started_at=began, ended_at=began, amount_usd=usd,
         quantity=Decimal(1), unit_price_usd=usd,
     )  # fmt: skip
+    last = runs.Run(run_id="demo-7", started=began.isoformat(), status="done")
+    runs.write(poc.work, last)
     budget = dataclasses.replace(
-        poc.params.budget, customer_month_usd=None if limit is None else Decimal(limit)
+        poc.params.budget, run_usd=Decimal(run_usd), customer_month_usd=Decimal(limit)
     )
     limited = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
-    assert effects.stopped_by_a_past_month(limited, settings) is goes_on
+    found = effects.run_with_more_room(limited, settings)
+    assert found == (dataclasses.replace(last, status="open") if goes_on else None)
+    runs.write(poc.work, dataclasses.replace(last, run_id="demo-8"))
+    assert effects.run_with_more_room(limited, settings) is None, "another run trained it"

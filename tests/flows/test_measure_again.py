@@ -60,7 +60,7 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     monkeypatch.setattr(effects, "preflight", lambda *_: poc)
     monkeypatch.setattr(effects, "unchanged", lambda *_: "unchanged")
     monkeypatch.setattr(flow, "_resolve_params_and_status", lambda *_: [])
-    monkeypatch.setattr(effects, "stopped_by_a_past_month", lambda *_: False)
+    monkeypatch.setattr(effects, "run_with_more_room", lambda *_: None)
     monkeypatch.setattr(flow, "_run", lambda *given: ran.append(given[2:]))
     found = flow.poc_flow.fn("demo")
     if not again:
@@ -72,9 +72,13 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     assert runs.read(work) == run
     flow.poc_flow.fn("demo")  # the first one was stopped on its way
     assert ran[1] == ran[0]
-    monkeypatch.setattr(effects, "stopped_by_a_past_month", lambda *_: True)
+    more = runs.fresh("demo")
+    monkeypatch.setattr(effects, "run_with_more_room", lambda *_: more)
     flow.poc_flow.fn("demo")
-    assert ran[2][1:] == (["distill"], "distill")
+    assert ran[2] == (more, ["distill"], "distill")
+    monkeypatch.setattr(flow, "_resolve_params_and_status", lambda *_: ["validate", "clip"])
+    flow.poc_flow.fn("demo")
+    assert ran[3][1:] == (["validate", "clip"], ""), "other videos are another training"
 
 
 @pytest.mark.parametrize(

@@ -463,6 +463,9 @@ def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
     assert spending_of(poc, settings, "distill").budget.run_usd == 15
     follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0)
     assert distill._paid(poc, settings, follower)().may_spend_usd == 15
+    used_up = dataclasses.replace(tracker, may_spend_usd=lambda: Decimal(3))  # by others, meanwhile
+    poc = dataclasses.replace(poc, tracker=used_up)
+    assert 0 < distill._paid(poc, settings, follower)().may_spend_usd < Decimal("0.0001")
 
 
 def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run(

@@ -9,7 +9,7 @@ import torch
 
 from turbo_vaed.child import ChildFailed
 from turbo_vaed.errors import Fault
-from turbo_vaed.export import Job, Target, export_package, load_package, spread_out
+from turbo_vaed.export import Job, Target, export_package, load_package, spread_out, targets
 from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.stages import _verify, export, gate
 from turbo_vaed.stages._held_out import HeldOut, load_student
@@ -103,6 +103,21 @@ def test_a_package_that_crashes_takes_no_other_with_it(judged_copy, monkeypatch)
     poc = with_export(judged_copy, targets=targets)
     export.run(poc)
     assert export.left_out(poc).keys() == {"executorch-xnnpack-fp16"}
+
+
+def test_a_converter_that_fails_takes_no_other_package_with_it(judged_copy, monkeypatch):
+    """With an error of its own library's, as those of five are."""
+
+    def fails(job):
+        raise RuntimeError("no kernel for aten.wings")
+
+    broken = dataclasses.replace(targets.RUNTIMES["onnx"], export=fails)
+    monkeypatch.setitem(targets.RUNTIMES, "onnx", broken)
+    poc = with_export(judged_copy, targets=("onnx/fp32", "executorch-xnnpack/fp32"))
+    export.run(poc)
+    assert export.left_out(poc) == {
+        "onnx-fp32": "onnx/fp32: the student could not be exported: no kernel for aten.wings"
+    }
 
 
 def test_clips_of_every_video_stand_for_all():

@@ -74,6 +74,8 @@ def book(ledger: Ledger, folder: Path) -> int:
         try:
             kept = path.read_text(encoding="utf-8").splitlines()
             charges = [_charge(json.loads(line)) for line in kept]
+        except FileNotFoundError:  # its meter has put a newer one in its place, or was served
+            continue
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             raise CorruptFile(
                 f"{path} holds charges that the ledger did not take, and cannot be read ({error}); "

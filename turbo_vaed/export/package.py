@@ -102,7 +102,7 @@ class Program:
 @dataclass(frozen=True, kw_only=True)
 class Package:
     """A package on disk whose files are what they were when it was written, and one of its
-    programs, which `program`, `io` and `size_bytes` are about."""
+    programs that is looked at."""
 
     folder: Path
     target: str
@@ -148,7 +148,12 @@ class Package:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the program, all its files together."""
+        """Of all programs: what ships."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def program_bytes(self) -> int:
+        """Of the program that is looked at, all its files together."""
         return sum(
             file.size_bytes
             for file in self.files
@@ -260,7 +265,7 @@ def write_package(
             "format": _FORMAT,
             **package._said(),
             "files": [asdict(file) for file in package.files],
-            "size_bytes": sum(file.size_bytes for file in package.files),
+            "size_bytes": package.size_bytes,
             "sha256": package.sha256,
         }
         (temporary / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1) + "\n")

@@ -73,8 +73,12 @@ def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
         "gradient; flicker between chunks is told by the report's training section",
         "parity_psnr": "the exporter is wrong: nothing is coarser than it has to be in fp32"
         if verdict.target.endswith("/fp32")
-        else "a finer precision, fp32 say, in export.targets; or a higher "
-        "export.min_parity_db.int8, which leaves more layers in float",
+        else "a finer precision, fp32 say, in export.targets"
+        + (
+            "; or a higher export.min_parity_db.int8, which leaves more layers in float"
+            if verdict.target.endswith("/int8")
+            else ""
+        ),
         "cold_start_seconds": "a smaller package loads faster: int8 or fp16 in export.targets, or "
         f"{facts.smaller}",
         "peak_memory_mb": "clips of fewer frames or pixels (clip.frames, clip.size, or a shape of "

@@ -33,7 +33,6 @@ def evidence_of(
     """All that is known of a package. Intervals are those of `confidence`.
 
     Args:
-        package: looked at as the program that the device's apps use.
         found: of its program for the clips: what it put out, and its time against the teacher's.
         on_device: of the other one, where it is another: its speed and its memory count.
         teacher_seconds: of its decoder, per clip, which the package is compared with.

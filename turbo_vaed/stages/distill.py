@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turbo_vaed.costs import Spending, check_start
+from turbo_vaed.costs.money import AMOUNT_QUANTUM, plain
 from turbo_vaed.errors import BudgetRefused, TurboVaedError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
@@ -77,7 +78,10 @@ def run(poc: Poc) -> dict[str, object]:
                 take=follower.take,
                 paid=_paid(poc, settings, follower) if poc.tracker.spent_usd else None,
             )
-        told = follower.summary() | {"pace_key": pace_key(poc.params.distill, settings)}
+        told = follower.summary() | {
+            "pace_key": pace_key(poc.params.distill, settings),
+            "limited_to_usd": _limited_to_usd(poc, settings),
+        }
         history = train.write_student(done, job, folder, told)
         keep_pace(poc, history)
     _tidy(done, others - {job.name}, str(storage), place)
@@ -96,6 +100,14 @@ def run(poc: Poc) -> dict[str, object]:
         "restarts": len(history["restarts"]),
         "warnings": len(history["warnings"]),
     }
+
+
+def _limited_to_usd(poc: Poc, settings: Settings) -> str | None:
+    """What a month's limit leaves to the whole run, where that is less than its own budget."""
+    if poc.tracker.may_spend_usd is None:
+        return None
+    usd = poc.tracker.may_spend_usd() + settings.held_usd
+    return plain(usd) if usd < poc.params.budget.run_usd else None
 
 
 def _jobs_seen(poc: Poc) -> set[str]:
@@ -201,6 +213,7 @@ def _paid(poc: Poc, settings: Settings, follower: Follower) -> Callable[[], Paid
     from turbo_vaed.distill.job import Paid
 
     run_usd, book = poc.params.budget.run_usd, price_book(poc.params, settings)
+    may_spend_usd = poc.tracker.may_spend_usd or (lambda: run_usd)
     for_devices = devices_usd(poc.params)
     most = most_usd_per_hour(poc.params, settings, "distill", book)
     reserve = partial(reserve_usd, poc.params, settings, following_of(poc), book=book)
@@ -221,8 +234,7 @@ def _paid(poc: Poc, settings: Settings, follower: Follower) -> Callable[[], Paid
             now_usd_per_hour=poc.tracker.usd_per_hour() if poc.tracker.usd_per_hour else most,
             refusal=refusal,
             checkpoint_seconds=follower.checkpoint_every_seconds,
-            may_spend_usd=(poc.tracker.may_spend_usd() if poc.tracker.may_spend_usd else run_usd)
-            - for_devices,
+            may_spend_usd=max(may_spend_usd() - for_devices, AMOUNT_QUANTUM),
             reserve_usd=kept,
         )
 

@@ -221,7 +221,7 @@ def estimate_run(
             found,
             left_usd,
             change=f"it would {fewer} with a budget.run_usd of "
-            f"{format_usd(found.high_usd + beside_usd)}{cheaper(left_usd)}; "
+            f"{format_usd(found.high_usd + beside_usd)}{cheaper(left_usd + basis.idle_usd)}; "
             f"{format_usd(basis.reserve_usd)} are kept back for evaluate, export, gate and report "
             "(budget.reserve_seconds, or what they took before, and what a device can cost)",
         )
@@ -267,18 +267,18 @@ def _estimate_rest(
     poc: Poc, settings: Settings, ledger: Ledger, stages: Collection[str]
 ) -> Estimate:
     """Of stages after distillation: the time that each took last, or where one of them never ran
-    `budget.reserve_seconds` at least; and the most that a device which is paid for can cost."""
+    likely `budget.reserve_seconds`; and the most that a device which is paid for can cost."""
     params = poc.params
     groups = [g for g in ledger.grouped(customer=poc.customer) if g.useful == "useful"]
     took = [_seconds(groups, stage, runs=1) for stage in stages]
-    least = Decimal(0) if all(took) else Decimal(str(params.budget.reserve_seconds))
-    seconds = max(total_usd(took), least)
+    known = total_usd(took)
+    seconds = known if all(took) else max(known, Decimal(str(params.budget.reserve_seconds)))
     usd_per_hour = following_usd_per_hour(params, settings, price_of(params, settings, "distill"))
     time_usd = seconds_usd(seconds, usd_per_hour)
     devices = devices_usd(params) if "gate" in stages else Decimal(0)
     said = f", and {format_usd(devices)} at most of {params.device.name}" if devices else ""
     return Estimate(
-        low_usd=time_usd + devices,
+        low_usd=seconds_usd(known, usd_per_hour) + devices,  # training has left this, and no more
         likely_usd=time_usd + devices,
         high_usd=quantise_usd(time_usd * UNFORESEEN) + devices,
         seconds=0.0,

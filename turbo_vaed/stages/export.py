@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turbo_vaed.errors import CorruptFile, Fault, UserError
-from turbo_vaed.export import ExportError, Job, Package, Target, export_package, spread_out
+from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
+from turbo_vaed.export import Job, Package, Target, export_package, spread_out
 from turbo_vaed.poc import Poc
 from turbo_vaed.stages._held_out import HeldOut, load_student, training_latents
 from turbo_vaed.stages._verify import Parity, verify, write_parities
@@ -88,7 +88,7 @@ def run(poc: Poc) -> dict[str, object]:
                 suffix = f"-{shape}" if i else ""
                 parities[f"{target.folder_name}{suffix}"] = parity
                 figures[f"{target}{suffix} dB from PyTorch"] = round(parity.parity_psnr_db, 1)
-                size = package.shaped(shape).size_bytes
+                size = package.shaped(shape).program_bytes
                 figures[f"{target}{suffix} MB"] = round(size / 1e6, 3)
             figures[f"{target} sha256"] = package.sha256
         if not parities:
@@ -107,9 +107,9 @@ def _exported(target: Target, place: Path, jobs: list[Job]) -> Package:
     """
     try:
         return export_package(target, place, *jobs)
-    except UserError:  # a ValueError too, and nothing is wrong with the student
+    except TurboVaedError:
         raise
-    except (ExportError, ValueError) as error:
+    except Exception as error:  # of any kind: converters of five libraries
         raise Fault(f"{target}: the student could not be exported: {error}") from error
 
 

@@ -189,7 +189,7 @@ def _judge(
         )
         decoded = None if isinstance(found, Failed) else Path(scratch)
         shown = look_at(split, decoded, load_student(poc), place, evaluation["worst_share"])
-    package, on_device = _as_on_device(poc, split, package, folder)
+    on_device = None if isinstance(found, Failed) else _on_device(poc, split, package, folder)
     used = found if on_device is None else on_device
     teacher_distrust = _distrust(teacher, params.gate.max_others_share)
     evidence = evidence_of(
@@ -223,7 +223,7 @@ def _judge(
         "parity_psnr_db": shown.parity_psnr_db,
         "on_device": None
         if on_device is None
-        else {"shape": package.programs[package.at].shape, **on_device.to_json()},
+        else {"shape": _shape_of(poc), **on_device.to_json()},
     }
     _write(document, place / "measurement.json")
     write_verdict(verdict, place)
@@ -239,22 +239,22 @@ def _judge(
     )
 
 
-def _as_on_device(
+def _on_device(
     poc: Poc, split: HeldOut, package: Package, folder: Path
-) -> tuple[Package, Measurement | Failed | None]:
-    """The package, looked at as the program for the device's own shape, and what that did there,
-    on latents of two clips repeated to it; None where it is the clips' program."""
+) -> Measurement | Failed | None:
+    """What the program for the device's own shape did there, on latents of two clips repeated to
+    it; None where that is the clips' program."""
     if poc.params.device.shape is None:
-        return package, None
-    package = package.shaped("x".join(map(str, poc.params.device.shape)))
+        return None
+    package = package.shaped(_shape_of(poc))
     if package.at == 0:
-        return package, None
+        return None
     import numpy as np
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         latents = Path(scratch) / "latents.npy"
         np.save(latents, fitted(split.latents(split.indices[:2]), package.io.latent_shape))
-        found = measure_on(
+        return measure_on(
             _device(poc),
             package,
             latents,
@@ -262,7 +262,11 @@ def _as_on_device(
             out_folder=Path(scratch),
             timeout_seconds=TIMEOUT_SECONDS,
         )
-    return package, found
+
+
+def _shape_of(poc: Poc) -> str:
+    """The device's own shape, as programs are named by: `9x720x1280`."""
+    return "x".join(map(str, poc.params.device.shape or ()))
 
 
 def _doubt(found: Measurement | Failed) -> str:

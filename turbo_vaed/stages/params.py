@@ -19,8 +19,7 @@ def run(poc: Poc) -> dict[str, object]:
     document = params_module.read_yaml(poc.root / "params.yaml")
     resolved = params_module.resolve(document, poc.customer)
     sections: dict[str, Any] = {name: resolved[name] for name in params_module.SECTIONS}
-    raised = ("run_usd", "customer_month_usd", "total_month_usd", "reserve_seconds")
-    limits = {key: resolved["budget"][key] for key in raised}  # what they stopped goes on
+    limits = {key: resolved["budget"][key] for key in ("run_usd", "reserve_seconds")}
     sections["distill"] = {**sections["distill"], "budget": limits}
     if resolved["distill"].get("stop_psnr_margin_db") is not None:  # else the gate is not looked at
         asked = ("min_psnr", "min_psnr_retention", "min_ssim")
