@@ -72,6 +72,7 @@ def estimate(
     measured: Pace,
     once: Pace = NO_TIME,
     other_usd: Decimal,
+    least_other_usd: Decimal | None = None,
     usd_per_hour: Decimal,
     most_usd_per_hour: Decimal,
     basis: str,
@@ -81,6 +82,7 @@ def estimate(
     Args:
         once: of all nodes, beside the steps, where it is known as time.
         other_usd: of everything beside those: the other stages, and starts.
+        least_other_usd: of it, for the low end; all of it where None.
         usd_per_hour: of all nodes together, now.
         most_usd_per_hour: that they can come to.
         basis: in words, what was measured where.
@@ -93,12 +95,14 @@ def estimate(
             f"estimate: steps {steps}, other_usd {other_usd}; expected 0 or more of both"
         )
 
-    def usd(seconds: float, rate: Decimal) -> Decimal:
-        return total_usd((other_usd, time_usd(round(seconds * 1e6), rate)))
+    def usd(seconds: float, rate: Decimal, other: Decimal = other_usd) -> Decimal:
+        return total_usd((other, time_usd(round(seconds * 1e6), rate)))
+
+    least = other_usd if least_other_usd is None else least_other_usd
 
     likely = steps * measured.mean
     return Estimate(
-        low_usd=usd(once.least + steps * measured.least, usd_per_hour),
+        low_usd=usd(once.least + steps * measured.least, usd_per_hour, least),
         likely_usd=usd(once.mean + likely, usd_per_hour),
         high_usd=quantise_usd(
             usd(once.most + steps * measured.most, most_usd_per_hour) * UNFORESEEN

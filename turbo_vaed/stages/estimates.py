@@ -145,6 +145,8 @@ class _Basis:
     """Seconds of encoding and of the teacher's targets, where they are known as time."""
     rest_usd: Decimal
     """Of everything beside those."""
+    unused_usd: Decimal
+    """The part of that which the run may turn out not to need: what was never measured."""
     reserve_usd: Decimal
     idle_usd: Decimal
     """The part of the reserve that nothing will need. It cannot be spent: training stops at it."""
@@ -209,17 +211,18 @@ def estimate_run(
         steps=steps,
         **facts,
         most_usd_per_hour=most,
+        least_other_usd=basis.rest_usd - basis.unused_usd,
         basis=f"at {basis.pace.mean:.3g} s a step and {format_usd(basis.rest_usd)} {basis.said}",
     )
     _keep(poc, found, spent_usd)
-    if found.low_usd > left_usd:
+    if found.low_usd + basis.unused_usd > left_usd:
         fitting = min(steps, steps_that_fit(left_usd, **facts)) if usd_per_hour else 0
         fewer = (
             f"with distill.steps of {fitting}, or" if fitting else "with no number of steps, but"
         )
         require_fit(
             found,
-            left_usd,
+            max(left_usd - basis.unused_usd, Decimal(0)),  # that is kept back all the same
             change=f"it would {fewer} with a budget.run_usd of "
             f"{format_usd(found.high_usd + beside_usd)}{cheaper(left_usd + basis.idle_usd)}; "
             f"{format_usd(basis.reserve_usd)} are kept back for evaluate, export, gate and report "
@@ -245,6 +248,7 @@ def _basis(
             pace=found.pace,
             once=found.once,
             rest_usd=quantise_usd(kept_usd),
+            unused_usd=quantise_usd(kept_usd),
             reserve_usd=kept_usd,
             idle_usd=Decimal(0),
             said=f"for what follows, with {hours_and_minutes(found.once.mean)} of the teacher, by "
@@ -257,6 +261,7 @@ def _basis(
         pace=measured,
         once=NO_TIME,
         rest_usd=total_usd((ran, after.usd, waited, devices)),
+        unused_usd=Decimal(0),
         reserve_usd=kept_usd,
         idle_usd=max(Decimal(0), kept_usd - needed - after.usd - devices),
         said="for the rest, as in the last runs",
