@@ -17,7 +17,7 @@ def without_steps(graph: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph.graph.nodes):
         if node.target is not _SLICE or (wanted := range(*_bounds(node))).step == 1:
             continue
-        whole, dim = node.args[0], _dim_of(node)
+        whole, dim = _args(node)[0], _dim_of(node)
         with graph.graph.inserting_before(node):
             parts = [_call(graph.graph, _SLICE, node, (whole, dim, k, k + 1)) for k in wanted]
             one = parts[0] if len(parts) == 1 else _call(graph.graph, _CAT, node, (parts, dim))
@@ -57,11 +57,10 @@ def _call(graph: fx.Graph, target: Any, of: fx.Node, arguments: tuple[Any, ...])
 
 def _within_a_part(node: fx.Node) -> tuple[fx.Node, int, int] | None:
     """The one of the joined that this slice of them lies in, and from where to where there."""
-    joined, (start, end, step) = node.args[0], _bounds(node)
+    joined, (start, end, step) = _args(node)[0], _bounds(node)
     if not (isinstance(joined, fx.Node) and joined.target is _CAT and step == 1):
         return None
-    parts, dim = joined.args[0], _dim_of(joined)
-    assert isinstance(parts, list | tuple)
+    parts, dim = _args(joined)[0], _dim_of(joined)
     if dim != _dim_of(node):
         return None
     at = 0
@@ -74,15 +73,22 @@ def _within_a_part(node: fx.Node) -> tuple[fx.Node, int, int] | None:
     return None
 
 
+def _args(node: fx.Node) -> tuple[Any, ...]:
+    """Of any type: on the recursive one that torch gives them mypy takes five minutes."""
+    return node.args
+
+
 def _dim_of(node: fx.Node) -> int:
     """Along which a slice cuts or a concatenation joins."""
-    dim = node.args[1] if len(node.args) > 1 else 0
+    given = _args(node)
+    dim = given[1] if len(given) > 1 else 0
     assert isinstance(dim, int)
     return dim
 
 
 def _bounds(node: fx.Node) -> tuple[int, int, int]:
     """(start, end, step) of a slice, within what it cuts."""
-    whole, (start, end, step) = node.args[0], [*node.args[2:], None, None, None][:3]
+    whole, _, *bounds = (*_args(node), None, None, None, None)
+    start, end, step = bounds[:3]
     assert isinstance(whole, fx.Node)
     return slice(start, end, step).indices(whole.meta["val"].shape[_dim_of(node)])
