@@ -29,7 +29,7 @@ from turbo_vaed.costs import (
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.distill.job import which_student
-from turbo_vaed.errors import BudgetRefused, UserError
+from turbo_vaed.errors import BudgetRefused, TurboVaedError, UserError
 from turbo_vaed.export import RUNTIMES
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.report.collect import collect
@@ -40,7 +40,7 @@ from turbo_vaed.report.words import headline
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import waiting
 from turbo_vaed.stages.cluster import own_node
-from turbo_vaed.stages.estimates import estimate_run
+from turbo_vaed.stages.estimates import estimate_run, least_usd
 from turbo_vaed.stages.export import further_shapes, wanted
 from turbo_vaed.stages.fit import student_config
 from turbo_vaed.stages.gate import check_device
@@ -188,7 +188,8 @@ def preflight(settings: Settings, customer: str) -> Poc:
 def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> str:
     """What is known before a run of what it will cost, in words.
 
-    What follows a stale stage counts with it, for it is made from it.
+    What follows a stale stage counts with it, for it is made from it. What the run has to keep back
+    of a month that others share is in the ledger from here on, until `release`.
 
     Raises:
         BudgetRefused: a price is unknown; or what is to be done cannot fit what the run may still
@@ -202,9 +203,11 @@ def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> s
     begun = _as_begun(poc, run)
     with Ledger.open(settings.ledger_url) as ledger:
         limits, now = limits_of(poc.params), datetime.now(UTC)
-        may_spend = allowance(ledger, limits, run=run.run_id, customer=poc.customer, at=now)
         groups = ledger.grouped(run=run.run_id)
         spent_usd = total_usd(group.amount_usd for group in groups)
+        upto_usd = spent_usd + least_usd(poc, settings, ledger, stages)
+        ledger.hold(run.run_id, poc.customer, upto_usd, at=now)  # before the limits are asked
+        may_spend = allowance(ledger, limits, run=run.run_id, customer=poc.customer, at=now)
         require_allowance(may_spend, spent_usd=spent_usd)
         is_charged = any(group.stage == "distill" and group.unit == UNIT for group in groups)
         if stages[0] == "distill" and is_charged and _is_begun(poc, begun):
@@ -215,6 +218,7 @@ def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> s
             ledger,
             stages=stages,
             may_spend_usd=may_spend.usd,
+            of=may_spend.by,
             spent_usd=spent_usd,
             cheaper=partial(cheapest_elsewhere, poc, settings),
         )
@@ -224,6 +228,18 @@ def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> s
     if found is None:
         return f"no estimate, for no worker could be timed; {left}"
     return f"estimated at {found}; {left}"
+
+
+def release(settings: Settings, run: runs.Run) -> None:
+    """The run is over, or ended for now: it keeps nothing back of a month any more. Who has started
+    its machine does this when all of that is charged."""
+    if settings.held_usd:
+        return
+    try:
+        with Ledger.open(settings.ledger_url) as ledger:
+            ledger.release(run.run_id)
+    except TurboVaedError as error:  # it lapses by itself
+        log.warning("for an hour other runs count with what this one kept back: %s", error)
 
 
 def _is_begun(poc: Poc, begun: str) -> bool:

@@ -149,7 +149,10 @@ def poc_flow(customer: str) -> Outcome:
             stale = ["gate"]
         if run.measures_again and not forced:
             forced = "gate"  # DVC would take what it could not tell out of its cache
-        return _run(poc, settings, run, stale, forced)
+        try:
+            return _run(poc, settings, run, stale, forced)
+        finally:
+            effects.release(settings, run)
 
 
 def _run(

@@ -40,8 +40,9 @@ class Tracker:
 
     spent_usd: Callable[[], Decimal] | None = None
     """The run's spend so far, from the ledger; None where no ledger is kept."""
-    may_spend_usd: Callable[[], Decimal] | None = None
-    """By the whole run, as its own budget and those of the month leave it; above 0."""
+    may_spend_usd: Callable[[Decimal], Decimal] | None = None
+    """By the whole run, as its own budget and those of the month leave it; above 0. Given what the
+    whole run may come to until it asks again, which other runs are told first."""
     following: Callable[[], Following] | None = None
     """What the customer's earlier runs have paid after distillation; None where no ledger is."""
     usd_per_hour: Callable[[], Decimal] | None = None

@@ -94,7 +94,7 @@ def settle(ledger: Ledger, poc: Poc, *, ended: datetime) -> tuple[Charge, ...]:
 
     At the price of when it was picked, and for no longer than until it ended itself: soon after
     its last stage, or when its minutes were over. A clock that was set back meanwhile makes it too
-    little: `turbo-vaed cost reconcile` shows that.
+    little: `turbo-vaed cost reconcile` shows that. The run keeps nothing back of a month any more.
 
     Raises:
         Unreachable: the ledger does not take it; `turbo-vaed ec2 down` does it again.
@@ -107,6 +107,7 @@ def settle(ledger: Ledger, poc: Poc, *, ended: datetime) -> tuple[Charge, ...]:
     kept["began"] = datetime.fromisoformat(kept["began"])
     charges = tuple(_beside_stages(ledger, Started(**kept), ended))
     ledger.add_all(charges)
+    ledger.release(kept["run"])
     path.unlink()
     return charges
 

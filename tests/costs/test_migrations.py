@@ -137,6 +137,22 @@ def test_a_ledger_of_before_was_the_first_revision(old: str) -> None:
     assert made == adopted
 
 
+@pytest.mark.parametrize("revision", [f"{n:04d}" for n in range(1, int(REVISION))])
+def test_a_ledger_of_every_earlier_revision_keeps_its_rows(
+    old: str, revision: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    engine = connect(old)
+    with database.writing(engine) as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.attributes["connection"] = connection
+        command.stamp(config, "0001")
+        command.upgrade(config, revision)
+    engine.dispose()
+    test_a_ledger_of_before_keeps_every_row(old)
+    test_a_ledger_of_before_becomes_what_a_new_one_is(old, tmp_path, request)
+
+
 def test_rows_stay_append_only_after_an_upgrade(old: str) -> None:
     with Ledger.open(old) as ledger, ledger._engine.connect() as connection:
         for statement in ("DELETE FROM charges", "UPDATE charge_groups SET run = 'x'"):

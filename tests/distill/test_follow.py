@@ -199,6 +199,22 @@ def test_figures_and_pictures_go_on(path, clock) -> None:
     assert (path.parent / picture["file"]).read_bytes() == b"\x89PNG"
 
 
+def test_what_workers_may_do_before_they_hear_again_is_more_than_any_late_step_took(
+    path, clock
+) -> None:
+    """A validation and a save between two steps count; what a step took long ago does not."""
+    with follower(path, Books().tracker()) as following:
+        following.take(start(0))
+        assert following.ahead_seconds == 60, "nothing is known yet"
+        for event in steps(1, 50, at=100):
+            following.take(event)
+        following.take(step(51, 250))  # 101 s after the one before
+        assert following.ahead_seconds == 202
+        for event in steps(52, 250, at=251):
+            following.take(event)
+        assert following.ahead_seconds == 60
+
+
 def test_without_a_tracker_everything_is_kept_all_the_same(path, clock) -> None:
     with follower(path, Tracker()) as following:
         for event in [start(0), *steps(1, 3, at=1), start(9, 2)]:

@@ -101,6 +101,28 @@ def test_a_gate_that_could_not_tell_pays_for_its_phone_again_out_of_what_is_left
         effects.estimate(poc, settings, run, ["gate"])
 
 
+def test_of_two_runs_beside_each_other_the_second_is_left_what_the_first_does_not_keep_back(
+    poc: Poc, settings: Settings
+) -> None:
+    """Both of 10.20 USD for a phone, of a month that holds one of them."""
+    poc = changed(poc, device=PHONE)
+    budget = dataclasses.replace(poc.params.budget, total_month_usd=Decimal(20))
+    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
+    first, second = runs.fresh("demo"), runs.Run(run_id="acme-1", started="", status="open")
+    assert "estimated at $10.2" in effects.estimate(poc, settings, first, ["gate"])
+    with pytest.raises(BudgetRefused, match=r"may be spent of .*total_month.*demo-\S+ keep back \$10"):
+        effects.estimate(poc, settings, second, ["gate"])
+    effects.release(settings, second)
+    assert "estimated at $10.2" in effects.estimate(poc, settings, first, ["gate"]), "it goes on"
+    there = dataclasses.replace(settings, held_usd=Decimal(1))
+    effects.release(there, first)  # its machine still costs something: who started it does this
+    with pytest.raises(BudgetRefused, match="keep back"):
+        effects.estimate(poc, settings, second, ["gate"])
+    effects.release(settings, second)
+    effects.release(settings, first)
+    assert "estimated at $10.2" in effects.estimate(poc, settings, second, ["gate"])
+
+
 def begin(poc: Poc, settings: Settings) -> runs.Run:
     """A run of 1 USD that was killed while it distilled, with 0.60 USD spent."""
     run = runs.fresh("demo")

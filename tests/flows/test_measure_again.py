@@ -54,7 +54,8 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     verdict = runs.verdict_sha256(work)
     runs.write(work, runs.Run(run_id=done.run_id, started=done.started, status="done",
                               verdict_sha256=verdict))  # fmt: skip
-    ran = []
+    ran, released = [], []
+    monkeypatch.setattr(effects, "release", lambda _, run: released.append(run))
     monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger("test"))
     monkeypatch.setattr(flow.Settings, "from_environment", lambda: None)
     monkeypatch.setattr(effects, "preflight", lambda *_: poc)
@@ -67,6 +68,7 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
         assert found == "unchanged" and not ran
         return
     ((run, stages, forced),) = ran
+    assert released == [run], "its month is free for others"
     assert (run.run_id, run.status, run.measures_again) == (done.run_id, "open", True)
     assert (stages, forced) == (["gate"], "gate")
     assert runs.read(work) == run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -15,13 +16,13 @@ import ray
 
 from tests.costs.charges import charge
 from turbo_vaed import params
-from turbo_vaed.costs import Ledger, PriceBook
+from turbo_vaed.costs import Ledger, PriceBook, Rate
 from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages import cluster, prices, running
+from turbo_vaed.stages import cluster, prices, running, waiting
 from turbo_vaed.stages.arithmetic import expected_pace
 from turbo_vaed.stages.cluster import INSTANCE_TYPE, MARKET, REGION, ZONE
 
@@ -33,6 +34,7 @@ SPOT = {
     ZONE: "eu-central-1b",
 }
 HEAD = {MARKET: "local"}
+RATE = Rate(resource="node", market="local", usd_per_hour=Decimal("0.08"), source="a list")
 
 
 class Listed(Ec2Prices):
@@ -143,6 +145,72 @@ def test_what_a_cluster_waits_between_its_stages_is_charged(
         assert (last.stage, last.useful) == ("waiting", "wasted")
     pace = expected_pace(poc, settings)
     assert pace is not None and pace.mean > 0
+
+
+def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_as_waiting(
+    on_cluster: tuple[params.Params, Settings],
+    connected: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The driver is one of the nodes and has a charge of its own. Of the others one stays, one
+    goes, one comes, and one has no price."""
+    _, settings = on_cluster
+    shutil.copy(settings.root / "params.yaml", tmp_path)
+    poc, on_demand = Poc.load(tmp_path, "demo"), {**SPOT, MARKET: "on-demand"}
+    there = {ray.get_runtime_context().get_node_id(): on_demand, "stays": SPOT, "goes": on_demand}
+    rates = cluster.rates
+    monkeypatch.setattr(
+        cluster,
+        "rates",
+        lambda book: rates(
+            book, lambda: [{"NodeID": name, "Labels": found} for name, found in there.items()]
+        ),
+    )
+    monkeypatch.setattr(running, "CLUSTER_SLICE_SECONDS", 0.02)
+    seen = poc.work / waiting.FILE
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        with running._waiting(poc, settings, ledger, "demo-1", "gate"):
+            time.sleep(0.1)
+        assert ledger.charges() == (), "no run has begun on the cluster"
+        waiting.begin(prices.nodes_of(poc.params, settings, "distill"), seen, run="demo-1")
+        began = time.monotonic()
+        with running._waiting(poc, settings, ledger, "demo-1", "gate"):
+            time.sleep(0.5)
+            del there["goes"]
+            there |= {"comes": HEAD, "unknown": {MARKET: "spot"}}
+            half = time.monotonic() - began
+            time.sleep(0.5)
+        whole = time.monotonic() - began
+        for_node = {(g.resource, g.market): float(g.quantity) for g in ledger.grouped()}
+        assert {group.stage for group in ledger.grouped()} == {"waiting"}
+        assert for_node == {
+            ("g6.xlarge", "spot"): pytest.approx(whole, abs=0.25),
+            # With what the driver itself has waited from the start of the run to the stage.
+            ("g6.xlarge", "on-demand"): pytest.approx(half, abs=0.25),
+            ("node", "local"): pytest.approx(whole - half, abs=0.25),
+        }
+        before = len(ledger.charges())
+        (again,) = waiting.book_waiting(
+            ledger, lambda: {"stays": RATE}, seen, run="demo-1", customer="demo"
+        )
+        assert again.quantity < Decimal("0.25"), "only what came after it"
+        assert len(ledger.charges()) == before + 1
+
+
+def test_a_stage_of_this_machine_needs_no_cluster(
+    on_cluster: tuple[params.Params, Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, settings = on_cluster
+    shutil.copy(settings.root / "params.yaml", tmp_path)
+    poc = Poc.load(tmp_path, "demo")
+    settings = dataclasses.replace(settings, ray_address="127.0.0.1:9")
+    waiting.remembered(lambda: {"gone": RATE}, poc.work / waiting.FILE, run="demo-1")()
+    with (
+        Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger,
+        running._waiting(poc, settings, ledger, "demo-1", "gate"),
+    ):
+        assert "charged when gate has ended: no Ray answers at 127.0.0.1:9" in caplog.text
 
 
 def test_a_price_of_all_nodes_together_is_asked_of_nobody(

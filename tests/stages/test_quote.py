@@ -374,7 +374,7 @@ def test_a_pace_of_something_else_is_no_pace(poc: Poc, settings: Settings, ledge
     found = estimate_run(other, settings, ledger, may_spend_usd=Decimal(95))
     assert found is not None and "no run has measured these params" in found.basis
     assert found.low_usd < found.likely_usd / 2 < found.high_usd / 4, "a wide range"
-    assert "36 s a step" not in found.basis
+    assert "at 36 s a step" not in found.basis
     elsewhere = dataclasses.replace(settings, ray_address="10.0.0.1:6379")
     with pytest.raises(UserError, match="unset RAY_ADDRESS"):
         quote(poc, elsewhere, book(poc.root))
@@ -462,14 +462,31 @@ def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
     """At the start by the budget, and in all that the workers hear later."""
     for module in (prices, distill):
         monkeypatch.setattr(module, "devices_usd", lambda params: Decimal(5))
-    tracker = Tracker(spent_usd=lambda: Decimal(1), may_spend_usd=lambda: Decimal(20))
+    told: list[Decimal] = []
+
+    def may_spend(upto_usd: Decimal) -> Decimal:
+        told.append(upto_usd)
+        return Decimal(20)
+
+    tracker = Tracker(spent_usd=lambda: Decimal(1), may_spend_usd=may_spend)
     poc = dataclasses.replace(poc, tracker=tracker)
-    assert spending_of(poc, settings, "distill").budget.run_usd == 15
-    follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0)
+    spending = spending_of(poc, settings, "distill")
+    assert spending.budget.run_usd == 15
+    kept = 1 + spending.budget.reserve_usd + 5
+    spending.require(3600, "an hour")
+    follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0, ahead_seconds=1800.0)
     assert distill._paid(poc, settings, follower)().may_spend_usd == 15
-    used_up = dataclasses.replace(tracker, may_spend_usd=lambda: Decimal(3))  # by others, meanwhile
+    hour = spending.usd_per_hour
+    assert told == pytest.approx([kept, kept + hour, kept + hour / 2]), "others know of all of it"
+    used_up = dataclasses.replace(tracker, may_spend_usd=lambda _: Decimal(3))  # by others
     poc = dataclasses.replace(poc, tracker=used_up)
     assert 0 < distill._paid(poc, settings, follower)().may_spend_usd < Decimal("0.0001")
+    spending = spending_of(dataclasses.replace(poc, tracker=tracker), settings, "distill")
+    left = iter([Decimal(20), Decimal(6)])
+    tracker = dataclasses.replace(tracker, may_spend_usd=lambda _: next(left))
+    spending = spending_of(dataclasses.replace(poc, tracker=tracker), settings, "distill")
+    with pytest.raises(BudgetRefused, match=r"of the budget of \$1\.00 \$1\.00 are spent"):
+        spending.require(1, "what fitted when the stage began")
 
 
 def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run(
@@ -483,7 +500,7 @@ def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run
     after = Following(seconds=3000, usd=Decimal("0.5"))  # and a fifth longer
     tracker = Tracker(spent_usd=lambda: Decimal(1), following=lambda: after)
     poc = dataclasses.replace(poc, tracker=tracker)
-    follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0)
+    follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0, ahead_seconds=60.0)
     for address, own in (("10.0.0.1:6379", 0.0), ("ray://10.0.0.1:10001", 0.08)):
         there = dataclasses.replace(settings, ray_address=address)
         at_start = spending_of(poc, there, "distill").budget.reserve_usd

@@ -122,7 +122,11 @@ def test_a_stage_has_a_tracker_of_its_run(
     def run(poc: Poc) -> dict[str, object]:
         tracker, began = poc.tracker, datetime.now(UTC)
         assert tracker.log_metrics and tracker.log_picture and tracker.mark_wasted
-        assert tracker.may_spend_usd and tracker.may_spend_usd() == 95 - 2, "for its machine"
+        assert tracker.may_spend_usd
+        assert tracker.may_spend_usd(Decimal(7)) == 95 - 2, "for its machine"
+        with Ledger.open(settings.ledger_url) as ledger:
+            (held,) = ledger.holds(at=datetime.now(UTC))
+        assert (held.run, held.customer, held.upto_usd) == ("demo-1", "demo", 7 + 2)
         tracker.log_metrics({"loss": 0.5}, 1)
         tracker.log_picture(b"png", "step-000001.png")
         time.sleep(0.02)

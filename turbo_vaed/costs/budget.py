@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal
 
@@ -185,6 +185,9 @@ class Spending:
     """Of all nodes together."""
     spent_usd: Callable[[], Decimal]
     """By the whole run up to now."""
+    claim: Callable[[Decimal], Decimal] | None = None
+    """Tells others, who share a month's limit, what the whole run may come to, and answers with the
+    `budget.run_usd` that they leave to it now; None for a budget that is nobody else's."""
 
     def affordable_seconds(self) -> float:
         """How long the run may go on before it eats into the reserve; 0 where it does already,
@@ -205,13 +208,16 @@ class Spending:
         Raises:
             BudgetRefused: it does not fit.
         """
-        affordable = self.affordable_seconds()
+        budget, usd = self.budget, Decimal(seconds) * per_second(self.usd_per_hour)
+        if self.claim is not None:
+            run_usd = self.claim(self.spent_usd() + usd + budget.reserve_usd)
+            budget = replace(budget, run_usd=run_usd)
+        affordable = replace(self, budget=budget).affordable_seconds()
         if affordable > 0 and seconds <= affordable:
             return
-        spent, usd = self.spent_usd(), Decimal(seconds) * per_second(self.usd_per_hour)
         raise BudgetRefused(
             f"{what} needs {seconds:.0f} s more, {format_usd(usd)}, and of the budget of "
-            f"{format_usd(self.budget.run_usd)} {format_usd(spent)} are spent and "
-            f"{format_usd(self.budget.reserve_usd)} kept back for evaluate, export, gate and "
+            f"{format_usd(budget.run_usd)} {format_usd(self.spent_usd())} are spent and "
+            f"{format_usd(budget.reserve_usd)} kept back for evaluate, export, gate and "
             "report; raise budget.run_usd in params.yaml, or lower clip.clips_per_video"
         )

@@ -21,7 +21,7 @@ UPGRADE_SECONDS = 900.0
 """How long a process waits for another one that is changing the tables."""
 CONNECT_SECONDS = 10
 """How long a PostgreSQL server may take to answer."""
-REVISION = "0002"
+REVISION = "0003"
 """The newest revision in `migrations/versions`: what the tables look like now."""
 VERSION_TABLE = "ledger_version"
 """Not Alembic's own name: MLflow or Prefect may live in the same database."""

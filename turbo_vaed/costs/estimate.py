@@ -131,11 +131,12 @@ def steps_that_fit(
     return max(0, math.floor((seconds - once.mean) / measured.mean))
 
 
-def require_fit(found: Estimate, left_usd: Decimal, *, change: str) -> None:
+def require_fit(found: Estimate, left_usd: Decimal, *, of: str = "", change: str) -> None:
     """Refuse a run that does not fit its budget even at its cheapest.
 
     Args:
         left_usd: what the run may spend.
+        of: the limit that leaves no more, in words.
         change: in words, the cheapest change with which it would.
 
     Raises:
@@ -143,8 +144,7 @@ def require_fit(found: Estimate, left_usd: Decimal, *, change: str) -> None:
     """
     if found.low_usd <= left_usd:
         return
-    left = format_usd(max(left_usd, Decimal(0)))
+    left = f"{format_usd(max(left_usd, Decimal(0)))} may be spent{of and f' of {of}'}"
     raise BudgetRefused(
-        f"the run cannot fit its budget: it is estimated at {found}, and {left} may be spent; "
-        f"{change}"
+        f"the run cannot fit its budget: it is estimated at {found}, and {left}; {change}"
     )

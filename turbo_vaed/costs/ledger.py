@@ -1,4 +1,5 @@
-"""The ledger: what a run cost, charge by charge, append only, on SQLite or PostgreSQL.
+"""The ledger: what a run cost, charge by charge, append only, on SQLite or PostgreSQL; and what
+runs that are not over keep back.
 
 Money is Decimal from end to end. A charge's key is the hash of its content, so that the same
 charge inserted twice, by whomever, is one charge.
@@ -19,7 +20,15 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from turbo_vaed.costs.database import connect, make_ready, talking, writing
-from turbo_vaed.costs.money import AMOUNT_QUANTUM, PRICE_QUANTUM, mismatch_usd, plain, total_usd
+from turbo_vaed.costs.holds import Hold
+from turbo_vaed.costs.money import (
+    AMOUNT_QUANTUM,
+    PRICE_QUANTUM,
+    mismatch_usd,
+    plain,
+    quantise_usd,
+    total_usd,
+)
 from turbo_vaed.costs.prices import MARKETS, Market
 from turbo_vaed.costs.tables import (
     CHARGE_GROUPS,
@@ -27,6 +36,7 @@ from turbo_vaed.costs.tables import (
     DECIMALS,
     DIGITS,
     GROUP_NAMES,
+    HOLDS,
     NAME_LENGTHS,
     halves,
     sums_of,
@@ -177,8 +187,7 @@ class Ledger:
         if not rows:
             return 0
         groups = {row["group_key"]: {name: row[name] for name in GROUP_NAMES} for row in rows}
-        insert: Callable[[sa.Table], Any]
-        insert = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
+        insert = self._insert
         group = sa.select(CHARGE_GROUPS.c.id).where(
             CHARGE_GROUPS.c.key == sa.bindparam("group_key")
         )
@@ -323,6 +332,70 @@ class Ledger:
         found = [(row[0], whole(row[1:])) for row in rows]
         wasted = total_usd(usd for useful, usd in found if useful == "wasted")
         return total_usd(usd for _, usd in found), wasted
+
+    def hold(self, run: str, customer: str, upto_usd: Decimal, *, at: datetime) -> None:
+        """Keep back what the whole run may come to, in place of what it has told before.
+
+        Args:
+            upto_usd: what it has spent included.
+
+        Raises:
+            UserError: no finite Decimal of at least 0.
+            Unreachable: the database does not take it.
+        """
+        if not isinstance(upto_usd, Decimal) or not upto_usd.is_finite() or upto_usd < 0:
+            raise UserError(f"hold: upto_usd is {upto_usd!r}; expected a Decimal of at least 0")
+        values = {"customer": customer, "upto_usd": quantise_usd(upto_usd), "told_at": at}
+        insert = self._insert(HOLDS).values(run=run, **values)
+        with talking(self._engine.url), writing(self._engine) as connection:
+            connection.execute(insert.on_conflict_do_update(index_elements=["run"], set_=values))
+
+    def release(self, run: str) -> None:
+        """Keep nothing back any more; a run that never did is none the worse.
+
+        Raises:
+            Unreachable: the database does not take it.
+        """
+        with talking(self._engine.url), writing(self._engine) as connection:
+            connection.execute(HOLDS.delete().where(HOLDS.c.run == run))
+
+    def holds(self, *, at: datetime) -> tuple[Hold, ...]:
+        """Of the runs that are not over, by their names; without those of killed ones.
+
+        Raises:
+            Unreachable: the database does not answer.
+        """
+        query = (
+            sa.select(
+                HOLDS.c.run,
+                HOLDS.c.customer,
+                HOLDS.c.upto_usd,
+                HOLDS.c.told_at,
+                sa.func.max(CHARGES.c.ended_at),
+                *(sa.func.coalesce(part, 0) for part in sums_of("amount")),
+            )
+            .join_from(HOLDS, CHARGE_GROUPS, CHARGE_GROUPS.c.run == HOLDS.c.run, isouter=True)
+            .join(CHARGES, CHARGES.c.group_id == CHARGE_GROUPS.c.id, isouter=True)
+            .group_by(*HOLDS.c)
+            .order_by(HOLDS.c.run)
+        )
+        with talking(self._engine.url), self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        found = (
+            Hold(
+                run=run,
+                customer=customer,
+                upto_usd=upto_usd,
+                spent_usd=whole(sums),
+                heard_at=max(told_at, charged_at or told_at),
+            )
+            for run, customer, upto_usd, told_at, charged_at, *sums in rows
+        )
+        return tuple(hold for hold in found if hold.counts(at))
+
+    @property
+    def _insert(self) -> Callable[[sa.Table], Any]:
+        return sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
 
     def customers(self) -> tuple[str, ...]:
         """All who have a charge, by name.

@@ -35,7 +35,8 @@ def allowance(
     ledger: Ledger, limits: Limits, *, run: str, customer: str, at: datetime
 ) -> Allowance:
     """The least that the limits leave to a run in the month of `at`; nothing or less where other
-    runs have used up a month's.
+    runs have used up a month's, or keep the rest of it back. A run that wants to be sure of what it
+    is told has told the ledger before what it may come to itself (`holds.py`).
 
     A charge belongs to the month that it starts in. What a run has spent in an earlier month is no
     part of this one's limits and is added: the allowance is of the whole run.
@@ -51,6 +52,7 @@ def allowance(
 
     in_month = spent(run=run, since=since, until=until)
     earlier = spent(run=run) - in_month
+    holds = [hold for hold in ledger.holds(at=at) if hold.run != run]
     found = [(limits.run_usd, f"budget.run_usd of {format_usd(limits.run_usd)}")]
     for limit, key, who in (
         (limits.customer_month_usd, "budget.customer_month_usd", customer),
@@ -58,11 +60,16 @@ def allowance(
     ):
         if limit is not None:
             others = spent(customer=who, since=since, until=until) - in_month
+            keeping = [hold for hold in holds if hold.usd and who in (None, hold.customer)]
+            kept = total_usd(hold.usd for hold in keeping)
             told = (
                 f"{key} of {format_usd(limit)} in {month}, of which other runs have spent "
                 f"{format_usd(others)}"
             )
-            found.append((limit - others + earlier, told))
+            if keeping:
+                names = ", ".join(hold.run for hold in keeping)
+                told += f", and {names} keep back {format_usd(kept)} for what they still have to do"
+            found.append((limit - others - kept + earlier, told))
     usd, by = min(found)
     return Allowance(usd=usd, by=by)
 

@@ -112,6 +112,16 @@ CHARGES = sa.Table(
     ),
 )
 
+HOLDS = sa.Table(
+    "holds",
+    METADATA,
+    sa.Column("run", sa.String(200), primary_key=True),
+    sa.Column("customer", sa.String(200), nullable=False),
+    sa.Column("upto_usd", _ExactDecimal, nullable=False),
+    sa.Column("told_at", _Utc, nullable=False),
+)
+"""Of runs that are not over; the only rows that change."""
+
 NAME_LENGTHS = {
     name: CHARGE_GROUPS.c[name].type.length  # type: ignore[attr-defined]
     for name in GROUP_NAMES

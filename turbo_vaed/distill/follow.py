@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,10 @@ from turbo_vaed.tracker import Tracker
 
 SAMPLES = "samples"
 """Folder of the pictures, beside the progress file."""
+_LATELY = 100
+"""Steps."""
+_LEAST_AHEAD_SECONDS = 60.0
+"""Workers are told every few seconds; a driver that is busy tells late."""
 _FIGURES = ("loss", "loss_", "val_", "learning_rate", "step_seconds", "spent_usd")
 
 
@@ -68,6 +73,14 @@ class Follower:
     def checkpoint_every_seconds(self) -> float:
         """Between two checkpoints, by what the run has seen of saves and losses up to now."""
         return self._watching.seen().checkpoint_every_seconds
+
+    @property
+    def ahead_seconds(self) -> float:
+        """More than the workers can go on for until they are told again: twice the longest time
+        between two of the last steps, with a validation and a save in between."""
+        reached = list(self.account.reached.values())[-_LATELY:]
+        longest = max((after - before for before, after in pairwise(reached)), default=0.0)
+        return max(_LEAST_AHEAD_SECONDS, 2 * longest)
 
     def __enter__(self) -> Self:
         self._note("open", **self._opening)

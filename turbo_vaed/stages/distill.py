@@ -6,11 +6,12 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turbo_vaed.costs import Spending, check_start
+from turbo_vaed.costs import Spending, check_start, per_second
 from turbo_vaed.costs.money import AMOUNT_QUANTUM, plain
 from turbo_vaed.errors import BudgetRefused, TurboVaedError
 from turbo_vaed.poc import Poc
@@ -80,7 +81,7 @@ def run(poc: Poc) -> dict[str, object]:
             )
         told = follower.summary() | {
             "pace_key": pace_key(poc.params.distill, settings),
-            "limited_to_usd": _limited_to_usd(poc, settings),
+            "limited_to_usd": _limited_to_usd(poc, settings, spending),
         }
         history = train.write_student(done, job, folder, told)
         keep_pace(poc, history)
@@ -102,11 +103,13 @@ def run(poc: Poc) -> dict[str, object]:
     }
 
 
-def _limited_to_usd(poc: Poc, settings: Settings) -> str | None:
-    """What a month's limit leaves to the whole run, where that is less than its own budget."""
+def _limited_to_usd(poc: Poc, settings: Settings, spending: Spending) -> str | None:
+    """What a month's limit leaves to the whole run, where that is less than its own budget. From
+    now on the run keeps no more back than what follows."""
     if poc.tracker.may_spend_usd is None:
         return None
-    usd = poc.tracker.may_spend_usd() + settings.held_usd
+    rest_usd = spending.budget.reserve_usd + devices_usd(poc.params)
+    usd = poc.tracker.may_spend_usd(spending.spent_usd() + rest_usd) + settings.held_usd
     return plain(usd) if usd < poc.params.budget.run_usd else None
 
 
@@ -213,7 +216,7 @@ def _paid(poc: Poc, settings: Settings, follower: Follower) -> Callable[[], Paid
     from turbo_vaed.distill.job import Paid
 
     run_usd, book = poc.params.budget.run_usd, price_book(poc.params, settings)
-    may_spend_usd = poc.tracker.may_spend_usd or (lambda: run_usd)
+    may_spend_usd = poc.tracker.may_spend_usd or (lambda upto_usd: run_usd)
     for_devices = devices_usd(poc.params)
     most = most_usd_per_hour(poc.params, settings, "distill", book)
     reserve = partial(reserve_usd, poc.params, settings, following_of(poc), book=book)
@@ -228,13 +231,18 @@ def _paid(poc: Poc, settings: Settings, follower: Follower) -> Callable[[], Paid
             kept = reserve(nodes_usd_per_hour=most)
         except BudgetRefused as unknown:  # a node that joined: the run ends as at its budget
             refusal = str(unknown)
+        spent_usd = poc.tracker.spent_usd()
+        ahead_usd = Decimal(follower.ahead_seconds) * per_second(most)
         return Paid(
-            usd=poc.tracker.spent_usd(),
+            usd=spent_usd,
             usd_per_hour=most,
             now_usd_per_hour=poc.tracker.usd_per_hour() if poc.tracker.usd_per_hour else most,
             refusal=refusal,
             checkpoint_seconds=follower.checkpoint_every_seconds,
-            may_spend_usd=max(may_spend_usd() - for_devices, AMOUNT_QUANTUM),
+            may_spend_usd=max(
+                may_spend_usd(spent_usd + ahead_usd + kept + for_devices) - for_devices,
+                AMOUNT_QUANTUM,
+            ),
             reserve_usd=kept,
         )
 

@@ -160,6 +160,7 @@ def estimate_run(
     *,
     stages: Collection[str] = STAGES,
     may_spend_usd: Decimal,
+    of: str = "",
     spent_usd: Decimal = Decimal(0),
     cheaper: Callable[[Decimal], str] = lambda left_usd: "",
 ) -> Estimate | None:
@@ -169,6 +170,7 @@ def estimate_run(
 
     Args:
         may_spend_usd: by the whole run.
+        of: the limit that leaves no more, in words.
         spent_usd: of that, by now.
         cheaper: which machine would finish for less than so many USD, as the end of a sentence;
             asked where the run does not fit.
@@ -189,6 +191,7 @@ def estimate_run(
         require_fit(
             found,
             left_usd,
+            of=of,
             change=f"take another gate.device than {poc.params.device.name}, fewer export.targets "
             f"than {len(poc.params.export.targets)}, or a budget that is larger by "
             f"{format_usd(found.high_usd - left_usd)}",
@@ -223,6 +226,7 @@ def estimate_run(
         require_fit(
             found,
             max(left_usd - basis.unused_usd, Decimal(0)),  # that is kept back all the same
+            of=of,
             change=f"it would {fewer} with a budget.run_usd of "
             f"{format_usd(found.high_usd + beside_usd)}{cheaper(left_usd + basis.idle_usd)}; "
             f"{format_usd(basis.reserve_usd)} are kept back for evaluate, export, gate and report "
@@ -266,6 +270,21 @@ def _basis(
         idle_usd=max(Decimal(0), kept_usd - needed - after.usd - devices),
         said="for the rest, as in the last runs",
     )
+
+
+def least_usd(poc: Poc, settings: Settings, ledger: Ledger, stages: Collection[str]) -> Decimal:
+    """What a run of `stages` has to keep back of a month that it shares: the reserve, or where
+    nothing is distilled all that it can cost; and what its machine costs beside.
+
+    Raises: as `estimate_run`.
+    """
+    if "distill" not in stages:
+        return _estimate_rest(poc, settings, ledger, stages).high_usd + settings.held_usd
+    most = most_usd_per_hour(poc.params, settings, "distill")
+    reserve = reserve_usd(
+        poc.params, settings, following(ledger, poc.customer), nodes_usd_per_hour=most
+    )
+    return reserve + devices_usd(poc.params) + settings.held_usd
 
 
 def _estimate_rest(

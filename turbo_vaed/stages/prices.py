@@ -4,6 +4,7 @@ and what a stage may spend."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -22,6 +23,7 @@ from turbo_vaed.costs import (
     total_usd,
 )
 from turbo_vaed.costs.aws_prices import Ec2Prices
+from turbo_vaed.costs.money import AMOUNT_QUANTUM
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.device_params import most_usd_per_package
 from turbo_vaed.errors import BudgetRefused
@@ -187,8 +189,17 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
     """
     limits = poc.params.budget
     usd_per_hour = most_usd_per_hour(poc.params, settings, stage)
-    run_usd = poc.tracker.may_spend_usd() if poc.tracker.may_spend_usd else limits.run_usd
+    spent_usd, may_spend_usd = poc.tracker.spent_usd, poc.tracker.may_spend_usd
     device_usd = devices_usd(poc.params)
+    reserve = reserve_usd(poc.params, settings, following_of(poc), nodes_usd_per_hour=usd_per_hour)
+    claim: Callable[[Decimal], Decimal] | None = None
+    run_usd = limits.run_usd
+    if spent_usd is not None and may_spend_usd is not None:
+        run_usd = may_spend_usd(spent_usd() + reserve + device_usd)
+
+        def claim(upto_usd: Decimal) -> Decimal:
+            return max(may_spend_usd(upto_usd + device_usd) - device_usd, AMOUNT_QUANTUM)
+
     if device_usd >= run_usd:
         raise BudgetRefused(
             f"measuring {len(poc.params.export.targets)} packages on {poc.params.device.name} can "
@@ -198,9 +209,7 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
     budget = Budget(
         run_usd=run_usd - device_usd,
         warn_share=Decimal(str(limits.warn_share)),
-        reserve_usd=reserve_usd(
-            poc.params, settings, following_of(poc), nodes_usd_per_hour=usd_per_hour
-        ),
+        reserve_usd=reserve,
     )
     began = time.monotonic()
 
@@ -208,7 +217,7 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
         return Decimal(time.monotonic() - began) * per_second(usd_per_hour)
 
     return Spending(
-        budget=budget, usd_per_hour=usd_per_hour, spent_usd=poc.tracker.spent_usd or since
+        budget=budget, usd_per_hour=usd_per_hour, spent_usd=spent_usd or since, claim=claim
     )
 
 

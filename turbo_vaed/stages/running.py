@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
 
 from turbo_vaed.costs import (
@@ -37,6 +39,7 @@ from turbo_vaed.tracker import Tracker, Used
 
 SLICE_SECONDS, CLUSTER_SLICE_SECONDS = 15.0, 5.0
 """Of a meter: how late it learns of machines that come and go."""
+_log = logging.getLogger(__name__)
 CAN_BE_REFUSED = STAGES[: STAGES.index("distill") + 1]
 """What follows has its money kept back."""
 FIGURES = "figures.json"
@@ -61,9 +64,15 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         due.book(ledger, settings.due_folder)
         poc = Poc.load(settings.root, customer)
         limits = limits_of(poc.params)
-        may_spend = partial(_may_spend, ledger, limits, run=run, customer=customer)
         if name in CAN_BE_REFUSED:
-            require_allowance(may_spend(), spent_usd=ledger.total(run=run))
+            found = _may_spend(ledger, limits, run=run, customer=customer)
+            require_allowance(found, spent_usd=ledger.total(run=run))
+
+        def may_spend_usd(upto_usd: Decimal) -> Decimal:
+            upto_usd += settings.held_usd
+            ledger.hold(run, customer, upto_usd, at=datetime.now(UTC))
+            found = _may_spend(ledger, limits, run=run, customer=customer)
+            return max(found.usd - settings.held_usd, AMOUNT_QUANTUM)
 
         def charge(used: Used) -> None:
             due.add(ledger, charge_of(used, run, customer, name), settings.due_folder)
@@ -84,7 +93,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             tracker = Tracker(
                 # In this order: a slice that is written in between counts twice, never not at all.
                 spent_usd=lambda: meter.unwritten_usd() + ledger.total(run=run),
-                may_spend_usd=lambda: max(may_spend().usd - settings.held_usd, AMOUNT_QUANTUM),
+                may_spend_usd=may_spend_usd,
                 following=lambda: following(ledger, customer),
                 usd_per_hour=meter.usd_per_hour,
                 mark_wasted=meter.mark_wasted,
@@ -94,9 +103,13 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
                 tags=partial(resource_tags, run=run, customer=customer, stage=name),
                 charge=charge,
             )
-            with live, meter:
-                poc = dataclasses.replace(poc, tracker=tracker)
-                figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(poc)
+            try:
+                with _waiting(poc, settings, ledger, run, name), live, meter:
+                    poc = dataclasses.replace(poc, tracker=tracker)
+                    figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(poc)
+            finally:
+                if settings.run_id is None:  # a stage by hand is a run of its own, and over
+                    ledger.release(run)
     text = json.dumps(figures, indent=1, default=str)
     (poc.folder(name) / FIGURES).write_text(text + "\n")
     print(f"{name}: {', '.join(f'{k} {_shown(v)}' for k, v in figures.items())}", flush=True)
@@ -131,6 +144,37 @@ def _nodes(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str) -
             own_node=own_node(settings.ray_address or ""),
         )
         yield waiting.remembered(held, seen, run=run)
+
+
+@contextmanager
+def _waiting(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str) -> Iterator[None]:
+    """While a stage runs on this machine alone, the cluster's other nodes wait for it, and a meter
+    charges them. Where that cannot be, whoever comes next does: no such stage fails for it."""
+    seen = poc.work / waiting.FILE
+    if not settings.on_a_cluster or stage in RAY_STAGES or not waiting.is_run_of(seen, run):
+        yield
+        return
+    customer = poc.customer
+    with ExitStack() as open_:
+        try:
+            open_.enter_context(ray_session(settings.ray_address))
+            own = own_node(settings.ray_address or "")
+            held = nodes_of(poc.params, settings, "distill")
+            waiting.book_waiting(ledger, held, seen, run=run, customer=customer, own_node=own)
+            held = waiting.others(waiting.remembered(held, seen, run=run), own)
+            meter = Meter(
+                ledger,
+                run=run,
+                customer=customer,
+                stage=waiting.STAGE,
+                nodes=held,
+                interval_seconds=CLUSTER_SLICE_SECONDS,
+                due=settings.due_folder,
+            )
+            open_.enter_context(meter)
+        except Exception as error:  # whatever Ray says
+            _log.warning("the cluster's nodes are charged when %s has ended: %s", stage, error)
+        yield
 
 
 def _shown(value: object) -> str:

@@ -3,6 +3,7 @@ was lost is started again, and to the end of the run.
 
 A meter ends with its stage, and the driver of a cluster may not outlive it. So a stage keeps in a
 file when it last saw each node, and whoever comes next charges the nodes that are still there.
+While a stage runs on this machine alone, a second meter charges them, as they come and go.
 """
 
 from __future__ import annotations
@@ -77,6 +78,29 @@ def begin(nodes: Nodes, path: Path, *, run: str, now: Callable[[], Moment] = thi
         remembered(nodes, path, run=run, now=now)()
 
 
+def is_run_of(path: Path, run: str) -> bool:
+    """Whether `path` keeps nodes for this run."""
+    return bool(_read(path, run, this_moment())[0])
+
+
+def others(nodes: Nodes, own_node: str) -> Nodes:
+    """Those that wait while a stage runs on this machine: without this machine itself, and without
+    one whose price is not known."""
+
+    def look() -> Mapping[str, Rate]:
+        return {node: rate for node, rate in _priced(nodes).items() if node != own_node}
+
+    return look
+
+
+def _priced(nodes: Nodes) -> dict[str, Rate]:
+    try:
+        return dict(nodes())
+    except PartlyPriced as error:
+        _log.warning("of the nodes that waited some are not charged: %s", error)
+        return error.known
+
+
 def book_waiting(
     ledger: Ledger,
     nodes: Nodes,
@@ -106,11 +130,7 @@ def book_waiting(
     (last, seen), ended = _read(path, run, moment), moment.at
     if not last:
         return []
-    try:
-        held = dict(nodes())
-    except PartlyPriced as error:
-        _log.warning("of the nodes that waited some are not charged: %s", error)
-        held = error.known
+    held = _priced(nodes)
     charged = [charge for charge in ledger.charges(run=run) if charge.unit == UNIT]
     is_again = any(charge.stage == before for charge in charged)
     # A meter's last slice goes on after its last look; an end to come is of a clock that was wrong.

@@ -2,18 +2,18 @@
 
 To change them, write a new revision; one that was released is never edited:
 
-1. Copy the newest file of `versions/` to `r0003_what_changes.py`; set `revision = "0003"` and
-   `down_revision = "0002"`. There is no way back, so a revision has no `downgrade`.
+1. Copy the newest file of `versions/` to `r0004_what_changes.py`; set `revision = "0004"` and
+   `down_revision = "0003"`. There is no way back, so a revision has no `downgrade`.
 2. Write `upgrade()` with `alembic.op`, for SQLite and PostgreSQL. It carries over every row that is
    there. It runs in one transaction with all else that is due, so it is done or it never was; it
    opens and commits nothing itself. It imports nothing that may change, such as `costs/tables.py`:
    what it needs of it, it copies.
-3. Tables are append only: `append_only.py` makes a new one so. On SQLite, changing a column means a
-   new table, its rows, and the old one's name (`r0002_groups.py`); a dropped table takes its
-   indexes and triggers with it.
+3. Tables of charges are append only: `append_only.py` makes a new one so. On SQLite, changing a
+   column means a new table, its rows, and the old one's name (`r0002_groups.py`); a dropped table
+   takes its indexes and triggers with it.
 4. Change `costs/tables.py` to match, and `REVISION` in `costs/database.py`.
-5. `tests/costs/test_migrations.py` compares tables with revisions and opens ledgers of earlier
-   ones: give it one of the revision before yours (`tests/data/ledger-0001.*.sql` for instance).
+5. `tests/costs/test_migrations.py` compares tables with revisions and opens ledgers of every
+   earlier one, made from `tests/data/ledger-0001.*.sql`, whose rows are of every kind.
 """
 
 from __future__ import annotations
