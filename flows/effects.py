@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
@@ -56,7 +56,8 @@ from turbo_vaed.stages.storage import book_storage
 log = logging.getLogger(__name__)
 
 BEGUN = "begun.json"
-"""In the customer's folder: the last run that could begin to distil, and its student's params."""
+"""In the customer's folder: the last run that could begin to distil, which student of what."""
+_UP_TO_DISTILL = frozenset(STAGES[: STAGES.index("distill") + 1])
 _MORE = Decimal("1.05")
 """Times what a month's limit had left: for less it is not worth to begin again."""
 
@@ -118,9 +119,50 @@ def undecided(poc: Poc) -> str:
     return next(filter(None, found), "")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToDo:
+    """What a flow has before it."""
+
+    run: runs.Run
+    """Not written yet."""
+    stale: list[str]
+    """Stages that are to be run, and with the first one all that follow it."""
+    forced: str = ""
+    """The one that DVC runs whatever it knows."""
+    why: str = ""
+    """An old run goes on although nothing has changed."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """All that are run."""
+        return STAGES[STAGES.index(self.stale[0]) :] if self.stale else ()
+
+
+def to_do(poc: Poc, settings: Settings, stale: list[str]) -> ToDo | None:
+    """The same for a flow and for whoever starts a machine for it; None where the last run stands:
+    nothing is stale and its gate has decided.
+
+    Args:
+        stale: by DVC.
+    """
+    if not set(stale) & _UP_TO_DISTILL:
+        run = run_with_more_room(poc, settings)
+        if run is not None:
+            why = "its month's limit leaves more room by now"
+            return ToDo(run=run, stale=["distill"], forced="distill", why=why)
+    run = run_to_do(poc, stale)
+    if run is None:
+        return None
+    if not run.measures_again:
+        return ToDo(run=run, stale=stale)
+    # DVC would take what it could not tell out of its cache.
+    why = "" if stale else "the gate measures again"
+    return ToDo(run=run, stale=stale or ["gate"], forced="gate", why=why)
+
+
 def run_to_do(poc: Poc, stale: list[str]) -> runs.Run | None:
-    """The run that goes on, or a fresh one that nobody has written yet; None where the last one
-    stands: nothing is stale and its gate has decided. One that could not tell measures again."""
+    """The run that goes on, or a fresh one; None where the last one stands. One whose gate could
+    not tell measures again."""
     last = runs.read(poc.work)
     if last is None or (last.status == "done" and (stale or not poc.report.is_file())):
         return runs.fresh(poc.customer)
@@ -135,7 +177,7 @@ def run_with_more_room(poc: Poc, settings: Settings) -> runs.Run | None:
     """The last run, where a month's limit stopped its training and leaves it more by now: the month
     is over, or the limit larger. It goes on from its checkpoint, within its own budget."""
     path, last = poc.folder("distill") / "history.json", runs.read(poc.work)
-    if last is None or last.status != "done" or not path.is_file():
+    if last is None or not path.is_file():
         return None
     history = _read(path)
     if history["stopped"] != "budget" or history["limited_to_usd"] is None:
@@ -193,14 +235,12 @@ def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> s
 
     Raises:
         BudgetRefused: a price is unknown; or what is to be done cannot fit what the run may still
-            spend. Training that this run has begun, of the same student, goes on, and stops by
-            itself.
+            spend. Training that this run has begun goes on, and stops by itself.
         Unreachable: the cluster on which a stage would run.
     """
     stages = STAGES[STAGES.index(stale[0]) :]
     for stage in stages:
         price_of(poc.params, settings, stage)
-    begun = _as_begun(poc, run)
     with Ledger.open(settings.ledger_url) as ledger:
         limits, now = limits_of(poc.params), datetime.now(UTC)
         groups = ledger.grouped(run=run.run_id)
@@ -209,9 +249,8 @@ def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> s
         ledger.hold(run.run_id, poc.customer, upto_usd, at=now)  # before the limits are asked
         may_spend = allowance(ledger, limits, run=run.run_id, customer=poc.customer, at=now)
         require_allowance(may_spend, spent_usd=spent_usd)
-        is_charged = any(group.stage == "distill" and group.unit == UNIT for group in groups)
-        if stages[0] == "distill" and is_charged and _is_begun(poc, begun):
-            return f"run {run.run_id} goes on"
+        if "distill" in stages and has_begun(poc, run, ledger):
+            return f"run {run.run_id} goes on from what its training has saved"
         found = estimate_run(
             poc,
             settings,
@@ -223,7 +262,7 @@ def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> s
             cheaper=partial(cheapest_elsewhere, poc, settings),
         )
     if "distill" in stages:
-        (poc.work / BEGUN).write_text(begun)
+        note_begun(poc, run)
     left = f"{format_usd(may_spend.usd - spent_usd)} are left of {may_spend.by}"
     if found is None:
         return f"no estimate, for no worker could be timed; {left}"
@@ -242,14 +281,31 @@ def release(settings: Settings, run: runs.Run) -> None:
         log.warning("for an hour other runs count with what this one kept back: %s", error)
 
 
-def _is_begun(poc: Poc, begun: str) -> bool:
+def note_begun(poc: Poc, run: runs.Run) -> None:
+    """Keep that the run may begin to distil. A machine that is started for it takes this with it,
+    so that what is lost with the machine need not be estimated anew."""
+    (poc.work / BEGUN).write_text(_as_begun(poc, run))
+
+
+def has_begun(poc: Poc, run: runs.Run, ledger: Ledger) -> bool:
+    """Whether the run was charged for distilling this student of these videos, and so goes on from
+    what it saved: its clips and latents are the same when they are made again."""
     path = poc.work / BEGUN
-    return path.is_file() and path.read_text() == begun
+    groups = ledger.grouped(run=run.run_id)
+    is_charged = any(group.stage == "distill" and group.unit == UNIT for group in groups)
+    return is_charged and path.is_file() and path.read_text() == _as_begun(poc, run)
 
 
 def _as_begun(poc: Poc, run: runs.Run) -> str:
     """What a run's distillation goes on from, as `BEGUN` holds it."""
-    told = {"run": run.run_id, "student": which_student(poc.params.distill)}
+    videos = (path for path in poc.source.rglob("*") if path.is_file())
+    told = {
+        "run": run.run_id,
+        "student": which_student(poc.params.distill),
+        "clip": asdict(poc.params.clip),
+        "encode": asdict(poc.params.encode),
+        "videos": sorted((str(p.relative_to(poc.source)), p.stat().st_size) for p in videos),
+    }
     return json.dumps(told, sort_keys=True, default=str) + "\n"
 
 

@@ -40,7 +40,6 @@ TIMEOUT_SECONDS = {
     "export": 3600,
     "gate": 12 * 3600,  # a device may have to be waited for
 }
-_UP_TO_DISTILL = frozenset(STAGES[: STAGES.index("distill") + 1])
 RETRIES = {"encode": 1, "distill": 1, "gate": 1}
 """Where trying again can help: a lost Ray worker, a measurement that was disturbed."""
 
@@ -130,29 +129,20 @@ def poc_flow(customer: str) -> Outcome:
     log = get_run_logger()
     poc = effects.preflight(settings, customer)
     with runs.alone(poc.work, customer):
-        stale, forced, run = _resolve_params_and_status(settings, customer), "", None
-        if not set(stale) & _UP_TO_DISTILL:
-            run = effects.run_with_more_room(poc, settings)
-        if run is not None:
-            log.info("run %s goes on: its month's limit leaves more room by now", run.run_id)
-            stale, forced = ["distill"], "distill"
-        else:
-            run = effects.run_to_do(poc, stale)
-        if run is None:
+        stale = _resolve_params_and_status(settings, customer)
+        todo = effects.to_do(poc, settings, stale)
+        if todo is None:
             last = runs.read(poc.work)
             assert last is not None
             log.info("nothing changed since run %s: no stage to compute", last.run_id)
             return effects.unchanged(poc, last)
-        runs.write(poc.work, run)
-        if run.measures_again and not stale:
-            log.info("run %s goes on, the gate measures again", run.run_id)
-            stale = ["gate"]
-        if run.measures_again and not forced:
-            forced = "gate"  # DVC would take what it could not tell out of its cache
+        runs.write(poc.work, todo.run)
+        if todo.why:
+            log.info("run %s goes on: %s", todo.run.run_id, todo.why)
         try:
-            return _run(poc, settings, run, stale, forced)
+            return _run(poc, settings, todo.run, todo.stale, todo.forced)
         finally:
-            effects.release(settings, run)
+            effects.release(settings, todo.run)
 
 
 def _run(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-from flows import runs
-from turbo_vaed.costs import PriceBook, format_usd, require_allowance
+from flows.effects import ToDo, has_begun
+from turbo_vaed.costs import Ledger, PriceBook, format_usd, require_allowance
 from turbo_vaed.costs.choice import Choice
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.distill.follow import hours_and_minutes
@@ -35,6 +35,8 @@ class Picked:
     volume_gib: int
     held_usd: Decimal
     """Of what may be spent, for what the machine costs beside its stages: time, and its volume."""
+    goes_on: bool = False
+    """Whether its training has begun: how many steps are left is known on the machine."""
 
     @property
     def sentence(self) -> str:
@@ -46,9 +48,12 @@ class Picked:
         needed = BEFORE_MINUTES * 60 + self.choice.seconds
         if needed > self.minutes * 60:
             late = f", BEFORE the {hours_and_minutes(needed)} that it needs with its set-up"
+        cost = f"is expected to cost {format_usd(self.choice.usd)}"
+        if self.goes_on:
+            cost, late = f"goes on, and {cost} at most", ""
         return (
-            f"{machine.instance_type} {machine.market} in {machine.zone}: the run is expected to "
-            f"cost {format_usd(self.choice.usd)}, {format_usd(self.choice.steps_usd)} of it for "
+            f"{machine.instance_type} {machine.market} in {machine.zone}: the run {cost}, "
+            f"{format_usd(self.choice.steps_usd)} of it for "
             f"distillation, at {format_usd(machine.usd_per_hour)} an hour; the machine ends itself "
             f"after {self.minutes} minutes at the latest{late}"
         )
@@ -57,13 +62,16 @@ class Picked:
 def pick(
     poc: Poc,
     settings: Settings,
-    run: runs.Run,
+    todo: ToDo,
     *,
     instance_type: str | None = None,
     market: str | None = None,
     book: PriceBook | None = None,
 ) -> Picked:
     """The EC2 machine on which the customer's run is expected to cost the least.
+
+    A run whose training has begun is not refused for the steps that it would have had before it:
+    it goes on from what it saved, and stops by itself.
 
     Args:
         instance_type: of prices.candidates; any by default.
@@ -74,7 +82,10 @@ def pick(
         UserError: no candidate is of that type and market; as `quote`.
         BudgetRefused: no price is known; it does not fit what the run may spend.
     """
-    found = quote(poc, settings, book, run=run.run_id)
+    steps = poc.params.distill.steps if "distill" in todo.stages else 0
+    found = quote(poc, settings, book, run=todo.run.run_id, steps=steps)
+    with Ledger.open(settings.ledger_url) as ledger:
+        goes_on = bool(steps) and has_begun(poc, todo.run, ledger)
     offers = [
         choice
         for choice in found.choices
@@ -95,9 +106,11 @@ def pick(
     require_allowance(found.may_spend, spent_usd=found.spent_usd)
     left = found.left_usd
     name = f"{best.machine.instance_type} {best.machine.market} in {best.machine.zone}"
-    if best.usd > left:
+    assert best.steps_usd is not None
+    least = best.usd - best.steps_usd if goes_on else best.usd
+    if least > left:
         raise BudgetRefused(
-            f"nothing is started: {name} is the cheapest at {format_usd(best.usd)}, with "
+            f"nothing is started: {name} is the cheapest at {format_usd(least)}, with "
             "what is kept back for what follows distillation, its start, end and disk, and "
             f"{format_usd(left)} are left of {found.may_spend.by}; lower distill.steps, or raise "
             "the budget"
@@ -116,6 +129,7 @@ def pick(
         minutes=int(hours * 60),
         volume_gib=volume_gib(read_template(poc.root)),
         held_usd=quantise_usd(beside_usd(poc, best.machine.usd_per_hour, hours)),
+        goes_on=goes_on,
     )
 
 

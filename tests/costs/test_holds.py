@@ -99,7 +99,10 @@ def test_a_month_leaves_to_a_run_what_others_neither_spent_nor_keep_back(ledger:
     )
     limits = dataclasses.replace(limits, total_month_usd=Decimal(20))
     found = allowance(ledger, limits, run="demo-1", customer="demo", at=NOW)
-    assert found.usd == 20 - 2 - 5 - 3 and "spent $2.00, and acme-1, demo-2 keep back $8.00" in found.by
+    assert (
+        found.usd == 20 - 2 - 5 - 3
+        and "spent $2.00, and acme-1, demo-2 keep back $8.00" in found.by
+    )
 
 
 class Run:

@@ -14,7 +14,7 @@ from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
     from flows.ec2.picking import Picked
-    from flows.runs import Run
+    from flows.effects import ToDo
     from turbo_vaed.poc import Poc
 
 app = typer.Typer(no_args_is_help=True, help="A PoC run on a machine that is started for it.")
@@ -33,8 +33,8 @@ def show_config(customer: Customer, instance_type: Type = None, market: Market =
     from flows.ec2 import telling
 
     settings = Settings.from_environment()
-    poc, run, picked = _pick(settings, customer, instance_type, market)
-    print(telling.prepare(poc, settings, picked, run, name=telling.PLANNED))
+    poc, todo, picked = _pick(settings, customer, instance_type, market)
+    print(telling.prepare(poc, settings, picked, todo.run, name=telling.PLANNED))
 
 
 @app.command("run")
@@ -46,15 +46,18 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     spent. A run that lost its machine goes on with the same command. Start it where the ledger,
     MLflow and the bucket of checkpoints are named by the environment: docs/costs.md.
     """
-    from flows import runs
+    from flows import effects, runs
     from flows.ec2 import charging, running, telling
     from turbo_vaed.costs import Ledger
 
     settings = Settings.from_environment()
-    poc, run, picked = _pick(settings, customer, instance_type, market)
+    poc, todo, picked = _pick(settings, customer, instance_type, market)
+    run = todo.run
     with runs.alone(poc.work, customer):
         began, clock = datetime.now(UTC), time.monotonic()
         charging.note(poc, run, picked, began=began)
+        if "distill" in todo.stages:
+            effects.note_begun(poc, run)
         try:
             config = telling.prepare(poc, settings, picked, run, name=telling.MACHINE)
         except BaseException:
@@ -101,7 +104,7 @@ def end_machine(customer: Customer) -> None:
 
 def _pick(
     settings: Settings, customer: str, instance_type: str | None, market: str | None
-) -> tuple[Poc, Run, Picked]:
+) -> tuple[Poc, ToDo, Picked]:
     """The customer, its run (not written yet), and the machine for it. Ends where nothing is to
     be done."""
     from flows import dvc, effects
@@ -110,10 +113,10 @@ def _pick(
 
     poc = effects.preflight(settings, customer)
     stale = dvc.stale_stages(settings.root, customer, ("params", *STAGES))
-    run = effects.run_to_do(poc, stale)
-    if run is None:
+    todo = effects.to_do(poc, settings, list(STAGES) if "params" in stale else stale)
+    if todo is None:
         print("Nothing changed since the last run: no machine is needed.")
         raise typer.Exit(0)
-    picked = pick(poc, settings, run, instance_type=instance_type, market=market)
+    picked = pick(poc, settings, todo, instance_type=instance_type, market=market)
     print(picked.sentence)
-    return poc, run, picked
+    return poc, todo, picked

@@ -178,12 +178,14 @@ def choices(
                 f"{machine.instance_type}: {machine.steps_per_second} steps per second; expected "
                 "more than 0"
             )
-        seconds = expected_seconds(
-            steps / machine.steps_per_second,
-            save_seconds=save_seconds,
-            restart_seconds=restart_seconds,
-            interruptions_per_hour=machine.interruptions_per_hour,
-        )
+        seconds = 0.0
+        if steps:
+            seconds = expected_seconds(
+                steps / machine.steps_per_second,
+                save_seconds=save_seconds,
+                restart_seconds=restart_seconds,
+                interruptions_per_hour=machine.interruptions_per_hour,
+            )
         steps_usd = usd = None
         if machine.usd_per_hour is not None and math.isfinite(seconds):
             steps_usd = time_usd(round(seconds * 1e6), machine.usd_per_hour)

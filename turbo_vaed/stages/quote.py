@@ -67,14 +67,20 @@ class Quote:
 
 
 def quote(
-    poc: Poc, settings: Settings, book: PriceBook | None = None, *, run: str | None = None
+    poc: Poc,
+    settings: Settings,
+    book: PriceBook | None = None,
+    *,
+    run: str | None = None,
+    steps: int | None = None,
 ) -> Quote:
-    """What a run would cost on this machine and on every candidate of params.yaml: all steps of
+    """What a run would cost on this machine and on every candidate of params.yaml: the steps of
     `distill`, what is kept back for what follows, and what one of EC2 costs beside its stages.
 
     Args:
         book: of prices; AWS is asked by default.
         run: one that goes on; a fresh one by default.
+        steps: all of `distill.steps` by default.
 
     Raises:
         UserError: a cluster is named; a candidate that can be no machine; infra/ray/machine.yaml
@@ -83,6 +89,7 @@ def quote(
     """
     if settings.on_a_cluster:
         raise UserError("a quote compares with this machine: unset RAY_ADDRESS for it")
+    steps = poc.params.distill.steps if steps is None else steps
     measured = measured_pace(poc, settings)
     pace = measured or expected_pace(poc, settings)
     assert pace is not None, "this machine can be timed"
@@ -109,13 +116,13 @@ def quote(
     ]
     found = choices(
         machines,
-        steps=poc.params.distill.steps,
+        steps=steps,
         save_seconds=save,
         restart_seconds=restart,
         rest_usd=partial(_rest_usd, poc, after),
     )
     return Quote(
-        sentence=_sentence(found, poc.params.distill.steps),
+        sentence=_sentence(found, steps),
         choices=found,
         may_spend=may_spend,
         spent_usd=spent_usd,

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from flows import runs
+from flows.effects import ToDo
 from tests.costs.listed import Listed
 from tests.flows.ec2.places import REPOSITORY
 from turbo_vaed.costs import PriceBook
-from turbo_vaed.poc import Poc
+from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.estimates import pace_key
 
@@ -61,3 +62,9 @@ def poc(settings: Settings) -> Poc:
 @pytest.fixture
 def run(poc: Poc) -> runs.Run:
     return runs.write(poc.work, runs.fresh(poc.customer))
+
+
+@pytest.fixture
+def todo(run: runs.Run) -> ToDo:
+    """Everything, from the first stage on."""
+    return ToDo(run=run, stale=list(STAGES))

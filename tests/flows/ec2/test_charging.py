@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from flows import runs
 from flows.ec2 import charging, running, telling
 from flows.ec2.picking import Picked, pick
+from flows.effects import ToDo
 from tests.costs.charges import START, charge
 from turbo_vaed.cli import app
 from turbo_vaed.costs import Ledger, PriceBook
@@ -23,9 +24,9 @@ BEGAN = START - timedelta(minutes=5)
 
 
 @pytest.fixture
-def picked(poc: Poc, settings: Settings, run: runs.Run, book: PriceBook) -> Picked:
+def picked(poc: Poc, settings: Settings, todo: ToDo, book: PriceBook) -> Picked:
     telling.folder(poc).mkdir(parents=True)
-    return pick(poc, settings, run, book=book)
+    return pick(poc, settings, todo, book=book)
 
 
 def test_what_a_machine_was_up_beside_its_stages_is_charged_once(

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from flows import runs
+from flows import effects, runs
 from flows.ec2.picking import pick
+from flows.effects import ToDo, note_begun
 from tests.costs.charges import charge
 from tests.costs.listed import Listed
 from turbo_vaed.costs import Ledger, PriceBook
 from turbo_vaed.costs.aws_prices import Ec2Quote
+from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
@@ -24,9 +26,9 @@ from turbo_vaed.stages.cluster import INSTANCE_TYPE, MARKET, REGION, ZONE
 
 
 def test_the_machine_is_the_cheapest_of_ec2_and_ends_itself_when_the_budget_does(
-    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+    poc: Poc, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
-    picked = pick(poc, settings, run, book=book)
+    picked = pick(poc, settings, todo, book=book)
     machine = picked.choice.machine
     assert (machine.instance_type, machine.market, machine.zone) == (
         "g5.xlarge", "spot", "eu-central-1b"
@@ -36,14 +38,14 @@ def test_the_machine_is_the_cheapest_of_ec2_and_ends_itself_when_the_budget_does
     assert picked.minutes == int(hours * 60), "at the 1.00 USD an hour that spot can come to"
     assert picked.held_usd == pytest.approx(Decimal("0.25") / 2 + volume * hours)
     assert "at $0.25 an hour; the machine ends itself after 5610 minutes" in picked.sentence
-    slower = pick(poc, settings, run, book=book, instance_type="g6.xlarge", market="on-demand")
+    slower = pick(poc, settings, todo, book=book, instance_type="g6.xlarge", market="on-demand")
     assert (slower.choice.machine.instance_type, slower.choice.machine.market) == (
         "g6.xlarge", "on-demand"
     )  # fmt: skip
 
 
 def test_it_is_the_one_that_finishes_for_the_least_and_not_the_one_whose_steps_cost_least(
-    poc: Poc, settings: Settings, run: runs.Run, tmp_path: Path
+    poc: Poc, settings: Settings, todo: ToDo, tmp_path: Path
 ) -> None:
     """A few minutes of steps, and on either machine half an hour of start and end."""
 
@@ -62,29 +64,67 @@ def test_it_is_the_one_that_finishes_for_the_least_and_not_the_one_whose_steps_c
     )
     few = dataclasses.replace(poc.params.distill, steps=30)
     poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, distill=few))
-    picked = pick(poc, settings, run, book=book)
+    picked = pick(poc, settings, todo, book=book)
     assert picked.choice.machine.instance_type == "c7i.2xlarge"
-    there = pick(poc, settings, run, book=book, instance_type="g4dn.xlarge").choice
+    there = pick(poc, settings, todo, book=book, instance_type="g4dn.xlarge").choice
     assert there.steps_usd and picked.choice.steps_usd and there.usd and picked.choice.usd
     assert there.steps_usd < picked.choice.steps_usd and there.usd > picked.choice.usd
     assert f"is expected to cost ${picked.choice.usd:.3f}, $" in picked.sentence
 
 
 def test_a_run_that_has_spent_it_all_starts_no_machine(
-    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+    poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, quantity=Decimal(1), unit_price_usd=Decimal(95)))
     with pytest.raises(BudgetRefused, match=r"nothing may be spent: .* has spent \$95\.00"):
-        pick(poc, settings, run, book=book)
+        pick(poc, settings, todo, book=book)
+
+
+def test_a_run_that_lost_its_machine_goes_on_with_less_than_all_steps_would_cost(
+    poc: Poc, settings: Settings, todo: ToDo, book: PriceBook
+) -> None:
+    """Half of what all steps cost is left: they did not all go with the machine, whose clips and
+    latents did. Another student's, and those of other videos, would be begun anew."""
+    whole = pick(poc, settings, todo, book=book).choice
+    assert whole.usd and whole.steps_usd
+    spent = 95 - quantise_usd(whole.usd - whole.steps_usd / 2)
+    with Ledger.open(settings.ledger_url) as ledger:
+        ledger.add(
+            charge(
+                run=todo.run.run_id, stage="distill", quantity=Decimal(1), unit_price_usd=spent
+            )
+        )  # fmt: skip
+    with pytest.raises(BudgetRefused, match=r"is the cheapest at .* are left"):
+        pick(poc, settings, todo, book=book)
+    note_begun(poc, todo.run)
+    picked = pick(poc, settings, todo, book=book)
+    assert picked.goes_on and "the run goes on, and is expected to cost $" in picked.sentence
+    assert effects.estimate(poc, settings, todo.run, todo.stale).endswith("training has saved")
+    other = dataclasses.replace(poc.params, distill=dataclasses.replace(poc.params.distill, seed=9))
+    with pytest.raises(BudgetRefused, match=r"is the cheapest at .* are left"):
+        pick(dataclasses.replace(poc, params=other), settings, todo, book=book)
+    (poc.source / "b.mp4").touch()
+    with pytest.raises(BudgetRefused, match=r"is the cheapest at .* are left"):
+        pick(poc, settings, todo, book=book)
+
+
+def test_a_gate_alone_is_not_priced_by_the_steps_of_a_training(
+    poc: Poc, settings: Settings, todo: ToDo, book: PriceBook
+) -> None:
+    gate = pick(poc, settings, dataclasses.replace(todo, stale=["gate"]), book=book).choice
+    whole = pick(poc, settings, todo, book=book).choice
+    assert gate.usd and whole.usd and whole.steps_usd
+    assert (gate.seconds, gate.steps_usd) == (0, 0)
+    assert gate.usd < whole.usd - whole.steps_usd
 
 
 def test_what_was_spent_before_shortens_it(
-    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+    poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, quantity=Decimal(1), unit_price_usd=Decimal(90)))
-    assert pick(poc, settings, run, book=book).minutes == 295
+    assert pick(poc, settings, todo, book=book).minutes == 295
 
 
 @pytest.mark.parametrize(
@@ -97,28 +137,28 @@ def test_what_was_spent_before_shortens_it(
 def test_nothing_to_be_had(
     poc: Poc,
     settings: Settings,
-    run: runs.Run,
+    todo: ToDo,
     change: dict[str, Any],
     error: type[Exception],
     words: str,
 ) -> None:
     with pytest.raises(error, match=words):
-        pick(poc, settings, run, **change)
+        pick(poc, settings, todo, **change)
 
 
 def test_a_run_that_does_not_fit_its_budget_starts_no_machine(
-    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+    poc: Poc, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
     budget = dataclasses.replace(poc.params.budget, run_usd=Decimal("0.01"))
     poor = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
     with pytest.raises(
         BudgetRefused, match=r"is the cheapest at .* \$0\.01 are left of budget\.run_usd"
     ):
-        pick(poor, settings, run, book=book)
+        pick(poor, settings, todo, book=book)
 
 
 def test_without_a_price_on_demand_nothing_is_started(
-    poc: Poc, settings: Settings, run: runs.Run, tmp_path: Path
+    poc: Poc, settings: Settings, todo: ToDo, tmp_path: Path
 ) -> None:
     class OnlySpot(Listed):
         def quote(self, instance_type: str, market: str, *where: Any) -> Ec2Quote | str:
@@ -131,16 +171,16 @@ def test_without_a_price_on_demand_nothing_is_started(
         ec2=OnlySpot(folder=tmp_path / "prices", max_age=timedelta(hours=1)),
     )
     with pytest.raises(BudgetRefused, match=r"what g5\.xlarge spot in .* can come to is not"):
-        pick(poc, settings, run, book=book)
+        pick(poc, settings, todo, book=book)
 
 
 def test_a_machine_that_ends_before_the_run_can_says_so(
-    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+    poc: Poc, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
     """Cheap on spot, but what it can come to pays for less time than is needed."""
     budget = dataclasses.replace(poc.params.budget, run_usd=Decimal("0.27"))
     tight = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
-    picked = pick(tight, settings, run, book=book)
+    picked = pick(tight, settings, todo, book=book)
     assert picked.choice.usd < Decimal("0.27")
     assert 15 * 60 + picked.choice.seconds > picked.minutes * 60  # its set-up, too
     assert ", BEFORE the " in picked.sentence

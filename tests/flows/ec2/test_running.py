@@ -19,6 +19,7 @@ import yaml
 from flows import runs
 from flows.ec2 import running, telling
 from flows.ec2.picking import pick
+from flows.effects import ToDo
 from tests.flows.ec2.places import on_postgres
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import Fault
@@ -69,12 +70,12 @@ def machines() -> list[dict[str, Any]]:
 
 
 def test_a_run_starts_its_machine_and_ends_it(
-    remote: Path, poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+    remote: Path, poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     (poc.work / "gate" / "candidates").mkdir(parents=True)
     ours = {"schema": "2.0", "stages": {"gate@acme": {"cmd": "newer"}}}
     (poc.root / "dvc.lock").write_text(yaml.safe_dump(ours))
-    picked = pick(poc, settings, run, book=book)
+    picked = pick(poc, settings, todo, book=book)
     config = telling.prepare(poc, on_postgres(settings), picked, run, name=telling.MACHINE)
     with running.started(config):
         (machine,) = machines()

@@ -13,6 +13,7 @@ import yaml
 from flows import runs
 from flows.ec2 import telling
 from flows.ec2.picking import pick
+from flows.effects import ToDo
 from tests.flows.ec2.places import REPOSITORY, on_postgres
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import UserError
@@ -26,12 +27,12 @@ def template() -> dict[str, Any]:
 
 
 def test_what_would_be_lost_with_the_machine_is_named(
-    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+    poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     embedded = dataclasses.replace(
         settings, mlflow_tracking_uri="sqlite:///state/mlflow.db", checkpoints_url="work"
     )
-    picked = pick(poc, settings, run, book=book)
+    picked = pick(poc, settings, todo, book=book)
     with pytest.raises(UserError) as told:
         telling.prepare(poc, embedded, picked, run, name=telling.PLANNED)
     for name in ("TURBO_VAED_LEDGER_URL", "MLFLOW_TRACKING_URI", "TURBO_VAED_CHECKPOINTS"):
@@ -43,6 +44,7 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
     poc: Poc,
     settings: Settings,
     run: runs.Run,
+    todo: ToDo,
     book: PriceBook,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -54,7 +56,7 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
     elsewhere = tmp_path / "their videos"
     elsewhere.mkdir()
     poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, source=str(elsewhere)))
-    picked = pick(poc, settings, run, book=book)
+    picked = pick(poc, settings, todo, book=book)
     written = telling.prepare(poc, on_postgres(settings), picked, run, name=telling.MACHINE)
     text = written.read_text()
     config = yaml.safe_load(text)
@@ -99,9 +101,9 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
 
 
 def test_on_demand_asks_for_no_zone(
-    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+    poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
-    picked = pick(poc, settings, run, book=book, market="on-demand")
+    picked = pick(poc, settings, todo, book=book, market="on-demand")
     config = telling.configuration(poc, run, picked, template())
     node = config["available_node_types"]["machine"]["node_config"]
     assert "InstanceMarketOptions" not in node and "availability_zone" not in config["provider"]
@@ -109,9 +111,9 @@ def test_on_demand_asks_for_no_zone(
 
 
 def test_a_template_that_lacks_a_part_is_named(
-    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+    poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
-    picked = pick(poc, settings, run, book=book)
+    picked = pick(poc, settings, todo, book=book)
     with pytest.raises(UserError, match=r"infra/ray/machine\.yaml lacks 'provider'"):
         telling.configuration(
             poc, run, picked, {k: v for k, v in template().items() if k != "provider"}
@@ -122,19 +124,19 @@ def test_a_template_that_lacks_a_part_is_named(
     "volumes", [[], [{"VirtualName": "ephemeral0"}], [{"Ebs": {"VolumeType": "gp3"}}]]
 )
 def test_a_volume_without_a_size_is_refused(
-    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook, volumes: list[Any]
+    poc: Poc, settings: Settings, todo: ToDo, book: PriceBook, volumes: list[Any]
 ) -> None:
     changed = template()
     node_config(changed)["BlockDeviceMappings"] = volumes
     (settings.root / TEMPLATE).write_text(yaml.safe_dump(changed))
     with pytest.raises(UserError, match=r"expected BlockDeviceMappings with Ebs"):
-        pick(poc, settings, run, book=book)
+        pick(poc, settings, todo, book=book)
 
 
 def test_a_machine_that_may_be_up_is_not_forgotten(
-    poc: Poc, settings: Settings, run: runs.Run, book: PriceBook
+    poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
-    picked = pick(poc, settings, run, book=book)
+    picked = pick(poc, settings, todo, book=book)
     telling.prepare(poc, on_postgres(settings), picked, run, name=telling.MACHINE)
     for name in (telling.MACHINE, telling.PLANNED):
         with pytest.raises(UserError, match=r"may be up: .*turbo-vaed ec2 down demo"):
