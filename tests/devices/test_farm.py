@@ -122,7 +122,19 @@ def test_a_runner_that_hangs_is_a_result_and_ends_before_its_job_does(
     monkeypatch.setenv("CLOCK_SPEED", "150")
     service.minute_seconds = 60 / 150  # a job of 30 minutes is one of 12 seconds
     found = measured(phone, package, latents, tmp_path, seconds=1800.0)  # as long as the job
-    assert isinstance(found, Failed) and "it took too long" in found.reason
+    assert isinstance(found, Failed) and "all runs together took longer" in found.reason
+    assert len(paid) == 1 and not paid[0].is_wasted
+
+
+def test_a_runner_that_is_slow_and_never_hangs_is_a_result_too(
+    phone, service, paid, package, latents, tmp_path, monkeypatch
+):
+    """Ten minutes a process: each has the time that it may take, and all of them have not."""
+    monkeypatch.setenv("RUNNER_TROUBLE", "slow")
+    monkeypatch.setenv("CLOCK_SPEED", "100")
+    service.minute_seconds = 60 / 100  # a job of 30 minutes is one of 18 seconds
+    found = measured(phone, package, latents, tmp_path, seconds=1800.0)
+    assert isinstance(found, Failed) and "all runs together took longer" in found.reason
     assert len(paid) == 1 and not paid[0].is_wasted
 
 

@@ -24,7 +24,9 @@ RUNNER, SCRIPT = "executor_runner", "run.sh"
 _LOADED = re.compile(r"Model loaded in ([0-9.]+) ms")
 _ITERATION = re.compile(r"Iteration (\d+) of (\d+): ([0-9.]+) ms")
 REPEATS = 2
-TIMEOUT_CODE = 124
+TIMEOUT_CODE, LATE_CODE = 124, 123
+"""Of a process that took too long; and where all of them together did."""
+WEEK_SECONDS = 7 * 86_400.0
 
 HEAT_SECONDS = 5
 """Between looks at a program that is timed: each takes some hundredths of a second of one core."""
@@ -32,7 +34,7 @@ _SCRIPT = """\
 cd "$(dirname "$0")" || exit 90
 rm -f code heat failed.log memory.new timed* clip*  # of a round before
 trap 'kill -9 $runner $pid 2>/dev/null' HUP TERM EXIT
-timer=
+timer= until=$(($(date +%s) + {whole}))
 toybox time -v true 2>&1 | grep -q "Max RSS" && timer="toybox time -v"
 heat() {{
   {{ echo "{mark}"; dumpsys thermalservice; dumpsys battery; }} >>heat 2>/dev/null
@@ -50,7 +52,8 @@ one() {{
     echo $! >pid
   fi
   pid=$! runner=
-  end=$(($(date +%s) + {seconds}))
+  end=$(($(date +%s) + {seconds})) stopped={timeout}
+  [ $end -le $until ] || {{ end=$until; stopped={late}; }}
   while kill -0 $pid 2>/dev/null; do
     [ -s pid ] && read runner <pid
     if [ -z "$timer" ] && [ "$runner" ]; then
@@ -58,7 +61,7 @@ one() {{
       [ -s memory.new ] && mv memory.new $1.memory
     fi
     now=$(date +%s)
-    if [ $now -ge $end ]; then kill -9 $runner $pid; wait $pid; echo {timeout} >code; exit 0; fi
+    if [ $now -ge $end ]; then kill -9 $runner $pid; wait $pid; echo $stopped >code; exit 0; fi
     [ "$4" ] && [ $now -ge $look ] && heat
     sleep 0.1
   done
@@ -76,7 +79,7 @@ def executions(plan: Plan) -> int:
     return 1 + plan.max_warmup + plan.max_samples
 
 
-def script(package: Package, plan: Plan, clips: int, seconds: float) -> str:
+def script(package: Package, plan: Plan, clips: int, seconds: float, whole_seconds: float) -> str:
     """For /system/bin/sh in the folder of runner, program and inputs; leaves `code`, the runner's
     exit code, the log and peak memory of each process, what it put out, and how hot it was before,
     between and after the timed ones, and every few seconds while one runs."""
@@ -86,7 +89,9 @@ def script(package: Package, plan: Plan, clips: int, seconds: float) -> str:
         program=package.program,
         threads=plan.threads,
         seconds=max(1, int(seconds)),
+        whole=int(whole_seconds),
         timeout=TIMEOUT_CODE,
+        late=LATE_CODE,
         mark=_heat.MARK,
         heat_seconds=HEAT_SECONDS,
         runs="\n".join(["heat", *timed, *decoded]),
@@ -106,9 +111,20 @@ HOW_TO_GET_THE_RUNNER = (
 
 
 def write_inputs(
-    package: Package, latents_npy: Path, plan: Plan, timeout_seconds: float, folder: Path
+    package: Package,
+    latents_npy: Path,
+    plan: Plan,
+    folder: Path,
+    *,
+    timeout_seconds: float,
+    whole_seconds: float = WEEK_SECONDS,
 ) -> int:
-    """Write each clip of latents, and the script, into `folder`; how many clips there are."""
+    """Write each clip of latents, and the script, into `folder`; how many clips there are.
+
+    Args:
+        timeout_seconds: of each process.
+        whole_seconds: of all of them together.
+    """
     import numpy as np
 
     io = package.io
@@ -117,7 +133,7 @@ def write_inputs(
     for i in range(clips):
         data = latents[i].astype(RAW_DTYPES[io.latent_dtype]).tobytes()
         (folder / f"in{i}.bin").write_bytes(data)
-    (folder / SCRIPT).write_text(script(package, plan, clips, timeout_seconds))
+    (folder / SCRIPT).write_text(script(package, plan, clips, timeout_seconds, whole_seconds))
     return clips
 
 
@@ -148,11 +164,11 @@ def read_outputs(
         raise Fault(f"{phone.name} left no exit code of the runner, found {code!r}")
     if code != "0":
         words = _text(folder / "failed.log").strip()[-500:] or "none"
-        how = (
-            "was stopped, it took too long"
-            if code == str(TIMEOUT_CODE)
-            else f"failed with exit code {code}"
-        )
+        how = {
+            str(TIMEOUT_CODE): "was stopped, it took too long",
+            str(LATE_CODE): "was stopped, for all runs together took longer than the device's job "
+            "has for them",
+        }.get(code, f"failed with exit code {code}")
         return Failed(**common, reason=f"the runner {how}; its last words: {words}")
     out_folder.mkdir(parents=True, exist_ok=True)
     _decoded(folder, package, clips, out_folder / DECODED_NAME)

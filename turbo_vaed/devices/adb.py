@@ -86,7 +86,7 @@ class AdbDevice:
         with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
             folder = Path(scratch)
             clips = _android.write_inputs(
-                handle.package, latents_npy, plan, timeout_seconds, folder
+                handle.package, latents_npy, plan, folder, timeout_seconds=timeout_seconds
             )
             for file in sorted(folder.iterdir()):
                 self._adb("push", str(file), f"{place}/{file.name}")

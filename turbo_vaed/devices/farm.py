@@ -41,6 +41,8 @@ LEFT = "turbo-vaed"
 """Folder of what the phone left, within the artifacts."""
 FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 5.0, 60.0
 _TRANSFER_SECONDS = 600.0
+_SHARE_OF_RUNS = 2 / 3
+"""Of a job's minutes, for all runs of the program."""
 _PHONE = "/data/local/tmp/turbo-vaed"
 _SPECIFICATION = """\
 version: 0.1
@@ -135,16 +137,22 @@ class FarmDevice:
 
     def run(self, handle: Handle, latents_npy: Path, plan: Plan, *, timeout_seconds: float) -> Ran:
         """`timeout_seconds` is of each process; the whole has the profile's `job_minutes`."""
-        # A process that reaches its limit ends the script. Half of the job is left for those before
-        # it and for what the script leaves, or Device Farm would stop the job, and a program that
-        # hangs would look like a phone that was lost.
-        limit = min(timeout_seconds, self.profile.job_minutes * 60 / 2)
+        # The rest is for the phone's start and for what the script leaves, or Device Farm would
+        # stop the job, and a program that is slow would look like a phone that was lost.
+        whole_seconds = self.profile.job_minutes * 60 * _SHARE_OF_RUNS
         place = Path(handle.place)
         work = place / "work"
         work.mkdir()
         shutil.copy(self._runner, work / _android.RUNNER)
         shutil.copy(handle.package.program_path, work / handle.package.program)
-        clips = _android.write_inputs(handle.package, latents_npy, plan, limit, work)
+        clips = _android.write_inputs(
+            handle.package,
+            latents_npy,
+            plan,
+            work,
+            timeout_seconds=timeout_seconds,
+            whole_seconds=whole_seconds,
+        )
         self.tell(0.0, "files to Device Farm")
         uploads: list[str] = []
         try:
