@@ -50,6 +50,8 @@ _HINTS = (
 )
 """What DVC advises after a stage and the flow does by itself: not shown."""
 _TAIL_LINES = 30
+PARAMS_SECONDS = 120.0
+"""For stage `params`."""
 _KINDS: dict[str, type[TurboVaedError]] = {
     "refused": DataRefused,
     "error": UserError,
@@ -72,6 +74,21 @@ def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str
     if not isinstance(found, dict):
         raise Fault(f"dvc status said: {status[-500:]} {errors[-500:]}")
     return [stage for stage, target in zip(stages, targets, strict=True) if target in found]
+
+
+def stale_after_params(root: Path, customer: str, stages: tuple[str, ...]) -> list[str]:
+    """As `stale_stages`, by params.yaml as it is: its stage `params`, which costs nothing, is run
+    where that has changed.
+
+    Raises:
+        UserError: params that are not valid.
+        Fault: DVC itself failed.
+    """
+    stale = stale_stages(root, customer, ("params", *stages))
+    if "params" not in stale:
+        return stale
+    reproduce(root, customer, "params", environment={}, timeout_seconds=PARAMS_SECONDS)
+    return stale_stages(root, customer, stages)
 
 
 def reproduce(

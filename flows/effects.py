@@ -15,22 +15,24 @@ from typing import Any
 
 import yaml
 
-from flows import runs
+from flows import dvc, runs
 from turbo_vaed import mlflow_runs, registry
 from turbo_vaed.costs import (
+    Allowance,
     Ledger,
     allowance,
     due,
     format_usd,
     require_allowance,
     summarise,
-    total_usd,
 )
+from turbo_vaed.costs.estimate import Estimate
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.distill.job import which_student
 from turbo_vaed.errors import BudgetRefused, TurboVaedError, UserError
 from turbo_vaed.export import RUNTIMES
+from turbo_vaed.gate import TIMED, VERDICT_NAME, read_verdict
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.report.collect import collect
 from turbo_vaed.report.context import Failure, Registration
@@ -38,7 +40,7 @@ from turbo_vaed.report.page import write_report
 from turbo_vaed.report.roi_facts import cost_of_poc
 from turbo_vaed.report.words import headline
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages import waiting
+from turbo_vaed.stages import running, waiting
 from turbo_vaed.stages.cluster import own_node
 from turbo_vaed.stages.estimates import estimate_run, least_usd
 from turbo_vaed.stages.export import further_shapes, wanted
@@ -51,12 +53,13 @@ from turbo_vaed.stages.prices import (
     price_of,
 )
 from turbo_vaed.stages.quote import cheapest_elsewhere
+from turbo_vaed.stages.running import share_of
 from turbo_vaed.stages.storage import book_storage
 
 log = logging.getLogger(__name__)
 
 BEGUN = "begun.json"
-"""In the customer's folder: the last run that could begin to distil, which student of what."""
+"""In the customer's folder: the last run, and since when it might distil which students."""
 _UP_TO_DISTILL = frozenset(STAGES[: STAGES.index("distill") + 1])
 _MORE = Decimal("1.05")
 """Times what a month's limit had left: for less it is not worth to begin again."""
@@ -110,13 +113,13 @@ def outcome(poc: Poc, run: runs.Run, sentence: str) -> Outcome:
 
 def undecided(poc: Poc) -> str:
     """Why the gate could not tell, where measuring again may: the machine was busy, say. Empty
-    where it has decided, or no measurement would help."""
-    verdict = _read(poc.folder("gate") / "verdict.json")
-    if verdict["result"] != "cannot tell":
+    where it has decided, or its package's quality is in doubt, too, which no measurement ends."""
+    verdict = read_verdict(poc.folder("gate") / VERDICT_NAME)
+    if verdict.result != "cannot tell" or any(one.name not in TIMED for one in verdict.failed):
         return ""
-    candidates = _read(poc.folder("gate") / "choice.json")["candidates"]
-    found = [one.get("distrust") for one in candidates if one["result"] == "cannot tell"]
-    return next(filter(None, found), "")
+    choice = _read(poc.folder("gate") / "choice.json")
+    (chosen,) = (one for one in choice["candidates"] if one["name"] == choice["chosen"])
+    return str(chosen.get("distrust", ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,11 +230,36 @@ def preflight(settings: Settings, customer: str) -> Poc:
     return poc
 
 
-def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> str:
+def preview(settings: Settings, customer: str) -> str:
+    """What `turbo-vaed poc CUSTOMER` would do now and what that would cost, in words. Nothing is
+    run but stage `params`, which costs nothing.
+
+    Raises: as `preflight` and `estimate`.
+    """
+    poc = preflight(settings, customer)
+    stale = dvc.stale_after_params(settings.root, customer, STAGES)
+    todo = to_do(poc, settings, stale)
+    if todo is None:
+        return "Nothing changed since the last run: nothing would be run."
+    what = f"Of {customer} {', '.join(todo.stages) or 'no stage'} would be run"
+    if todo.why:
+        what += f", for {todo.why}"
+    if not todo.stale:
+        return f"{what}; the last run is registered and reported."
+    return f"{what}; {estimate(poc, settings, todo.run, todo.stale, is_begun=False)}."
+
+
+def estimate(
+    poc: Poc, settings: Settings, run: runs.Run, stale: list[str], *, is_begun: bool = True
+) -> str:
     """What is known before a run of what it will cost, in words.
 
     What follows a stale stage counts with it, for it is made from it. What the run has to keep back
-    of a month that others share is in the ledger from here on, until `release`.
+    of a month that others share is in the ledger from here on, until `release`; that of one that is
+    refused never was.
+
+    Args:
+        is_begun: false for one that is only asked about: nothing is kept of it.
 
     Raises:
         BudgetRefused: a price is unknown; or what is to be done cannot fit what the run may still
@@ -242,26 +270,35 @@ def estimate(poc: Poc, settings: Settings, run: runs.Run, stale: list[str]) -> s
     for stage in stages:
         price_of(poc.params, settings, stage)
     with Ledger.open(settings.ledger_url) as ledger:
-        limits, now = limits_of(poc.params), datetime.now(UTC)
-        groups = ledger.grouped(run=run.run_id)
-        spent_usd = total_usd(group.amount_usd for group in groups)
-        upto_usd = spent_usd + least_usd(poc, settings, ledger, stages)
-        ledger.hold(run.run_id, poc.customer, upto_usd, at=now)  # before the limits are asked
-        may_spend = allowance(ledger, limits, run=run.run_id, customer=poc.customer, at=now)
-        require_allowance(may_spend, spent_usd=spent_usd)
-        if "distill" in stages and has_begun(poc, run, ledger):
-            return f"run {run.run_id} goes on from what its training has saved"
-        found = estimate_run(
-            poc,
-            settings,
-            ledger,
-            stages=stages,
-            may_spend_usd=may_spend.usd,
-            of=may_spend.by,
-            spent_usd=spent_usd,
-            cheaper=partial(cheapest_elsewhere, poc, settings),
-        )
-    if "distill" in stages:
+        spent_usd = ledger.total(run=run.run_id)
+        share = share_of(ledger, limits_of(poc.params), run=run.run_id, customer=poc.customer)
+        goes_on = "distill" in stages and has_begun(poc, run, ledger)
+
+        def require_fit(may_spend: Allowance) -> Estimate | None:
+            require_allowance(may_spend, spent_usd=spent_usd)
+            if goes_on:
+                return None
+            return estimate_run(
+                poc,
+                settings,
+                ledger,
+                stages=stages,
+                may_spend_usd=may_spend.usd,
+                of=may_spend.by,
+                spent_usd=spent_usd,
+                cheaper=partial(cheapest_elsewhere, poc, settings),
+                is_kept=is_begun,
+            )
+
+        may_spend = share.ask()
+        found = require_fit(may_spend)  # one that is refused tells nobody
+        if is_begun:
+            then = share.claim(spent_usd + least_usd(poc, settings, ledger, stages))
+            if then.usd < may_spend.usd:  # another one came in between
+                may_spend, found = then, require_fit(then)
+    if goes_on:
+        return f"run {run.run_id} goes on from what its training has saved"
+    if "distill" in stages and is_begun:
         note_begun(poc, run)
     left = f"{format_usd(may_spend.usd - spent_usd)} are left of {may_spend.by}"
     if found is None:
@@ -276,37 +313,50 @@ def release(settings: Settings, run: runs.Run) -> None:
         return
     try:
         with Ledger.open(settings.ledger_url) as ledger:
-            ledger.release(run.run_id)
-    except TurboVaedError as error:  # it lapses by itself
-        log.warning("for an hour other runs count with what this one kept back: %s", error)
+            running.release(ledger, run.run_id)
+    except TurboVaedError as error:
+        log.warning("%s", error)
 
 
 def note_begun(poc: Poc, run: runs.Run) -> None:
-    """Keep that the run may begin to distil. A machine that is started for it takes this with it,
-    so that what is lost with the machine need not be estimated anew."""
-    (poc.work / BEGUN).write_text(_as_begun(poc, run))
+    """Keep that the run may distil this student of these videos from now on. A machine that is
+    started for it takes this with it, so that what is lost with the machine need not be estimated
+    anew."""
+    allowed = _allowed(poc, run)
+    allowed.setdefault(_student_key(poc), datetime.now(UTC).isoformat())
+    text = json.dumps({"run": run.run_id, "allowed": allowed}, indent=1)
+    (poc.work / BEGUN).write_text(text + "\n")
 
 
 def has_begun(poc: Poc, run: runs.Run, ledger: Ledger) -> bool:
-    """Whether the run was charged for distilling this student of these videos, and so goes on from
-    what it saved: its clips and latents are the same when they are made again."""
+    """Whether the run was charged for distilling since it might distil this student of these
+    videos, and so goes on from what it saved: its clips and latents are the same when they are made
+    again."""
+    since = _allowed(poc, run).get(_student_key(poc))
+    if since is None:
+        return False
+    groups = ledger.grouped(run=run.run_id, since=datetime.fromisoformat(since))
+    return any(group.stage == "distill" and group.unit == UNIT for group in groups)
+
+
+def _allowed(poc: Poc, run: runs.Run) -> dict[str, str]:
+    """Since when this run might distil which student, as `BEGUN` holds it."""
     path = poc.work / BEGUN
-    groups = ledger.grouped(run=run.run_id)
-    is_charged = any(group.stage == "distill" and group.unit == UNIT for group in groups)
-    return is_charged and path.is_file() and path.read_text() == _as_begun(poc, run)
+    kept = _read(path) if path.is_file() else {}
+    return dict(kept["allowed"]) if kept.get("run") == run.run_id and "allowed" in kept else {}
 
 
-def _as_begun(poc: Poc, run: runs.Run) -> str:
-    """What a run's distillation goes on from, as `BEGUN` holds it."""
+def _student_key(poc: Poc) -> str:
+    """Of a student and what it is made from."""
     videos = (path for path in poc.source.rglob("*") if path.is_file())
     told = {
-        "run": run.run_id,
         "student": which_student(poc.params.distill),
         "clip": asdict(poc.params.clip),
         "encode": asdict(poc.params.encode),
         "videos": sorted((str(p.relative_to(poc.source)), p.stat().st_size) for p in videos),
     }
-    return json.dumps(told, sort_keys=True, default=str) + "\n"
+    text = json.dumps(told, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def register(poc: Poc, settings: Settings, run: runs.Run) -> Registered:

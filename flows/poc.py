@@ -31,7 +31,7 @@ from turbo_vaed.settings import Settings
 from turbo_vaed.stages.prices import RAY_STAGES, devices_usd
 
 TIMEOUT_SECONDS = {
-    "params": 120,
+    "params": dvc.PARAMS_SECONDS,
     "validate": 3600,
     "clip": 3600,
     "encode": 6 * 3600,

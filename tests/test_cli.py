@@ -13,6 +13,7 @@ import pytest
 from tests.gate import made_up
 from turbo_vaed import cli, params
 from turbo_vaed.gate import judge
+from turbo_vaed.poc import Poc
 
 ROOT = Path(__file__).parents[1]
 
@@ -245,10 +246,10 @@ def test_nothing_to_show_yet(call, verb):
 @pytest.fixture
 def explained(checkout: Path) -> Path:
     """The folder of a customer's run whose package was judged too slow."""
-    work = checkout / "work" / "demo"
+    work, asked = checkout / "work" / "demo", Poc.load(checkout, "demo").params
     verdict = judge(
         made_up.evidence(latency_seconds=0.5, teacher_latency_seconds=0.2), customer="demo",
-        use_case="education", thresholds=made_up.use_case(), min_parity_psnr=60.0,
+        use_case="education", thresholds=asked.thresholds, min_parity_psnr=80.0,
         package_sha256="a" * 64, data_sha256="b" * 64, git_revision="c" * 40,
         created="2026-11-27T10:00:00+00:00", target="executorch-xnnpack/fp32",
     )  # fmt: skip
@@ -283,7 +284,7 @@ def test_gate_explain_says_what_does_not_pass_and_what_to_change(call, explained
         assert "between (95%)" in said and "margin" in said and "-1.5" in said
         assert "2.5 times too slow: a smaller student than tiny-ltx" in said
         assert "also judged: onnx/fp32 fails (fps, psnr)" in said
-        assert "not the last run's" not in said
+        assert "outdated" not in said
     code, out, _ = call("gate", "explain", "demo", "--format", "json")
     found = json.loads(out)
     assert code == 1 and set(found["advice"]) == {"fps", "latency_ratio"}
@@ -295,13 +296,26 @@ def test_gate_explain_tells_an_old_verdict_from_the_last_runs(call, explained):
     run = {"run_id": "demo-2", "started": "2026-11-27T11:00:00+00:00", "status": "open"}
     (explained / "run.json").write_text(json.dumps(run))
     _, out, _ = call("gate", "explain", "demo-2")
-    assert "not the last run's: run demo-2 began at" in " ".join(out.split())
+    assert "verdict is outdated: run demo-2 began at" in " ".join(out.split())
     run |= {"started": "2026-11-27T09:30:00+00:00"}
     (explained / "run.json").write_text(json.dumps(run))
-    assert "not the last run's" not in call("gate", "explain", "demo")[1], "it measures again"
+    assert "outdated" not in call("gate", "explain", "demo")[1], "it measures again"
     (explained / "export" / "figures.json").write_text('{"executorch-xnnpack/fp32 sha256": "9"}')
     _, out, _ = call("gate", "explain", "demo", "--format", "json")
     assert json.loads(out)["outdated"] == "the packages were made again since it was given"
+
+
+def test_gate_explain_tells_that_other_limits_are_asked_by_now(call, checkout, explained):
+    params = checkout / "params.yaml"
+    text = params.read_text()
+    stricter = text.replace("    min_psnr: 22.0 ", "    min_psnr: 31.5 ", 1)
+    assert stricter != text
+    params.write_text(stricter)
+    said = " ".join(call("gate", "explain", "demo")[1].split())
+    assert "outdated: params.yaml has other limits now: psnr 31.5. turbo-vaed poc demo" in said
+    params.write_text(text.replace("    use_case: education", "    use_case: inspection"))
+    said = " ".join(call("gate", "explain", "demo")[1].split())
+    assert "params.yaml has the use case inspection for demo now" in said
 
 
 def test_outside_a_checkout(call, monkeypatch, tmp_path_factory):

@@ -115,7 +115,8 @@ class DistillParams:
     student_fraction: Annotated[float, Field(gt=0, le=1)] = 0.175
     """Of the parameters of the teacher's decoder, where the student is `auto`."""
     stop_psnr_margin_db: Annotated[float, Field(ge=0)] | None = None
-    """dB above what the gate asks of PSNR at which the student is good enough; None: never."""
+    """dB above what the gate asks of PSNR at which the student is good enough, where it has the
+    rest of the quality that the gate asks for, too; None: never."""
     stop_usd_per_tenth_db: PositiveMoney | None = None
     """USD that another 0.1 dB may cost before the student is good enough; None: whatever."""
 

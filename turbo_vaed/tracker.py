@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
+from turbo_vaed.share import Share
+
 
 @dataclass(frozen=True, kw_only=True)
 class Used:
@@ -40,9 +42,8 @@ class Tracker:
 
     spent_usd: Callable[[], Decimal] | None = None
     """The run's spend so far, from the ledger; None where no ledger is kept."""
-    may_spend_usd: Callable[[Decimal], Decimal] | None = None
-    """By the whole run, as its own budget and those of the month leave it; above 0. Given what the
-    whole run may come to until it asks again, which other runs are told first."""
+    share: Share | None = None
+    """Of what the run's own budget and those of the month leave to it."""
     following: Callable[[], Following] | None = None
     """What the customer's earlier runs have paid after distillation; None where no ledger is."""
     usd_per_hour: Callable[[], Decimal] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -13,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.costs.charges import charge
-from turbo_vaed.costs import Budget, Ledger, Limits, allowance, decide
+from turbo_vaed.costs import Budget, Ledger, Limits, Share, allowance, decide
 from turbo_vaed.costs.holds import LAPSES_AFTER
-from turbo_vaed.errors import UserError
+from turbo_vaed.errors import Unreachable, UserError
+from turbo_vaed.share import FRESH_SECONDS
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -84,6 +86,13 @@ def test_what_is_no_amount_is_refused(ledger: Ledger, usd: Any) -> None:
         ledger.hold("demo-1", "demo", usd, at=NOW)
 
 
+def test_a_time_without_a_zone_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(UserError, match="no time zone"):
+        ledger.hold("demo-1", "demo", Decimal(1), at=datetime(2026, 11, 24))
+    with pytest.raises(UserError, match="no time zone"):
+        ledger.holds(at=datetime(2026, 11, 24))
+
+
 def test_a_month_leaves_to_a_run_what_others_neither_spent_nor_keep_back(ledger: Ledger) -> None:
     spend(ledger, "acme-1", "2", customer="acme")
     spend(ledger, "demo-1", "1")
@@ -105,28 +114,97 @@ def test_a_month_leaves_to_a_run_what_others_neither_spent_nor_keep_back(ledger:
     )
 
 
+def share(ledger: Ledger, run: str, limit: int, ticks: Iterator[float] | None = None) -> Share:
+    """Of a month's limit of all customers; nothing is fresh, unless there are `ticks`."""
+    limits = Limits(run_usd=Decimal(10**6), customer_month_usd=None, total_month_usd=Decimal(limit))
+    return Share(
+        ask=lambda: allowance(ledger, limits, run=run, customer="demo", at=NOW),
+        tell=lambda usd: ledger.hold(run, "demo", usd, at=NOW),
+        clock=(ticks or itertools.count(0.0, FRESH_SECONDS)).__next__,
+    )
+
+
+def test_a_claim_that_does_not_fit_is_told_to_nobody(ledger: Ledger) -> None:
+    ledger.hold("acme-1", "acme", Decimal(70), at=NOW)
+    ours = share(ledger, "demo-1", 100)
+    assert ours.claim(Decimal(20)).usd == 30 and kept(ledger)["demo-1"] == 20
+    found = ours.claim(Decimal(31))
+    assert found.usd == 30 and "acme-1 keep back $70.00" in found.by and not found.is_own
+    assert kept(ledger)["demo-1"] == 20, "as before"
+    assert ours.claim(Decimal(50), least_usd=Decimal(10)).usd == 30
+    assert kept(ledger)["demo-1"] == 30, "as much of it as fits"
+    assert ours.claim(Decimal(50), least_usd=Decimal(40)).usd == 30
+    assert kept(ledger)["demo-1"] == 40, "what comes in any case"
+
+
+def test_of_two_claims_at_once_the_second_to_tell_sees_the_first(ledger: Ledger) -> None:
+    """The other one tells between our question and our word."""
+    ours = share(ledger, "demo-1", 100)
+    tell = ours._tell
+
+    def late(usd: Decimal) -> None:
+        ledger.hold("acme-1", "acme", Decimal(60), at=NOW)
+        tell(usd)
+
+    ours._tell = late
+    assert ours.claim(Decimal(50)).usd == 40
+    assert kept(ledger)["demo-1"] == 0, "it does not fit: others need not wait for it"
+
+
+def test_a_claim_within_the_last_one_asks_nobody_for_some_seconds(ledger: Ledger) -> None:
+    now = [0.0]
+    ours = share(ledger, "demo-1", 100, iter(lambda: now[0], None))
+    assert ours.claim(Decimal(20)).usd == 100
+    ledger.hold("acme-1", "acme", Decimal(60), at=NOW)
+    now[0] = 4.9
+    assert ours.claim(Decimal(19)).usd == 100, "acme has seen that 20 are ours"
+    assert ours.claim(Decimal(21)).usd == 40
+    ledger.release("acme-1")
+    now[0] = 9.9
+    assert ours.claim(Decimal(1)).usd == 100
+
+
+def test_a_ledger_that_takes_no_word_ends_no_stage(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = share(ledger, "demo-1", 100)
+
+    def full(usd: Decimal) -> None:
+        raise Unreachable("the disk is full")
+
+    ours._tell = full
+    assert ours.claim(Decimal(20)).usd == 100
+    assert "other runs are not told what this one may come to: the disk is full" in caplog.text
+
+
 class Run:
-    """One that trains by the rules: it tells what it may come to, asks what is left to it, and
-    then takes steps for as long as `decide` lets it. Its charges come late, its reserve is spent
+    """One that trains by the rules: it claims its reserve and some steps, and takes them for as
+    long as `decide` lets it, until it claims anew. Its charges come late, its reserve is spent
     last."""
 
-    def __init__(self, ledger: Ledger, name: str, *, reserve: int, step: int) -> None:
+    def __init__(self, ledger: Ledger, name: str, limit: int, *, reserve: int, step: int) -> None:
         self.ledger, self.name = ledger, name
+        self.share = share(ledger, name, limit)
         self.reserve, self.step = Decimal(reserve), Decimal(step)
         self.spent = self.written = Decimal(0)
-        self.may_spend: Decimal | None = None
-        self.is_stopped = self.is_over = False
+        self.told, self.may_spend = Decimal(0), Decimal(0)
+        self.is_begun = self.is_stopped = self.is_over = False
 
-    def hear(self, limit: Decimal) -> None:
-        ahead = Decimal(0) if self.is_stopped else self.step
-        upto = self.spent + ahead + self.reserve
-        self.ledger.hold(self.name, "demo", upto, at=NOW)
-        limits = Limits(run_usd=Decimal(10**6), customer_month_usd=None, total_month_usd=limit)
-        self.may_spend = allowance(self.ledger, limits, run=self.name, customer="demo", at=NOW).usd
+    def begin(self) -> None:
+        """As a flow lets it in: with its reserve, or not at all."""
+        if not self.is_begun:
+            self.is_begun = self.share.claim(self.reserve).usd >= self.reserve
+            self.is_over = not self.is_begun
+
+    def hear(self) -> None:
+        if not self.is_stopped and not self.is_over:
+            least = self.spent + self.reserve
+            self.may_spend = self.share.claim(least + 3 * self.step, least_usd=least).usd
+            self.told = least + 3 * self.step
 
     def go_on(self) -> None:
-        """A step, if it fits; then the run hears nothing until it is told again."""
-        if self.may_spend is None or self.is_stopped:
+        """A step, if it fits: three at most until the run is told again."""
+        if self.is_stopped or self.is_over or self.spent + self.step + self.reserve > self.told:
             return
         budget = Budget(
             run_usd=max(self.may_spend, Decimal("1e-12")),
@@ -139,7 +217,7 @@ class Run:
             rate_usd_per_second=Decimal(1),
             next_step_seconds=float(self.step),
         )
-        self.is_stopped, self.may_spend = found.stop, None
+        self.is_stopped = found.stop
         if not found.stop:
             self.spent += self.step
 
@@ -161,8 +239,8 @@ class Run:
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=2, max_size=4),
-    st.lists(st.tuples(st.integers(0, 3), st.sampled_from("hhggwf")), max_size=120),
-    st.integers(100, 400),
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from("bhhgggwf")), max_size=120),
+    st.integers(60, 400),
 )
 def test_runs_side_by_side_never_pass_the_month_that_they_share(
     tmp_path_factory: pytest.TempPathFactory,
@@ -170,28 +248,19 @@ def test_runs_side_by_side_never_pass_the_month_that_they_share(
     moments: list[tuple[int, str]],
     limit: int,
 ) -> None:
-    """Whatever the order in which they tell, ask, go on and are charged: only those whose reserve
-    fits when they begin are let in, as a flow does it."""
+    """Whatever the order in which they come, claim, go on, are charged and end; and what one may
+    spend is spent in the end, for a run that is refused takes nothing from it."""
     folder = tmp_path_factory.mktemp("month")
     with Ledger.open(f"sqlite:///{folder}/ledger.db") as ledger:
-        runs = []
-        for number, (reserve, step) in enumerate(kinds):
-            run = Run(ledger, f"run-{number}", reserve=reserve, step=step)
-            run.hear(Decimal(limit))
-            assert run.may_spend is not None
-            if run.may_spend >= run.reserve:
-                runs.append(run)
-            else:
-                ledger.release(run.name)
-        for who, what in [*moments, *((n, w) for n in range(4) for w in "hghghghg")]:
+        runs = [
+            Run(ledger, f"run-{number}", limit, reserve=reserve, step=step)
+            for number, (reserve, step) in enumerate(kinds)
+        ]
+        for who, what in [*moments, *((n, w) for n in range(4) for w in "bhgghggf")]:
             run = runs[who % len(runs)]
-            match what:
-                case "h":
-                    run.hear(Decimal(limit))
-                case "g":
-                    run.go_on()
-                case "w":
-                    run.write()
-                case "f":
-                    run.finish()
-            assert sum(one.spent + one.reserve for one in runs) <= limit
+            if what == "b":
+                run.begin()
+            elif run.is_begun:
+                {"h": run.hear, "g": run.go_on, "w": run.write, "f": run.finish}[what]()
+            known = [one for one in runs if one.is_begun]
+            assert sum(one.spent + (not one.is_over) * one.reserve for one in known) <= limit

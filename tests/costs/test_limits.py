@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_vaed.costs import Charge, Ledger, Limits, allowance, require_allowance
-from turbo_vaed.costs.limits import Allowance
+from turbo_vaed.costs import Allowance, Charge, Ledger, Limits, allowance, require_allowance
 from turbo_vaed.costs.months import Month
 from turbo_vaed.errors import BudgetRefused
 
@@ -61,9 +60,12 @@ def of(ledger: Ledger, customer: str | None, total: str | None, at: datetime = N
 
 
 def test_the_nearest_limit_counts_and_is_named(ledger: Ledger) -> None:
-    assert of(ledger, None, None) == Allowance(usd=Decimal(95), by="budget.run_usd of $95.00")
+    assert of(ledger, None, None) == Allowance(
+        usd=Decimal(95), by="budget.run_usd of $95.00", is_own=True
+    )
     found = of(ledger, "30", None)
     assert found.usd == 20, "what the run itself has spent is its own"
+    assert not found.is_own
     assert found.by == (
         "budget.customer_month_usd of $30.00 in 2026-11, of which other runs have spent $10.00"
     )

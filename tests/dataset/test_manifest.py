@@ -24,7 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_video) -> Path:
     make_video(source / "b.mp4", seed=1)
     make_video(source / "sub" / "c.mp4", seed=2)
     shutil.copy(source / "b.mp4", source / "sub" / "copy.mp4")
-    (source / "a.txt").write_text("notes")
+    (source / "a.avi").write_text("notes")
+    (source / "Read Me.TXT").write_text("a document lies beside videos")
     (source / ".hidden.mp4").write_text("x")
     (source / ".cache").mkdir()
     (source / ".cache" / "d.mp4").write_text("x")
@@ -42,10 +43,10 @@ def manifest(folder: Path) -> pd.DataFrame:
 def test_a_row_per_file_with_its_reason(manifest: pd.DataFrame) -> None:
     rows = manifest.set_index("path")
     assert list(rows.index) == [
-        "a.txt", "b.mp4", "gone.mp4", "sub/c.mp4", "sub/copy.mp4", "z\\xff.mp4"
+        "a.avi", "b.mp4", "gone.mp4", "sub/c.mp4", "sub/copy.mp4", "z\\xff.mp4"
     ]  # fmt: skip
     assert list(rows.index[rows["status"] == "ok"]) == ["b.mp4", "sub/c.mp4"]
-    assert "does not decode" in rows.at["a.txt", "reason"]
+    assert "does not decode" in rows.at["a.avi", "reason"]
     assert "No such file" in rows.at["gone.mp4", "reason"]
     assert "not valid UTF-8" in rows.at["z\\xff.mp4", "reason"]
     assert rows.loc[["b.mp4", "sub/c.mp4"], "reason"].isna().all()

@@ -205,14 +205,21 @@ def test_what_workers_may_do_before_they_hear_again_is_more_than_any_late_step_t
     """A validation and a save between two steps count; what a step took long ago does not."""
     with follower(path, Books().tracker()) as following:
         following.take(start(0))
-        assert following.ahead_seconds == 60, "nothing is known yet"
+        assert following.ahead_seconds == 600, "nothing is known yet"
         for event in steps(1, 50, at=100):
             following.take(event)
+        assert following.ahead_seconds == 60
         following.take(step(51, 250))  # 101 s after the one before
         assert following.ahead_seconds == 202
         for event in steps(52, 250, at=251):
             following.take(event)
         assert following.ahead_seconds == 60
+    with follower(path, Books().tracker()) as following:
+        assert following.ahead_seconds == 600
+        following.take(start(1_000_000, resumed_from=250))
+        for event in steps(251, 252, at=1_000_100):
+            following.take(event)
+        assert following.ahead_seconds == 60, "the days in which no driver ran are no step"
 
 
 def test_without_a_tracker_everything_is_kept_all_the_same(path, clock) -> None:

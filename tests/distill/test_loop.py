@@ -30,7 +30,7 @@ class Run:
             job,
             tell=self.events.append,
             save=lambda state: self.states.append(copy.deepcopy(state)),
-            resume=resume,
+            resume=copy.deepcopy(resume),  # as from a file: the optimizer goes on in what it loads
             **more,
         )
         read = loop._read
@@ -67,6 +67,8 @@ def test_loss_falls_and_validation_rises(make_job):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert run.last.best_step in (20, 40)
     assert [row["step"] for row in run.last.history if "val_psnr" in row] == [20, 40]
+    told = {key for row in run.last.history for key in row if key.startswith("val_")}
+    assert told == {"val_psnr", "val_ssim"}, "nobody asks for more"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -174,17 +176,18 @@ QUICK = {
 }  # fmt: skip
 
 
-def aimed(job, psnr, ssim=-1.0):
-    return dataclasses.replace(job, target=Target(psnr=psnr, ssim=ssim, said=f"{psnr:.2f} dB"))
+def aimed(job, psnr, **limits):
+    target = Target(psnr=psnr, said=f"{psnr:.2f} dB", limits=limits, worst_share=0.05)
+    return dataclasses.replace(job, target=target)
 
 
 @pytest.fixture
 def enough_at_20(make_job):
     """A run of 40 steps, a job that has enough with what it reaches at 20, and that job's run."""
-    whole = Run(make_job(**QUICK))
+    whole = Run(aimed(make_job(**QUICK), math.inf))
     psnr = {row["step"]: row["val_psnr"] for row in whole.last.history if "val_psnr" in row}
     assert psnr[10] < psnr[20]
-    job = aimed(make_job(**QUICK), psnr[20])
+    job = aimed(make_job(**QUICK), psnr[20], ssim=-1.0)
     return whole, job, Run(job)
 
 
@@ -193,7 +196,7 @@ def test_a_run_stops_with_the_validation_that_is_good_enough(enough_at_20):
     last, (end,) = run.last, run.told("end")
     assert (last.stopped, last.step, last.best_step) == ("good enough", 20, 20)
     psnr, ssim = last.best_psnr, last.history[19]["val_ssim"]
-    said = f"validation PSNR {psnr:.2f} dB reaches {psnr:.2f} dB; SSIM {ssim:.3f} reaches -1"
+    said = f"validation PSNR {psnr:.2f} dB reaches {psnr:.2f} dB; SSIM {ssim:.4g} reaches -1"
     assert last.reason == end["reason"] == said
     assert (end["stopped"], end["step"]) == ("good enough", 20)
     assert_same(last.student, whole.states[1].student)  # on the planned schedule
@@ -220,18 +223,60 @@ def test_with_looser_limits_a_run_goes_on_to_what_it_would_have_become(enough_at
     assert_same(more.last.student, whole.last.student)
 
 
-def test_a_run_whose_psnr_is_enough_goes_on_until_its_ssim_is(enough_at_20, make_job):
+FIGURES = ("ssim", "ms_ssim", "worst_psnr", "detail", "flicker")
+
+
+def lacks(run):
+    return [w["text"] for w in run.told("warning") if w["kind"] == "not good enough"]
+
+
+def test_a_run_whose_psnr_is_enough_goes_on_until_all_that_is_asked_for_is(enough_at_20, make_job):
+    """And says once what it lacks."""
+    whole, job, run = enough_at_20
+    assert not lacks(run)
+    figures = {row["step"]: row for row in whole.last.history if "val_psnr" in row}
+    for name in FIGURES:
+        before, after = (figures[step][f"val_{name}"] for step in (20, 30))
+        assert after < before if name == "flicker" else after > before
+        limit = (before + after) / 2
+        asks = aimed(make_job(**QUICK), job.target.psnr, **{name: limit})
+        later = Run(asks, resume=whole.states[0])
+        assert (later.last.stopped, later.last.step) == ("good enough", 30), name
+        assert f"{after:.4g}" in later.last.reason and f"{limit:.4g}" in later.last.reason
+        (said,) = lacks(later)
+        assert f"{before:.4g}" in said and f"{limit:.4g}" in said
+
+
+def test_what_is_lacking_is_said_once(enough_at_20, make_job):
     whole, job, _ = enough_at_20
-    ssim = {row["step"]: row["val_ssim"] for row in whole.last.history if "val_ssim" in row}
-    assert ssim[20] < ssim[30]
-    later = Run(aimed(make_job(**QUICK), job.target.psnr, ssim[30])).last
-    assert (later.stopped, later.step) == ("good enough", 30)
+    asks = aimed(make_job(**QUICK), job.target.psnr, ssim=1.0)
+    run = Run(asks, resume=whole.states[0])
+    assert (run.last.stopped, run.last.step) == ("finished", 40)
+    assert len(lacks(run)) == 1
+    resumed = Run(asks, resume=run.states[1])
+    assert run.states[1].step == 30 and resumed.last.step == 40
+    assert not lacks(resumed)
+
+
+def test_a_validation_of_before_that_kept_less_is_not_enough(enough_at_20, make_job):
+    """A checkpoint of an earlier version: the run goes on to a better one."""
+    whole, job, _ = enough_at_20
+    kept = [
+        {k: v for k, v in row.items() if k in ("val_psnr", "val_ssim") or not k.startswith("val_")}
+        for row in whole.states[1].history
+    ]
+    old = dataclasses.replace(whole.states[1], history=kept)
+    asks = aimed(make_job(**QUICK), job.target.psnr, ms_ssim=-1.0)
+    assert Run(asks, resume=whole.states[1]).last.step == 20
+    assert Run(asks, resume=old).last.step == 30
 
 
 def test_a_start_that_is_good_enough_is_not_trained(make_job):
     run = Run(aimed(make_job(), -100.0))
     assert (run.last.stopped, run.last.step) == ("good enough", 0)
     assert run.last.best and not run.told("step")
+    asked = Run(aimed(make_job(), -100.0, ms_ssim=-1.0))  # the start's is not kept
+    assert (asked.last.stopped, asked.last.step) == ("good enough", 3)
 
 
 def test_a_budget_that_is_spent_comes_first(make_job):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -13,15 +14,38 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from turbo_vaed.distill.outlook import VALIDATIONS
-from turbo_vaed.distill.stopping import Enough, Target, curve, enough, good_enough, trend
+from turbo_vaed.distill.stopping import (
+    Enough,
+    Target,
+    curve,
+    enough,
+    good_enough,
+    lacking,
+    trend,
+)
 
 LIMIT = Decimal("0.02")
 """USD for 0.1 dB: 5 dB for a dollar."""
 TARGET = Target(
     psnr=30.1,
-    ssim=0.93,
     said="30.10 dB: 29.60 dB that the gate asks for, and a margin of 0.5 dB",
+    limits={"ssim": 0.93, "ms_ssim": 0.95, "worst_psnr": 24.5, "detail": 0.6, "flicker": 0.008},
+    worst_share=0.05,
 )
+MET = {f"val_{name}": limit for name, limit in TARGET.limits.items()}
+"""The figures of a student that has what is asked, and no more."""
+MISSED = {
+    "ssim": (0.9299, "SSIM", "0.9299 is below 0.93"),
+    "ms_ssim": (0.9499, "MS-SSIM", "0.9499 is below 0.95"),
+    "worst_psnr": (
+        24.49,
+        "PSNR of the worst clips",
+        "24.49 dB is below 24.5 dB (with the margin)",
+    ),
+    "detail": (0.5999, "detail", "0.5999 is below 0.6 (a share of the teacher's)"),
+    "flicker": (0.008001, "flicker", "0.008001 is above 0.008 (a multiple of the teacher's)"),
+}
+"""What is not enough of each, and how it is said."""
 Curve = list[tuple[Decimal, float]]
 
 
@@ -29,14 +53,14 @@ def asked(
     validations: Curve,
     *,
     best_psnr: float = 0.0,
-    best_ssim: float = -1.0,
+    best: Mapping[str, Any] = MET,
     target: Target | None = None,
     limit: Decimal | None = LIMIT,
 ) -> Enough | None:
     return enough(
         validations,
         best_psnr=best_psnr,
-        best_ssim=best_ssim,
+        best=best,
         target=target,
         usd_per_tenth_db=limit,
     )
@@ -62,13 +86,52 @@ any_curve = st.lists(st.tuples(gaps, st.floats(20, 40)), max_size=25).map(
 
 
 def test_the_target_is_reached_and_not_before() -> None:
-    found = asked([], best_psnr=30.1, best_ssim=0.93, target=TARGET)
-    said = f"validation PSNR 30.10 dB reaches {TARGET.said}; SSIM 0.930 reaches 0.93"
+    found = asked([], best_psnr=30.1, target=TARGET)
+    said = (
+        f"validation PSNR 30.10 dB reaches {TARGET.said}; SSIM 0.93 reaches 0.93; MS-SSIM 0.95 "
+        "reaches 0.95; PSNR of the worst clips 24.5 dB reaches 24.5 dB (with the margin); detail "
+        "0.6 reaches 0.6 (a share of the teacher's); flicker 0.008 keeps to 0.008 (a multiple of "
+        "the teacher's)"
+    )
     assert found == ("target", said)
-    assert asked([], best_psnr=30.0999, best_ssim=0.93, target=TARGET) is None
-    assert asked([], best_psnr=30.1, best_ssim=0.9299, target=TARGET) is None
-    assert asked([], best_psnr=30.1, best_ssim=float("nan"), target=TARGET) is None
-    assert asked([], best_psnr=99.0, best_ssim=1.0) is None
+    assert asked([], best_psnr=30.0999, target=TARGET) is None
+    assert asked([], best_psnr=99.0) is None
+
+
+@pytest.mark.parametrize("name", MISSED)
+def test_each_figure_that_is_asked_for_has_to_be_met(make_job, name: str) -> None:
+    """One that is missed, that is not a number, or that an earlier version did not keep."""
+    value, what, said = MISSED[name]
+    job = replace(make_job(), target=TARGET)
+    history = [{"step": 1, "val_psnr": 30.2, **MET}]
+    assert good_enough(job, history, best_psnr=30.2) is not None
+    others = {key: known for key, known in MET.items() if key != f"val_{name}"}
+    for figure, words in (
+        ({}, "is not known"),
+        ({f"val_{name}": float("nan")}, "is not known"),
+        ({f"val_{name}": value}, said),
+    ):
+        history = [{"step": 1, "val_psnr": 30.2, **others, **figure}]
+        assert good_enough(job, history, best_psnr=30.2) is None
+        assert lacking(job, history, best_psnr=30.2) == (
+            f"validation PSNR 30.20 dB reaches {TARGET.said}; but {what} {words}"
+        )
+
+
+def test_a_figure_that_nothing_is_asked_of_stops_nothing() -> None:
+    """As flicker of clips of one frame."""
+    value = MISSED["flicker"][0]
+    limits = {name: limit for name, limit in TARGET.limits.items() if name != "flicker"}
+    target = replace(TARGET, limits=limits)
+    assert asked([], best_psnr=30.1, best={**MET, "val_flicker": value}, target=target)
+    assert asked([], best_psnr=30.1, best={}, target=replace(TARGET, limits={}))
+
+
+def test_nothing_is_lacking_where_psnr_is_not_enough_or_all_is_met(make_job) -> None:
+    job = replace(make_job(), target=TARGET)
+    assert lacking(job, [{"step": 1, "val_psnr": 30.0}], best_psnr=30.0) is None
+    assert lacking(job, [{"step": 1, "val_psnr": 30.2, **MET}], best_psnr=30.2) is None
+    assert lacking(make_job(), [{"step": 1, "val_psnr": 30.2}], best_psnr=30.2) is None
 
 
 def test_a_price_is_said_with_its_limit() -> None:
@@ -197,15 +260,15 @@ def test_the_curve_has_the_dollars_of_its_steps(make_job) -> None:
 
 
 @pytest.mark.parametrize(("best", "is_enough"), [(0.94, True), (0.92, False), (None, False)])
-def test_the_ssim_is_that_of_the_best_student(
+def test_the_figures_are_those_of_the_best_student(
     make_job, best: float | None, is_enough: bool
 ) -> None:
-    """Which is the one of the highest PSNR; the start's is in no history."""
+    """Which is the one of the highest PSNR; the start's are in no history."""
     history: list[dict[str, Any]] = [
-        {"step": 1, "val_psnr": 29.0, "val_ssim": 0.99},
+        {"step": 1, "val_psnr": 29.0, **MET},
         {"step": 2},
-        {"step": 3, "val_psnr": 31.0, "val_ssim": best},
-        {"step": 4, "val_psnr": 30.0, "val_ssim": 0.99},
+        {"step": 3, "val_psnr": 31.0, **MET, "val_ssim": best},
+        {"step": 4, "val_psnr": 30.0, **MET},
     ]
     psnr = 31.0
     if best is None:

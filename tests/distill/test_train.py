@@ -54,13 +54,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def aimed(job: Job, psnr: float) -> Job:
-    return dataclasses.replace(job, target=Target(psnr=psnr, ssim=-1.0, said=f"{psnr:.2f} dB"))
+    said, limits = f"{psnr:.2f} dB", {"ssim": 0.5}
+    target = Target(psnr=psnr, said=said, limits=limits, worst_share=0.05)
+    return dataclasses.replace(job, target=target)
 
 
 @pytest.mark.parametrize(
     ("psnr", "limit", "said"),
     [
-        (29.9, None, "validation PSNR 30.00 dB reaches 29.90 dB; SSIM 0.900 reaches -1"),
+        (29.9, None, "validation PSNR 30.00 dB reaches 29.90 dB; SSIM 0.9 reaches 0.5"),
         (99.0, "0.01", "by the trend of the last 11 validations more dollars bring nothing; the "
          "limit is $0.01 per 0.1 dB"),
     ],

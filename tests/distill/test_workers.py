@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+import math
 import os
 import socket
 from pathlib import Path
@@ -13,8 +15,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from turbo_vaed.distill.data import Clips
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.stopping import Target
+from turbo_vaed.distill.validation import validate
+from turbo_vaed.models import TurboVaedDecoder
 
 
 def run(job, rank=0, world=1):
@@ -27,22 +32,37 @@ def run(job, rank=0, world=1):
     return states[-1] if states else None
 
 
-def work(rank: int, port: int, job, folder: str) -> None:
+def trained(job, rank: int = 0, world: int = 1) -> dict | None:
+    state = run(job, rank, world)
+    kept = ("student", "ema", "stopped", "step", "reason")
+    return None if state is None else {name: getattr(state, name) for name in kept}
+
+
+def validated(job, rank: int = 0, world: int = 1) -> dict | None:
+    """The figures of an untrained student, with the worst two of three clips."""
+    torch.manual_seed(0)
+    found = validate(
+        TurboVaedDecoder(job.student), Clips(clips=job.clips, latents=job.latents), rank=rank,
+        world=world, device=torch.device("cpu"), worst_share=0.67,
+    )  # fmt: skip
+    return None if rank else {"psnr": found.psnr, "ssim": found.ssim, **found.more}
+
+
+def work(rank: int, port: int, do, job, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    state = run(job, rank, 2)
-    if state is not None:
-        kept = {name: getattr(state, name) for name in ("student", "ema", "stopped", "step")}
+    kept = do(job, rank, 2)
+    if kept is not None:
         torch.save(kept, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def on_two(job, folder) -> dict:
+def on_two(job, folder, do=trained) -> dict:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(work, args=(port, job, str(folder)), nprocs=2)
+    mp.spawn(work, args=(port, do, job, str(folder)), nprocs=2)
     assert not (folder / "1.pt").exists()  # rank 0 alone saves
     return torch.load(folder / "0.pt")
 
@@ -79,10 +99,30 @@ def test_two_workers_and_micro_batches_end_with_the_weights_of_one(make_job, tmp
 
 def test_all_workers_stop_where_the_first_finds_the_student_good_enough(make_job, tmp_path):
     changes = {"steps": 20, "batch_size": 2, "learning_rate": 1e-3, "ema_decay": 0.9}
-    alone = run(make_job(**changes, validate_every=5, micro_batch=2))
-    psnr = [row["val_psnr"] for row in alone.history if "val_psnr" in row]
-    assert psnr[0] < psnr[1]
-    target = Target(psnr=(psnr[0] + psnr[1]) / 2, ssim=-1.0, said="made up")
+    never = Target(psnr=math.inf, said="made up", limits={}, worst_share=0.05)
+    job = make_job(**changes, validate_every=5, micro_batch=2)
+    alone = run(dataclasses.replace(job, target=never))
+    first, then = [row for row in alone.history if "val_psnr" in row][:2]
+    assert first["val_psnr"] < then["val_psnr"] and first["val_ms_ssim"] < then["val_ms_ssim"]
+    between = (first["val_ms_ssim"] + then["val_ms_ssim"]) / 2
+    target = dataclasses.replace(never, psnr=first["val_psnr"] - 1, limits={"ms_ssim": between})
     job = make_job(**changes, validate_every=5, micro_batch=2, workers=2)
     two = on_two(dataclasses.replace(job, target=target), tmp_path)
     assert (two["stopped"], two["step"]) == ("good enough", 10)
+
+
+def test_two_workers_see_on_their_clips_what_one_sees_on_all(make_job, tmp_path):
+    """Three validation clips, so that each has its own number, and the worst two lie on both."""
+    path = Path(make_job().clips) / "clips.json"
+    clips = json.loads(path.read_text())["clips"]
+    for clip in clips:
+        clip["split"] = "val" if clip["index"] < 3 else "train"
+    path.write_text(json.dumps({"clips": clips}))
+    job = make_job()
+    alone, two = validated(job), on_two(job, tmp_path, validated)
+    assert alone.keys() == {"psnr", "ssim", "worst_psnr", "ms_ssim", "detail", "flicker"}
+    assert two.keys() == alone.keys()
+    for name in ("worst_psnr", "ms_ssim", "detail", "flicker"):
+        assert two[name] == pytest.approx(alone[name], rel=1e-6), name
+    assert two["psnr"] == pytest.approx(alone["psnr"], rel=1e-6)
+    assert two["worst_psnr"] < two["psnr"]

@@ -170,7 +170,8 @@ def test_a_refused_run_leaves_the_page_of_the_last_one(checkout, first_run):
     assert refused.returncode == 1, refused.stdout[-3000:] + refused.stderr[-3000:]
     assert "customer_month_usd" in refused.stderr
     assert f"report: {refusal}" in refused.stderr
-    assert "The budget stopped the run" in refusal.read_text()
+    said = refusal.read_text()
+    assert "The run was not started: " in said and "nothing may be spent: budget.cust" in said
     assert page.read_bytes() == before
 
 

@@ -125,12 +125,57 @@ def test_of_two_runs_beside_each_other_the_second_is_left_what_the_first_does_no
     assert "estimated at $10.2" in effects.estimate(poc, settings, second, ["gate"])
 
 
+@pytest.mark.parametrize("steps", [1000, 10**7])
+def test_a_run_that_is_only_asked_about_leaves_nothing_behind(
+    poc: Poc, settings: Settings, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Whether it would be refused or not."""
+    monkeypatch.setattr(effects, "preflight", lambda *_: changed(poc, steps=steps))
+    monkeypatch.setattr(effects.dvc, "stale_after_params", lambda *_: ["distill"])
+    before = sorted(poc.work.rglob("*"))
+    if steps == 1000:
+        said = effects.preview(settings, "demo")
+        assert said.startswith("Of demo distill, evaluate, export, gate would be run; estimated at")
+    else:
+        with pytest.raises(BudgetRefused, match=r"cannot fit.*with a budget\.run_usd of"):
+            effects.preview(settings, "demo")
+    assert sorted(poc.work.rglob("*")) == before
+    with Ledger.open(settings.ledger_url) as ledger:
+        assert ledger.holds(at=datetime.now(UTC)) == ()
+    done = runs.Run(run_id="demo-9", started=datetime.now(UTC).isoformat(), status="done")
+    monkeypatch.setattr(effects, "to_do", lambda *_: None)
+    runs.write(poc.work, done)
+    assert effects.preview(settings, "demo").startswith("Nothing changed")
+
+
+def test_a_month_that_is_too_small_is_named_with_what_it_would_have_to_be(
+    poc: Poc, settings: Settings
+) -> None:
+    budget = dataclasses.replace(poc.params.budget, customer_month_usd=Decimal("0.1"))
+    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
+    said = (
+        r"estimated at \$0\.80 .* may be spent of .* left of budget\.customer_month_usd of \$0\.10 "
+        r".*with a budget\.customer_month_usd that is larger by \$0\.8"
+    )
+    with pytest.raises(BudgetRefused, match=said):
+        effects.estimate(poc, settings, runs.fresh("demo"), ["distill"])
+
+
 def begin(poc: Poc, settings: Settings) -> runs.Run:
     """A run of 1 USD that was killed while it distilled, with 0.60 USD spent."""
     run = runs.fresh("demo")
     assert "estimated at $0.80" in effects.estimate(poc, settings, run, ["distill"])
-    spend(settings, run.run_id, stage="distill", unit_price_usd=Decimal("0.04"))
+    train(settings, run)
     return run
+
+
+def train(settings: Settings, run: runs.Run) -> None:
+    """For 0.60 USD, now."""
+    now = datetime.now(UTC)
+    spend(
+        settings, run.run_id, stage="distill", unit_price_usd=Decimal("0.04"), started_at=now,
+        ended_at=now,
+    )  # fmt: skip
 
 
 def test_training_that_was_begun_goes_on_without_another_estimate(
@@ -157,6 +202,11 @@ def test_other_steps_are_another_student_and_have_to_fit_what_is_left(
     assert effects.estimate(poc, settings, run, ["distill"]).endswith("saved"), "as it was begun"
     few = effects.estimate(changed(poc, steps=100), settings, run, ["distill"])
     assert few.startswith("estimated at $0.0") and "$0.40 are left" in few
+    kept_by_few = (poc.work / ESTIMATE).read_text()
+    assert "goes on" in effects.estimate(poc, settings, run, ["distill"]), "this one was charged"
+    again = effects.estimate(changed(poc, steps=100), settings, run, ["distill"])
+    assert again == few, "and this one was not"
+    (poc.work / ESTIMATE).write_text(kept_by_few)
     kept = json.loads((poc.work / ESTIMATE).read_text())
     assert Decimal(kept["likely_usd"]) > Decimal("0.68"), "of the whole run"
 

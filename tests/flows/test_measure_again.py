@@ -11,6 +11,8 @@ import pytest
 
 from flows import effects, runs
 from flows import poc as flow
+from tests.gate import made_up
+from turbo_vaed.gate import judge, write_verdict
 
 
 @pytest.fixture
@@ -21,35 +23,52 @@ def work(tmp_path) -> Path:
     return tmp_path
 
 
-def judged(work: Path, result: str, *candidates: tuple[str, str]) -> SimpleNamespace:
-    """The place of a customer whose gate found `result`; by candidate, result and distrust."""
-    (work / "gate" / "verdict.json").write_text(json.dumps({"result": result}))
-    rows = [{"result": found, "distrust": distrust} for found, distrust in candidates]
-    (work / "gate" / "choice.json").write_text(json.dumps({"candidates": rows}))
+BUSY = "the machine was busy"
+
+
+def judged(work: Path, open_: dict[str, str], distrust: str = "") -> SimpleNamespace:
+    """The place of a customer whose gate found the chosen package's checks in `open_` failed or
+    untold, and the other package hot."""
+    evidence = made_up.evidence(unknown={k: BUSY for k, v in open_.items() if v == "cannot tell"})
+    if "psnr" in open_ and open_["psnr"] == "fails":
+        evidence = replace(evidence, psnr_db=1.0)
+    verdict = judge(
+        evidence, customer="demo", use_case="education", thresholds=made_up.use_case(),
+        min_parity_psnr=60.0, package_sha256="a" * 64, data_sha256="b" * 64,
+        git_revision="c" * 40, created="2026-11-27T00:00:00+00:00",
+    )  # fmt: skip
+    write_verdict(verdict, work / "gate")
+    rows = [{"name": "a", "distrust": distrust}, {"name": "b", "distrust": "hot"}]
+    (work / "gate" / "choice.json").write_text(json.dumps({"chosen": "a", "candidates": rows}))
     report = work / "report" / "report.html"
     return SimpleNamespace(customer="demo", work=work, report=report, folder=work.joinpath)
 
 
+TELLS_NOT = {"fps": "cannot tell", "latency_ratio": "cannot tell"}
+
+
 @pytest.mark.parametrize(
-    ("result", "candidates", "why"),
+    ("open_", "distrust", "why"),
     [
-        ("cannot tell", [("fails", "hot"), ("cannot tell", "the machine was busy")], "busy"),
-        ("cannot tell", [("cannot tell", "")], ""),
-        ("passes", [("passes", ""), ("cannot tell", "the machine was busy")], ""),
-        ("fails", [("fails", "the machine was busy")], ""),
+        (TELLS_NOT, BUSY, "busy"),
+        (TELLS_NOT, "", ""),  # quiet, and its interval crosses the limit
+        ({}, BUSY, ""),
+        (TELLS_NOT | {"psnr": "fails"}, BUSY, ""),
+        (TELLS_NOT | {"flicker_ratio": "cannot tell"}, BUSY, ""),
     ],
 )
-def test_what_measuring_again_may_decide(work, result, candidates, why):
-    found = effects.undecided(judged(work, result, *candidates))
+def test_what_measuring_again_may_decide(work, open_, distrust, why):
+    """Nothing of a student whose quality is in doubt, whatever the machine did."""
+    found = effects.undecided(judged(work, open_, distrust))
     assert (why in found) if why else (found == "")
-    told = effects.outcome(judged(work, result, *candidates), runs.fresh("demo"), "So it ended.")
+    told = effects.outcome(judged(work, open_, distrust), runs.fresh("demo"), "So it ended.")
     assert told.sentence.startswith("So it ended.")
     assert ("Run the same command again" in told.sentence and why in told.sentence) == bool(why)
 
 
 @pytest.mark.parametrize(("result", "again"), [("cannot tell", True), ("passes", False)])
 def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, result, again):
-    poc = judged(work, result, (result, "the machine was busy" if again else ""))
+    poc = judged(work, TELLS_NOT if again else {}, BUSY if again else "")
     done = runs.write(work, runs.fresh("demo"))
     verdict = runs.verdict_sha256(work)
     runs.write(work, runs.Run(run_id=done.run_id, started=done.started, status="done",
@@ -94,7 +113,7 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
 )
 def test_which_run_goes_on_is_decided_in_one_place(work, result, stale, found):
     """For the flow and for a machine of EC2 alike: one that has nothing to do is not started."""
-    poc = judged(work, result, (result, "the machine was busy"))
+    poc = judged(work, TELLS_NOT if result == "cannot tell" else {}, BUSY)
     last = runs.write(work, runs.fresh("demo"))
     assert effects.run_to_do(poc, stale) == last, "one that is open goes on"
     verdict = runs.verdict_sha256(work)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,10 +22,10 @@ from turbo_vaed import params
 from turbo_vaed.costs import Ledger, PriceBook, Rate
 from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
 from turbo_vaed.dataset.ray_session import ray_session
-from turbo_vaed.errors import BudgetRefused
+from turbo_vaed.errors import BudgetRefused, Unreachable
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages import cluster, prices, running, waiting
+from turbo_vaed.stages import cluster, prices, running, waiting, watch
 from turbo_vaed.stages.arithmetic import expected_pace
 from turbo_vaed.stages.cluster import INSTANCE_TYPE, MARKET, REGION, ZONE
 
@@ -149,7 +152,6 @@ def test_what_a_cluster_waits_between_its_stages_is_charged(
 
 def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_as_waiting(
     on_cluster: tuple[params.Params, Settings],
-    connected: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -158,22 +160,36 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
     _, settings = on_cluster
     shutil.copy(settings.root / "params.yaml", tmp_path)
     poc, on_demand = Poc.load(tmp_path, "demo"), {**SPOT, MARKET: "on-demand"}
-    there = {ray.get_runtime_context().get_node_id(): on_demand, "stays": SPOT, "goes": on_demand}
-    rates = cluster.rates
-    monkeypatch.setattr(
-        cluster,
-        "rates",
-        lambda book: rates(
-            book, lambda: [{"NodeID": name, "Labels": found} for name, found in there.items()]
-        ),
-    )
+    there = {"driver": on_demand, "stays": SPOT, "goes": on_demand}
+
+    class Watching:
+        """A child that sees them."""
+
+        own_node = "driver"
+
+        def __init__(self, address: str, *, seconds: float) -> None:
+            assert address == settings.ray_address
+
+        def __enter__(self) -> Watching:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def nodes(self) -> list[dict[str, Any]]:
+            return [{"NodeID": name, "Labels": found} for name, found in there.items()]
+
+    monkeypatch.setattr(running, "Watch", Watching)
     monkeypatch.setattr(running, "CLUSTER_SLICE_SECONDS", 0.02)
     seen = poc.work / waiting.FILE
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         with running._waiting(poc, settings, ledger, "demo-1", "gate"):
             time.sleep(0.1)
         assert ledger.charges() == (), "no run has begun on the cluster"
-        waiting.begin(prices.nodes_of(poc.params, settings, "distill"), seen, run="demo-1")
+        at_first = prices.nodes_of(
+            poc.params, settings, "distill", Watching("10.0.0.1:6379", seconds=1).nodes
+        )
+        waiting.begin(at_first, seen, run="demo-1")
         began = time.monotonic()
         with running._waiting(poc, settings, ledger, "demo-1", "gate"):
             time.sleep(0.5)
@@ -211,6 +227,54 @@ def test_a_stage_of_this_machine_needs_no_cluster(
         running._waiting(poc, settings, ledger, "demo-1", "gate"),
     ):
         assert "charged when gate has ended: no Ray answers at 127.0.0.1:9" in caplog.text
+
+
+@pytest.fixture
+def head() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A Ray of its own processes, which end with one: its address, and that one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    labels = ",".join(f"{name}={value}" for name, value in SPOT.items())
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+            *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=1"),
+            *("--labels", labels, "--include-dashboard=false", "--disable-usage-stats"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield f"127.0.0.1:{port}", process
+    process.terminate()
+    process.wait()
+
+
+def test_a_child_sees_a_cluster_and_its_end_without_ending_us(
+    head: tuple[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, process = head
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            watching = watch.Watch(address, seconds=0.1).__enter__()
+            break
+        except Unreachable:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    try:
+        (node,) = watching.nodes()
+        assert node["Labels"].items() >= SPOT.items() and watching.own_node == node["NodeID"]
+        assert not ray.is_initialized(), "not in this process"
+        process.terminate()
+        process.wait()
+        monkeypatch.setattr(watch, "SILENT_SECONDS", 0.5)
+        while watching.nodes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert watching.nodes() == []
+    finally:
+        watching.__exit__(None, None, None)
+    assert watching._child.poll() is not None
 
 
 def test_a_price_of_all_nodes_together_is_asked_of_nobody(

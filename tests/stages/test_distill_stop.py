@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,18 +19,21 @@ import yaml
 from tests.distill.checkpoints import make_checkpoint
 from turbo_vaed.costs import Budget, Spending
 from turbo_vaed.dataset import ray_session
-from turbo_vaed.distill import teacher_psnr as module
+from turbo_vaed.distill import teacher_quality as module
 from turbo_vaed.distill import train
 from turbo_vaed.distill.job import Job
 from turbo_vaed.distill.store import Store, step_of
 from turbo_vaed.distill.student import Student
 from turbo_vaed.distill.targets import TargetPlan
+from turbo_vaed.distill.teacher_quality import TeacherQuality
 from turbo_vaed.errors import Unreachable
 from turbo_vaed.models import PRESETS, TurboVaedDecoder
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import distill
 from turbo_vaed.stages import params as params_stage
+from turbo_vaed.stages._evidence import LEAST_FLICKER, _quality
+from turbo_vaed.stages._shown import Shown
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -55,28 +59,43 @@ def target(poc: Poc, margin: float | None, usd: str = "1") -> Any:
 
 
 @pytest.fixture
-def teacher(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Its dB on the validation clips, to be replaced."""
-    known = [30.0]
+def teacher(monkeypatch: pytest.MonkeyPatch) -> list[TeacherQuality]:
+    """Its quality on the validation clips, to be replaced."""
+    known = [TeacherQuality(psnr=30.0, detail=0.8, flicker=0.002)]
 
-    def measure(wanted: Any, *, afford: Any, **_: Any) -> float:
+    def measure(wanted: Any, *, afford: Any, **_: Any) -> TeacherQuality:
         afford(0.0)
         return known[0]
 
-    monkeypatch.setattr(module, "teacher_psnr", measure)
+    monkeypatch.setattr(module, "teacher_quality", measure)
     return known
 
 
-def test_what_the_gate_asks_for_and_the_margin(poc: Poc, teacher: list[float]) -> None:
+def test_what_the_gate_asks_for_and_the_margin(
+    poc: Poc, teacher: list[TeacherQuality], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of `education`, and of the teacher's own what is relative to it."""
     found = target(poc, 0.5)
     assert found.psnr == pytest.approx(0.95 * 30 + 0.5)
-    assert found.ssim == poc.params.thresholds.min_ssim == 0.60
+    assert found.worst_share == poc.params.evaluate.worst_share == 0.05
+    assert found.limits == pytest.approx(
+        {
+            "ssim": 0.60,
+            "ms_ssim": 0.80,
+            "worst_psnr": 16.0 + 0.5,
+            "detail": 0.70 * 0.8,
+            "flicker": 3.0 * 0.002,
+        }
+    )
     assert found.said == (
         "29.00 dB: 28.50 dB that the gate asks for (0.95 of the teacher's 30.00 dB on these "
         "clips), and a margin of 0.5 dB"
     )
-    teacher[0] = 20.0
+    said = f"{found.said}; with ssim 0.6, ms_ssim 0.8, worst_psnr 16.5, detail 0.56, flicker 0.006"
+    assert said in capsys.readouterr().out
+    teacher[0] = dataclasses.replace(teacher[0], psnr=20.0)
     found = target(poc, 0.0)
+    assert found.limits["worst_psnr"] == 16.0
     assert found.psnr == 22.0
     assert "22.00 dB that the gate asks for (more than 0.95 of the teacher's 20.00 dB" in found.said
 
@@ -84,15 +103,48 @@ def test_what_the_gate_asks_for_and_the_margin(poc: Poc, teacher: list[float]) -
 def test_without_a_margin_the_teacher_is_not_asked(
     poc: Poc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(module, "teacher_psnr")
+    monkeypatch.delattr(module, "teacher_quality")
     assert target(poc, None) is None
 
 
+def test_a_teacher_that_hardly_flickers_or_clips_that_cannot(
+    poc: Poc, teacher: list[TeacherQuality]
+) -> None:
+    teacher[0] = dataclasses.replace(teacher[0], flicker=LEAST_FLICKER / 10)
+    assert target(poc, 0.5).limits["flicker"] == pytest.approx(3.0 * LEAST_FLICKER)
+    teacher[0] = dataclasses.replace(teacher[0], flicker=None)
+    assert "flicker" not in target(poc, 0.5).limits
+
+
+@pytest.mark.parametrize("name", ["detail", "flicker"])
+def test_what_is_asked_of_the_teachers_share_is_what_the_gate_asks(
+    poc: Poc, teacher: list[TeacherQuality], name: str
+) -> None:
+    """A student of just the limit has just the gate's ratio, of clips whose own ratios differ."""
+    of_teacher, pattern = np.array([0.002, 0.010, 0.006]), np.array([1.5, 0.3, 1.2])
+    teacher[0] = dataclasses.replace(teacher[0], **{name: float(of_teacher.mean())})
+    of_student = pattern * target(poc, 0.5).limits[name] / pattern.mean()
+    others = dict.fromkeys(("psnr", "ssim", "ms_ssim", "detail", "flicker"), 0.5)
+    rows = [{"path": f"{i}.mp4", "teacher": {**others, name: value}}
+            for i, value in enumerate(of_teacher)]  # fmt: skip
+    clips = tuple({**others, name: float(value)} for value in of_student)
+    quality: dict[str, dict[str, float]] = {}  # of the frames: not None
+    shown = Shown(quality=quality, clips=clips, parity_psnr_db=None)
+    figures, _ = _quality(shown, {"clips": rows, "worst_share": 0.05}, 0.95)
+    thresholds = poc.params.thresholds
+    checks = {
+        "detail": ("detail_retention", thresholds.min_detail_retention),
+        "flicker": ("flicker_ratio", thresholds.max_flicker),
+    }
+    check, asked = checks[name]
+    assert figures[check] == pytest.approx(asked)
+
+
 def test_a_target_that_cannot_be_paid_stops_nothing(
-    poc: Poc, teacher: list[float], capsys: pytest.CaptureFixture[str]
+    poc: Poc, teacher: list[TeacherQuality], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert target(poc, 0.5, usd="0.1") is None
-    assert "no PSNR is enough to stop for: the teacher on validation" in capsys.readouterr().out
+    assert "no quality is enough to stop for: the teacher on validation" in capsys.readouterr().out
 
 
 def sections(poc: Poc, **changes: Any) -> dict[str, Any]:
@@ -108,12 +160,19 @@ def sections(poc: Poc, **changes: Any) -> dict[str, Any]:
 def test_distillation_depends_on_the_gate_only_where_it_aims_at_it(poc: Poc) -> None:
     assert sections(poc) == sections(poc, thresholds={"min_psnr": 31.0})
     aims = {"distill": {"stop_psnr_margin_db": 0.5}}
-    limits = {"min_psnr": 22.0, "min_psnr_retention": 0.95, "min_ssim": 0.6}
-    assert sections(poc, **aims)["thresholds"] == limits
-    moved = sections(poc, **aims, thresholds={"min_psnr": 31.0, "min_ssim": 0.9})
-    assert moved["thresholds"] == limits | {"min_psnr": 31.0, "min_ssim": 0.9}
-    others = {"min_psnr": 31.0, "min_ssim": 0.9, "min_ms_ssim": 0.97, "min_worst_psnr": 30.0}
-    assert moved == sections(poc, **aims, thresholds=others)
+    limits = {
+        "min_psnr": 22.0, "min_psnr_retention": 0.95, "min_ssim": 0.6, "min_ms_ssim": 0.8,
+        "min_worst_psnr": 16.0, "max_flicker": 3.0, "min_detail_retention": 0.7,
+    }  # fmt: skip
+    aimed = sections(poc, **aims)
+    assert (aimed["thresholds"], aimed["worst_share"]) == (limits, 0.05)
+    for name in limits:  # any of them, and nothing that is asked of the package
+        moved = sections(poc, **aims, thresholds={name: 0.5})
+        assert moved["thresholds"] == limits | {name: 0.5}
+    others = {"min_parity": 60, "min_fps": 30, "max_package_mb": 20, "max_latency_ratio": 0.5}
+    assert aimed == sections(poc, **aims, thresholds=others)
+    assert sections(poc, **aims, evaluate={"worst_share": 0.1})["worst_share"] == 0.1
+    assert sections(poc) == sections(poc, evaluate={"worst_share": 0.1})
 
 
 @dataclasses.dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -16,14 +18,15 @@ from typing import Any
 import pytest
 
 from tests.costs.listed import NOON, Listed
-from turbo_vaed.costs import Charge, Ledger, PriceBook, per_second
+from turbo_vaed.costs import Allowance, Charge, Ledger, PriceBook, Share, per_second
 from turbo_vaed.costs.aws_prices import Ec2Quote
-from turbo_vaed.costs.estimate import Pace
+from turbo_vaed.costs.estimate import Estimate, Pace
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.models.teachers import teacher_flops
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.share import FRESH_SECONDS
 from turbo_vaed.stages import arithmetic, distill, estimates, prices
 from turbo_vaed.stages.arithmetic import expected, expected_pace, step_flops, teacher_work
 from turbo_vaed.stages.estimates import (
@@ -369,6 +372,31 @@ def test_nodes_that_waited_and_devices_are_in_the_estimate(
     assert found.likely_usd - before.likely_usd == waited.amount_usd + phone.amount_usd
 
 
+def test_stages_with_other_params_than_last_time_may_take_longer(
+    poc: Poc, settings: Settings, ledger: Ledger
+) -> None:
+    """A shape was added, say: by what DVC has recorded of the last run of `export`."""
+    stages, path = ["export", "gate"], poc.work / "params" / "export.yaml"
+
+    def found() -> Estimate:
+        told = estimate_run(poc, settings, ledger, stages=stages, may_spend_usd=Decimal(95))
+        assert told is not None
+        return told
+
+    before = found()
+    path.parent.mkdir(parents=True)
+    path.write_text("targets: [a]\n")
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    deps = [{"path": "work/demo/params/export.yaml", "md5": md5}]
+    lock = {"stages": {"export@demo": {"deps": deps}}}
+    (poc.work / "dvc.lock").write_text(json.dumps(lock))
+    assert found() == before
+    path.write_text("targets: [a, b]\n")
+    after = found()
+    assert after.low_usd == before.low_usd and after.high_usd > 2 * before.high_usd
+    assert "the params of export are others since" in after.basis
+
+
 def test_a_pace_of_something_else_is_no_pace(poc: Poc, settings: Settings, ledger: Ledger) -> None:
     other = with_distill(poc, batch_size=99)
     found = estimate_run(other, settings, ledger, may_spend_usd=Decimal(95))
@@ -460,33 +488,32 @@ def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
     poc: Poc, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the start by the budget, and in all that the workers hear later."""
-    for module in (prices, distill):
-        monkeypatch.setattr(module, "devices_usd", lambda params: Decimal(5))
+    monkeypatch.setattr(prices, "devices_usd", lambda params: Decimal(5))
     told: list[Decimal] = []
-
-    def may_spend(upto_usd: Decimal) -> Decimal:
-        told.append(upto_usd)
-        return Decimal(20)
-
-    tracker = Tracker(spent_usd=lambda: Decimal(1), may_spend_usd=may_spend)
-    poc = dataclasses.replace(poc, tracker=tracker)
+    left = [Decimal(20)]
+    share = Share(
+        ask=lambda: Allowance(usd=left[0], by="a month's", is_own=False),
+        tell=told.append,
+        clock=itertools.count(0, FRESH_SECONDS).__next__,
+    )
+    poc = dataclasses.replace(poc, tracker=Tracker(spent_usd=lambda: Decimal(1), share=share))
     spending = spending_of(poc, settings, "distill")
     assert spending.budget.run_usd == 15
     kept = 1 + spending.budget.reserve_usd + 5
     spending.require(3600, "an hour")
     follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0, ahead_seconds=1800.0)
-    assert distill._paid(poc, settings, follower)().may_spend_usd == 15
+    paid = distill._paid(poc, settings, spending, follower)
+    assert paid().may_spend_usd == 15
     hour = spending.usd_per_hour
     assert told == pytest.approx([kept, kept + hour, kept + hour / 2]), "others know of all of it"
-    used_up = dataclasses.replace(tracker, may_spend_usd=lambda _: Decimal(3))  # by others
-    poc = dataclasses.replace(poc, tracker=used_up)
-    assert 0 < distill._paid(poc, settings, follower)().may_spend_usd < Decimal("0.0001")
-    spending = spending_of(dataclasses.replace(poc, tracker=tracker), settings, "distill")
-    left = iter([Decimal(20), Decimal(6)])
-    tracker = dataclasses.replace(tracker, may_spend_usd=lambda _: next(left))
-    spending = spending_of(dataclasses.replace(poc, tracker=tracker), settings, "distill")
-    with pytest.raises(BudgetRefused, match=r"of the budget of \$1\.00 \$1\.00 are spent"):
+    assert distill._limited_to_usd(poc, settings) == "20"
+    left[0] = Decimal(6)  # others have used it up
+    assert 0 < paid().may_spend_usd <= 1
+    assert told[-1] == kept, "what must follow is spent in any case"
+    assert distill._limited_to_usd(poc, settings) == "6"
+    with pytest.raises(BudgetRefused, match=r"of the \$1\.00 that .* there is a month's: raise it"):
         spending.require(1, "what fitted when the stage began")
+    assert told[-1] == kept, "one that is refused tells nobody"
 
 
 def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run(
@@ -505,7 +532,7 @@ def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run
         there = dataclasses.replace(settings, ray_address=address)
         at_start = spending_of(poc, there, "distill").budget.reserve_usd
         assert float(at_start) == pytest.approx(2 + own + 0.5)
-        paid = distill._paid(poc, there, follower)
+        paid = distill._paid(poc, there, spending_of(poc, there, "distill"), follower)
         assert paid().reserve_usd == at_start
         nodes += ["c", "d", "e", "f", "g", "h"]
         assert float(paid().reserve_usd) == pytest.approx(8 + own + 0.5)

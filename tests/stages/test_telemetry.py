@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -16,11 +18,11 @@ from mlflow.entities import Run
 
 from turbo_vaed import mlflow_runs
 from turbo_vaed.costs import Ledger
-from turbo_vaed.errors import Unreachable
+from turbo_vaed.errors import Fault, Unreachable
 from turbo_vaed.mlflow_runs import Point, experiment_id
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages import telemetry
+from turbo_vaed.stages import running, telemetry
 from turbo_vaed.stages.running import run_metered
 from turbo_vaed.stages.telemetry import AGAIN_SECONDS, LiveRun
 
@@ -122,8 +124,8 @@ def test_a_stage_has_a_tracker_of_its_run(
     def run(poc: Poc) -> dict[str, object]:
         tracker, began = poc.tracker, datetime.now(UTC)
         assert tracker.log_metrics and tracker.log_picture and tracker.mark_wasted
-        assert tracker.may_spend_usd
-        assert tracker.may_spend_usd(Decimal(7)) == 95 - 2, "for its machine"
+        assert tracker.share
+        assert tracker.share.claim(Decimal(7)).usd == 95 - 2, "for its machine"
         with Ledger.open(settings.ledger_url) as ledger:
             (held,) = ledger.holds(at=datetime.now(UTC))
         assert (held.run, held.customer, held.upto_usd) == ("demo-1", "demo", 7 + 2)
@@ -145,6 +147,45 @@ def test_a_stage_has_a_tracker_of_its_run(
     with Ledger.open(settings.ledger_url) as ledger:
         cost = ledger.by_stage("demo-1")["distill"]
     assert 0 < cost.wasted_usd < cost.usd
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stage_by_hand_keeps_nothing_back_when_it_is_over(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """And a stage of this machine has the nodes of its cluster metered beside it."""
+    shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
+    settings = dataclasses.replace(
+        Settings.from_environment(tmp_path),
+        run_id=None,
+        ledger_url=f"sqlite:///{tmp_path}/ledger.db",
+        mlflow_tracking_uri=store,
+        ray_address="10.0.0.1:6379",
+    )
+    waiting: list[str] = []
+
+    @contextmanager
+    def others(poc: Poc, *given: object) -> Iterator[None]:
+        waiting.append(str(given[-1]))
+        yield
+        waiting.append("over")
+
+    def run(poc: Poc) -> dict[str, object]:
+        assert poc.tracker.share and waiting == ["gate"]
+        poc.tracker.share.claim(Decimal(7))
+        with Ledger.open(settings.ledger_url) as ledger:
+            assert [held.upto_usd for held in ledger.holds(at=datetime.now(UTC))] == [7]
+        poc.folder("gate").mkdir(parents=True)
+        if fails:
+            raise Fault("the phone is gone")
+        return {}
+
+    monkeypatch.setattr(running, "_waiting", others)
+    monkeypatch.setattr("turbo_vaed.stages.gate.run", run)
+    with pytest.raises(Fault) if fails else nullcontext():
+        run_metered(settings, "gate", "demo")
+    with Ledger.open(settings.ledger_url) as ledger:
+        assert ledger.holds(at=datetime.now(UTC)) == () and ledger.total() > 0
 
 
 class FakeClient:

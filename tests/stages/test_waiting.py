@@ -70,6 +70,15 @@ def test_the_wait_for_a_lost_driver_is_wasted(ledger: Ledger, path: Path) -> Non
     assert (found.useful, found.quantity) == ("wasted", Decimal(60))
 
 
+def test_so_is_the_wait_before_what_is_made_again(ledger: Ledger, path: Path) -> None:
+    """The driver was lost in `encode`, and its clips with it: `clip` comes first now."""
+    ledger.add(charge(stage="encode", resource="g6.xlarge", market="spot"))
+    held = {"a": SPOT}
+    (found,) = book_waiting(ledger, lambda: held, path, **RUN, before="clip", now=lambda: after(75))
+    (then,) = book_waiting(ledger, lambda: held, path, **RUN, before="gate", now=lambda: after(80))
+    assert (found.useful, then.useful) == ("wasted", "useful")
+
+
 def test_another_runs_nodes_are_nobodys(ledger: Ledger, path: Path) -> None:
     other = {"run": "demo-2", "customer": "demo"}
     assert book_waiting(ledger, lambda: {"a": SPOT}, path, **other, now=lambda: after(9)) == []

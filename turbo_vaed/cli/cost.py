@@ -230,6 +230,18 @@ def _in_words(figure: str, value: float | None) -> object:
     return f"{value:.2%}"
 
 
+@app.command("estimate")
+def estimate_next(customer: Customer) -> None:
+    """What the next run of `turbo-vaed poc CUSTOMER` would do and cost, with its range.
+
+    Nothing is run, but for DVC's stage `params`, which costs nothing. Ends with 1 where the run
+    would be refused, and says what would fit.
+    """
+    from flows import effects
+
+    print(effects.preview(Settings.from_environment(), customer))
+
+
 @app.command("quote")
 def quote_machines(customer: Customer, form: Format = "table") -> None:
     """Where a customer's distillation would cost the least: type, market and zone.

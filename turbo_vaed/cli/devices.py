@@ -74,7 +74,9 @@ def bench(
     ] = None,
     shape: Annotated[
         str | None,
-        typer.Option(help="of one of its programs: 9x720x1280  [default: the clips']"),
+        typer.Option(
+            help="of one of its programs: 9x720x1280  [default: the device's own, else the clips']"
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="of the program  [default: gate.threads]")
@@ -102,11 +104,7 @@ def bench(
     gate = _gate(document)
     plan = _plan(gate, threads=threads, samples=samples, spread=spread)
     opened = _package(package)
-    if shape is not None:
-        try:
-            opened = opened.shaped(shape)
-        except ValueError as error:
-            raise UserError(f"{package}: {error}") from None
+    opened = _shaped(opened, shape, document["devices"].get(name) or {}, name)
     with (
         tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch,
         _told(name, opened.target, form) as tell,
@@ -124,9 +122,39 @@ def bench(
         raise Refused(f"{opened.target} did not come to its end on {name}: {found.reason}")
     if form != "json":
         title = f"{opened.target} on {name}: {found.machine}, {found.runtime}"
-        show([*_figures(found), {"figure": "latents", "found": said}], form, title)
+        of = [
+            {"figure": "program", "found": opened.programs[opened.at].shape},
+            {"figure": "latents", "found": said},
+        ]
+        show([*_figures(found), *of], form, title)
     if found.distrust:
         raise Refused(found.distrust)
+
+
+def _shaped(package: Package, shape: str | None, profile: dict[str, Any], name: str) -> Package:
+    """The package as its program of that shape, or of the device's own, or of the clips.
+
+    Raises:
+        UserError: it has no program of the shape that is asked for.
+    """
+    has = [program.shape for program in package.programs]
+    own = "x".join(map(str, profile.get("shape") or ()))
+    if shape is None and own in has:
+        return package.shaped(own)
+    if shape is None:
+        if own:
+            print(f"{package.folder}: no program of {name}'s own shape {own} yet; turbo-vaed poc "
+                  f"CUSTOMER makes one. Measured is {has[0]}.", file=sys.stderr)  # fmt: skip
+        return package
+    wanted = shape.replace(",", "x").replace(" ", "")
+    if wanted not in has:
+        frames = wanted.replace("x", ", ")
+        raise UserError(
+            f"{package.folder}: found --shape {shape}, the package has {', '.join(has)}; to get "
+            f"another set devices.{name}.shape: [{frames}] in params.yaml (frames, height, width) "
+            "and run turbo-vaed poc CUSTOMER"
+        )
+    return package.shaped(wanted)
 
 
 def _figures(found: Measurement) -> list[dict[str, Any]]:

@@ -56,8 +56,6 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     with runs.alone(poc.work, customer):
         began, clock = datetime.now(UTC), time.monotonic()
         charging.note(poc, run, picked, began=began)
-        if "distill" in todo.stages:
-            effects.note_begun(poc, run)
         try:
             config = telling.prepare(poc, settings, picked, run, name=telling.MACHINE)
         except BaseException:
@@ -67,6 +65,8 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
         ran = running.Ran(0, 0)
         try:
             with running.started(config):
+                if "distill" in todo.stages:
+                    effects.note_begun(poc, run)
                 ran = running.run_there(poc, config)
         finally:
             ended = began + timedelta(seconds=time.monotonic() - clock)
@@ -112,8 +112,8 @@ def _pick(
     from turbo_vaed.poc import STAGES
 
     poc = effects.preflight(settings, customer)
-    stale = dvc.stale_stages(settings.root, customer, ("params", *STAGES))
-    todo = effects.to_do(poc, settings, list(STAGES) if "params" in stale else stale)
+    stale = dvc.stale_after_params(settings.root, customer, STAGES)
+    todo = effects.to_do(poc, settings, stale)
     if todo is None:
         print("Nothing changed since the last run: no machine is needed.")
         raise typer.Exit(0)

@@ -60,7 +60,7 @@ def explain(
         ]
         title = f"{poc.customer}: {verdict.target} {verdict.result} for {verdict.use_case}"
         if outdated:
-            print(f"This verdict is not the last run's: {outdated}.")
+            print(f"This verdict is outdated: {outdated}. turbo-vaed poc {poc.customer} gives one.")
         show(rows, form, title)
         for check in verdict.failed:
             print(f"{check.reason}. What to change: {advice[check.name]}")
@@ -98,13 +98,20 @@ def _poc_of(root: Path, run: str) -> Poc:
 
 def _outdated(poc: Poc, verdict: Verdict) -> str:
     """Why a verdict is about something earlier; empty where it is about what there is now."""
+    from turbo_vaed.gate import limits_of
+
     run = _read(poc.work / "run.json")
     if run.get("status") == "open" and verdict.created < run["started"]:
         return f"run {run['run_id']} began at {run['started']} and has not reached the gate"
     made = _read(poc.folder("export") / "figures.json")
     if made and verdict.package_sha256 not in made.values():
         return "the packages were made again since it was given"
-    return ""
+    if verdict.use_case != poc.params.use_case:
+        return f"params.yaml has the use case {poc.params.use_case} for {poc.customer} now"
+    parity = getattr(poc.params.export.min_parity_db, verdict.target.partition("/")[2])
+    limits = limits_of(poc.params.thresholds, parity)
+    others = [f"{c.name} {limits[c.name]:g}" for c in verdict.checks if limits[c.name] != c.limit]
+    return f"params.yaml has other limits now: {', '.join(others)}" if others else ""
 
 
 def _others(poc: Poc) -> Iterator[str]:

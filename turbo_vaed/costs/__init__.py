@@ -2,11 +2,12 @@
 
 from turbo_vaed.costs.budget import Budget, Decision, Spending, check_start, decide
 from turbo_vaed.costs.ledger import Charge, ChargeGroup, Ledger, StageCost
-from turbo_vaed.costs.limits import Allowance, Limits, allowance, require_allowance
+from turbo_vaed.costs.limits import Limits, allowance, require_allowance
 from turbo_vaed.costs.meter import Meter, Nodes, PartlyPriced, Rate, steady
 from turbo_vaed.costs.money import format_usd, parse_usd, per_second, total_usd
 from turbo_vaed.costs.prices import Market, Price, PriceBook
 from turbo_vaed.costs.summary import CostSummary, StageRow, summarise
+from turbo_vaed.share import Allowance, Share
 
 __all__ = [
     "Allowance",
@@ -24,6 +25,7 @@ __all__ = [
     "Price",
     "PriceBook",
     "Rate",
+    "Share",
     "Spending",
     "StageCost",
     "StageRow",

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal
 
-from turbo_vaed.costs.money import format_usd, per_second
+from turbo_vaed.costs.money import AMOUNT_QUANTUM, format_usd, per_second
 from turbo_vaed.errors import BudgetRefused, UserError
+from turbo_vaed.share import Allowance, Share
 
 Action = Literal["continue", "warn", "stop"]
 
@@ -185,9 +186,19 @@ class Spending:
     """Of all nodes together."""
     spent_usd: Callable[[], Decimal]
     """By the whole run up to now."""
-    claim: Callable[[Decimal], Decimal] | None = None
-    """Tells others, who share a month's limit, what the whole run may come to, and answers with the
-    `budget.run_usd` that they leave to it now; None for a budget that is nobody else's."""
+    share: Share | None = None
+    """Of limits that others share; None for a budget that is the run's own."""
+    beside_usd: Decimal = Decimal(0)
+    """Of that share, for what `budget` leaves out."""
+
+    def claim(self, upto_usd: Decimal, *, least_usd: Decimal | None = None) -> Allowance:
+        """As `Share.claim`, of what `budget` is of; above 0."""
+        if self.share is None:
+            of = f"budget.run_usd of {format_usd(self.budget.run_usd)}"
+            return Allowance(usd=self.budget.run_usd, by=of, is_own=True)
+        least_usd = None if least_usd is None else least_usd + self.beside_usd
+        found = self.share.claim(upto_usd + self.beside_usd, least_usd=least_usd)
+        return replace(found, usd=max(found.usd - self.beside_usd, AMOUNT_QUANTUM))
 
     def affordable_seconds(self) -> float:
         """How long the run may go on before it eats into the reserve; 0 where it does already,
@@ -208,16 +219,15 @@ class Spending:
         Raises:
             BudgetRefused: it does not fit.
         """
-        budget, usd = self.budget, Decimal(seconds) * per_second(self.usd_per_hour)
-        if self.claim is not None:
-            run_usd = self.claim(self.spent_usd() + usd + budget.reserve_usd)
-            budget = replace(budget, run_usd=run_usd)
+        spent, usd = self.spent_usd(), Decimal(seconds) * per_second(self.usd_per_hour)
+        found = self.claim(spent + usd + self.budget.reserve_usd)
+        budget = replace(self.budget, run_usd=found.usd)
         affordable = replace(self, budget=budget).affordable_seconds()
         if affordable > 0 and seconds <= affordable:
             return
         raise BudgetRefused(
-            f"{what} needs {seconds:.0f} s more, {format_usd(usd)}, and of the budget of "
-            f"{format_usd(budget.run_usd)} {format_usd(self.spent_usd())} are spent and "
+            f"{what} needs {seconds:.0f} s more, {format_usd(usd)}, and of the "
+            f"{format_usd(found.usd)} that the run may spend {format_usd(spent)} are spent and "
             f"{format_usd(budget.reserve_usd)} kept back for evaluate, export, gate and "
-            "report; raise budget.run_usd in params.yaml, or lower clip.clips_per_video"
+            f"report; there is {found.by}: raise it in params.yaml, or lower clip.clips_per_video"
         )

@@ -1,9 +1,10 @@
 """Holds: what runs that are not over keep back of a month that they share with others.
 
 As a hotel's hold on a card. A run tells the ledger the most that its whole spending may come to,
-then asks what the others leave to it, and goes no further than both. Of two that do so at once the
-second to tell sees what the first has told, so that together they keep within the month. What a run
-spends is part of what it has told and counts once, however late the charges come.
+then asks what the others leave to it, and goes no further than both (`turbo_vaed/share.py`). Of two
+that do so at once the second to tell sees what the first has told, so that together they keep
+within the month. What a run spends is part of what it has told and counts once, however late the
+charges come.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from decimal import Decimal
 
 LAPSES_AFTER = timedelta(hours=1)
 """A run of which the ledger has heard nothing for so long, neither a hold nor a charge, is taken to
-have been killed, and keeps nothing back. A meter writes several times a minute."""
+have been killed, and keeps nothing back. Where a ledger can be written a meter does so several
+times a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -270,8 +270,8 @@ class Ledger:
             customer,
         )
         for name, moment in (("since", since), ("until", until)):
-            if moment is not None and moment.utcoffset() is None:
-                raise UserError(f"grouped: {name} {moment} has no time zone; expected for one UTC")
+            if moment is not None:
+                _check_aware(f"grouped: {name}", moment)
         query = _began(query, since, until)
         if of_runs_in is not None:
             query = query.where(CHARGE_GROUPS.c.run.in_(_runs_in(*of_runs_in, customer)))
@@ -340,11 +340,12 @@ class Ledger:
             upto_usd: what it has spent included.
 
         Raises:
-            UserError: no finite Decimal of at least 0.
+            UserError: no finite Decimal of at least 0, or a time without a zone.
             Unreachable: the database does not take it.
         """
         if not isinstance(upto_usd, Decimal) or not upto_usd.is_finite() or upto_usd < 0:
             raise UserError(f"hold: upto_usd is {upto_usd!r}; expected a Decimal of at least 0")
+        _check_aware("hold: at", at)
         values = {"customer": customer, "upto_usd": quantise_usd(upto_usd), "told_at": at}
         insert = self._insert(HOLDS).values(run=run, **values)
         with talking(self._engine.url), writing(self._engine) as connection:
@@ -363,8 +364,10 @@ class Ledger:
         """Of the runs that are not over, by their names; without those of killed ones.
 
         Raises:
+            UserError: `at` has no time zone.
             Unreachable: the database does not answer.
         """
+        _check_aware("holds: at", at)
         query = (
             sa.select(
                 HOLDS.c.run,
@@ -463,6 +466,11 @@ class Ledger:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _check_aware(what: str, moment: datetime) -> None:
+    if moment.utcoffset() is None:
+        raise UserError(f"{what} {moment} has no time zone; expected for one UTC")
 
 
 def _check_number(name: str, value: object) -> None:

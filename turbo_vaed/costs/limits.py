@@ -11,6 +11,7 @@ from turbo_vaed.costs.ledger import Ledger
 from turbo_vaed.costs.money import format_usd, total_usd
 from turbo_vaed.costs.months import Month
 from turbo_vaed.errors import BudgetRefused
+from turbo_vaed.share import Allowance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,21 +23,12 @@ class Limits:
     total_month_usd: Decimal | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Allowance:
-    """What a run may spend in all, what it has already spent included."""
-
-    usd: Decimal
-    by: str
-    """The limit that is nearest, in words."""
-
-
 def allowance(
     ledger: Ledger, limits: Limits, *, run: str, customer: str, at: datetime
 ) -> Allowance:
     """The least that the limits leave to a run in the month of `at`; nothing or less where other
-    runs have used up a month's, or keep the rest of it back. A run that wants to be sure of what it
-    is told has told the ledger before what it may come to itself (`holds.py`).
+    runs have used up a month's, or keep the rest of it back. It is sure for a run that has told the
+    ledger what it may come to, and for no other (`Share`).
 
     A charge belongs to the month that it starts in. What a run has spent in an earlier month is no
     part of this one's limits and is added: the allowance is of the whole run.
@@ -53,7 +45,8 @@ def allowance(
     in_month = spent(run=run, since=since, until=until)
     earlier = spent(run=run) - in_month
     holds = [hold for hold in ledger.holds(at=at) if hold.run != run]
-    found = [(limits.run_usd, f"budget.run_usd of {format_usd(limits.run_usd)}")]
+    own = f"budget.run_usd of {format_usd(limits.run_usd)}"
+    found = [Allowance(usd=limits.run_usd, by=own, is_own=True)]
     for limit, key, who in (
         (limits.customer_month_usd, "budget.customer_month_usd", customer),
         (limits.total_month_usd, "budget.total_month_usd", None),
@@ -69,9 +62,9 @@ def allowance(
             if keeping:
                 names = ", ".join(hold.run for hold in keeping)
                 told += f", and {names} keep back {format_usd(kept)} for what they still have to do"
-            found.append((limit - others - kept + earlier, told))
-    usd, by = min(found)
-    return Allowance(usd=usd, by=by)
+            usd = limit - others - kept + earlier
+            found.append(Allowance(usd=usd, by=told, is_own=False))
+    return min(found, key=lambda one: one.usd)
 
 
 def require_allowance(found: Allowance, *, spent_usd: Decimal = Decimal(0)) -> None:
@@ -88,5 +81,5 @@ def require_allowance(found: Allowance, *, spent_usd: Decimal = Decimal(0)) -> N
     own = f", and this run has spent {format_usd(spent_usd)}" if spent_usd else ""
     raise BudgetRefused(
         f"nothing may be spent: {found.by}{own}; raise it in params.yaml, or, where it is a "
-        "month's, wait for the next month"
+        "month's, wait for the next month, or for the end of runs that keep some of it back"
     )

@@ -30,7 +30,8 @@ COLUMNS = {
 def build_manifest(
     source: Path, *, timeout_seconds: float, workers: int | None = None
 ) -> pd.DataFrame:
-    """A row per file in `source` and below it, hidden files left out, in order of path.
+    """A row per file in `source` and below it, hidden files and documents left out, in order of
+    path.
 
     A file that cannot be read and an exact copy of another are rows with status "quarantined".
 
@@ -70,9 +71,16 @@ def build_manifest(
     return pd.DataFrame(rows).astype(COLUMNS)[list(COLUMNS)]
 
 
+DOCUMENTS = frozenset((
+    ".csv", ".docx", ".html", ".json", ".jsonl", ".md", ".pdf", ".srt", ".tsv", ".txt", ".vtt",
+    ".xlsx", ".xml", ".yaml", ".yml",
+))  # fmt: skip
+"""Suffixes of what lies beside videos and is none: no bad video either."""
+
+
 def list_files(source: Path) -> list[Path]:
-    """Every file below `source` but hidden ones, in order of path; links to folders are not
-    followed, and what is neither a file nor a broken link is not listed."""
+    """Every file below `source` but hidden ones and documents, in order of path; links to folders
+    are not followed, and what is neither a file nor a broken link is not listed."""
     if not source.is_dir():
         raise UserError(
             f"the folder of videos {source} does not exist; put the videos there, "
@@ -82,9 +90,12 @@ def list_files(source: Path) -> list[Path]:
     for folder, folders, names in os.walk(source):
         folders[:] = [f for f in folders if not f.startswith(".")]
         paths = (Path(folder) / n for n in names if not n.startswith("."))
-        files += [p for p in paths if p.is_file() or p.is_symlink()]
+        kept = (p for p in paths if p.suffix.lower() not in DOCUMENTS)
+        files += [p for p in kept if p.is_file() or p.is_symlink()]
     if not files:
-        raise DataRefused(f"the folder of videos {source} holds no file; put the videos there")
+        raise DataRefused(
+            f"the folder of videos {source} holds no file but documents; put the videos there"
+        )
     return sorted(files, key=lambda p: os.fsencode(p.relative_to(source)))
 
 

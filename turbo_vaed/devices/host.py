@@ -177,7 +177,7 @@ def _why_not(
     if busy > max_others_share:
         return (
             f"other processes took {busy:.0%} of this machine meanwhile, at most "
-            f"{max_others_share:.0%} is allowed: stop them and run the gate again"
+            f"{max_others_share:.0%} is allowed: stop them and measure again"
         )
     each = [interval_of_median(s, plan.confidence) for run in runs for s in run.seconds_by_process]
     latency = together(each)
@@ -188,7 +188,7 @@ def _why_not(
             "measure on a quiet machine, or allow more samples"
         )
     if any(run.throttled for run in runs):
-        return "the machine slowed itself down for heat: let it cool and run the gate again"
+        return "the machine slowed itself down for heat: let it cool and measure again"
     return ""
 
 

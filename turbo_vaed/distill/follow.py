@@ -30,7 +30,7 @@ SAMPLES = "samples"
 """Folder of the pictures, beside the progress file."""
 _LATELY = 100
 """Steps."""
-_LEAST_AHEAD_SECONDS = 60.0
+FIRST_AHEAD_SECONDS, LEAST_AHEAD_SECONDS = 600.0, 60.0
 """Workers are told every few seconds; a driver that is busy tells late."""
 _FIGURES = ("loss", "loss_", "val_", "learning_rate", "step_seconds", "spent_usd")
 
@@ -57,6 +57,7 @@ class Follower:
         self._opening = {"job": job, "steps": steps, "usd_per_hour": plain(usd_per_hour)}
         self._told: set[str] = set()
         self._began_at: float | None = None  # this driver's first workers
+        self._workers_began_at = math.inf  # the last ones
         self._shown = ExitStack()
         self._update: Callable[[int, str], None]
         self._lines = _Lines(path, failed=lambda said: self._tell_once("progress file", said))
@@ -76,11 +77,15 @@ class Follower:
 
     @property
     def ahead_seconds(self) -> float:
-        """More than the workers can go on for until they are told again: twice the longest time
-        between two of the last steps, with a validation and a save in between."""
-        reached = list(self.account.reached.values())[-_LATELY:]
-        longest = max((after - before for before, after in pairwise(reached)), default=0.0)
-        return max(_LEAST_AHEAD_SECONDS, 2 * longest)
+        """How long the workers may go on until they are told again: twice the longest time between
+        two of the last steps, with a validation and a save in between. Until these workers have
+        done two, whose first takes longest, `FIRST_AHEAD_SECONDS`."""
+        times = list(self.account.reached.values())[-_LATELY:]
+        reached = [at for at in times if at >= self._workers_began_at]
+        if len(reached) < 2:
+            return FIRST_AHEAD_SECONDS
+        longest = max(after - before for before, after in pairwise(reached))
+        return max(LEAST_AHEAD_SECONDS, 2 * longest)
 
     def __enter__(self) -> Self:
         self._note("open", **self._opening)
@@ -113,8 +118,9 @@ class Follower:
         self._update(self.account.step, describe(self.account))
         if event["event"] in ("start", "checkpoint"):  # not with every step: a ledger may be slow
             self._book()
-        if event["event"] == "start" and self._began_at is None:
-            self._began_at = event["at"]
+        if event["event"] == "start":
+            self._workers_began_at = event["at"]
+            self._began_at = self._began_at or event["at"]
         self._keep_charges(event)
 
     def _keep_charges(self, event: Mapping[str, Any]) -> None:

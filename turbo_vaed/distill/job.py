@@ -75,7 +75,7 @@ class Job:
     refusal: str = ""
     """As of `Paid`."""
     target: Target | None = None
-    """What PSNR is enough; None where none is."""
+    """What quality is enough; None where none is."""
 
     def spent_now(self) -> Decimal:
         """What the run has cost by now: what was told, and the time since at the highest price."""

@@ -30,7 +30,7 @@ from turbo_vaed.distill.linear_start import start_decoder
 from turbo_vaed.distill.losses import Weights, distillation_losses
 from turbo_vaed.distill.losses.perceptual import perceptual_of
 from turbo_vaed.distill.optimizer import Optimizer, learning_rate
-from turbo_vaed.distill.stopping import CONTINUE, STOPPED, next_step
+from turbo_vaed.distill.stopping import CONTINUE, STOPPED, lacking, next_step
 from turbo_vaed.distill.student import (
     Student,
     averaged,
@@ -335,6 +335,8 @@ class Loop:
         self.history.append(row)
         if self.step % params.validate_every == 0 or self.step == params.steps:
             self._validate(row)
+            lacks = lacking(self.job, self.history, best_psnr=self.best_psnr)
+            self._warn("not good enough", lacks, once=True)
         recent = self.history[-health.SPIKE_STEPS - 2 :]
         losses = [r["loss"] for r in recent if "loss" in r]
         self._warn("loss spike", health.loss_spike(losses))
@@ -351,12 +353,18 @@ class Loop:
 
     def _validate(self, row: dict[str, Any]) -> dict[str, float]:
         """The EMA student on the validation clips: its figures, also into `row`; the best kept."""
-        began = time.perf_counter()
+        began, target = time.perf_counter(), self.job.target
         found: Validation = validate(  # in float32, as what is packaged: it decides on the best
-            self.ema, self.data, rank=self.rank, world=self.world, device=self.device
+            self.ema,
+            self.data,
+            rank=self.rank,
+            world=self.world,
+            device=self.device,
+            worst_share=None if target is None else target.worst_share,
         )
         self.validate_seconds = time.perf_counter() - began
         figures = {"val_psnr": found.psnr, "val_ssim": found.ssim}
+        figures |= {f"val_{name}": value for name, value in found.more.items()}
         row |= figures
         if found.psnr > self.best_psnr:
             self.best, self.best_step, self.best_psnr = (
@@ -370,9 +378,9 @@ class Loop:
             self._tell("picture", png=found.picture, caption="source, student")
         return figures
 
-    def _warn(self, kind: str, text: str | None) -> None:
-        """Flag a sign of trouble, once per kind and validation interval."""
-        since = self.step - self.job.params.validate_every
+    def _warn(self, kind: str, text: str | None, *, once: bool = False) -> None:
+        """Flag a sign of trouble, once per kind and validation interval, or run."""
+        since = -1 if once else self.step - self.job.params.validate_every
         known = any(w["kind"] == kind and w["step"] > since for w in self.warnings)
         if text is not None and not known:
             self._flag(kind, text)

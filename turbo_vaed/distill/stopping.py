@@ -2,9 +2,9 @@
 enough, by what is asked of it or by what more of it costs.
 
 Good enough is a pure function of the validations that a run keeps in its checkpoints, so that a
-resumed run decides as one that was never interrupted. The target depends on their PSNR and SSIM
-alone. The price of quality depends on dollars, that is on measured time: on another machine, or a
-busier one, a run may stop at another validation for it.
+resumed run decides as one that was never interrupted. The target depends on the quality in them
+alone, that of the best EMA. The price of quality depends on dollars, that is on measured time: on
+another machine, or a busier one, a run may stop at another validation for it.
 
 The price is that of the trend (Theil-Sen): the median of the slopes between all pairs of the last
 third of the validations, and at least `VALIDATIONS` of them. Of so many, one that is off by any
@@ -51,10 +51,32 @@ class Target:
 
     psnr: float
     """dB, the margin included."""
-    ssim: float
-    """-1, the least there is, asks for none."""
     said: str
     """How the PSNR comes about, in words with figures."""
+    limits: Mapping[str, float]
+    """Of the other figures that are asked for, by the names of `_FIGURES`."""
+    worst_share: float
+    """Of the clips: `worst_psnr` is the mean PSNR of so many."""
+
+
+class _Figure(NamedTuple):
+    """Of a validation, `val_NAME` in the row of its step; how it is said."""
+
+    what: str
+    unit: str = ""
+    is_most: bool = False
+    """Its limit is the most that is allowed, and not the least."""
+    by: str = ""
+    """How the limit comes about, where it is not the gate's own."""
+
+
+_FIGURES = {
+    "ssim": _Figure("SSIM"),
+    "ms_ssim": _Figure("MS-SSIM"),
+    "worst_psnr": _Figure("PSNR of the worst clips", " dB", by=" (with the margin)"),
+    "detail": _Figure("detail", by=" (a share of the teacher's)"),
+    "flicker": _Figure("flicker", is_most=True, by=" (a multiple of the teacher's)"),
+}
 
 
 class Enough(NamedTuple):
@@ -117,23 +139,55 @@ def good_enough(
     return enough(
         curve(history, job.params) if limit is not None else (),
         best_psnr=best_psnr,
-        best_ssim=_best_ssim(history, best_psnr),
+        best=_best(history, best_psnr),
         target=job.target,
         usd_per_tenth_db=limit,
     )
 
 
-def _best_ssim(history: Sequence[Mapping[str, Any]], best_psnr: float) -> float:
-    """Of the best EMA; -1 where it is the start's, which no history has."""
-    found = (row["val_ssim"] for row in history if row.get("val_psnr") == best_psnr)
-    return float(next(found, -1.0))
+def lacking(job: Job, history: Sequence[Mapping[str, Any]], *, best_psnr: float) -> str | None:
+    """What a student lacks whose PSNR is enough, in words with figures; None where there is no
+    such student, or it lacks nothing. Arguments as of `good_enough`."""
+    target = job.target
+    if target is None or not best_psnr >= target.psnr:
+        return None
+    _, missed = _compared(target, _best(history, best_psnr))
+    return f"{_reached(target, best_psnr)}; but {'; '.join(missed)}" if missed else None
+
+
+def _best(history: Sequence[Mapping[str, Any]], best_psnr: float) -> Mapping[str, Any]:
+    """The row of the best EMA; without figures where it is the start, which no history has."""
+    return next((row for row in history if row.get("val_psnr") == best_psnr), {})
+
+
+def _reached(target: Target, best_psnr: float) -> str:
+    return f"validation PSNR {best_psnr:.2f} dB reaches {target.said}"
+
+
+def _compared(target: Target, best: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Which of the limits are met, and which are not, in words with figures. One whose figure is
+    not known is not met."""
+    met: list[str] = []
+    missed: list[str] = []
+    for name, limit in target.limits.items():
+        figure, value = _FIGURES[name], float(best.get(f"val_{name}", math.nan))
+        if math.isnan(value):
+            missed.append(f"{figure.what} is not known")
+            continue
+        is_met = value <= limit if figure.is_most else value >= limit
+        does, does_not = ("keeps to", "is above") if figure.is_most else ("reaches", "is below")
+        (met if is_met else missed).append(
+            f"{figure.what} {value:.4g}{figure.unit} {does if is_met else does_not} "
+            f"{limit:.4g}{figure.unit}{figure.by}"
+        )
+    return met, missed
 
 
 def enough(
     validations: Curve,
     *,
     best_psnr: float,
-    best_ssim: float,
+    best: Mapping[str, Any],
     target: Target | None,
     usd_per_tenth_db: Decimal | None,
 ) -> Enough | None:
@@ -141,14 +195,16 @@ def enough(
 
     Args:
         validations: those that count, in order.
-        best_psnr, best_ssim: dB, and SSIM, of the student that would be handed over. They need no
-            smoothing: it is what this student has on these clips, and the margin is for others.
+        best_psnr: dB, of the student that would be handed over. It needs no smoothing: it is what
+            this student has on these clips, and the margin is for others.
+        best: its other figures, `val_NAME` each; one that is not known is not enough.
         target: None where no quality is enough.
         usd_per_tenth_db: the limit; None where no price is too high.
     """
-    if target is not None and best_psnr >= target.psnr and best_ssim >= target.ssim:
-        reached = f"validation PSNR {best_psnr:.2f} dB reaches {target.said}"
-        return Enough("target", f"{reached}; SSIM {best_ssim:.3f} reaches {target.ssim:g}")
+    if target is not None and best_psnr >= target.psnr:
+        met, missed = _compared(target, best)
+        if not missed:
+            return Enough("target", "; ".join((_reached(target, best_psnr), *met)))
     if usd_per_tenth_db is None or len(validations) <= VALIDATIONS:
         return None
     found = [trend(validations[:-1]), trend(validations)]

@@ -2,9 +2,10 @@
 
 from turbo_vaed.gate.advice import RunFacts, advise
 from turbo_vaed.gate.choice import Candidate, Choice, choose
-from turbo_vaed.gate.judge import BYTES_PER_MB, Evidence, judge, least_psnr_db
+from turbo_vaed.gate.judge import BYTES_PER_MB, Evidence, judge, least_psnr_db, limits_of
 from turbo_vaed.gate.verdict import (
     CHECK_NAMES,
+    TIMED,
     VERDICT_NAME,
     Check,
     Result,
@@ -16,6 +17,7 @@ from turbo_vaed.gate.verdict import (
 __all__ = [
     "BYTES_PER_MB",
     "CHECK_NAMES",
+    "TIMED",
     "VERDICT_NAME",
     "Candidate",
     "Check",
@@ -28,6 +30,7 @@ __all__ = [
     "choose",
     "judge",
     "least_psnr_db",
+    "limits_of",
     "read_verdict",
     "write_verdict",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from turbo_vaed.gate.verdict import Verdict
+from turbo_vaed.gate.verdict import TIMED, Verdict
 
 How = Literal["fastest", "best"]
 
@@ -36,8 +36,9 @@ class Choice:
 def choose(candidates: Sequence[Candidate], how: How) -> Choice:
     """Of those that pass, the fastest or the one of the best PSNR.
 
-    Where none passes, it is one that ran, with the fewest failed checks, then with the fewest that
-    are not certain, and it ships nowhere: its verdict says why. Among equals the faster one counts,
+    Where none passes, it is one that ran, with the fewest failed checks, then with the fewest whose
+    uncertainty is not one of times, which another measurement may end, then with the fewest that
+    are not certain; and it ships nowhere: its verdict says why. Among equals the faster one counts,
     then the better one, then the smaller one, then the first by name.
 
     Raises:
@@ -66,9 +67,11 @@ def _of(what: str, passing: int) -> str:
     return "the only one that passes" if passing == 1 else f"{what} of the {passing} that pass"
 
 
-def _shortfall(candidate: Candidate) -> tuple[bool, int, int]:
-    results = [check.result for check in candidate.verdict.checks]
-    return candidate.psnr_db is None, results.count("fails"), results.count("cannot tell")
+def _shortfall(candidate: Candidate) -> tuple[bool, int, int, int]:
+    open_ = candidate.verdict.failed
+    fails = sum(check.result == "fails" for check in open_)
+    in_doubt = sum(check.result == "cannot tell" and check.name not in TIMED for check in open_)
+    return candidate.psnr_db is None, fails, in_doubt, len(open_) - fails
 
 
 def _order(candidate: Candidate, how: How) -> tuple[float, float, int, str]:

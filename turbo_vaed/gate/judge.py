@@ -160,21 +160,7 @@ def judge(
         "package_mb": _ratio(evidence.package_bytes, BYTES_PER_MB),
         "latency_ratio": _ratio(latency, evidence.teacher_latency_seconds),
     }
-    limits = {
-        "psnr_retention": thresholds.min_psnr_retention,
-        "psnr": thresholds.min_psnr,
-        "ssim": thresholds.min_ssim,
-        "ms_ssim": thresholds.min_ms_ssim,
-        "worst_psnr": thresholds.min_worst_psnr,
-        "flicker_ratio": thresholds.max_flicker,
-        "detail_retention": thresholds.min_detail_retention,
-        "parity_psnr": max(min_parity_psnr, thresholds.min_parity),
-        "fps": thresholds.min_fps,
-        "cold_start_seconds": thresholds.max_cold_start_seconds,
-        "peak_memory_mb": thresholds.max_peak_memory_mb,
-        "package_mb": thresholds.max_package_mb,
-        "latency_ratio": thresholds.max_latency_ratio,
-    }
+    limits = limits_of(thresholds, min_parity_psnr)
     because = dict(thresholds.because)
     if min_parity_psnr > thresholds.min_parity:
         because["min_parity"] = PARITY_BECAUSE
@@ -202,6 +188,12 @@ def judge(
         target=target,
         device=device,
     )
+
+
+def limits_of(thresholds: UseCase, min_parity_psnr: float) -> dict[str, float]:
+    """The limit of each check, for a package of a precision with so high a parity."""
+    limits = {rule.name: float(getattr(thresholds, rule.threshold)) for rule in _RULES}
+    return limits | {"parity_psnr": max(min_parity_psnr, thresholds.min_parity)}
 
 
 def least_psnr_db(thresholds: UseCase, teacher_psnr_db: float) -> float:

@@ -20,6 +20,8 @@ CHECK_NAMES = (
     "package_mb", "latency_ratio",
 )  # fmt: skip
 """Every check that a verdict holds, in order."""
+TIMED = ("fps", "cold_start_seconds", "latency_ratio")
+"""Those of times: a machine that is quieter may tell what this one could not."""
 _FORMAT = 2
 
 

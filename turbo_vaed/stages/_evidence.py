@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LEAST_FLICKER = 0.001
 """Of the teacher: a quarter of an 8-bit step, below which nobody sees any, counts as so much."""
+LEAST_DETAIL = 0.01
+"""Of the teacher, as a share of the source's: one that keeps less has none to be kept."""
 
 
 def evidence_of(
@@ -120,7 +122,7 @@ def _quality(
         "ssim": lambda at: mean(own["ssim"], at),
         "ms_ssim": lambda at: mean(own["ms_ssim"], at),
         "worst_psnr": lambda at: summarise(own["psnr"][at].tolist(), worst_share).worst,
-        "detail_retention": ratio("detail"),
+        "detail_retention": ratio("detail", LEAST_DETAIL),
     }
     if "flicker" in own:
         statistic["flicker_ratio"] = ratio("flicker", LEAST_FLICKER)

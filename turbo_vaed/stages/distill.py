@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turbo_vaed.costs import Spending, check_start, per_second
-from turbo_vaed.costs.money import AMOUNT_QUANTUM, plain
+from turbo_vaed.costs.money import plain
 from turbo_vaed.errors import BudgetRefused, TurboVaedError
 from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.estimates import keep_pace, pace_key
 from turbo_vaed.stages.fit import student_config
 from turbo_vaed.stages.prices import (
-    devices_usd,
     following_of,
     most_usd_per_hour,
     price_book,
@@ -77,11 +76,11 @@ def run(poc: Poc) -> dict[str, object]:
                 job,
                 storage=str(storage),
                 take=follower.take,
-                paid=_paid(poc, settings, follower) if poc.tracker.spent_usd else None,
+                paid=_paid(poc, settings, spending, follower) if poc.tracker.spent_usd else None,
             )
         told = follower.summary() | {
             "pace_key": pace_key(poc.params.distill, settings),
-            "limited_to_usd": _limited_to_usd(poc, settings, spending),
+            "limited_to_usd": _limited_to_usd(poc, settings),
         }
         history = train.write_student(done, job, folder, told)
         keep_pace(poc, history)
@@ -103,14 +102,11 @@ def run(poc: Poc) -> dict[str, object]:
     }
 
 
-def _limited_to_usd(poc: Poc, settings: Settings, spending: Spending) -> str | None:
-    """What a month's limit leaves to the whole run, where that is less than its own budget. From
-    now on the run keeps no more back than what follows."""
-    if poc.tracker.may_spend_usd is None:
-        return None
-    rest_usd = spending.budget.reserve_usd + devices_usd(poc.params)
-    usd = poc.tracker.may_spend_usd(spending.spent_usd() + rest_usd) + settings.held_usd
-    return plain(usd) if usd < poc.params.budget.run_usd else None
+def _limited_to_usd(poc: Poc, settings: Settings) -> str | None:
+    """What a month's limit left to the whole run when its workers were told last, where that was
+    less than its own budget."""
+    last = poc.tracker.share.last if poc.tracker.share else None
+    return None if last is None or last.is_own else plain(last.usd + settings.held_usd)
 
 
 def _jobs_seen(poc: Poc) -> set[str]:
@@ -211,19 +207,18 @@ def _targets(
     return plan
 
 
-def _paid(poc: Poc, settings: Settings, follower: Follower) -> Callable[[], Paid]:
+def _paid(
+    poc: Poc, settings: Settings, spending: Spending, follower: Follower
+) -> Callable[[], Paid]:
     """What the run's workers are told of its cost, and of how often to save."""
     from turbo_vaed.distill.job import Paid
 
-    run_usd, book = poc.params.budget.run_usd, price_book(poc.params, settings)
-    may_spend_usd = poc.tracker.may_spend_usd or (lambda upto_usd: run_usd)
-    for_devices = devices_usd(poc.params)
+    book = price_book(poc.params, settings)
     most = most_usd_per_hour(poc.params, settings, "distill", book)
     reserve = partial(reserve_usd, poc.params, settings, following_of(poc), book=book)
     kept = reserve(nodes_usd_per_hour=most)
 
     def paid() -> Paid:
-        assert poc.tracker.spent_usd is not None, "the caller asks"
         nonlocal most, kept
         refusal = ""
         try:
@@ -231,18 +226,16 @@ def _paid(poc: Poc, settings: Settings, follower: Follower) -> Callable[[], Paid
             kept = reserve(nodes_usd_per_hour=most)
         except BudgetRefused as unknown:  # a node that joined: the run ends as at its budget
             refusal = str(unknown)
-        spent_usd = poc.tracker.spent_usd()
+        spent_usd = spending.spent_usd()
         ahead_usd = Decimal(follower.ahead_seconds) * per_second(most)
+        allowed = spending.claim(spent_usd + kept + ahead_usd, least_usd=spent_usd + kept)
         return Paid(
             usd=spent_usd,
             usd_per_hour=most,
             now_usd_per_hour=poc.tracker.usd_per_hour() if poc.tracker.usd_per_hour else most,
             refusal=refusal,
             checkpoint_seconds=follower.checkpoint_every_seconds,
-            may_spend_usd=max(
-                may_spend_usd(spent_usd + ahead_usd + kept + for_devices) - for_devices,
-                AMOUNT_QUANTUM,
-            ),
+            may_spend_usd=allowed.usd,
             reserve_usd=kept,
         )
 
@@ -256,18 +249,19 @@ def _target(
     spending: Spending,
     tell: Callable[[str, int, int], None],
 ) -> Target | None:
-    """What is enough: the PSNR and SSIM that the gate asks for on the test clips, asked of the
-    validation clips, and the margin on the PSNR. None where no margin is set, or the teacher's
-    share cannot be paid."""
+    """What is enough: the quality that the gate asks for on the test clips, asked of the validation
+    clips, and the margin on mean and worst PSNR. None where no margin is set, or the teacher's part
+    cannot be paid."""
     margin, thresholds = poc.params.distill.stop_psnr_margin_db, poc.params.thresholds
     if margin is None:
         return None
     from turbo_vaed.distill.stopping import Target
-    from turbo_vaed.distill.teacher_psnr import teacher_psnr
+    from turbo_vaed.distill.teacher_quality import teacher_quality
     from turbo_vaed.gate import least_psnr_db
+    from turbo_vaed.stages._evidence import LEAST_DETAIL, LEAST_FLICKER
 
     try:
-        teacher = teacher_psnr(
+        teacher = teacher_quality(
             _wanted(poc, student),
             batch_size=poc.params.encode.batch_size,
             ray_address=settings.ray_address,
@@ -275,18 +269,30 @@ def _target(
             tell=partial(tell, "measuring the teacher on validation clips"),
         )
     except BudgetRefused as refusal:
-        print(f"no PSNR is enough to stop for: {refusal}", flush=True)
+        print(f"no quality is enough to stop for: {refusal}", flush=True)
         return None
-    asked = least_psnr_db(thresholds, teacher)
-    share = f"{thresholds.min_psnr_retention:g} of the teacher's {teacher:.2f} dB on these clips"
+    asked = least_psnr_db(thresholds, teacher.psnr)
+    retention = thresholds.min_psnr_retention
+    share = f"{retention:g} of the teacher's {teacher.psnr:.2f} dB on these clips"
     by = share if asked > thresholds.min_psnr else f"more than {share}"
+    # A ratio of means, as the gate's, is a limit of the student's mean.
+    limits = {
+        "ssim": thresholds.min_ssim,
+        "ms_ssim": thresholds.min_ms_ssim,
+        "worst_psnr": thresholds.min_worst_psnr + margin,
+        "detail": thresholds.min_detail_retention * max(teacher.detail, LEAST_DETAIL),
+    }
+    if teacher.flicker is not None:
+        limits["flicker"] = thresholds.max_flicker * max(teacher.flicker, LEAST_FLICKER)
     target = Target(
         psnr=asked + margin,
-        ssim=thresholds.min_ssim,
         said=f"{asked + margin:.2f} dB: {asked:.2f} dB that the gate asks for ({by}), and a margin "
         f"of {margin:g} dB",
+        limits=limits,
+        worst_share=poc.params.evaluate.worst_share,
     )
-    print(f"good enough: {target.said}; with an SSIM of {target.ssim:g}", flush=True)
+    others = ", ".join(f"{name} {limit:.4g}" for name, limit in limits.items())
+    print(f"good enough: {target.said}; with {others}", flush=True)
     return target
 
 

@@ -33,7 +33,7 @@ from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.money import plain, quantise_usd, seconds_usd
 from turbo_vaed.costs.statement import run_that_covers
 from turbo_vaed.distill.follow import hours_and_minutes
-from turbo_vaed.params import DistillParams
+from turbo_vaed.params import DistillParams, read_yaml
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.arithmetic import expected
@@ -58,6 +58,8 @@ _RUNS = 3
 """Whose most is what a stage may take again."""
 PACE = "pace.json"
 """In the customer's folder: when the steps of the last run with a pace were done."""
+_OTHER_PARAMS = Decimal(3)
+"""Times what stages took last, those with other params may take."""
 ESTIMATE = "estimate.json"
 """In the customer's folder: what was said before the last run."""
 
@@ -163,10 +165,10 @@ def estimate_run(
     of: str = "",
     spent_usd: Decimal = Decimal(0),
     cheaper: Callable[[Decimal], str] = lambda left_usd: "",
+    is_kept: bool = True,
 ) -> Estimate | None:
     """What a run of `stages` will cost: by the pace of the last run, or where none was measured by
-    arithmetic; where nothing is distilled, by what each stage took last. Kept in
-    work/CUSTOMER/estimate.json, for the report.
+    arithmetic; where nothing is distilled, by what each stage took last.
 
     Args:
         may_spend_usd: by the whole run.
@@ -174,6 +176,7 @@ def estimate_run(
         spent_usd: of that, by now.
         cheaper: which machine would finish for less than so many USD, as the end of a sentence;
             asked where the run does not fit.
+        is_kept: in work/CUSTOMER/estimate.json, for the report.
 
     Returns:
         None where a cluster has no worker that can be timed.
@@ -183,18 +186,19 @@ def estimate_run(
             distilled, so that nothing could stop it; says with what change it would.
         Unreachable: the ledger, or Ray, does not answer.
     """
-    (poc.work / ESTIMATE).unlink(missing_ok=True)
+    if is_kept:
+        (poc.work / ESTIMATE).unlink(missing_ok=True)
     left_usd = may_spend_usd - spent_usd - settings.held_usd
     if "distill" not in stages:
         found = _estimate_rest(poc, settings, ledger, stages)
-        _keep(poc, found, spent_usd)
+        if is_kept:
+            _keep(poc, found, spent_usd)
         require_fit(
             found,
             left_usd,
             of=of,
             change=f"take another gate.device than {poc.params.device.name}, fewer export.targets "
-            f"than {len(poc.params.export.targets)}, or a budget that is larger by "
-            f"{format_usd(found.high_usd - left_usd)}",
+            f"than {len(poc.params.export.targets)}, or {_larger(of, found.high_usd - left_usd)}",
         )
         return found
     usd_per_hour = price_of(poc.params, settings, "distill")
@@ -217,7 +221,8 @@ def estimate_run(
         least_other_usd=basis.rest_usd - basis.unused_usd,
         basis=f"at {basis.pace.mean:.3g} s a step and {format_usd(basis.rest_usd)} {basis.said}",
     )
-    _keep(poc, found, spent_usd)
+    if is_kept:
+        _keep(poc, found, spent_usd)
     if found.low_usd + basis.unused_usd > left_usd:
         fitting = min(steps, steps_that_fit(left_usd, **facts)) if usd_per_hour else 0
         fewer = (
@@ -226,9 +231,10 @@ def estimate_run(
         require_fit(
             found,
             max(left_usd - basis.unused_usd, Decimal(0)),  # that is kept back all the same
-            of=of,
-            change=f"it would {fewer} with a budget.run_usd of "
-            f"{format_usd(found.high_usd + beside_usd)}{cheaper(left_usd + basis.idle_usd)}; "
+            of=f"{format_usd(may_spend_usd - spent_usd)} that are left of {of}" if of else "",
+            change=f"it would {fewer} with "
+            f"{_larger(of, found.high_usd + beside_usd - may_spend_usd, may_spend_usd)}"
+            f"{cheaper(left_usd + basis.idle_usd)}; "
             f"{format_usd(basis.reserve_usd)} are kept back for evaluate, export, gate and report "
             "(budget.reserve_seconds, or what they took before, and what a device can cost)",
         )
@@ -272,6 +278,14 @@ def _basis(
     )
 
 
+def _larger(of: str, more_usd: Decimal, run_usd: Decimal | None = None) -> str:
+    """Which limit would have to be what."""
+    name = of.partition(" ")[0]
+    if name in ("", "budget.run_usd") and run_usd is not None:
+        return f"a budget.run_usd of {format_usd(run_usd + more_usd)}"
+    return f"a {name or 'budget'} that is larger by {format_usd(more_usd)}"
+
+
 def least_usd(poc: Poc, settings: Settings, ledger: Ledger, stages: Collection[str]) -> Decimal:
     """What a run of `stages` has to keep back of a month that it shares: the reserve, or where
     nothing is distilled all that it can cost; and what its machine costs beside.
@@ -301,13 +315,29 @@ def _estimate_rest(
     time_usd = seconds_usd(seconds, usd_per_hour)
     devices = devices_usd(params) if "gate" in stages else Decimal(0)
     said = f", and {format_usd(devices)} at most of {params.device.name}" if devices else ""
+    unforeseen = UNFORESEEN
+    if changed := [stage for stage in stages if _has_other_params(poc, stage)]:
+        seconds = max(seconds, Decimal(str(params.budget.reserve_seconds)))
+        time_usd, unforeseen = seconds_usd(seconds, usd_per_hour), _OTHER_PARAMS
+        said = f"{said}; the params of {' and '.join(changed)} are others since, so it may be more"
     return Estimate(
         low_usd=seconds_usd(known, usd_per_hour) + devices,  # training has left this, and no more
         likely_usd=time_usd + devices,
-        high_usd=quantise_usd(time_usd * UNFORESEEN) + devices,
+        high_usd=quantise_usd(time_usd * unforeseen) + devices,
         seconds=0.0,
-        basis=f"by the {hours_and_minutes(float(seconds))} of {', '.join(stages)} last time{said}",
+        basis=f"by the {hours_and_minutes(float(known))} of {', '.join(stages)} last time{said}",
     )
+
+
+def _has_other_params(poc: Poc, stage: str) -> bool:
+    """Whether a stage would be run with other params than when it was run last, by DVC's record."""
+    lock, path = poc.work / "dvc.lock", poc.work / "params" / f"{stage}.yaml"
+    if not (lock.is_file() and path.is_file()):
+        return False
+    known = read_yaml(lock).get("stages", {}).get(f"{stage}@{poc.customer}", {}).get("deps", [])
+    name = str(path.relative_to(poc.root))
+    found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    return any(dep["path"] == name and dep["md5"] != found for dep in known)
 
 
 def _keep(poc: Poc, found: Estimate, spent_usd: Decimal) -> None:

@@ -340,7 +340,7 @@ def _distrust(teacher: Mapping[str, Any], most: float) -> str:
         return ""
     return (
         f"other processes took {share:.0%} of this machine while the teacher was timed, at most "
-        f"{most:.0%} is allowed: stop them and run the gate again"
+        f"{most:.0%} is allowed: stop them and measure again"
     )
 
 

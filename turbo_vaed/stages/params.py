@@ -22,8 +22,10 @@ def run(poc: Poc) -> dict[str, object]:
     limits = {key: resolved["budget"][key] for key in ("run_usd", "reserve_seconds")}
     sections["distill"] = {**sections["distill"], "budget": limits}
     if resolved["distill"].get("stop_psnr_margin_db") is not None:  # else the gate is not looked at
-        asked = ("min_psnr", "min_psnr_retention", "min_ssim")
+        asked = ("min_psnr", "min_psnr_retention", "min_ssim", "min_ms_ssim", "min_worst_psnr",
+                 "max_flicker", "min_detail_retention")  # fmt: skip
         sections["distill"]["thresholds"] = {key: resolved["thresholds"][key] for key in asked}
+        sections["distill"]["worst_share"] = resolved["evaluate"]["worst_share"]
     sections["export"] = {**sections["export"], "device_shape": resolved["device"].get("shape")}
     sections["gate"] = {
         **sections["gate"],

@@ -49,9 +49,15 @@ def price_book(params: Params, settings: Settings) -> PriceBook:
     )
 
 
-def nodes_of(params: Params, settings: Settings, stage: str) -> Nodes:
+def nodes_of(
+    params: Params,
+    settings: Settings,
+    stage: str,
+    look: Callable[[], list[dict[str, Any]]] = cluster.ray_nodes,
+) -> Nodes:
     """The nodes that `stage` holds and their rates, for its meter. Those of a cluster are asked of
-    Ray, which must be connected by then; this machine, where it is one of EC2, has EC2's price.
+    `look`, by default of Ray, which must be connected by then; this machine, where it is one of
+    EC2, has EC2's price.
 
     Raises:
         BudgetRefused: the price of this machine is unknown; of machines of EC2 the meter finds out
@@ -69,7 +75,7 @@ def nodes_of(params: Params, settings: Settings, stage: str) -> Nodes:
         source = "params.yaml prices.cluster_usd_per_hour"
         return steady(_local("cluster", Price(usd_per_hour=together, source=source)))
     book = price_book(params, settings)
-    return lambda: cluster.rates(book)
+    return lambda: cluster.rates(book, look)
 
 
 def price_of(params: Params, settings: Settings, stage: str) -> Decimal:
@@ -189,22 +195,19 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
     """
     limits = poc.params.budget
     usd_per_hour = most_usd_per_hour(poc.params, settings, stage)
-    spent_usd, may_spend_usd = poc.tracker.spent_usd, poc.tracker.may_spend_usd
+    spent_usd, share = poc.tracker.spent_usd, poc.tracker.share
     device_usd = devices_usd(poc.params)
     reserve = reserve_usd(poc.params, settings, following_of(poc), nodes_usd_per_hour=usd_per_hour)
-    claim: Callable[[Decimal], Decimal] | None = None
-    run_usd = limits.run_usd
-    if spent_usd is not None and may_spend_usd is not None:
-        run_usd = may_spend_usd(spent_usd() + reserve + device_usd)
-
-        def claim(upto_usd: Decimal) -> Decimal:
-            return max(may_spend_usd(upto_usd + device_usd) - device_usd, AMOUNT_QUANTUM)
-
+    run_usd, by = limits.run_usd, f"budget.run_usd of {format_usd(limits.run_usd)}"
+    if spent_usd is not None and share is not None:
+        least_usd = spent_usd() + reserve + device_usd
+        found = share.claim(least_usd, least_usd=least_usd)
+        run_usd, by = max(found.usd, AMOUNT_QUANTUM), found.by
     if device_usd >= run_usd:
         raise BudgetRefused(
             f"measuring {len(poc.params.export.targets)} packages on {poc.params.device.name} can "
             f"cost {format_usd(device_usd)} of the {format_usd(run_usd)} that the run may spend; "
-            "raise the budget, take fewer export.targets, or another gate.device"
+            f"there is {by}: raise it, take fewer export.targets, or another gate.device"
         )
     budget = Budget(
         run_usd=run_usd - device_usd,
@@ -217,7 +220,11 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
         return Decimal(time.monotonic() - began) * per_second(usd_per_hour)
 
     return Spending(
-        budget=budget, usd_per_hour=usd_per_hour, spent_usd=spent_usd or since, claim=claim
+        budget=budget,
+        usd_per_hour=usd_per_hour,
+        spent_usd=spent_usd or since,
+        share=share if spent_usd is not None else None,
+        beside_usd=device_usd,
     )
 
 

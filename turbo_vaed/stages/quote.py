@@ -246,6 +246,8 @@ def _sentence(found: list[Choice], steps: int) -> str:
         f"{format_usd(best.usd)} with what else a run pays there, {format_usd(best.steps_usd)} of "
         f"it for {hours_and_minutes(best.seconds)} of steps, interruptions included"
     )
+    if not steps:
+        return f"Without training a run is cheapest on {name}: {format_usd(best.usd)}."
     if unknown == len(found) - 1:
         return f"{steps} steps on {name}: {cost}; no other price is known."
     sentence = f"{steps} steps are cheapest on {name}: {cost}"

@@ -20,14 +20,15 @@ from turbo_vaed.costs import (
     Limits,
     Meter,
     Nodes,
+    Share,
     allowance,
     due,
     require_allowance,
 )
-from turbo_vaed.costs.money import AMOUNT_QUANTUM, quantise_usd
+from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.costs.tags import resource_tags
 from turbo_vaed.dataset.ray_session import ray_session
-from turbo_vaed.errors import UserError
+from turbo_vaed.errors import Unreachable, UserError
 from turbo_vaed.poc import STAGES, Poc
 from turbo_vaed.settings import Settings, new_run_id
 from turbo_vaed.stages import waiting
@@ -35,6 +36,7 @@ from turbo_vaed.stages.cluster import own_node
 from turbo_vaed.stages.estimates import following
 from turbo_vaed.stages.prices import RAY_STAGES, limits_of, nodes_of
 from turbo_vaed.stages.telemetry import LiveRun
+from turbo_vaed.stages.watch import Watch
 from turbo_vaed.tracker import Tracker, Used
 
 SLICE_SECONDS, CLUSTER_SLICE_SECONDS = 15.0, 5.0
@@ -64,15 +66,10 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         due.book(ledger, settings.due_folder)
         poc = Poc.load(settings.root, customer)
         limits = limits_of(poc.params)
+        held = settings.held_usd  # for the machine, by whoever has started it
+        share = share_of(ledger, limits, run=run, customer=customer, beside_usd=held)
         if name in CAN_BE_REFUSED:
-            found = _may_spend(ledger, limits, run=run, customer=customer)
-            require_allowance(found, spent_usd=ledger.total(run=run))
-
-        def may_spend_usd(upto_usd: Decimal) -> Decimal:
-            upto_usd += settings.held_usd
-            ledger.hold(run, customer, upto_usd, at=datetime.now(UTC))
-            found = _may_spend(ledger, limits, run=run, customer=customer)
-            return max(found.usd - settings.held_usd, AMOUNT_QUANTUM)
+            require_allowance(share.ask(), spent_usd=ledger.total(run=run))
 
         def charge(used: Used) -> None:
             due.add(ledger, charge_of(used, run, customer, name), settings.due_folder)
@@ -93,7 +90,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             tracker = Tracker(
                 # In this order: a slice that is written in between counts twice, never not at all.
                 spent_usd=lambda: meter.unwritten_usd() + ledger.total(run=run),
-                may_spend_usd=may_spend_usd,
+                share=share,
                 following=lambda: following(ledger, customer),
                 usd_per_hour=meter.usd_per_hour,
                 mark_wasted=meter.mark_wasted,
@@ -109,15 +106,37 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
                     figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(poc)
             finally:
                 if settings.run_id is None:  # a stage by hand is a run of its own, and over
-                    ledger.release(run)
+                    release(ledger, run)
     text = json.dumps(figures, indent=1, default=str)
     (poc.folder(name) / FIGURES).write_text(text + "\n")
     print(f"{name}: {', '.join(f'{k} {_shown(v)}' for k, v in figures.items())}", flush=True)
 
 
-def _may_spend(ledger: Ledger, limits: Limits, *, run: str, customer: str) -> Allowance:
-    """By the whole run, as it is now."""
-    return allowance(ledger, limits, run=run, customer=customer, at=datetime.now(UTC))
+def share_of(
+    ledger: Ledger,
+    limits: Limits,
+    *,
+    run: str,
+    customer: str,
+    beside_usd: Decimal = Decimal(0),
+) -> Share:
+    """A run's share of the limits, kept in the ledger; `beside_usd` as of `Share`."""
+
+    def tell(upto_usd: Decimal) -> None:
+        ledger.hold(run, customer, upto_usd, at=datetime.now(UTC))
+
+    def ask() -> Allowance:
+        return allowance(ledger, limits, run=run, customer=customer, at=datetime.now(UTC))
+
+    return Share(ask=ask, tell=tell, beside_usd=beside_usd)
+
+
+def release(ledger: Ledger, run: str) -> None:
+    """The run keeps nothing back of a month any more; by itself it would not after an hour."""
+    try:
+        ledger.release(run)
+    except Unreachable as error:
+        _log.warning("for an hour other runs count with what %s kept back: %s", run, error)
 
 
 def _is_on_a_cluster(settings: Settings, stage: str) -> bool:
@@ -149,7 +168,8 @@ def _nodes(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str) -
 @contextmanager
 def _waiting(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str) -> Iterator[None]:
     """While a stage runs on this machine alone, the cluster's other nodes wait for it, and a meter
-    charges them. Where that cannot be, whoever comes next does: no such stage fails for it."""
+    charges them. Where that cannot be, whoever comes next does: no such stage fails for it, nor
+    where the cluster goes."""
     seen = poc.work / waiting.FILE
     if not settings.on_a_cluster or stage in RAY_STAGES or not waiting.is_run_of(seen, run):
         yield
@@ -157,10 +177,13 @@ def _waiting(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str)
     customer = poc.customer
     with ExitStack() as open_:
         try:
-            open_.enter_context(ray_session(settings.ray_address))
-            own = own_node(settings.ray_address or "")
-            held = nodes_of(poc.params, settings, "distill")
-            waiting.book_waiting(ledger, held, seen, run=run, customer=customer, own_node=own)
+            watch = open_.enter_context(
+                Watch(settings.ray_address or "", seconds=CLUSTER_SLICE_SECONDS)
+            )
+            held, own = nodes_of(poc.params, settings, "distill", watch.nodes), watch.own_node
+            waiting.book_waiting(
+                ledger, held, seen, run=run, customer=customer, before=stage, own_node=own
+            )
             held = waiting.others(waiting.remembered(held, seen, run=run), own)
             meter = Meter(
                 ledger,
@@ -181,6 +204,8 @@ def _shown(value: object) -> str:
     """A figure for a person; a digest by its first digits."""
     if isinstance(value, float):
         return f"{value:.5g}"
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_shown, value)) or "none"
     text = str(value)
     return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
 

@@ -22,6 +22,7 @@ from uuid import uuid4
 
 from turbo_vaed.costs import Charge, Ledger, Nodes, PartlyPriced, Rate, total_usd
 from turbo_vaed.costs.meter import UNIT, node_charge
+from turbo_vaed.poc import STAGES
 from turbo_vaed.stages.prices import RAY_STAGES
 
 STAGE = "waiting"
@@ -118,8 +119,8 @@ def book_waiting(
     started again.
 
     Args:
-        before: the stage that begins now. If it was charged in this run before, the wait is that
-            for a driver that was lost, and is wasted.
+        before: the stage that begins now. If it or a later one was charged in this run before, the
+            wait is that for a driver that was lost, and is wasted.
         own_node: this machine, where it is one of the nodes: what stages that run on it alone
             were charged meanwhile, as such a node, is not charged again.
 
@@ -132,7 +133,8 @@ def book_waiting(
         return []
     held = _priced(nodes)
     charged = [charge for charge in ledger.charges(run=run) if charge.unit == UNIT]
-    is_again = any(charge.stage == before for charge in charged)
+    later = STAGES[STAGES.index(before) :] if before else ()
+    is_again = any(charge.stage in later for charge in charged)
     # A meter's last slice goes on after its last look; an end to come is of a clock that was wrong.
     ends = [c.ended_at for c in charged if c.stage in _OF_NODES]
     paid_until = [at for at in ends if at <= ended]

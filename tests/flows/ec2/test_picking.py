@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,13 @@ def test_a_run_that_lost_its_machine_goes_on_with_less_than_all_steps_would_cost
     assert whole.usd and whole.steps_usd
     spent = 95 - quantise_usd(whole.usd - whole.steps_usd / 2)
     with Ledger.open(settings.ledger_url) as ledger:
-        ledger.add(
-            charge(
-                run=todo.run.run_id, stage="distill", quantity=Decimal(1), unit_price_usd=spent
-            )
-        )  # fmt: skip
+        ledger.add(charge(run=todo.run.run_id, quantity=Decimal(1), unit_price_usd=spent))
+    note_begun(poc, todo.run)  # and lost before its first step
     with pytest.raises(BudgetRefused, match=r"is the cheapest at .* are left"):
         pick(poc, settings, todo, book=book)
-    note_begun(poc, todo.run)
+    with Ledger.open(settings.ledger_url) as ledger:
+        now = datetime.now(UTC)
+        ledger.add(charge(run=todo.run.run_id, stage="distill", started_at=now, ended_at=now))
     picked = pick(poc, settings, todo, book=book)
     assert picked.goes_on and "the run goes on, and is expected to cost $" in picked.sentence
     assert effects.estimate(poc, settings, todo.run, todo.stale).endswith("training has saved")

@@ -1,4 +1,4 @@
-"""The teacher's PSNR on the validation clips: the right clips, once, and only what can be paid."""
+"""The teacher on the validation clips: the right clips, once, and only what can be paid."""
 
 from __future__ import annotations
 
@@ -15,14 +15,23 @@ import zarr
 
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.latents import to_network
-from turbo_vaed.distill import teacher_psnr as module
+from turbo_vaed.distill import teacher_quality as module
 from turbo_vaed.distill.target_cache import Wanted
-from turbo_vaed.distill.teacher_psnr import teacher_psnr
+from turbo_vaed.distill.teacher_quality import TeacherQuality, teacher_quality
 from turbo_vaed.errors import BudgetRefused, CorruptFile, DataRefused
+from turbo_vaed.metrics import detail, flicker
 from turbo_vaed.models.teachers import load_teacher
 
 SPLITS = ["train", "val", "test", "val", "val"]
 VAL = [1, 3, 4]
+
+
+def write(store: Path, name: str, values: np.ndarray) -> None:
+    group = zarr.open_group(str(store), mode="w", zarr_format=3)
+    array = create_clip_array(
+        group, name, clips=5, shape=values.shape[1:], dtype=str(values.dtype), is_compressed=True
+    )
+    array[:] = values
 
 
 @pytest.fixture
@@ -36,12 +45,7 @@ def wanted(tmp_path: Path, tiny_teacher: Path) -> Wanted:
         ("encode", "latents.zarr", "latents"): teacher.encode(to_network(video)).numpy(),
     }
     for (folder, store, name), values in arrays.items():
-        group = zarr.open_group(str(tmp_path / folder / store), mode="w", zarr_format=3)
-        array = create_clip_array(
-            group, name, clips=5, shape=values.shape[1:], dtype=str(values.dtype),
-            is_compressed=True,
-        )  # fmt: skip
-        array[:] = values
+        write(tmp_path / folder / store, name, values)
     clips = [{"index": i, "split": split} for i, split in enumerate(SPLITS)]
     (tmp_path / "clip" / "clips.json").write_text(json.dumps({"clips": clips}))
     facts = {"compression": [4, 8, 8], "teacher_sha256": teacher.sha256, "tiles": 2}
@@ -74,8 +78,8 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return calls
 
 
-def expected(wanted: Wanted) -> float:
-    """Written down a second time, and unrounded."""
+def expected(wanted: Wanted) -> TeacherQuality:
+    """PSNR written down a second time, and unrounded."""
     video = zarr.open_group(f"{wanted.clips}/clips.zarr", mode="r")["video"][:][VAL]
     latents = zarr.open_group(f"{wanted.latents}/latents.zarr", mode="r")["latents"][:][VAL]
     teacher = load_teacher(wanted.family, wanted.weights)
@@ -83,33 +87,77 @@ def expected(wanted: Wanted) -> float:
         decoded = teacher.decode(torch.from_numpy(latents)).clamp(-1, 1).numpy()
     source = video.transpose(0, 4, 1, 2, 3) / 255.0
     error = ((decoded.astype(float) + 1) / 2 - source) ** 2
-    return float(np.mean(-10 * np.log10(error.mean(axis=(1, 2, 3, 4)))))
+    psnr = float(np.mean(-10 * np.log10(error.mean(axis=(1, 2, 3, 4)))))
+    pairs = [
+        [torch.from_numpy(each[i].transpose(1, 0, 2, 3)) for each in ((decoded + 1) / 2, source)]
+        for i in range(len(VAL))
+    ]
+    return TeacherQuality(
+        psnr=psnr,
+        detail=float(np.mean([detail(*pair) for pair in pairs])),
+        flicker=float(np.mean([flicker(*pair) for pair in pairs])),
+    )
+
+
+def near(found: TeacherQuality) -> Any:
+    return pytest.approx(dataclasses.asdict(found), abs=1e-4)
 
 
 def test_it_is_the_mean_over_the_validation_clips_and_is_computed_once(wanted, passes) -> None:
-    found = teacher_psnr(wanted, batch_size=2)
-    assert found == pytest.approx(expected(wanted), abs=1e-4)
+    found = teacher_quality(wanted, batch_size=2)
+    assert dataclasses.asdict(found) == near(expected(wanted))
     other = dataclasses.replace(wanted, blocks=(), reconstruction=True)  # another recipe
-    assert teacher_psnr(other, batch_size=1) == found
+    assert teacher_quality(other, batch_size=1) == found
     assert passes == [VAL]
 
 
 def test_other_clips_or_another_teacher_are_measured_anew(wanted, passes) -> None:
-    first = teacher_psnr(wanted, batch_size=2)
+    first = teacher_quality(wanted, batch_size=2)
     path = Path(wanted.clips) / "clips.json"
     clips = json.loads(path.read_text())["clips"]
     clips[4]["split"] = "test"
     path.write_text(json.dumps({"clips": clips}))
-    assert teacher_psnr(wanted, batch_size=2) != first
+    assert teacher_quality(wanted, batch_size=2) != first
     assert passes == [VAL, VAL[:2]]
 
 
 def test_what_was_cut_short_is_measured_anew(wanted, passes) -> None:
-    found = teacher_psnr(wanted, batch_size=2)
+    found = teacher_quality(wanted, batch_size=2)
     path = Path(wanted.targets) / "teacher.json"
     path.write_text(path.read_text()[:-5])
-    assert teacher_psnr(wanted, batch_size=2) == found
+    assert teacher_quality(wanted, batch_size=2) == found
     assert passes == [VAL, VAL]
+
+
+def test_facts_of_an_earlier_version_are_measured_anew(wanted, passes) -> None:
+    """Those of the PSNR alone."""
+    found = teacher_quality(wanted, batch_size=2)
+    path = Path(wanted.targets) / "teacher.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({"key": facts["key"], "psnr": found.psnr, "clips": 3}))
+    assert teacher_quality(wanted, batch_size=2) == found
+    assert passes == [VAL, VAL]
+
+
+def test_figures_of_every_clip_are_kept(wanted, passes) -> None:
+    found = teacher_quality(wanted, batch_size=2)
+    kept = zarr.open_group(f"{wanted.targets}/teacher.zarr", mode="r")
+    for name, mean in dataclasses.asdict(found).items():
+        assert np.mean(kept[name][:][VAL]) == mean
+        assert len(set(kept[name][:][VAL])) == len(VAL)
+
+
+def test_clips_of_one_frame_have_no_flicker(wanted, passes) -> None:
+    """The teacher's latents of one frame, and the first frames of the clips."""
+    teacher = load_teacher("ltx-video", Path(wanted.weights))
+    video = zarr.open_group(f"{wanted.clips}/clips.zarr", mode="r")["video"][:][:, :1]
+    write(Path(wanted.clips) / "clips.zarr", "video", video)
+    latents = teacher.encode(to_network(video)).numpy()
+    write(Path(wanted.latents) / "latents.zarr", "latents", latents)
+    found = teacher_quality(wanted, batch_size=2)
+    assert found.flicker is None and found.psnr > 0
+    assert teacher_quality(wanted, batch_size=2) == found
+    assert passes == [VAL]
 
 
 def test_what_the_budget_does_not_hold_is_not_begun(wanted, passes) -> None:
@@ -117,7 +165,7 @@ def test_what_the_budget_does_not_hold_is_not_begun(wanted, passes) -> None:
         raise BudgetRefused("nothing is left")
 
     with pytest.raises(BudgetRefused):
-        teacher_psnr(wanted, batch_size=2, afford=refuse)
+        teacher_quality(wanted, batch_size=2, afford=refuse)
     assert passes == []
     assert not (Path(wanted.targets) / "teacher.json").exists()
 
@@ -126,7 +174,7 @@ def test_clips_and_teacher_that_do_not_fit(wanted, passes) -> None:
     facts = Path(wanted.latents) / "latents.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"teacher_sha256": "0" * 64}))
     with pytest.raises(CorruptFile, match="run the stage `encode` again"):
-        teacher_psnr(wanted, batch_size=2)
+        teacher_quality(wanted, batch_size=2)
     (Path(wanted.clips) / "clips.json").write_text(json.dumps({"clips": []}))
     with pytest.raises(DataRefused, match="val split"):
-        teacher_psnr(wanted, batch_size=2)
+        teacher_quality(wanted, batch_size=2)

@@ -1,0 +1,74 @@
+"""`turbo-vaed ec2 config` and `ec2 run` without a machine: for which run, and what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flows import dvc, effects, runs
+from flows.ec2 import picking, running, telling
+from flows.effects import ToDo
+from turbo_vaed.cli import app
+from turbo_vaed.costs import PriceBook
+from turbo_vaed.errors import Fault
+from turbo_vaed.poc import Poc
+from turbo_vaed.settings import Settings
+
+
+@pytest.fixture
+def made(
+    poc: Poc, settings: Settings, book: PriceBook, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """The stages that DVC was told to make; params.yaml has changed, and nothing else with it."""
+    made: list[str] = []
+
+    def stale(root: Path, customer: str, stages: tuple[str, ...]) -> list[str]:
+        return [stage for stage in stages if stage == "params" and not made]
+
+    pick = picking.pick
+    monkeypatch.setenv("TURBO_VAED_ROOT", str(settings.root))
+    monkeypatch.setattr(dvc, "stale_stages", stale)
+    monkeypatch.setattr(dvc, "reproduce", lambda root, customer, stage, **_: made.append(stage))
+    monkeypatch.setattr(effects, "preflight", lambda *_: poc)
+    monkeypatch.setattr(picking, "pick", lambda *of, **given: pick(*of, **given, book=book))
+    monkeypatch.setattr(telling, "_check_places", lambda settings: None)  # a SQLite ledger is one
+    return made
+
+
+def test_a_run_that_a_months_limit_stopped_goes_on_though_params_have_changed(
+    poc: Poc, run: runs.Run, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a larger limit, say: only DVC's stage `params` is stale, which costs nothing."""
+    monkeypatch.setattr(effects, "run_with_more_room", lambda *_: run)
+    result = CliRunner().invoke(app, ["ec2", "config", "demo"])
+    assert result.exit_code == 0, result.output
+    assert made == ["params"]
+    assert run.run_id in (poc.work / "ec2" / "planned.yaml").read_text(), "and no fresh one"
+
+
+@pytest.mark.parametrize("is_up", [False, True])
+def test_that_a_run_may_distil_is_kept_when_its_machine_is_up(
+    poc: Poc, todo: ToDo, made: list[str], monkeypatch: pytest.MonkeyPatch, is_up: bool
+) -> None:
+    """What the machine itself keeps of that is lost with it."""
+
+    @contextmanager
+    def started(config: Path) -> Iterator[None]:
+        if not is_up:
+            raise Fault("AWS has none of them")
+        yield
+
+    def run_there(*_: Any) -> None:
+        raise Fault("the machine was lost")
+
+    monkeypatch.setattr(running, "started", started)
+    monkeypatch.setattr(running, "run_there", run_there)
+    monkeypatch.setattr(effects, "to_do", lambda *_: todo)
+    result = CliRunner().invoke(app, ["ec2", "run", "demo"])
+    assert isinstance(result.exception, Fault), result.output
+    assert (effects._student_key(poc) in effects._allowed(poc, todo.run)) == is_up
