@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 import shutil
@@ -26,8 +27,9 @@ from turbo_vaed.params import RoiParams
 from turbo_vaed.report.context import Failure, ReportContext
 from turbo_vaed.report.page import render
 from turbo_vaed.report.roi import document, figures, sensitivities, sentence
-from turbo_vaed.report.roi_facts import cost_of_poc, roi_of_run
+from turbo_vaed.report.roi_facts import DEMO_TEACHERS, cost_of_poc, read_roi, roi_of_run
 from turbo_vaed.report.tornado import short_usd, tornado, tornado_svg
+from turbo_vaed.report.words import amount
 
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -456,6 +458,55 @@ def test_the_page_tells_what_was_measured_after_all_from_what_is_assumed(
     shown = section(render(gather(work, assumptions=assumptions, cost_of_poc=COST)))
     counts = {kind: shown.count(f">{kind}</span>") for kind in ("measured", "assumed", "computed")}
     assert counts == {"measured": 8, "assumed": 11, "computed": 8}
+
+
+def test_the_results_stand_from_worst_to_best(
+    work: Path, gather: Gather, assumptions: RoiParams
+) -> None:
+    """Of payback and break-even the low end is the good one, of saving and value the high one."""
+    context = gather(work, assumptions=assumptions, cost_of_poc=COST)
+    assert context.roi is not None
+    results, rest = section(render(context)).split("<details>")
+    assert re.findall(r'class="num">(\w+)</th>', results) == ["Worst", "Likely", "Best"]
+    assert re.findall(r'class="num">(\w+)</th>', rest) == ["Low", "Likely", "High"]
+    assert "of payback and break-even less is better, of the others more" in results
+    rows = dict(re.findall(r"<tr><td>([^<]+)</td>(.*?)</tr>", results))
+    ends = {label: re.findall(r'class="num">([^<]+)</td>', row) for label, row in rows.items()}
+    assert len(ends) == 5
+    for result in context.roi.results:
+        if result.label in ends:
+            by_size = [amount(x, result.unit) for x in (result.low, result.likely, result.high)]
+            is_less_better = result.label in ("Payback", "Break-even volume")
+            assert ends[result.label] == (by_size[::-1] if is_less_better else by_size)
+    assert ends["Payback"][0] == "never"
+
+
+def test_the_return_of_a_demos_teacher_says_that_it_is_nobodys(
+    work: Path, tmp_path: Path, gather: Gather, assumptions: RoiParams
+) -> None:
+    said = "THE TEACHER IS THE DEMO'S"
+    context = gather(work, assumptions=assumptions, cost_of_poc=COST)
+    assert context.roi is not None and 'id="roi-demo"' not in section(render(context))
+    assert not [one for one in context.roi.inputs if said in one.source]
+    shutil.copytree(work, tmp_path / "demo")
+    path = tmp_path / "demo/encode/latents.json"
+    latents = json.loads(path.read_text()) | {"teacher_sha256": DEMO_TEACHERS[0]}
+    path.write_text(json.dumps(latents))
+    shown = section(render(gather(tmp_path / "demo", assumptions=assumptions, cost_of_poc=COST)))
+    assert "The teacher of this run is the demo's" in shown
+    assert "says nothing about a customer" in shown
+    roi = read_roi(tmp_path / "demo", cost=COST, assumptions=assumptions)
+    told = [one.name for one in roi.inputs if said in one.source]
+    assert told == ["teacher_seconds_per_minute", "student_seconds_per_minute"]
+
+
+def test_every_teacher_that_is_shipped_is_known_as_the_demos() -> None:
+    weights = sorted((ROOT / "assets/teachers").glob("*/training.json"))
+    assert weights
+    for path in weights:  # `make teacher` writes the sha256 that `encode` tells of them
+        assert json.loads(path.read_text())["sha256"] in DEMO_TEACHERS, path
+        content = (path.parent / "diffusion_pytorch_model.safetensors").read_bytes()
+        assert hashlib.sha256(content).hexdigest() in DEMO_TEACHERS, path
 
 
 def test_a_package_that_fails_the_gate_returns_nothing_yet(

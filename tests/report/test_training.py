@@ -113,7 +113,9 @@ def test_a_run_that_was_good_enough_says_why_and_is_no_failure(
     assert dict(training(context)["facts"])["End"] == said
     page = render(context)
     assert page.count(said) == 2
-    assert words.headline(context).startswith("Ready to ship: the student keeps")
+    assert words.headline(context).startswith(
+        "Ready to ship: the student as packaged in fp32 keeps"
+    )
     assert "stopped-early" not in page and "stopped early" not in page
 
 
@@ -121,7 +123,7 @@ def test_quality_against_dollars_has_the_target_and_the_end(enough: Path, gather
     drawn = dollars(gather(enough))
     assert [name for _, name in drawn.legend] == [
         "student",
-        "good enough above",
+        "PSNR is enough above",
         "stopped, good enough",
     ]
     root = ElementTree.fromstring(str(drawn.svg))

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from turbo_vaed.report.page import render
 Gather = Callable[..., ReportContext]
 
 
-def judged(work: Path, target: Path, **changes: object) -> Path:
+def judged(work: Path, target: Path, /, **changes: object) -> Path:
     shutil.copytree(work, target)
     path = target / "gate" / "verdict.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -39,7 +40,9 @@ def test_a_run_that_fails_says_how_many_checks_fail(
     checks[3]["result"] = "fails"
     found = gather(judged(work, tmp_path / "a", result="fails", checks=checks))
     said = words.headline(found)
-    assert said.startswith("Not ready to ship, 1 of 13 checks fails: the student keeps 9")
+    assert said.startswith(
+        "Not ready to ship, 1 of 13 checks fails: the student as packaged in fp32 keeps 9"
+    )
     assert words.badge(found) == ("Fails the gate", "bad")
     assert _checks(found).index("✗ fails") < _checks(found).index("✓ passes")
 
@@ -75,6 +78,50 @@ def test_a_run_that_the_budget_stopped(work: Path, gather: Gather) -> None:
     )
 
 
+def refused(gather: Gather, work: Path, stage: str, **options: Any) -> ReportContext:
+    """A run that ended before its first stage."""
+    error = "nothing may be spent: budget.customer_month_usd of $1.00 in 2026-11; wait"
+    failure = Failure(stage=stage, error=error, is_begun=False, **options)
+    return gather(work, failure=failure)
+
+
+def test_a_run_that_a_limit_did_not_let_start_is_no_run_that_stopped(
+    work: Path, gather: Gather
+) -> None:
+    found = refused(gather, work, "validate", by_budget=True)
+    nothing = dataclasses.replace(found.costs, stages=(), usd=Decimal(0), wasted_usd=Decimal(0))
+    found = dataclasses.replace(
+        found, costs=nothing, no_roi="nothing was measured",
+        estimate={"low_usd": "1", "likely_usd": "2", "high_usd": "3", "basis": "an older run's"},
+    )  # fmt: skip
+    assert words.badge(found) == ("Not started", "warn")
+    assert words.headline(found) == (
+        "The run was not started: the limits on what may be spent do not allow it; "
+        "nothing was spent."
+    )
+    page = render(found)
+    assert "Why it was not started" in page and "No stage was run. The reason:" in page
+    assert found.failure is not None and f"<pre>{found.failure.error}</pre>" in page
+    for said in ("$95.00", "Left", "at validate", "it came to", 'id="roi"', "stopped"):
+        assert said not in page, said
+    other = dataclasses.replace(refused(gather, work, "validate"), costs=nothing)
+    assert words.badge(other) == ("Not started", "bad")
+    assert "something was wrong before its first stage" in words.headline(other)
+
+
+def test_a_run_that_a_limit_did_not_let_go_on_says_what_it_had_cost(
+    work: Path, gather: Gather
+) -> None:
+    found = refused(gather, work, "distill", by_budget=True)
+    assert words.badge(found) == ("Not continued", "warn")
+    assert words.headline(found).startswith("The run was not continued: the limits on what may")
+    assert words.headline(found).endswith("; $0.0133 was charged to it before.")
+    assert "No stage was run this time." in render(found)
+    disk = [dataclasses.replace(row, node_seconds=Decimal(0)) for row in found.costs.stages]
+    costs = dataclasses.replace(found.costs, stages=tuple(disk))  # of a fresh run, which holds it
+    assert words.badge(dataclasses.replace(found, costs=costs)) == ("Not started", "warn")
+
+
 def test_a_failure_after_the_gate_is_no_success(work: Path, gather: Gather) -> None:
     found = gather(work, failure=Failure(stage="register", error="MLflow did not answer"))
     assert words.badge(found) == ("Failed at register", "bad")
@@ -87,6 +134,39 @@ def test_what_the_gate_judged_is_what_the_sentence_says(work: Path, gather: Gath
     checks = [dict(found.verdict["checks"][0], measured=0.9512), *found.verdict["checks"][1:]]
     changed = dataclasses.replace(found, verdict={**found.verdict, "checks": checks})
     assert "keeps 95.1 % of the teacher's PSNR at 23 %" in words.headline(changed)
+
+
+def test_the_share_that_is_kept_stands_beside_the_figures_that_it_is_of(
+    work: Path, tmp_path: Path, gather: Gather
+) -> None:
+    """The package's where it was measured: quantised it is another one than the student's."""
+    checks = json.loads((work / "gate" / "verdict.json").read_text())["checks"]
+    by_name = {check["name"]: check for check in checks}
+    by_name["psnr"]["measured"], by_name["psnr_retention"]["measured"] = 30.53, 0.995
+    changes: dict[str, Any] = {"checks": checks, "target": "executorch-xnnpack/int8"}
+    found = gather(judged(work, tmp_path / "a", **changes))
+    assert found.evaluation is not None
+    found.evaluation["teacher"]["psnr"]["mean"] = 30.68
+    found.evaluation["student"]["psnr"]["mean"] = 30.78
+    found.evaluation["retention"]["psnr"] = 1.003
+    said = "Ready to ship: the student as packaged in int8 keeps 99.5 % of the teacher's PSNR"
+    assert words.headline(found).startswith(said)
+    tile = tables.tiles(found)[0]
+    assert (tile.value, tile.about, tile.tone) == (
+        "99.5 %", "package 30.53 dB, teacher 30.68 dB", "good"
+    )  # fmt: skip
+    student = "student 30.78 dB, teacher 30.68 dB; no package was measured"
+    failed = Failure(stage="gate", error="it broke")
+    for changed in (None, {**found.verdict, "checks": _without_value(checks)}):
+        other = dataclasses.replace(found, verdict=changed, failure=failed)
+        tile = tables.tiles(other)[0]
+        assert (tile.value, tile.about, tile.tone) == ("100.3 %", student, "")
+        assert "; by then the student before packaging kept 100.3 % of" in words.headline(other)
+
+
+def _without_value(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As of a package that crashed."""
+    return [check | {"measured": None, "result": "fails"} for check in checks]
 
 
 def test_a_run_beyond_its_budget_says_by_how_much(work: Path, gather: Gather) -> None:

@@ -229,14 +229,22 @@ def audit_versions(customer: Customer, form: Format = "table") -> None:
 
 @reports.command("open")
 def open_report(customer: Customer) -> None:
-    """Open the report of a customer's last run in the browser, and print where it is."""
+    """Open the report of a customer's last run in the browser, and print where it is.
+
+    Where no run has begun yet, it is the page of the one that was not started; where one was not
+    started since, that page is named too.
+    """
     import webbrowser
 
     from turbo_vaed.poc import Poc
 
-    path = Poc.load(Settings.from_environment().root, customer).report
+    poc = Poc.load(Settings.from_environment().root, customer)
+    refused = poc.not_started.is_file()
+    path = poc.report if poc.report.is_file() or not refused else poc.not_started
     if not path.is_file():
         raise UserError(f"no report yet for {customer}; run: turbo-vaed poc {customer}")
+    if refused and path != poc.not_started:
+        print(f"a later run was not started: {poc.not_started}", file=sys.stderr)
     print(path)
     webbrowser.open(path.as_uri())
 

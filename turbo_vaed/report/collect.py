@@ -69,7 +69,8 @@ def collect(
     choice = reader.json("gate", "choice.json")
     package = reader.json("gate", "package/package.json")
     measurement = reader.json("gate", "measurement.json")
-    roi, no_roi = _roi(clips, package, measurement, cost_of_poc, assumptions)
+    latents = reader.json("encode", "latents.json")
+    roi, no_roi = _roi(clips, latents, package, measurement, cost_of_poc, assumptions)
     chosen = reader.attempt("clips", lambda: _shots(reader, clips, evaluation, shots)) or ((), None)
     return ReportContext(
         customer=customer or work.name,
@@ -85,7 +86,7 @@ def collect(
         validation=reader.json("validate", "validation.json"),
         manifest=reader.manifest() or (),
         clips=clips,
-        latents=reader.json("encode", "latents.json"),
+        latents=latents,
         history=reader.json("distill", "history.json"),
         evaluation=evaluation,
         package=package,
@@ -177,6 +178,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 def _roi(
     clips: Mapping[str, Any] | None,
+    latents: Mapping[str, Any] | None,
     package: Mapping[str, Any] | None,
     measurement: Mapping[str, Any] | None,
     cost: Input | None,
@@ -192,6 +194,7 @@ def _roi(
             measurement=measurement,
             cost=cost,
             assumptions=assumptions,
+            latents=latents,
         )
     except (UserError, CorruptFile) as error:
         return None, str(error)

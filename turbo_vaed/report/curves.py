@@ -128,7 +128,7 @@ def _dollars(history: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
     target = history.get("target_psnr")
     if rows and target is not None:
         ends = [spent[0], spent[-1]]
-        series.append(Series(name="good enough above", x=ends, y=[target, target], tone="asked"))
+        series.append(Series(name="PSNR is enough above", x=ends, y=[target, target], tone="asked"))
     series.append(
         Series(name=training.END_NAMES.get(history["stopped"], "end"), x=spent[-1:],
                y=quality[-1:], tone="third", line=False, dots=True)

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from turbo_vaed.report import lineage, media, pareto, pictures, roi, tables, training, words
+from turbo_vaed.report import (
+    device,
+    lineage,
+    media,
+    pareto,
+    pictures,
+    roi,
+    tables,
+    training,
+    words,
+)
 from turbo_vaed.report.context import ReportContext, Shot
 from turbo_vaed.report.curves import curves
 from turbo_vaed.report.templating import environment, source, write_whole
@@ -52,6 +62,7 @@ def _view(context: ReportContext) -> dict[str, Any]:
         "badge": {"text": text, "tone": tone},
         "headline": words.headline(context),
         "failure": context.failure,
+        "not_begun": words.not_begun(context),
         "registration": context.registration,
         "stopped_early": _stopped_early(context),
         "problems": context.problems,
@@ -62,12 +73,12 @@ def _view(context: ReportContext) -> dict[str, Any]:
         "shots_are_scored": context.evaluation is not None,
         "slowed": _slowed(context.shots),
         "error_map": None if context.worst is None else pictures.error_map(context.worst),
-        "packages": pareto.section(context.choice),
+        "packages": pareto.section(context.choice, context.measurement),
         "checks": tables.checks(context),
         "confidence": words.percent((context.verdict or {}).get("confidence"), 0),
         "needs_approval": bool((context.verdict or {}).get("needs_approval")),
         "quality": tables.quality(context),
-        "device": tables.device(context),
+        "device": device.facts(context),
         "charts": curves(context),
         "training": training.training(context),
         "cost": tables.cost(context),

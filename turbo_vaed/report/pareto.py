@@ -18,13 +18,22 @@ _MARKS = {"passes": "circle", "cannot tell": "diamond", "fails": "cross"}
 Point = Mapping[str, Any]
 
 
-def section(choice: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The picture, the table and the sentence of `gate/choice.json`."""
+def section(
+    choice: Mapping[str, Any] | None, measurement: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """The picture, the table and the sentence of `gate/choice.json`.
+
+    Args:
+        measurement: of the chosen package: it tells whose time the candidates' is.
+    """
     if choice is None:
         return None
+    on_device = (measurement or {}).get("on_device")
+    timed = f"one run at {on_device['shape']}" if on_device else "one clip"
     return {
         "reason": choice["reason"],
-        "svg": picture(choice),
+        "timed": timed,
+        "svg": picture(choice, timed),
         "rows": [_row(one, choice["chosen"]) for one in choice["candidates"]],
         "elsewhere": list(choice["not_measured"].items()),
     }
@@ -39,8 +48,12 @@ def front(candidates: Sequence[Point]) -> list[Point]:
     return kept
 
 
-def picture(choice: Mapping[str, Any]) -> Markup:
-    """PSNR over the median latency of every package that ran; empty of fewer than two."""
+def picture(choice: Mapping[str, Any], timed: str = "one clip") -> Markup:
+    """PSNR over the median latency of every package that ran; empty of fewer than two.
+
+    Args:
+        timed: what the latency is of.
+    """
     points = [
         one
         for one in choice["candidates"]
@@ -54,7 +67,7 @@ def picture(choice: Mapping[str, Any]) -> Markup:
         f"{one['name']} {_ms(one):.1f} ms, {one['psnr_db']:.2f} dB, {one['result']}"
         for one in points
     )
-    parts = [_axes(frame), _staircase(frame, steps)]
+    parts = [_axes(frame, timed), _staircase(frame, steps)]
     parts += [_mark(frame, one, is_chosen=one["name"] == choice["chosen"]) for one in points]
     return Markup(
         f'<svg class="chart pareto" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
@@ -85,7 +98,7 @@ class _Frame:
         return _LEFT + width * across, _HEIGHT - _BOTTOM - height * up
 
 
-def _axes(frame: _Frame) -> str:
+def _axes(frame: _Frame, timed: str) -> str:
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     parts = []
     values = ticks(*frame.y)
@@ -103,7 +116,7 @@ def _axes(frame: _Frame) -> str:
     parts.append(
         f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>'
         f'<text class="title" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">'
-        "median of one clip (ms), to the left is faster</text>"
+        f"median of {escape(timed)} (ms), to the left is faster</text>"
         f'<text class="title" transform="translate(14 {middle}) rotate(-90)" '
         'text-anchor="middle">PSNR (dB)</text>'
     )
@@ -144,7 +157,10 @@ def _mark(frame: _Frame, one: Point, *, is_chosen: bool) -> str:
 
 def _row(one: Point, chosen: str) -> dict[str, Any]:
     ran = one["median_latency_seconds"] is not None
-    low, high = one["latency_interval_seconds"] or (0.0, 0.0)
+    latency, between = "did not run", ""
+    if ran:
+        median, interval = one["median_latency_seconds"], one["latency_interval_seconds"]
+        latency, between = words.latency(float(median), *map(float, interval))
     return {
         "name": one["name"],
         "is_chosen": one["name"] == chosen,
@@ -153,8 +169,8 @@ def _row(one: Point, chosen: str) -> dict[str, Any]:
         "sign": SIGNS[one["result"]],
         "psnr": words.decibel(one["psnr_db"]),
         "parity": words.decibel(one["parity_psnr_db"]),
-        "latency": f"{_ms(one):.1f} ms" if ran else "did not run",
-        "between": f"{low * 1000:.1f} to {high * 1000:.1f} ms" if ran else "",
+        "latency": latency,
+        "between": between,
         "size": words.size(one["size_bytes"]),
         "not_passed": ", ".join(words.check_label(name) for name in one["not_passed"]),
         "distrust": one.get("distrust") or "",

@@ -10,13 +10,16 @@ from turbo_vaed.costs.money import plain, quantise_usd
 from turbo_vaed.costs.roi import Result, Roi
 from turbo_vaed.costs.roi_inputs import INPUTS, Input
 from turbo_vaed.report.context import ReportContext
+from turbo_vaed.report.roi_facts import is_demo_teacher
 from turbo_vaed.report.tornado import spread_of, tornado
-from turbo_vaed.report.words import NEVER, amount
+from turbo_vaed.report.words import NEVER, amount, not_begun
 
 _KEPT = Decimal("1e-6")
 """Decimals of a computed figure that programs get."""
 _HEADLINE = ("monthly_saving_usd", "payback_months", "break_even_minutes_per_month", "value_usd",
              "phone_realtime")  # fmt: skip
+_LESS_IS_BETTER = ("payback_months", "break_even_minutes_per_month")
+"""Of those; of the others more is."""
 
 
 def sentence(roi: Roi) -> str:
@@ -138,17 +141,27 @@ def document(roi: Roi, customer: str) -> dict[str, Any]:
     }
 
 
+def _from_worst(row: Mapping[str, str]) -> dict[str, str]:
+    """A row of the results with its bad end first: a payback's is its high one."""
+    low, high = row["low"], row["high"]
+    worst, best = (high, low) if row["name"] in _LESS_IS_BETTER else (low, high)
+    return {**row, "low": worst, "high": best}
+
+
 def section(context: ReportContext) -> Mapping[str, Any] | None:
     """What the page shows; None where nobody asked for it."""
     if context.roi is None:
-        return {"why_not": context.no_roi} if context.no_roi else None
+        # One that was not begun has measured nothing; the last run's own page has its return.
+        is_told = context.no_roi and not not_begun(context)
+        return {"why_not": context.no_roi} if is_told else None
     rows = table(context.roi)
     passed = context.verdict is not None and context.verdict["result"] == "passes"
     return {
         "why_not": "",
         "sentence": sentence(context.roi),
         "passed": passed,
-        "headline": [row for row in rows if row["name"] in _HEADLINE],
+        "is_demo": is_demo_teacher(context.latents),
+        "headline": [_from_worst(row) for row in rows if row["name"] in _HEADLINE],
         "rest": [row for row in rows if row["name"] not in _HEADLINE],
         "tornado": tornado(context.roi),
     }

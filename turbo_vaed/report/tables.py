@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -48,16 +47,17 @@ def _limit(check: Mapping[str, Any]) -> str:
 
 
 def _retention(context: ReportContext) -> Tile:
-    share = words.retention(context)
-    if share is None:
+    found = words.retention(context)
+    if found is None:
         return Tile(name="PSNR retention")
-    about = "of the teacher's PSNR"
-    if context.evaluation is not None:
-        student, teacher = (context.evaluation[who]["psnr"]["mean"] for who in
-                            ("student", "teacher"))  # fmt: skip
-        about = f"student {student:.2f} dB, teacher {teacher:.2f} dB"
-    return Tile(name="PSNR retention", value=words.percent(share), about=about,
-                tone=_tone(context, "psnr_retention"))  # fmt: skip
+    whose = "package" if found.is_packaged else "student"
+    about = f"of the teacher's PSNR, by the {whose}"
+    if found.psnr_db is not None and found.teacher_psnr_db is not None:
+        about = f"{whose} {found.psnr_db:.2f} dB, teacher {found.teacher_psnr_db:.2f} dB"
+    if not found.is_packaged:
+        about += "; no package was measured"
+    return Tile(name="PSNR retention", value=words.percent(found.share), about=about,
+                tone=_tone(context, "psnr_retention") if found.is_packaged else "")  # fmt: skip
 
 
 def _parameters(context: ReportContext) -> Tile:
@@ -98,6 +98,8 @@ def _memory(context: ReportContext) -> Tile:
 
 def _dollars(context: ReportContext) -> Tile:
     costs = context.costs
+    if what := words.not_begun(context):  # no part of the budget is there to be spent
+        return Tile(name="Cost of the run", value=format_usd(costs.usd), about=what.lower())
     about = f"of {format_usd(costs.budget_usd)}, in {words.seconds(_seconds(context))}"
     return Tile(name="Cost of the run", value=format_usd(costs.usd), about=about,
                 tone="bad" if costs.over_usd > 0 else "good")  # fmt: skip
@@ -107,8 +109,10 @@ def _seconds(context: ReportContext) -> float:
     return float(sum((row.node_seconds for row in context.costs.stages), Decimal(0)))
 
 
-def budget(context: ReportContext) -> dict[str, Any]:
-    """The bar under the headline."""
+def budget(context: ReportContext) -> dict[str, Any] | None:
+    """The bar under the headline; None of a run that may not spend what is left."""
+    if words.not_begun(context):
+        return None
     costs = context.costs
     return {
         "spent": format_usd(costs.usd),
@@ -148,6 +152,7 @@ def cost(context: ReportContext) -> dict[str, Any]:
         "total": _aligned(costs.usd, places),
         "wasted": _aligned(costs.wasted_usd, places),
         "any_wasted": costs.wasted_usd > 0,
+        "may_be_spent": not words.not_begun(context),
         "budget": _aligned(costs.budget_usd, places),
         "left_name": "Over the budget by" if left < 0 else "Left",
         "left": _aligned(abs(left), places),
@@ -158,8 +163,9 @@ def cost(context: ReportContext) -> dict[str, Any]:
 
 
 def _estimated(context: ReportContext, places: int) -> str:
-    """What was said before the run, beside what it came to; "" where nothing was."""
-    if context.estimate is None:
+    """What was said before the run, beside what it came to; "" where nothing was, or where the run
+    was not begun: what refused it tells its own estimate."""
+    if context.estimate is None or words.not_begun(context):
         return ""
     low, likely, high = (
         _aligned(Decimal(context.estimate[name]), places)
@@ -257,43 +263,6 @@ def quality(context: ReportContext) -> dict[str, Any] | None:
         "rows": rows,
         "clips": len(found["clips"]),
     }
-
-
-def device(context: ReportContext) -> list[tuple[str, str]]:
-    """What measured the package, and how fast it was: (name, value) pairs."""
-    found = context.measurement
-    if found is None:
-        return []
-    if "latency_seconds" not in found:
-        return [("Device", f"{found['device']}: {found['machine']}"), ("Outcome", found["reason"])]
-    samples = found["latency_seconds"]
-    facts = [
-        ("Device", f"{found['device']}: {found['machine']}"),
-        ("Runtime", f"{found['runtime']}, {words.counted(found['threads'], 'thread')}"),
-        ("Package, one clip", _spread(samples) + f", after {found['warmup']} warm-up runs"),
-    ]
-    if found.get("teacher_latency_seconds"):
-        facts.append(("Teacher, one clip", _spread(found["teacher_latency_seconds"])))
-    used = found.get("on_device") or found
-    if used is not found and "latency_seconds" not in used:
-        return [*facts, (f"At {used['shape']}", used["reason"])]
-    if used is not found:
-        facts.append((f"At {used['shape']}, as apps use it", _spread(used["latency_seconds"])))
-    facts.append(("Cold start", words.milliseconds(used["cold_start_seconds"])))
-    if found.get("others_share") is not None:
-        facts.append(("Other processes took", words.percent(found["others_share"])))
-    if found.get("hottest_celsius") is not None:
-        slowed = ", slowed itself down" if found.get("throttled") else ""
-        heat = f"{found['coolest_celsius']:.0f} to {found['hottest_celsius']:.0f} °C{slowed}"
-        facts.append(("Heat", heat))
-    if found.get("energy_joules") is not None:
-        facts.append(("Energy, one clip", f"{found['energy_joules']:.3g} J"))
-    return facts
-
-
-def _spread(samples: Sequence[float]) -> str:
-    low, middle, high = (words.milliseconds(f(samples)) for f in (min, statistics.median, max))
-    return f"median {middle} ({low} to {high}, {len(samples)} runs)"
 
 
 def data(context: ReportContext) -> dict[str, Any] | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from turbo_vaed.costs.money import format_usd, plain, quantise_usd
+from turbo_vaed.report.context import STAGES
 
 if TYPE_CHECKING:
     from turbo_vaed.report.context import ReportContext
@@ -68,6 +70,15 @@ def milliseconds(value_seconds: float) -> str:
     return f"{value_seconds * 1000:.0f} ms" if value_seconds < 10 else seconds(value_seconds)
 
 
+def latency(median: float, low: float, high: float) -> tuple[str, str]:
+    """Seconds of a median and of its interval: `36.2 ms`, `32.4 to 41.4 ms`; in s from ten on."""
+    scale, unit = (1000, "ms") if high < 10 else (1, "s")
+    return (
+        f"{median * scale:.1f} {unit}",
+        f"{low * scale:.1f} to {high * scale:.1f} {unit}",
+    )
+
+
 def size(value_bytes: int) -> str:
     """Bytes as kB or MB (1e6 bytes)."""
     return f"{value_bytes / 1e6:.1f} MB" if value_bytes >= 1e5 else f"{value_bytes / 1e3:.1f} kB"
@@ -124,13 +135,39 @@ def check_named(verdict: Mapping[str, Any] | None, name: str) -> Mapping[str, An
     return next((check for check in checks if check["name"] == name), None)
 
 
-def retention(context: ReportContext) -> float | None:
-    """The share of the teacher's PSNR that is kept: as the gate judged it, else as evaluated."""
-    check = check_named(context.verdict, "psnr_retention")
-    if check is not None and check["measured"] is not None:
-        return float(check["measured"])
-    share = None if context.evaluation is None else context.evaluation["retention"]["psnr"]
-    return None if share is None else float(share)
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """The share of the teacher's PSNR that is kept, with both figures that it is of."""
+
+    share: float
+    is_packaged: bool
+    """Kept by the package, on its device; else by the student as it was trained."""
+    psnr_db: float | None
+    teacher_psnr_db: float | None
+    """Of the same clips."""
+
+
+def retention(context: ReportContext) -> Retention | None:
+    """As the gate judged the package; the student's where none was measured."""
+    evaluation = context.evaluation
+    teacher = None if evaluation is None else float(evaluation["teacher"]["psnr"]["mean"])
+    share = _measured(context, "psnr_retention")
+    if share is not None:
+        own = _measured(context, "psnr")
+        return Retention(share=share, is_packaged=True, psnr_db=own, teacher_psnr_db=teacher)
+    if evaluation is None or evaluation["retention"]["psnr"] is None:
+        return None
+    return Retention(
+        share=float(evaluation["retention"]["psnr"]),
+        is_packaged=False,
+        psnr_db=float(evaluation["student"]["psnr"]["mean"]),
+        teacher_psnr_db=teacher,
+    )
+
+
+def _measured(context: ReportContext, name: str) -> float | None:
+    check = check_named(context.verdict, name)
+    return None if check is None or check["measured"] is None else float(check["measured"])
 
 
 def parameter_share(context: ReportContext) -> float | None:
@@ -144,6 +181,8 @@ def parameter_share(context: ReportContext) -> float | None:
 def badge(context: ReportContext) -> tuple[str, str]:
     """The verdict in a few words, and its tone: good, warn, bad."""
     if context.failure is not None:
+        if not context.failure.is_begun:
+            return not_begun(context), "warn" if context.failure.by_budget else "bad"
         if context.failure.by_budget:
             return f"Stopped by budget at {context.failure.stage}", "warn"
         return f"Failed at {context.failure.stage}", "bad"
@@ -158,17 +197,28 @@ def badge(context: ReportContext) -> tuple[str, str]:
     return "Passes the gate", "good"
 
 
+def not_begun(context: ReportContext) -> str:
+    """Of a run of which no stage was begun: `Not started`; `Not continued` where one was before;
+    empty of any other."""
+    if context.failure is None or context.failure.is_begun:
+        return ""
+    before = any(row.node_seconds and row.stage in STAGES for row in context.costs.stages)
+    return "Not continued" if before else "Not started"
+
+
 def headline(context: ReportContext) -> str:
     """The run in one sentence: verdict, retention, dollars against the budget."""
+    if what := not_begun(context):
+        return _refused(context, what)
     money = f"{format_usd(context.costs.usd)} of the {format_usd(context.costs.budget_usd)} budget"
     if context.failure is not None:
         stage = context.failure.stage
         if context.failure.by_budget:
             return f"The budget stopped the run at {stage}, with {money} spent."
-        kept = _kept(context)
-        reached = f"; by then the student kept {kept}" if kept else ""
+        kept = _kept(context, "kept")
+        reached = f"; by then {kept}" if kept else ""
         return f"The run failed at {stage}, after {money}{reached}."
-    kept = _kept(context)
+    kept = _kept(context, "keeps")
     if context.verdict is None or kept is None:
         return f"The run has no verdict yet, after {money}."
     passed = context.verdict["result"] == "passes"
@@ -181,16 +231,33 @@ def headline(context: ReportContext) -> str:
     whole = context.customer_usd
     if whole is not None and whole > context.costs.usd:  # earlier runs paid for some of it
         money += f", {format_usd(whole)} with the runs before it"
-    return f"{start}: the student keeps {kept}, for {money}."
+    return f"{start}: {kept}, for {money}."
 
 
-def _kept(context: ReportContext) -> str | None:
-    share, parameters = retention(context), parameter_share(context)
-    if share is None or parameters is None:
+def _refused(context: ReportContext, what: str) -> str:
+    """Of a run that was not begun. What refused it names the limit, and stands below."""
+    assert context.failure is not None
+    usd = context.costs.usd
+    money = f"{format_usd(usd)} was charged to it before" if usd else "nothing was spent"
+    why = (
+        "the limits on what may be spent do not allow it"
+        if context.failure.by_budget
+        else "something was wrong before its first stage"
+    )
+    return f"The run was {what[0].lower()}{what[1:]}: {why}; {money}."
+
+
+def _kept(context: ReportContext, keeps: str) -> str | None:
+    """Who keeps, or kept, how much of the teacher."""
+    found, parameters = retention(context), parameter_share(context)
+    if found is None or parameters is None:
         return None
+    precision = str((context.verdict or {}).get("target") or "").partition("/")[2]
+    packaged = f"the student as packaged{precision and f' in {precision}'}"
+    whose = packaged if found.is_packaged else "the student before packaging"
     return (
-        f"{percent(share)} of the teacher's PSNR at {percent(parameters, 0)} "
-        "of its decoder parameters"
+        f"{whose} {keeps} {percent(found.share)} of the teacher's PSNR at "
+        f"{percent(parameters, 0)} of its decoder parameters"
     )
 
 

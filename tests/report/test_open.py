@@ -1,0 +1,45 @@
+"""`turbo-vaed report open`: which page it is."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from turbo_vaed import cli
+from turbo_vaed.poc import Poc
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_of_a_run_that_was_not_started_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    monkeypatch.setenv("TURBO_VAED_ROOT", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["turbo-vaed", "report", "open", "demo"])
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+
+    def call() -> tuple[int, str, str]:
+        return (cli.main(), *capsys.readouterr())
+
+    poc = Poc.load(tmp_path, "demo")
+    code, out, err = call()
+    assert (code, out, opened) == (2, "", []) and "no report yet for demo" in err
+
+    poc.not_started.parent.mkdir(parents=True)
+    poc.not_started.touch()
+    assert call() == (0, f"{poc.not_started}\n", "")
+    assert opened == [poc.not_started.as_uri()]
+
+    poc.report.touch()
+    code, out, err = call()
+    assert (code, out) == (0, f"{poc.report}\n")
+    assert err == f"a later run was not started: {poc.not_started}\n"
+
+    poc.not_started.unlink()
+    assert call() == (0, f"{poc.report}\n", "")
+    assert opened[1:] == [poc.report.as_uri()] * 2
