@@ -28,6 +28,7 @@ from turbo_vaed.costs import (
 )
 from turbo_vaed.costs.estimate import Estimate
 from turbo_vaed.costs.meter import UNIT
+from turbo_vaed.dataset.manifest import files_in
 from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.distill.job import which_student
 from turbo_vaed.errors import BudgetRefused, TurboVaedError, UserError
@@ -59,7 +60,7 @@ from turbo_vaed.stages.storage import book_storage
 log = logging.getLogger(__name__)
 
 BEGUN = "begun.json"
-"""In the customer's folder: the last run, and since when it might distil which students."""
+"""In the customer's folder: the last run, and which student it was to distil from when on."""
 _UP_TO_DISTILL = frozenset(STAGES[: STAGES.index("distill") + 1])
 _MORE = Decimal("1.05")
 """Times what a month's limit had left: for less it is not worth to begin again."""
@@ -163,6 +164,16 @@ def to_do(poc: Poc, settings: Settings, stale: list[str]) -> ToDo | None:
     return ToDo(run=run, stale=stale or ["gate"], forced="gate", why=why)
 
 
+def to_do_now(poc: Poc, settings: Settings) -> ToDo | None:
+    """As `to_do`, by params.yaml as it is.
+
+    Raises:
+        Refused: a run of the customer is going on.
+    """
+    with runs.alone(poc.work, poc.customer):
+        return to_do(poc, settings, dvc.stale_after_params(settings.root, poc.customer, STAGES))
+
+
 def run_to_do(poc: Poc, stale: list[str]) -> runs.Run | None:
     """The run that goes on, or a fresh one; None where the last one stands. One whose gate could
     not tell measures again."""
@@ -237,8 +248,7 @@ def preview(settings: Settings, customer: str) -> str:
     Raises: as `preflight` and `estimate`.
     """
     poc = preflight(settings, customer)
-    stale = dvc.stale_after_params(settings.root, customer, STAGES)
-    todo = to_do(poc, settings, stale)
+    todo = to_do_now(poc, settings)
     if todo is None:
         return "Nothing changed since the last run: nothing would be run."
     what = f"Of {customer} {', '.join(todo.stages) or 'no stage'} would be run"
@@ -293,7 +303,9 @@ def estimate(
         may_spend = share.ask()
         found = require_fit(may_spend)  # one that is refused tells nobody
         if is_begun:
-            then = share.claim(spent_usd + least_usd(poc, settings, ledger, stages))
+            most = spent_usd + least_usd(poc, settings, ledger, stages)
+            least = most if found is None else min(most, spent_usd + found.low_usd)
+            then = share.claim(most, least_usd=least)
             if then.usd < may_spend.usd:  # another one came in between
                 may_spend, found = then, require_fit(then)
     if goes_on:
@@ -322,38 +334,48 @@ def note_begun(poc: Poc, run: runs.Run) -> None:
     """Keep that the run may distil this student of these videos from now on. A machine that is
     started for it takes this with it, so that what is lost with the machine need not be estimated
     anew."""
-    allowed = _allowed(poc, run)
-    allowed.setdefault(_student_key(poc), datetime.now(UTC).isoformat())
+    allowed, key = _allowed(poc, run), _student_key(poc)
+    if not allowed or allowed[-1][0] != key:
+        allowed.append((key, datetime.now(UTC).isoformat()))
     text = json.dumps({"run": run.run_id, "allowed": allowed}, indent=1)
     (poc.work / BEGUN).write_text(text + "\n")
 
 
 def has_begun(poc: Poc, run: runs.Run, ledger: Ledger) -> bool:
-    """Whether the run was charged for distilling since it might distil this student of these
+    """Whether the run was charged for distilling while it was to distil this student of these
     videos, and so goes on from what it saved: its clips and latents are the same when they are made
     again."""
-    since = _allowed(poc, run).get(_student_key(poc))
-    if since is None:
-        return False
-    groups = ledger.grouped(run=run.run_id, since=datetime.fromisoformat(since))
-    return any(group.stage == "distill" and group.unit == UNIT for group in groups)
+    allowed, key = _allowed(poc, run), _student_key(poc)
+    ends = [datetime.fromisoformat(since) for _, since in allowed[1:]] + [None]
+    return any(
+        group.stage == "distill" and group.unit == UNIT
+        for (student, since), until in zip(allowed, ends, strict=False)
+        if student == key
+        for group in ledger.grouped(
+            run=run.run_id, since=datetime.fromisoformat(since), until=until
+        )
+    )
 
 
-def _allowed(poc: Poc, run: runs.Run) -> dict[str, str]:
-    """Since when this run might distil which student, as `BEGUN` holds it."""
+def _allowed(poc: Poc, run: runs.Run) -> list[tuple[str, str]]:
+    """Which student this run was to distil from when on, as `BEGUN` holds it."""
     path = poc.work / BEGUN
     kept = _read(path) if path.is_file() else {}
-    return dict(kept["allowed"]) if kept.get("run") == run.run_id and "allowed" in kept else {}
+    found = kept.get("allowed", []) if kept.get("run") == run.run_id else []
+    return [(key, since) for key, since in found]
 
 
 def _student_key(poc: Poc) -> str:
     """Of a student and what it is made from."""
-    videos = (path for path in poc.source.rglob("*") if path.is_file())
     told = {
         "student": which_student(poc.params.distill),
         "clip": asdict(poc.params.clip),
         "encode": asdict(poc.params.encode),
-        "videos": sorted((str(p.relative_to(poc.source)), p.stat().st_size) for p in videos),
+        "videos": [
+            (str(path.relative_to(poc.source)), path.stat().st_size)
+            for path in files_in(poc.source)
+            if path.is_file()
+        ],
     }
     text = json.dumps(told, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -467,16 +489,19 @@ def report(
 
 
 def begin_waiting(poc: Poc, settings: Settings, run: runs.Run) -> None:
-    """From here on a cluster's nodes wait for the run's stages.
+    """From here on a cluster's nodes wait for the run's stages. Where they have since a driver that
+    was lost, that is charged as wasted.
 
     Raises:
         BudgetRefused: a node's price is not known.
         Unreachable: the cluster does not answer.
     """
-    if settings.on_a_cluster:
-        nodes = nodes_of(poc.params, settings, "distill")
-        with ray_session(settings.ray_address):
-            waiting.begin(nodes, poc.work / waiting.FILE, run=run.run_id)
+    if not settings.on_a_cluster:
+        return
+    nodes, seen = nodes_of(poc.params, settings, "distill"), poc.work / waiting.FILE
+    with ray_session(settings.ray_address), Ledger.open(settings.ledger_url) as ledger:
+        own = own_node(settings.ray_address or "")
+        waiting.begin(ledger, nodes, seen, run=run.run_id, customer=poc.customer, own_node=own)
 
 
 def _book_waiting(poc: Poc, settings: Settings, ledger: Ledger, run: runs.Run) -> None:

@@ -313,6 +313,12 @@ def test_gate_explain_tells_that_other_limits_are_asked_by_now(call, checkout, e
     params.write_text(stricter)
     said = " ".join(call("gate", "explain", "demo")[1].split())
     assert "outdated: params.yaml has other limits now: psnr 31.5. turbo-vaed poc demo" in said
+    (explained / "gate" / "verdict.json").write_text(
+        (explained / "gate" / "verdict.json").read_text().replace('"host"', '"a-phone"')
+    )
+    params.write_text(text)
+    said = " ".join(call("gate", "explain", "demo")[1].split())
+    assert "params.yaml has host as its device now, not a-phone" in said
     params.write_text(text.replace("    use_case: education", "    use_case: inspection"))
     said = " ".join(call("gate", "explain", "demo")[1].split())
     assert "params.yaml has the use case inspection for demo now" in said

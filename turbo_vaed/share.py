@@ -80,8 +80,8 @@ class Share:
         if least_usd is None and told > found.usd:
             return found
         self._say(told)
-        then = self.ask()
-        if least_usd is None and told > then.usd:  # another one came in between
+        then = self.ask()  # what was told between the question and our word is seen now
+        if least_usd is None and told > then.usd:
             self._say(before)
         self.last = min(found, then, key=lambda one: one.usd)
         return self.last

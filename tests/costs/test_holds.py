@@ -186,25 +186,27 @@ class Run:
         self.ledger, self.name = ledger, name
         self.share = share(ledger, name, limit)
         self.reserve, self.step = Decimal(reserve), Decimal(step)
-        self.spent = self.written = Decimal(0)
-        self.told, self.may_spend = Decimal(0), Decimal(0)
+        self.spent = self.written = self.may_spend = Decimal(0)
+        self.steps_ahead = 0
         self.is_begun = self.is_stopped = self.is_over = False
 
     def begin(self) -> None:
-        """As a flow lets it in: with its reserve, or not at all."""
+        """As a flow lets it in: where its least fits, and fits still when others know of it."""
+        if self.is_begun or self.share.ask().usd < self.reserve:
+            return
+        self.is_begun = self.share.claim(self.reserve, least_usd=self.reserve).usd >= self.reserve
         if not self.is_begun:
-            self.is_begun = self.share.claim(self.reserve).usd >= self.reserve
-            self.is_over = not self.is_begun
+            self.ledger.release(self.name)
 
     def hear(self) -> None:
+        """Three steps ahead: a driver that is heard tells more often."""
         if not self.is_stopped and not self.is_over:
             least = self.spent + self.reserve
             self.may_spend = self.share.claim(least + 3 * self.step, least_usd=least).usd
-            self.told = least + 3 * self.step
+            self.steps_ahead = 3
 
     def go_on(self) -> None:
-        """A step, if it fits: three at most until the run is told again."""
-        if self.is_stopped or self.is_over or self.spent + self.step + self.reserve > self.told:
+        if self.is_stopped or self.is_over or not self.steps_ahead:
             return
         budget = Budget(
             run_usd=max(self.may_spend, Decimal("1e-12")),
@@ -220,6 +222,7 @@ class Run:
         self.is_stopped = found.stop
         if not found.stop:
             self.spent += self.step
+            self.steps_ahead -= 1
 
     def write(self) -> None:
         if self.spent > self.written:
@@ -248,8 +251,8 @@ def test_runs_side_by_side_never_pass_the_month_that_they_share(
     moments: list[tuple[int, str]],
     limit: int,
 ) -> None:
-    """Whatever the order in which they come, claim, go on, are charged and end; and what one may
-    spend is spent in the end, for a run that is refused takes nothing from it."""
+    """Whatever the order in which they come, claim, go on, are charged and end, while each is heard
+    as often as it has claimed for."""
     folder = tmp_path_factory.mktemp("month")
     with Ledger.open(f"sqlite:///{folder}/ledger.db") as ledger:
         runs = [

@@ -125,6 +125,24 @@ def test_of_two_runs_beside_each_other_the_second_is_left_what_the_first_does_no
     assert "estimated at $10.2" in effects.estimate(poc, settings, second, ["gate"])
 
 
+def test_a_run_that_may_cost_more_than_is_left_keeps_all_of_that_back(
+    poc: Poc, settings: Settings
+) -> None:
+    """Admitted by the cheap end of its estimate: what is left is no other's any more."""
+    spend(settings, "demo-2", stage="gate", quantity=Decimal(900))  # a quarter of an hour
+    run, cents = runs.fresh("demo"), Decimal("0.042")
+    budget = dataclasses.replace(poc.params.budget, total_month_usd=cents)
+    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
+    assert "estimated at $0.02" in effects.estimate(poc, settings, run, ["gate"])
+    with Ledger.open(settings.ledger_url) as ledger:
+        (held,) = ledger.holds(at=datetime.now(UTC))
+        spent = ledger.spent(customer=None, since=datetime(2026, 11, 1, tzinfo=UTC),
+                             until=datetime.now(UTC))[0]  # fmt: skip
+    assert held.usd == cents - spent
+    with pytest.raises(BudgetRefused, match="keep back"):
+        effects.estimate(poc, settings, runs.fresh("acme"), ["gate"])
+
+
 @pytest.mark.parametrize("steps", [1000, 10**7])
 def test_a_run_that_is_only_asked_about_leaves_nothing_behind(
     poc: Poc, settings: Settings, monkeypatch: pytest.MonkeyPatch, steps: int
@@ -132,6 +150,7 @@ def test_a_run_that_is_only_asked_about_leaves_nothing_behind(
     """Whether it would be refused or not."""
     monkeypatch.setattr(effects, "preflight", lambda *_: changed(poc, steps=steps))
     monkeypatch.setattr(effects.dvc, "stale_after_params", lambda *_: ["distill"])
+    (poc.work / ".lock").touch()  # of nobody
     before = sorted(poc.work.rglob("*"))
     if steps == 1000:
         said = effects.preview(settings, "demo")
@@ -209,6 +228,18 @@ def test_other_steps_are_another_student_and_have_to_fit_what_is_left(
     (poc.work / ESTIMATE).write_text(kept_by_few)
     kept = json.loads((poc.work / ESTIMATE).read_text())
     assert Decimal(kept["likely_usd"]) > Decimal("0.68"), "of the whole run"
+
+
+def test_a_student_that_was_never_distilled_has_not_begun(poc: Poc, settings: Settings) -> None:
+    """It was allowed, and failed before; then another one was distilled in the same run."""
+    poc, run = changed(poc, run_usd="1"), runs.fresh("demo")
+    fewer = changed(poc, steps=900)
+    assert "estimated at" in effects.estimate(poc, settings, run, ["distill"])
+    assert "estimated at" in effects.estimate(fewer, settings, run, ["distill"])
+    train(settings, run)
+    with pytest.raises(BudgetRefused, match="cannot fit its budget"):
+        effects.estimate(poc, settings, run, ["distill"])
+    assert effects.estimate(fewer, settings, run, ["distill"]).endswith("saved")
 
 
 def test_training_begins_anew_where_its_clips_do(poc: Poc, settings: Settings) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import ray
 
-from tests.costs.charges import charge
 from turbo_vaed import params
 from turbo_vaed.costs import Ledger, PriceBook, Rate
 from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
@@ -127,8 +126,8 @@ def test_a_stage_on_a_cluster_is_priced_by_the_nodes_that_ray_has(
 def test_what_a_cluster_waits_between_its_stages_is_charged(
     on_cluster: tuple[params.Params, Settings], connected: None, tmp_path: Path
 ) -> None:
-    """From when the last one looked to when the next begins; a stage that begins again had lost
-    its driver. The workers are timed there, too."""
+    """From when the last one looked to when the next begins; a run that goes on had lost its
+    driver. The workers are timed there, too."""
     _, settings = on_cluster
     (tmp_path / "assets").symlink_to(settings.root / "assets")
     shutil.copy(settings.root / "params.yaml", tmp_path)
@@ -140,11 +139,9 @@ def test_what_a_cluster_waits_between_its_stages_is_charged(
         (waited,) = ledger.charges()
         assert (waited.stage, waited.resource, waited.useful) == ("waiting", "g6.xlarge", "useful")
         assert waited.quantity > 0
-        now = datetime.now(UTC)
-        ledger.add(charge(run="demo-1", stage="distill", resource="g6.xlarge", market="spot",
-                          started_at=now, ended_at=now))  # fmt: skip
-        with running._nodes(poc, settings, ledger, "demo-1", "distill"):
-            last = max(ledger.charges(), key=lambda one: one.ended_at)
+        held, seen = prices.nodes_of(poc.params, settings, "distill"), poc.work / waiting.FILE
+        waiting.begin(ledger, held, seen, run="demo-1", customer="demo")
+        last = max(ledger.charges(), key=lambda one: one.ended_at)
         assert (last.stage, last.useful) == ("waiting", "wasted")
     pace = expected_pace(poc, settings)
     assert pace is not None and pace.mean > 0
@@ -189,7 +186,7 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
         at_first = prices.nodes_of(
             poc.params, settings, "distill", Watching("10.0.0.1:6379", seconds=1).nodes
         )
-        waiting.begin(at_first, seen, run="demo-1")
+        waiting.begin(ledger, at_first, seen, run="demo-1", customer="demo")
         began = time.monotonic()
         with running._waiting(poc, settings, ledger, "demo-1", "gate"):
             time.sleep(0.5)
@@ -269,9 +266,10 @@ def test_a_child_sees_a_cluster_and_its_end_without_ending_us(
         process.terminate()
         process.wait()
         monkeypatch.setattr(watch, "SILENT_SECONDS", 0.5)
-        while watching.nodes() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert watching.nodes() == []
+        with pytest.raises(Unreachable, match="nobody sees the nodes"):
+            while time.monotonic() < deadline:
+                watching.nodes()
+                time.sleep(0.1)
     finally:
         watching.__exit__(None, None, None)
     assert watching._child.poll() is not None

@@ -11,7 +11,8 @@ import pytest
 
 from tests.costs.charges import START, charge
 from turbo_vaed.costs import Ledger, PartlyPriced, Rate, total_usd
-from turbo_vaed.stages.waiting import Moment, begin, book_waiting, remembered, this_moment
+from turbo_vaed.errors import Unreachable
+from turbo_vaed.stages.waiting import Moment, begin, book_waiting, others, remembered, this_moment
 
 SPOT = Rate(resource="g6.xlarge", market="spot", usd_per_hour=Decimal("3.6"), source="a list")
 HEAD = Rate(resource="node", market="local", usd_per_hour=Decimal("0.36"), source="a list")
@@ -61,22 +62,15 @@ def test_a_node_that_is_gone_is_not_charged(ledger: Ledger, path: Path) -> None:
 
 
 def test_the_wait_for_a_lost_driver_is_wasted(ledger: Ledger, path: Path) -> None:
-    """And it begins where the driver's last slice ended, a little after its last look."""
+    """The run goes on, with whatever stage. The wait begins where the driver's last slice ended, a
+    little after its last look; what comes after it, is useful again."""
     ledger.add(charge(stage="distill", resource="g6.xlarge", market="spot"))  # 15 s from START on
     held = {"a": SPOT}
-    (found,) = book_waiting(
-        ledger, lambda: held, path, **RUN, before="distill", now=lambda: after(75)
-    )
+    begin(ledger, lambda: held, path, **RUN, now=lambda: after(75))
+    (found,) = (one for one in ledger.charges() if one.stage == "waiting")
     assert (found.useful, found.quantity) == ("wasted", Decimal(60))
-
-
-def test_so_is_the_wait_before_what_is_made_again(ledger: Ledger, path: Path) -> None:
-    """The driver was lost in `encode`, and its clips with it: `clip` comes first now."""
-    ledger.add(charge(stage="encode", resource="g6.xlarge", market="spot"))
-    held = {"a": SPOT}
-    (found,) = book_waiting(ledger, lambda: held, path, **RUN, before="clip", now=lambda: after(75))
-    (then,) = book_waiting(ledger, lambda: held, path, **RUN, before="gate", now=lambda: after(80))
-    assert (found.useful, then.useful) == ("wasted", "useful")
+    (then,) = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(80))
+    assert (then.useful, then.quantity) == ("useful", Decimal(5))
 
 
 def test_another_runs_nodes_are_nobodys(ledger: Ledger, path: Path) -> None:
@@ -137,13 +131,24 @@ def test_a_node_without_a_price_takes_no_other_with_it(ledger: Ledger, path: Pat
     assert found.quantity == Decimal(90)
 
 
-def test_a_run_begins_to_wait_before_its_first_stage_and_only_once(
-    ledger: Ledger, tmp_path: Path
-) -> None:
+def test_a_run_begins_to_wait_before_its_first_stage(ledger: Ledger, tmp_path: Path) -> None:
     path = tmp_path / "nodes.json"
-    begin(lambda: {"a": SPOT}, path, run="demo-1", now=lambda: after(0))
-    begin(lambda: {"a": SPOT, "b": SPOT}, path, run="demo-1", now=lambda: after(30))
-    (found,) = book_waiting(
-        ledger, lambda: {"a": SPOT, "b": SPOT}, path, **RUN, before="encode", now=lambda: after(60)
-    )
+    begin(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(0))
+    assert ledger.charges() == ()
+    held = {"a": SPOT, "b": SPOT}
+    (found,) = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(60))
     assert (found.quantity, found.useful) == (Decimal(60), "useful")
+
+
+def test_nodes_that_nobody_sees_any_more_are_left_to_who_comes_next(
+    ledger: Ledger, path: Path
+) -> None:
+    """The child that looks was killed: its record stays, and the nodes with it."""
+
+    def unseen() -> dict[str, Rate]:
+        raise Unreachable("nobody sees them")
+
+    look = others(remembered(unseen, path, run="demo-1", now=lambda: after(30)), "head")
+    assert look() == {}
+    (found,) = book_waiting(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(90))
+    assert found.quantity == Decimal(90), "from when they were seen last"

@@ -144,15 +144,17 @@ def _shaped(package: Package, shape: str | None, profile: dict[str, Any], name: 
     if shape is None:
         if own:
             print(f"{package.folder}: no program of {name}'s own shape {own} yet; turbo-vaed poc "
-                  f"CUSTOMER makes one. Measured is {has[0]}.", file=sys.stderr)  # fmt: skip
+                  f"CUSTOMER makes one where gate.device is {name}. Measured is {has[0]}.",
+                  file=sys.stderr)  # fmt: skip
         return package
     wanted = shape.replace(",", "x").replace(" ", "")
     if wanted not in has:
         frames = wanted.replace("x", ", ")
         raise UserError(
             f"{package.folder}: found --shape {shape}, the package has {', '.join(has)}; to get "
-            f"another set devices.{name}.shape: [{frames}] in params.yaml (frames, height, width) "
-            "and run turbo-vaed poc CUSTOMER"
+            f"another add [{frames}] (frames, height, width) to export.shapes in params.yaml, or "
+            f"set devices.{name}.shape to it where gate.device is {name}, and run turbo-vaed poc "
+            "CUSTOMER"
         )
     return package.shaped(wanted)
 

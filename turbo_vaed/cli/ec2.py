@@ -107,13 +107,11 @@ def _pick(
 ) -> tuple[Poc, ToDo, Picked]:
     """The customer, its run (not written yet), and the machine for it. Ends where nothing is to
     be done."""
-    from flows import dvc, effects
+    from flows import effects
     from flows.ec2.picking import pick
-    from turbo_vaed.poc import STAGES
 
     poc = effects.preflight(settings, customer)
-    stale = dvc.stale_after_params(settings.root, customer, STAGES)
-    todo = effects.to_do(poc, settings, stale)
+    todo = effects.to_do_now(poc, settings)
     if todo is None:
         print("Nothing changed since the last run: no machine is needed.")
         raise typer.Exit(0)

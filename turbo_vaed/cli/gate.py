@@ -60,7 +60,8 @@ def explain(
         ]
         title = f"{poc.customer}: {verdict.target} {verdict.result} for {verdict.use_case}"
         if outdated:
-            print(f"This verdict is outdated: {outdated}. turbo-vaed poc {poc.customer} gives one.")
+            again = f"turbo-vaed poc {poc.customer} gives a new one"
+            print(f"This verdict is outdated: {outdated}. {again}.")
         show(rows, form, title)
         for check in verdict.failed:
             print(f"{check.reason}. What to change: {advice[check.name]}")
@@ -108,6 +109,8 @@ def _outdated(poc: Poc, verdict: Verdict) -> str:
         return "the packages were made again since it was given"
     if verdict.use_case != poc.params.use_case:
         return f"params.yaml has the use case {poc.params.use_case} for {poc.customer} now"
+    if verdict.device != poc.params.device.name:
+        return f"params.yaml has {poc.params.device.name} as its device now, not {verdict.device}"
     parity = getattr(poc.params.export.min_parity_db, verdict.target.partition("/")[2])
     limits = limits_of(poc.params.thresholds, parity)
     others = [f"{c.name} {limits[c.name]:g}" for c in verdict.checks if limits[c.name] != c.limit]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
 from turbo_vaed.costs.ledger import Ledger
 from turbo_vaed.costs.money import format_usd, total_usd
@@ -36,23 +35,23 @@ def allowance(
     Raises:
         Unreachable: the ledger cannot be read.
     """
-    month = Month.of(at)
-    since, until = month.since, month.until
-
-    def spent(**selection: Any) -> Decimal:
-        return total_usd(group.amount_usd for group in ledger.grouped(**selection))
-
-    in_month = spent(run=run, since=since, until=until)
-    earlier = spent(run=run) - in_month
-    holds = [hold for hold in ledger.holds(at=at) if hold.run != run]
     own = f"budget.run_usd of {format_usd(limits.run_usd)}"
     found = [Allowance(usd=limits.run_usd, by=own, is_own=True)]
+    if limits.customer_month_usd is None and limits.total_month_usd is None:
+        return found[0]  # asks nobody
+    month = Month.of(at)
+    since, until = month.since, month.until
+    in_month = total_usd(
+        group.amount_usd for group in ledger.grouped(run=run, since=since, until=until)
+    )
+    earlier = ledger.total(run=run) - in_month
+    holds = [hold for hold in ledger.holds(at=at) if hold.run != run]
     for limit, key, who in (
         (limits.customer_month_usd, "budget.customer_month_usd", customer),
         (limits.total_month_usd, "budget.total_month_usd", None),
     ):
         if limit is not None:
-            others = spent(customer=who, since=since, until=until) - in_month
+            others = ledger.spent(customer=who, since=since, until=until)[0] - in_month
             keeping = [hold for hold in holds if hold.usd and who in (None, hold.customer)]
             kept = total_usd(hold.usd for hold in keeping)
             told = (

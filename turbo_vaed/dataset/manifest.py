@@ -79,23 +79,34 @@ DOCUMENTS = frozenset((
 
 
 def list_files(source: Path) -> list[Path]:
-    """Every file below `source` but hidden ones and documents, in order of path; links to folders
-    are not followed, and what is neither a file nor a broken link is not listed."""
+    """As `files_in`, of a folder that has to hold some.
+
+    Raises:
+        UserError: `source` is no folder.
+        DataRefused: there is no file in it.
+    """
     if not source.is_dir():
         raise UserError(
             f"the folder of videos {source} does not exist; put the videos there, "
             "or change `source` of the customer in params.yaml"
         )
-    files = []
+    files = files_in(source)
+    if not files:
+        raise DataRefused(
+            f"the folder of videos {source} holds no file but documents; put the videos there"
+        )
+    return files
+
+
+def files_in(source: Path) -> list[Path]:
+    """Every file below `source` but hidden ones and documents, in order of path; links to folders
+    are not followed, and what is neither a file nor a broken link is not listed."""
+    files: list[Path] = []
     for folder, folders, names in os.walk(source):
         folders[:] = [f for f in folders if not f.startswith(".")]
         paths = (Path(folder) / n for n in names if not n.startswith("."))
         kept = (p for p in paths if p.suffix.lower() not in DOCUMENTS)
         files += [p for p in kept if p.is_file() or p.is_symlink()]
-    if not files:
-        raise DataRefused(
-            f"the folder of videos {source} holds no file but documents; put the videos there"
-        )
     return sorted(files, key=lambda p: os.fsencode(p.relative_to(source)))
 
 

@@ -360,7 +360,7 @@ class Loop:
             rank=self.rank,
             world=self.world,
             device=self.device,
-            worst_share=None if target is None else target.worst_share,
+            worst_share=target.worst_share if target and self.step else None,  # no history of it
         )
         self.validate_seconds = time.perf_counter() - began
         figures = {"val_psnr": found.psnr, "val_ssim": found.ssim}

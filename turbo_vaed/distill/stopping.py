@@ -147,11 +147,15 @@ def good_enough(
 
 def lacking(job: Job, history: Sequence[Mapping[str, Any]], *, best_psnr: float) -> str | None:
     """What a student lacks whose PSNR is enough, in words with figures; None where there is no
-    such student, or it lacks nothing. Arguments as of `good_enough`."""
+    such student, it lacks nothing, or its other figures are not known. Arguments as of
+    `good_enough`."""
     target = job.target
     if target is None or not best_psnr >= target.psnr:
         return None
-    _, missed = _compared(target, _best(history, best_psnr))
+    best = _best(history, best_psnr)
+    if any(f"val_{name}" not in best for name in target.limits):
+        return None
+    _, missed = _compared(target, best)
     return f"{_reached(target, best_psnr)}; but {'; '.join(missed)}" if missed else None
 
 

@@ -66,16 +66,18 @@ def seconds(value: float) -> str:
 
 
 def milliseconds(value_seconds: float) -> str:
-    """A short duration in ms, or in s from ten seconds on."""
-    return f"{value_seconds * 1000:.0f} ms" if value_seconds < 10 else seconds(value_seconds)
+    """A short duration: `131 ms`, `1.31 s`, and from ten seconds on as `seconds`."""
+    if value_seconds < 1:
+        return f"{value_seconds * 1000:.0f} ms"
+    return f"{value_seconds:.2f} s" if value_seconds < 10 else seconds(value_seconds)
 
 
 def latency(median: float, low: float, high: float) -> tuple[str, str]:
-    """Seconds of a median and of its interval: `36.2 ms`, `32.4 to 41.4 ms`; in s from ten on."""
-    scale, unit = (1000, "ms") if high < 10 else (1, "s")
+    """Seconds of a median and of its interval: `36.2 ms`, `32.4 to 41.4 ms`; in s from one on."""
+    scale, unit, digits = (1000, "ms", 1) if high < 1 else (1, "s", 2)
     return (
-        f"{median * scale:.1f} {unit}",
-        f"{low * scale:.1f} to {high * scale:.1f} {unit}",
+        f"{median * scale:.{digits}f} {unit}",
+        f"{low * scale:.{digits}f} to {high * scale:.{digits}f} {unit}",
     )
 
 

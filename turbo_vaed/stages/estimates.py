@@ -314,12 +314,19 @@ def _estimate_rest(
     usd_per_hour = following_usd_per_hour(params, settings, price_of(params, settings, "distill"))
     time_usd = seconds_usd(seconds, usd_per_hour)
     devices = devices_usd(params) if "gate" in stages else Decimal(0)
-    said = f", and {format_usd(devices)} at most of {params.device.name}" if devices else ""
+    said = ""
+    if seconds > known:
+        said = f", counted as {hours_and_minutes(float(seconds))}, for one of them never ran"
     unforeseen = UNFORESEEN
     if changed := [stage for stage in stages if _has_other_params(poc, stage)]:
         seconds = max(seconds, Decimal(str(params.budget.reserve_seconds)))
         time_usd, unforeseen = seconds_usd(seconds, usd_per_hour), _OTHER_PARAMS
-        said = f"{said}; the params of {' and '.join(changed)} are others since, so it may be more"
+        said = (
+            f", counted as {hours_and_minutes(float(seconds))} and up to three times as much, for "
+            f"the params of {' and '.join(changed)} are others since"
+        )
+    if devices:
+        said += f", and {format_usd(devices)} at most of {params.device.name}"
     return Estimate(
         low_usd=seconds_usd(known, usd_per_hour) + devices,  # training has left this, and no more
         likely_usd=time_usd + devices,

@@ -7,7 +7,7 @@ import importlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -20,6 +20,7 @@ from turbo_vaed.costs import (
     Limits,
     Meter,
     Nodes,
+    Rate,
     Share,
     allowance,
     due,
@@ -101,7 +102,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
                 charge=charge,
             )
             try:
-                with _waiting(poc, settings, ledger, run, name), live, meter:
+                with live, meter, _waiting(poc, settings, ledger, run, name):
                     poc = dataclasses.replace(poc, tracker=tracker)
                     figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(poc)
             finally:
@@ -159,7 +160,6 @@ def _nodes(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str) -
             seen,
             run=run,
             customer=poc.customer,
-            before=stage,
             own_node=own_node(settings.ray_address or ""),
         )
         yield waiting.remembered(held, seen, run=run)
@@ -180,17 +180,19 @@ def _waiting(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str)
             watch = open_.enter_context(
                 Watch(settings.ray_address or "", seconds=CLUSTER_SLICE_SECONDS)
             )
-            held, own = nodes_of(poc.params, settings, "distill", watch.nodes), watch.own_node
-            waiting.book_waiting(
-                ledger, held, seen, run=run, customer=customer, before=stage, own_node=own
-            )
-            held = waiting.others(waiting.remembered(held, seen, run=run), own)
+            own, priced = watch.own_node, nodes_of(poc.params, settings, "distill", watch.nodes)
+
+            def held() -> Mapping[str, Rate]:
+                return priced() if watch.nodes() else {}  # a price of all together asks nobody
+
+            waiting.book_waiting(ledger, held, seen, run=run, customer=customer, own_node=own)
+            others = waiting.others(waiting.remembered(held, seen, run=run), own)
             meter = Meter(
                 ledger,
                 run=run,
                 customer=customer,
                 stage=waiting.STAGE,
-                nodes=held,
+                nodes=others,
                 interval_seconds=CLUSTER_SLICE_SECONDS,
                 due=settings.due_folder,
             )

@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from turbo_vaed.costs import Charge, Ledger, Nodes, PartlyPriced, Rate, total_usd
 from turbo_vaed.costs.meter import UNIT, node_charge
-from turbo_vaed.poc import STAGES
+from turbo_vaed.errors import Unreachable
 from turbo_vaed.stages.prices import RAY_STAGES
 
 STAGE = "waiting"
@@ -73,10 +73,24 @@ def remembered(
     return look
 
 
-def begin(nodes: Nodes, path: Path, *, run: str, now: Callable[[], Moment] = this_moment) -> None:
-    """Keep that the nodes are there when a run begins; one that goes on knows since when."""
+def begin(
+    ledger: Ledger,
+    nodes: Nodes,
+    path: Path,
+    *,
+    run: str,
+    customer: str,
+    own_node: str = "",
+    now: Callable[[], Moment] = this_moment,
+) -> None:
+    """Keep that the nodes are there when a run begins. Where it goes on after a driver that was
+    lost, they are charged for the wait, which is wasted. Arguments as of `book_waiting`."""
     if not _read(path, run, now())[0]:
         remembered(nodes, path, run=run, now=now)()
+        return
+    book_waiting(
+        ledger, nodes, path, run=run, customer=customer, is_wasted=True, own_node=own_node, now=now
+    )
 
 
 def is_run_of(path: Path, run: str) -> bool:
@@ -86,10 +100,16 @@ def is_run_of(path: Path, run: str) -> bool:
 
 def others(nodes: Nodes, own_node: str) -> Nodes:
     """Those that wait while a stage runs on this machine: without this machine itself, and without
-    one whose price is not known."""
+    one whose price is not known. None where `nodes` cannot be reached: whoever comes next charges
+    those that are still there."""
 
     def look() -> Mapping[str, Rate]:
-        return {node: rate for node, rate in _priced(nodes).items() if node != own_node}
+        try:
+            found = _priced(nodes)
+        except Unreachable as error:
+            _log.warning("nodes that wait are not charged now: %s", error)
+            return {}
+        return {node: rate for node, rate in found.items() if node != own_node}
 
     return look
 
@@ -109,7 +129,7 @@ def book_waiting(
     *,
     run: str,
     customer: str,
-    before: str = "",
+    is_wasted: bool = False,
     own_node: str = "",
     now: Callable[[], Moment] = this_moment,
 ) -> list[Charge]:
@@ -119,8 +139,7 @@ def book_waiting(
     started again.
 
     Args:
-        before: the stage that begins now. If it or a later one was charged in this run before, the
-            wait is that for a driver that was lost, and is wasted.
+        is_wasted: whether they have waited for a driver that was lost.
         own_node: this machine, where it is one of the nodes: what stages that run on it alone
             were charged meanwhile, as such a node, is not charged again.
 
@@ -133,8 +152,6 @@ def book_waiting(
         return []
     held = _priced(nodes)
     charged = [charge for charge in ledger.charges(run=run) if charge.unit == UNIT]
-    later = STAGES[STAGES.index(before) :] if before else ()
-    is_again = any(charge.stage in later for charge in charged)
     # A meter's last slice goes on after its last look; an end to come is of a clock that was wrong.
     ends = [c.ended_at for c in charged if c.stage in _OF_NODES]
     paid_until = [at for at in ends if at <= ended]
@@ -150,7 +167,7 @@ def book_waiting(
     charges = [
         node_charge(
             rate, seconds, run=run, customer=customer, stage=STAGE, began=began, ended=ended,
-            is_wasted=is_again,
+            is_wasted=is_wasted,
         )
         for (rate, began), seconds in waited.items()
         if seconds

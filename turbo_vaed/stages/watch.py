@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from types import TracebackType
@@ -21,7 +22,7 @@ from turbo_vaed.stages.cluster import own_node, ray_nodes
 CONNECT_SECONDS = 60.0
 """Ray takes some seconds to connect; a busy machine needs longer."""
 SILENT_SECONDS = 60.0
-"""Without a word for so long, nodes are taken to be gone: nobody sees them."""
+"""Without a word for so long it is not known any more which nodes there are."""
 
 
 class Watch:
@@ -39,11 +40,12 @@ class Watch:
         """Ray's id of this machine; empty where it is none of the nodes."""
 
     def __enter__(self) -> Self:
+        self._said = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill
         self._child = subprocess.Popen(
             [sys.executable, "-m", "turbo_vaed.stages.watch", self._address, str(self._seconds)],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
             text=True,
         )
         self._first = threading.Event()
@@ -51,9 +53,7 @@ class Watch:
         self._reader.start()
         if not self._first.wait(CONNECT_SECONDS) or not self._seen_at:
             self._end()
-            assert self._child.stderr is not None
-            said = self._child.stderr.read().strip().splitlines()
-            raise Unreachable(said[-1] if said else f"Ray at {self._address} does not answer")
+            raise Unreachable(self._last_words() or f"Ray at {self._address} does not answer")
         return self
 
     def __exit__(
@@ -63,17 +63,29 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self._end()
+        self._said.close()
 
     def nodes(self) -> list[dict[str, Any]]:
-        """As `ray_nodes`, of the last look; none where that was long ago."""
-        is_known = time.monotonic() - self._seen_at < SILENT_SECONDS + self._seconds
-        return self._seen if is_known and self._child.poll() is None else []
+        """As `ray_nodes`, of the last look.
+
+        Raises:
+            Unreachable: that was long ago, or the child has ended: which nodes there are is not
+                known.
+        """
+        is_fresh = time.monotonic() - self._seen_at < SILENT_SECONDS + self._seconds
+        if not is_fresh or self._child.poll() is not None:
+            raise Unreachable(f"nobody sees the nodes of the cluster at {self._address} any more")
+        return self._seen
 
     def _read(self) -> None:
         assert self._child.stdout is not None
         for line in self._child.stdout:
-            told = json.loads(line)
-            self.own_node, self._seen, self._seen_at = told["own"], told["nodes"], time.monotonic()
+            try:
+                told = json.loads(line)
+                self.own_node, self._seen = told["own"], told["nodes"]
+            except (ValueError, KeyError, TypeError):
+                continue  # a word of Ray's own
+            self._seen_at = time.monotonic()
             self._first.set()
         self._first.set()  # it has ended
 
@@ -81,6 +93,14 @@ class Watch:
         self._child.kill()
         self._child.wait()
         self._reader.join()
+        assert self._child.stdout is not None
+        self._child.stdout.close()
+
+    def _last_words(self) -> str:
+        self._said.seek(0)
+        lines = self._said.read().strip().splitlines()
+        self._said.close()
+        return lines[-1] if lines else ""
 
 
 def main(address: str, seconds: float) -> None:

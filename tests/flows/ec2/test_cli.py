@@ -71,4 +71,4 @@ def test_that_a_run_may_distil_is_kept_when_its_machine_is_up(
     monkeypatch.setattr(effects, "to_do", lambda *_: todo)
     result = CliRunner().invoke(app, ["ec2", "run", "demo"])
     assert isinstance(result.exception, Fault), result.output
-    assert (effects._student_key(poc) in effects._allowed(poc, todo.run)) == is_up
+    assert (effects._student_key(poc) in dict(effects._allowed(poc, todo.run))) == is_up
