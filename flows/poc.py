@@ -202,7 +202,8 @@ def _report_failure(
     except Exception:
         log.exception("run %s failed at %s, and its report could not be written", run, failed.stage)
     else:
-        log.error("run %s failed at %s", run.run_id, failed.stage)
+        what = f"failed at {failed.stage}" if failed.is_begun else "was not begun"
+        log.error("run %s %s", run.run_id, what)
         error.add_note(f"report: {written.path}")
 
 

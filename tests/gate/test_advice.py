@@ -53,6 +53,10 @@ def test_what_is_slow_is_told_of_a_precision_that_was_not_tried():
 def test_what_is_uncertain_asks_for_more_clips_or_a_quiet_machine():
     clips = advice(intervals={"psnr": (21.0, 29.0)})
     assert "more test clips than 9" in clips["psnr"]
+    below = advice(psnr_db=21.5, teacher_psnr_db=21.8, intervals={"psnr": (20.0, 23.0)})["psnr"]
+    assert "test clips" not in below, "they would make a miss of it"
+    assert "0.5 dB short" in below and "above the teacher's own 21.80 dB: lower" in below
+    assert "above the teacher" not in advice(psnr_db=20.0, teacher_psnr_db=30.0)["psnr"]
     assert "turbo-vaed poc demo measures again" in advice(unknown={"fps": "it was busy"})["fps"]
     assert "not measured" in advice(peak_memory_bytes=None)["peak_memory_mb"]
 

@@ -91,6 +91,18 @@ def test_an_old_measurement_has_the_interval_of_its_runs(work: Path, gather: Gat
     )
 
 
+def test_times_say_at_which_size_they_were_taken(work: Path, gather: Gather) -> None:
+    """A limit of 24 frames a second is no word about pictures that were not timed."""
+    found = measured(gather(work), on_device=None)
+    assert found.clips is not None and found.measurement is not None
+    size = found.clips["size"]
+    said = f"in pictures of {found.clips['frames']}x{size}x{size} (frames, height, width)"
+    assert said in device.measured_at(found) and said in render(found)
+    larger = measured(found, on_device={**found.measurement, "shape": "9x720x1280"})
+    assert "in pictures of 9x720x1280" in device.measured_at(larger)
+    assert device.measured_at(dataclasses.replace(found, measurement=None)) == ""
+
+
 def test_each_share_of_other_processes_says_whose_run_it_disturbed(
     work: Path, gather: Gather
 ) -> None:

@@ -29,7 +29,7 @@ from turbo_vaed.report.page import render
 from turbo_vaed.report.roi import document, figures, sensitivities, sentence
 from turbo_vaed.report.roi_facts import DEMO_TEACHERS, cost_of_poc, read_roi, roi_of_run
 from turbo_vaed.report.tornado import short_usd, tornado, tornado_svg
-from turbo_vaed.report.words import amount
+from turbo_vaed.report.words import amount, headline
 
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -492,7 +492,10 @@ def test_the_return_of_a_demos_teacher_says_that_it_is_nobodys(
     path = tmp_path / "demo/encode/latents.json"
     latents = json.loads(path.read_text()) | {"teacher_sha256": DEMO_TEACHERS[0]}
     path.write_text(json.dumps(latents))
-    shown = section(render(gather(tmp_path / "demo", assumptions=assumptions, cost_of_poc=COST)))
+    assert "not for shipping" not in headline(context)
+    found = gather(tmp_path / "demo", assumptions=assumptions, cost_of_poc=COST)
+    assert headline(found).endswith(" Its teacher is the demo's, which is not for shipping.")
+    shown = section(render(found))
     assert "The teacher of this run is the demo's" in shown
     assert "says nothing about a customer" in shown
     roi = read_roi(tmp_path / "demo", cost=COST, assumptions=assumptions)

@@ -119,6 +119,8 @@ def _outdated(poc: Poc, verdict: Verdict) -> str:
 
 def _others(poc: Poc) -> Iterator[str]:
     """Of the packages that were not chosen, what keeps them from passing, or that nothing does."""
+    from turbo_vaed.gate import VERDICT_NAME, read_verdict
+
     choice = _read(poc.folder("gate") / "choice.json")
     for one in choice.get("candidates", []):
         if one["name"] == choice["chosen"]:
@@ -126,6 +128,9 @@ def _others(poc: Poc) -> Iterator[str]:
         why = f" ({', '.join(one['not_passed'])})" if one["not_passed"] else ""
         distrust = f": {one['distrust']}" if one.get("distrust") else ""
         yield f"also judged: {one['name']} {one['result']}{why}{distrust}"
+        place = poc.folder("gate") / "candidates" / one["name"].replace("/", "-") / VERDICT_NAME
+        if place.is_file():
+            yield from (f"  {check.reason}" for check in read_verdict(place).failed)
 
 
 def _facts(poc: Poc) -> RunFacts:

@@ -78,7 +78,7 @@ def require_allowance(found: Allowance, *, spent_usd: Decimal = Decimal(0)) -> N
     if found.usd > spent_usd:
         return
     own = f", and this run has spent {format_usd(spent_usd)}" if spent_usd else ""
-    raise BudgetRefused(
-        f"nothing may be spent: {found.by}{own}; raise it in params.yaml, or, where it is a "
-        "month's, wait for the next month, or for the end of runs that keep some of it back"
-    )
+    todo = "raise it in params.yaml"
+    if not found.is_own:
+        todo += ", or wait for the next month, or for the end of runs that keep some of it back"
+    raise BudgetRefused(f"nothing may be spent: {found.by}{own}; {todo}")

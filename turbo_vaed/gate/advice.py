@@ -65,7 +65,7 @@ def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
             f"{verdict.target} out of export.targets"
         )
     if check.name in _QUALITY:
-        return _better(check, facts)
+        return _better(check, facts) + _above_teacher(check, verdict)
     if check.name in _SPEED:
         return _faster(check, facts)
     return {
@@ -97,10 +97,27 @@ def _certainty(check: Check, verdict: Verdict, facts: RunFacts) -> str:
             "there (others may take gate.max_others_share), or raise gate.max_samples where the "
             "interval is wide"
         )
+    if check.margin is not None and check.margin < 0 and check.name in _QUALITY:
+        # A narrower interval around a value that misses the limit would miss it, too.
+        return _better(check, facts) + _above_teacher(check, verdict)
     clips = "" if facts.test_clips is None else f" than {facts.test_clips}"
     return (
         f"more test clips{clips} (clip.clips_per_video, more videos, or a smaller "
         "clip.train_share) narrow the interval, as their root; or a better student clears it"
+    )
+
+
+def _above_teacher(check: Check, verdict: Verdict) -> str:
+    """That no student can be expected to reach a PSNR that the teacher has not; "" elsewhere."""
+    kept = next(one.measured for one in verdict.checks if one.name == "psnr_retention")
+    if check.name != "psnr" or check.measured is None or not kept:
+        return ""
+    teacher = check.measured / kept
+    if teacher >= check.limit:
+        return ""
+    return (
+        f"; the limit is above the teacher's own {teacher:.2f} dB: lower thresholds.min_psnr, or "
+        "take a better teacher"
     )
 
 

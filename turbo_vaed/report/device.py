@@ -42,6 +42,23 @@ def facts(context: ReportContext) -> list[tuple[str, str]]:
     return facts
 
 
+def measured_at(context: ReportContext) -> str:
+    """On what, and in pictures of which size, times and memory were measured, as a sentence; ""
+    where they were not."""
+    found, clips = context.measurement, context.clips
+    if found is None or "latency_seconds" not in found:
+        return ""
+    used = found.get("on_device") or found
+    shape = used.get("shape")
+    if shape is None and clips is not None:
+        shape = "x".join(str(clips[name]) for name in ("frames", "size", "size"))
+    return (
+        f"Times and memory are those of {found['machine']} with "
+        f"{words.counted(found['threads'], 'thread')}, in pictures of {shape or 'one size'} "
+        "(frames, height, width); larger ones take longer."
+    )
+
+
 def _timed(found: Mapping[str, Any]) -> str:
     """The median as the gate and the table of packages have it, and where it lies."""
     samples, confidence = found["latency_seconds"], _confidence(found)

@@ -79,6 +79,7 @@ def _view(context: ReportContext) -> dict[str, Any]:
         "needs_approval": bool((context.verdict or {}).get("needs_approval")),
         "quality": tables.quality(context),
         "device": device.facts(context),
+        "measured_at": device.measured_at(context),
         "charts": curves(context),
         "training": training.training(context),
         "cost": tables.cost(context),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from turbo_vaed.costs.money import format_usd, plain, quantise_usd
 from turbo_vaed.report.context import STAGES
+from turbo_vaed.report.roi_facts import is_demo_teacher
 
 if TYPE_CHECKING:
     from turbo_vaed.report.context import ReportContext
@@ -233,7 +234,10 @@ def headline(context: ReportContext) -> str:
     whole = context.customer_usd
     if whole is not None and whole > context.costs.usd:  # earlier runs paid for some of it
         money += f", {format_usd(whole)} with the runs before it"
-    return f"{start}: {kept}, for {money}."
+    demo = ""
+    if is_demo_teacher(context.latents):
+        demo = " Its teacher is the demo's, which is not for shipping."
+    return f"{start}: {kept}, for {money}.{demo}"
 
 
 def _refused(context: ReportContext, what: str) -> str:
