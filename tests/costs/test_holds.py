@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -253,8 +254,11 @@ def test_runs_side_by_side_never_pass_the_month_that_they_share(
 ) -> None:
     """Whatever the order in which they come, claim, go on, are charged and end, while each is heard
     as often as it has claimed for."""
-    folder = tmp_path_factory.mktemp("month")
-    with Ledger.open(f"sqlite:///{folder}/ledger.db") as ledger:
+    empty = tmp_path_factory.getbasetemp() / "empty-ledger.db"
+    if not empty.is_file():  # once: making the tables takes longer than an example
+        Ledger.open(f"sqlite:///{empty}").close()
+    path = shutil.copy(empty, tmp_path_factory.mktemp("month") / "ledger.db")
+    with Ledger.open(f"sqlite:///{path}") as ledger:
         runs = [
             Run(ledger, f"run-{number}", limit, reserve=reserve, step=step)
             for number, (reserve, step) in enumerate(kinds)
