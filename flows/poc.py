@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from flows import dvc, effects, runs
+from flows import admission, dvc, effects, runs
 from flows.effects import Outcome
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError
 from turbo_vaed.params import Params
@@ -127,10 +127,10 @@ def poc_flow(customer: str) -> Outcome:
     """Everything from a folder of videos to a judged, registered package and its report."""
     settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
     log = get_run_logger()
-    poc = effects.preflight(settings, customer)
+    poc = admission.preflight(settings, customer)
     with runs.alone(poc.work, customer):
         stale = _resolve_params_and_status(settings, customer)
-        todo = effects.to_do(poc, settings, stale)
+        todo = admission.to_do(poc, settings, stale)
         if todo is None:
             last = runs.read(poc.work)
             assert last is not None
@@ -142,7 +142,7 @@ def poc_flow(customer: str) -> Outcome:
         try:
             return _run(poc, settings, todo.run, todo.stale, todo.forced)
         finally:
-            effects.release(settings, todo.run)
+            admission.release(settings, todo.run)
 
 
 def _run(
@@ -155,7 +155,7 @@ def _run(
     is_begun = False
     try:
         if stale:
-            log.info("%s", effects.estimate(poc, settings, run, stale))
+            log.info("%s", admission.estimate(poc, settings, run, stale))
             effects.begin_waiting(poc, settings, run)
         is_begun = True
         with _ray_for(settings, stale) as environment:
@@ -239,7 +239,7 @@ def start(settings: Settings, customer: str) -> Outcome:
     Raises:
         TurboVaedError: as the stage that failed; the report of what was reached is written.
     """
-    effects.preflight(settings, customer)  # a user's mistake needs no server to be told
+    admission.preflight(settings, customer)  # a user's mistake needs no server to be told
     for name in ("prefect.task_runs", "prefect.flow_runs"):
         logging.getLogger(name).addFilter(without_our_tracebacks)
     return poc_flow(customer)

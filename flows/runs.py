@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from turbo_vaed.errors import Refused
 from turbo_vaed.settings import new_run_id
@@ -36,6 +36,12 @@ class Run:
     def started_at(self) -> datetime:
         """When the run began."""
         return datetime.fromisoformat(self.started)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A document that a run or a stage has written."""
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
 
 
 def read(work: Path) -> Run | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-from flows.effects import ToDo, has_begun
+from flows.admission import ToDo, has_begun
 from turbo_vaed.costs import Ledger, PriceBook, format_usd, require_allowance
 from turbo_vaed.costs.choice import Choice
 from turbo_vaed.costs.money import quantise_usd

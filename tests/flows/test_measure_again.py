@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows import effects, runs
+from flows import admission, effects, runs
 from flows import poc as flow
 from tests.gate import made_up
 from turbo_vaed.gate import judge, write_verdict
@@ -59,7 +59,7 @@ TELLS_NOT = {"fps": "cannot tell", "latency_ratio": "cannot tell"}
 )
 def test_what_measuring_again_may_decide(work, open_, distrust, why):
     """Nothing of a student whose quality is in doubt, whatever the machine did."""
-    found = effects.undecided(judged(work, open_, distrust))
+    found = admission.undecided(judged(work, open_, distrust))
     assert (why in found) if why else (found == "")
     told = effects.outcome(judged(work, open_, distrust), runs.fresh("demo"), "So it ended.")
     assert told.sentence.startswith("So it ended.")
@@ -74,13 +74,13 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     runs.write(work, runs.Run(run_id=done.run_id, started=done.started, status="done",
                               verdict_sha256=verdict))  # fmt: skip
     ran, released = [], []
-    monkeypatch.setattr(effects, "release", lambda _, run: released.append(run))
+    monkeypatch.setattr(admission, "release", lambda _, run: released.append(run))
     monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger("test"))
     monkeypatch.setattr(flow.Settings, "from_environment", lambda: None)
-    monkeypatch.setattr(effects, "preflight", lambda *_: poc)
+    monkeypatch.setattr(admission, "preflight", lambda *_: poc)
     monkeypatch.setattr(effects, "unchanged", lambda *_: "unchanged")
     monkeypatch.setattr(flow, "_resolve_params_and_status", lambda *_: [])
-    monkeypatch.setattr(effects, "run_with_more_room", lambda *_: None)
+    monkeypatch.setattr(admission, "run_with_more_room", lambda *_: None)
     monkeypatch.setattr(flow, "_run", lambda *given: ran.append(given[2:]))
     found = flow.poc_flow.fn("demo")
     if not again:
@@ -94,7 +94,7 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     flow.poc_flow.fn("demo")  # the first one was stopped on its way
     assert ran[1] == ran[0]
     more = runs.fresh("demo")
-    monkeypatch.setattr(effects, "run_with_more_room", lambda *_: more)
+    monkeypatch.setattr(admission, "run_with_more_room", lambda *_: more)
     flow.poc_flow.fn("demo")
     assert ran[2] == (more, ["distill"], "distill")
     monkeypatch.setattr(flow, "_resolve_params_and_status", lambda *_: ["validate", "clip"])
@@ -115,10 +115,10 @@ def test_which_run_goes_on_is_decided_in_one_place(work, result, stale, found):
     """For the flow and for a machine of EC2 alike: one that has nothing to do is not started."""
     poc = judged(work, TELLS_NOT if result == "cannot tell" else {}, BUSY)
     last = runs.write(work, runs.fresh("demo"))
-    assert effects.run_to_do(poc, stale) == last, "one that is open goes on"
+    assert admission.run_to_do(poc, stale) == last, "one that is open goes on"
     verdict = runs.verdict_sha256(work)
     runs.write(work, replace(last, status="done", verdict_sha256=verdict))
-    run = effects.run_to_do(poc, stale)
+    run = admission.run_to_do(poc, stale)
     if found is None:
         assert run is None
     else:

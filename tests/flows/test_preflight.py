@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import effects
+from flows import admission
 from flows.poc import retries_of
 from turbo_vaed.device_params import parse_profile
 from turbo_vaed.errors import UserError
@@ -42,7 +42,7 @@ def test_it_is_refused_first(
     assert count == 1
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
-        effects.preflight(Settings.from_environment(tmp_path), "demo")
+        admission.preflight(Settings.from_environment(tmp_path), "demo")
     assert not (tmp_path / "state").exists(), "neither ledger nor MLflow was opened"
 
 

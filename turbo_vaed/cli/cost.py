@@ -237,9 +237,9 @@ def estimate_next(customer: Customer) -> None:
     Nothing is run, but for DVC's stage `params`, which costs nothing. Ends with 1 where the run
     would be refused, and says what would fit.
     """
-    from flows import effects
+    from flows import admission
 
-    print(effects.preview(Settings.from_environment(), customer))
+    print(admission.preview(Settings.from_environment(), customer))
 
 
 @app.command("quote")

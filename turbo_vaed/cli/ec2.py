@@ -13,8 +13,8 @@ from turbo_vaed.errors import UserError
 from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
+    from flows.admission import ToDo
     from flows.ec2.picking import Picked
-    from flows.effects import ToDo
     from turbo_vaed.poc import Poc
 
 app = typer.Typer(no_args_is_help=True, help="A PoC run on a machine that is started for it.")
@@ -46,7 +46,7 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     spent. A run that lost its machine goes on with the same command. Start it where the ledger,
     MLflow and the bucket of checkpoints are named by the environment: docs/costs.md.
     """
-    from flows import effects, runs
+    from flows import admission, runs
     from flows.ec2 import charging, running, telling
     from turbo_vaed.costs import Ledger
 
@@ -66,7 +66,7 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
         try:
             with running.started(config):
                 if "distill" in todo.stages:
-                    effects.note_begun(poc, run)
+                    admission.note_begun(poc, run)
                 ran = running.run_there(poc, config)
         finally:
             ended = began + timedelta(seconds=time.monotonic() - clock)
@@ -107,11 +107,11 @@ def _pick(
 ) -> tuple[Poc, ToDo, Picked]:
     """The customer, its run (not written yet), and the machine for it. Ends where nothing is to
     be done."""
-    from flows import effects
+    from flows import admission
     from flows.ec2.picking import pick
 
-    poc = effects.preflight(settings, customer)
-    todo = effects.to_do_now(poc, settings)
+    poc = admission.preflight(settings, customer)
+    todo = admission.to_do_now(poc, settings)
     if todo is None:
         print("Nothing changed since the last run: no machine is needed.")
         raise typer.Exit(0)

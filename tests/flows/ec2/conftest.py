@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows import runs
-from flows.effects import ToDo
+from flows.admission import ToDo
 from tests.costs.listed import Listed
 from tests.flows.ec2.places import REPOSITORY
 from turbo_vaed.costs import PriceBook

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import runs
+from flows.admission import ToDo
 from flows.ec2 import charging, running, telling
 from flows.ec2.picking import Picked, pick
-from flows.effects import ToDo
 from tests.costs.charges import START, charge
 from turbo_vaed.cli import app
 from turbo_vaed.costs import Ledger, PriceBook

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flows import dvc, effects, runs
+from flows import admission, dvc, runs
+from flows.admission import ToDo
 from flows.ec2 import picking, running, telling
-from flows.effects import ToDo
 from turbo_vaed.cli import app
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import Fault
@@ -34,7 +34,7 @@ def made(
     monkeypatch.setenv("TURBO_VAED_ROOT", str(settings.root))
     monkeypatch.setattr(dvc, "stale_stages", stale)
     monkeypatch.setattr(dvc, "reproduce", lambda root, customer, stage, **_: made.append(stage))
-    monkeypatch.setattr(effects, "preflight", lambda *_: poc)
+    monkeypatch.setattr(admission, "preflight", lambda *_: poc)
     monkeypatch.setattr(picking, "pick", lambda *of, **given: pick(*of, **given, book=book))
     monkeypatch.setattr(telling, "_check_places", lambda settings: None)  # a SQLite ledger is one
     return made
@@ -44,7 +44,7 @@ def test_a_run_that_a_months_limit_stopped_goes_on_though_params_have_changed(
     poc: Poc, run: runs.Run, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a larger limit, say: only DVC's stage `params` is stale, which costs nothing."""
-    monkeypatch.setattr(effects, "run_with_more_room", lambda *_: run)
+    monkeypatch.setattr(admission, "run_with_more_room", lambda *_: run)
     result = CliRunner().invoke(app, ["ec2", "config", "demo"])
     assert result.exit_code == 0, result.output
     assert made == ["params"]
@@ -68,7 +68,7 @@ def test_that_a_run_may_distil_is_kept_when_its_machine_is_up(
 
     monkeypatch.setattr(running, "started", started)
     monkeypatch.setattr(running, "run_there", run_there)
-    monkeypatch.setattr(effects, "to_do", lambda *_: todo)
+    monkeypatch.setattr(admission, "to_do", lambda *_: todo)
     result = CliRunner().invoke(app, ["ec2", "run", "demo"])
     assert isinstance(result.exception, Fault), result.output
-    assert (effects._student_key(poc) in dict(effects._allowed(poc, todo.run))) == is_up
+    assert (admission._student_key(poc) in dict(admission._allowed(poc, todo.run))) == is_up

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from flows import effects, runs
+from flows import admission, runs
+from flows.admission import ToDo, note_begun
 from flows.ec2.picking import pick
-from flows.effects import ToDo, note_begun
 from tests.costs.charges import charge
 from tests.costs.listed import Listed
 from turbo_vaed.costs import Ledger, PriceBook
@@ -99,7 +99,7 @@ def test_a_run_that_lost_its_machine_goes_on_with_less_than_all_steps_would_cost
         ledger.add(charge(run=todo.run.run_id, stage="distill", started_at=now, ended_at=now))
     picked = pick(poc, settings, todo, book=book)
     assert picked.goes_on and "the run goes on, and is expected to cost $" in picked.sentence
-    assert effects.estimate(poc, settings, todo.run, todo.stale).endswith("training has saved")
+    assert admission.estimate(poc, settings, todo.run, todo.stale).endswith("training has saved")
     other = dataclasses.replace(poc.params, distill=dataclasses.replace(poc.params.distill, seed=9))
     with pytest.raises(BudgetRefused, match=r"is the cheapest at .* are left"):
         pick(dataclasses.replace(poc, params=other), settings, todo, book=book)

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from flows import runs
+from flows.admission import ToDo
 from flows.ec2 import telling
 from flows.ec2.picking import pick
-from flows.effects import ToDo
 from tests.flows.ec2.places import REPOSITORY, on_postgres
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import UserError

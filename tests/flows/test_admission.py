@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows import effects, runs
+from flows import admission, runs
 from tests.costs.charges import charge
 from turbo_vaed.costs import Ledger
 from turbo_vaed.device_params import parse_profile
@@ -35,7 +35,7 @@ PHONE = parse_profile(
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for name in ("RAY_ADDRESS", "TURBO_VAED_LEDGER_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(effects, "cheapest_elsewhere", lambda *given: "")  # AWS is not asked
+    monkeypatch.setattr(admission, "cheapest_elsewhere", lambda *given: "")  # AWS is not asked
     shutil.copy(ROOT / "params.yaml", tmp_path)
     return Settings.from_environment(tmp_path)
 
@@ -78,12 +78,12 @@ def test_a_gate_alone_on_a_phone_that_is_paid_for_has_to_fit(
     run = runs.fresh("demo")
     poor = changed(poc, run_usd="5", device=PHONE)
     with pytest.raises(BudgetRefused, match=r"\$10\.20 at most of a-phone, and \$5\.00") as told:
-        effects.estimate(poor, settings, run, stale)
+        admission.estimate(poor, settings, run, stale)
     assert "another gate.device" in str(told.value) and "export.targets than 2" in str(told.value)
     rich = changed(poc, run_usd="11", device=PHONE)
-    said = effects.estimate(rich, settings, run, stale)
+    said = admission.estimate(rich, settings, run, stale)
     assert said.startswith("estimated at $10.2") and "$11.00 are left" in said
-    here = effects.estimate(changed(poc, run_usd="5"), settings, run, stale)
+    here = admission.estimate(changed(poc, run_usd="5"), settings, run, stale)
     assert here.startswith("estimated at $0.0")
 
 
@@ -91,14 +91,14 @@ def test_a_gate_that_could_not_tell_pays_for_its_phone_again_out_of_what_is_left
     poc: Poc, settings: Settings
 ) -> None:
     run, poc = runs.fresh("demo"), changed(poc, run_usd="15", device=PHONE)
-    effects.estimate(poc, settings, run, ["gate"])
+    admission.estimate(poc, settings, run, ["gate"])
     minutes = {"unit": "device-minute", "quantity": Decimal(60), "market": "on-demand"}
     spend(settings, run.run_id, stage="gate", unit_price_usd=Decimal("0.17"), **minutes)
     with pytest.raises(BudgetRefused, match=r"and \$4\.80 may be spent"):
-        effects.estimate(poc, settings, run, ["gate"])
+        admission.estimate(poc, settings, run, ["gate"])
     spend(settings, run.run_id, stage="gate", unit_price_usd=Decimal("0.09"), **minutes)
     with pytest.raises(BudgetRefused, match=r"this run has spent \$15\.60"):
-        effects.estimate(poc, settings, run, ["gate"])
+        admission.estimate(poc, settings, run, ["gate"])
 
 
 def test_of_two_runs_beside_each_other_the_second_is_left_what_the_first_does_not_keep_back(
@@ -109,20 +109,20 @@ def test_of_two_runs_beside_each_other_the_second_is_left_what_the_first_does_no
     budget = dataclasses.replace(poc.params.budget, total_month_usd=Decimal(20))
     poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
     first, second = runs.fresh("demo"), runs.Run(run_id="acme-1", started="", status="open")
-    assert "estimated at $10.2" in effects.estimate(poc, settings, first, ["gate"])
+    assert "estimated at $10.2" in admission.estimate(poc, settings, first, ["gate"])
     with pytest.raises(
         BudgetRefused, match=r"may be spent of .*total_month.*demo-\S+ keep back \$10"
     ):
-        effects.estimate(poc, settings, second, ["gate"])
-    effects.release(settings, second)
-    assert "estimated at $10.2" in effects.estimate(poc, settings, first, ["gate"]), "it goes on"
+        admission.estimate(poc, settings, second, ["gate"])
+    admission.release(settings, second)
+    assert "estimated at $10.2" in admission.estimate(poc, settings, first, ["gate"]), "it goes on"
     there = dataclasses.replace(settings, held_usd=Decimal(1))
-    effects.release(there, first)  # its machine still costs something: who started it does this
+    admission.release(there, first)  # its machine still costs something: who started it does this
     with pytest.raises(BudgetRefused, match="keep back"):
-        effects.estimate(poc, settings, second, ["gate"])
-    effects.release(settings, second)
-    effects.release(settings, first)
-    assert "estimated at $10.2" in effects.estimate(poc, settings, second, ["gate"])
+        admission.estimate(poc, settings, second, ["gate"])
+    admission.release(settings, second)
+    admission.release(settings, first)
+    assert "estimated at $10.2" in admission.estimate(poc, settings, second, ["gate"])
 
 
 def test_a_run_that_may_cost_more_than_is_left_keeps_all_of_that_back(
@@ -133,14 +133,14 @@ def test_a_run_that_may_cost_more_than_is_left_keeps_all_of_that_back(
     run, cents = runs.fresh("demo"), Decimal("0.042")
     budget = dataclasses.replace(poc.params.budget, total_month_usd=cents)
     poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
-    assert "estimated at $0.02" in effects.estimate(poc, settings, run, ["gate"])
+    assert "estimated at $0.02" in admission.estimate(poc, settings, run, ["gate"])
     with Ledger.open(settings.ledger_url) as ledger:
         (held,) = ledger.holds(at=datetime.now(UTC))
         spent = ledger.spent(customer=None, since=datetime(2026, 11, 1, tzinfo=UTC),
                              until=datetime.now(UTC))[0]  # fmt: skip
     assert held.usd == cents - spent
     with pytest.raises(BudgetRefused, match="keep back"):
-        effects.estimate(poc, settings, runs.fresh("acme"), ["gate"])
+        admission.estimate(poc, settings, runs.fresh("acme"), ["gate"])
 
 
 @pytest.mark.parametrize("steps", [1000, 10**7])
@@ -148,23 +148,23 @@ def test_a_run_that_is_only_asked_about_leaves_nothing_behind(
     poc: Poc, settings: Settings, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """Whether it would be refused or not."""
-    monkeypatch.setattr(effects, "preflight", lambda *_: changed(poc, steps=steps))
-    monkeypatch.setattr(effects.dvc, "stale_after_params", lambda *_: ["distill"])
+    monkeypatch.setattr(admission, "preflight", lambda *_: changed(poc, steps=steps))
+    monkeypatch.setattr(admission.dvc, "stale_after_params", lambda *_: ["distill"])
     (poc.work / ".lock").touch()  # of nobody
     before = sorted(poc.work.rglob("*"))
     if steps == 1000:
-        said = effects.preview(settings, "demo")
+        said = admission.preview(settings, "demo")
         assert said.startswith("Of demo distill, evaluate, export, gate would be run; estimated at")
     else:
         with pytest.raises(BudgetRefused, match=r"cannot fit.*with a budget\.run_usd of"):
-            effects.preview(settings, "demo")
+            admission.preview(settings, "demo")
     assert sorted(poc.work.rglob("*")) == before
     with Ledger.open(settings.ledger_url) as ledger:
         assert ledger.holds(at=datetime.now(UTC)) == ()
     done = runs.Run(run_id="demo-9", started=datetime.now(UTC).isoformat(), status="done")
-    monkeypatch.setattr(effects, "to_do", lambda *_: None)
+    monkeypatch.setattr(admission, "to_do", lambda *_: None)
     runs.write(poc.work, done)
-    assert effects.preview(settings, "demo").startswith("Nothing changed")
+    assert admission.preview(settings, "demo").startswith("Nothing changed")
 
 
 def test_a_month_that_is_too_small_is_named_with_what_it_would_have_to_be(
@@ -177,13 +177,13 @@ def test_a_month_that_is_too_small_is_named_with_what_it_would_have_to_be(
         r".*with a budget\.customer_month_usd that is larger by \$0\.8"
     )
     with pytest.raises(BudgetRefused, match=said):
-        effects.estimate(poc, settings, runs.fresh("demo"), ["distill"])
+        admission.estimate(poc, settings, runs.fresh("demo"), ["distill"])
 
 
 def begin(poc: Poc, settings: Settings) -> runs.Run:
     """A run of 1 USD that was killed while it distilled, with 0.60 USD spent."""
     run = runs.fresh("demo")
-    assert "estimated at $0.80" in effects.estimate(poc, settings, run, ["distill"])
+    assert "estimated at $0.80" in admission.estimate(poc, settings, run, ["distill"])
     train(settings, run)
     return run
 
@@ -203,12 +203,14 @@ def test_training_that_was_begun_goes_on_without_another_estimate(
     poc = changed(poc, run_usd="1")
     run = begin(poc, settings)
     before = (poc.work / ESTIMATE).read_bytes()
-    assert effects.estimate(poc, settings, run, ["distill"]).startswith(f"run {run.run_id} goes on")
+    assert admission.estimate(poc, settings, run, ["distill"]).startswith(
+        f"run {run.run_id} goes on"
+    )
     fewer = changed(poc, keep_checkpoints=1)  # no other student
-    assert effects.estimate(fewer, settings, run, ["distill", "gate"]).endswith("saved")
+    assert admission.estimate(fewer, settings, run, ["distill", "gate"]).endswith("saved")
     assert (poc.work / ESTIMATE).read_bytes() == before
     other = runs.fresh("demo")
-    assert "estimated at" in effects.estimate(poc, settings, other, ["distill"])
+    assert "estimated at" in admission.estimate(poc, settings, other, ["distill"])
 
 
 def test_other_steps_are_another_student_and_have_to_fit_what_is_left(
@@ -217,13 +219,13 @@ def test_other_steps_are_another_student_and_have_to_fit_what_is_left(
     poc = changed(poc, run_usd="1")
     run = begin(poc, settings)
     with pytest.raises(BudgetRefused, match=r"it would with distill\.steps of [1-4]\d\d, or"):
-        effects.estimate(changed(poc, steps=1100), settings, run, ["distill"])
-    assert effects.estimate(poc, settings, run, ["distill"]).endswith("saved"), "as it was begun"
-    few = effects.estimate(changed(poc, steps=100), settings, run, ["distill"])
+        admission.estimate(changed(poc, steps=1100), settings, run, ["distill"])
+    assert admission.estimate(poc, settings, run, ["distill"]).endswith("saved"), "as it was begun"
+    few = admission.estimate(changed(poc, steps=100), settings, run, ["distill"])
     assert few.startswith("estimated at $0.0") and "$0.40 are left" in few
     kept_by_few = (poc.work / ESTIMATE).read_text()
-    assert "goes on" in effects.estimate(poc, settings, run, ["distill"]), "this one was charged"
-    again = effects.estimate(changed(poc, steps=100), settings, run, ["distill"])
+    assert "goes on" in admission.estimate(poc, settings, run, ["distill"]), "this one was charged"
+    again = admission.estimate(changed(poc, steps=100), settings, run, ["distill"])
     assert again == few, "and this one was not"
     (poc.work / ESTIMATE).write_text(kept_by_few)
     kept = json.loads((poc.work / ESTIMATE).read_text())
@@ -234,23 +236,23 @@ def test_a_student_that_was_never_distilled_has_not_begun(poc: Poc, settings: Se
     """It was allowed, and failed before; then another one was distilled in the same run."""
     poc, run = changed(poc, run_usd="1"), runs.fresh("demo")
     fewer = changed(poc, steps=900)
-    assert "estimated at" in effects.estimate(poc, settings, run, ["distill"])
-    assert "estimated at" in effects.estimate(fewer, settings, run, ["distill"])
+    assert "estimated at" in admission.estimate(poc, settings, run, ["distill"])
+    assert "estimated at" in admission.estimate(fewer, settings, run, ["distill"])
     train(settings, run)
     with pytest.raises(BudgetRefused, match="cannot fit its budget"):
-        effects.estimate(poc, settings, run, ["distill"])
-    assert effects.estimate(fewer, settings, run, ["distill"]).endswith("saved")
+        admission.estimate(poc, settings, run, ["distill"])
+    assert admission.estimate(fewer, settings, run, ["distill"]).endswith("saved")
 
 
 def test_training_begins_anew_where_its_clips_do(poc: Poc, settings: Settings) -> None:
     """Those that are made again of the same videos are the same ones."""
     poc = changed(poc, run_usd="1")
     run = begin(poc, settings)
-    assert "goes on" in effects.estimate(poc, settings, run, ["clip"])
+    assert "goes on" in admission.estimate(poc, settings, run, ["clip"])
     clip = dataclasses.replace(poc.params.clip, seed=9)
     others = dataclasses.replace(poc, params=dataclasses.replace(poc.params, clip=clip))
     with pytest.raises(BudgetRefused, match="cannot fit its budget"):
-        effects.estimate(others, settings, run, ["clip"])
+        admission.estimate(others, settings, run, ["clip"])
 
 
 def test_what_training_left_for_the_last_stages_is_enough_for_the_rest_of_them(
@@ -263,7 +265,7 @@ def test_what_training_left_for_the_last_stages_is_enough_for_the_rest_of_them(
     run = runs.fresh("demo")
     left = Decimal("0.08") * 200 / 3600
     poor = changed(poc, run_usd=str(left))
-    said = effects.estimate(poor, settings, run, ["export"])
+    said = admission.estimate(poor, settings, run, ["export"])
     assert said.startswith("estimated at $0.0066"), "likely all of it"
 
 
@@ -302,12 +304,12 @@ def test_training_that_a_months_limit_stopped_goes_on_where_that_leaves_more(
         poc.params.budget, run_usd=Decimal(run_usd), customer_month_usd=Decimal(limit)
     )
     limited = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
-    found = effects.run_with_more_room(limited, settings)
+    found = admission.run_with_more_room(limited, settings)
     assert found == (dataclasses.replace(last, status="open") if goes_on else None)
-    todo = effects.to_do(limited, settings, [])  # for a flow and for a machine of EC2
+    todo = admission.to_do(limited, settings, [])  # for a flow and for a machine of EC2
     assert (todo is not None and todo.forced == "distill") == goes_on
     assert not goes_on or (todo and todo.run == found and todo.stages[0] == "distill")
-    other = effects.to_do(limited, settings, ["clip"])
+    other = admission.to_do(limited, settings, ["clip"])
     assert other and other.run.run_id != last.run_id, "other clips are another run"
     runs.write(poc.work, dataclasses.replace(last, run_id="demo-8"))
-    assert effects.run_with_more_room(limited, settings) is None, "another run trained it"
+    assert admission.run_with_more_room(limited, settings) is None, "another run trained it"
