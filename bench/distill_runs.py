@@ -85,7 +85,7 @@ def resumed_start(demo: Demo, folder: Path, script: str) -> float:
 
 def resume(told: Path) -> None:
     """In a process of its own: go on with a run; its first new step and when, as JSON."""
-    from turbo_vaed.dataset.ray_session import ray_session
+    from turbo_vaed.cluster.session import ray_session
 
     job, storage = pickle.loads(told.read_bytes())
     events: list[dict[str, Any]] = []

@@ -36,7 +36,7 @@ from turbo_vaed.metrics import psnr
 from turbo_vaed.models import PRESETS, DecoderConfig, TurboVaedDecoder
 from turbo_vaed.models.alignment import aligned_config, block_name
 from turbo_vaed.models.teachers import Teacher, load_teacher
-from turbo_vaed.poc import Poc
+from turbo_vaed.workspace import Poc
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.decode import CASES, resident_bytes  # noqa: E402
+from turbo_vaed.config.schema import DistillParams, load  # noqa: E402
 from turbo_vaed.costs import Budget  # noqa: E402
 from turbo_vaed.dataset.clip_arrays import create_clip_array  # noqa: E402
 from turbo_vaed.distill.job import Job  # noqa: E402
@@ -37,7 +38,6 @@ from turbo_vaed.distill.loop import Loop  # noqa: E402
 from turbo_vaed.distill.targets import TargetPlan  # noqa: E402
 from turbo_vaed.models import PRESETS, DecoderConfig  # noqa: E402
 from turbo_vaed.models.alignment import block_name, student_shapes  # noqa: E402
-from turbo_vaed.params import DistillParams, load  # noqa: E402
 
 TEACHER_CHANNELS = {"ltx": 512, "hunyuan": 512, "cogvideox": 512, "dc": 1024}
 """Of the published teachers at the aligned blocks."""

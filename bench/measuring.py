@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 from turbo_vaed.devices import Measurement  # noqa: E402
 from turbo_vaed.devices.host import machine, measure  # noqa: E402
 from turbo_vaed.export import load_package  # noqa: E402
-from turbo_vaed.poc import Poc  # noqa: E402
 from turbo_vaed.stages.gate import plan  # noqa: E402
+from turbo_vaed.workspace import Poc  # noqa: E402
 
 BURN = "while True: pass"
 

@@ -34,8 +34,8 @@ sys.path.insert(0, str(ROOT))
 from bench.decode import cpu_name, latents_for, plain, psnr, student  # noqa: E402
 from turbo_vaed.devices._runtimes import OPENERS, open_program  # noqa: E402
 from turbo_vaed.export import Job, Target, all_targets, export_package  # noqa: E402
-from turbo_vaed.poc import Poc  # noqa: E402
 from turbo_vaed.stages import export  # noqa: E402
+from turbo_vaed.workspace import Poc  # noqa: E402
 
 FRAMES, SIDE = 17, 256
 

@@ -11,7 +11,7 @@ from decimal import Decimal
 from functools import partial
 
 from flows import dvc, runs
-from turbo_vaed import mlflow_runs
+from turbo_vaed.config.stages import STAGES, UP_TO_DISTILL
 from turbo_vaed.costs import (
     Allowance,
     Ledger,
@@ -27,25 +27,22 @@ from turbo_vaed.distill.job import which_student
 from turbo_vaed.errors import TurboVaedError, UserError
 from turbo_vaed.export import RUNTIMES
 from turbo_vaed.gate import TIMED, VERDICT_NAME, read_verdict
-from turbo_vaed.poc import STAGES, Poc
+from turbo_vaed.metering import run_stage
+from turbo_vaed.metering.run_stage import share_of
+from turbo_vaed.planning.compatibility import student_config
+from turbo_vaed.planning.estimate import estimate_run, least_usd
+from turbo_vaed.planning.pricing import limits_of, price_of
+from turbo_vaed.planning.quote import cheapest_elsewhere
+from turbo_vaed.registry import client
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages import running
-from turbo_vaed.stages.estimates import estimate_run, least_usd
 from turbo_vaed.stages.export import further_shapes, wanted
-from turbo_vaed.stages.fit import student_config
 from turbo_vaed.stages.gate import check_device
-from turbo_vaed.stages.prices import (
-    limits_of,
-    price_of,
-)
-from turbo_vaed.stages.quote import cheapest_elsewhere
-from turbo_vaed.stages.running import share_of
+from turbo_vaed.workspace import Poc
 
 log = logging.getLogger(__name__)
 
 BEGUN = "begun.json"
 """In the customer's folder: the last run, and which student it was to distil from when on."""
-_UP_TO_DISTILL = frozenset(STAGES[: STAGES.index("distill") + 1])
 _MORE = Decimal("1.05")
 """Times what a month's limit had left: for less it is not worth to begin again."""
 
@@ -71,7 +68,7 @@ def preflight(settings: Settings, customer: str) -> Poc:
     price_of(poc.params, settings, "gate")
     with Ledger.open(settings.ledger_url) as ledger:
         due.book(ledger, settings.due_folder)
-    mlflow_runs.open_tracking(settings.mlflow_tracking_uri)
+    client.open_tracking(settings.mlflow_tracking_uri)
     return poc
 
 
@@ -122,7 +119,7 @@ def to_do(poc: Poc, settings: Settings, stale: list[str]) -> ToDo | None:
     Args:
         stale: by DVC.
     """
-    if not set(stale) & _UP_TO_DISTILL:
+    if not set(stale) & set(UP_TO_DISTILL):
         run = run_with_more_room(poc, settings)
         if run is not None:
             why = "its month's limit leaves more room by now"
@@ -251,7 +248,7 @@ def release(settings: Settings, run: runs.Run) -> None:
         return
     try:
         with Ledger.open(settings.ledger_url) as ledger:
-            running.release(ledger, run.run_id)
+            run_stage.release(ledger, run.run_id)
     except TurboVaedError as error:
         log.warning("%s", error)
 

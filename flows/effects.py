@@ -13,27 +13,24 @@ import yaml
 
 from flows import runs
 from flows.admission import undecided
-from turbo_vaed import registry
+from turbo_vaed.cluster.nodes import own_node
+from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.costs import (
     Ledger,
     summarise,
 )
-from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import BudgetRefused
-from turbo_vaed.poc import Poc
+from turbo_vaed.metering import idle_nodes
+from turbo_vaed.metering.storage_charges import book_storage
+from turbo_vaed.planning.pricing import nodes_of, price_in_words
+from turbo_vaed.registry import promotion
 from turbo_vaed.report.collect import collect
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.report.page import write_report
-from turbo_vaed.report.roi_facts import cost_of_poc
 from turbo_vaed.report.words import headline
+from turbo_vaed.roi.measured import cost_of_poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages import waiting
-from turbo_vaed.stages.cluster import own_node
-from turbo_vaed.stages.prices import (
-    nodes_of,
-    price_in_words,
-)
-from turbo_vaed.stages.storage import book_storage
+from turbo_vaed.workspace import Poc
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +114,7 @@ def register(poc: Poc, settings: Settings, run: runs.Run) -> Registered:
         if not key.startswith("_")
     }
     verdict = runs.read_json(poc.folder("gate") / "verdict.json")
-    found = registry.register(
+    found = promotion.register(
         tracking_uri=settings.mlflow_tracking_uri,
         run_id=run.run_id,
         customer=poc.customer,
@@ -138,7 +135,7 @@ def register(poc: Poc, settings: Settings, run: runs.Run) -> Registered:
 
 def promote(poc: Poc, settings: Settings, registered: Registered) -> Registered:
     """Ask the registry to make the version champion; it says what the version becomes."""
-    outcome = registry.promote(
+    outcome = promotion.promote(
         tracking_uri=settings.mlflow_tracking_uri,
         customer=poc.customer,
         version=registered.version,
@@ -213,22 +210,22 @@ def begin_waiting(poc: Poc, settings: Settings, run: runs.Run) -> None:
     """
     if not settings.on_a_cluster:
         return
-    nodes, seen = nodes_of(poc.params, settings, "distill"), poc.work / waiting.FILE
+    nodes, seen = nodes_of(poc.params, settings, "distill"), poc.work / idle_nodes.FILE
     with ray_session(settings.ray_address), Ledger.open(settings.ledger_url) as ledger:
         own = own_node(settings.ray_address or "")
-        waiting.begin(ledger, nodes, seen, run=run.run_id, customer=poc.customer, own_node=own)
+        idle_nodes.begin(ledger, nodes, seen, run=run.run_id, customer=poc.customer, own_node=own)
 
 
 def _book_waiting(poc: Poc, settings: Settings, ledger: Ledger, run: runs.Run) -> None:
     """Charge a cluster's nodes to the end of the run; one that has gone by then is not charged."""
-    seen = poc.work / waiting.FILE
+    seen = poc.work / idle_nodes.FILE
     if not settings.on_a_cluster or not seen.is_file():
         return
     nodes = nodes_of(poc.params, settings, "distill")
     try:
         with ray_session(settings.ray_address):
             own = own_node(settings.ray_address or "")
-            waiting.book_waiting(
+            idle_nodes.book_waiting(
                 ledger, nodes, seen, run=run.run_id, customer=poc.customer, own_node=own
             )
     except Exception:  # the report is worth more than this charge, whatever Ray says

@@ -23,12 +23,13 @@ from prefect.tasks import Task
 
 from flows import admission, dvc, effects, runs
 from flows.effects import Outcome
+from turbo_vaed.config.schema import Params
+from turbo_vaed.config.stages import RAY_STAGES, STAGES
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError
-from turbo_vaed.params import Params
-from turbo_vaed.poc import STAGES, Poc
+from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.prices import RAY_STAGES, devices_usd
+from turbo_vaed.workspace import Poc
 
 TIMEOUT_SECONDS = {
     "params": dvc.PARAMS_SECONDS,
@@ -219,7 +220,7 @@ def _resolve_params_and_status(settings: Settings, customer: str) -> list[str]:
 @contextmanager
 def _ray_for(settings: Settings, stale: list[str]) -> Iterator[dict[str, str]]:
     """One local Ray for the stages that need it, unless there is a cluster or no need."""
-    from turbo_vaed.dataset.ray_session import ray_session
+    from turbo_vaed.cluster.session import ray_session
 
     first = STAGES.index(stale[0]) if stale else len(STAGES)
     needed = any(STAGES.index(stage) >= first for stage in RAY_STAGES)

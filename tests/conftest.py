@@ -106,7 +106,7 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow takes seconds to make its tables: once, and a copy for each test."""
-    from turbo_vaed.mlflow_runs import open_tracking
+    from turbo_vaed.registry.client import open_tracking
 
     path = tmp_path_factory.mktemp("mlflow") / "new" / "mlflow.db"
     open_tracking(f"sqlite:///{path}")

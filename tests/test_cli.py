@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.gate import made_up
-from turbo_vaed import cli, params
+from turbo_vaed import cli
+from turbo_vaed.config import schema as params
 from turbo_vaed.gate import judge
-from turbo_vaed.poc import Poc
+from turbo_vaed.workspace import Poc
 
 ROOT = Path(__file__).parents[1]
 

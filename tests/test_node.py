@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from turbo_vaed import node
+from turbo_vaed.cluster import drain as node
+from turbo_vaed.cluster.drain import Metadata, Notice, Watcher
 from turbo_vaed.errors import Unreachable, UserError
-from turbo_vaed.node import Metadata, Notice, Watcher
 
 SPOT = "/latest/meta-data/spot/instance-action"
 REBALANCE = "/latest/meta-data/events/recommendations/rebalance"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from turbo_vaed import params
+from turbo_vaed.config import schema
 from turbo_vaed.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +21,7 @@ def document():
 
 
 def load(document, customer="demo"):
-    return params.parse(params.resolve(document, customer))
+    return schema.parse(schema.resolve(document, customer))
 
 
 def test_the_shipped_file_is_valid_for_every_customer_and_use_case(document):
@@ -136,18 +136,18 @@ def test_bad_values_are_refused_by_their_path(document, path, value, said):
 @pytest.mark.parametrize("name", ["a/b", "a b", "../x", "", "Ä", "-x", "a" * 49, "A", "no", "123"])
 def test_names_that_are_no_customer_names(document, name):
     with pytest.raises(UserError, match="not allowed"):
-        params.resolve(document, name)
+        schema.resolve(document, name)
 
 
 def test_unknown_customer_is_told_how_to_be_added(document):
     with pytest.raises(UserError, match="customer add nobody"):
-        params.resolve(document, "nobody")
+        schema.resolve(document, "nobody")
 
 
 def test_unknown_top_level_key(document):
     document["default"] = {}
     with pytest.raises(UserError, match="unknown key 'default'"):
-        params.resolve(document, "demo")
+        schema.resolve(document, "demo")
 
 
 def test_missing_section(document):
@@ -160,17 +160,17 @@ def test_file_that_is_no_yaml(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("a: [1\n")
     with pytest.raises(UserError, match="not valid YAML"):
-        params.read_yaml(path)
+        schema.read_yaml(path)
     path.write_text("- 1\n")
     with pytest.raises(UserError, match="mapping"):
-        params.read_yaml(path)
+        schema.read_yaml(path)
     with pytest.raises(UserError, match="does not exist"):
-        params.read_yaml(tmp_path / "none.yaml")
+        schema.read_yaml(tmp_path / "none.yaml")
 
 
 def test_resolving_does_not_change_what_was_read(document):
     before = copy.deepcopy(document)
     document["customers"]["demo"]["distill"] = {"steps": 7}
     before["customers"]["demo"]["distill"] = {"steps": 7}
-    params.resolve(document, "demo")
+    schema.resolve(document, "demo")
     assert document == before

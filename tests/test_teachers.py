@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from turbo_vaed import cli
+from turbo_vaed.cli.teacher import fetch
 from turbo_vaed.errors import UserError
 from turbo_vaed.models import DecoderConfig
 from turbo_vaed.models.sizing import count_parameters
 from turbo_vaed.models.teachers import load_teacher
-from turbo_vaed.teachers import fetch
 
 TEACHER = Path(__file__).parents[1] / "assets/teachers/tiny-ltx"
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests.costs.charges import charge
 from turbo_vaed.costs import Budget, Ledger, Limits, Share, allowance, decide
 from turbo_vaed.costs.holds import LAPSES_AFTER
+from turbo_vaed.costs.reservation import FRESH_SECONDS
 from turbo_vaed.errors import Unreachable, UserError
-from turbo_vaed.share import FRESH_SECONDS
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

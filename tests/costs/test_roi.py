@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from turbo_vaed.costs.roi import Case, Roi, calculate
-from turbo_vaed.costs.roi_inputs import INPUTS, Input
 from turbo_vaed.errors import UserError
+from turbo_vaed.roi.inputs import INPUTS, Input
+from turbo_vaed.roi.roi import Case, Roi, calculate
 
 HAND = {
     "teacher_seconds_per_minute": "6000",

@@ -20,9 +20,9 @@ from turbo_vaed.costs import Ledger
 from turbo_vaed.costs.storage import storage_charge
 from turbo_vaed.costs.transfer import transfer_charge
 from turbo_vaed.errors import UserError
-from turbo_vaed.poc import Poc
+from turbo_vaed.metering.storage_charges import book_storage
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.storage import book_storage
+from turbo_vaed.workspace import Poc
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

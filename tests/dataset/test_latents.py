@@ -12,6 +12,7 @@ import ray
 import torch
 import zarr
 
+from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.dataset.clip_arrays import ClipArray, create_clip_array
 from turbo_vaed.dataset.clip_pass import run_on_worker
 from turbo_vaed.dataset.latents import (
@@ -22,7 +23,6 @@ from turbo_vaed.dataset.latents import (
     to_network,
     to_pixels,
 )
-from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.models.teachers import load_teacher
 

@@ -5,7 +5,7 @@ import socket
 import pytest
 import ray
 
-from turbo_vaed.dataset.ray_session import START_ATTEMPTS, ray_session
+from turbo_vaed.cluster.session import START_ATTEMPTS, ray_session
 from turbo_vaed.errors import Fault, Unreachable
 
 

@@ -13,7 +13,7 @@ import torch
 
 from tests.devices.fake_phone import SERIAL, make_phone
 from tests.devices.small import PLAN, SHAPE, STRICT
-from turbo_vaed.device_params import AdbProfile, parse_profile
+from turbo_vaed.config.devices import AdbProfile, parse_profile
 from turbo_vaed.devices import Failed, Measurement, _scratch
 from turbo_vaed.devices.device import measure_on
 from turbo_vaed.devices.opened import open_device
@@ -114,7 +114,7 @@ LOSE = """
 import sys
 from pathlib import Path
 from tests.devices.small import PLAN
-from turbo_vaed.device_params import AdbProfile
+from turbo_vaed.config.devices import AdbProfile
 from turbo_vaed.devices.adb import AdbDevice
 from turbo_vaed.devices.device import measure_on
 from turbo_vaed.devices.host import open_package

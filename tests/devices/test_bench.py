@@ -74,7 +74,7 @@ def test_a_spread_that_cannot_be_reached_takes_all_processes(call, package):
 
 
 def test_a_person_sees_how_far_it_is_and_a_table(call, package, monkeypatch):
-    monkeypatch.setattr("turbo_vaed.progress._LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("turbo_vaed.runtime.progress._LINE_EVERY_SECONDS", 0.0)
     code, out, _ = call("bench", package.folder)
     assert code == 0
     assert "host, % 0/100  process 1, at most 4, 0 s" in out
@@ -85,7 +85,7 @@ def test_a_person_sees_how_far_it_is_and_a_table(call, package, monkeypatch):
 
 
 def test_a_phone_tells_how_far_it_is(call, checkout, package, tmp_path, monkeypatch):
-    monkeypatch.setattr("turbo_vaed.progress._LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("turbo_vaed.runtime.progress._LINE_EVERY_SECONDS", 0.0)
     runner = make_phone(tmp_path, monkeypatch, SHAPE, package.io.video_shape)
     profile = {"kind": "adb", "runner": str(runner), "folder": str(tmp_path / "storage")}
     checkout({"phone": profile})

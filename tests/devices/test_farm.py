@@ -13,13 +13,13 @@ import torch
 from tests.devices.fake_farm import DEVICE, PROJECT, Farm
 from tests.devices.fake_phone import make_phone
 from tests.devices.small import PLAN, SHAPE, STRICT
+from turbo_vaed.config.devices import FarmProfile, parse_profile
 from turbo_vaed.costs import Ledger
 from turbo_vaed.costs.tags import resource_tags
-from turbo_vaed.device_params import FarmProfile, parse_profile
 from turbo_vaed.devices import Failed, Measurement, farm
 from turbo_vaed.devices.device import measure_on
 from turbo_vaed.errors import Fault, UserError
-from turbo_vaed.stages.running import charge_of
+from turbo_vaed.metering.run_stage import charge_of
 
 
 @pytest.fixture

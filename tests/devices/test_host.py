@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from tests.export.small import small_decoder
-from turbo_vaed import child
 from turbo_vaed.devices import Failed, Measurement, Plan, _machine, host
 from turbo_vaed.devices.host import measure, open_package, read_decoded
 from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.export import IoSpec, export_xnnpack, write_package
+from turbo_vaed.runtime import isolated
 
 SHAPE = (1, 8, 2, 4, 6)
 PLAN = Plan(
@@ -258,7 +258,7 @@ def run_code(code: str, tmp_path: Path, monkeypatch, timeout_seconds: float = 60
     """`run_module` on a module with this code; it gets RESULT as sys.argv[1]."""
     (tmp_path / "a_device_process.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return child.run_module(
+    return isolated.run_module(
         "a_device_process", [], threads=1, timeout_seconds=timeout_seconds, what="the device"
     )
 
@@ -320,7 +320,7 @@ def test_the_runner_knows_no_model():
         " 'diffusers', 'transformers', 'torchao'))]\n"
         "raise SystemExit(f'it loads {bad[:5]}' if bad else 0)"
     )
-    root = Path(child.__file__).resolve().parents[1]
+    root = Path(isolated.__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120
     )

@@ -11,7 +11,7 @@ import torch
 from tests.devices.fake_iphone import APP, UDID, make_iphone
 from tests.devices.fake_mac import HOST
 from tests.devices.small import PLAN, STRICT
-from turbo_vaed.device_params import AppleProfile, parse_profile
+from turbo_vaed.config.devices import AppleProfile, parse_profile
 from turbo_vaed.devices import Failed, Measurement
 from turbo_vaed.devices.device import measure_on
 from turbo_vaed.devices.opened import open_device

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import zarr
 
+from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.costs import Budget
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.distill.job import Job, data_key
 from turbo_vaed.distill.targets import TargetPlan
 from turbo_vaed.models import DecoderConfig
-from turbo_vaed.params import DistillParams
 
 STUDENT = DecoderConfig(
     latent_channels=6,

@@ -11,7 +11,7 @@ from tests.distill.told import END, T0, Books, Clock, follower, lines, start, st
 from turbo_vaed.distill.follow import describe
 from turbo_vaed.distill.seen import seen_in
 from turbo_vaed.errors import CorruptFile
-from turbo_vaed.tracker import Tracker
+from turbo_vaed.runtime.run_context import Tracker
 
 
 @pytest.fixture

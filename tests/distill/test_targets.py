@@ -21,6 +21,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.dataset.clip_arrays import ClipArray, create_clip_array
 from turbo_vaed.dataset.latents import to_pixels
 from turbo_vaed.distill import target_cache, targets
@@ -30,7 +31,6 @@ from turbo_vaed.distill.target_costs import TargetCosts, TargetPlan, choose
 from turbo_vaed.distill.targets import Recompute, plan_targets, write_targets
 from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, UserError
 from turbo_vaed.models.teachers import load_teacher
-from turbo_vaed.params import DistillParams
 
 BLOCKS = ("mid_block", "up_block_1")
 SPLITS = ("train", "test", "train", "train", "val", "train")

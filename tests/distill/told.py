@@ -11,7 +11,7 @@ from typing import Any
 from turbo_vaed.distill.events import read_events
 from turbo_vaed.distill.follow import Follower
 from turbo_vaed.errors import Unreachable
-from turbo_vaed.tracker import Tracker
+from turbo_vaed.runtime.run_context import Tracker
 
 T0 = 1_763_800_000.0
 PRICE = Decimal("0.36")

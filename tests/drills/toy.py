@@ -7,10 +7,10 @@ from decimal import Decimal
 from pathlib import Path
 
 from tests.distill.conftest import STUDENT
+from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.costs import Budget
 from turbo_vaed.distill.job import Job, data_key
 from turbo_vaed.distill.targets import TargetPlan
-from turbo_vaed.params import DistillParams
 
 USD_PER_HOUR = Decimal("3.6")
 """A millidollar a second."""

@@ -21,9 +21,9 @@ from tests.export.small import (
 from turbo_vaed.errors import Fault
 from turbo_vaed.export import ExportError, Job, Package, Target, export_package
 from turbo_vaed.export.mil import OPERATIONS, open_mlpackage
+from turbo_vaed.gate.parity import verify
 from turbo_vaed.models import TurboVaedDecoder
-from turbo_vaed.quiet import quiet_imports
-from turbo_vaed.stages._verify import verify
+from turbo_vaed.runtime.import_noise import quiet_imports
 
 with quiet_imports():
     import coremltools as ct

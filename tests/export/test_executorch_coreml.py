@@ -8,7 +8,7 @@ from turbo_vaed.export import Job, Target, export_package
 from turbo_vaed.export.executorch_coreml import unpacked
 from turbo_vaed.export.graph import ExportError
 from turbo_vaed.export.mil import open_mlpackage
-from turbo_vaed.stages._verify import parity_psnr, verify
+from turbo_vaed.gate.parity import parity_psnr, verify
 
 SHAPE = (1, 8, 2, 4, 6)
 TARGET = Target.parse("executorch-coreml/fp16")

@@ -14,12 +14,12 @@ import pytest
 
 from flows import admission, runs
 from tests.costs.charges import charge
+from turbo_vaed.config.devices import parse_profile
 from turbo_vaed.costs import Ledger
-from turbo_vaed.device_params import parse_profile
 from turbo_vaed.errors import BudgetRefused
-from turbo_vaed.poc import Poc
+from turbo_vaed.planning.estimate import ESTIMATE, pace_key
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.estimates import ESTIMATE, pace_key
+from turbo_vaed.workspace import Poc
 
 ROOT = Path(__file__).parents[2]
 PHONE = parse_profile(

@@ -11,10 +11,10 @@ import pytest
 
 from flows import admission
 from flows.poc import retries_of
-from turbo_vaed.device_params import parse_profile
+from turbo_vaed.config.devices import parse_profile
 from turbo_vaed.errors import UserError
-from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.workspace import Poc
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from turbo_vaed.config.schema import UseCase
 from turbo_vaed.gate import Evidence
-from turbo_vaed.params import UseCase
 
 LIMITS: dict[str, float] = {
     "min_psnr_retention": 0.95,

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from turbo_vaed.models import PRESETS, TurboVaedDecoder
-from turbo_vaed.quiet import quiet_imports
+from turbo_vaed.runtime.import_noise import quiet_imports
 
 CONFIGS = Path(__file__).parents[1] / "data" / "tiny-teachers"
 MakeTeacher = Callable[[str], Path]

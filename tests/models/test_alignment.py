@@ -32,7 +32,7 @@ from turbo_vaed.models.teachers import (
 )
 from turbo_vaed.models.teachers.dc_ae_video import decoder_blocks
 from turbo_vaed.models.teachers.diffusers_vae import ROWS
-from turbo_vaed.quiet import quiet_imports
+from turbo_vaed.runtime.import_noise import quiet_imports
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TINY_LTX = Path(__file__).parents[2] / "assets" / "teachers" / "tiny-ltx"

@@ -17,6 +17,7 @@ import pytest
 import torch
 import zarr
 
+from turbo_vaed.config.schema import load as load_params
 from turbo_vaed.costs import Budget
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.latents import to_network
@@ -25,7 +26,6 @@ from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.targets import TargetPlan
 from turbo_vaed.models import DecoderConfig
 from turbo_vaed.models.teachers import FAMILIES, LatentSpec, load_teacher
-from turbo_vaed.params import load as load_params
 
 ROOT = Path(__file__).parents[2]
 SPLITS = ("train", "train", "train", "val")

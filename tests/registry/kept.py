@@ -9,11 +9,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from turbo_vaed.registry import (
-    RegisteredVersion,
-    register,
-    versions,
-)
+from turbo_vaed.registry.promotion import RegisteredVersion, register, versions
 
 Make = Callable[..., tuple[Path, Path]]
 

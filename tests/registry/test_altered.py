@@ -13,10 +13,7 @@ from mlflow import MlflowClient
 from tests.registry.kept import Make, aliases, artifact, edit, put
 from turbo_vaed.errors import CorruptFile, GateRefused
 from turbo_vaed.export.package import MANIFEST_NAME, load_package
-from turbo_vaed.registry import (
-    promote,
-    versions,
-)
+from turbo_vaed.registry.promotion import promote, versions
 
 
 def _flip_a_bit(package: Path, verdict: Path) -> None:

@@ -6,11 +6,8 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.registry.kept import Make, put
-from turbo_vaed.approvals import Approval
-from turbo_vaed.registry import (
-    audit,
-    promote,
-)
+from turbo_vaed.registry.approval import Approval
+from turbo_vaed.registry.promotion import audit, promote
 
 
 def test_a_person_approves_for_exactly_these_bytes_and_it_is_recorded(

@@ -17,12 +17,8 @@ from mlflow import MlflowClient
 from tests.registry.kept import Make, aliases, artifact, edit, put
 from turbo_vaed.errors import Fault, GateRefused, Unreachable, UserError
 from turbo_vaed.export.package import load_package
-from turbo_vaed.mlflow_runs import experiment_id, open_tracking
-from turbo_vaed.registry import (
-    model_name,
-    promote,
-    versions,
-)
+from turbo_vaed.registry.client import experiment_id, open_tracking
+from turbo_vaed.registry.promotion import model_name, promote, versions
 
 
 def test_register_logs_the_run_with_its_lineage(store: str, make: Make, tmp_path: Path) -> None:
@@ -198,7 +194,7 @@ def silent_server() -> Iterator[str]:
 
 
 def test_a_server_that_never_answers(silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("turbo_vaed.mlflow_runs.HEALTH_SECONDS", 0.5)
+    monkeypatch.setattr("turbo_vaed.registry.client.HEALTH_SECONDS", 0.5)
     with pytest.raises(Unreachable, match="no MLflow server answers"):
         open_tracking(silent_server)
 

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from tests.gate.made_up import evidence, use_case
+from turbo_vaed.config.schema import UseCase
 from turbo_vaed.costs import CostSummary, StageRow
 from turbo_vaed.gate import judge
-from turbo_vaed.params import UseCase
 from turbo_vaed.report.collect import collect
 from turbo_vaed.report.context import ReportContext
 from turbo_vaed.report.screenshot import QUIET_FLAGS, find_browser

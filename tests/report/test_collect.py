@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import zarr
 
-from turbo_vaed.report.context import STAGES, Failure, ReportContext
+from turbo_vaed.config.stages import STAGES
+from turbo_vaed.report.context import Failure, ReportContext
 from turbo_vaed.report.page import render, write_report
 
 Gather = Callable[..., ReportContext]

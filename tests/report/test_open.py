@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from turbo_vaed import cli
-from turbo_vaed.poc import Poc
+from turbo_vaed.workspace import Poc
 
 ROOT = Path(__file__).parents[2]
 

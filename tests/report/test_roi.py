@@ -18,18 +18,19 @@ from xml.etree import ElementTree
 
 import pytest
 
-from turbo_vaed import cli, params
+from turbo_vaed import cli
+from turbo_vaed.config import schema
+from turbo_vaed.config.schema import RoiParams
 from turbo_vaed.costs import Charge, Ledger
-from turbo_vaed.costs.roi import Roi, calculate
-from turbo_vaed.costs.roi_inputs import INPUTS, Input
 from turbo_vaed.errors import CorruptFile, UserError
-from turbo_vaed.params import RoiParams
 from turbo_vaed.report.context import Failure, ReportContext
 from turbo_vaed.report.page import render
 from turbo_vaed.report.roi import document, figures, sensitivities, sentence
-from turbo_vaed.report.roi_facts import DEMO_TEACHERS, cost_of_poc, read_roi, roi_of_run
 from turbo_vaed.report.tornado import short_usd, tornado, tornado_svg
 from turbo_vaed.report.words import amount, headline
+from turbo_vaed.roi.inputs import INPUTS, Input
+from turbo_vaed.roi.measured import DEMO_TEACHERS, cost_of_poc, read_roi, roi_of_run
+from turbo_vaed.roi.roi import Roi, calculate
 
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -39,7 +40,7 @@ Documents = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def assumptions() -> RoiParams:
-    return params.load(ROOT / "params.yaml", "demo").roi
+    return schema.load(ROOT / "params.yaml", "demo").roi
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import zarr
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.manifest import COLUMNS, write_manifest
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
-from turbo_vaed.poc import Poc
 from turbo_vaed.stages import evaluate, export, gate
+from turbo_vaed.workspace import Poc
 
 SPLITS = ("train", "test", "val", "test", "test")
 TESTS = [1, 3, 4]

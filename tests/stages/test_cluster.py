@@ -17,16 +17,19 @@ from typing import Any
 import pytest
 import ray
 
-from turbo_vaed import params
+from turbo_vaed.cluster import nodes as cluster
+from turbo_vaed.cluster import watch
+from turbo_vaed.cluster.nodes import INSTANCE_TYPE, MARKET, REGION, ZONE
+from turbo_vaed.cluster.session import ray_session
+from turbo_vaed.config import schema
 from turbo_vaed.costs import Ledger, PriceBook, Rate
 from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
-from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.errors import BudgetRefused, Unreachable
-from turbo_vaed.poc import Poc
+from turbo_vaed.metering import idle_nodes, run_stage
+from turbo_vaed.planning import pricing
+from turbo_vaed.planning.flops import expected_pace
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages import cluster, prices, running, waiting, watch
-from turbo_vaed.stages.arithmetic import expected_pace
-from turbo_vaed.stages.cluster import INSTANCE_TYPE, MARKET, REGION, ZONE
+from turbo_vaed.workspace import Poc
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPOT = {
@@ -92,14 +95,14 @@ def test_a_node_whose_price_is_not_known_is_named(
 
 
 @pytest.fixture
-def on_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[params.Params, Settings]:
+def on_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[schema.Params, Settings]:
     """A Ray of this machine, labelled as a spot machine, and settings that call it a cluster."""
     repository = Path(__file__).parents[2]
-    loaded = params.load(repository / "params.yaml", "demo")
+    loaded = schema.load(repository / "params.yaml", "demo")
     settings = dataclasses.replace(
         Settings.from_environment(repository), ray_address="10.0.0.1:6379", own_ray_address=None
     )
-    monkeypatch.setattr(prices, "price_book", lambda *_: book(tmp_path))
+    monkeypatch.setattr(pricing, "price_book", lambda *_: book(tmp_path))
     return loaded, settings
 
 
@@ -112,19 +115,19 @@ def connected() -> Iterator[None]:
 
 
 def test_a_stage_on_a_cluster_is_priced_by_the_nodes_that_ray_has(
-    on_cluster: tuple[params.Params, Settings], connected: None
+    on_cluster: tuple[schema.Params, Settings], connected: None
 ) -> None:
     loaded, settings = on_cluster
     with ray_session(None):
-        assert prices.price_of(loaded, settings, "distill") == Decimal("0.31")
-        assert prices.most_usd_per_hour(loaded, settings, "distill") == Decimal("0.8")
-        (rate,) = prices.nodes_of(loaded, settings, "distill")().values()
+        assert pricing.price_of(loaded, settings, "distill") == Decimal("0.31")
+        assert pricing.most_usd_per_hour(loaded, settings, "distill") == Decimal("0.8")
+        (rate,) = pricing.nodes_of(loaded, settings, "distill")().values()
         assert (rate.resource, rate.market) == ("g6.xlarge", "spot")
-    assert prices.price_of(loaded, settings, "clip") == Decimal("0.08"), "runs on this machine"
+    assert pricing.price_of(loaded, settings, "clip") == Decimal("0.08"), "runs on this machine"
 
 
 def test_what_a_cluster_waits_between_its_stages_is_charged(
-    on_cluster: tuple[params.Params, Settings], connected: None, tmp_path: Path
+    on_cluster: tuple[schema.Params, Settings], connected: None, tmp_path: Path
 ) -> None:
     """From when the last one looked to when the next begins; a run that goes on had lost its
     driver. The workers are timed there, too."""
@@ -134,13 +137,13 @@ def test_what_a_cluster_waits_between_its_stages_is_charged(
     poc = Poc.load(tmp_path, "demo")
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         for stage in ("encode", "distill"):
-            with running._nodes(poc, settings, ledger, "demo-1", stage) as nodes:
+            with run_stage._nodes(poc, settings, ledger, "demo-1", stage) as nodes:
                 assert [rate.resource for rate in nodes().values()] == ["g6.xlarge"]
         (waited,) = ledger.charges()
         assert (waited.stage, waited.resource, waited.useful) == ("waiting", "g6.xlarge", "useful")
         assert waited.quantity > 0
-        held, seen = prices.nodes_of(poc.params, settings, "distill"), poc.work / waiting.FILE
-        waiting.begin(ledger, held, seen, run="demo-1", customer="demo")
+        held, seen = pricing.nodes_of(poc.params, settings, "distill"), poc.work / idle_nodes.FILE
+        idle_nodes.begin(ledger, held, seen, run="demo-1", customer="demo")
         last = max(ledger.charges(), key=lambda one: one.ended_at)
         assert (last.stage, last.useful) == ("waiting", "wasted")
     pace = expected_pace(poc, settings)
@@ -148,7 +151,7 @@ def test_what_a_cluster_waits_between_its_stages_is_charged(
 
 
 def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_as_waiting(
-    on_cluster: tuple[params.Params, Settings],
+    on_cluster: tuple[schema.Params, Settings],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -176,19 +179,19 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
         def nodes(self) -> list[dict[str, Any]]:
             return [{"NodeID": name, "Labels": found} for name, found in there.items()]
 
-    monkeypatch.setattr(running, "Watch", Watching)
-    monkeypatch.setattr(running, "CLUSTER_SLICE_SECONDS", 0.02)
-    seen = poc.work / waiting.FILE
+    monkeypatch.setattr(run_stage, "Watch", Watching)
+    monkeypatch.setattr(run_stage, "CLUSTER_SLICE_SECONDS", 0.02)
+    seen = poc.work / idle_nodes.FILE
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        with running._waiting(poc, settings, ledger, "demo-1", "gate"):
+        with run_stage._waiting(poc, settings, ledger, "demo-1", "gate"):
             time.sleep(0.1)
         assert ledger.charges() == (), "no run has begun on the cluster"
-        at_first = prices.nodes_of(
+        at_first = pricing.nodes_of(
             poc.params, settings, "distill", Watching("10.0.0.1:6379", seconds=1).nodes
         )
-        waiting.begin(ledger, at_first, seen, run="demo-1", customer="demo")
+        idle_nodes.begin(ledger, at_first, seen, run="demo-1", customer="demo")
         began = time.monotonic()
-        with running._waiting(poc, settings, ledger, "demo-1", "gate"):
+        with run_stage._waiting(poc, settings, ledger, "demo-1", "gate"):
             time.sleep(0.5)
             del there["goes"]
             there |= {"comes": HEAD, "unknown": {MARKET: "spot"}}
@@ -204,7 +207,7 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
             ("node", "local"): pytest.approx(whole - half, abs=0.25),
         }
         before = len(ledger.charges())
-        (again,) = waiting.book_waiting(
+        (again,) = idle_nodes.book_waiting(
             ledger, lambda: {"stays": RATE}, seen, run="demo-1", customer="demo"
         )
         assert again.quantity < Decimal("0.25"), "only what came after it"
@@ -212,16 +215,16 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
 
 
 def test_a_stage_of_this_machine_needs_no_cluster(
-    on_cluster: tuple[params.Params, Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    on_cluster: tuple[schema.Params, Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, settings = on_cluster
     shutil.copy(settings.root / "params.yaml", tmp_path)
     poc = Poc.load(tmp_path, "demo")
     settings = dataclasses.replace(settings, ray_address="127.0.0.1:9")
-    waiting.remembered(lambda: {"gone": RATE}, poc.work / waiting.FILE, run="demo-1")()
+    idle_nodes.remembered(lambda: {"gone": RATE}, poc.work / idle_nodes.FILE, run="demo-1")()
     with (
         Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger,
-        running._waiting(poc, settings, ledger, "demo-1", "gate"),
+        run_stage._waiting(poc, settings, ledger, "demo-1", "gate"),
     ):
         assert "charged when gate has ended: no Ray answers at 127.0.0.1:9" in caplog.text
 
@@ -276,11 +279,11 @@ def test_a_child_sees_a_cluster_and_its_end_without_ending_us(
 
 
 def test_a_price_of_all_nodes_together_is_asked_of_nobody(
-    on_cluster: tuple[params.Params, Settings],
+    on_cluster: tuple[schema.Params, Settings],
 ) -> None:
     loaded, settings = on_cluster
     known = dataclasses.replace(loaded.prices, cluster_usd_per_hour=Decimal("3.5"))
     loaded = dataclasses.replace(loaded, prices=known)
-    (rate,) = prices.nodes_of(loaded, settings, "encode")().values()
+    (rate,) = pricing.nodes_of(loaded, settings, "encode")().values()
     assert (rate.resource, rate.market, rate.usd_per_hour) == ("cluster", "local", Decimal("3.5"))
-    assert "cluster_usd_per_hour" in prices.price_in_words(loaded, settings)
+    assert "cluster_usd_per_hour" in pricing.price_in_words(loaded, settings)

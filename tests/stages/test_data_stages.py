@@ -16,8 +16,8 @@ import yaml
 import zarr
 
 from turbo_vaed.errors import BudgetRefused, CorruptFile, DataRefused, UserError
-from turbo_vaed.poc import Poc
 from turbo_vaed.stages import clip, encode, validate
+from turbo_vaed.workspace import Poc
 
 REPOSITORY = Path(__file__).parents[2]
 TEACHER = "assets/teachers/tiny"

@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from tests.distill.checkpoints import make_checkpoint
+from turbo_vaed.cluster import session
 from turbo_vaed.costs import Budget, Spending
-from turbo_vaed.dataset import ray_session
 from turbo_vaed.distill import teacher_quality as module
 from turbo_vaed.distill import train
 from turbo_vaed.distill.job import Job
@@ -27,13 +27,13 @@ from turbo_vaed.distill.student import Student
 from turbo_vaed.distill.targets import TargetPlan
 from turbo_vaed.distill.teacher_quality import TeacherQuality
 from turbo_vaed.errors import Unreachable
+from turbo_vaed.gate.evidence import LEAST_FLICKER, _quality
+from turbo_vaed.gate.output_quality import Shown
 from turbo_vaed.models import PRESETS, TurboVaedDecoder
-from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import distill
 from turbo_vaed.stages import params as params_stage
-from turbo_vaed.stages._evidence import LEAST_FLICKER, _quality
-from turbo_vaed.stages._shown import Shown
+from turbo_vaed.workspace import Poc
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -224,7 +224,7 @@ def stage(poc: Poc, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.setattr(distill, "_student", lambda _: PRESETS["tiny-ltx"])
     monkeypatch.setattr(distill, "_targets", lambda *_: plan)
     monkeypatch.setattr(train, "_fit", stage.fit)
-    monkeypatch.setattr(ray_session, "ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr(session, "ray_session", lambda *_: nullcontext())
     return stage
 
 

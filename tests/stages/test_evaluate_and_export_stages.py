@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.export import load_package
 from turbo_vaed.metrics import clip_quality
-from turbo_vaed.poc import Poc
 from turbo_vaed.stages import evaluate, export
+from turbo_vaed.workspace import Poc
 
 TESTS = [1, 3, 4]
 

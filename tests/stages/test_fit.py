@@ -14,8 +14,8 @@ from turbo_vaed.errors import UserError
 from turbo_vaed.models import PRESETS
 from turbo_vaed.models.sizing import count_parameters
 from turbo_vaed.models.teachers import TeacherFiles
-from turbo_vaed.poc import Poc
-from turbo_vaed.stages.fit import student_config
+from turbo_vaed.planning.compatibility import student_config
+from turbo_vaed.workspace import Poc
 
 REPOSITORY = Path(__file__).parents[2]
 DECODER_PARAMETERS = 5_793_116

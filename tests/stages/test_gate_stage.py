@@ -12,8 +12,8 @@ import pytest
 import torch
 import zarr
 
+from turbo_vaed.config.devices import AdbProfile
 from turbo_vaed.dataset.manifest import write_manifest
-from turbo_vaed.device_params import AdbProfile
 from turbo_vaed.devices import Failed, Measurement
 from turbo_vaed.devices.host import machine
 from turbo_vaed.devices.teacher import TeacherTimes
@@ -21,8 +21,8 @@ from turbo_vaed.errors import CorruptFile, Fault
 from turbo_vaed.export import load_package, write_package
 from turbo_vaed.gate import read_verdict
 from turbo_vaed.models import TurboVaedDecoder
-from turbo_vaed.poc import Poc
 from turbo_vaed.stages import export, gate
+from turbo_vaed.workspace import Poc
 
 TESTS = [1, 3, 4]
 

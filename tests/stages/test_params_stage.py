@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from turbo_vaed.poc import STAGES, Poc
+from turbo_vaed.config.stages import STAGES
 from turbo_vaed.stages import params
+from turbo_vaed.workspace import Poc
 
 REPOSITORY = Path(__file__).parents[2]
 

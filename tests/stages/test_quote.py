@@ -22,14 +22,11 @@ from turbo_vaed.costs import Allowance, Charge, Ledger, PriceBook, Share, per_se
 from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.estimate import Estimate, Pace
 from turbo_vaed.costs.money import quantise_usd
+from turbo_vaed.costs.reservation import FRESH_SECONDS
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.models.teachers import teacher_flops
-from turbo_vaed.poc import Poc
-from turbo_vaed.settings import Settings
-from turbo_vaed.share import FRESH_SECONDS
-from turbo_vaed.stages import arithmetic, distill, estimates, prices
-from turbo_vaed.stages.arithmetic import expected, expected_pace, step_flops, teacher_work
-from turbo_vaed.stages.estimates import (
+from turbo_vaed.planning import estimate, flops, pricing
+from turbo_vaed.planning.estimate import (
     ESTIMATE,
     estimate_run,
     following,
@@ -37,9 +34,13 @@ from turbo_vaed.stages.estimates import (
     measured_pace,
     pace_key,
 )
-from turbo_vaed.stages.prices import reserve_seconds, spending_of
-from turbo_vaed.stages.quote import cheapest_elsewhere, quote
-from turbo_vaed.tracker import Following, Tracker
+from turbo_vaed.planning.flops import expected, expected_pace, step_flops, teacher_work
+from turbo_vaed.planning.pricing import reserve_seconds, spending_of
+from turbo_vaed.planning.quote import cheapest_elsewhere, quote
+from turbo_vaed.runtime.run_context import Following, Tracker
+from turbo_vaed.settings import Settings
+from turbo_vaed.stages import distill
+from turbo_vaed.workspace import Poc
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -220,8 +221,8 @@ def test_a_first_run_is_estimated_with_its_teacher(
 ) -> None:
     """A teacher that takes five times as long as all steps."""
     pace, once = Pace(least=1, mean=2, most=4), Pace(least=5000, mean=10_000, most=20_000)
-    told = arithmetic.Expected(pace=pace, once=once)
-    monkeypatch.setattr(estimates, "expected", lambda *_: told)
+    told = flops.Expected(pace=pace, once=once)
+    monkeypatch.setattr(estimate, "expected", lambda *_: told)
     (poc.folder("distill") / "history.json").unlink()
     found = estimate_run(poc, settings, ledger, may_spend_usd=Decimal(95))
     assert found is not None and "with 2:46:40 of the teacher" in found.basis
@@ -354,7 +355,7 @@ def test_what_follows_distillation_is_estimated_by_what_it_took_last(
 def test_a_run_to_come_keeps_back_what_devices_can_cost(
     poc: Poc, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimates, "devices_usd", lambda params: Decimal("10.2"))
+    monkeypatch.setattr(estimate, "devices_usd", lambda params: Decimal("10.2"))
     with pytest.raises(BudgetRefused, match="what a device can cost"):
         estimate_run(poc, settings, ledger, may_spend_usd=Decimal("10.5"))
     assert estimate_run(poc, settings, ledger, may_spend_usd=Decimal("11.1")) is not None
@@ -488,7 +489,7 @@ def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
     poc: Poc, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the start by the budget, and in all that the workers hear later."""
-    monkeypatch.setattr(prices, "devices_usd", lambda params: Decimal(5))
+    monkeypatch.setattr(pricing, "devices_usd", lambda params: Decimal(5))
     told: list[Decimal] = []
     left = [Decimal(20)]
     share = Share(
@@ -522,8 +523,8 @@ def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run
     """An hour of them: two nodes of 1 USD an hour when training starts, eight when it stops; and
     this machine, where it is none of them."""
     nodes = ["a", "b"]
-    monkeypatch.setattr(prices, "ray_session", lambda address: nullcontext())
-    monkeypatch.setattr(prices.cluster, "most_usd_per_hour", lambda book: Decimal(len(nodes)))
+    monkeypatch.setattr(pricing, "ray_session", lambda address: nullcontext())
+    monkeypatch.setattr(pricing.cluster, "most_usd_per_hour", lambda book: Decimal(len(nodes)))
     after = Following(seconds=3000, usd=Decimal("0.5"))  # and a fifth longer
     tracker = Tracker(spent_usd=lambda: Decimal(1), following=lambda: after)
     poc = dataclasses.replace(poc, tracker=tracker)

@@ -16,15 +16,15 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from turbo_vaed import mlflow_runs
 from turbo_vaed.costs import Ledger
 from turbo_vaed.errors import Fault, Unreachable
-from turbo_vaed.mlflow_runs import Point, experiment_id
-from turbo_vaed.poc import Poc
+from turbo_vaed.metering import live_metrics, run_stage
+from turbo_vaed.metering.live_metrics import AGAIN_SECONDS, LiveRun
+from turbo_vaed.metering.run_stage import run_metered
+from turbo_vaed.registry import client as mlflow_runs
+from turbo_vaed.registry.client import Point, experiment_id
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages import running, telemetry
-from turbo_vaed.stages.running import run_metered
-from turbo_vaed.stages.telemetry import AGAIN_SECONDS, LiveRun
+from turbo_vaed.workspace import Poc
 
 NOBODY = "http://127.0.0.1:9"
 """Nothing listens on the discard port."""
@@ -90,7 +90,7 @@ def test_a_run_that_goes_on_in_another_process_is_found_again(store: str) -> Non
 
 
 def test_a_stage_that_logs_nothing_makes_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "open_tracking", pytest.fail)
+    monkeypatch.setattr(live_metrics, "open_tracking", pytest.fail)
     with live(NOBODY):
         pass
 
@@ -180,7 +180,7 @@ def test_a_stage_by_hand_keeps_nothing_back_when_it_is_over(
             raise Fault("the phone is gone")
         return {}
 
-    monkeypatch.setattr(running, "_waiting", others)
+    monkeypatch.setattr(run_stage, "_waiting", others)
     monkeypatch.setattr("turbo_vaed.stages.gate.run", run)
     with pytest.raises(Fault) if fails else nullcontext():
         run_metered(settings, "gate", "demo")
@@ -214,10 +214,10 @@ class FakeClient:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     fake = FakeClient()
-    monkeypatch.setattr(telemetry, "open_tracking", fake.open)
-    monkeypatch.setattr(telemetry, "log_points", fake.log)
-    monkeypatch.setattr(telemetry, "experiment_id", lambda *_: "0")
-    monkeypatch.setattr(telemetry, "find_or_create_run", lambda *_: "run")
+    monkeypatch.setattr(live_metrics, "open_tracking", fake.open)
+    monkeypatch.setattr(live_metrics, "log_points", fake.log)
+    monkeypatch.setattr(live_metrics, "experiment_id", lambda *_: "0")
+    monkeypatch.setattr(live_metrics, "find_or_create_run", lambda *_: "run")
     return fake
 
 
@@ -252,7 +252,7 @@ def test_a_server_that_comes_back_gets_everything_and_is_not_asked_too_often(
 def test_what_waits_is_bounded_and_the_newest_is_kept(
     fake: FakeClient, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(telemetry, "MOST_POINTS", 3)
+    monkeypatch.setattr(live_metrics, "MOST_POINTS", 3)
     run = live(NOBODY, warn=said.append)
     for step in range(5):
         run.log_metrics({"loss": 0.5}, step)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from turbo_vaed.child import ChildFailed
 from turbo_vaed.errors import Fault
 from turbo_vaed.export import Job, Target, export_package, load_package, spread_out, targets
+from turbo_vaed.gate import parity
+from turbo_vaed.gate.parity import verify
+from turbo_vaed.gate.test_split import HeldOut, load_student
 from turbo_vaed.models import TurboVaedDecoder
-from turbo_vaed.stages import _verify, export, gate
-from turbo_vaed.stages._held_out import HeldOut, load_student
-from turbo_vaed.stages._verify import verify
+from turbo_vaed.runtime.isolated import ChildFailed
+from turbo_vaed.stages import export, gate
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_a_package_of_nan_is_caught(judged, held_out, files, monkeypatch):
         video[1, 0, 0, 0, 0] = np.nan
         return video
 
-    monkeypatch.setattr(_verify, "read_decoded", decoded)
+    monkeypatch.setattr(parity, "read_decoded", decoded)
     with pytest.raises(Fault, match="not finite"):
         verify(package, load_student(judged.poc), held_out, limit_db=1.0)
 
@@ -97,8 +98,8 @@ def test_a_package_that_crashes_takes_no_other_with_it(judged_copy, monkeypatch)
             raise ChildFailed("executorch was killed by SIGSEGV; its last words: none")
         return whole(package, *_, **__)
 
-    whole = _verify.decode
-    monkeypatch.setattr(_verify, "decode", run)
+    whole = parity.decode
+    monkeypatch.setattr(parity, "decode", run)
     targets = ("executorch-xnnpack/fp32", "executorch-xnnpack/fp16")
     poc = with_export(judged_copy, targets=targets)
     export.run(poc)

@@ -12,7 +12,14 @@ import pytest
 from tests.costs.charges import START, charge
 from turbo_vaed.costs import Ledger, PartlyPriced, Rate, total_usd
 from turbo_vaed.errors import Unreachable
-from turbo_vaed.stages.waiting import Moment, begin, book_waiting, others, remembered, this_moment
+from turbo_vaed.metering.idle_nodes import (
+    Moment,
+    begin,
+    book_waiting,
+    others,
+    remembered,
+    this_moment,
+)
 
 SPOT = Rate(resource="g6.xlarge", market="spot", usd_per_hour=Decimal("3.6"), source="a list")
 HEAD = Rate(resource="node", market="local", usd_per_hour=Decimal("0.36"), source="a list")

@@ -94,7 +94,7 @@ def run_stage(
     customer: Customer,
 ) -> None:
     """Run one stage and meter it; this is what dvc.yaml calls."""
-    from turbo_vaed.stages.running import run_metered
+    from turbo_vaed.metering.run_stage import run_metered
 
     run_metered(Settings.from_environment(), name, customer)
 
@@ -106,7 +106,7 @@ def add_customer(
     use_case: Annotated[str, typer.Option(help="a profile under use_cases in params.yaml")],
 ) -> None:
     """Add a customer to params.yaml; its comments stay."""
-    from turbo_vaed.customers import add
+    from turbo_vaed.config.edit import add
 
     settings = Settings.from_environment()
     add(settings.root, name, source=source, use_case=use_case)
@@ -120,7 +120,7 @@ def add_customer(
 @customers.command("list")
 def list_customers(form: Format = "table") -> None:
     """Who is in params.yaml."""
-    from turbo_vaed.customers import everyone
+    from turbo_vaed.config.edit import everyone
 
     show(everyone(Settings.from_environment().root), form, "customers")
 
@@ -128,11 +128,11 @@ def list_customers(form: Format = "table") -> None:
 @customers.command("show")
 def show_customer(customer: Customer, form: Format = "table") -> None:
     """Every param of a customer, defaults and overrides merged."""
-    from turbo_vaed import params
+    from turbo_vaed.config import schema
 
     root = Settings.from_environment().root
-    resolved = params.resolve(params.read_yaml(root / "params.yaml"), customer)
-    params.parse(resolved)
+    resolved = schema.resolve(schema.read_yaml(root / "params.yaml"), customer)
+    schema.parse(resolved)
     if form == "json":
         print(json.dumps(resolved, default=str))
         return
@@ -147,11 +147,11 @@ def show_customer(customer: Customer, form: Format = "table") -> None:
 @registry.command("list")
 def list_versions(customer: Customer, form: Format = "table") -> None:
     """Versions of a customer's student: alias, verdict, package."""
-    from turbo_vaed import params
-    from turbo_vaed.registry import versions
+    from turbo_vaed.config import schema
+    from turbo_vaed.registry.promotion import versions
 
     settings = Settings.from_environment()
-    params.load(settings.root / "params.yaml", customer)
+    schema.load(settings.root / "params.yaml", customer)
     rows = [
         {
             "version": row.version,
@@ -187,9 +187,9 @@ def promote_version(
     A use case that needs a person's approval also needs --approved-by and --reason; both are
     recorded with the version, and hold for exactly these bytes.
     """
-    from turbo_vaed.approvals import Approval
     from turbo_vaed.errors import GateRefused
-    from turbo_vaed.registry import promote
+    from turbo_vaed.registry.approval import Approval
+    from turbo_vaed.registry.promotion import promote
 
     if bool(approved_by.strip()) != bool(reason.strip()):
         raise UserError("--approved-by and --reason belong together: who approves, and why")
@@ -208,7 +208,7 @@ def audit_versions(customer: Customer, form: Format = "table") -> None:
     Ends with 1 where a champion should not be one.
     """
     from turbo_vaed.errors import GateRefused
-    from turbo_vaed.registry import audit
+    from turbo_vaed.registry.promotion import audit
 
     found = audit(Settings.from_environment().mlflow_tracking_uri, customer)
     rows = [
@@ -236,7 +236,7 @@ def open_report(customer: Customer) -> None:
     """
     import webbrowser
 
-    from turbo_vaed.poc import Poc
+    from turbo_vaed.workspace import Poc
 
     poc = Poc.load(Settings.from_environment().root, customer)
     refused = poc.not_started.is_file()
@@ -259,7 +259,7 @@ def show_teacher(
     form: Format = "table",
 ) -> None:
     """A teacher's latents, the clips that it takes, and the student that `auto` derives."""
-    from turbo_vaed.teachers import describe
+    from turbo_vaed.cli.teacher import describe
 
     facts = describe(weights, family, fraction)
     if form == "json":
@@ -283,7 +283,7 @@ def fetch_teacher(
     name: Annotated[str, typer.Option(help="of the new folder in assets/teachers")],
 ) -> None:
     """Download a teacher from the hub into assets/teachers, and say what to put in params.yaml."""
-    from turbo_vaed.teachers import fetch
+    from turbo_vaed.cli.teacher import fetch
 
     print(fetch(Settings.from_environment().root, hub_id, family, name))
 
@@ -300,7 +300,7 @@ def encode_with_teacher(
     """Latents of a video, in the teacher's own scale: what a package decodes on a phone."""
     import numpy as np
 
-    from turbo_vaed.teachers import encode_video
+    from turbo_vaed.cli.teacher import encode_video
 
     latents = encode_video(weights, family, video, frames=frames, size=size)
     np.save(out.with_suffix(".npy"), latents)
@@ -313,7 +313,7 @@ def show_distillation(customer: Customer, form: Format = "table") -> None:
     import time
 
     from turbo_vaed.distill.status import read_status
-    from turbo_vaed.poc import Poc
+    from turbo_vaed.workspace import Poc
 
     poc = Poc.load(Settings.from_environment().root, customer)
     status = read_status(poc.progress_file, customer=customer, now=time.time())
@@ -329,7 +329,7 @@ def label_node() -> None:
 
     For the start of a node: ray start --labels "$(turbo-vaed node labels)" …
     """
-    from turbo_vaed.node import labels
+    from turbo_vaed.cluster.drain import labels
 
     print(labels())
 
@@ -345,7 +345,7 @@ def watch_node(
     ] = None,
 ) -> None:
     """Drain this machine's Ray node when EC2 says that the machine will be taken away."""
-    from turbo_vaed.node import watch
+    from turbo_vaed.cluster.drain import watch
 
     watch(poll_seconds=poll_seconds, rebalance_seconds=rebalance_seconds, node_id=node_id)
 
@@ -353,7 +353,7 @@ def watch_node(
 @app.command("doctor")
 def doctor(form: Format = "table") -> None:
     """What is installed, what is reachable, what is missing and how to get it."""
-    from turbo_vaed.doctor import examine
+    from turbo_vaed.cli.doctor import examine
 
     rows = examine(Settings.from_environment())
     show(rows, form, "doctor")

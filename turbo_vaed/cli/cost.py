@@ -199,8 +199,8 @@ def simulate_budgets(
     Returns 1 where one was not.
     """
     from turbo_vaed.costs.simulate import simulate, summary
-    from turbo_vaed.progress import progress
     from turbo_vaed.report.simulation import simulation_svg
+    from turbo_vaed.runtime.progress import progress
 
     with progress("traces", traces) as update:
         replays = simulate(traces, seed, told=lambda done: update(done, ""))
@@ -249,8 +249,8 @@ def quote_machines(customer: Customer, form: Format = "table") -> None:
     Expected cost to finish all steps, interruptions and what they make be done again included. It
     asks AWS for prices; those that it does not tell are shown as unknown, with the reason.
     """
-    from turbo_vaed.poc import Poc
-    from turbo_vaed.stages.quote import quote
+    from turbo_vaed.planning.quote import quote
+    from turbo_vaed.workspace import Poc
 
     settings = Settings.from_environment()
     poc = Poc.load(settings.root, customer)
@@ -279,10 +279,10 @@ def return_on_investment(
 ) -> None:
     """What a customer's PoC would return: what its last run measured, what params.yaml assumes."""
     from turbo_vaed.costs import Ledger
-    from turbo_vaed.poc import Poc
     from turbo_vaed.report import roi as words
-    from turbo_vaed.report.roi_facts import cost_of_poc, read_roi
     from turbo_vaed.report.tornado import tornado_svg
+    from turbo_vaed.roi.measured import cost_of_poc, read_roi
+    from turbo_vaed.workspace import Poc
 
     settings = Settings.from_environment()
     poc = Poc.load(settings.root, customer)

@@ -20,11 +20,11 @@ from turbo_vaed.errors import Refused, UserError
 from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
+    from turbo_vaed.config.schema import GateParams
     from turbo_vaed.devices import Measurement, Plan
     from turbo_vaed.devices.device import Device, Tell
     from turbo_vaed.export import Package
-    from turbo_vaed.params import GateParams
-    from turbo_vaed.tracker import Used
+    from turbo_vaed.runtime.run_context import Used
 
 _TIMEOUT_SECONDS = 1800.0
 """Of one measuring process, as in the gate."""
@@ -188,7 +188,7 @@ def _told(name: str, target: str, form: str) -> Iterator[Tell]:
     for a program there is none.
     """
     from turbo_vaed.devices.device import silent
-    from turbo_vaed.progress import progress
+    from turbo_vaed.runtime.progress import progress
 
     if form == "json":
         print(f"{name} measures {target}", file=sys.stderr)
@@ -242,16 +242,16 @@ def _random_latents(package: Package, path: Path) -> Path:
 
 
 def _params_yaml() -> dict[str, Any]:
-    from turbo_vaed import params
+    from turbo_vaed.config import schema
 
-    return params.read_yaml(Settings.from_environment().root / "params.yaml")
+    return schema.read_yaml(Settings.from_environment().root / "params.yaml")
 
 
 def _gate(document: Mapping[str, Any]) -> GateParams:
     """How packages are measured where no customer says otherwise."""
     from pydantic import TypeAdapter, ValidationError
 
-    from turbo_vaed.params import GateParams
+    from turbo_vaed.config.schema import GateParams
 
     try:
         found = (document.get("defaults") or {}).get("gate")
@@ -286,7 +286,7 @@ def _plan(
 
 def _reached(profile: object, name: str) -> str:
     """Where a profile's device is, in words; what is wrong with the profile where it is."""
-    from turbo_vaed.device_params import AdbProfile, AppleProfile, FarmProfile, parse_profile
+    from turbo_vaed.config.devices import AdbProfile, AppleProfile, FarmProfile, parse_profile
     from turbo_vaed.devices._adb import chosen_phone
 
     try:
@@ -310,15 +310,15 @@ def _open(
     tell: Tell | None = None,
 ) -> Device:
     """The device of a name in params.yaml. Raises UserError where there is none."""
-    from turbo_vaed import params
-    from turbo_vaed.device_params import parse_profile
+    from turbo_vaed.config import schema
+    from turbo_vaed.config.devices import parse_profile
     from turbo_vaed.devices.device import silent
     from turbo_vaed.devices.opened import open_device
 
     if not name:
         raise UserError("name a device of params.yaml: turbo-vaed devices list")
     return open_device(
-        parse_profile(params.device_of(document, name, "devices")),
+        parse_profile(schema.device_of(document, name, "devices")),
         Settings.from_environment().root,
         max_others_share=max_others_share,
         charge=_charge,
@@ -329,8 +329,8 @@ def _open(
 def _charge(used: Used) -> None:
     """What a device costs without a run, in the ledger under a customer of its own."""
     from turbo_vaed.costs import Ledger
+    from turbo_vaed.metering.run_stage import charge_of
     from turbo_vaed.settings import new_run_id
-    from turbo_vaed.stages.running import charge_of
 
     with Ledger.open(Settings.from_environment().ledger_url) as ledger:
         ledger.add(charge_of(used, new_run_id("devices"), "devices", "bench"))

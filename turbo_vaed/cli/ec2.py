@@ -14,8 +14,8 @@ from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
     from flows.admission import ToDo
-    from flows.ec2.picking import Picked
-    from turbo_vaed.poc import Poc
+    from flows.launch.instance_selection import Picked
+    from turbo_vaed.workspace import Poc
 
 app = typer.Typer(no_args_is_help=True, help="A PoC run on a machine that is started for it.")
 
@@ -30,11 +30,11 @@ Market = Annotated[
 @app.command("config")
 def show_config(customer: Customer, instance_type: Type = None, market: Market = None) -> None:
     """Pick type, market and zone, and write what Ray's launcher would be told; start nothing."""
-    from flows.ec2 import telling
+    from flows.launch import launch_config
 
     settings = Settings.from_environment()
     poc, todo, picked = _pick(settings, customer, instance_type, market)
-    print(telling.prepare(poc, settings, picked, todo.run, name=telling.PLANNED))
+    print(launch_config.prepare(poc, settings, picked, todo.run, name=launch_config.PLANNED))
 
 
 @app.command("run")
@@ -47,7 +47,7 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     MLflow and the bucket of checkpoints are named by the environment: docs/costs.md.
     """
     from flows import admission, runs
-    from flows.ec2 import charging, running, telling
+    from flows.launch import launch, launch_config, settlement
     from turbo_vaed.costs import Ledger
 
     settings = Settings.from_environment()
@@ -55,27 +55,27 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     run = todo.run
     with runs.alone(poc.work, customer):
         began, clock = datetime.now(UTC), time.monotonic()
-        charging.note(poc, run, picked, began=began)
+        settlement.note(poc, run, picked, began=began)
         try:
-            config = telling.prepare(poc, settings, picked, run, name=telling.MACHINE)
+            config = launch_config.prepare(poc, settings, picked, run, name=launch_config.MACHINE)
         except BaseException:
-            charging.record(poc).unlink()  # nothing was started
+            settlement.record(poc).unlink()  # nothing was started
             raise
         runs.write(poc.work, run)
-        ran = running.Ran(0, 0)
+        ran = launch.Ran(0, 0)
         try:
-            with running.started(config):
+            with launch.started(config):
                 if "distill" in todo.stages:
                     admission.note_begun(poc, run)
-                ran = running.run_there(poc, config)
+                ran = launch.run_there(poc, config)
         finally:
             ended = began + timedelta(seconds=time.monotonic() - clock)
             with Ledger.open(settings.ledger_url) as ledger:
                 if not config.exists():  # else it could not be ended: `ec2 down` charges it
-                    charging.settle(ledger, poc, ended=ended)
+                    settlement.settle(ledger, poc, ended=ended)
                 size, place = ran.fetched_bytes, settings.due_folder
                 if size:
-                    charging.fetched(ledger, poc, run, size, at=ended, due_folder=place)
+                    settlement.fetched(ledger, poc, run, size, at=ended, due_folder=place)
     print(f"report: {poc.report}")
     if ran.exit_code:
         raise typer.Exit(ran.exit_code)
@@ -84,19 +84,19 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
 @app.command("down")
 def end_machine(customer: Customer) -> None:
     """End a customer's machine, after a crash of `ec2 run`, and charge what is not charged yet."""
-    from flows.ec2 import charging, running, telling
+    from flows.launch import launch, launch_config, settlement
     from turbo_vaed.costs import Ledger, format_usd, total_usd
-    from turbo_vaed.poc import Poc
+    from turbo_vaed.workspace import Poc
 
     settings = Settings.from_environment()
     poc = Poc.load(settings.root, customer)
-    config = telling.folder(poc) / telling.MACHINE
-    if not config.is_file() and not charging.record(poc).is_file():
+    config = launch_config.folder(poc) / launch_config.MACHINE
+    if not config.is_file() and not settlement.record(poc).is_file():
         raise UserError(f"no machine of {customer} was left by this checkout: no {config}")
     if config.is_file():
-        running.end(config)
+        launch.end(config)
     with Ledger.open(settings.ledger_url) as ledger:
-        charges = charging.settle(ledger, poc, ended=datetime.now(UTC))
+        charges = settlement.settle(ledger, poc, ended=datetime.now(UTC))
     if charges:
         usd = total_usd(charge.amount_usd for charge in charges)
         print(f"charged what was not charged yet: {format_usd(usd)}")
@@ -108,7 +108,7 @@ def _pick(
     """The customer, its run (not written yet), and the machine for it. Ends where nothing is to
     be done."""
     from flows import admission
-    from flows.ec2.picking import pick
+    from flows.launch.instance_selection import pick
 
     poc = admission.preflight(settings, customer)
     todo = admission.to_do_now(poc, settings)

@@ -15,7 +15,7 @@ from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
     from turbo_vaed.gate import RunFacts, Verdict
-    from turbo_vaed.poc import Poc
+    from turbo_vaed.workspace import Poc
 
 app = typer.Typer(no_args_is_help=True, help="The gate: verdicts, and what to change to pass.")
 
@@ -82,10 +82,10 @@ def _poc_of(root: Path, run: str) -> Poc:
     Raises:
         UserError: there is neither.
     """
-    from turbo_vaed import params
-    from turbo_vaed.poc import Poc
+    from turbo_vaed.config import schema
+    from turbo_vaed.workspace import Poc
 
-    document = params.read_yaml(root / "params.yaml")
+    document = schema.read_yaml(root / "params.yaml")
     if run in document.get("customers", {}):
         return Poc.load(root, run)
     for path in sorted((root / "work").glob("*/run.json")):

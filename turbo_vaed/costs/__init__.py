@@ -6,8 +6,8 @@ from turbo_vaed.costs.limits import Limits, allowance, require_allowance
 from turbo_vaed.costs.meter import Meter, Nodes, PartlyPriced, Rate, steady
 from turbo_vaed.costs.money import format_usd, parse_usd, per_second, total_usd
 from turbo_vaed.costs.prices import Market, Price, PriceBook
+from turbo_vaed.costs.reservation import Allowance, Share
 from turbo_vaed.costs.summary import CostSummary, StageRow, summarise
-from turbo_vaed.share import Allowance, Share
 
 __all__ = [
     "Allowance",

@@ -23,8 +23,8 @@ from decimal import Decimal
 from typing import Literal
 
 from turbo_vaed.costs.money import AMOUNT_QUANTUM, format_usd, per_second
+from turbo_vaed.costs.reservation import Allowance, Share
 from turbo_vaed.errors import BudgetRefused, UserError
-from turbo_vaed.share import Allowance, Share
 
 Action = Literal["continue", "warn", "stop"]
 

@@ -1,8 +1,8 @@
 """Holds: what runs that are not over keep back of a month that they share with others.
 
 As a hotel's hold on a card. A run tells the ledger the most that its whole spending may come to,
-then asks what the others leave to it, and goes no further than both (`turbo_vaed/share.py`). Of two
-that do so at once the second to tell sees what the first has told, so that together they keep
+then asks what the others leave to it, and goes no further than both (`costs/reservation.py`). Of
+two that do so at once the second to tell sees what the first has told, so that together they keep
 within the month. What a run spends is part of what it has told and counts once, however late the
 charges come.
 """

@@ -9,8 +9,8 @@ from decimal import Decimal
 from turbo_vaed.costs.ledger import Ledger
 from turbo_vaed.costs.money import format_usd, total_usd
 from turbo_vaed.costs.months import Month
+from turbo_vaed.costs.reservation import Allowance
 from turbo_vaed.errors import BudgetRefused
-from turbo_vaed.share import Allowance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from turbo_vaed.config.schema import check_customer_name
 from turbo_vaed.errors import UserError
-from turbo_vaed.params import check_customer_name
 
 PROJECT, CUSTOMER, RUN, STAGE = (
     f"turbo-vaed:{name}" for name in ("project", "customer", "run", "stage")

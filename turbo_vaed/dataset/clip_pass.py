@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, cast
 
 from turbo_vaed import errors
-from turbo_vaed.dataset.ray_session import ray_session
+from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.errors import Fault, TurboVaedError
-from turbo_vaed.progress import track
+from turbo_vaed.runtime.progress import track
 
 BATCHES_PER_WORKER = 4
 """At least so many for every worker: loading a teacher takes as long as some batches."""

@@ -22,7 +22,7 @@ from turbo_vaed.dataset.clips import Clip, ClipPlan
 from turbo_vaed.dataset.manifest import sha256_of
 from turbo_vaed.dataset.video import frames_of, open_video
 from turbo_vaed.errors import CorruptFile
-from turbo_vaed.progress import track
+from turbo_vaed.runtime.progress import track
 
 
 def write_clips(plan: ClipPlan, source: Path, folder: Path) -> None:

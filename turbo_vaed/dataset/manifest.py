@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from turbo_vaed.dataset.probe import VideoFacts, probe_video
 from turbo_vaed.errors import CorruptFile, DataRefused, UserError
-from turbo_vaed.progress import track
+from turbo_vaed.runtime.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd

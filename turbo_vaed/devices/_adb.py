@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from turbo_vaed.device_params import AdbProfile
+from turbo_vaed.config.devices import AdbProfile
 from turbo_vaed.devices._command import Says, call
 from turbo_vaed.errors import Fault, UserError
 from turbo_vaed.settings import android_serial

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from turbo_vaed.device_params import AdbProfile
+from turbo_vaed.config.devices import AdbProfile
 from turbo_vaed.devices import _android, _heat, _scratch
 from turbo_vaed.devices._adb import Adb, chosen_phone
 from turbo_vaed.devices.device import Facts, Handle, Ran, Tell, require_runs, silent

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from turbo_vaed.device_params import AppleProfile
+from turbo_vaed.config.devices import AppleProfile
 from turbo_vaed.devices import _apple_runner, host, timing
 from turbo_vaed.devices._ssh import Ssh
 from turbo_vaed.devices.device import Facts, Handle, Ran, Tell, require_runs, silent

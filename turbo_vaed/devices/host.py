@@ -11,13 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turbo_vaed.child import ChildFailed, run_module
 from turbo_vaed.devices._runtimes import OPENERS
 from turbo_vaed.devices.device import Tell, silent
 from turbo_vaed.devices.measurement import DECODED_NAME, Failed, Measurement
 from turbo_vaed.devices.timing import Plan, interval_of_median, together
 from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.export.package import Package, load_package
+from turbo_vaed.runtime.isolated import ChildFailed, run_module
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from turbo_vaed.device_params import AppleProfile
+from turbo_vaed.config.devices import AppleProfile
 from turbo_vaed.devices import host
 from turbo_vaed.devices._command import Says
 from turbo_vaed.devices._ssh import Ssh

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from turbo_vaed.child import run_module
 from turbo_vaed.devices.host import check_latents
 from turbo_vaed.devices.measurement import check_seconds
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault
 from turbo_vaed.models.teachers import describe_teacher
+from turbo_vaed.runtime.isolated import run_module
 
 Precision = Literal["float32", "bfloat16"]
 

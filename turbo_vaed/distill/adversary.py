@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.distill.losses.adversarial import (
     PatchDiscriminator3d,
     adaptive_weight,
@@ -26,7 +27,6 @@ from turbo_vaed.distill.losses.adversarial import (
 )
 from turbo_vaed.distill.student import averaged, averaging
 from turbo_vaed.models import TurboVaedDecoder
-from turbo_vaed.params import DistillParams
 
 
 class Adversary:

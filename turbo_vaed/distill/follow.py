@@ -23,8 +23,8 @@ from turbo_vaed.costs.money import format_usd, plain
 from turbo_vaed.distill.events import PREPARING, Account, Restart, read_events
 from turbo_vaed.distill.seen import Watching
 from turbo_vaed.errors import TurboVaedError
-from turbo_vaed.progress import progress
-from turbo_vaed.tracker import Tracker
+from turbo_vaed.runtime.progress import progress
+from turbo_vaed.runtime.run_context import Tracker
 
 SAMPLES = "samples"
 """Folder of the pictures, beside the progress file."""

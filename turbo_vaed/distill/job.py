@@ -10,11 +10,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.costs import Budget, per_second
 from turbo_vaed.distill.stopping import Target
 from turbo_vaed.distill.targets import TargetPlan
 from turbo_vaed.models import DecoderConfig
-from turbo_vaed.params import DistillParams
 
 _HOW = frozenset(
     ("workers", "min_workers", "micro_batch", "teacher_targets", "compile", "checkpoint_every",

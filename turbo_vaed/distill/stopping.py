@@ -28,8 +28,8 @@ from turbo_vaed.costs.money import format_usd
 from turbo_vaed.distill.outlook import VALIDATIONS
 
 if TYPE_CHECKING:
+    from turbo_vaed.config.schema import DistillParams
     from turbo_vaed.distill.job import Job
-    from turbo_vaed.params import DistillParams
 
 GOOD_ENOUGH = "good enough"
 """How a run ended that stopped by itself before its last step."""

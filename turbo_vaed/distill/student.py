@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 from turbo_vaed.models.alignment import AlignmentHeads
-from turbo_vaed.params import DistillParams
 
 COMPILE_STEPS = 500
 """`compile: auto` on a GPU: it takes a minute or two, which fewer steps do not bring back."""

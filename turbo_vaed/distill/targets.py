@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from turbo_vaed.cluster.session import ray_session
+from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.dataset.clip_pass import pass_over_clips, room, run_on_worker
-from turbo_vaed.dataset.ray_session import ray_session
 from turbo_vaed.distill import target_cache as cache
 from turbo_vaed.distill.data import HELD_BYTES, Batch
 from turbo_vaed.distill.target_cache import Wanted
 from turbo_vaed.distill.target_costs import Mode, TargetCosts, TargetPlan, choose
 from turbo_vaed.distill.target_measure import Measured, begin_cache
-from turbo_vaed.params import DistillParams
 
 if TYPE_CHECKING:
     from turbo_vaed.distill.job import Job

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from turbo_vaed.export.graph import ExportError
-from turbo_vaed.quiet import quiet_imports
+from turbo_vaed.runtime.import_noise import quiet_imports
 
 _NHWC = "XNN_NHWC_NODE"
 _FIRST = [0, 3, 4, 1, 5, 2]

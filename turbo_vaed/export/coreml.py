@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid4, uuid5
 
 from turbo_vaed.export.graph import graph_of
-from turbo_vaed.quiet import quiet_imports
+from turbo_vaed.runtime.import_noise import quiet_imports
 
 if TYPE_CHECKING:
     from torch import nn

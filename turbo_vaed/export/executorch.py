@@ -14,7 +14,7 @@ from uuid import uuid4
 from turbo_vaed.export._executorch_repairs import mended
 from turbo_vaed.export.graph import ExportError, plain, scaled, with_epsilons_in_half
 from turbo_vaed.export.package import check_latent_scaling
-from turbo_vaed.quiet import quiet_imports, without_treespec_warnings
+from turbo_vaed.runtime.import_noise import quiet_imports, without_treespec_warnings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -22,7 +22,7 @@ from uuid import uuid4
 from turbo_vaed.export.coreml import make_reproducible
 from turbo_vaed.export.executorch import PROGRAM_NAME, count_delegation
 from turbo_vaed.export.graph import ExportError, graph_of
-from turbo_vaed.quiet import quiet_imports, without_treespec_warnings
+from turbo_vaed.runtime.import_noise import quiet_imports, without_treespec_warnings
 
 if TYPE_CHECKING:
     from turbo_vaed.export.targets import Job

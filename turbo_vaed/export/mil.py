@@ -21,7 +21,7 @@ from torch import Tensor
 
 from turbo_vaed.export.coreml import MODEL
 from turbo_vaed.export.graph import ExportError
-from turbo_vaed.quiet import quiet_imports
+from turbo_vaed.runtime.import_noise import quiet_imports
 
 with quiet_imports():
     from coremltools.converters.mil.frontend.milproto.load import load

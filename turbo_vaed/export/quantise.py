@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from turbo_vaed.export.sampling import spread_out
-from turbo_vaed.quiet import quiet_imports, without_treespec_warnings
+from turbo_vaed.runtime.import_noise import quiet_imports, without_treespec_warnings
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

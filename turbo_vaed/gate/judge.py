@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from turbo_vaed.config.schema import UseCase
 from turbo_vaed.gate.verdict import CHECK_NAMES, Check, Result, Verdict, judged, result_of
-from turbo_vaed.params import UseCase
 
 BYTES_PER_MB = 1_000_000
 

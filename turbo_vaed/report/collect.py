@@ -13,22 +13,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from turbo_vaed.config.stages import STAGES
 from turbo_vaed.errors import CorruptFile, UserError
-from turbo_vaed.report.context import (
-    STAGES,
-    Failure,
-    Registration,
-    ReportContext,
-    Shot,
-)
-from turbo_vaed.report.roi_facts import roi_of_run
+from turbo_vaed.report.context import Failure, Registration, ReportContext, Shot
 from turbo_vaed.report.shots import pick
+from turbo_vaed.roi.measured import roi_of_run
 
 if TYPE_CHECKING:
+    from turbo_vaed.config.schema import RoiParams
     from turbo_vaed.costs import CostSummary
-    from turbo_vaed.costs.roi import Roi
-    from turbo_vaed.costs.roi_inputs import Input
-    from turbo_vaed.params import RoiParams
+    from turbo_vaed.roi.inputs import Input
+    from turbo_vaed.roi.roi import Roi
 
 _T = TypeVar("_T")
 

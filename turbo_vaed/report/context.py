@@ -16,10 +16,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from turbo_vaed.costs import CostSummary
-    from turbo_vaed.costs.roi import Roi
-
-STAGES = ("validate", "clip", "encode", "distill", "evaluate", "export", "gate")
-"""The stages whose outputs a report reads, in order."""
+    from turbo_vaed.roi.roi import Roi
 
 Video = NDArray[np.uint8]
 """uint8 (T,H,W,3)."""

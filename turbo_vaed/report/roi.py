@@ -7,12 +7,12 @@ from decimal import Decimal
 from typing import Any
 
 from turbo_vaed.costs.money import plain, quantise_usd
-from turbo_vaed.costs.roi import Result, Roi
-from turbo_vaed.costs.roi_inputs import INPUTS, Input
 from turbo_vaed.report.context import ReportContext
-from turbo_vaed.report.roi_facts import is_demo_teacher
 from turbo_vaed.report.tornado import spread_of, tornado
 from turbo_vaed.report.words import NEVER, amount, not_begun
+from turbo_vaed.roi.inputs import INPUTS, Input
+from turbo_vaed.roi.measured import is_demo_teacher
+from turbo_vaed.roi.roi import Result, Roi
 
 _KEPT = Decimal("1e-6")
 """Decimals of a computed figure that programs get."""

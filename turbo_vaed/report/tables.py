@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from turbo_vaed.config.stages import STAGES
 from turbo_vaed.costs.money import format_usd
 from turbo_vaed.report import words
-from turbo_vaed.report.context import STAGES, ReportContext
+from turbo_vaed.report.context import ReportContext
 
 MOST_FILES = 200
 """A longer list of files is cut, the quarantined ones first."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from turbo_vaed.costs.roi import Roi, Sensitivity
-from turbo_vaed.costs.roi_inputs import INPUTS
 from turbo_vaed.report.charts import ticks
 from turbo_vaed.report.simulation import STYLE
 from turbo_vaed.report.words import amount
+from turbo_vaed.roi.inputs import INPUTS
+from turbo_vaed.roi.roi import Roi, Sensitivity
 
 _WIDTH, _LABELS, _BESIDE, _ROW, _BAR, _TOP, _BOTTOM = 820, 250, 62, 38, 20, 50, 46
 _LEAST = 200

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from turbo_vaed.config.stages import STAGES
 from turbo_vaed.costs.money import format_usd, plain, quantise_usd
-from turbo_vaed.report.context import STAGES
-from turbo_vaed.report.roi_facts import is_demo_teacher
+from turbo_vaed.roi.measured import is_demo_teacher
 
 if TYPE_CHECKING:
     from turbo_vaed.report.context import ReportContext

@@ -5,7 +5,7 @@ from __future__ import annotations
 from turbo_vaed.dataset.clip_store import write_clips
 from turbo_vaed.dataset.clips import SourceVideo, plan_clips
 from turbo_vaed.dataset.manifest import read_manifest
-from turbo_vaed.poc import Poc
+from turbo_vaed.workspace import Poc
 
 
 def run(poc: Poc) -> dict[str, object]:

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 from turbo_vaed.costs import Spending, check_start, per_second
 from turbo_vaed.costs.money import plain
 from turbo_vaed.errors import BudgetRefused, TurboVaedError
-from turbo_vaed.poc import Poc
-from turbo_vaed.settings import Settings
-from turbo_vaed.stages.estimates import keep_pace, pace_key
-from turbo_vaed.stages.fit import student_config
-from turbo_vaed.stages.prices import (
+from turbo_vaed.planning.compatibility import student_config
+from turbo_vaed.planning.estimate import keep_pace, pace_key
+from turbo_vaed.planning.pricing import (
     following_of,
     most_usd_per_hour,
     price_book,
     reserve_usd,
     spending_of,
 )
+from turbo_vaed.settings import Settings
+from turbo_vaed.workspace import Poc
 
 if TYPE_CHECKING:
     from turbo_vaed.distill.follow import Follower
@@ -45,7 +45,7 @@ def run(poc: Poc) -> dict[str, object]:
         CorruptFile: clips, latents or the teacher are missing or damaged.
         Fault: the workers failed too often; what was saved is gone on from.
     """
-    from turbo_vaed.dataset.ray_session import ray_session
+    from turbo_vaed.cluster.session import ray_session
     from turbo_vaed.distill import train
     from turbo_vaed.distill.follow import Follower, preparing
 
@@ -258,7 +258,7 @@ def _target(
     from turbo_vaed.distill.stopping import Target
     from turbo_vaed.distill.teacher_quality import teacher_quality
     from turbo_vaed.gate import least_psnr_db
-    from turbo_vaed.stages._evidence import LEAST_DETAIL, LEAST_FLICKER
+    from turbo_vaed.gate.evidence import LEAST_DETAIL, LEAST_FLICKER
 
     try:
         teacher = teacher_quality(

@@ -12,10 +12,10 @@ import json
 from turbo_vaed.dataset.clip_store import read_description
 from turbo_vaed.dataset.latents import encode_clips
 from turbo_vaed.models.teachers import describe_teacher, load_teacher
-from turbo_vaed.poc import Poc
+from turbo_vaed.planning.compatibility import check_clips, check_tile
+from turbo_vaed.planning.pricing import spending_of
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.fit import check_clips, check_tile
-from turbo_vaed.stages.prices import spending_of
+from turbo_vaed.workspace import Poc
 
 
 def run(poc: Poc) -> dict[str, object]:

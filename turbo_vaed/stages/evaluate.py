@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from turbo_vaed.errors import Fault
-from turbo_vaed.poc import Poc
-from turbo_vaed.stages._held_out import HeldOut, load_student
+from turbo_vaed.gate.test_split import HeldOut, load_student
+from turbo_vaed.workspace import Poc
 
 if TYPE_CHECKING:
     import numpy as np

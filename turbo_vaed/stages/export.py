@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
 from turbo_vaed.export import Job, Package, Target, export_package, spread_out
-from turbo_vaed.poc import Poc
-from turbo_vaed.stages._held_out import HeldOut, load_student, training_latents
-from turbo_vaed.stages._verify import Parity, verify, write_parities
+from turbo_vaed.gate.parity import Parity, verify, write_parities
+from turbo_vaed.gate.test_split import HeldOut, load_student, training_latents
+from turbo_vaed.workspace import Poc
 
 if TYPE_CHECKING:
     import numpy as np

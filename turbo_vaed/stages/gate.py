@@ -18,12 +18,12 @@ from turbo_vaed.devices.teacher import Precision, TeacherTimes, has_gpu, measure
 from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.export import Package, Target, load_package
 from turbo_vaed.gate import Candidate, Verdict, choose, judge, write_verdict
-from turbo_vaed.poc import Poc
-from turbo_vaed.stages._evidence import evidence_of
-from turbo_vaed.stages._held_out import HeldOut, load_student
-from turbo_vaed.stages._origin import data_sha256, git_revision
-from turbo_vaed.stages._shown import Shown, look_at
+from turbo_vaed.gate.evidence import evidence_of
+from turbo_vaed.gate.output_quality import Shown, look_at
+from turbo_vaed.gate.provenance import data_sha256, git_revision
+from turbo_vaed.gate.test_split import HeldOut, load_student
 from turbo_vaed.stages.export import fitted, left_out, package_folder, wanted
+from turbo_vaed.workspace import Poc
 
 TIMEOUT_SECONDS = 1800.0
 """Of one measuring process: it hangs, or is of no use on a phone either."""

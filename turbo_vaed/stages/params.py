@@ -10,15 +10,16 @@ from typing import Any
 
 import yaml
 
-from turbo_vaed import params as params_module
-from turbo_vaed.poc import Poc
+from turbo_vaed.config import schema as params_module
+from turbo_vaed.config.stages import STAGES
+from turbo_vaed.workspace import Poc
 
 
 def run(poc: Poc) -> dict[str, object]:
     """Write work/CUSTOMER/params/SECTION.yaml for every stage."""
     document = params_module.read_yaml(poc.root / "params.yaml")
     resolved = params_module.resolve(document, poc.customer)
-    sections: dict[str, Any] = {name: resolved[name] for name in params_module.SECTIONS}
+    sections: dict[str, Any] = {name: resolved[name] for name in STAGES}
     limits = {key: resolved["budget"][key] for key in ("run_usd", "reserve_seconds")}
     sections["distill"] = {**sections["distill"], "budget": limits}
     if resolved["distill"].get("stop_psnr_margin_db") is not None:  # else the gate is not looked at

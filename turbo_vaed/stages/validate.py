@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from turbo_vaed.dataset.expectations import Expectation, Limits, check_manifest
 from turbo_vaed.dataset.manifest import build_manifest, write_manifest
 from turbo_vaed.errors import DataRefused
-from turbo_vaed.poc import Poc
+from turbo_vaed.workspace import Poc
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,10 +16,11 @@ from flows import runs
 from flows.admission import ToDo
 from tests.costs.listed import Listed
 from tests.flows.ec2.places import REPOSITORY
+from turbo_vaed.config.stages import STAGES
 from turbo_vaed.costs import PriceBook
-from turbo_vaed.poc import STAGES, Poc
+from turbo_vaed.planning.estimate import pace_key
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.estimates import pace_key
+from turbo_vaed.workspace import Poc
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from flows import admission, dvc, runs
 from flows.admission import ToDo
-from flows.ec2 import picking, running, telling
+from flows.launch import instance_selection, launch, launch_config
 from turbo_vaed.cli import app
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import Fault
-from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.workspace import Poc
 
 
 @pytest.fixture
@@ -30,13 +30,17 @@ def made(
     def stale(root: Path, customer: str, stages: tuple[str, ...]) -> list[str]:
         return [stage for stage in stages if stage == "params" and not made]
 
-    pick = picking.pick
+    pick = instance_selection.pick
     monkeypatch.setenv("TURBO_VAED_ROOT", str(settings.root))
     monkeypatch.setattr(dvc, "stale_stages", stale)
     monkeypatch.setattr(dvc, "reproduce", lambda root, customer, stage, **_: made.append(stage))
     monkeypatch.setattr(admission, "preflight", lambda *_: poc)
-    monkeypatch.setattr(picking, "pick", lambda *of, **given: pick(*of, **given, book=book))
-    monkeypatch.setattr(telling, "_check_places", lambda settings: None)  # a SQLite ledger is one
+    monkeypatch.setattr(
+        instance_selection, "pick", lambda *of, **given: pick(*of, **given, book=book)
+    )
+    monkeypatch.setattr(
+        launch_config, "_check_places", lambda settings: None
+    )  # a SQLite ledger is one
     return made
 
 
@@ -66,8 +70,8 @@ def test_that_a_run_may_distil_is_kept_when_its_machine_is_up(
     def run_there(*_: Any) -> None:
         raise Fault("the machine was lost")
 
-    monkeypatch.setattr(running, "started", started)
-    monkeypatch.setattr(running, "run_there", run_there)
+    monkeypatch.setattr(launch, "started", started)
+    monkeypatch.setattr(launch, "run_there", run_there)
     monkeypatch.setattr(admission, "to_do", lambda *_: todo)
     result = CliRunner().invoke(app, ["ec2", "run", "demo"])
     assert isinstance(result.exception, Fault), result.output

@@ -12,17 +12,17 @@ import pytest
 
 from flows import admission, runs
 from flows.admission import ToDo, note_begun
-from flows.ec2.picking import pick
+from flows.launch.instance_selection import pick
 from tests.costs.charges import charge
 from tests.costs.listed import Listed
+from turbo_vaed.cluster.nodes import INSTANCE_TYPE, MARKET, REGION, ZONE
 from turbo_vaed.costs import Ledger, PriceBook
 from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
-from turbo_vaed.poc import Poc
+from turbo_vaed.planning import pricing
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages import prices
-from turbo_vaed.stages.cluster import INSTANCE_TYPE, MARKET, REGION, ZONE
+from turbo_vaed.workspace import Poc
 
 
 def test_the_machine_is_the_cheapest_of_ec2_and_ends_itself_when_the_budget_does(
@@ -196,12 +196,12 @@ def test_a_machine_of_ec2_is_charged_at_its_price_in_every_stage(
     }
     told = ",".join(f"{name}={value}" for name, value in labels.items())
     monkeypatch.setenv("TURBO_VAED_MACHINE", told)
-    monkeypatch.setattr(prices, "price_book", lambda *_: book)
+    monkeypatch.setattr(pricing, "price_book", lambda *_: book)
     settings = Settings.from_environment(poc.root)
-    (rate,) = prices.nodes_of(poc.params, settings, "validate")().values()
+    (rate,) = pricing.nodes_of(poc.params, settings, "validate")().values()
     assert (rate.resource, rate.market) == ("g5.xlarge", "spot")
     assert rate.usd_per_hour == Decimal("0.25")
-    assert prices.most_usd_per_hour(poc.params, settings, "distill") == Decimal("1.00")
+    assert pricing.most_usd_per_hour(poc.params, settings, "distill") == Decimal("1.00")
     monkeypatch.setenv("TURBO_VAED_MACHINE", "g5.xlarge")
     with pytest.raises(UserError, match=r"TURBO_VAED_MACHINE is 'g5\.xlarge'; expected"):
         Settings.from_environment(poc.root)

@@ -18,13 +18,13 @@ import yaml
 
 from flows import runs
 from flows.admission import ToDo
-from flows.ec2 import running, telling
-from flows.ec2.picking import pick
+from flows.launch import launch, launch_config
+from flows.launch.instance_selection import pick
 from tests.flows.ec2.places import on_postgres
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import Fault
-from turbo_vaed.poc import Poc
 from turbo_vaed.settings import Settings
+from turbo_vaed.workspace import Poc
 
 FAKE = """#!/bin/sh
 # Stands in for {name}: no machine answers here. Keeps its arguments, and hands out what a run
@@ -76,15 +76,17 @@ def test_a_run_starts_its_machine_and_ends_it(
     ours = {"schema": "2.0", "stages": {"gate@acme": {"cmd": "newer"}}}
     (poc.root / "dvc.lock").write_text(yaml.safe_dump(ours))
     picked = pick(poc, settings, todo, book=book)
-    config = telling.prepare(poc, on_postgres(settings), picked, run, name=telling.MACHINE)
-    with running.started(config):
+    config = launch_config.prepare(
+        poc, on_postgres(settings), picked, run, name=launch_config.MACHINE
+    )
+    with launch.started(config):
         (machine,) = machines()
         assert machine["State"]["Name"] == "running"
         assert machine["InstanceLifecycle"] == "spot"
         assert machine["Placement"]["AvailabilityZone"] == "eu-central-1b"
         tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
         assert tags["turbo-vaed:run"] == run.run_id
-        ran = running.run_there(poc, config)
+        ran = launch.run_there(poc, config)
         assert ran.exit_code == 1, "refused by the gate"
         assert ran.fetched_bytes == len("1\n" + "there\n" + yaml.safe_dump(THEIR_LOCK))
     assert [machine["State"]["Name"] for machine in machines()] == ["terminated"]
@@ -110,7 +112,7 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             given.append(verb)
             return codes.get(verb.replace("-", "_"), 0)
 
-        monkeypatch.setattr(running, "_ray", ray)
+        monkeypatch.setattr(launch, "_ray", ray)
         return given
 
     return answer
@@ -118,7 +120,7 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 def test_a_machine_that_cannot_be_set_up_is_ended(launcher: Callable[..., list[str]]) -> None:
     given = launcher(up=1)
-    with pytest.raises(Fault, match="could not be started"), running.started(Path("m.yaml")):
+    with pytest.raises(Fault, match="could not be started"), launch.started(Path("m.yaml")):
         raise AssertionError("nothing runs on it")
     assert given == ["up", "down"]
 
@@ -128,18 +130,18 @@ def test_a_lost_machine_is_told_and_ended(
     poc: Poc, launcher: Callable[..., list[str]], lost: dict[str, int]
 ) -> None:
     """With an exit code of an earlier run lying about, which must not pass for this one's."""
-    stale = telling.folder(poc) / "fetched"
+    stale = launch_config.folder(poc) / "fetched"
     stale.mkdir(parents=True)
-    (stale / running.EXIT_CODE).write_text("0")
+    (stale / launch.EXIT_CODE).write_text("0")
     given = launcher(**lost)
-    with pytest.raises(Fault, match="was lost"), running.started(Path("m.yaml")):
-        running.run_there(poc, Path("m.yaml"))
+    with pytest.raises(Fault, match="was lost"), launch.started(Path("m.yaml")):
+        launch.run_there(poc, Path("m.yaml"))
     assert (given[:2], given[-1]) == (["up", "exec"], "down")
 
 
 def test_a_closed_terminal_ends_the_machine(launcher: Callable[..., list[str]]) -> None:
     given = launcher()
-    with pytest.raises(KeyboardInterrupt, match="SIGHUP"), running.started(Path("m.yaml")):
+    with pytest.raises(KeyboardInterrupt, match="SIGHUP"), launch.started(Path("m.yaml")):
         os.kill(os.getpid(), signal.SIGHUP)
         time.sleep(5)
     assert given == ["up", "down"]
@@ -149,5 +151,5 @@ def test_a_machine_that_cannot_be_ended_is_said_to_cost_money(
     launcher: Callable[..., list[str]],
 ) -> None:
     launcher(down=1)
-    with pytest.raises(Fault, match="may still cost money"), running.started(Path("m.yaml")):
+    with pytest.raises(Fault, match="may still cost money"), launch.started(Path("m.yaml")):
         pass

@@ -12,14 +12,14 @@ import yaml
 
 from flows import runs
 from flows.admission import ToDo
-from flows.ec2 import telling
-from flows.ec2.picking import pick
+from flows.launch import launch_config
+from flows.launch.instance_selection import pick
 from tests.flows.ec2.places import REPOSITORY, on_postgres
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import UserError
-from turbo_vaed.poc import Poc
+from turbo_vaed.planning.ec2_costs import TEMPLATE, node_config, read_template
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages.machine import TEMPLATE, node_config, read_template
+from turbo_vaed.workspace import Poc
 
 
 def template() -> dict[str, Any]:
@@ -34,7 +34,7 @@ def test_what_would_be_lost_with_the_machine_is_named(
     )
     picked = pick(poc, settings, todo, book=book)
     with pytest.raises(UserError) as told:
-        telling.prepare(poc, embedded, picked, run, name=telling.PLANNED)
+        launch_config.prepare(poc, embedded, picked, run, name=launch_config.PLANNED)
     for name in ("TURBO_VAED_LEDGER_URL", "MLFLOW_TRACKING_URI", "TURBO_VAED_CHECKPOINTS"):
         assert name in str(told.value)
     assert not (poc.work / "ec2").exists()
@@ -57,7 +57,9 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
     elsewhere.mkdir()
     poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, source=str(elsewhere)))
     picked = pick(poc, settings, todo, book=book)
-    written = telling.prepare(poc, on_postgres(settings), picked, run, name=telling.MACHINE)
+    written = launch_config.prepare(
+        poc, on_postgres(settings), picked, run, name=launch_config.MACHINE
+    )
     text = written.read_text()
     config = yaml.safe_load(text)
     assert "s3cr3t" not in text and "not-for-the-machine" not in text
@@ -104,7 +106,7 @@ def test_on_demand_asks_for_no_zone(
     poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     picked = pick(poc, settings, todo, book=book, market="on-demand")
-    config = telling.configuration(poc, run, picked, template())
+    config = launch_config.configuration(poc, run, picked, template())
     node = config["available_node_types"]["machine"]["node_config"]
     assert "InstanceMarketOptions" not in node and "availability_zone" not in config["provider"]
     assert [s["ResourceType"] for s in node["TagSpecifications"]] == ["instance", "volume"]
@@ -115,7 +117,7 @@ def test_a_template_that_lacks_a_part_is_named(
 ) -> None:
     picked = pick(poc, settings, todo, book=book)
     with pytest.raises(UserError, match=r"infra/ray/machine\.yaml lacks 'provider'"):
-        telling.configuration(
+        launch_config.configuration(
             poc, run, picked, {k: v for k, v in template().items() if k != "provider"}
         )
 
@@ -137,7 +139,7 @@ def test_a_machine_that_may_be_up_is_not_forgotten(
     poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     picked = pick(poc, settings, todo, book=book)
-    telling.prepare(poc, on_postgres(settings), picked, run, name=telling.MACHINE)
-    for name in (telling.MACHINE, telling.PLANNED):
+    launch_config.prepare(poc, on_postgres(settings), picked, run, name=launch_config.MACHINE)
+    for name in (launch_config.MACHINE, launch_config.PLANNED):
         with pytest.raises(UserError, match=r"may be up: .*turbo-vaed ec2 down demo"):
-            telling.prepare(poc, on_postgres(settings), picked, run, name=name)
+            launch_config.prepare(poc, on_postgres(settings), picked, run, name=name)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from turbo_vaed.config.schema import TeacherFamily
 from turbo_vaed.errors import UserError
 from turbo_vaed.models.teachers import (
     FAMILIES,
@@ -21,7 +22,6 @@ from turbo_vaed.models.teachers import (
     load_teacher,
     teacher_flops,
 )
-from turbo_vaed.params import TeacherFamily
 
 FOUR = ((0.5, -0.5, 0.0, 0.25), (2.0, 0.5, 1.0, 4.0))
 

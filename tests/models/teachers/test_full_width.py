@@ -16,7 +16,7 @@ from turbo_vaed.models import DecoderConfig
 from turbo_vaed.models.sizing import count_parameters
 from turbo_vaed.models.teachers import LatentSpec
 from turbo_vaed.models.teachers.diffusers_vae import ROWS
-from turbo_vaed.quiet import quiet_imports
+from turbo_vaed.runtime.import_noise import quiet_imports
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "published-teachers"
 # Family: decoder parameters, latent channels, compression in time and in space. The first three

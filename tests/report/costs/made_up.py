@@ -23,12 +23,12 @@ import yaml
 
 from tests.costs.test_roi import exact
 from tests.gate.made_up import evidence as passing
+from turbo_vaed.config.schema import read_yaml
 from turbo_vaed.costs import Charge, Ledger
-from turbo_vaed.costs.roi import Roi, calculate
 from turbo_vaed.costs.waste import waste_corrections
 from turbo_vaed.gate import Evidence, judge
-from turbo_vaed.params import read_yaml
 from turbo_vaed.report.costs.facts import Gathered, gather
+from turbo_vaed.roi.roi import Roi, calculate
 
 ROOT = Path(__file__).parents[3]
 HTML_RUN = 'beta-<script>alert("2")</script>&co'
@@ -144,12 +144,12 @@ def checkout(root: Path) -> Path:
           history(at("08-20 10:05"), at("08-20 11:55"), validations))  # fmt: skip
     write(root / "work/tiny/distill/history.json",
           history(at("08-01 00:00"), at("08-01 01:00"), [20.0, 21.0]))  # fmt: skip
-    from turbo_vaed import params
+    from turbo_vaed.config import schema
 
     for name, psnr_db in (("acme", 30.5), ("tiny", 19.0)):
         verdict = judge(
             evidence(psnr_db), customer=name, use_case="education",
-            thresholds=params.load(root / "params.yaml", name).thresholds, min_parity_psnr=60.0,
+            thresholds=schema.load(root / "params.yaml", name).thresholds, min_parity_psnr=60.0,
             package_sha256="9a" * 32, data_sha256="da" * 32, git_revision="8c1d5e0f77",
             created="2026-08-20T13:05:00+00:00",
         )  # fmt: skip

@@ -174,7 +174,7 @@ def test_champions_are_asked_of_a_registry_that_answers(
         asked.append(customer)
         raise Unreachable("nothing answers")
 
-    monkeypatch.setattr("turbo_vaed.registry.versions", versions)
+    monkeypatch.setattr("turbo_vaed.registry.promotion.versions", versions)
     found = portfolio.find_champions("http://127.0.0.1:9", everyone)
     assert asked == ["acme"]  # once, and of no customer who cannot have one
     assert set(found) == {one.name for one in everyone.known}

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.errors import UserError
 from turbo_vaed.metrics.lpips import Lpips
 from turbo_vaed.metrics.ms_ssim import per_frame
 from turbo_vaed.metrics.ssim import check_side
-from turbo_vaed.params import DistillParams
 
 NAMES = ("gradient", "ms-ssim", "lpips")
 HUB = "hub"

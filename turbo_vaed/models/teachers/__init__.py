@@ -22,7 +22,7 @@ from turbo_vaed.models.teachers.base import (
 from turbo_vaed.models.teachers.families import FAMILIES
 from turbo_vaed.models.teachers.files import TeacherFiles
 from turbo_vaed.models.teachers.hub import download, locate
-from turbo_vaed.quiet import quiet_imports
+from turbo_vaed.runtime.import_noise import quiet_imports
 
 if TYPE_CHECKING:
     import torch

@@ -25,7 +25,7 @@ from turbo_vaed.models.teachers.files import (
     TeacherFiles,
     read_files,
 )
-from turbo_vaed.quiet import quiet_imports
+from turbo_vaed.runtime.import_noise import quiet_imports
 
 __all__ = ["WEIGHTS_NAME", "build", "read"]
 Config = Mapping[str, Any]

@@ -14,7 +14,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from turbo_vaed import params
+from turbo_vaed.config import schema
+from turbo_vaed.config.money import BudgetParams
 from turbo_vaed.costs.accounts import Customer, Distillation, MonthSpent, Statement
 from turbo_vaed.costs.ledger import ChargeGroup, Ledger
 from turbo_vaed.costs.months import Month, months_between
@@ -28,7 +29,6 @@ from turbo_vaed.costs.statement import (
 )
 from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.gate import VERDICT_NAME, Verdict, read_verdict
-from turbo_vaed.money_params import BudgetParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def gather(
         UserError: params.yaml cannot be read; a customer that is in neither of them.
         Unreachable, CorruptFile: of the ledger.
     """
-    document = params.read_yaml(root / "params.yaml")
+    document = schema.read_yaml(root / "params.yaml")
     listed = [name for name in document.get("customers") or {} if isinstance(name, str)]
     charged = ledger.customers()
     if customer is None:
@@ -165,7 +165,7 @@ def _charges(
 
 
 def _known(root: Path, document: Mapping[str, Any], name: str, *, is_listed: bool) -> Known:
-    if params.CUSTOMER_NAME.fullmatch(name) is None:  # a ledger takes any name, a path must not
+    if schema.CUSTOMER_NAME.fullmatch(name) is None:  # a ledger takes any name, a path must not
         why = "its name can be no customer's, so there is no work folder of it"
         return Known(
             name=name, use_case=None, is_listed=is_listed, budget=_NOT_LISTED,
@@ -190,7 +190,7 @@ _NOT_LISTED = "it is not in params.yaml any more, which holds the budgets"
 
 def _from_params(document: Mapping[str, Any], name: str) -> tuple[str | None, BudgetParams | str]:
     try:
-        found = params.parse(params.resolve(document, name))
+        found = schema.parse(schema.resolve(document, name))
     except UserError as error:
         return None, f"its params are not valid ({' '.join(str(error).split())})"
     return found.use_case, found.budget

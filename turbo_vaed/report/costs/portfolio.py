@@ -7,11 +7,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from turbo_vaed import params
+from turbo_vaed.config import schema
 from turbo_vaed.costs.accounts import Account
 from turbo_vaed.costs.ledger import Ledger
 from turbo_vaed.costs.money import format_usd, plain, quantise_usd
-from turbo_vaed.costs.roi import Roi
 from turbo_vaed.errors import CorruptFile, TurboVaedError, UserError
 from turbo_vaed.gate import Verdict
 from turbo_vaed.report import roi, words
@@ -19,9 +18,10 @@ from turbo_vaed.report.costs import said
 from turbo_vaed.report.costs.facts import Gathered, History, Known
 from turbo_vaed.report.costs.forms import json_document
 from turbo_vaed.report.costs.page import charts, head
-from turbo_vaed.report.roi_facts import cost_of_poc, read_roi
 from turbo_vaed.report.tables import TONES
 from turbo_vaed.report.templating import rendered
+from turbo_vaed.roi.measured import cost_of_poc, read_roi
+from turbo_vaed.roi.roi import Roi
 
 _OF_RETURN = ("monthly_saving_usd", "payback_months", "value_usd")
 Returns = Mapping[str, Roi | str]
@@ -40,7 +40,7 @@ def find_champions(tracking_uri: str, gathered: Gathered) -> dict[str, int | str
         if isinstance(known.verdict, str):
             found[known.name] = known.verdict
             continue
-        from turbo_vaed.registry import CHAMPION, versions
+        from turbo_vaed.registry.promotion import CHAMPION, versions
 
         try:
             rows = versions(tracking_uri, known.name)
@@ -64,7 +64,7 @@ def find_returns(root: Path, ledger: Ledger, gathered: Gathered) -> dict[str, Ro
             found[known.name] = "it is not in params.yaml any more, which holds the assumptions"
             continue
         try:
-            assumptions = params.load(root / "params.yaml", known.name).roi
+            assumptions = schema.load(root / "params.yaml", known.name).roi
             cost = cost_of_poc(ledger, known.name)
             work = root / "work" / known.name
             found[known.name] = read_roi(work, cost=cost, assumptions=assumptions)

@@ -1,0 +1,136 @@
+"""A machine from its start to its end: the run on it, and what it made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import yaml
+
+from flows.launch.launch_config import HOME, folder
+from turbo_vaed.errors import Fault
+from turbo_vaed.planning.ec2_costs import ENDS_ITSELF_MINUTES
+from turbo_vaed.planning.estimate import PACE
+from turbo_vaed.workspace import Poc
+
+EXIT_CODE = "exit-code"
+
+
+class Ran(NamedTuple):
+    """A run that has ended on its machine."""
+
+    exit_code: int
+    fetched_bytes: int
+
+
+@contextmanager
+def started(config: Path) -> Iterator[None]:
+    """The machine, up and set up; it is ended with the block, by a signal, too.
+
+    Raises:
+        Fault: it could not be started or set up.
+    """
+    with _signals_raise():
+        try:
+            if _ray("up", "--yes", "--no-config-cache", str(config)) != 0:
+                raise Fault(
+                    "the machine could not be started or set up: Ray's launcher says why above"
+                )
+            yield
+        finally:
+            end(config)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """A closed terminal or a `kill` ends the block as Ctrl-C does, and not the process at once."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    kept = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def end(config: Path) -> None:
+    """End the machine; its configuration goes with it.
+
+    Raises:
+        Fault: AWS or Ray refused; it may still cost money.
+    """
+    if _ray("down", "--yes", str(config)) != 0:
+        raise Fault(
+            f"the machine of {config} could not be ended and may still cost money: turbo-vaed ec2 "
+            "down, or the EC2 console; it ends itself when its budget's minutes are over"
+        )
+    config.unlink(missing_ok=True)
+
+
+def run_there(poc: Poc, config: Path) -> Ran:
+    """Run the PoC on the machine and fetch what it made.
+
+    Raises:
+        Fault: the machine was lost, or cannot be reached any more.
+    """
+    place = folder(poc)
+    code = f"{HOME}/{EXIT_CODE}"
+    command = (
+        # The machine ends itself soon after, where nobody is left here to end it.
+        f"rm -f {code}; trap 'sudo shutdown -h +{ENDS_ITSELF_MINUTES}' EXIT; trap 'exit 129' HUP; "
+        "unset OMP_NUM_THREADS; "  # 1 by Ray's launcher, for every process
+        f"cd {HOME} && turbo-vaed poc {poc.customer}; echo $? > {code}"
+    )
+    fetched = place / "fetched"
+    shutil.rmtree(fetched, ignore_errors=True)
+    fetched.mkdir(parents=True)
+    wanted = (EXIT_CODE, f"work/{poc.customer}/", "dvc.lock")
+    is_whole = _ray("exec", str(config), command) == 0 and all(
+        _ray("rsync-down", str(config), f"{HOME}/{there}", str(fetched / Path(there).name)) == 0
+        for there in wanted
+    )
+    if not is_whole or not (fetched / EXIT_CODE).is_file():
+        raise Fault(
+            "the machine was lost, or cannot be reached; run the same command again to go on from "
+            "the last checkpoint on the machine that is cheapest then"
+        )
+    size = sum(path.stat().st_size for path in fetched.rglob("*") if path.is_file())
+    _take_over(poc, fetched)
+    code_there = int((fetched / EXIT_CODE).read_text())
+    shutil.rmtree(fetched)
+    return Ran(code_there, size)
+
+
+def _take_over(poc: Poc, fetched: Path) -> None:
+    """What the run made takes the place of what was here: of this customer alone, and whole
+    folders, for files that are gone there must not stay here. The pace of this machine stays."""
+    for made in (fetched / poc.customer).iterdir():
+        here = poc.work / made.name
+        if made.name in ("ec2", PACE) or made.name.startswith("."):
+            continue
+        if here.is_dir():
+            shutil.rmtree(here)
+        os.replace(made, here)
+    lock = poc.root / "dvc.lock"
+    theirs = yaml.safe_load((fetched / "dvc.lock").read_text())
+    whole = yaml.safe_load(lock.read_text()) if lock.is_file() else {**theirs, "stages": {}}
+    own = {k: v for k, v in theirs["stages"].items() if k.endswith(f"@{poc.customer}")}
+    whole["stages"] = {**whole["stages"], **own}
+    lock.write_text(yaml.safe_dump(whole, sort_keys=False))
+
+
+def _ray(*arguments: str) -> int:
+    return subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", *arguments], check=False
+    ).returncode

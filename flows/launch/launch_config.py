@@ -1,0 +1,172 @@
+"""What Ray's cluster launcher is told of a machine: type, tags, files, environment; written below
+`work/CUSTOMER/ec2/`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows import runs
+from flows.launch.instance_selection import Picked
+from turbo_vaed.costs.money import plain
+from turbo_vaed.costs.tags import ec2_tags, resource_tags
+from turbo_vaed.errors import UserError
+from turbo_vaed.planning.ec2_costs import TEMPLATE, node_config, read_template
+from turbo_vaed.settings import Settings
+from turbo_vaed.workspace import Poc
+
+HOME = "~/turbo-vaed"
+"""The checkout on the machine."""
+MACHINE, PLANNED = "machine.yaml", "planned.yaml"
+"""What Ray's launcher was told of a machine that may be up; and what it would be told."""
+ENVIRONMENT, CHECKOUT = "environment", "checkout"
+PASSED_ON = (
+    "TURBO_VAED_LEDGER_URL",
+    "TURBO_VAED_CHECKPOINTS",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "PREFECT_API_URL",
+    "PREFECT_API_KEY",
+)
+"""Variables that hold there, too. AWS credentials are not among them: the machine has a role."""
+
+
+def configuration(
+    poc: Poc, run: runs.Run, picked: Picked, common: dict[str, Any]
+) -> dict[str, Any]:
+    """What Ray's launcher is told: what is common to all machines, with this one's type, tags and
+    files.
+
+    Raises:
+        UserError: `common` lacks what is added to.
+    """
+    config: dict[str, Any] = copy.deepcopy(common)
+    machine = picked.choice.machine
+    tags = ec2_tags(resource_tags(run=run.run_id, customer=poc.customer, stage="poc"))
+    kinds = ["instance", "volume"]
+    node = node_config(config)
+    try:
+        # Of the run, so that nobody else's machine is taken for it.
+        config["cluster_name"] = f"{config['cluster_name']}-{run.run_id}"
+        config["provider"]["region"] = machine.region
+        setup = config["setup_commands"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{TEMPLATE} lacks {error}; compare it with the one in git") from None
+    node["InstanceType"] = machine.instance_type
+    if machine.market == "spot":
+        config["provider"]["availability_zone"] = machine.zone
+        node["InstanceMarketOptions"] = {"MarketType": "spot"}
+        kinds.append("spot-instances-request")
+    node["TagSpecifications"] = [{"ResourceType": kind, "Tags": tags} for kind in kinds]
+    # At boot, so that it holds whatever fails after it, here or there.
+    node["UserData"] = f"#!/bin/sh\nshutdown -h +{picked.minutes}\n"
+    config["file_mounts"] = _mounts(poc, setup)
+    setup.append(f"grep -q {HOME}.env ~/.bashrc || echo '. {HOME}.env' >> ~/.bashrc")
+    return config
+
+
+def _mounts(poc: Poc, setup: list[str]) -> dict[str, str]:
+    """Place on the machine: file or folder here. The checkout as git sees it, what was made for
+    the customer, its teacher, and its videos; `setup` gets a link to those that lie elsewhere."""
+    mounts = {HOME: str(folder(poc) / CHECKOUT)}
+    if (poc.root / ".git").is_dir():
+        mounts[f"{HOME}/.git"] = str(poc.root / ".git")
+    for made in sorted(poc.work.iterdir()):
+        if made.name != "ec2" and not made.name.startswith("."):
+            mounts[f"{HOME}/work/{poc.customer}/{made.name}"] = str(made)
+    mounts[f"{HOME}.env"] = str(folder(poc) / ENVIRONMENT)
+    teacher = poc.teacher_weights()
+    mounts[f"{HOME}/{teacher.relative_to(poc.root.resolve())}"] = str(teacher)
+    if poc.source.is_relative_to(poc.root.resolve()):
+        mounts[f"{HOME}/{poc.source.relative_to(poc.root.resolve())}"] = str(poc.source)
+        return mounts
+    there = f"~/sources/{poc.customer}"
+    mounts[there] = str(poc.source)
+    setup.insert(0, f"sudo mkdir -p {shlex.quote(str(poc.source.parent))}")
+    setup.insert(1, f"sudo ln -sfn {there} {shlex.quote(str(poc.source))}")
+    return mounts
+
+
+def _copy_checkout(poc: Poc) -> None:
+    """What git tracks, or would: nothing that it ignores, so no cache, no secret, no other
+    customer's files. With dvc.lock, for what is in it is not made again."""
+    target = folder(poc) / CHECKOUT
+    shutil.rmtree(target, ignore_errors=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=poc.root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in {*listed.stdout.split("\0"), "dvc.lock"} - {""}:
+        source, copied = poc.root / name, target / name
+        if source.is_file():
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copied)
+
+
+def folder(poc: Poc) -> Path:
+    """Where what is told to Ray's launcher is kept, and what it was told of."""
+    return poc.work / "ec2"
+
+
+def prepare(poc: Poc, settings: Settings, picked: Picked, run: runs.Run, *, name: str) -> Path:
+    """Write everything that Ray's launcher reads; returns its configuration, `name`.
+
+    Raises:
+        UserError: the ledger, MLflow or checkpoints would be lost with the machine; a machine of
+            this customer may be up.
+    """
+    place = folder(poc)
+    if (place / MACHINE).exists():
+        raise UserError(
+            f"a machine that was started for {poc.customer} may be up: {place / MACHINE}; end it "
+            f"first: turbo-vaed ec2 down {poc.customer}"
+        )
+    _check_places(settings)
+    common = read_template(settings.root)
+    place.mkdir(parents=True, exist_ok=True)
+    _copy_checkout(poc)
+    told = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    told |= {"RAY_ADDRESS": "auto", "TURBO_VAED_HELD_USD": plain(picked.held_usd)}
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
+    lines += [
+        f'export PATH="{HOME.replace("~", "$HOME")}/.venv/bin:$PATH"',
+        # A machine that does not know what it is must not pass for a local one, which costs less.
+        'export TURBO_VAED_MACHINE="$(turbo-vaed node labels 2> /dev/null || echo unknown)"',
+    ]
+    secret = place / ENVIRONMENT
+    secret.touch(mode=0o600)
+    secret.write_text("\n".join(lines) + "\n")
+    config = configuration(poc, run, picked, common)
+    written = place / name
+    written.write_text(yaml.safe_dump(config, sort_keys=False))
+    document = {"picked": picked.sentence, **picked.quote.document(poc.params.budget.run_usd)}
+    (place / "choice.json").write_text(json.dumps(document, indent=1) + "\n")
+    return written
+
+
+def _check_places(settings: Settings) -> None:
+    lost = []
+    if settings.ledger_url.startswith("sqlite"):
+        lost.append("TURBO_VAED_LEDGER_URL (a PostgreSQL that the machine reaches)")
+    if not settings.mlflow_tracking_uri.startswith(("http://", "https://")):
+        lost.append("MLFLOW_TRACKING_URI (an MLflow server that the machine reaches)")
+    if not (settings.checkpoints_url or "").startswith("s3://"):
+        lost.append("TURBO_VAED_CHECKPOINTS (s3://BUCKET/PREFIX)")
+    if lost:
+        raise UserError(
+            "the machine goes at the end, and what it alone holds goes with it: set "
+            + "; ".join(lost)
+        )

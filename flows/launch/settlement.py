@@ -1,0 +1,169 @@
+"""What a machine costs beside its stages: start, set-up, copies, end, and what was fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+from flows import runs
+from flows.launch.instance_selection import Picked
+from flows.launch.launch_config import folder
+from turbo_vaed.costs import Charge, Ledger, Rate, due
+from turbo_vaed.costs.meter import UNIT, node_charge
+from turbo_vaed.costs.money import plain
+from turbo_vaed.costs.storage import storage_charge
+from turbo_vaed.costs.transfer import transfer_charge
+from turbo_vaed.errors import UserError
+from turbo_vaed.planning.ec2_costs import ENDS_ITSELF_MINUTES, VOLUME
+from turbo_vaed.workspace import Poc
+
+STAGE = "machine"
+"""What the ledger has of a machine beside its stages."""
+RESULTS = "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A machine that was started; kept in a file until all of it is charged, so that one that
+    outlived the process that started it is charged, too, when `turbo-vaed ec2 down` ends it."""
+
+    run: str
+    customer: str
+    instance_type: str
+    market: Literal["spot", "on-demand"]
+    usd_per_hour: Decimal
+    """When it was picked."""
+    began: datetime
+    minutes: int
+    """After which it ends itself."""
+    volume_gib: int
+    volume_usd_per_gb_month: Decimal
+
+
+def record(poc: Poc) -> Path:
+    """Where the machine that was started last is kept."""
+    return folder(poc) / "started.json"
+
+
+def note(poc: Poc, run: runs.Run, picked: Picked, *, began: datetime) -> Started:
+    """Keep what is about to be started.
+
+    Raises:
+        UserError: the one before is not charged yet.
+    """
+    path = record(poc)
+    if path.exists():
+        raise UserError(
+            f"the last machine of {poc.customer} is not charged yet: {path}; turbo-vaed ec2 down "
+            f"{poc.customer} charges it"
+        )
+    machine = picked.choice.machine
+    assert machine.usd_per_hour is not None and machine.market != "local"
+    started = Started(
+        run=run.run_id,
+        customer=poc.customer,
+        instance_type=machine.instance_type,
+        market=machine.market,
+        usd_per_hour=machine.usd_per_hour,
+        began=began,
+        minutes=picked.minutes,
+        volume_gib=picked.volume_gib,
+        volume_usd_per_gb_month=poc.params.prices.volume_usd_per_gb_month,
+    )
+    kept = asdict(started) | {
+        "usd_per_hour": plain(started.usd_per_hour),
+        "volume_usd_per_gb_month": plain(started.volume_usd_per_gb_month),
+        "began": began.isoformat(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(kept, indent=1) + "\n")
+    os.replace(partial, path)
+    return started
+
+
+def settle(ledger: Ledger, poc: Poc, *, ended: datetime) -> tuple[Charge, ...]:
+    """Charge what the machine that was started last was up beside its stages, once it has ended,
+    and its volume; nothing where no machine is left to be charged.
+
+    At the price of when it was picked, and for no longer than until it ended itself: soon after
+    its last stage, or when its minutes were over. A clock that was set back meanwhile makes it too
+    little: `turbo-vaed cost reconcile` shows that. The run keeps nothing back of a month any more.
+
+    Raises:
+        Unreachable: the ledger does not take it; `turbo-vaed ec2 down` does it again.
+    """
+    path = record(poc)
+    if not path.is_file():
+        return ()
+    kept = json.loads(path.read_text())
+    kept |= {name: Decimal(kept[name]) for name in ("usd_per_hour", "volume_usd_per_gb_month")}
+    kept["began"] = datetime.fromisoformat(kept["began"])
+    charges = tuple(_beside_stages(ledger, Started(**kept), ended))
+    ledger.add_all(charges)
+    ledger.release(kept["run"])
+    path.unlink()
+    return charges
+
+
+def _beside_stages(ledger: Ledger, started: Started, ended: datetime) -> Iterator[Charge]:
+    known = [c for c in ledger.charges(run=started.run) if c.started_at >= started.began]
+    stages = [c for c in known if c.unit == UNIT and c.resource == started.instance_type]
+    until = min(ended, started.began + timedelta(minutes=started.minutes))
+    if stages:  # it ends itself soon after its last one
+        last = max(charge.ended_at for charge in stages)
+        until = min(until, last + timedelta(minutes=ENDS_ITSELF_MINUTES))
+    up = Decimal(str((until - started.began).total_seconds()))
+    if up <= 0:
+        return
+    if not any(charge.resource == VOLUME for charge in known):  # a try that was cut off had it
+        yield storage_charge(
+            run=started.run,
+            customer=started.customer,
+            stage=STAGE,
+            resource=VOLUME,
+            # A GB of EBS is 2**30 bytes; its price is for one, and so is the quantity.
+            byte_microseconds=started.volume_gib * 10**9 * int(up * 10**6),
+            since=started.began,
+            until=until,
+            usd_per_gb_month=started.volume_usd_per_gb_month,
+            price_source="params.yaml prices.volume_usd_per_gb_month",
+            market="on-demand",
+        )
+    rest = up - sum((charge.quantity for charge in stages), start=Decimal(0))
+    if rest <= 0:
+        return
+    rate = Rate(
+        resource=started.instance_type,
+        market=started.market,
+        usd_per_hour=started.usd_per_hour,
+        source="start, set-up and end, at the price of when the machine was picked",
+    )
+    yield node_charge(
+        rate, rest, run=started.run, customer=started.customer, stage=STAGE,
+        began=started.began, ended=until,
+    )  # fmt: skip
+
+
+def fetched(
+    ledger: Ledger, poc: Poc, run: runs.Run, size_bytes: int, *, at: datetime, due_folder: Path
+) -> Charge:
+    """Charge what was fetched out of AWS when the run had ended."""
+    charge = transfer_charge(
+        run=run.run_id,
+        customer=poc.customer,
+        stage=STAGE,
+        what=RESULTS,
+        size_bytes=size_bytes,
+        began=at,
+        ended=at,
+        usd_per_gb=poc.params.prices.transfer_out_usd_per_gb,
+    )
+    due.add(ledger, charge, due_folder)
+    return charge

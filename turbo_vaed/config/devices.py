@@ -1,0 +1,153 @@
+"""`devices` of params.yaml: a profile by name, typed by its kind.
+
+A profile says where a package is measured and what is needed to get there. `parse_profile` takes
+one as it stands in the file, with its `name` beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from turbo_vaed.config.types import STRICT, Count, Money, Positive
+from turbo_vaed.errors import UserError
+
+Text = Annotated[str, Field(min_length=1)]
+AppleRuntime = Literal["coreml", "executorch-coreml", "executorch-xnnpack"]
+Shape = tuple[Count, Count, Count] | None
+"""Frames, height, width of what an app decodes at once on the device: packages get a program of it,
+whose speed and memory the gate judges there. None: the clips'."""
+ComputeUnit = Literal["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class HostProfile:
+    """This machine."""
+
+    name: Text
+    kind: Literal["host"]
+    shape: Shape = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AdbProfile:
+    """An Android phone on a cable, or on the network after `adb connect`."""
+
+    name: Text
+    kind: Literal["adb"]
+    runner: Text
+    """ExecuTorch's `executor_runner` built for the phone's ABI; below the checkout or absolute."""
+    serial: Text | None = None
+    """As `adb devices` shows it; None: the only one that is there."""
+    folder: Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./-]+$")] = "/data/local/tmp/turbo-vaed"
+    """On the phone, where files may be executed."""
+    command_seconds: Positive = 120.0
+    """Of one adb command that does not run the program: a push, say."""
+    shape: Shape = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AppleProfile:
+    """A Mac that `ssh` reaches, with Python, numpy and coremltools; or an iPhone attached to it,
+    with Xcode there."""
+
+    name: Text
+    kind: Literal["apple"]
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@:-]+$")]
+    """As ssh takes it: USER@NAME, or a name in its configuration."""
+    compute_unit: ComputeUnit = "CPU_AND_NE"
+    """What Core ML may use: NE is the neural engine."""
+    python: Text = "python3"
+    folder: Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./-]+$")] = "/tmp/turbo-vaed"
+    """There; a folder of its own below it is made and removed."""
+    command_seconds: Positive = 120.0
+    """Of one command that does not run the program."""
+    iphone: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
+    """As `xcrun devicectl list devices` of the Mac names it; None: the Mac itself is measured."""
+    app: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$")] | None = None
+    """Bundle id of the app on the iPhone that runs packages: docs/on-device.md says how."""
+    app_runs: Annotated[tuple[AppleRuntime, ...], Field(min_length=1)] = ("coreml",)
+    """The packages that it was built for."""
+    shape: Shape = None
+
+    def __post_init__(self) -> None:
+        if (self.iphone is None) != (self.app is None):
+            raise ValueError("iphone and app belong together: give both, or neither for the Mac")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FarmProfile:
+    """An Android phone of AWS Device Farm."""
+
+    name: Text
+    kind: Literal["device-farm"]
+    project: Annotated[str, Field(pattern=r"^arn:aws:devicefarm:")]
+    """Its ARN."""
+    device: Annotated[str, Field(pattern=r"^arn:aws:devicefarm:.*device")]
+    """ARN of the model of phone: aws devicefarm list-devices."""
+    runner: Text
+    """ExecuTorch's `executor_runner` built for the phone's ABI; below the checkout or absolute."""
+    usd_per_device_minute: Annotated[Money, Field(ge=0, lt=100)] = Decimal("0.17")
+    """The list price; 0 for slots that are paid by the month."""
+    job_minutes: Annotated[int, Field(ge=5, le=150)] = 30
+    """After which Device Farm stops the phone; one process of the program has half of them."""
+    wait_minutes: Positive = 120.0
+    """For a phone to be free and to be done; then the run is stopped."""
+    shape: Shape = None
+
+
+DeviceProfile = HostProfile | AdbProfile | AppleProfile | FarmProfile
+
+
+def most_usd_per_package(profile: DeviceProfile) -> Decimal:
+    """What measuring one package on the device can cost beside this machine."""
+    if isinstance(profile, FarmProfile):
+        jobs = 1 if profile.shape is None else 2  # the clips' shape and its own
+        return profile.usd_per_device_minute * profile.job_minutes * jobs
+    return Decimal(0)
+
+
+KINDS: dict[str, type[DeviceProfile]] = {
+    "host": HostProfile,
+    "adb": AdbProfile,
+    "apple": AppleProfile,
+    "device-farm": FarmProfile,
+}
+
+
+def parse_profile(document: Any) -> DeviceProfile:
+    """The profile that a mapping of params.yaml with its `name` describes.
+
+    Raises:
+        UserError: an unknown kind or key, or an impossible value, with its path.
+    """
+    if isinstance(document, DeviceProfile):
+        return document
+    if not isinstance(document, Mapping):
+        raise UserError(f"devices: found {document!r}, expected a mapping")
+    where = f"devices.{document.get('name')}"
+    kind = KINDS.get(str(document.get("kind")))
+    if kind is None:
+        raise UserError(
+            f"{where}.kind: found {document.get('kind')!r}; allowed: {', '.join(KINDS)}"
+        )
+    try:
+        return TypeAdapter(kind).validate_python(dict(document))
+    except ValidationError as error:
+        allowed = ", ".join(f.name for f in dataclasses.fields(kind) if f.name != "name")
+        lines = [_line(found, where, allowed) for found in error.errors()]
+        raise UserError("\n".join(lines)) from None
+
+
+def _line(found: Any, where: str, allowed: str) -> str:
+    path = ".".join([where, *(str(part) for part in found["loc"])])
+    if found["type"] == "unexpected_keyword_argument":
+        return f"{path}: unknown key; allowed: {allowed}"
+    if found["type"] in ("missing", "missing_argument"):
+        return f"{path}: missing"
+    return f"{path}: found {found['input']!r}; {found['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,38 @@
+"""What a verdict is about besides its package: the data and the code."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+from turbo_vaed.dataset.manifest import read_manifest
+from turbo_vaed.workspace import Poc
+
+
+def data_sha256(poc: Poc) -> str:
+    """Of the good files' own hashes, sorted, a line each: names and order do not matter."""
+    manifest = read_manifest(poc.folder("validate") / "manifest.parquet")
+    hashes = sorted(manifest.loc[manifest["status"] == "ok", "sha256"])
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def git_revision(root: Path) -> str:
+    """The commit that is checked out, with `-dirty` where tracked files differ from it.
+
+    `unknown` where there is no commit or no git.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, timeout=30, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        revision = git("rev-parse", "--verify", "HEAD")
+        is_dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{revision}-dirty" if is_dirty else revision

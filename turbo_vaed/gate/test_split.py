@@ -1,0 +1,116 @@
+"""The test split as `evaluate` and `gate` read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from turbo_vaed.dataset.clip_arrays import ClipArray
+from turbo_vaed.dataset.clip_store import read_description
+from turbo_vaed.errors import CorruptFile
+from turbo_vaed.export.sampling import spread_out
+from turbo_vaed.workspace import Poc
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from turbo_vaed.models import TurboVaedDecoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The test clips, in the order of clips.json; a clip is read when it is asked for."""
+
+    clips: tuple[Mapping[str, Any], ...]
+    """Their entries in clips.json."""
+    _video: ClipArray
+    _reconstruction: ClipArray
+    _latents: ClipArray
+
+    def source(self, index: int) -> NDArray[np.uint8]:
+        """The clip with this index in clips.zarr, (T, H, W, 3) uint8."""
+        return self._video[index]
+
+    def reconstruction(self, index: int) -> NDArray[np.uint8]:
+        """What the teacher made of it, (T, H, W, 3) uint8."""
+        return self._reconstruction[index]
+
+    def latents(self, indices: list[int]) -> NDArray[np.float32]:
+        """Latents of the clips with these indices, (n, C, t, h, w) float32."""
+        import numpy as np
+
+        return np.stack([self._latents[index] for index in indices])
+
+    @property
+    def indices(self) -> list[int]:
+        """Indices of the test clips in clips.zarr."""
+        return [int(clip["index"]) for clip in self.clips]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int, int]:
+        """(1, C, t, h, w), of one clip."""
+        _, c, t, h, w = self._latents.shape
+        return (1, int(c), int(t), int(h), int(w))
+
+    @classmethod
+    def open(cls, poc: Poc) -> HeldOut:
+        """Open clips and latents of a customer.
+
+        Raises:
+            CorruptFile: an array is missing, or does not belong to the clips.
+        """
+        clips = read_description(poc.folder("clip") / "clips.json")["clips"]
+        video = _array(poc.folder("clip") / "clips.zarr", "video")
+        store = poc.folder("encode") / "latents.zarr"
+        reconstruction, latents = _array(store, "reconstruction"), _array(store, "latents")
+        if not (video.shape[0] == len(clips) and video.ndim == 5 and video.shape[-1] == 3):
+            raise CorruptFile(
+                f"clips.zarr holds {video.shape}, clips.json {len(clips)} clips; "
+                "run the stage `clip` again"
+            )
+        if reconstruction.shape != video.shape or latents.shape[:1] != video.shape[:1]:
+            raise CorruptFile(
+                f"{store} holds reconstructions {reconstruction.shape} and latents "
+                f"{latents.shape} for clips {video.shape}; run the stage `encode` again"
+            )
+        tests = tuple(clip for clip in clips if clip["split"] == "test")
+        if not tests:
+            raise CorruptFile("clips.json has no test clip; run the stage `clip` again")
+        return cls(clips=tests, _video=video, _reconstruction=reconstruction, _latents=latents)
+
+
+def training_latents(poc: Poc, most: int) -> NDArray[np.float32]:
+    """Latents of training clips, (n, C, t, h, w), n at most `most`, spread over all of them.
+
+    Raises:
+        CorruptFile: clips or latents are missing or damaged.
+    """
+    import numpy as np
+
+    clips = read_description(poc.folder("clip") / "clips.json")["clips"]
+    latents = _array(poc.folder("encode") / "latents.zarr", "latents")
+    indices = [int(clip["index"]) for clip in clips if clip["split"] == "train"]
+    if not indices:
+        raise CorruptFile("clips.json has no training clip; run the stage `clip` again")
+    return np.stack([latents[index] for index in spread_out(indices, most)])
+
+
+def load_student(poc: Poc) -> TurboVaedDecoder:
+    """The student of `distill`, ready to decode.
+
+    Raises:
+        CorruptFile: it is missing or damaged.
+    """
+    from turbo_vaed.models import TurboVaedDecoder
+
+    try:
+        return TurboVaedDecoder.from_pretrained(poc.folder("distill") / "student").eval()
+    except (FileNotFoundError, ValueError) as error:
+        raise CorruptFile(f"{error}; run the stage `distill` again") from error
+
+
+def _array(store: Path, name: str) -> ClipArray:
+    return ClipArray(str(store), name, remedy="run its stage again")

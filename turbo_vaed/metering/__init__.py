@@ -1,0 +1,1 @@
+"""What runs beside a stage and charges for it: its seconds, idle nodes, storage, live metrics."""

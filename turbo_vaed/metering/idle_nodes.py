@@ -1,0 +1,220 @@
+"""What a cluster's nodes cost while no stage runs on them: between two stages, until a driver that
+was lost is started again, and to the end of the run.
+
+A meter ends with its stage, and the driver of a cluster may not outlive it. So a stage keeps in a
+file when it last saw each node, and whoever comes next charges the nodes that are still there.
+While a stage runs on this machine alone, a second meter charges them, as they come and go.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from uuid import uuid4
+
+from turbo_vaed.config.stages import IDLE_STAGE, RAY_STAGES
+from turbo_vaed.costs import Charge, Ledger, Nodes, PartlyPriced, Rate, total_usd
+from turbo_vaed.costs.meter import UNIT, node_charge
+from turbo_vaed.errors import Unreachable
+
+FILE = "nodes.json"
+"""In the customer's folder: the run, its nodes, and when they were seen last."""
+
+_OF_NODES = (*RAY_STAGES, IDLE_STAGE)
+"""Stages that are charged for a cluster's nodes, not for this machine."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """By the clock that can be set, and by the one that cannot."""
+
+    at: datetime
+    boot: str
+    """Which start of the machine the other one counts from; empty where it does not tell."""
+    since_boot: float
+    """Seconds, sleep included."""
+
+
+def this_moment() -> Moment:
+    """By the clocks of this machine."""
+    try:
+        boot = _BOOT_ID.read_text().strip()
+        since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):  # not Linux
+        boot, since_boot = "", 0.0
+    return Moment(at=datetime.now(UTC), boot=boot, since_boot=since_boot)
+
+
+def remembered(
+    nodes: Nodes, path: Path, *, run: str, now: Callable[[], Moment] = this_moment
+) -> Nodes:
+    """The same nodes; whoever asks for them also keeps in the file `path` that they are there."""
+
+    def look() -> Mapping[str, Rate]:
+        found = nodes()
+        try:
+            _write(path, run, found, now())
+        except OSError as error:  # a full disk: they are charged all the same
+            _log.warning("that nodes are there is not kept: %s", error)
+        return found
+
+    return look
+
+
+def begin(
+    ledger: Ledger,
+    nodes: Nodes,
+    path: Path,
+    *,
+    run: str,
+    customer: str,
+    own_node: str = "",
+    now: Callable[[], Moment] = this_moment,
+) -> None:
+    """Keep that the nodes are there when a run begins. Where it goes on after a driver that was
+    lost, they are charged for the wait, which is wasted. Arguments as of `book_waiting`."""
+    if not _read(path, run, now())[0]:
+        remembered(nodes, path, run=run, now=now)()
+        return
+    book_waiting(
+        ledger, nodes, path, run=run, customer=customer, is_wasted=True, own_node=own_node, now=now
+    )
+
+
+def is_run_of(path: Path, run: str) -> bool:
+    """Whether `path` keeps nodes for this run."""
+    return bool(_read(path, run, this_moment())[0])
+
+
+def others(nodes: Nodes, own_node: str) -> Nodes:
+    """Those that wait while a stage runs on this machine: without this machine itself, and without
+    one whose price is not known. None where `nodes` cannot be reached: whoever comes next charges
+    those that are still there."""
+
+    def look() -> Mapping[str, Rate]:
+        try:
+            found = _priced(nodes)
+        except Unreachable as error:
+            _log.warning("nodes that wait are not charged now: %s", error)
+            return {}
+        return {node: rate for node, rate in found.items() if node != own_node}
+
+    return look
+
+
+def _priced(nodes: Nodes) -> dict[str, Rate]:
+    try:
+        return dict(nodes())
+    except PartlyPriced as error:
+        _log.warning("of the nodes that waited some are not charged: %s", error)
+        return error.known
+
+
+def book_waiting(
+    ledger: Ledger,
+    nodes: Nodes,
+    path: Path,
+    *,
+    run: str,
+    customer: str,
+    is_wasted: bool = False,
+    own_node: str = "",
+    now: Callable[[], Moment] = this_moment,
+) -> list[Charge]:
+    """Charge the nodes that `path` knows of this run and that are still there, from when they were
+    seen last; a node that has gone meanwhile is not charged, for nobody saw when, nor one whose
+    price is not known. A clock that was set meanwhile does not count, unless the machine was
+    started again.
+
+    Args:
+        is_wasted: whether they have waited for a driver that was lost.
+        own_node: this machine, where it is one of the nodes: what stages that run on it alone
+            were charged meanwhile, as such a node, is not charged again.
+
+    Raises:
+        Unreachable: the ledger does not take it; the file stays as it is.
+    """
+    moment = now()
+    (last, seen), ended = _read(path, run, moment), moment.at
+    if not last:
+        return []
+    held = _priced(nodes)
+    charged = [charge for charge in ledger.charges(run=run) if charge.unit == UNIT]
+    # A meter's last slice goes on after its last look; an end to come is of a clock that was wrong.
+    ends = [c.ended_at for c in charged if c.stage in _OF_NODES]
+    paid_until = [at for at in ends if at <= ended]
+    waited: defaultdict[tuple[Rate, datetime], Decimal] = defaultdict(Decimal)
+    for node, rate in held.items():
+        if node not in last:
+            continue
+        began = max([seen, *paid_until])
+        seconds = _seconds(began, ended)
+        if node == own_node:
+            seconds -= _on_this_machine(charged, rate, began)
+        waited[rate, began] += max(Decimal(0), seconds)
+    charges = [
+        node_charge(
+            rate, seconds, run=run, customer=customer, stage=IDLE_STAGE, began=began, ended=ended,
+            is_wasted=is_wasted,
+        )
+        for (rate, began), seconds in waited.items()
+        if seconds
+    ]  # fmt: skip
+    ledger.add_all(charges)
+    _write(path, run, last, moment)
+    return charges
+
+
+def _on_this_machine(charged: Iterable[Charge], rate: Rate, since: datetime) -> Decimal:
+    """Node-seconds that its own stages were charged, as the node that it is."""
+    own = [
+        c for c in charged
+        if c.stage not in _OF_NODES and c.started_at >= since
+        and (c.resource, c.market) == (rate.resource, rate.market)
+    ]  # fmt: skip
+    return total_usd(charge.quantity for charge in own)
+
+
+def _seconds(began: datetime, ended: datetime) -> Decimal:
+    return Decimal((ended - began) // timedelta(microseconds=1)).scaleb(-6)
+
+
+def _read(path: Path, run: str, moment: Moment) -> tuple[list[str], datetime]:
+    """The nodes of this run and when they were seen, by the clock as it goes at `moment`; none
+    where the file is of another run, or is not whole."""
+    try:
+        document = json.loads(path.read_text())
+        nodes, seen = list(document["nodes"]), datetime.fromisoformat(document["at"])
+        boot, since_boot = document["boot"], float(document["since_boot"])
+        if document["run"] != run:
+            return [], moment.at
+    except (OSError, ValueError, KeyError, TypeError):
+        return [], moment.at
+    if boot and boot == moment.boot:
+        seen = moment.at - timedelta(seconds=moment.since_boot - since_boot)
+    return nodes, seen
+
+
+def _write(path: Path, run: str, nodes: Iterable[str], moment: Moment) -> None:
+    document = {
+        "run": run,
+        "nodes": list(nodes),
+        "at": moment.at.isoformat(),
+        "boot": moment.boot,
+        "since_boot": moment.since_boot,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A meter's threads write at once.
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    partial.write_text(json.dumps(document) + "\n")
+    os.replace(partial, path)

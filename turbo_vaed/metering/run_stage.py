@@ -1,0 +1,230 @@
+"""One stage, run and metered: what `turbo-vaed stage NAME CUSTOMER` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
+
+from turbo_vaed.cluster.nodes import own_node
+from turbo_vaed.cluster.session import ray_session
+from turbo_vaed.cluster.watch import Watch
+from turbo_vaed.config.stages import IDLE_STAGE, RAY_STAGES, STAGES, UP_TO_DISTILL
+from turbo_vaed.costs import (
+    Allowance,
+    Charge,
+    Ledger,
+    Limits,
+    Meter,
+    Nodes,
+    Rate,
+    Share,
+    allowance,
+    due,
+    require_allowance,
+)
+from turbo_vaed.costs.money import quantise_usd
+from turbo_vaed.costs.tags import resource_tags
+from turbo_vaed.errors import Unreachable, UserError
+from turbo_vaed.metering import idle_nodes
+from turbo_vaed.metering.live_metrics import LiveRun
+from turbo_vaed.planning.estimate import following
+from turbo_vaed.planning.pricing import limits_of, nodes_of
+from turbo_vaed.runtime.run_context import Tracker, Used
+from turbo_vaed.settings import Settings, new_run_id
+from turbo_vaed.workspace import Poc
+
+SLICE_SECONDS, CLUSTER_SLICE_SECONDS = 15.0, 5.0
+"""Of a meter: how late it learns of machines that come and go."""
+_log = logging.getLogger(__name__)
+FIGURES = "figures.json"
+"""Headline figures of a stage, in its output folder."""
+
+
+def run_metered(settings: Settings, name: str, customer: str) -> None:
+    """Run a stage of a customer and charge the seconds of its nodes to the run.
+
+    Raises:
+        BudgetRefused: a price is unknown, or a month's budget is used up.
+        UserError: no such stage or customer, invalid params.
+        TurboVaedError: whatever the stage ends in.
+    """
+    if name == "params":
+        importlib.import_module("turbo_vaed.stages.params").run(Poc.load(settings.root, customer))
+        return
+    if name not in STAGES:
+        raise UserError(f"unknown stage {name!r}; allowed: params, {', '.join(STAGES)}")
+    run = settings.run_id or new_run_id(customer)
+    with Ledger.open(settings.ledger_url) as ledger:
+        due.book(ledger, settings.due_folder)
+        poc = Poc.load(settings.root, customer)
+        limits = limits_of(poc.params)
+        held = settings.held_usd  # for the machine, by whoever has started it
+        share = share_of(ledger, limits, run=run, customer=customer, beside_usd=held)
+        if name in UP_TO_DISTILL:
+            require_allowance(share.ask(), spent_usd=ledger.total(run=run))
+
+        def charge(used: Used) -> None:
+            due.add(ledger, charge_of(used, run, customer, name), settings.due_folder)
+
+        with _nodes(poc, settings, ledger, run, name) as nodes:
+            live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
+            meter = Meter(
+                ledger,
+                run=run,
+                customer=customer,
+                stage=name,
+                nodes=nodes,
+                interval_seconds=CLUSTER_SLICE_SECONDS
+                if _is_on_a_cluster(settings, name)
+                else SLICE_SECONDS,
+                due=settings.due_folder,
+            )
+            tracker = Tracker(
+                # In this order: a slice that is written in between counts twice, never not at all.
+                spent_usd=lambda: meter.unwritten_usd() + ledger.total(run=run),
+                share=share,
+                following=lambda: following(ledger, customer),
+                usd_per_hour=meter.usd_per_hour,
+                mark_wasted=meter.mark_wasted,
+                keep=meter.keep,
+                log_metrics=live.log_metrics,
+                log_picture=live.log_picture,
+                tags=partial(resource_tags, run=run, customer=customer, stage=name),
+                charge=charge,
+            )
+            try:
+                with live, meter, _waiting(poc, settings, ledger, run, name):
+                    poc = dataclasses.replace(poc, tracker=tracker)
+                    figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(poc)
+            finally:
+                if settings.run_id is None:  # a stage by hand is a run of its own, and over
+                    release(ledger, run)
+    text = json.dumps(figures, indent=1, default=str)
+    (poc.folder(name) / FIGURES).write_text(text + "\n")
+    print(f"{name}: {', '.join(f'{k} {_shown(v)}' for k, v in figures.items())}", flush=True)
+
+
+def share_of(
+    ledger: Ledger,
+    limits: Limits,
+    *,
+    run: str,
+    customer: str,
+    beside_usd: Decimal = Decimal(0),
+) -> Share:
+    """A run's share of the limits, kept in the ledger; `beside_usd` as of `Share`."""
+
+    def tell(upto_usd: Decimal) -> None:
+        ledger.hold(run, customer, upto_usd, at=datetime.now(UTC))
+
+    def ask() -> Allowance:
+        return allowance(ledger, limits, run=run, customer=customer, at=datetime.now(UTC))
+
+    return Share(ask=ask, tell=tell, beside_usd=beside_usd)
+
+
+def release(ledger: Ledger, run: str) -> None:
+    """The run keeps nothing back of a month any more; by itself it would not after an hour."""
+    try:
+        ledger.release(run)
+    except Unreachable as error:
+        _log.warning("for an hour other runs count with what %s kept back: %s", run, error)
+
+
+def _is_on_a_cluster(settings: Settings, stage: str) -> bool:
+    return stage in RAY_STAGES and settings.on_a_cluster
+
+
+@contextmanager
+def _nodes(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str) -> Iterator[Nodes]:
+    """The nodes of a stage, for its meter. Those of a cluster are connected until the block ends,
+    what they have waited for the stage is charged, and that they are there is kept."""
+    held = nodes_of(poc.params, settings, stage)
+    if not _is_on_a_cluster(settings, stage):
+        yield held
+        return
+    seen = poc.work / idle_nodes.FILE
+    with ray_session(settings.ray_address):
+        idle_nodes.book_waiting(
+            ledger,
+            held,
+            seen,
+            run=run,
+            customer=poc.customer,
+            own_node=own_node(settings.ray_address or ""),
+        )
+        yield idle_nodes.remembered(held, seen, run=run)
+
+
+@contextmanager
+def _waiting(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str) -> Iterator[None]:
+    """While a stage runs on this machine alone, the cluster's other nodes wait for it, and a meter
+    charges them. Where that cannot be, whoever comes next does: no such stage fails for it, nor
+    where the cluster goes."""
+    seen = poc.work / idle_nodes.FILE
+    if not settings.on_a_cluster or stage in RAY_STAGES or not idle_nodes.is_run_of(seen, run):
+        yield
+        return
+    customer = poc.customer
+    with ExitStack() as open_:
+        try:
+            watch = open_.enter_context(
+                Watch(settings.ray_address or "", seconds=CLUSTER_SLICE_SECONDS)
+            )
+            own, priced = watch.own_node, nodes_of(poc.params, settings, "distill", watch.nodes)
+
+            def held() -> Mapping[str, Rate]:
+                return priced() if watch.nodes() else {}  # a price of all together asks nobody
+
+            idle_nodes.book_waiting(ledger, held, seen, run=run, customer=customer, own_node=own)
+            others = idle_nodes.others(idle_nodes.remembered(held, seen, run=run), own)
+            meter = Meter(
+                ledger,
+                run=run,
+                customer=customer,
+                stage=IDLE_STAGE,
+                nodes=others,
+                interval_seconds=CLUSTER_SLICE_SECONDS,
+                due=settings.due_folder,
+            )
+            open_.enter_context(meter)
+        except Exception as error:  # whatever Ray says
+            _log.warning("the cluster's nodes are charged when %s has ended: %s", stage, error)
+        yield
+
+
+def _shown(value: object) -> str:
+    """A figure for a person; a digest by its first digits."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_shown, value)) or "none"
+    text = str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
+
+
+def charge_of(used: Used, run: str, customer: str, stage: str) -> Charge:
+    """What a stage has paid for beside its machines, as the ledger takes it."""
+    return Charge(
+        run=run,
+        customer=customer,
+        stage=stage,
+        resource=used.resource,
+        market="on-demand",
+        quantity=used.quantity,
+        unit=used.unit,
+        unit_price_usd=used.usd_per_unit,
+        amount_usd=quantise_usd(used.quantity * used.usd_per_unit),
+        started_at=used.began,
+        ended_at=used.ended,
+        useful="wasted" if used.is_wasted else "useful",
+        price_source=used.source,
+    )

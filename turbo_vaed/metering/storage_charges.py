@@ -1,0 +1,149 @@
+"""The disk and the bucket that a run's files take, from when they were written to its end; and what
+was fetched out of the bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from turbo_vaed.costs import Charge, Ledger, total_usd, transfer
+from turbo_vaed.costs.prices import Market
+from turbo_vaed.costs.storage import BUCKET, UNIT, storage_charge
+from turbo_vaed.costs.transfer import CHECKPOINTS, transfer_charge
+from turbo_vaed.distill.bucket import InBucket, in_bucket
+from turbo_vaed.distill.events import read_events
+from turbo_vaed.settings import Settings
+from turbo_vaed.workspace import Poc
+
+KEPT = {"clip": "clip", "encode": "encode", "targets": "distill"}
+"""Folders of a customer that hold clips, latents and the teacher's targets, and the stages that
+write them. Checkpoints are charged by what was told of them, for most are gone by then."""
+SOURCE = "params.yaml prices.storage_usd_per_gb_month"
+DISK = "disk (checkpoints)"
+BUCKET_SOURCE = "params.yaml prices.bucket_usd_per_gb_month"
+Kept = tuple[int, datetime, datetime]
+"""Bytes, and the moments between which they were kept."""
+
+
+def book_storage(
+    poc: Poc,
+    ledger: Ledger,
+    settings: Settings,
+    *,
+    run: str,
+    began: datetime,
+    ended: datetime,
+) -> Decimal:
+    """Charge what is kept at the end of a run, for as long as this run kept it, and what it read
+    out of a bucket where it ran outside of AWS; returns USD.
+
+    Files of an earlier run are charged from the beginning of this one: the time between runs is
+    nobody's. Where an earlier try of this run was charged, from there on.
+
+    Raises:
+        Unreachable: the ledger does not take it.
+        CorruptFile: the progress file is none.
+    """
+    until: dict[str, datetime] = {}
+    for charge in ledger.charges(run=run):
+        if charge.unit in (UNIT, transfer.UNIT):
+            until[charge.resource] = max(charge.ended_at, until.get(charge.resource, began))
+    found = list(_of_disks(poc, run, began, ended, until))
+    if poc.progress_file.is_file():
+        seen = in_bucket(
+            read_events(poc.progress_file),
+            keep=poc.params.distill.keep_checkpoints,
+            now=ended.timestamp(),
+        )
+        in_s3 = (settings.checkpoints_url or "").startswith("s3://")
+        place = BUCKET if in_s3 else DISK
+        found += _of_checkpoints(poc, run, seen, place, until.get(place, began), ended)
+        if in_s3 and not settings.machine and not settings.on_a_cluster:
+            found += _of_transfer(poc, run, seen, began, until)
+    charges = [charge for charge in found if charge.quantity > 0]
+    ledger.add_all(charges)
+    return total_usd(charge.amount_usd for charge in charges)
+
+
+def _of_disks(
+    poc: Poc, run: str, began: datetime, ended: datetime, charged_until: Mapping[str, datetime]
+) -> Iterator[Charge]:
+    for folder, stage in KEPT.items():
+        files = [path for path in (poc.work / folder).rglob("*") if path.is_file()]
+        resource = f"disk ({folder})"
+        free_until = max(began, charged_until.get(resource, began))
+        stats = [path.stat() for path in files]
+        kept = [(s.st_size, datetime.fromtimestamp(s.st_mtime, UTC), ended) for s in stats]
+        usd = poc.params.prices.storage_usd_per_gb_month
+        yield from _kept(poc, run, stage, resource, "local", kept, free_until, usd, SOURCE)
+
+
+def _of_checkpoints(
+    poc: Poc, run: str, seen: InBucket, place: str, free_until: datetime, ended: datetime
+) -> Iterator[Charge]:
+    kept = [(one.size_bytes, _utc(one.began_at), min(_utc(one.ended_at), ended))
+            for one in seen.lying]  # fmt: skip
+    prices = poc.params.prices
+    if place == BUCKET:
+        usd, source = prices.bucket_usd_per_gb_month, BUCKET_SOURCE
+    else:
+        usd, source = prices.storage_usd_per_gb_month, SOURCE
+    market: Market = "on-demand" if place == BUCKET else "local"
+    yield from _kept(poc, run, "distill", place, market, kept, free_until, usd, source)
+
+
+def _kept(
+    poc: Poc,
+    run: str,
+    stage: str,
+    resource: str,
+    market: Market,
+    kept: Iterable[Kept],
+    free_until: datetime,
+    usd_per_gb_month: Decimal,
+    source: str,
+) -> Iterator[Charge]:
+    """One charge for all that was kept, none where that is nothing."""
+    paid = [(size, max(since, free_until), until) for size, since, until in kept]
+    paid = [one for one in paid if one[1] < one[2]]
+    if not paid:
+        return
+    yield storage_charge(
+        run=run,
+        customer=poc.customer,
+        stage=stage,
+        resource=resource,
+        byte_microseconds=sum(
+            size * ((until - since) // timedelta(microseconds=1)) for size, since, until in paid
+        ),
+        since=min(since for _, since, _ in paid),
+        until=max(until for _, _, until in paid),
+        usd_per_gb_month=usd_per_gb_month,
+        price_source=source,
+        market=market,
+    )
+
+
+def _of_transfer(
+    poc: Poc, run: str, seen: InBucket, began: datetime, charged_until: Mapping[str, datetime]
+) -> Iterator[Charge]:
+    """A charge per checkpoint that was read since the run began, and was not charged before."""
+    resource = transfer.resource(CHECKPOINTS)
+    for one in seen.fetched:
+        at = _utc(one.at)
+        if at > charged_until.get(resource, began):
+            yield transfer_charge(
+                run=run,
+                customer=poc.customer,
+                stage="distill",
+                what=CHECKPOINTS,
+                size_bytes=one.size_bytes,
+                began=at,
+                ended=at,
+                usd_per_gb=poc.params.prices.transfer_out_usd_per_gb,
+            )
+
+
+def _utc(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)

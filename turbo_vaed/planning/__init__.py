@@ -1,0 +1,1 @@
+"""Before a run: its prices, its estimated cost, where it would be cheapest, whether params fit."""

@@ -1,0 +1,279 @@
+"""Where a customer's distillation would cost the least, interruptions included."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
+from typing import Any, Literal
+
+from turbo_vaed.config.schema import CandidateParams
+from turbo_vaed.costs import Allowance, Ledger, PriceBook, allowance, format_usd, per_second
+from turbo_vaed.costs.aws_prices import Ec2Quote
+from turbo_vaed.costs.choice import Choice, Machine, choices
+from turbo_vaed.costs.money import plain, quantise_usd
+from turbo_vaed.distill.follow import hours_and_minutes
+from turbo_vaed.distill.seen import RESTART_SECONDS, SAVE_SECONDS, Seen, seen_in
+from turbo_vaed.errors import UserError
+from turbo_vaed.planning.ec2_costs import BEFORE_MINUTES, ENDS_ITSELF_MINUTES, beside_usd
+from turbo_vaed.planning.estimate import following, measured_pace
+from turbo_vaed.planning.flops import expected_pace
+from turbo_vaed.planning.pricing import devices_usd, limits_of, price_book, reserve_seconds
+from turbo_vaed.runtime.run_context import Following
+from turbo_vaed.settings import Settings
+from turbo_vaed.workspace import Poc
+
+_MEASURED, _EXPECTED = "measured", "by the student's arithmetic alone, for no run has measured it"
+_ASSUMED_HOURS = 24.0
+"""So much of what was seen weighs as much as an assumed rate of interruptions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quote:
+    """Every machine that could be had, the cheapest as a whole first."""
+
+    sentence: str
+    choices: list[Choice]
+    may_spend: Allowance
+    spent_usd: Decimal
+    """Of that, by the run that goes on."""
+    save_seconds: float
+    restart_seconds: float
+    basis: str
+    """What was measured, and what is assumed."""
+
+    @property
+    def left_usd(self) -> Decimal:
+        """What may still be spent; nothing or less where nothing may."""
+        return self.may_spend.usd - self.spent_usd
+
+    def rows(self, budget_usd: Decimal) -> list[dict[str, Any]]:
+        """A table: machine, price, time, money of the steps (`steps_usd`) and of the whole (`usd`),
+        and whether that fits what may still be spent, `budget_usd` at most."""
+        return [_row(choice, min(budget_usd, self.left_usd)) for choice in self.choices]
+
+    def document(self, budget_usd: Decimal) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "sentence": self.sentence,
+            "basis": self.basis,
+            "save_seconds": self.save_seconds,
+            "restart_seconds": self.restart_seconds,
+            "choices": self.rows(budget_usd),
+        }
+
+
+def quote(
+    poc: Poc,
+    settings: Settings,
+    book: PriceBook | None = None,
+    *,
+    run: str | None = None,
+    steps: int | None = None,
+) -> Quote:
+    """What a run would cost on this machine and on every candidate of params.yaml: the steps of
+    `distill`, what is kept back for what follows, and what one of EC2 costs beside its stages.
+
+    Args:
+        book: of prices; AWS is asked by default.
+        run: one that goes on; a fresh one by default.
+        steps: all of `distill.steps` by default.
+
+    Raises:
+        UserError: a cluster is named; a candidate that can be no machine; infra/ray/machine.yaml
+            does not tell a machine's volume.
+        Unreachable: the ledger cannot be read.
+    """
+    if settings.on_a_cluster:
+        raise UserError("a quote compares with this machine: unset RAY_ADDRESS for it")
+    steps = poc.params.distill.steps if steps is None else steps
+    measured = measured_pace(poc, settings)
+    pace = measured or expected_pace(poc, settings)
+    assert pace is not None, "this machine can be timed"
+    book = book or price_book(poc.params, settings)
+    seen = seen_in(poc.progress_file)
+    save, restart = seen.save_seconds or SAVE_SECONDS, seen.restart_seconds or RESTART_SECONDS
+    with Ledger.open(settings.ledger_url) as ledger:
+        after, spot_type = following(ledger, poc.customer), _spot_type(ledger, poc.customer)
+        may_spend = allowance(
+            ledger,
+            limits_of(poc.params),
+            run=run or "",
+            customer=poc.customer,
+            at=datetime.now(UTC),
+        )
+        spent_usd = ledger.total(run=run) if run else Decimal(0)
+    told = (
+        f"{save:.2g} s a checkpoint, {'assumed' if seen.save_seconds is None else 'measured'}, and "
+        f"{restart:.0f} s a restart, {'assumed' if seen.restart_seconds is None else 'measured'}"
+    )
+    machines = [
+        replace(machine, is_measured=machine.is_measured and measured is not None)
+        for machine in _machines(poc, book, 1 / pace.mean, spot_type, seen)
+    ]
+    found = choices(
+        machines,
+        steps=steps,
+        save_seconds=save,
+        restart_seconds=restart,
+        rest_usd=partial(_rest_usd, poc, after),
+    )
+    return Quote(
+        sentence=_sentence(found, steps),
+        choices=found,
+        may_spend=may_spend,
+        spent_usd=spent_usd,
+        save_seconds=save,
+        restart_seconds=restart,
+        basis=f"{pace.mean:.3g} s a step on this machine, {_MEASURED if measured else _EXPECTED}; "
+        f"{told}; {hours_and_minutes(reserve_seconds(poc.params, after))} for what follows; the "
+        "speed of others as prices.candidates assumes it, and their interruptions where the last "
+        "run did not see any of its own",
+    )
+
+
+def cheapest_elsewhere(
+    poc: Poc, settings: Settings, left_usd: Decimal, book: PriceBook | None = None
+) -> str:
+    """Which other machine would finish for less than `left_usd`, with what follows distillation,
+    as the end of a sentence that tells of other changes; empty on a cluster.
+
+    Raises: as `quote`.
+    """
+    if settings.on_a_cluster:
+        return ""
+    more = f"turbo-vaed cost quote {poc.customer}"
+    try:
+        found = quote(poc, settings, book)
+    except UserError as error:  # of a candidate: what is told here is something else
+        return f", or on a cheaper machine ({more}: {error})"
+    offers = [choice for choice in found.choices if choice.machine.region]
+    if not offers or offers[0].usd is None:
+        return f", or on a cheaper machine: no price of prices.candidates is known ({more})"
+    best = offers[0]  # as `turbo-vaed ec2 run` takes it
+    assert best.usd is not None
+    name = f"{_name(best.machine)}, where it is expected to cost {format_usd(best.usd)}"
+    if best.usd > left_usd:
+        return f", and not on the cheapest of prices.candidates, {name} ({more})"
+    return f", or on {name} (turbo-vaed ec2 run {poc.customer})"
+
+
+def _rest_usd(poc: Poc, after: Following, machine: Machine, steps_seconds: float) -> Decimal:
+    """What a run on a machine of a known price costs beside its steps: what is kept back for what
+    follows and for devices, and of one of EC2 its volume and the time before its first stage and
+    after its last."""
+    assert machine.usd_per_hour is not None
+    seconds = Decimal(str(reserve_seconds(poc.params, after)))
+    usd = after.usd + devices_usd(poc.params) + seconds * per_second(machine.usd_per_hour)
+    if machine.region:
+        up_minutes = (Decimal(steps_seconds) + seconds) / 60 + BEFORE_MINUTES + ENDS_ITSELF_MINUTES
+        usd += beside_usd(poc, machine.usd_per_hour, up_minutes / 60)
+    return quantise_usd(usd)
+
+
+def _spot_type(ledger: Ledger, customer: str) -> str | None:
+    """The one type of spot machine that the customer's last distillation had; None where it had
+    none, or several: what was lost is not told by type."""
+    groups = [g for g in ledger.grouped(customer=customer) if g.stage == "distill"]
+    last = max(groups, key=lambda group: group.last_at, default=None)
+    found = {g.resource for g in groups if last and g.run == last.run and g.market == "spot"}
+    return found.pop() if len(found) == 1 else None
+
+
+def _interruptions_per_hour(assumed: float, hours: float, seen: int) -> float:
+    """The assumption as if it had been seen for a day, and what was seen since."""
+    return (assumed * _ASSUMED_HOURS + seen) / (_ASSUMED_HOURS + hours)
+
+
+def _machines(
+    poc: Poc, book: PriceBook, steps_per_second: float, spot_type: str | None, seen: Seen
+) -> Iterator[Machine]:
+    local = book.usd_per_hour("node", "local")
+    yield Machine(
+        instance_type="this machine",
+        market="local",
+        zone="",
+        usd_per_hour=local,
+        steps_per_second=steps_per_second,
+        interruptions_per_hour=0.0,
+        is_measured=True,
+        why_unknown="" if local is not None else "prices.local_usd_per_hour is null",
+    )
+    for candidate in poc.params.prices.candidates:
+        if candidate.instance_type == spot_type:
+            of_it = _interruptions_per_hour(
+                candidate.interruptions_per_hour, seen.hours, seen.interruptions
+            )
+            candidate = dataclasses.replace(candidate, interruptions_per_hour=of_it)
+        yield _priced(candidate, book, steps_per_second, None)
+        for zone in candidate.zones:
+            yield _priced(candidate, book, steps_per_second, zone)
+
+
+def _priced(
+    candidate: CandidateParams, book: PriceBook, steps_per_second: float, zone: str | None
+) -> Machine:
+    """A candidate on demand, or with a zone on spot."""
+    market: Literal["spot", "on-demand"] = "on-demand" if zone is None else "spot"
+    found: Ec2Quote | str = "no price list is at hand"
+    if book.ec2 is not None:
+        found = book.ec2.quote(candidate.instance_type, market, candidate.region, zone)
+    return Machine(
+        instance_type=candidate.instance_type,
+        market=market,
+        zone=zone or candidate.region,
+        region=candidate.region,
+        usd_per_hour=None if isinstance(found, str) else found.usd_per_hour,
+        steps_per_second=steps_per_second * candidate.speed,
+        interruptions_per_hour=candidate.interruptions_per_hour if zone else 0.0,
+        why_unknown=found if isinstance(found, str) else "",
+        warning="" if isinstance(found, str) else found.warning,
+    )
+
+
+def _sentence(found: list[Choice], steps: int) -> str:
+    best = found[0]
+    if best.usd is None:
+        why = dict.fromkeys(choice.machine.why_unknown for choice in found)
+        return f"No price is known, so nothing can be run: {'; '.join(why)}."
+    name = _name(best.machine)
+    unknown = sum(choice.usd is None for choice in found)
+    assert best.steps_usd is not None
+    cost = (
+        f"{format_usd(best.usd)} with what else a run pays there, {format_usd(best.steps_usd)} of "
+        f"it for {hours_and_minutes(best.seconds)} of steps, interruptions included"
+    )
+    if not steps:
+        return f"Without training a run is cheapest on {name}: {format_usd(best.usd)}."
+    if unknown == len(found) - 1:
+        return f"{steps} steps on {name}: {cost}; no other price is known."
+    sentence = f"{steps} steps are cheapest on {name}: {cost}"
+    return sentence + (f"; {unknown} prices are not known." if unknown else ".")
+
+
+def _name(machine: Machine) -> str:
+    """`g6.xlarge spot in eu-central-1b`."""
+    where = "" if machine.market == "local" else f" {machine.market} in {machine.zone}"
+    return f"{machine.instance_type}{where}"
+
+
+def _row(choice: Choice, left_usd: Decimal) -> dict[str, Any]:
+    machine = choice.machine
+    every = choice.checkpoint_every_seconds
+    return {
+        "machine": machine.instance_type,
+        "market": machine.market,
+        "zone": machine.zone or None,
+        "usd_per_hour": None if machine.usd_per_hour is None else plain(machine.usd_per_hour),
+        "speed": "measured" if machine.is_measured else "assumed",
+        "time": hours_and_minutes(choice.seconds),
+        "save_every": None if every == float("inf") else hours_and_minutes(every),
+        "steps_usd": None if choice.steps_usd is None else format_usd(choice.steps_usd),
+        "usd": None if choice.usd is None else format_usd(choice.usd),
+        "fits": None if choice.usd is None else choice.usd <= left_usd,
+        "why_unknown": machine.why_unknown or None,
+        "warning": machine.warning or None,
+    }

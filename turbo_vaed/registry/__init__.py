@@ -1,0 +1,1 @@
+"""Versions of packages in MLflow: runs, aliases, approval and promotion."""

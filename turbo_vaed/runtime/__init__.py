@@ -1,0 +1,1 @@
+"""What every part stands on: child processes, progress bars, the run around a stage."""

@@ -1,0 +1,99 @@
+"""A measuring process: started fresh, waited for, and never trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from turbo_vaed.errors import Fault
+
+_TAIL_CHARACTERS = 2000
+
+
+class ChildFailed(Fault):
+    """A process that did not come to a good end: what it ran is to blame, or the machine."""
+
+
+def run_module(
+    module: str, arguments: Sequence[str], *, threads: int, timeout_seconds: float, what: str
+) -> dict[str, Any]:
+    """Run `python -m module RESULT *arguments` and read the JSON mapping it left in RESULT.
+
+    `what` names the process in messages.
+
+    Raises:
+        ChildFailed: it crashed, was killed, or took longer than `timeout_seconds`.
+        Fault: it left no mapping.
+    """
+    home = str(Path(__file__).resolve().parents[2])  # the folder that holds turbo_vaed
+    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": str(threads),
+    }
+    with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
+        result = Path(scratch) / "result.json"
+        command = [sys.executable, "-m", module, str(result), *arguments]
+        _run(command, environment, timeout_seconds=timeout_seconds, what=what)
+        return _read(result, what)
+
+
+def _run(
+    command: Sequence[str], environment: dict[str, str], *, timeout_seconds: float, what: str
+) -> None:
+    """Run a command to its good end, or raise ChildFailed; nothing it started is left behind."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # a group of its own, to be killed as a whole
+        )
+        try:
+            code = process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise ChildFailed(
+                f"{what} was stopped after {timeout_seconds:g} s without an end; "
+                f"its last words: {_tail(log)}"
+            ) from None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if code:
+            raise ChildFailed(f"{what} {_ending(code)}; its last words: {_tail(log)}")
+
+
+def _read(result: Path, what: str) -> dict[str, Any]:
+    try:
+        document = json.loads(result.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Fault(f"{what} ended well and left no result") from None
+    except ValueError as error:
+        raise Fault(f"{what} left a result that is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise Fault(f"{what} left {type(document).__name__} for a result, expected a mapping")
+    return document
+
+
+def _ending(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed (SIGKILL), as happens when memory runs out"
+    if code < 0:
+        return f"crashed ({signal.Signals(-code).name})"
+    return f"failed with exit code {code}"
+
+
+def _tail(log: Any) -> str:
+    log.seek(0)
+    return log.read().decode("utf-8", "replace").strip()[-_TAIL_CHARACTERS:] or "none"

@@ -1,0 +1,94 @@
+"""`Poc`: the place of one customer, its params and its paths. A stage gets one and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from turbo_vaed.config import schema as params_module
+from turbo_vaed.config.schema import Params
+from turbo_vaed.errors import UserError
+from turbo_vaed.runtime.run_context import Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poc:
+    """One customer's params and paths; nothing of another customer is reachable from it."""
+
+    customer: str
+    params: Params
+    root: Path
+    tracker: Tracker
+
+    @classmethod
+    def load(cls, root: Path, customer: str, tracker: Tracker | None = None) -> Poc:
+        """The customer's place in the checkout at `root`.
+
+        Raises:
+            UserError: a bad name, an unknown customer, invalid params.
+        """
+        params_module.check_customer_name(customer)
+        return cls(
+            customer=customer,
+            params=params_module.load(root / "params.yaml", customer),
+            root=root,
+            tracker=tracker or Tracker(),
+        )
+
+    @property
+    def work(self) -> Path:
+        """Everything that is made for this customer."""
+        return self.root / "work" / self.customer
+
+    @property
+    def source(self) -> Path:
+        """The customer's folder of videos."""
+        return (self.root / self.params.source).resolve()
+
+    def folder(self, stage: str) -> Path:
+        """The output folder of a stage; it exists only when the stage has succeeded."""
+        return self.work / stage
+
+    @property
+    def progress_file(self) -> Path:
+        """What was told of the last distillation, an event a line."""
+        return self.work / "checkpoints" / "progress.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The page of the last run that began."""
+        return self.work / "report" / "report.html"
+
+    @property
+    def not_started(self) -> Path:
+        """The page of a run that ended before its first stage; the next that begins removes it."""
+        return self.work / "report" / "not-started.html"
+
+    def teacher_weights(self) -> Path:
+        """The folder of the teacher's weights, below assets/teachers, which DVC watches."""
+        teachers = (self.root / "assets" / "teachers").resolve()
+        path = (self.root / self.params.encode.teacher_weights).resolve()
+        if teachers not in path.parents or not path.is_dir():
+            raise UserError(
+                f"encode.teacher_weights: {self.params.encode.teacher_weights} is no folder below "
+                "assets/teachers; put the teacher's config and safetensors there"
+            )
+        return path
+
+    @contextmanager
+    def writing(self, stage: str) -> Iterator[Path]:
+        """A fresh folder that becomes the stage's output if, and only if, the block succeeds."""
+        final = self.folder(stage)
+        partial = self.work / f".{stage}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
