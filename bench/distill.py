@@ -58,7 +58,10 @@ def step_seconds(
     demo: Demo, folder: Path, given: argparse.Namespace, **losses: Any
 ) -> dict[str, Any]:
     """Both sides' steps in turns, and their quality after equally many, with every seed."""
-    planned, seeds = demo.poc.params.distill.steps, range(given.seed, given.seed + given.seeds)
+    planned, seeds = (
+        demo.workspace.params.distill.steps,
+        range(given.seed, given.seed + given.seeds),
+    )
     each: list[dict[str, Any]] = []
     for seed in seeds:
         job, targets_seconds = make_job(
@@ -99,7 +102,9 @@ def step_seconds(
 def one_seed(job: Job, demo: Demo, given: argparse.Namespace) -> dict[str, Any]:
     """Both sides from one start: medians of their steps' time, and where they got."""
     block = given.block
-    rounds = demo.poc.params.distill.steps // block - 1  # and a warm-up: as long as a demo's run
+    rounds = (
+        demo.workspace.params.distill.steps // block - 1
+    )  # and a warm-up: as long as a demo's run
     data = Clips(clips=job.clips, latents=job.latents)
     ours = Ours(job, threads=given.threads)
     plain = Plain(job, demo.teacher, ours.start)

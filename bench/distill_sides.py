@@ -36,7 +36,7 @@ from turbo_vaed.metrics import psnr
 from turbo_vaed.models import PRESETS, DecoderConfig, TurboVaedDecoder
 from turbo_vaed.models.alignment import aligned_config, block_name
 from turbo_vaed.models.teachers import Teacher, load_teacher
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ is 0.05, and at that weight it takes 12 dB off the linear start in 20 steps."""
 class Demo:
     """The demo's clips and latents, its teacher, and a student with aligned blocks."""
 
-    poc: Poc
+    workspace: Workspace
     teacher: Teacher
     student: DecoderConfig
     encode_seconds: float
@@ -74,42 +74,42 @@ def prepare(root: Path) -> Demo:
     shutil.copy(ROOT / "params.yaml", root)
     for name in ("assets", "data"):
         (root / name).symlink_to(ROOT / name)
-    poc = Poc.load(root, "demo")
+    workspace = Workspace.load(root, "demo")
     for stage in (validate, clip):
-        stage.run(poc)
+        stage.run(workspace)
     began = time.perf_counter()
-    encode.run(poc)
+    encode.run(workspace)
     seconds = time.perf_counter() - began
-    teacher = load_teacher(poc.params.encode.teacher_family, poc.teacher_weights())
-    student = aligned_config(PRESETS[poc.params.distill.student], teacher)
-    return Demo(poc=poc, teacher=teacher, student=student, encode_seconds=seconds)
+    teacher = load_teacher(workspace.params.encode.teacher_family, workspace.teacher_weights())
+    student = aligned_config(PRESETS[workspace.params.distill.student], teacher)
+    return Demo(workspace=workspace, teacher=teacher, student=student, encode_seconds=seconds)
 
 
 def make_job(demo: Demo, targets: Path, **changes: Any) -> tuple[Job, float]:
     """A job of the demo with changed params and its targets, and what those took, in seconds."""
-    poc = demo.poc
-    params = replace(poc.params.distill, **changes)
+    workspace = demo.workspace
+    params = replace(workspace.params.distill, **changes)
     blocks = demo.student.aligned_blks_indices if params.weight_feature > 0 else ()
     wanted = Wanted(
-        family=poc.params.encode.teacher_family,
-        weights=str(poc.teacher_weights()),
-        clips=str(poc.folder("clip")),
-        latents=str(poc.folder("encode")),
+        family=workspace.params.encode.teacher_family,
+        weights=str(workspace.teacher_weights()),
+        clips=str(workspace.folder("clip")),
+        latents=str(workspace.folder("encode")),
         targets=str(targets),
         blocks=tuple(block_name(i) for i in blocks),
         reconstruction=params.weight_teacher > 0,
     )
     targets.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    batch_size = poc.params.encode.batch_size
+    batch_size = workspace.params.encode.batch_size
     # As for the demo's run: the few steps that are timed here would never pay for a cache.
-    whole_run = replace(params, steps=poc.params.distill.steps)
+    whole_run = replace(params, steps=workspace.params.distill.steps)
     plan = plan_targets(wanted, whole_run, batch_size=batch_size)
     if plan.mode == "cache":
         write_targets(wanted, batch_size=batch_size)
     seconds = time.perf_counter() - began
     say(f"teacher's targets: {plan.reason} ({seconds:.0f} s)")
-    price = poc.params.prices.local_usd_per_hour
+    price = workspace.params.prices.local_usd_per_hour
     assert price is not None
     job = Job(
         clips=wanted.clips,
@@ -117,10 +117,10 @@ def make_job(demo: Demo, targets: Path, **changes: Any) -> tuple[Job, float]:
         targets=str(targets) if plan.mode == "cache" else None,
         plan=plan,
         teacher_family=wanted.family,
-        teacher_weights=poc.teacher_weights(),
+        teacher_weights=workspace.teacher_weights(),
         student=demo.student,
         params=params,
-        data_key=data_key(poc.folder("clip"), poc.folder("encode")),
+        data_key=data_key(workspace.folder("clip"), workspace.folder("encode")),
         budget=Budget.plan(
             run_usd=Decimal(95), warn_share=0.8, reserve_seconds=0, usd_per_hour=price
         ),

@@ -28,20 +28,20 @@ from turbo_vaed.devices import Measurement  # noqa: E402
 from turbo_vaed.devices.host import machine, measure  # noqa: E402
 from turbo_vaed.export import load_package  # noqa: E402
 from turbo_vaed.stages.gate import plan  # noqa: E402
-from turbo_vaed.workspace import Poc  # noqa: E402
+from turbo_vaed.workspace import Workspace  # noqa: E402
 
 BURN = "while True: pass"
 
 
 def once(package: Path, folder: Path) -> Measurement:
-    poc = Poc.load(ROOT, "demo")
+    workspace = Workspace.load(ROOT, "demo")
     latents = folder / "latents.npy"
     opened = load_package(package)
     shape = opened.io.latent_shape
     np.save(latents, np.random.default_rng(0).normal(size=(4, *shape[1:])).astype(np.float32))
     found = measure(
-        opened, latents, plan=plan(poc), out_folder=folder, timeout_seconds=600,
-        max_others_share=poc.params.gate.max_others_share,
+        opened, latents, plan=plan(workspace), out_folder=folder, timeout_seconds=600,
+        max_others_share=workspace.params.gate.max_others_share,
     )  # fmt: skip
     assert isinstance(found, Measurement), found
     return found

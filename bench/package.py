@@ -35,7 +35,7 @@ from bench.decode import cpu_name, latents_for, plain, psnr, student  # noqa: E4
 from turbo_vaed.devices._runtimes import OPENERS, open_program  # noqa: E402
 from turbo_vaed.export import Job, Target, all_targets, export_package  # noqa: E402
 from turbo_vaed.stages import export  # noqa: E402
-from turbo_vaed.workspace import Poc  # noqa: E402
+from turbo_vaed.workspace import Workspace  # noqa: E402
 
 FRAMES, SIDE = 17, 256
 
@@ -109,20 +109,20 @@ def trained(targets: list[str]) -> dict[str, Any]:
     """Parity of the demo's student on held-out clips, and the seconds of export and running."""
     with tempfile.TemporaryDirectory() as scratch:
         # A place of its own: the stage replaces what is there.
-        poc = Poc.load(ROOT, "demo")
+        workspace = Workspace.load(ROOT, "demo")
         for stage in ("clip", "encode", "distill"):
-            if not poc.folder(stage).is_dir():
-                sys.exit(f"{poc.folder(stage)} is not there; run `make poc` first")
+            if not workspace.folder(stage).is_dir():
+                sys.exit(f"{workspace.folder(stage)} is not there; run `make poc` first")
         place = Path(scratch) / "work" / "demo"
         place.mkdir(parents=True)
         for stage in ("clip", "encode", "distill"):
-            (place / stage).symlink_to(poc.folder(stage).resolve())
-        any_parity = dataclasses.replace(poc.params.export.min_parity_db, fp16=1.0)
+            (place / stage).symlink_to(workspace.folder(stage).resolve())
+        any_parity = dataclasses.replace(workspace.params.export.min_parity_db, fp16=1.0)
         section = dataclasses.replace(
-            poc.params.export, targets=tuple(targets), min_parity_db=any_parity
+            workspace.params.export, targets=tuple(targets), min_parity_db=any_parity
         )
-        params = dataclasses.replace(poc.params, export=section)
-        elsewhere = dataclasses.replace(poc, root=Path(scratch), params=params)
+        params = dataclasses.replace(workspace.params, export=section)
+        elsewhere = dataclasses.replace(workspace, root=Path(scratch), params=params)
         start = time.perf_counter()
         figures = export.run(elsewhere)
         seconds = time.perf_counter() - start

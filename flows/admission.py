@@ -37,7 +37,7 @@ from turbo_vaed.registry import client
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages.export import further_shapes, wanted
 from turbo_vaed.stages.gate import check_device
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ _MORE = Decimal("1.05")
 """Times what a month's limit had left: for less it is not worth to begin again."""
 
 
-def preflight(settings: Settings, customer: str) -> Poc:
+def preflight(settings: Settings, customer: str) -> Workspace:
     """What must hold before anything is computed or paid.
 
     Raises:
@@ -55,30 +55,30 @@ def preflight(settings: Settings, customer: str) -> Poc:
         BudgetRefused: this machine's price is unknown.
         Unreachable: the ledger or MLflow does not answer.
     """
-    poc = Poc.load(settings.root, customer)
-    if not poc.source.is_dir():
+    workspace = Workspace.load(settings.root, customer)
+    if not workspace.source.is_dir():
         raise UserError(
-            f"customers.{customer}.source: no folder {poc.source}"
+            f"customers.{customer}.source: no folder {workspace.source}"
             + ("; make setup fetches the demo videos" if customer == "demo" else "")
         )
-    further_shapes(poc, student_config(poc))
-    for target in wanted(poc):
+    further_shapes(workspace, student_config(workspace))
+    for target in wanted(workspace):
         RUNTIMES[target.runtime].check()
-    check_device(poc)
-    price_of(poc.params, settings, "gate")
+    check_device(workspace)
+    price_of(workspace.params, settings, "gate")
     with Ledger.open(settings.ledger_url) as ledger:
         due.book(ledger, settings.due_folder)
     client.open_tracking(settings.mlflow_tracking_uri)
-    return poc
+    return workspace
 
 
-def undecided(poc: Poc) -> str:
+def undecided(workspace: Workspace) -> str:
     """Why the gate could not tell, where measuring again may: the machine was busy, say. Empty
     where it has decided, or its package's quality is in doubt, too, which no measurement ends."""
-    verdict = read_verdict(poc.folder("gate") / VERDICT_NAME)
+    verdict = read_verdict(workspace.folder("gate") / VERDICT_NAME)
     if verdict.result != "cannot tell" or any(one.name not in TIMED for one in verdict.failed):
         return ""
-    choice = runs.read_json(poc.folder("gate") / "choice.json")
+    choice = runs.read_json(workspace.folder("gate") / "choice.json")
     (chosen,) = (one for one in choice["candidates"] if one["name"] == choice["chosen"])
     return str(chosen.get("distrust", ""))
 
@@ -102,17 +102,19 @@ class ToDo:
         return STAGES[STAGES.index(self.stale[0]) :] if self.stale else ()
 
 
-def to_do_now(poc: Poc, settings: Settings) -> ToDo | None:
+def to_do_now(workspace: Workspace, settings: Settings) -> ToDo | None:
     """As `to_do`, by params.yaml as it is.
 
     Raises:
         Refused: a run of the customer is going on.
     """
-    with runs.alone(poc.work, poc.customer):
-        return to_do(poc, settings, dvc.stale_after_params(settings.root, poc.customer, STAGES))
+    with runs.alone(workspace.work, workspace.customer):
+        return to_do(
+            workspace, settings, dvc.stale_after_params(settings.root, workspace.customer, STAGES)
+        )
 
 
-def to_do(poc: Poc, settings: Settings, stale: list[str]) -> ToDo | None:
+def to_do(workspace: Workspace, settings: Settings, stale: list[str]) -> ToDo | None:
     """The same for a flow and for whoever starts a machine for it; None where the last run stands:
     nothing is stale and its gate has decided.
 
@@ -120,11 +122,11 @@ def to_do(poc: Poc, settings: Settings, stale: list[str]) -> ToDo | None:
         stale: by DVC.
     """
     if not set(stale) & set(UP_TO_DISTILL):
-        run = run_with_more_room(poc, settings)
+        run = run_with_more_room(workspace, settings)
         if run is not None:
             why = "its month's limit leaves more room by now"
             return ToDo(run=run, stale=["distill"], forced="distill", why=why)
-    run = run_to_do(poc, stale)
+    run = run_to_do(workspace, stale)
     if run is None:
         return None
     if not run.measures_again:
@@ -134,31 +136,31 @@ def to_do(poc: Poc, settings: Settings, stale: list[str]) -> ToDo | None:
     return ToDo(run=run, stale=stale or ["gate"], forced="gate", why=why)
 
 
-def run_to_do(poc: Poc, stale: list[str]) -> runs.Run | None:
+def run_to_do(workspace: Workspace, stale: list[str]) -> runs.Run | None:
     """The run that goes on, or a fresh one; None where the last one stands. One whose gate could
     not tell measures again."""
-    last = runs.read(poc.work)
-    if last is None or (last.status == "done" and (stale or not poc.report.is_file())):
-        return runs.fresh(poc.customer)
+    last = runs.read(workspace.work)
+    if last is None or (last.status == "done" and (stale or not workspace.report.is_file())):
+        return runs.fresh(workspace.customer)
     if last.status == "open":
         return last
-    if last.verdict_sha256 != runs.verdict_sha256(poc.work):
-        return runs.fresh(poc.customer)  # stages were run by hand since
-    return replace(last, status="open", measures_again=True) if undecided(poc) else None
+    if last.verdict_sha256 != runs.verdict_sha256(workspace.work):
+        return runs.fresh(workspace.customer)  # stages were run by hand since
+    return replace(last, status="open", measures_again=True) if undecided(workspace) else None
 
 
-def run_with_more_room(poc: Poc, settings: Settings) -> runs.Run | None:
+def run_with_more_room(workspace: Workspace, settings: Settings) -> runs.Run | None:
     """The last run, where a month's limit stopped its training and leaves it more by now: the month
     is over, or the limit larger. It goes on from its checkpoint, within its own budget."""
-    path, last = poc.folder("distill") / "history.json", runs.read(poc.work)
+    path, last = workspace.folder("distill") / "history.json", runs.read(workspace.work)
     if last is None or not path.is_file():
         return None
     history = runs.read_json(path)
     if history["stopped"] != "budget" or history["limited_to_usd"] is None:
         return None
     with Ledger.open(settings.ledger_url) as ledger:
-        limits, now = limits_of(poc.params), datetime.now(UTC)
-        found = allowance(ledger, limits, run=last.run_id, customer=poc.customer, at=now)
+        limits, now = limits_of(workspace.params), datetime.now(UTC)
+        found = allowance(ledger, limits, run=last.run_id, customer=workspace.customer, at=now)
         is_its = any(group.stage == "distill" for group in ledger.grouped(run=last.run_id))
     has_more = found.usd > Decimal(history["limited_to_usd"]) * _MORE
     return replace(last, status="open") if is_its and has_more else None
@@ -170,8 +172,8 @@ def preview(settings: Settings, customer: str) -> str:
 
     Raises: as `preflight` and `estimate`.
     """
-    poc = preflight(settings, customer)
-    todo = to_do_now(poc, settings)
+    workspace = preflight(settings, customer)
+    todo = to_do_now(workspace, settings)
     if todo is None:
         return "Nothing changed since the last run: nothing would be run."
     what = f"Of {customer} {', '.join(todo.stages) or 'no stage'} would be run"
@@ -179,11 +181,16 @@ def preview(settings: Settings, customer: str) -> str:
         what += f", for {todo.why}"
     if not todo.stale:
         return f"{what}; the last run is registered and reported."
-    return f"{what}; {estimate(poc, settings, todo.run, todo.stale, is_begun=False)}."
+    return f"{what}; {estimate(workspace, settings, todo.run, todo.stale, is_begun=False)}."
 
 
 def estimate(
-    poc: Poc, settings: Settings, run: runs.Run, stale: list[str], *, is_begun: bool = True
+    workspace: Workspace,
+    settings: Settings,
+    run: runs.Run,
+    stale: list[str],
+    *,
+    is_begun: bool = True,
 ) -> str:
     """What is known before a run of what it will cost, in words.
 
@@ -201,32 +208,34 @@ def estimate(
     """
     stages = STAGES[STAGES.index(stale[0]) :]
     for stage in stages:
-        price_of(poc.params, settings, stage)
+        price_of(workspace.params, settings, stage)
     with Ledger.open(settings.ledger_url) as ledger:
         spent_usd = ledger.total(run=run.run_id)
-        share = share_of(ledger, limits_of(poc.params), run=run.run_id, customer=poc.customer)
-        goes_on = "distill" in stages and has_begun(poc, run, ledger)
+        share = share_of(
+            ledger, limits_of(workspace.params), run=run.run_id, customer=workspace.customer
+        )
+        goes_on = "distill" in stages and has_begun(workspace, run, ledger)
 
         def require_fit(may_spend: Allowance) -> Estimate | None:
             require_allowance(may_spend, spent_usd=spent_usd)
             if goes_on:
                 return None
             return estimate_run(
-                poc,
+                workspace,
                 settings,
                 ledger,
                 stages=stages,
                 may_spend_usd=may_spend.usd,
                 of=may_spend.by,
                 spent_usd=spent_usd,
-                cheaper=partial(cheapest_elsewhere, poc, settings),
+                cheaper=partial(cheapest_elsewhere, workspace, settings),
                 is_kept=is_begun,
             )
 
         may_spend = share.ask()
         found = require_fit(may_spend)  # one that is refused tells nobody
         if is_begun:
-            most = spent_usd + least_usd(poc, settings, ledger, stages)
+            most = spent_usd + least_usd(workspace, settings, ledger, stages)
             least = most if found is None else min(most, spent_usd + found.low_usd)
             then = share.claim(most, least_usd=least)
             if then.usd < may_spend.usd:  # another one came in between
@@ -234,7 +243,7 @@ def estimate(
     if goes_on:
         return f"run {run.run_id} goes on from what its training has saved"
     if "distill" in stages and is_begun:
-        note_begun(poc, run)
+        note_begun(workspace, run)
     left = f"{format_usd(may_spend.usd - spent_usd)} are left of {may_spend.by}"
     if found is None:
         return f"no estimate, for no worker could be timed; {left}"
@@ -253,22 +262,22 @@ def release(settings: Settings, run: runs.Run) -> None:
         log.warning("%s", error)
 
 
-def note_begun(poc: Poc, run: runs.Run) -> None:
+def note_begun(workspace: Workspace, run: runs.Run) -> None:
     """Keep that the run may distil this student of these videos from now on. A machine that is
     started for it takes this with it, so that what is lost with the machine need not be estimated
     anew."""
-    allowed, key = _allowed(poc, run), _student_key(poc)
+    allowed, key = _allowed(workspace, run), _student_key(workspace)
     if not allowed or allowed[-1][0] != key:
         allowed.append((key, datetime.now(UTC).isoformat()))
     text = json.dumps({"run": run.run_id, "allowed": allowed}, indent=1)
-    (poc.work / BEGUN).write_text(text + "\n")
+    (workspace.work / BEGUN).write_text(text + "\n")
 
 
-def has_begun(poc: Poc, run: runs.Run, ledger: Ledger) -> bool:
+def has_begun(workspace: Workspace, run: runs.Run, ledger: Ledger) -> bool:
     """Whether the run was charged for distilling while it was to distil this student of these
     videos, and so goes on from what it saved: its clips and latents are the same when they are made
     again."""
-    allowed, key = _allowed(poc, run), _student_key(poc)
+    allowed, key = _allowed(workspace, run), _student_key(workspace)
     ends = [datetime.fromisoformat(since) for _, since in allowed[1:]] + [None]
     return any(
         group.stage == "distill" and group.unit == UNIT
@@ -280,23 +289,23 @@ def has_begun(poc: Poc, run: runs.Run, ledger: Ledger) -> bool:
     )
 
 
-def _allowed(poc: Poc, run: runs.Run) -> list[tuple[str, str]]:
+def _allowed(workspace: Workspace, run: runs.Run) -> list[tuple[str, str]]:
     """Which student this run was to distil from when on, as `BEGUN` holds it."""
-    path = poc.work / BEGUN
+    path = workspace.work / BEGUN
     kept = runs.read_json(path) if path.is_file() else {}
     found = kept.get("allowed", []) if kept.get("run") == run.run_id else []
     return [(key, since) for key, since in found]
 
 
-def _student_key(poc: Poc) -> str:
+def _student_key(workspace: Workspace) -> str:
     """Of a student and what it is made from."""
     told = {
-        "student": which_student(poc.params.distill),
-        "clip": asdict(poc.params.clip),
-        "encode": asdict(poc.params.encode),
+        "student": which_student(workspace.params.distill),
+        "clip": asdict(workspace.params.clip),
+        "encode": asdict(workspace.params.encode),
         "videos": [
-            (str(path.relative_to(poc.source)), path.stat().st_size)
-            for path in files_in(poc.source)
+            (str(path.relative_to(workspace.source)), path.stat().st_size)
+            for path in files_in(workspace.source)
             if path.is_file()
         ],
     }

@@ -30,7 +30,7 @@ from turbo_vaed.report.page import write_report
 from turbo_vaed.report.words import headline
 from turbo_vaed.roi.measured import cost_of_poc
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -65,25 +65,27 @@ class Outcome:
     """Whether every check of the gate passed; approval by a person is another matter."""
 
 
-def outcome(poc: Poc, run: runs.Run, sentence: str) -> Outcome:
+def outcome(workspace: Workspace, run: runs.Run, sentence: str) -> Outcome:
     """The end of a run whose verdict lies in the customer's folder."""
-    verdict = runs.read_json(poc.folder("gate") / "verdict.json")
-    if why := undecided(poc):
+    verdict = runs.read_json(workspace.folder("gate") / "verdict.json")
+    if why := undecided(workspace):
         sentence += (
             f"\nThat is no word against the student ({why}). Run the same command again when "
             "nothing else runs there: it measures once more, and nothing else is done again."
         )
     return Outcome(
         sentence=sentence,
-        report=poc.report,
+        report=workspace.report,
         run_id=run.run_id,
         passed=verdict["result"] == "passes",
     )
 
 
-def unchanged(poc: Poc, run: runs.Run) -> Outcome:
+def unchanged(workspace: Workspace, run: runs.Run) -> Outcome:
     """The end of a run that had nothing to do: the last one stands."""
-    return outcome(poc, run, f"Nothing changed since run {run.run_id}, which made a {run.alias}.")
+    return outcome(
+        workspace, run, f"Nothing changed since run {run.run_id}, which made a {run.alias}."
+    )
 
 
 def failure(stage: str, error: Exception, *, is_begun: bool) -> Failure:
@@ -93,10 +95,10 @@ def failure(stage: str, error: Exception, *, is_begun: bool) -> Failure:
     return Failure(stage=stage, error=said, by_budget=by_budget, is_begun=is_begun)
 
 
-def register(poc: Poc, settings: Settings, run: runs.Run) -> Registered:
+def register(workspace: Workspace, settings: Settings, run: runs.Run) -> Registered:
     """Log the run and its package with MLflow, once for the same package and verdict."""
-    evaluation = runs.read_json(poc.folder("evaluate") / "evaluation.json")
-    history = runs.read_json(poc.folder("distill") / "history.json")
+    evaluation = runs.read_json(workspace.folder("evaluate") / "evaluation.json")
+    history = runs.read_json(workspace.folder("distill") / "history.json")
     metrics = {
         f"{who}_{name}_{part}": float(value)
         for who in ("teacher", "student")
@@ -110,34 +112,35 @@ def register(poc: Poc, settings: Settings, run: runs.Run) -> Registered:
     params = {
         f"{section}.{key}": value
         for section in ("clip", "encode", "distill", "gate")
-        for key, value in vars(getattr(poc.params, section)).items()
+        for key, value in vars(getattr(workspace.params, section)).items()
         if not key.startswith("_")
     }
-    verdict = runs.read_json(poc.folder("gate") / "verdict.json")
+    verdict = runs.read_json(workspace.folder("gate") / "verdict.json")
     found = promotion.register(
         tracking_uri=settings.mlflow_tracking_uri,
         run_id=run.run_id,
-        customer=poc.customer,
-        package_folder=poc.folder("gate") / "package",
-        verdict_path=poc.folder("gate") / "verdict.json",
+        customer=workspace.customer,
+        package_folder=workspace.folder("gate") / "package",
+        verdict_path=workspace.folder("gate") / "verdict.json",
         metrics=metrics,
         params=params,
-        lineage=lineage(poc) | {key: str(verdict[key]) for key in ("git_revision", "data_sha256")},
+        lineage=lineage(workspace)
+        | {key: str(verdict[key]) for key in ("git_revision", "data_sha256")},
         artifacts=[
-            write_lock(poc),
-            poc.folder("evaluate") / "evaluation.json",
-            poc.folder("distill") / "history.json",
-            poc.folder("gate") / "measurement.json",
+            write_lock(workspace),
+            workspace.folder("evaluate") / "evaluation.json",
+            workspace.folder("distill") / "history.json",
+            workspace.folder("gate") / "measurement.json",
         ],
     )
     return Registered(name=found.name, version=found.version, mlflow_run_id=found.mlflow_run_id)
 
 
-def promote(poc: Poc, settings: Settings, registered: Registered) -> Registered:
+def promote(workspace: Workspace, settings: Settings, registered: Registered) -> Registered:
     """Ask the registry to make the version champion; it says what the version becomes."""
     outcome = promotion.promote(
         tracking_uri=settings.mlflow_tracking_uri,
-        customer=poc.customer,
+        customer=workspace.customer,
         version=registered.version,
     )
     return Registered(
@@ -150,7 +153,7 @@ def promote(poc: Poc, settings: Settings, registered: Registered) -> Registered:
 
 
 def report(
-    poc: Poc,
+    workspace: Workspace,
     settings: Settings,
     run: runs.Run,
     registered: Registered | None,
@@ -160,21 +163,21 @@ def report(
 
     A run that has not begun leaves the last one's page as it is: it has one beside it.
     """
-    params = poc.params
+    params = workspace.params
     with Ledger.open(settings.ledger_url) as ledger:
         now = datetime.now(UTC)
-        book_storage(poc, ledger, settings, run=run.run_id, began=run.started_at, ended=now)
-        _book_waiting(poc, settings, ledger, run)
+        book_storage(workspace, ledger, settings, run=run.run_id, began=run.started_at, ended=now)
+        _book_waiting(workspace, settings, ledger, run)
         costs = summarise(ledger, run.run_id, params.budget.run_usd)
-        cost = cost_of_poc(ledger, poc.customer)
+        cost = cost_of_poc(ledger, workspace.customer)
     context = collect(
-        poc.work,
+        workspace.work,
         run_id=run.run_id,
         started=run.started_at,
         finished=datetime.now(UTC),
         costs=costs,
         price=price_in_words(params, settings),
-        lineage=lineage(poc),
+        lineage=lineage(workspace),
         registration=None
         if registered is None
         else Registration(
@@ -188,19 +191,19 @@ def report(
             else "",
         ),
         failure=failure,
-        customer=poc.customer,
+        customer=workspace.customer,
         use_case=params.use_case,
         assumptions=params.roi,
         cost_of_poc=cost,
     )
     is_begun = failure is None or failure.is_begun
-    path = write_report(context, poc.report if is_begun else poc.not_started)
+    path = write_report(context, workspace.report if is_begun else workspace.not_started)
     if is_begun:
-        poc.not_started.unlink(missing_ok=True)
+        workspace.not_started.unlink(missing_ok=True)
     return Reported(path=path, sentence=headline(context))
 
 
-def begin_waiting(poc: Poc, settings: Settings, run: runs.Run) -> None:
+def begin_waiting(workspace: Workspace, settings: Settings, run: runs.Run) -> None:
     """From here on a cluster's nodes wait for the run's stages. Where they have since a driver that
     was lost, that is charged as wasted.
 
@@ -210,23 +213,25 @@ def begin_waiting(poc: Poc, settings: Settings, run: runs.Run) -> None:
     """
     if not settings.on_a_cluster:
         return
-    nodes, seen = nodes_of(poc.params, settings, "distill"), poc.work / idle_nodes.FILE
+    nodes, seen = nodes_of(workspace.params, settings, "distill"), workspace.work / idle_nodes.FILE
     with ray_session(settings.ray_address), Ledger.open(settings.ledger_url) as ledger:
         own = own_node(settings.ray_address or "")
-        idle_nodes.begin(ledger, nodes, seen, run=run.run_id, customer=poc.customer, own_node=own)
+        idle_nodes.begin(
+            ledger, nodes, seen, run=run.run_id, customer=workspace.customer, own_node=own
+        )
 
 
-def _book_waiting(poc: Poc, settings: Settings, ledger: Ledger, run: runs.Run) -> None:
+def _book_waiting(workspace: Workspace, settings: Settings, ledger: Ledger, run: runs.Run) -> None:
     """Charge a cluster's nodes to the end of the run; one that has gone by then is not charged."""
-    seen = poc.work / idle_nodes.FILE
+    seen = workspace.work / idle_nodes.FILE
     if not settings.on_a_cluster or not seen.is_file():
         return
-    nodes = nodes_of(poc.params, settings, "distill")
+    nodes = nodes_of(workspace.params, settings, "distill")
     try:
         with ray_session(settings.ray_address):
             own = own_node(settings.ray_address or "")
             idle_nodes.book_waiting(
-                ledger, nodes, seen, run=run.run_id, customer=poc.customer, own_node=own
+                ledger, nodes, seen, run=run.run_id, customer=workspace.customer, own_node=own
             )
     except Exception:  # the report is worth more than this charge, whatever Ray says
         log.warning("the cluster's nodes are charged to its last stage only", exc_info=True)
@@ -234,22 +239,22 @@ def _book_waiting(poc: Poc, settings: Settings, ledger: Ledger, run: runs.Run) -
         seen.unlink(missing_ok=True)  # until a next try they are nobody's
 
 
-def lineage(poc: Poc) -> dict[str, str]:
+def lineage(workspace: Workspace) -> dict[str, str]:
     """What the run was made with, beside what verdict and package say themselves."""
-    lock = write_lock(poc)
+    lock = write_lock(workspace)
     return {
         "python": platform.python_version(),
-        "use_case": poc.params.use_case,
-        "teacher": poc.params.encode.teacher_weights,
+        "use_case": workspace.params.use_case,
+        "teacher": workspace.params.encode.teacher_weights,
         "dvc_lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
     }
 
 
-def write_lock(poc: Poc) -> Path:
+def write_lock(workspace: Workspace) -> Path:
     """The customer's own part of dvc.lock, as work/CUSTOMER/dvc.lock; nobody else's is in it."""
-    path = poc.root / "dvc.lock"
+    path = workspace.root / "dvc.lock"
     whole = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    own = {k: v for k, v in whole.get("stages", {}).items() if k.endswith(f"@{poc.customer}")}
-    out = poc.work / "dvc.lock"
+    own = {k: v for k, v in whole.get("stages", {}).items() if k.endswith(f"@{workspace.customer}")}
+    out = workspace.work / "dvc.lock"
     out.write_text(yaml.safe_dump({"schema": whole.get("schema"), "stages": own}))
     return out

@@ -29,7 +29,7 @@ from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError
 from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 TIMEOUT_SECONDS = {
     "params": dvc.PARAMS_SECONDS,
@@ -94,27 +94,29 @@ def show_figures(folder: Path, customer: str, stage: str) -> None:
 
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
-def register(poc: Poc, settings: Settings, run: runs.Run) -> effects.Registered:
+def register(workspace: Workspace, settings: Settings, run: runs.Run) -> effects.Registered:
     """The package as a version of the customer's model in MLflow, its verdict with it."""
-    return effects.register(poc, settings, run)
+    return effects.register(workspace, settings, run)
 
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
-def promote(poc: Poc, settings: Settings, registered: effects.Registered) -> effects.Registered:
+def promote(
+    workspace: Workspace, settings: Settings, registered: effects.Registered
+) -> effects.Registered:
     """`champion` with a passing verdict over exactly those bytes; else `candidate`."""
-    return effects.promote(poc, settings, registered)
+    return effects.promote(workspace, settings, registered)
 
 
 @task(cache_policy=NO_CACHE)
 def report(
-    poc: Poc,
+    workspace: Workspace,
     settings: Settings,
     run: runs.Run,
     registered: effects.Registered | None,
     failure: Failure | None,
 ) -> effects.Reported:
     """The page for an engineer and for a finance person, of what was reached."""
-    return effects.report(poc, settings, run, registered, failure)
+    return effects.report(workspace, settings, run, registered, failure)
 
 
 @task(retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
@@ -128,26 +130,26 @@ def poc_flow(customer: str) -> Outcome:
     """Everything from a folder of videos to a judged, registered package and its report."""
     settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
     log = get_run_logger()
-    poc = admission.preflight(settings, customer)
-    with runs.alone(poc.work, customer):
+    workspace = admission.preflight(settings, customer)
+    with runs.alone(workspace.work, customer):
         stale = _resolve_params_and_status(settings, customer)
-        todo = admission.to_do(poc, settings, stale)
+        todo = admission.to_do(workspace, settings, stale)
         if todo is None:
-            last = runs.read(poc.work)
+            last = runs.read(workspace.work)
             assert last is not None
             log.info("nothing changed since run %s: no stage to compute", last.run_id)
-            return effects.unchanged(poc, last)
-        runs.write(poc.work, todo.run)
+            return effects.unchanged(workspace, last)
+        runs.write(workspace.work, todo.run)
         if todo.why:
             log.info("run %s goes on: %s", todo.run.run_id, todo.why)
         try:
-            return _run(poc, settings, todo.run, todo.stale, todo.forced)
+            return _run(workspace, settings, todo.run, todo.stale, todo.forced)
         finally:
             admission.release(settings, todo.run)
 
 
 def _run(
-    poc: Poc, settings: Settings, run: runs.Run, stale: list[str], forced: str = ""
+    workspace: Workspace, settings: Settings, run: runs.Run, stale: list[str], forced: str = ""
 ) -> Outcome:
     """The stages from the first stale one on, of which DVC runs `forced` whatever it knows."""
     log = get_run_logger()
@@ -156,27 +158,27 @@ def _run(
     is_begun = False
     try:
         if stale:
-            log.info("%s", admission.estimate(poc, settings, run, stale))
-            effects.begin_waiting(poc, settings, run)
+            log.info("%s", admission.estimate(workspace, settings, run, stale))
+            effects.begin_waiting(workspace, settings, run)
         is_begun = True
         with _ray_for(settings, stale) as environment:
             for stage in STAGES[STAGES.index(stale[0]) :] if stale else ():
                 reached = stage
                 told = {**environment, "TURBO_VAED_RUN_ID": run.run_id}
-                retries = retries_of(stage, poc.params)
+                retries = retries_of(stage, workspace.params)
                 attempt = run_stage.with_options(name=stage, retries=retries)
-                attempt(settings, poc.customer, stage, told, stage == forced)
+                attempt(settings, workspace.customer, stage, told, stage == forced)
         reached = "register"
-        registered = register(poc, settings, run)
+        registered = register(workspace, settings, run)
         reached = "promote"
-        registered = promote(poc, settings, registered)
+        registered = promote(workspace, settings, registered)
     except Exception as error:
         failed = effects.failure(reached, error, is_begun=is_begun)
-        _report_failure(poc, settings, run, registered, failed, error)
+        _report_failure(workspace, settings, run, registered, failed, error)
         raise
-    written = report(poc, settings, run, registered, None)
-    log.info("dvc push: %s", push(settings, poc.customer))
-    verdict = runs.verdict_sha256(poc.work)
+    written = report(workspace, settings, run, registered, None)
+    log.info("dvc push: %s", push(settings, workspace.customer))
+    verdict = runs.verdict_sha256(workspace.work)
     done = replace(
         run,
         status="done",
@@ -184,12 +186,12 @@ def _run(
         alias=registered.alias,
         measures_again=False,
     )
-    runs.write(poc.work, done)
-    return effects.outcome(poc, run, written.sentence)
+    runs.write(workspace.work, done)
+    return effects.outcome(workspace, run, written.sentence)
 
 
 def _report_failure(
-    poc: Poc,
+    workspace: Workspace,
     settings: Settings,
     run: runs.Run,
     registered: effects.Registered | None,
@@ -199,7 +201,7 @@ def _report_failure(
     """A report of what was reached; that it fails must not hide the error it is about."""
     log = get_run_logger()
     try:
-        written = report(poc, settings, run, registered, failed)
+        written = report(workspace, settings, run, registered, failed)
     except Exception:
         log.exception("run %s failed at %s, and its report could not be written", run, failed.stage)
     else:

@@ -14,7 +14,7 @@ from tests.gate import made_up
 from turbo_vaed import cli
 from turbo_vaed.config import schema as params
 from turbo_vaed.gate import judge
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 
@@ -247,7 +247,7 @@ def test_nothing_to_show_yet(call, verb):
 @pytest.fixture
 def explained(checkout: Path) -> Path:
     """The folder of a customer's run whose package was judged too slow."""
-    work, asked = checkout / "work" / "demo", Poc.load(checkout, "demo").params
+    work, asked = checkout / "work" / "demo", Workspace.load(checkout, "demo").params
     verdict = judge(
         made_up.evidence(latency_seconds=0.5, teacher_latency_seconds=0.2), customer="demo",
         use_case="education", thresholds=asked.thresholds, min_parity_psnr=80.0,

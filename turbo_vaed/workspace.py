@@ -1,4 +1,4 @@
-"""`Poc`: the place of one customer, its params and its paths. A stage gets one and nothing else."""
+"""`Workspace`: the place of one customer, its params and its paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from turbo_vaed.runtime.run_context import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
-class Poc:
+class Workspace:
     """One customer's params and paths; nothing of another customer is reachable from it."""
 
     customer: str
@@ -24,7 +24,7 @@ class Poc:
     tracker: Tracker
 
     @classmethod
-    def load(cls, root: Path, customer: str, tracker: Tracker | None = None) -> Poc:
+    def load(cls, root: Path, customer: str, tracker: Tracker | None = None) -> Workspace:
         """The customer's place in the checkout at `root`.
 
         Raises:

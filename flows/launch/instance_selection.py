@@ -20,7 +20,7 @@ from turbo_vaed.planning.ec2_costs import (
 )
 from turbo_vaed.planning.quote import Quote, quote
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Picked:
 
 
 def pick(
-    poc: Poc,
+    workspace: Workspace,
     settings: Settings,
     todo: ToDo,
     *,
@@ -82,10 +82,10 @@ def pick(
         UserError: no candidate is of that type and market; as `quote`.
         BudgetRefused: no price is known; it does not fit what the run may spend.
     """
-    steps = poc.params.distill.steps if "distill" in todo.stages else 0
-    found = quote(poc, settings, book, run=todo.run.run_id, steps=steps)
+    steps = workspace.params.distill.steps if "distill" in todo.stages else 0
+    found = quote(workspace, settings, book, run=todo.run.run_id, steps=steps)
     with Ledger.open(settings.ledger_url) as ledger:
-        goes_on = bool(steps) and has_begun(poc, todo.run, ledger)
+        goes_on = bool(steps) and has_begun(workspace, todo.run, ledger)
     offers = [
         choice
         for choice in found.choices
@@ -94,10 +94,12 @@ def pick(
         and market in (None, choice.machine.market)
     ]
     if not offers:
-        known = ", ".join(dict.fromkeys(c.instance_type for c in poc.params.prices.candidates))
+        known = ", ".join(
+            dict.fromkeys(c.instance_type for c in workspace.params.prices.candidates)
+        )
         raise UserError(
             f"no EC2 machine of type {instance_type or 'any'} and market {market or 'any'} is in "
-            f"prices.candidates of {poc.customer}, which has {known or 'none'}"
+            f"prices.candidates of {workspace.customer}, which has {known or 'none'}"
         )
     best = offers[0]
     if best.usd is None:
@@ -121,14 +123,14 @@ def pick(
             f"nothing is started: what {name} can come to is not known, for AWS tells no price on "
             "demand of it (pricing:GetProducts)"
         )
-    hours = left / (most + volume_usd_per_hour(poc))
+    hours = left / (most + volume_usd_per_hour(workspace))
     assert best.machine.usd_per_hour is not None
     return Picked(
         choice=best,
         quote=found,
         minutes=int(hours * 60),
-        volume_gib=volume_gib(read_template(poc.root)),
-        held_usd=quantise_usd(beside_usd(poc, best.machine.usd_per_hour, hours)),
+        volume_gib=volume_gib(read_template(workspace.root)),
+        held_usd=quantise_usd(beside_usd(workspace, best.machine.usd_per_hour, hours)),
         goes_on=goes_on,
     )
 

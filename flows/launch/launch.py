@@ -19,7 +19,7 @@ from flows.launch.launch_config import HOME, folder
 from turbo_vaed.errors import Fault
 from turbo_vaed.planning.ec2_costs import ENDS_ITSELF_MINUTES
 from turbo_vaed.planning.estimate import PACE
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 EXIT_CODE = "exit-code"
 
@@ -78,24 +78,24 @@ def end(config: Path) -> None:
     config.unlink(missing_ok=True)
 
 
-def run_there(poc: Poc, config: Path) -> Ran:
+def run_there(workspace: Workspace, config: Path) -> Ran:
     """Run the PoC on the machine and fetch what it made.
 
     Raises:
         Fault: the machine was lost, or cannot be reached any more.
     """
-    place = folder(poc)
+    place = folder(workspace)
     code = f"{HOME}/{EXIT_CODE}"
     command = (
         # The machine ends itself soon after, where nobody is left here to end it.
         f"rm -f {code}; trap 'sudo shutdown -h +{ENDS_ITSELF_MINUTES}' EXIT; trap 'exit 129' HUP; "
         "unset OMP_NUM_THREADS; "  # 1 by Ray's launcher, for every process
-        f"cd {HOME} && turbo-vaed poc {poc.customer}; echo $? > {code}"
+        f"cd {HOME} && turbo-vaed poc {workspace.customer}; echo $? > {code}"
     )
     fetched = place / "fetched"
     shutil.rmtree(fetched, ignore_errors=True)
     fetched.mkdir(parents=True)
-    wanted = (EXIT_CODE, f"work/{poc.customer}/", "dvc.lock")
+    wanted = (EXIT_CODE, f"work/{workspace.customer}/", "dvc.lock")
     is_whole = _ray("exec", str(config), command) == 0 and all(
         _ray("rsync-down", str(config), f"{HOME}/{there}", str(fetched / Path(there).name)) == 0
         for there in wanted
@@ -106,26 +106,26 @@ def run_there(poc: Poc, config: Path) -> Ran:
             "the last checkpoint on the machine that is cheapest then"
         )
     size = sum(path.stat().st_size for path in fetched.rglob("*") if path.is_file())
-    _take_over(poc, fetched)
+    _take_over(workspace, fetched)
     code_there = int((fetched / EXIT_CODE).read_text())
     shutil.rmtree(fetched)
     return Ran(code_there, size)
 
 
-def _take_over(poc: Poc, fetched: Path) -> None:
+def _take_over(workspace: Workspace, fetched: Path) -> None:
     """What the run made takes the place of what was here: of this customer alone, and whole
     folders, for files that are gone there must not stay here. The pace of this machine stays."""
-    for made in (fetched / poc.customer).iterdir():
-        here = poc.work / made.name
+    for made in (fetched / workspace.customer).iterdir():
+        here = workspace.work / made.name
         if made.name in ("ec2", PACE) or made.name.startswith("."):
             continue
         if here.is_dir():
             shutil.rmtree(here)
         os.replace(made, here)
-    lock = poc.root / "dvc.lock"
+    lock = workspace.root / "dvc.lock"
     theirs = yaml.safe_load((fetched / "dvc.lock").read_text())
     whole = yaml.safe_load(lock.read_text()) if lock.is_file() else {**theirs, "stages": {}}
-    own = {k: v for k, v in theirs["stages"].items() if k.endswith(f"@{poc.customer}")}
+    own = {k: v for k, v in theirs["stages"].items() if k.endswith(f"@{workspace.customer}")}
     whole["stages"] = {**whole["stages"], **own}
     lock.write_text(yaml.safe_dump(whole, sort_keys=False))
 

@@ -21,7 +21,7 @@ from turbo_vaed.costs.tags import ec2_tags, resource_tags
 from turbo_vaed.errors import UserError
 from turbo_vaed.planning.ec2_costs import TEMPLATE, node_config, read_template
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 HOME = "~/turbo-vaed"
 """The checkout on the machine."""
@@ -42,7 +42,7 @@ PASSED_ON = (
 
 
 def configuration(
-    poc: Poc, run: runs.Run, picked: Picked, common: dict[str, Any]
+    workspace: Workspace, run: runs.Run, picked: Picked, common: dict[str, Any]
 ) -> dict[str, Any]:
     """What Ray's launcher is told: what is common to all machines, with this one's type, tags and
     files.
@@ -52,7 +52,7 @@ def configuration(
     """
     config: dict[str, Any] = copy.deepcopy(common)
     machine = picked.choice.machine
-    tags = ec2_tags(resource_tags(run=run.run_id, customer=poc.customer, stage="poc"))
+    tags = ec2_tags(resource_tags(run=run.run_id, customer=workspace.customer, stage="poc"))
     kinds = ["instance", "volume"]
     node = node_config(config)
     try:
@@ -70,74 +70,79 @@ def configuration(
     node["TagSpecifications"] = [{"ResourceType": kind, "Tags": tags} for kind in kinds]
     # At boot, so that it holds whatever fails after it, here or there.
     node["UserData"] = f"#!/bin/sh\nshutdown -h +{picked.minutes}\n"
-    config["file_mounts"] = _mounts(poc, setup)
+    config["file_mounts"] = _mounts(workspace, setup)
     setup.append(f"grep -q {HOME}.env ~/.bashrc || echo '. {HOME}.env' >> ~/.bashrc")
     return config
 
 
-def _mounts(poc: Poc, setup: list[str]) -> dict[str, str]:
+def _mounts(workspace: Workspace, setup: list[str]) -> dict[str, str]:
     """Place on the machine: file or folder here. The checkout as git sees it, what was made for
     the customer, its teacher, and its videos; `setup` gets a link to those that lie elsewhere."""
-    mounts = {HOME: str(folder(poc) / CHECKOUT)}
-    if (poc.root / ".git").is_dir():
-        mounts[f"{HOME}/.git"] = str(poc.root / ".git")
-    for made in sorted(poc.work.iterdir()):
+    mounts = {HOME: str(folder(workspace) / CHECKOUT)}
+    if (workspace.root / ".git").is_dir():
+        mounts[f"{HOME}/.git"] = str(workspace.root / ".git")
+    for made in sorted(workspace.work.iterdir()):
         if made.name != "ec2" and not made.name.startswith("."):
-            mounts[f"{HOME}/work/{poc.customer}/{made.name}"] = str(made)
-    mounts[f"{HOME}.env"] = str(folder(poc) / ENVIRONMENT)
-    teacher = poc.teacher_weights()
-    mounts[f"{HOME}/{teacher.relative_to(poc.root.resolve())}"] = str(teacher)
-    if poc.source.is_relative_to(poc.root.resolve()):
-        mounts[f"{HOME}/{poc.source.relative_to(poc.root.resolve())}"] = str(poc.source)
+            mounts[f"{HOME}/work/{workspace.customer}/{made.name}"] = str(made)
+    mounts[f"{HOME}.env"] = str(folder(workspace) / ENVIRONMENT)
+    teacher = workspace.teacher_weights()
+    mounts[f"{HOME}/{teacher.relative_to(workspace.root.resolve())}"] = str(teacher)
+    if workspace.source.is_relative_to(workspace.root.resolve()):
+        mounts[f"{HOME}/{workspace.source.relative_to(workspace.root.resolve())}"] = str(
+            workspace.source
+        )
         return mounts
-    there = f"~/sources/{poc.customer}"
-    mounts[there] = str(poc.source)
-    setup.insert(0, f"sudo mkdir -p {shlex.quote(str(poc.source.parent))}")
-    setup.insert(1, f"sudo ln -sfn {there} {shlex.quote(str(poc.source))}")
+    there = f"~/sources/{workspace.customer}"
+    mounts[there] = str(workspace.source)
+    setup.insert(0, f"sudo mkdir -p {shlex.quote(str(workspace.source.parent))}")
+    setup.insert(1, f"sudo ln -sfn {there} {shlex.quote(str(workspace.source))}")
     return mounts
 
 
-def _copy_checkout(poc: Poc) -> None:
+def _copy_checkout(workspace: Workspace) -> None:
     """What git tracks, or would: nothing that it ignores, so no cache, no secret, no other
     customer's files. With dvc.lock, for what is in it is not made again."""
-    target = folder(poc) / CHECKOUT
+    target = folder(workspace) / CHECKOUT
     shutil.rmtree(target, ignore_errors=True)
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=poc.root,
+        cwd=workspace.root,
         capture_output=True,
         text=True,
         check=True,
     )
     for name in {*listed.stdout.split("\0"), "dvc.lock"} - {""}:
-        source, copied = poc.root / name, target / name
+        source, copied = workspace.root / name, target / name
         if source.is_file():
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copied)
 
 
-def folder(poc: Poc) -> Path:
+def folder(workspace: Workspace) -> Path:
     """Where what is told to Ray's launcher is kept, and what it was told of."""
-    return poc.work / "ec2"
+    return workspace.work / "ec2"
 
 
-def prepare(poc: Poc, settings: Settings, picked: Picked, run: runs.Run, *, name: str) -> Path:
+def prepare(
+    workspace: Workspace, settings: Settings, picked: Picked, run: runs.Run, *, name: str
+) -> Path:
     """Write everything that Ray's launcher reads; returns its configuration, `name`.
 
     Raises:
         UserError: the ledger, MLflow or checkpoints would be lost with the machine; a machine of
             this customer may be up.
     """
-    place = folder(poc)
+    place = folder(workspace)
     if (place / MACHINE).exists():
         raise UserError(
-            f"a machine that was started for {poc.customer} may be up: {place / MACHINE}; end it "
-            f"first: turbo-vaed ec2 down {poc.customer}"
+            f"a machine that was started for {workspace.customer} may be up: {place / MACHINE}; "
+            "end it "
+            f"first: turbo-vaed ec2 down {workspace.customer}"
         )
     _check_places(settings)
     common = read_template(settings.root)
     place.mkdir(parents=True, exist_ok=True)
-    _copy_checkout(poc)
+    _copy_checkout(workspace)
     told = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     told |= {"RAY_ADDRESS": "auto", "TURBO_VAED_HELD_USD": plain(picked.held_usd)}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
@@ -149,10 +154,10 @@ def prepare(poc: Poc, settings: Settings, picked: Picked, run: runs.Run, *, name
     secret = place / ENVIRONMENT
     secret.touch(mode=0o600)
     secret.write_text("\n".join(lines) + "\n")
-    config = configuration(poc, run, picked, common)
+    config = configuration(workspace, run, picked, common)
     written = place / name
     written.write_text(yaml.safe_dump(config, sort_keys=False))
-    document = {"picked": picked.sentence, **picked.quote.document(poc.params.budget.run_usd)}
+    document = {"picked": picked.sentence, **picked.quote.document(workspace.params.budget.run_usd)}
     (place / "choice.json").write_text(json.dumps(document, indent=1) + "\n")
     return written
 

@@ -21,7 +21,7 @@ from turbo_vaed.costs.storage import storage_charge
 from turbo_vaed.costs.transfer import transfer_charge
 from turbo_vaed.errors import UserError
 from turbo_vaed.planning.ec2_costs import ENDS_ITSELF_MINUTES, VOLUME
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 STAGE = "machine"
 """What the ledger has of a machine beside its stages."""
@@ -46,35 +46,36 @@ class Started:
     volume_usd_per_gb_month: Decimal
 
 
-def record(poc: Poc) -> Path:
+def record(workspace: Workspace) -> Path:
     """Where the machine that was started last is kept."""
-    return folder(poc) / "started.json"
+    return folder(workspace) / "started.json"
 
 
-def note(poc: Poc, run: runs.Run, picked: Picked, *, began: datetime) -> Started:
+def note(workspace: Workspace, run: runs.Run, picked: Picked, *, began: datetime) -> Started:
     """Keep what is about to be started.
 
     Raises:
         UserError: the one before is not charged yet.
     """
-    path = record(poc)
+    path = record(workspace)
     if path.exists():
         raise UserError(
-            f"the last machine of {poc.customer} is not charged yet: {path}; turbo-vaed ec2 down "
-            f"{poc.customer} charges it"
+            f"the last machine of {workspace.customer} is not charged yet: {path}; turbo-vaed "
+            "ec2 down "
+            f"{workspace.customer} charges it"
         )
     machine = picked.choice.machine
     assert machine.usd_per_hour is not None and machine.market != "local"
     started = Started(
         run=run.run_id,
-        customer=poc.customer,
+        customer=workspace.customer,
         instance_type=machine.instance_type,
         market=machine.market,
         usd_per_hour=machine.usd_per_hour,
         began=began,
         minutes=picked.minutes,
         volume_gib=picked.volume_gib,
-        volume_usd_per_gb_month=poc.params.prices.volume_usd_per_gb_month,
+        volume_usd_per_gb_month=workspace.params.prices.volume_usd_per_gb_month,
     )
     kept = asdict(started) | {
         "usd_per_hour": plain(started.usd_per_hour),
@@ -88,7 +89,7 @@ def note(poc: Poc, run: runs.Run, picked: Picked, *, began: datetime) -> Started
     return started
 
 
-def settle(ledger: Ledger, poc: Poc, *, ended: datetime) -> tuple[Charge, ...]:
+def settle(ledger: Ledger, workspace: Workspace, *, ended: datetime) -> tuple[Charge, ...]:
     """Charge what the machine that was started last was up beside its stages, once it has ended,
     and its volume; nothing where no machine is left to be charged.
 
@@ -99,7 +100,7 @@ def settle(ledger: Ledger, poc: Poc, *, ended: datetime) -> tuple[Charge, ...]:
     Raises:
         Unreachable: the ledger does not take it; `turbo-vaed ec2 down` does it again.
     """
-    path = record(poc)
+    path = record(workspace)
     if not path.is_file():
         return ()
     kept = json.loads(path.read_text())
@@ -152,18 +153,24 @@ def _beside_stages(ledger: Ledger, started: Started, ended: datetime) -> Iterato
 
 
 def fetched(
-    ledger: Ledger, poc: Poc, run: runs.Run, size_bytes: int, *, at: datetime, due_folder: Path
+    ledger: Ledger,
+    workspace: Workspace,
+    run: runs.Run,
+    size_bytes: int,
+    *,
+    at: datetime,
+    due_folder: Path,
 ) -> Charge:
     """Charge what was fetched out of AWS when the run had ended."""
     charge = transfer_charge(
         run=run.run_id,
-        customer=poc.customer,
+        customer=workspace.customer,
         stage=STAGE,
         what=RESULTS,
         size_bytes=size_bytes,
         began=at,
         ended=at,
-        usd_per_gb=poc.params.prices.transfer_out_usd_per_gb,
+        usd_per_gb=workspace.params.prices.transfer_out_usd_per_gb,
     )
     due.add(ledger, charge, due_folder)
     return charge

@@ -22,7 +22,7 @@ from turbo_vaed.costs.transfer import transfer_charge
 from turbo_vaed.errors import UserError
 from turbo_vaed.metering.storage_charges import book_storage
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -57,12 +57,14 @@ def test_any_size_and_time_is_a_charge_to_the_last_digit(
 
 def test_what_a_run_kept_is_charged_once_and_only_for_its_own_time(tmp_path: Path) -> None:
     shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
-    poc = Poc.load(tmp_path, "demo")
-    prices = dataclasses.replace(poc.params.prices, storage_usd_per_gb_month=Decimal(720))
-    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, prices=prices))
+    workspace = Workspace.load(tmp_path, "demo")
+    prices = dataclasses.replace(workspace.params.prices, storage_usd_per_gb_month=Decimal(720))
+    workspace = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, prices=prices)
+    )
     files = (("clip", "a", -5), ("targets", "a", 1), ("targets", "b", 2), ("report", "a", 0))
     for folder, name, hours in files:
-        path = poc.work / folder / name
+        path = workspace.work / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(10**6))
         written = (NOON + timedelta(hours=hours)).timestamp()
@@ -70,7 +72,7 @@ def test_what_a_run_kept_is_charged_once_and_only_for_its_own_time(tmp_path: Pat
     ended = NOON + timedelta(hours=3)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         settings = Settings.from_environment(tmp_path)
-        book = partial(book_storage, poc, ledger, settings, run="demo-1", began=NOON)
+        book = partial(book_storage, workspace, ledger, settings, run="demo-1", began=NOON)
         assert book(ended=ended) == Decimal("0.006"), "a dollar per GB and hour: 3 hours, 2 and 1"
         assert book(ended=ended) == 0
         assert book(ended=ended + timedelta(hours=1)) == Decimal("0.003"), "a second try"
@@ -88,28 +90,30 @@ def test_checkpoints_in_a_bucket_are_charged_and_what_was_fetched_from_there(
 ) -> None:
     """A GB for two hours at a dollar an hour; it was read by two workers. Nothing comes twice."""
     shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
-    poc = Poc.load(tmp_path, "demo")
+    workspace = Workspace.load(tmp_path, "demo")
     prices = dataclasses.replace(
-        poc.params.prices,
+        workspace.params.prices,
         storage_usd_per_gb_month=Decimal(0),
         bucket_usd_per_gb_month=Decimal(720),
         transfer_out_usd_per_gb=Decimal("0.09"),
     )
-    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, prices=prices))
+    workspace = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, prices=prices)
+    )
     hour, start = NOON.timestamp() + 3600, {"event": "start", "world": 2, "checkpoint": None}
     events: list[dict[str, Any]] = [
         {**start, "at": NOON.timestamp()},
         {"event": "checkpoint", "at": hour, "step": 1, "name": "1.pt", "bytes": 10**9},
         {**start, "at": hour + 1800, "checkpoint": "1.pt"},
     ]
-    poc.progress_file.parent.mkdir(parents=True)
-    poc.progress_file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    workspace.progress_file.parent.mkdir(parents=True)
+    workspace.progress_file.write_text("".join(json.dumps(event) + "\n" for event in events))
     settings = Settings.from_environment(tmp_path)
     in_s3 = dataclasses.replace(settings, checkpoints_url="s3://bucket/of-checkpoints")
     on_ec2 = dataclasses.replace(in_s3, machine={"turbo-vaed.io/instance-type": "g6.xlarge"})
     ended = NOON + timedelta(hours=3)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        book = partial(book_storage, poc, ledger, began=NOON)
+        book = partial(book_storage, workspace, ledger, began=NOON)
         assert book(settings, run="demo-1", ended=ended) == 0, "a folder costs nothing here"
         assert [c.resource for c in ledger.charges(run="demo-1")] == ["disk (checkpoints)"]
         assert book(on_ec2, run="demo-2", ended=ended) == 2, "within AWS nothing is fetched out"
@@ -120,7 +124,7 @@ def test_checkpoints_in_a_bucket_are_charged_and_what_was_fetched_from_there(
         assert ("transfer (checkpoints)", "GB", 2) in names
         assert [name for name, _, _ in names].count("bucket (checkpoints)") == 2
         late = book_storage(
-            poc, ledger, in_s3, run="demo-4", began=ended, ended=ended + timedelta(hours=1)
+            workspace, ledger, in_s3, run="demo-4", began=ended, ended=ended + timedelta(hours=1)
         )
         assert late == 1, "an earlier run's, from this one's beginning; fetched before it"
 

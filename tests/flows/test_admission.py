@@ -19,7 +19,7 @@ from turbo_vaed.costs import Ledger
 from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.planning.estimate import ESTIMATE, pace_key
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 PHONE = parse_profile(
@@ -41,20 +41,22 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @pytest.fixture
-def poc(settings: Settings) -> Poc:
+def workspace(settings: Settings) -> Workspace:
     """36 s a step, a thousand steps: 0.80 USD; and a gate that took 15 s in a run before."""
-    poc = changed(Poc.load(settings.root, "demo"), steps=1000)
+    workspace = changed(Workspace.load(settings.root, "demo"), steps=1000)
     rows = [{"step": i + 1, "at": 36.0 * i} for i in range(101)]
-    history = {"steps": rows, "pace_key": pace_key(poc.params.distill, settings)}
-    poc.folder("distill").mkdir(parents=True)
-    (poc.folder("distill") / "history.json").write_text(json.dumps(history))
+    history = {"steps": rows, "pace_key": pace_key(workspace.params.distill, settings)}
+    workspace.folder("distill").mkdir(parents=True)
+    (workspace.folder("distill") / "history.json").write_text(json.dumps(history))
     spend(settings, "demo-1", stage="gate")
-    return poc
+    return workspace
 
 
-def changed(poc: Poc, *, run_usd: str | None = None, device: Any = None, **distill: Any) -> Poc:
+def changed(
+    workspace: Workspace, *, run_usd: str | None = None, device: Any = None, **distill: Any
+) -> Workspace:
     """With other params."""
-    params = poc.params
+    params = workspace.params
     budget = dataclasses.replace(params.budget, run_usd=Decimal(run_usd or params.budget.run_usd))
     params = dataclasses.replace(
         params,
@@ -62,7 +64,7 @@ def changed(poc: Poc, *, run_usd: str | None = None, device: Any = None, **disti
         device=device or params.device,
         distill=dataclasses.replace(params.distill, **distill),
     )
-    return dataclasses.replace(poc, params=params)
+    return dataclasses.replace(workspace, params=params)
 
 
 def spend(settings: Settings, run: str, **changes: Any) -> None:
@@ -72,118 +74,126 @@ def spend(settings: Settings, run: str, **changes: Any) -> None:
 
 @pytest.mark.parametrize("stale", [["gate"], ["export"], ["evaluate", "gate"]])
 def test_a_gate_alone_on_a_phone_that_is_paid_for_has_to_fit(
-    poc: Poc, settings: Settings, stale: list[str]
+    workspace: Workspace, settings: Settings, stale: list[str]
 ) -> None:
     """A stage before the gate is followed by it, though nothing of its own has changed yet."""
     run = runs.fresh("demo")
-    poor = changed(poc, run_usd="5", device=PHONE)
+    poor = changed(workspace, run_usd="5", device=PHONE)
     with pytest.raises(BudgetRefused, match=r"\$10\.20 at most of a-phone, and \$5\.00") as told:
         admission.estimate(poor, settings, run, stale)
     assert "another gate.device" in str(told.value) and "export.targets than 2" in str(told.value)
-    rich = changed(poc, run_usd="11", device=PHONE)
+    rich = changed(workspace, run_usd="11", device=PHONE)
     said = admission.estimate(rich, settings, run, stale)
     assert said.startswith("estimated at $10.2") and "$11.00 are left" in said
-    here = admission.estimate(changed(poc, run_usd="5"), settings, run, stale)
+    here = admission.estimate(changed(workspace, run_usd="5"), settings, run, stale)
     assert here.startswith("estimated at $0.0")
 
 
 def test_a_gate_that_could_not_tell_pays_for_its_phone_again_out_of_what_is_left(
-    poc: Poc, settings: Settings
+    workspace: Workspace, settings: Settings
 ) -> None:
-    run, poc = runs.fresh("demo"), changed(poc, run_usd="15", device=PHONE)
-    admission.estimate(poc, settings, run, ["gate"])
+    run, workspace = runs.fresh("demo"), changed(workspace, run_usd="15", device=PHONE)
+    admission.estimate(workspace, settings, run, ["gate"])
     minutes = {"unit": "device-minute", "quantity": Decimal(60), "market": "on-demand"}
     spend(settings, run.run_id, stage="gate", unit_price_usd=Decimal("0.17"), **minutes)
     with pytest.raises(BudgetRefused, match=r"and \$4\.80 may be spent"):
-        admission.estimate(poc, settings, run, ["gate"])
+        admission.estimate(workspace, settings, run, ["gate"])
     spend(settings, run.run_id, stage="gate", unit_price_usd=Decimal("0.09"), **minutes)
     with pytest.raises(BudgetRefused, match=r"this run has spent \$15\.60"):
-        admission.estimate(poc, settings, run, ["gate"])
+        admission.estimate(workspace, settings, run, ["gate"])
 
 
 def test_of_two_runs_beside_each_other_the_second_is_left_what_the_first_does_not_keep_back(
-    poc: Poc, settings: Settings
+    workspace: Workspace, settings: Settings
 ) -> None:
     """Both of 10.20 USD for a phone, of a month that holds one of them."""
-    poc = changed(poc, device=PHONE)
-    budget = dataclasses.replace(poc.params.budget, total_month_usd=Decimal(20))
-    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
+    workspace = changed(workspace, device=PHONE)
+    budget = dataclasses.replace(workspace.params.budget, total_month_usd=Decimal(20))
+    workspace = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, budget=budget)
+    )
     first, second = runs.fresh("demo"), runs.Run(run_id="acme-1", started="", status="open")
-    assert "estimated at $10.2" in admission.estimate(poc, settings, first, ["gate"])
+    assert "estimated at $10.2" in admission.estimate(workspace, settings, first, ["gate"])
     with pytest.raises(
         BudgetRefused, match=r"may be spent of .*total_month.*demo-\S+ keep back \$10"
     ):
-        admission.estimate(poc, settings, second, ["gate"])
+        admission.estimate(workspace, settings, second, ["gate"])
     admission.release(settings, second)
-    assert "estimated at $10.2" in admission.estimate(poc, settings, first, ["gate"]), "it goes on"
+    assert "estimated at $10.2" in admission.estimate(workspace, settings, first, ["gate"]), (
+        "it goes on"
+    )
     there = dataclasses.replace(settings, held_usd=Decimal(1))
     admission.release(there, first)  # its machine still costs something: who started it does this
     with pytest.raises(BudgetRefused, match="keep back"):
-        admission.estimate(poc, settings, second, ["gate"])
+        admission.estimate(workspace, settings, second, ["gate"])
     admission.release(settings, second)
     admission.release(settings, first)
-    assert "estimated at $10.2" in admission.estimate(poc, settings, second, ["gate"])
+    assert "estimated at $10.2" in admission.estimate(workspace, settings, second, ["gate"])
 
 
 def test_a_run_that_may_cost_more_than_is_left_keeps_all_of_that_back(
-    poc: Poc, settings: Settings
+    workspace: Workspace, settings: Settings
 ) -> None:
     """Admitted by the cheap end of its estimate: what is left is no other's any more."""
     spend(settings, "demo-2", stage="gate", quantity=Decimal(900))  # a quarter of an hour
     run, cents = runs.fresh("demo"), Decimal("0.042")
-    budget = dataclasses.replace(poc.params.budget, total_month_usd=cents)
-    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
-    assert "estimated at $0.02" in admission.estimate(poc, settings, run, ["gate"])
+    budget = dataclasses.replace(workspace.params.budget, total_month_usd=cents)
+    workspace = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, budget=budget)
+    )
+    assert "estimated at $0.02" in admission.estimate(workspace, settings, run, ["gate"])
     with Ledger.open(settings.ledger_url) as ledger:
         (held,) = ledger.holds(at=datetime.now(UTC))
         spent = ledger.spent(customer=None, since=datetime(2026, 11, 1, tzinfo=UTC),
                              until=datetime.now(UTC))[0]  # fmt: skip
     assert held.usd == cents - spent
     with pytest.raises(BudgetRefused, match="keep back"):
-        admission.estimate(poc, settings, runs.fresh("acme"), ["gate"])
+        admission.estimate(workspace, settings, runs.fresh("acme"), ["gate"])
 
 
 @pytest.mark.parametrize("steps", [1000, 10**7])
 def test_a_run_that_is_only_asked_about_leaves_nothing_behind(
-    poc: Poc, settings: Settings, monkeypatch: pytest.MonkeyPatch, steps: int
+    workspace: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """Whether it would be refused or not."""
-    monkeypatch.setattr(admission, "preflight", lambda *_: changed(poc, steps=steps))
+    monkeypatch.setattr(admission, "preflight", lambda *_: changed(workspace, steps=steps))
     monkeypatch.setattr(admission.dvc, "stale_after_params", lambda *_: ["distill"])
-    (poc.work / ".lock").touch()  # of nobody
-    before = sorted(poc.work.rglob("*"))
+    (workspace.work / ".lock").touch()  # of nobody
+    before = sorted(workspace.work.rglob("*"))
     if steps == 1000:
         said = admission.preview(settings, "demo")
         assert said.startswith("Of demo distill, evaluate, export, gate would be run; estimated at")
     else:
         with pytest.raises(BudgetRefused, match=r"cannot fit.*with a budget\.run_usd of"):
             admission.preview(settings, "demo")
-    assert sorted(poc.work.rglob("*")) == before
+    assert sorted(workspace.work.rglob("*")) == before
     with Ledger.open(settings.ledger_url) as ledger:
         assert ledger.holds(at=datetime.now(UTC)) == ()
     done = runs.Run(run_id="demo-9", started=datetime.now(UTC).isoformat(), status="done")
     monkeypatch.setattr(admission, "to_do", lambda *_: None)
-    runs.write(poc.work, done)
+    runs.write(workspace.work, done)
     assert admission.preview(settings, "demo").startswith("Nothing changed")
 
 
 def test_a_month_that_is_too_small_is_named_with_what_it_would_have_to_be(
-    poc: Poc, settings: Settings
+    workspace: Workspace, settings: Settings
 ) -> None:
-    budget = dataclasses.replace(poc.params.budget, customer_month_usd=Decimal("0.1"))
-    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
+    budget = dataclasses.replace(workspace.params.budget, customer_month_usd=Decimal("0.1"))
+    workspace = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, budget=budget)
+    )
     said = (
         r"estimated at \$0\.80 .* may be spent of .* left of budget\.customer_month_usd of \$0\.10 "
         r".*with a budget\.customer_month_usd that is larger by \$0\.8"
     )
     with pytest.raises(BudgetRefused, match=said):
-        admission.estimate(poc, settings, runs.fresh("demo"), ["distill"])
+        admission.estimate(workspace, settings, runs.fresh("demo"), ["distill"])
 
 
-def begin(poc: Poc, settings: Settings) -> runs.Run:
+def begin(workspace: Workspace, settings: Settings) -> runs.Run:
     """A run of 1 USD that was killed while it distilled, with 0.60 USD spent."""
     run = runs.fresh("demo")
-    assert "estimated at $0.80" in admission.estimate(poc, settings, run, ["distill"])
+    assert "estimated at $0.80" in admission.estimate(workspace, settings, run, ["distill"])
     train(settings, run)
     return run
 
@@ -198,65 +208,71 @@ def train(settings: Settings, run: runs.Run) -> None:
 
 
 def test_training_that_was_begun_goes_on_without_another_estimate(
-    poc: Poc, settings: Settings
+    workspace: Workspace, settings: Settings
 ) -> None:
-    poc = changed(poc, run_usd="1")
-    run = begin(poc, settings)
-    before = (poc.work / ESTIMATE).read_bytes()
-    assert admission.estimate(poc, settings, run, ["distill"]).startswith(
+    workspace = changed(workspace, run_usd="1")
+    run = begin(workspace, settings)
+    before = (workspace.work / ESTIMATE).read_bytes()
+    assert admission.estimate(workspace, settings, run, ["distill"]).startswith(
         f"run {run.run_id} goes on"
     )
-    fewer = changed(poc, keep_checkpoints=1)  # no other student
+    fewer = changed(workspace, keep_checkpoints=1)  # no other student
     assert admission.estimate(fewer, settings, run, ["distill", "gate"]).endswith("saved")
-    assert (poc.work / ESTIMATE).read_bytes() == before
+    assert (workspace.work / ESTIMATE).read_bytes() == before
     other = runs.fresh("demo")
-    assert "estimated at" in admission.estimate(poc, settings, other, ["distill"])
+    assert "estimated at" in admission.estimate(workspace, settings, other, ["distill"])
 
 
 def test_other_steps_are_another_student_and_have_to_fit_what_is_left(
-    poc: Poc, settings: Settings
+    workspace: Workspace, settings: Settings
 ) -> None:
-    poc = changed(poc, run_usd="1")
-    run = begin(poc, settings)
+    workspace = changed(workspace, run_usd="1")
+    run = begin(workspace, settings)
     with pytest.raises(BudgetRefused, match=r"it would with distill\.steps of [1-4]\d\d, or"):
-        admission.estimate(changed(poc, steps=1100), settings, run, ["distill"])
-    assert admission.estimate(poc, settings, run, ["distill"]).endswith("saved"), "as it was begun"
-    few = admission.estimate(changed(poc, steps=100), settings, run, ["distill"])
+        admission.estimate(changed(workspace, steps=1100), settings, run, ["distill"])
+    assert admission.estimate(workspace, settings, run, ["distill"]).endswith("saved"), (
+        "as it was begun"
+    )
+    few = admission.estimate(changed(workspace, steps=100), settings, run, ["distill"])
     assert few.startswith("estimated at $0.0") and "$0.40 are left" in few
-    kept_by_few = (poc.work / ESTIMATE).read_text()
-    assert "goes on" in admission.estimate(poc, settings, run, ["distill"]), "this one was charged"
-    again = admission.estimate(changed(poc, steps=100), settings, run, ["distill"])
+    kept_by_few = (workspace.work / ESTIMATE).read_text()
+    assert "goes on" in admission.estimate(workspace, settings, run, ["distill"]), (
+        "this one was charged"
+    )
+    again = admission.estimate(changed(workspace, steps=100), settings, run, ["distill"])
     assert again == few, "and this one was not"
-    (poc.work / ESTIMATE).write_text(kept_by_few)
-    kept = json.loads((poc.work / ESTIMATE).read_text())
+    (workspace.work / ESTIMATE).write_text(kept_by_few)
+    kept = json.loads((workspace.work / ESTIMATE).read_text())
     assert Decimal(kept["likely_usd"]) > Decimal("0.68"), "of the whole run"
 
 
-def test_a_student_that_was_never_distilled_has_not_begun(poc: Poc, settings: Settings) -> None:
+def test_a_student_that_was_never_distilled_has_not_begun(
+    workspace: Workspace, settings: Settings
+) -> None:
     """It was allowed, and failed before; then another one was distilled in the same run."""
-    poc, run = changed(poc, run_usd="1"), runs.fresh("demo")
-    fewer = changed(poc, steps=900)
-    assert "estimated at" in admission.estimate(poc, settings, run, ["distill"])
+    workspace, run = changed(workspace, run_usd="1"), runs.fresh("demo")
+    fewer = changed(workspace, steps=900)
+    assert "estimated at" in admission.estimate(workspace, settings, run, ["distill"])
     assert "estimated at" in admission.estimate(fewer, settings, run, ["distill"])
     train(settings, run)
     with pytest.raises(BudgetRefused, match="cannot fit its budget"):
-        admission.estimate(poc, settings, run, ["distill"])
+        admission.estimate(workspace, settings, run, ["distill"])
     assert admission.estimate(fewer, settings, run, ["distill"]).endswith("saved")
 
 
-def test_training_begins_anew_where_its_clips_do(poc: Poc, settings: Settings) -> None:
+def test_training_begins_anew_where_its_clips_do(workspace: Workspace, settings: Settings) -> None:
     """Those that are made again of the same videos are the same ones."""
-    poc = changed(poc, run_usd="1")
-    run = begin(poc, settings)
-    assert "goes on" in admission.estimate(poc, settings, run, ["clip"])
-    clip = dataclasses.replace(poc.params.clip, seed=9)
-    others = dataclasses.replace(poc, params=dataclasses.replace(poc.params, clip=clip))
+    workspace = changed(workspace, run_usd="1")
+    run = begin(workspace, settings)
+    assert "goes on" in admission.estimate(workspace, settings, run, ["clip"])
+    clip = dataclasses.replace(workspace.params.clip, seed=9)
+    others = dataclasses.replace(workspace, params=dataclasses.replace(workspace.params, clip=clip))
     with pytest.raises(BudgetRefused, match="cannot fit its budget"):
         admission.estimate(others, settings, run, ["clip"])
 
 
 def test_what_training_left_for_the_last_stages_is_enough_for_the_rest_of_them(
-    poc: Poc, settings: Settings
+    workspace: Workspace, settings: Settings
 ) -> None:
     """A first run, whose evaluation is done and whose export failed: of the 300 seconds that were
     kept back 200 are left, and nobody knows yet that the rest needs more."""
@@ -264,7 +280,7 @@ def test_what_training_left_for_the_last_stages_is_enough_for_the_rest_of_them(
         ledger.add(charge(run="demo-0", customer="other", stage="gate"))
     run = runs.fresh("demo")
     left = Decimal("0.08") * 200 / 3600
-    poor = changed(poc, run_usd=str(left))
+    poor = changed(workspace, run_usd=str(left))
     said = admission.estimate(poor, settings, run, ["export"])
     assert said.startswith("estimated at $0.0066"), "likely all of it"
 
@@ -280,7 +296,7 @@ def test_what_training_left_for_the_last_stages_is_enough_for_the_rest_of_them(
     ],
 )
 def test_training_that_a_months_limit_stopped_goes_on_where_that_leaves_more(
-    poc: Poc,
+    workspace: Workspace,
     settings: Settings,
     stopped: str,
     had: str | None,
@@ -290,7 +306,7 @@ def test_training_that_a_months_limit_stopped_goes_on_where_that_leaves_more(
     goes_on: bool,
 ) -> None:
     """Forty days after the run has spent `spent` of the `had` that its month had left."""
-    path, usd = poc.folder("distill") / "history.json", Decimal(spent)
+    path, usd = workspace.folder("distill") / "history.json", Decimal(spent)
     told = {"stopped": stopped, "limited_to_usd": had}
     path.write_text(json.dumps(json.loads(path.read_text()) | told))
     began = datetime.now(UTC) - timedelta(days=40)
@@ -299,11 +315,13 @@ def test_training_that_a_months_limit_stopped_goes_on_where_that_leaves_more(
         quantity=Decimal(1), unit_price_usd=usd,
     )  # fmt: skip
     last = runs.Run(run_id="demo-7", started=began.isoformat(), status="done")
-    runs.write(poc.work, last)
+    runs.write(workspace.work, last)
     budget = dataclasses.replace(
-        poc.params.budget, run_usd=Decimal(run_usd), customer_month_usd=Decimal(limit)
+        workspace.params.budget, run_usd=Decimal(run_usd), customer_month_usd=Decimal(limit)
     )
-    limited = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
+    limited = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, budget=budget)
+    )
     found = admission.run_with_more_room(limited, settings)
     assert found == (dataclasses.replace(last, status="open") if goes_on else None)
     todo = admission.to_do(limited, settings, [])  # for a flow and for a machine of EC2
@@ -311,5 +329,5 @@ def test_training_that_a_months_limit_stopped_goes_on_where_that_leaves_more(
     assert not goes_on or (todo and todo.run == found and todo.stages[0] == "distill")
     other = admission.to_do(limited, settings, ["clip"])
     assert other and other.run.run_id != last.run_id, "other clips are another run"
-    runs.write(poc.work, dataclasses.replace(last, run_id="demo-8"))
+    runs.write(workspace.work, dataclasses.replace(last, run_id="demo-8"))
     assert admission.run_with_more_room(limited, settings) is None, "another run trained it"

@@ -68,7 +68,7 @@ def test_what_measuring_again_may_decide(work, open_, distrust, why):
 
 @pytest.mark.parametrize(("result", "again"), [("cannot tell", True), ("passes", False)])
 def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, result, again):
-    poc = judged(work, TELLS_NOT if again else {}, BUSY if again else "")
+    workspace = judged(work, TELLS_NOT if again else {}, BUSY if again else "")
     done = runs.write(work, runs.fresh("demo"))
     verdict = runs.verdict_sha256(work)
     runs.write(work, runs.Run(run_id=done.run_id, started=done.started, status="done",
@@ -77,7 +77,7 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     monkeypatch.setattr(admission, "release", lambda _, run: released.append(run))
     monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger("test"))
     monkeypatch.setattr(flow.Settings, "from_environment", lambda: None)
-    monkeypatch.setattr(admission, "preflight", lambda *_: poc)
+    monkeypatch.setattr(admission, "preflight", lambda *_: workspace)
     monkeypatch.setattr(effects, "unchanged", lambda *_: "unchanged")
     monkeypatch.setattr(flow, "_resolve_params_and_status", lambda *_: [])
     monkeypatch.setattr(admission, "run_with_more_room", lambda *_: None)
@@ -113,12 +113,12 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
 )
 def test_which_run_goes_on_is_decided_in_one_place(work, result, stale, found):
     """For the flow and for a machine of EC2 alike: one that has nothing to do is not started."""
-    poc = judged(work, TELLS_NOT if result == "cannot tell" else {}, BUSY)
+    workspace = judged(work, TELLS_NOT if result == "cannot tell" else {}, BUSY)
     last = runs.write(work, runs.fresh("demo"))
-    assert admission.run_to_do(poc, stale) == last, "one that is open goes on"
+    assert admission.run_to_do(workspace, stale) == last, "one that is open goes on"
     verdict = runs.verdict_sha256(work)
     runs.write(work, replace(last, status="done", verdict_sha256=verdict))
-    run = admission.run_to_do(poc, stale)
+    run = admission.run_to_do(workspace, stale)
     if found is None:
         assert run is None
     else:

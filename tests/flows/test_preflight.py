@@ -14,7 +14,7 @@ from flows.poc import retries_of
 from turbo_vaed.config.devices import parse_profile
 from turbo_vaed.errors import UserError
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def test_it_is_refused_first(
 
 
 def test_a_gate_on_a_device_that_is_paid_for_each_time_is_not_tried_again() -> None:
-    params = Poc.load(ROOT, "demo").params
+    params = Workspace.load(ROOT, "demo").params
     assert [retries_of(stage, params) for stage in ("clip", "distill", "gate")] == [0, 1, 1]
     paid = {
         "name": "farm", "kind": "device-farm", "runner": "runner",

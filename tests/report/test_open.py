@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from turbo_vaed import cli
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,20 +26,20 @@ def test_the_page_of_a_run_that_was_not_started_is_found(
     def call() -> tuple[int, str, str]:
         return (cli.main(), *capsys.readouterr())
 
-    poc = Poc.load(tmp_path, "demo")
+    workspace = Workspace.load(tmp_path, "demo")
     code, out, err = call()
     assert (code, out, opened) == (2, "", []) and "no report yet for demo" in err
 
-    poc.not_started.parent.mkdir(parents=True)
-    poc.not_started.touch()
-    assert call() == (0, f"{poc.not_started}\n", "")
-    assert opened == [poc.not_started.as_uri()]
+    workspace.not_started.parent.mkdir(parents=True)
+    workspace.not_started.touch()
+    assert call() == (0, f"{workspace.not_started}\n", "")
+    assert opened == [workspace.not_started.as_uri()]
 
-    poc.report.touch()
+    workspace.report.touch()
     code, out, err = call()
-    assert (code, out) == (0, f"{poc.report}\n")
-    assert err == f"a later run was not started: {poc.not_started}\n"
+    assert (code, out) == (0, f"{workspace.report}\n")
+    assert err == f"a later run was not started: {workspace.not_started}\n"
 
-    poc.not_started.unlink()
-    assert call() == (0, f"{poc.report}\n", "")
-    assert opened[1:] == [poc.report.as_uri()] * 2
+    workspace.not_started.unlink()
+    assert call() == (0, f"{workspace.report}\n", "")
+    assert opened[1:] == [workspace.report.as_uri()] * 2

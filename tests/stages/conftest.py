@@ -18,7 +18,7 @@ from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.manifest import COLUMNS, write_manifest
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 from turbo_vaed.stages import evaluate, export, gate
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 SPLITS = ("train", "test", "val", "test", "test")
 TESTS = [1, 3, 4]
@@ -38,41 +38,43 @@ TEACHER = "assets/teachers/random"
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 
 
-def make_poc(root: Path, teacher: Path) -> Poc:
+def make_workspace(root: Path, teacher: Path) -> Workspace:
     """A customer with everything that `evaluate` needs, made without the stages before it."""
     rng = np.random.default_rng(0)
     shutil.copy(PARAMS, root / "params.yaml")
-    poc = Poc.load(root, "demo")
+    workspace = Workspace.load(root, "demo")
     thresholds = dataclasses.replace(
-        poc.params.thresholds,
+        workspace.params.thresholds,
         min_psnr=1.0, min_psnr_retention=0.1, min_ssim=-1.0, min_ms_ssim=-1.0, min_worst_psnr=0.01,
         max_flicker=1e6, min_detail_retention=-1.0, min_fps=0.1,
         max_cold_start_seconds=60, max_latency_ratio=100,
     )  # fmt: skip
     params = dataclasses.replace(
-        poc.params,
+        workspace.params,
         thresholds=thresholds,
-        encode=dataclasses.replace(poc.params.encode, teacher_weights=TEACHER),
+        encode=dataclasses.replace(workspace.params.encode, teacher_weights=TEACHER),
         # Tests share the machine with others: no time is distrusted for it.
         gate=dataclasses.replace(
-            poc.params.gate,
+            workspace.params.gate,
             max_warmup=1,
             min_samples=3,
             max_samples=3,
             max_spread=100.0,
             max_others_share=1.0,
         ),
-        export=dataclasses.replace(poc.params.export, targets=("executorch-xnnpack/fp32",)),
+        export=dataclasses.replace(workspace.params.export, targets=("executorch-xnnpack/fp32",)),
     )
-    poc = dataclasses.replace(poc, params=params)
+    workspace = dataclasses.replace(workspace, params=params)
 
-    poc.folder("validate").mkdir(parents=True)
+    workspace.folder("validate").mkdir(parents=True)
     files = [("a.mp4", "ok", "ff"), ("b.mp4", "ok", "aa"), ("c.mp4", "quarantined", "00")]
     rows = [
         {**dict.fromkeys(COLUMNS), "path": path, "status": status, "sha256": sha256, "bytes": 1}
         for path, status, sha256 in files
     ]
-    write_manifest(pd.DataFrame(rows).astype(COLUMNS), poc.folder("validate") / "manifest.parquet")
+    write_manifest(
+        pd.DataFrame(rows).astype(COLUMNS), workspace.folder("validate") / "manifest.parquet"
+    )
 
     y, x = np.mgrid[:SIZE, :SIZE]
     base = 128 + 80 * np.sin(x / 9) * np.cos(y / 7)
@@ -85,8 +87,8 @@ def make_poc(root: Path, teacher: Path) -> Poc:
         ("clip", "clips.zarr", ["video"]),
         ("encode", "latents.zarr", ["latents", "reconstruction"]),
     ):
-        poc.folder(stage).mkdir()
-        group = zarr.open_group(str(poc.folder(stage) / store), mode="w", zarr_format=3)
+        workspace.folder(stage).mkdir()
+        group = zarr.open_group(str(workspace.folder(stage) / store), mode="w", zarr_format=3)
         for name in names:
             data = stored[name]
             array = create_clip_array(
@@ -99,20 +101,20 @@ def make_poc(root: Path, teacher: Path) -> Poc:
         for i, split in enumerate(SPLITS)
     ]
     text = json.dumps({"frames": FRAMES, "size": SIZE, "clips": clips})
-    (poc.folder("clip") / "clips.json").write_text(text)
+    (workspace.folder("clip") / "clips.json").write_text(text)
 
     torch.manual_seed(0)
     student = TurboVaedDecoder(STUDENT)
-    student.save_pretrained(poc.folder("distill") / "student")
+    student.save_pretrained(workspace.folder("distill") / "student")
     shutil.copytree(teacher, root / TEACHER)
-    return poc
+    return workspace
 
 
 @pytest.fixture(scope="session")
 def judged(tmp_path_factory, tiny_teacher):
     """The three stages, run once, with what they returned and what the device put out."""
-    poc = make_poc(tmp_path_factory.mktemp("root"), tiny_teacher)
-    figures = SimpleNamespace(evaluate=evaluate.run(poc), export=export.run(poc))
+    workspace = make_workspace(tmp_path_factory.mktemp("root"), tiny_teacher)
+    figures = SimpleNamespace(evaluate=evaluate.run(workspace), export=export.run(workspace))
     kept = tmp_path_factory.mktemp("kept")
 
     def keep(device, package, latents, **arguments):
@@ -123,15 +125,15 @@ def judged(tmp_path_factory, tiny_teacher):
     measure_on = gate.measure_on
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "measure_on", keep)
-        figures.gate = gate.run(poc)
-    return SimpleNamespace(poc=poc, figures=figures, decoded=kept / "decoded.npy")
+        figures.gate = gate.run(workspace)
+    return SimpleNamespace(workspace=workspace, figures=figures, decoded=kept / "decoded.npy")
 
 
 @pytest.fixture
 def judged_copy(judged, tmp_path):
     """The same customer in a place of its own, to be damaged."""
-    shutil.copytree(judged.poc.root, tmp_path / "root")
-    return dataclasses.replace(judged.poc, root=tmp_path / "root")
+    shutil.copytree(judged.workspace.root, tmp_path / "root")
+    return dataclasses.replace(judged.workspace, root=tmp_path / "root")
 
 
 @pytest.fixture(scope="session")
@@ -143,33 +145,33 @@ def files() -> SimpleNamespace:
     )  # fmt: skip
 
 
-def read(poc: Poc, stage: str, name: str) -> dict:
-    return json.loads((poc.folder(stage) / name).read_text())
+def read(workspace: Workspace, stage: str, name: str) -> dict:
+    return json.loads((workspace.folder(stage) / name).read_text())
 
 
-def stored(poc: Poc, stage: str, store: str, name: str) -> np.ndarray:
-    return zarr.open_group(str(poc.folder(stage) / store), mode="r")[name][:]
+def stored(workspace: Workspace, stage: str, store: str, name: str) -> np.ndarray:
+    return zarr.open_group(str(workspace.folder(stage) / store), mode="r")[name][:]
 
 
-def student_video(poc: Poc) -> np.ndarray:
+def student_video(workspace: Workspace) -> np.ndarray:
     """(3, T, H, W, 3) uint8 of the test clips, by PyTorch and with nothing of the stages."""
-    decoder = TurboVaedDecoder.from_pretrained(poc.folder("distill") / "student").eval()
-    latents = torch.from_numpy(stored(poc, "encode", "latents.zarr", "latents")[TESTS])
+    decoder = TurboVaedDecoder.from_pretrained(workspace.folder("distill") / "student").eval()
+    latents = torch.from_numpy(stored(workspace, "encode", "latents.zarr", "latents")[TESTS])
     with torch.no_grad():
         video = decoder(latents).clamp(-1, 1)
     return ((video + 1) / 2 * 255).round().byte().permute(0, 2, 3, 4, 1).numpy()
 
 
-def package(poc: Poc) -> Path:
+def package(workspace: Workspace) -> Path:
     """The package of the first target."""
-    return export.package_folder(poc, export.wanted(poc)[0])
+    return export.package_folder(workspace, export.wanted(workspace)[0])
 
 
 def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def rewrite_clips(poc: Poc, change) -> None:
-    document = read(poc, "clip", "clips.json")
+def rewrite_clips(workspace: Workspace, change) -> None:
+    document = read(workspace, "clip", "clips.json")
     document["clips"] = change(document["clips"])
-    (poc.folder("clip") / "clips.json").write_text(json.dumps(document))
+    (workspace.folder("clip") / "clips.json").write_text(json.dumps(document))

@@ -29,7 +29,7 @@ from turbo_vaed.metering import idle_nodes, run_stage
 from turbo_vaed.planning import pricing
 from turbo_vaed.planning.flops import expected_pace
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPOT = {
@@ -134,19 +134,22 @@ def test_what_a_cluster_waits_between_its_stages_is_charged(
     _, settings = on_cluster
     (tmp_path / "assets").symlink_to(settings.root / "assets")
     shutil.copy(settings.root / "params.yaml", tmp_path)
-    poc = Poc.load(tmp_path, "demo")
+    workspace = Workspace.load(tmp_path, "demo")
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         for stage in ("encode", "distill"):
-            with run_stage._nodes(poc, settings, ledger, "demo-1", stage) as nodes:
+            with run_stage._nodes(workspace, settings, ledger, "demo-1", stage) as nodes:
                 assert [rate.resource for rate in nodes().values()] == ["g6.xlarge"]
         (waited,) = ledger.charges()
         assert (waited.stage, waited.resource, waited.useful) == ("waiting", "g6.xlarge", "useful")
         assert waited.quantity > 0
-        held, seen = pricing.nodes_of(poc.params, settings, "distill"), poc.work / idle_nodes.FILE
+        held, seen = (
+            pricing.nodes_of(workspace.params, settings, "distill"),
+            workspace.work / idle_nodes.FILE,
+        )
         idle_nodes.begin(ledger, held, seen, run="demo-1", customer="demo")
         last = max(ledger.charges(), key=lambda one: one.ended_at)
         assert (last.stage, last.useful) == ("waiting", "wasted")
-    pace = expected_pace(poc, settings)
+    pace = expected_pace(workspace, settings)
     assert pace is not None and pace.mean > 0
 
 
@@ -159,7 +162,7 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
     goes, one comes, and one has no price."""
     _, settings = on_cluster
     shutil.copy(settings.root / "params.yaml", tmp_path)
-    poc, on_demand = Poc.load(tmp_path, "demo"), {**SPOT, MARKET: "on-demand"}
+    workspace, on_demand = Workspace.load(tmp_path, "demo"), {**SPOT, MARKET: "on-demand"}
     there = {"driver": on_demand, "stays": SPOT, "goes": on_demand}
 
     class Watching:
@@ -181,17 +184,17 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
 
     monkeypatch.setattr(run_stage, "Watch", Watching)
     monkeypatch.setattr(run_stage, "CLUSTER_SLICE_SECONDS", 0.02)
-    seen = poc.work / idle_nodes.FILE
+    seen = workspace.work / idle_nodes.FILE
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        with run_stage._waiting(poc, settings, ledger, "demo-1", "gate"):
+        with run_stage._waiting(workspace, settings, ledger, "demo-1", "gate"):
             time.sleep(0.1)
         assert ledger.charges() == (), "no run has begun on the cluster"
         at_first = pricing.nodes_of(
-            poc.params, settings, "distill", Watching("10.0.0.1:6379", seconds=1).nodes
+            workspace.params, settings, "distill", Watching("10.0.0.1:6379", seconds=1).nodes
         )
         idle_nodes.begin(ledger, at_first, seen, run="demo-1", customer="demo")
         began = time.monotonic()
-        with run_stage._waiting(poc, settings, ledger, "demo-1", "gate"):
+        with run_stage._waiting(workspace, settings, ledger, "demo-1", "gate"):
             time.sleep(0.5)
             del there["goes"]
             there |= {"comes": HEAD, "unknown": {MARKET: "spot"}}
@@ -219,12 +222,12 @@ def test_a_stage_of_this_machine_needs_no_cluster(
 ) -> None:
     _, settings = on_cluster
     shutil.copy(settings.root / "params.yaml", tmp_path)
-    poc = Poc.load(tmp_path, "demo")
+    workspace = Workspace.load(tmp_path, "demo")
     settings = dataclasses.replace(settings, ray_address="127.0.0.1:9")
-    idle_nodes.remembered(lambda: {"gone": RATE}, poc.work / idle_nodes.FILE, run="demo-1")()
+    idle_nodes.remembered(lambda: {"gone": RATE}, workspace.work / idle_nodes.FILE, run="demo-1")()
     with (
         Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger,
-        run_stage._waiting(poc, settings, ledger, "demo-1", "gate"),
+        run_stage._waiting(workspace, settings, ledger, "demo-1", "gate"),
     ):
         assert "charged when gate has ended: no Ray answers at 127.0.0.1:9" in caplog.text
 

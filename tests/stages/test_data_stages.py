@@ -17,18 +17,18 @@ import zarr
 
 from turbo_vaed.errors import BudgetRefused, CorruptFile, DataRefused, UserError
 from turbo_vaed.stages import clip, encode, validate
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[2]
 TEACHER = "assets/teachers/tiny"
-MakePoc = Callable[..., Poc]
+MakePoc = Callable[..., Workspace]
 
 
 @pytest.fixture
-def make_poc(tmp_path: Path) -> MakePoc:
-    """The Poc of a customer with small clips; its videos belong in `poc.source`."""
+def make_workspace(tmp_path: Path) -> MakePoc:
+    """The workspace of a customer with small clips; its videos belong in `workspace.source`."""
 
-    def make(**overrides: dict[str, Any]) -> Poc:
+    def make(**overrides: dict[str, Any]) -> Workspace:
         document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
         small: dict[str, Any] = {
             "source": "videos",
@@ -43,7 +43,7 @@ def make_poc(tmp_path: Path) -> MakePoc:
         document["customers"] = {"acme": small}
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
         (tmp_path / "videos").mkdir(exist_ok=True)
-        return Poc.load(tmp_path, "acme")
+        return Workspace.load(tmp_path, "acme")
 
     return make
 
@@ -53,27 +53,27 @@ def listing(folder: Path) -> set[str]:
 
 
 def test_a_mixed_folder_goes_through_with_its_bad_files_named(
-    make_poc: MakePoc, make_video
+    make_workspace: MakePoc, make_video
 ) -> None:
-    poc = make_poc(validate={"min_good_share": 0.2, "min_side": 96}, clip={"size": 64})
-    good = make_video(poc.source / "good.mp4", frames=60, seed=1)
-    make_video(poc.source / "odd.mp4", frames=60, width=161, height=123, seed=2)
-    make_video(poc.source / "small.mp4", width=64, height=64, seed=3)
-    make_video(poc.source / "brief.mp4", frames=4, seed=4)
-    shutil.copy(good, poc.source / "zcopy.mp4")
-    (poc.source / "cut.mp4").write_bytes(good.read_bytes()[:-2000])
-    (poc.source / "text.mp4").write_text("not a video\n" * 99)
-    (poc.source / "zero.mp4").touch()
-    with av.open(str(poc.source / "talk.m4a"), "w", format="mp4") as container:
+    workspace = make_workspace(validate={"min_good_share": 0.2, "min_side": 96}, clip={"size": 64})
+    good = make_video(workspace.source / "good.mp4", frames=60, seed=1)
+    make_video(workspace.source / "odd.mp4", frames=60, width=161, height=123, seed=2)
+    make_video(workspace.source / "small.mp4", width=64, height=64, seed=3)
+    make_video(workspace.source / "brief.mp4", frames=4, seed=4)
+    shutil.copy(good, workspace.source / "zcopy.mp4")
+    (workspace.source / "cut.mp4").write_bytes(good.read_bytes()[:-2000])
+    (workspace.source / "text.mp4").write_text("not a video\n" * 99)
+    (workspace.source / "zero.mp4").touch()
+    with av.open(str(workspace.source / "talk.m4a"), "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=16000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
         sound.rate = 16000
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
 
-    figures = validate.run(poc)
+    figures = validate.run(workspace)
     assert (figures["files"], figures["ok"], figures["quarantined"]) == (9, 2, 7)
-    folder = poc.folder("validate")
+    folder = workspace.folder("validate")
     assert listing(folder) == {"manifest.parquet", "validation.json", "data_docs"}
     summary = json.loads((folder / "validation.json").read_text())
     assert summary["success"] and summary["ok"] == 2
@@ -96,98 +96,103 @@ def test_a_mixed_folder_goes_through_with_its_bad_files_named(
     manifest = pd.read_parquet(folder / "manifest.parquet")
     assert list(manifest["path"][manifest["status"] == "ok"]) == ["good.mp4", "odd.mp4"]
 
-    figures = clip.run(poc)
-    assert listing(poc.folder("clip")) == {"clips.zarr", "clips.json"}
+    figures = clip.run(workspace)
+    assert listing(workspace.folder("clip")) == {"clips.zarr", "clips.json"}
     assert figures["split_by"] == "time" and figures["clips"] == 12
-    description = json.loads((poc.folder("clip") / "clips.json").read_text())
+    description = json.loads((workspace.folder("clip") / "clips.json").read_text())
     assert {c["path"] for c in description["clips"]} == {"good.mp4", "odd.mp4"}
-    video = zarr.open_array(str(poc.folder("clip") / "clips.zarr"), path="video", mode="r")
+    video = zarr.open_array(str(workspace.folder("clip") / "clips.zarr"), path="video", mode="r")
     assert video.shape == (12, 5, 64, 64, 3)
     assert all(video[i].std() > 5 for i in range(12))
 
 
-def test_too_little_left_is_refused_and_the_evidence_is_kept(make_poc: MakePoc, make_video) -> None:
-    poc = make_poc()
-    make_video(poc.source / "good.mp4")
-    (poc.source / "a.mp4").write_text("text")
-    (poc.source / "b.mp4").touch()
+def test_too_little_left_is_refused_and_the_evidence_is_kept(
+    make_workspace: MakePoc, make_video
+) -> None:
+    workspace = make_workspace()
+    make_video(workspace.source / "good.mp4")
+    (workspace.source / "a.mp4").write_text("text")
+    (workspace.source / "b.mp4").touch()
     with pytest.raises(DataRefused) as refusal:
-        validate.run(poc)
+        validate.run(workspace)
     said = str(refusal.value)
     assert "1 of 3 files" in said and "at least 1 and 50% are needed" in said
     assert "\n  a.mp4: does not decode" in said and "\n  b.mp4: the file is empty" in said
-    rejected = poc.work / "validate.rejected"
+    rejected = workspace.work / "validate.rejected"
     assert str(rejected) in said
-    assert listing(poc.work) == {"validate.rejected"}
+    assert listing(workspace.work) == {"validate.rejected"}
     assert not json.loads((rejected / "validation.json").read_text())["success"]
     assert (rejected / "data_docs" / "index.html").is_file()
     assert len(pd.read_parquet(rejected / "manifest.parquet")) == 3
 
-    (poc.source / "a.mp4").unlink()
-    validate.run(poc)
-    assert listing(poc.work) == {"validate"}, "a refusal that is over leaves nothing behind"
+    (workspace.source / "a.mp4").unlink()
+    validate.run(workspace)
+    assert listing(workspace.work) == {"validate"}, "a refusal that is over leaves nothing behind"
 
 
-def test_an_empty_and_a_missing_folder(make_poc: MakePoc) -> None:
-    poc = make_poc()
+def test_an_empty_and_a_missing_folder(make_workspace: MakePoc) -> None:
+    workspace = make_workspace()
     with pytest.raises(DataRefused, match="holds no file"):
-        validate.run(poc)
-    poc.source.rmdir()
+        validate.run(workspace)
+    workspace.source.rmdir()
     with pytest.raises(UserError, match="videos does not exist"):
-        validate.run(poc)
-    assert listing(poc.work) == set()
+        validate.run(workspace)
+    assert listing(workspace.work) == set()
 
 
-def test_the_same_folder_gives_the_same_bytes(make_poc: MakePoc, make_video) -> None:
-    poc = make_poc()
-    make_video(poc.source / "good.mp4", frames=40)
+def test_the_same_folder_gives_the_same_bytes(make_workspace: MakePoc, make_video) -> None:
+    workspace = make_workspace()
+    make_video(workspace.source / "good.mp4", frames=40)
     results = []
     for _ in range(2):
-        validate.run(poc)
-        clip.run(poc)
-        files = [poc.folder("validate") / "manifest.parquet", *poc.folder("clip").rglob("*")]
+        validate.run(workspace)
+        clip.run(workspace)
+        files = [
+            workspace.folder("validate") / "manifest.parquet",
+            *workspace.folder("clip").rglob("*"),
+        ]
         results.append({f: f.read_bytes() for f in files if f.is_file()})
     assert results[0] == results[1]
 
 
-def test_clips_that_cannot_be_split_leave_no_output(make_poc: MakePoc, make_video) -> None:
-    poc = make_poc(clip={"frames": 9})
-    make_video(poc.source / "good.mp4", frames=30)
+def test_clips_that_cannot_be_split_leave_no_output(make_workspace: MakePoc, make_video) -> None:
+    workspace = make_workspace(clip={"frames": 9})
+    make_video(workspace.source / "good.mp4", frames=30)
     with pytest.raises(CorruptFile, match="run the stage `validate` again"):
-        clip.run(poc)
-    validate.run(poc)
+        clip.run(workspace)
+    validate.run(workspace)
     with pytest.raises(DataRefused, match=r"no test clip is left.*at least 45 frames"):
-        clip.run(poc)
-    assert listing(poc.work) == {"validate"}
+        clip.run(workspace)
+    assert listing(workspace.work) == {"validate"}
 
 
 def test_encoding_is_refused_where_the_budget_does_not_hold_it(clipped: MakePoc) -> None:
-    poc = clipped(budget={"run_usd": 0.001})
+    workspace = clipped(budget={"run_usd": 0.001})
     with pytest.raises(BudgetRefused, match=r"encoding needs .* kept back for evaluate"):
-        encode.run(poc)
-    assert listing(poc.work) == {"validate", "clip"}
+        encode.run(workspace)
+    assert listing(workspace.work) == {"validate", "clip"}
 
 
 @pytest.fixture
-def clipped(make_poc: MakePoc, make_video, tiny_teacher: Path) -> MakePoc:
-    """As `make_poc`, with clips made and a teacher in place."""
+def clipped(make_workspace: MakePoc, make_video, tiny_teacher: Path) -> MakePoc:
+    """As `make_workspace`, with clips made and a teacher in place."""
 
-    def make(**overrides: dict[str, Any]) -> Poc:
-        poc = make_poc(**overrides)
-        make_video(poc.source / "good.mp4", frames=40)
-        shutil.copytree(tiny_teacher, poc.root / TEACHER)
-        validate.run(poc)
-        clip.run(poc)
-        return poc
+    def make(**overrides: dict[str, Any]) -> Workspace:
+        workspace = make_workspace(**overrides)
+        make_video(workspace.source / "good.mp4", frames=40)
+        shutil.copytree(tiny_teacher, workspace.root / TEACHER)
+        validate.run(workspace)
+        clip.run(workspace)
+        return workspace
 
     return make
 
 
 def test_encode_writes_the_latents_and_what_they_are(clipped: MakePoc) -> None:
-    poc = clipped()
-    figures = encode.run(poc)
+    workspace = clipped()
+    figures = encode.run(workspace)
     assert (figures["clips"], figures["latent_shape"]) == (6, [8, 2, 4, 4])
-    folder = poc.folder("encode")
+    folder = workspace.folder("encode")
     assert listing(folder) == {"latents.zarr", "latents.json"}
     group = zarr.open_group(str(folder / "latents.zarr"), mode="r")
     assert group["latents"].shape == (6, 8, 2, 4, 4)
@@ -198,7 +203,7 @@ def test_encode_writes_the_latents_and_what_they_are(clipped: MakePoc) -> None:
     assert document["mean"] == [0.5] * 8 and document["std"] == [2.0] * 8
     assert document["teacher_sha256"] == figures["teacher_sha256"]
     assert document["teacher_decoder_parameters"] > 0
-    clips = json.loads((poc.folder("clip") / "clips.json").read_text())["clips"]
+    clips = json.loads((workspace.folder("clip") / "clips.json").read_text())["clips"]
     tests = [c["index"] for c in clips if c["split"] == "test"]
     assert document["reconstructed"] == tests and len(tests) == 1
     assert {int(p.name) for p in (folder / "latents.zarr/reconstruction/c").iterdir()} == set(tests)
@@ -214,19 +219,19 @@ def test_encode_writes_the_latents_and_what_they_are(clipped: MakePoc) -> None:
 def test_clips_that_the_teacher_cannot_take(
     clipped: MakePoc, section: dict[str, Any], said: str
 ) -> None:
-    poc = clipped(clip=section, validate={"min_side": 40})
+    workspace = clipped(clip=section, validate={"min_side": 40})
     with pytest.raises(UserError, match=said):
-        encode.run(poc)
-    assert listing(poc.work) == {"validate", "clip"}
+        encode.run(workspace)
+    assert listing(workspace.work) == {"validate", "clip"}
 
 
 def test_a_corrupt_teacher_and_a_missing_one(clipped: MakePoc) -> None:
-    poc = clipped()
-    weights = poc.root / TEACHER / "diffusion_pytorch_model.safetensors"
+    workspace = clipped()
+    weights = workspace.root / TEACHER / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(CorruptFile, match=r"diffusion_pytorch_model\.safetensors cannot be read"):
-        encode.run(poc)
-    shutil.rmtree(poc.root / TEACHER)
+        encode.run(workspace)
+    shutil.rmtree(workspace.root / TEACHER)
     with pytest.raises(UserError, match=r"encode\.teacher_weights"):
-        encode.run(poc)
-    assert listing(poc.work) == {"validate", "clip"}
+        encode.run(workspace)
+    assert listing(workspace.work) == {"validate", "clip"}

@@ -33,29 +33,31 @@ from turbo_vaed.models import PRESETS, TurboVaedDecoder
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import distill
 from turbo_vaed.stages import params as params_stage
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def poc(tmp_path: Path, tiny_teacher: Path) -> Poc:
+def workspace(tmp_path: Path, tiny_teacher: Path) -> Workspace:
     """The demo's, with a teacher; `education` asks for 22 dB and 0.95 of the teacher's."""
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     shutil.copytree(tiny_teacher, tmp_path / "assets/teachers/tiny-ltx")
-    return Poc.load(tmp_path, "demo")
+    return Workspace.load(tmp_path, "demo")
 
 
-def target(poc: Poc, margin: float | None, usd: str = "1") -> Any:
-    changed = dataclasses.replace(poc.params.distill, stop_psnr_margin_db=margin)
-    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, distill=changed))
+def target(workspace: Workspace, margin: float | None, usd: str = "1") -> Any:
+    changed = dataclasses.replace(workspace.params.distill, stop_psnr_margin_db=margin)
+    workspace = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, distill=changed)
+    )
     spending = Spending(
         budget=Budget(run_usd=Decimal(usd), warn_share=Decimal(1), reserve_usd=Decimal("0.5")),
         usd_per_hour=Decimal(1),
         spent_usd=lambda: Decimal(0),
     )
-    settings = Settings.from_environment(poc.root)
-    return distill._target(poc, PRESETS["tiny-ltx"], settings, spending, lambda *_: None)
+    settings = Settings.from_environment(workspace.root)
+    return distill._target(workspace, PRESETS["tiny-ltx"], settings, spending, lambda *_: None)
 
 
 @pytest.fixture
@@ -72,12 +74,12 @@ def teacher(monkeypatch: pytest.MonkeyPatch) -> list[TeacherQuality]:
 
 
 def test_what_the_gate_asks_for_and_the_margin(
-    poc: Poc, teacher: list[TeacherQuality], capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, teacher: list[TeacherQuality], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of `education`, and of the teacher's own what is relative to it."""
-    found = target(poc, 0.5)
+    found = target(workspace, 0.5)
     assert found.psnr == pytest.approx(0.95 * 30 + 0.5)
-    assert found.worst_share == poc.params.evaluate.worst_share == 0.05
+    assert found.worst_share == workspace.params.evaluate.worst_share == 0.05
     assert found.limits == pytest.approx(
         {
             "ssim": 0.60,
@@ -94,36 +96,36 @@ def test_what_the_gate_asks_for_and_the_margin(
     said = f"{found.said}; with ssim 0.6, ms_ssim 0.8, worst_psnr 16.5, detail 0.56, flicker 0.006"
     assert said in capsys.readouterr().out
     teacher[0] = dataclasses.replace(teacher[0], psnr=20.0)
-    found = target(poc, 0.0)
+    found = target(workspace, 0.0)
     assert found.limits["worst_psnr"] == 16.0
     assert found.psnr == 22.0
     assert "22.00 dB that the gate asks for (more than 0.95 of the teacher's 20.00 dB" in found.said
 
 
 def test_without_a_margin_the_teacher_is_not_asked(
-    poc: Poc, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(module, "teacher_quality")
-    assert target(poc, None) is None
+    assert target(workspace, None) is None
 
 
 def test_a_teacher_that_hardly_flickers_or_clips_that_cannot(
-    poc: Poc, teacher: list[TeacherQuality]
+    workspace: Workspace, teacher: list[TeacherQuality]
 ) -> None:
     teacher[0] = dataclasses.replace(teacher[0], flicker=LEAST_FLICKER / 10)
-    assert target(poc, 0.5).limits["flicker"] == pytest.approx(3.0 * LEAST_FLICKER)
+    assert target(workspace, 0.5).limits["flicker"] == pytest.approx(3.0 * LEAST_FLICKER)
     teacher[0] = dataclasses.replace(teacher[0], flicker=None)
-    assert "flicker" not in target(poc, 0.5).limits
+    assert "flicker" not in target(workspace, 0.5).limits
 
 
 @pytest.mark.parametrize("name", ["detail", "flicker"])
 def test_what_is_asked_of_the_teachers_share_is_what_the_gate_asks(
-    poc: Poc, teacher: list[TeacherQuality], name: str
+    workspace: Workspace, teacher: list[TeacherQuality], name: str
 ) -> None:
     """A student of just the limit has just the gate's ratio, of clips whose own ratios differ."""
     of_teacher, pattern = np.array([0.002, 0.010, 0.006]), np.array([1.5, 0.3, 1.2])
     teacher[0] = dataclasses.replace(teacher[0], **{name: float(of_teacher.mean())})
-    of_student = pattern * target(poc, 0.5).limits[name] / pattern.mean()
+    of_student = pattern * target(workspace, 0.5).limits[name] / pattern.mean()
     others = dict.fromkeys(("psnr", "ssim", "ms_ssim", "detail", "flicker"), 0.5)
     rows = [{"path": f"{i}.mp4", "teacher": {**others, name: value}}
             for i, value in enumerate(of_teacher)]  # fmt: skip
@@ -131,7 +133,7 @@ def test_what_is_asked_of_the_teachers_share_is_what_the_gate_asks(
     quality: dict[str, dict[str, float]] = {}  # of the frames: not None
     shown = Shown(quality=quality, clips=clips, parity_psnr_db=None)
     figures, _ = _quality(shown, {"clips": rows, "worst_share": 0.05}, 0.95)
-    thresholds = poc.params.thresholds
+    thresholds = workspace.params.thresholds
     checks = {
         "detail": ("detail_retention", thresholds.min_detail_retention),
         "flicker": ("flicker_ratio", thresholds.max_flicker),
@@ -141,45 +143,45 @@ def test_what_is_asked_of_the_teachers_share_is_what_the_gate_asks(
 
 
 def test_a_target_that_cannot_be_paid_stops_nothing(
-    poc: Poc, teacher: list[TeacherQuality], capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, teacher: list[TeacherQuality], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert target(poc, 0.5, usd="0.1") is None
+    assert target(workspace, 0.5, usd="0.1") is None
     assert "no quality is enough to stop for: the teacher on validation" in capsys.readouterr().out
 
 
-def sections(poc: Poc, **changes: Any) -> dict[str, Any]:
+def sections(workspace: Workspace, **changes: Any) -> dict[str, Any]:
     document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     document["customers"]["demo"] |= changes
-    (poc.root / "params.yaml").write_text(yaml.safe_dump(document))
-    params_stage.run(poc)
-    found = yaml.safe_load((poc.work / "params" / "distill.yaml").read_text())
+    (workspace.root / "params.yaml").write_text(yaml.safe_dump(document))
+    params_stage.run(workspace)
+    found = yaml.safe_load((workspace.work / "params" / "distill.yaml").read_text())
     assert isinstance(found, dict)
     return found
 
 
-def test_distillation_depends_on_the_gate_only_where_it_aims_at_it(poc: Poc) -> None:
-    assert sections(poc) == sections(poc, thresholds={"min_psnr": 31.0})
+def test_distillation_depends_on_the_gate_only_where_it_aims_at_it(workspace: Workspace) -> None:
+    assert sections(workspace) == sections(workspace, thresholds={"min_psnr": 31.0})
     aims = {"distill": {"stop_psnr_margin_db": 0.5}}
     limits = {
         "min_psnr": 22.0, "min_psnr_retention": 0.95, "min_ssim": 0.6, "min_ms_ssim": 0.8,
         "min_worst_psnr": 16.0, "max_flicker": 3.0, "min_detail_retention": 0.7,
     }  # fmt: skip
-    aimed = sections(poc, **aims)
+    aimed = sections(workspace, **aims)
     assert (aimed["thresholds"], aimed["worst_share"]) == (limits, 0.05)
     for name in limits:  # any of them, and nothing that is asked of the package
-        moved = sections(poc, **aims, thresholds={name: 0.5})
+        moved = sections(workspace, **aims, thresholds={name: 0.5})
         assert moved["thresholds"] == limits | {name: 0.5}
     others = {"min_parity": 60, "min_fps": 30, "max_package_mb": 20, "max_latency_ratio": 0.5}
-    assert aimed == sections(poc, **aims, thresholds=others)
-    assert sections(poc, **aims, evaluate={"worst_share": 0.1})["worst_share"] == 0.1
-    assert sections(poc) == sections(poc, evaluate={"worst_share": 0.1})
+    assert aimed == sections(workspace, **aims, thresholds=others)
+    assert sections(workspace, **aims, evaluate={"worst_share": 0.1})["worst_share"] == 0.1
+    assert sections(workspace) == sections(workspace, evaluate={"worst_share": 0.1})
 
 
 @dataclasses.dataclass
 class Stage:
     """The stage, its workers made up: each start of them does two steps more."""
 
-    poc: Poc
+    workspace: Workspace
     end: str = "finished"
     """What stops them."""
     began: list[tuple[str, int]] = dataclasses.field(default_factory=list)
@@ -187,12 +189,12 @@ class Stage:
 
     def run(self, end: str = "finished", usd: str = "95", **distilled: Any) -> dict[str, object]:
         params = dataclasses.replace(
-            self.poc.params,
-            budget=dataclasses.replace(self.poc.params.budget, run_usd=Decimal(usd)),
-            distill=dataclasses.replace(self.poc.params.distill, **distilled),
+            self.workspace.params,
+            budget=dataclasses.replace(self.workspace.params.budget, run_usd=Decimal(usd)),
+            distill=dataclasses.replace(self.workspace.params.distill, **distilled),
         )
         self.end = end
-        return distill.run(dataclasses.replace(self.poc, params=params))
+        return distill.run(dataclasses.replace(self.workspace, params=params))
 
     def fit(self, job: Job, store: Store, *_: Any) -> None:
         found = store.newest(on_bad=pytest.fail)
@@ -206,20 +208,20 @@ class Stage:
 
     def kept(self, place: Path | None = None) -> dict[str, list[int]]:
         """The steps of the checkpoints of each job."""
-        place = place or self.poc.work / "checkpoints"
+        place = place or self.workspace.work / "checkpoints"
         found = {folder.name: Store(str(folder)).names() for folder in place.glob("distill-*")}
         return {job: [step_of(name) for name in names] for job, names in found.items() if names}
 
 
 @pytest.fixture
-def stage(poc: Poc, monkeypatch: pytest.MonkeyPatch) -> Stage:
-    stage = Stage(poc)
+def stage(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    stage = Stage(workspace)
     for folder, name, facts in (
         ("clip", "clips.json", {}),
         ("encode", "latents.json", {"teacher_decoder_parameters": 10**6}),
     ):
-        poc.folder(folder).mkdir(parents=True)
-        (poc.folder(folder) / name).write_text(json.dumps(facts))
+        workspace.folder(folder).mkdir(parents=True)
+        (workspace.folder(folder) / name).write_text(json.dumps(facts))
     plan = TargetPlan(blocks=(), reconstruction=False, mode="none", reason="made up", figures={})
     monkeypatch.setattr(distill, "_student", lambda _: PRESETS["tiny-ltx"])
     monkeypatch.setattr(distill, "_targets", lambda *_: plan)
@@ -232,7 +234,7 @@ def test_a_training_that_is_finished_is_not_paid_for_again_with_another_budget(
     stage: Stage,
 ) -> None:
     def written() -> tuple[str, dict[str, Any]]:
-        folder = stage.poc.folder("distill")
+        folder = stage.workspace.folder("distill")
         decoder = TurboVaedDecoder.from_pretrained(folder / "student")
         return (folder / "history.json").read_text(), decoder.state_dict()
 
@@ -240,7 +242,7 @@ def test_a_training_that_is_finished_is_not_paid_for_again_with_another_budget(
     ((job, _),) = stage.began
     assert stage.kept() == {job: [2]}, "nothing goes on from the ones before"
     history, student = written()
-    shutil.rmtree(stage.poc.folder("distill"))  # as DVC does
+    shutil.rmtree(stage.workspace.folder("distill"))  # as DVC does
     assert stage.run(usd="20") == figures
     assert stage.began == [(job, 0)], "no worker was started"
     again, same = written()
@@ -261,7 +263,7 @@ def test_what_its_budget_stopped_goes_on_with_a_larger_one(stage: Stage) -> None
 def test_another_student_begins_anew_and_takes_the_place_of_the_last(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, is_elsewhere: bool
 ) -> None:
-    place = stage.poc.work / "checkpoints"
+    place = stage.workspace.work / "checkpoints"
     if is_elsewhere:
         monkeypatch.setenv("TURBO_VAED_CHECKPOINTS", str(tmp_path / "shared"))
         place = tmp_path / "shared" / "demo"

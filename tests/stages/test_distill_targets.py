@@ -20,7 +20,7 @@ def test_a_cache_that_takes_longer_than_it_was_measured_is_given_up_in_time(
     judged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second costs a dollar: nine are left, and after two clips ten more are wanted."""
-    poc, asked = judged.poc, []
+    workspace, asked = judged.workspace, []
     spending = Spending(
         budget=Budget(run_usd=Decimal(10), warn_share=Decimal(1), reserve_usd=Decimal(1)),
         usd_per_hour=Decimal(3600),
@@ -40,8 +40,8 @@ def test_a_cache_that_takes_longer_than_it_was_measured_is_given_up_in_time(
 
     monkeypatch.setattr(targets, "plan_targets", plan)
     monkeypatch.setattr(targets, "write_targets", write)
-    settings = Settings.from_environment(poc.root)
-    made = distill._targets(poc, PRESETS["tiny-ltx"], settings, spending, lambda *_: None)
+    settings = Settings.from_environment(workspace.root)
+    made = distill._targets(workspace, PRESETS["tiny-ltx"], settings, spending, lambda *_: None)
     assert asked == [0.0, 8.0, 10.0]
     assert made.mode == "recompute" and "needs 10 s more, $10.00" in made.reason
     assert made.figures == {"a": 1.0}, "what was measured stays known"

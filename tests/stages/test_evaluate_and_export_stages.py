@@ -13,21 +13,21 @@ from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.export import load_package
 from turbo_vaed.metrics import clip_quality
 from turbo_vaed.stages import evaluate, export
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 TESTS = [1, 3, 4]
 
 
-def weights_of(poc: Poc) -> Path:
-    return poc.folder("distill") / "student" / "model.safetensors"
+def weights_of(workspace: Workspace) -> Path:
+    return workspace.folder("distill") / "student" / "model.safetensors"
 
 
 def only_validation(clips):
     return [{**clip, "split": "val"} for clip in clips]
 
 
-def poison(poc: Poc) -> None:
-    path = weights_of(poc)
+def poison(workspace: Workspace) -> None:
+    path = weights_of(workspace)
     weights = load_file(path)
     config = (path.parent / "config.json").read_text()
     weights["decoder.conv_in.conv.bias"][0] = float("nan")
@@ -35,18 +35,18 @@ def poison(poc: Poc) -> None:
 
 
 def test_evaluation_is_of_the_test_clips_only(judged, files):
-    evaluation = files.read(judged.poc, "evaluate", "evaluation.json")
+    evaluation = files.read(judged.workspace, "evaluate", "evaluation.json")
     assert [clip["index"] for clip in evaluation["clips"]] == TESTS
     assert [clip["path"] for clip in evaluation["clips"]] == ["b.mp4", "b.mp4", "a.mp4"]
     assert [clip["start_frame"] for clip in evaluation["clips"]] == [9, 27, 36]
-    assert evaluation["worst_share"] == judged.poc.params.evaluate.worst_share
+    assert evaluation["worst_share"] == judged.workspace.params.evaluate.worst_share
 
 
 def test_evaluation_figures_are_those_of_the_metrics(judged, files):
-    evaluation = files.read(judged.poc, "evaluate", "evaluation.json")
-    source = files.stored(judged.poc, "clip", "clips.zarr", "video")
-    teacher = files.stored(judged.poc, "encode", "latents.zarr", "reconstruction")
-    student = files.student_video(judged.poc)
+    evaluation = files.read(judged.workspace, "evaluate", "evaluation.json")
+    source = files.stored(judged.workspace, "clip", "clips.zarr", "video")
+    teacher = files.stored(judged.workspace, "encode", "latents.zarr", "reconstruction")
+    student = files.student_video(judged.workspace)
     for i, clip in enumerate(evaluation["clips"]):
         expected = {
             "teacher": clip_quality(teacher[clip["index"]], source[clip["index"]]),
@@ -64,7 +64,7 @@ def test_evaluation_figures_are_those_of_the_metrics(judged, files):
 
 
 def test_retention_is_student_over_teacher(judged, files):
-    evaluation = files.read(judged.poc, "evaluate", "evaluation.json")
+    evaluation = files.read(judged.workspace, "evaluate", "evaluation.json")
     for name, share in evaluation["retention"].items():
         means = (evaluation[who][name]["mean"] for who in ("student", "teacher"))
         assert share == pytest.approx(next(means) / next(means))
@@ -77,7 +77,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(judged, judged_copy, files
     other = dataclasses.replace(judged_copy, params=params)
     evaluate.run(other)
     found = files.read(other, "evaluate", "evaluation.json")
-    expected = files.read(judged.poc, "evaluate", "evaluation.json")
+    expected = files.read(judged.workspace, "evaluate", "evaluation.json")
     for a, b in zip(found["clips"], expected["clips"], strict=True):
         assert a["student"] == pytest.approx(b["student"], abs=1e-3)
 
@@ -127,7 +127,7 @@ def test_a_reconstruction_that_is_not_there_is_not_judged_as_black(judged_copy):
 
 
 def test_package_takes_one_clip_of_these_latents(judged, files):
-    package = load_package(files.package(judged.poc))
+    package = load_package(files.package(judged.workspace))
     assert package.io.latent_shape == (1, 8, 3, 4, 4)
     assert package.io.video_shape == (1, 3, 5, 32, 32)
     assert package.target == "executorch-xnnpack/fp32"

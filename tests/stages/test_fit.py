@@ -15,7 +15,7 @@ from turbo_vaed.models import PRESETS
 from turbo_vaed.models.sizing import count_parameters
 from turbo_vaed.models.teachers import TeacherFiles
 from turbo_vaed.planning.compatibility import student_config
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[2]
 DECODER_PARAMETERS = 5_793_116
@@ -23,36 +23,36 @@ DECODER_PARAMETERS = 5_793_116
 
 
 @pytest.fixture
-def make_poc(tmp_path: Path) -> Callable[..., Poc]:
-    """`make_poc(section={key: value})`: a customer with the demo's teacher."""
+def make_workspace(tmp_path: Path) -> Callable[..., Workspace]:
+    """`make_workspace(section={key: value})`: a customer with the demo's teacher."""
 
-    def make(**overrides: dict[str, Any]) -> Poc:
+    def make(**overrides: dict[str, Any]) -> Workspace:
         document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
         document["customers"] = {"acme": {"source": "videos", "use_case": "education", **overrides}}
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
         teacher = "assets/teachers/tiny-ltx"
         shutil.copytree(REPOSITORY / teacher, tmp_path / teacher)
-        return Poc.load(tmp_path, "acme")
+        return Workspace.load(tmp_path, "acme")
 
     return make
 
 
-def test_a_preset_is_taken_as_it_is(make_poc) -> None:
-    assert student_config(make_poc(distill={"student": "tiny-ltx"})) == PRESETS["tiny-ltx"]
+def test_a_preset_is_taken_as_it_is(make_workspace) -> None:
+    assert student_config(make_workspace(distill={"student": "tiny-ltx"})) == PRESETS["tiny-ltx"]
 
 
-def test_the_weights_are_not_hashed(make_poc, monkeypatch) -> None:
+def test_the_weights_are_not_hashed(make_workspace, monkeypatch) -> None:
     """They are gigabytes, and it is asked several times a run."""
     hashed: list[TeacherFiles] = []
     monkeypatch.setattr(TeacherFiles, "sha256", hashed.append)
-    student_config(make_poc(distill={"student": "auto"}))
+    student_config(make_workspace(distill={"student": "auto"}))
     assert not hashed
 
 
 @pytest.mark.parametrize("fraction", [None, 0.05])
-def test_auto_is_derived_from_the_teacher(make_poc, fraction: float | None) -> None:
+def test_auto_is_derived_from_the_teacher(make_workspace, fraction: float | None) -> None:
     own = {} if fraction is None else {"student_fraction": fraction}
-    student = student_config(make_poc(distill={"student": "auto", **own}))
+    student = student_config(make_workspace(distill={"student": "auto", **own}))
     assert (student.latent_channels, student.temporal_compression) == (32, 4)
     assert student.spatial_compression == 8
     assert 0.9 < count_parameters(student) / ((fraction or 0.175) * DECODER_PARAMETERS) <= 1
@@ -80,9 +80,9 @@ def test_auto_is_derived_from_the_teacher(make_poc, fraction: float | None) -> N
         ({"encode": {"teacher_family": "mochi"}}, "not the config of a AutoencoderKLMochi"),
     ],
 )
-def test_what_does_not_fit(make_poc, overrides: dict[str, Any], said: str) -> None:
+def test_what_does_not_fit(make_workspace, overrides: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=f"(?s){said}"):
-        student_config(make_poc(**overrides))
+        student_config(make_workspace(**overrides))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,8 @@ def test_what_does_not_fit(make_poc, overrides: dict[str, Any], said: str) -> No
         ("encode", "teacher_family", "vae", "encode.teacher_family: found 'vae'; .*'cosmos'"),
     ],
 )
-def test_params_that_cannot_be(make_poc, section: str, key: str, value: object, said: str) -> None:
+def test_params_that_cannot_be(
+    make_workspace, section: str, key: str, value: object, said: str
+) -> None:
     with pytest.raises(UserError, match=said):
-        make_poc(**{section: {key: value}})
+        make_workspace(**{section: {key: value}})

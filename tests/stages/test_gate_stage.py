@@ -22,18 +22,18 @@ from turbo_vaed.export import load_package, write_package
 from turbo_vaed.gate import read_verdict
 from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.stages import export, gate
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 TESTS = [1, 3, 4]
 
 
 def test_gate_keeps_the_frames_of_the_device(judged, files):
-    group = zarr.open_group(str(judged.poc.folder("gate") / "frames.zarr"), mode="r")
+    group = zarr.open_group(str(judged.workspace.folder("gate") / "frames.zarr"), mode="r")
     assert group.attrs["indices"] == TESTS
     frames = group["video"][:].astype(int)
     assert frames.shape == (3, 5, 32, 32, 3)
-    assert np.abs(frames - files.student_video(judged.poc)).max() <= 1
-    names = {path.name for path in judged.poc.folder("gate").iterdir()}
+    assert np.abs(frames - files.student_video(judged.workspace)).max() <= 1
+    names = {path.name for path in judged.workspace.folder("gate").iterdir()}
     assert names == {
         "candidates",
         "choice.json",
@@ -45,14 +45,14 @@ def test_gate_keeps_the_frames_of_the_device(judged, files):
 
 
 def test_verdict_is_of_these_bytes_and_measurements(judged, files):
-    poc = judged.poc
-    verdict = read_verdict(poc.folder("gate") / "verdict.json")
-    document = files.read(poc, "gate", "measurement.json")
-    evaluation = files.read(poc, "evaluate", "evaluation.json")
+    workspace = judged.workspace
+    verdict = read_verdict(workspace.folder("gate") / "verdict.json")
+    document = files.read(workspace, "gate", "measurement.json")
+    evaluation = files.read(workspace, "evaluate", "evaluation.json")
     measurement = Measurement.from_json(document)
-    (candidate,) = files.read(poc, "gate", "choice.json")["candidates"]
+    (candidate,) = files.read(workspace, "gate", "choice.json")["candidates"]
     assert candidate["distrust"] == measurement.distrust
-    package = load_package(poc.folder("gate") / "package")
+    package = load_package(workspace.folder("gate") / "package")
     assert (verdict.customer, verdict.use_case) == ("demo", "education")
     assert verdict.result == "passes", verdict.failed
     assert verdict.package_sha256 == measurement.package_sha256 == package.sha256
@@ -83,9 +83,11 @@ def test_verdict_is_of_these_bytes_and_measurements(judged, files):
 
 def test_package_agrees_with_pytorch(judged, files):
     """Against its own floats: parity in the verdict is real, not the cap and not of rounding."""
-    parity = files.read(judged.poc, "gate", "measurement.json")["parity_psnr_db"]
-    decoder = TurboVaedDecoder.from_pretrained(judged.poc.folder("distill") / "student").eval()
-    stored = files.stored(judged.poc, "encode", "latents.zarr", "latents")
+    parity = files.read(judged.workspace, "gate", "measurement.json")["parity_psnr_db"]
+    decoder = TurboVaedDecoder.from_pretrained(
+        judged.workspace.folder("distill") / "student"
+    ).eval()
+    stored = files.stored(judged.workspace, "encode", "latents.zarr", "latents")
     latents = torch.from_numpy(stored[TESTS])
     with torch.no_grad():
         expected = torch.cat([decoder(one[None]) for one in latents]).double().numpy()
@@ -97,7 +99,7 @@ def test_package_agrees_with_pytorch(judged, files):
 @pytest.fixture
 def remeasured(judged, monkeypatch, files):
     """A gate that takes the measurement made before, with what the device put out changed."""
-    document = files.read(judged.poc, "gate", "measurement.json")
+    document = files.read(judged.workspace, "gate", "measurement.json")
 
     def patch(change=lambda decoded: decoded):
         def again(device, package, latents, *, out_folder, **arguments):
@@ -111,8 +113,8 @@ def remeasured(judged, monkeypatch, files):
     return patch
 
 
-def failed_checks(poc: Poc) -> set[str]:
-    verdict = read_verdict(poc.folder("gate") / "verdict.json")
+def failed_checks(workspace: Workspace) -> set[str]:
+    verdict = read_verdict(workspace.folder("gate") / "verdict.json")
     assert (verdict.result == "passes") == (not verdict.failed)
     return {check.name for check in verdict.failed}
 
@@ -186,14 +188,14 @@ def test_where_the_machine_was_busy_while_the_teacher_was_timed_the_ratio_is_not
         machine="a processor", seconds=(9.0, 9.0, 9.0), others_share=next(shares)
     ))  # fmt: skip
     strict = dataclasses.replace(judged_copy.params.gate, max_others_share=0.25)
-    poc = dataclasses.replace(
+    workspace = dataclasses.replace(
         judged_copy, params=dataclasses.replace(judged_copy.params, gate=strict)
     )
-    assert gate.run(poc)["result"] == "cannot tell"
-    assert failed_checks(poc) == {"latency_ratio"}
-    (row,) = files.read(poc, "gate", "choice.json")["candidates"]
+    assert gate.run(workspace)["result"] == "cannot tell"
+    assert failed_checks(workspace) == {"latency_ratio"}
+    (row,) = files.read(workspace, "gate", "choice.json")["candidates"]
     assert "took 30% of this machine while the teacher was timed" in row["distrust"]
-    assert gate.run(poc)["result"] == "passes", "the second time nobody was there"
+    assert gate.run(workspace)["result"] == "passes", "the second time nobody was there"
 
 
 def test_a_cold_start_is_as_sure_as_its_repeats_agree(judged_copy, remeasured, monkeypatch):
@@ -218,32 +220,32 @@ def test_speed_and_memory_are_those_of_the_shape_that_the_device_decodes_at_once
     the clips."""
     device = dataclasses.replace(judged_copy.params.device, shape=(5, 64, 96))
     params = dataclasses.replace(judged_copy.params, device=device)
-    poc = dataclasses.replace(judged_copy, params=params)
-    export.run(poc)
-    gate.run(poc)
-    document = files.read(poc, "gate", "measurement.json")
+    workspace = dataclasses.replace(judged_copy, params=params)
+    export.run(workspace)
+    gate.run(workspace)
+    document = files.read(workspace, "gate", "measurement.json")
     own, wide = Measurement.from_json(document), Measurement.from_json(document["on_device"])
     assert document["on_device"]["shape"] == "5x64x96"
-    verdict = read_verdict(poc.folder("gate") / "verdict.json")
+    verdict = read_verdict(workspace.folder("gate") / "verdict.json")
     measured = {check.name: check.measured for check in verdict.checks}
     assert measured["fps"] == wide.fps < own.fps, "six times the pixels"
     assert measured["cold_start_seconds"] == wide.cold_start_seconds
     assert measured["peak_memory_mb"] == wide.peak_memory_bytes / 1e6
     ratio = own.latency.median / statistics.median(document["teacher_latency_seconds"])
     assert measured["latency_ratio"] == pytest.approx(ratio)
-    shipped = load_package(poc.folder("gate") / "package")
+    shipped = load_package(workspace.folder("gate") / "package")
     assert verdict.package_sha256 == wide.package_sha256 == shipped.sha256
     assert measured["package_mb"] == shipped.size_bytes / 1e6, "all that ships"
-    (row,) = files.read(poc, "gate", "choice.json")["candidates"]
+    (row,) = files.read(workspace, "gate", "choice.json")["candidates"]
     assert row["median_latency_seconds"] == wide.latency.median
 
 
 def test_a_program_that_fails_at_the_devices_shape_fails_the_gate(judged_copy, remeasured, files):
     device = dataclasses.replace(judged_copy.params.device, shape=(5, 64, 96))
-    poc = dataclasses.replace(
+    workspace = dataclasses.replace(
         judged_copy, params=dataclasses.replace(judged_copy.params, device=device)
     )
-    export.run(poc)
+    export.run(workspace)
     remeasured()
     of_clips = gate.measure_on
     failed = Failed(
@@ -258,13 +260,13 @@ def test_a_program_that_fails_at_the_devices_shape_fails_the_gate(judged_copy, r
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "measure_on", measure)
-        assert gate.run(poc)["result"] == "fails"
-    assert failed_checks(poc) == {"fps", "cold_start_seconds", "peak_memory_mb"}
-    (row,) = files.read(poc, "gate", "choice.json")["candidates"]
+        assert gate.run(workspace)["result"] == "fails"
+    assert failed_checks(workspace) == {"fps", "cold_start_seconds", "peak_memory_mb"}
+    (row,) = files.read(workspace, "gate", "choice.json")["candidates"]
     assert "memory runs out" in row["distrust"] and asked == [0, 1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "measure_on", lambda *_, **__: asked.append("again") or failed)
-        assert gate.run(poc)["result"] == "fails"
+        assert gate.run(workspace)["result"] == "fails"
     assert asked[2:] == ["again"], "a phone is not rented for what has failed already"
 
 
@@ -301,15 +303,15 @@ def test_of_several_packages_the_profile_chooses_what_ships(
         min_parity_db=dataclasses.replace(section.min_parity_db, fp16=1.0),
     )
     params = dataclasses.replace(judged_copy.params, thresholds=thresholds, export=exported)
-    poc = dataclasses.replace(judged_copy, params=params)
+    workspace = dataclasses.replace(judged_copy, params=params)
     name = f"executorch-xnnpack/{chosen}"
-    assert gate.run(poc)["package"] == name
-    choice = files.read(poc, "gate", "choice.json")
+    assert gate.run(workspace)["package"] == name
+    choice = files.read(workspace, "gate", "choice.json")
     assert choice["chosen"] == name and len(choice["candidates"]) == 2
     assert all(one["result"] == "passes" for one in choice["candidates"])
-    assert read_verdict(poc.folder("gate") / "verdict.json").target == name
-    assert load_package(poc.folder("gate") / "package").target == name
-    seconds = files.read(poc, "gate", "measurement.json")["median_latency_seconds"]
+    assert read_verdict(workspace.folder("gate") / "verdict.json").target == name
+    assert load_package(workspace.folder("gate") / "package").target == name
+    seconds = files.read(workspace, "gate", "measurement.json")["median_latency_seconds"]
     assert seconds == min(one["median_latency_seconds"] for one in choice["candidates"]) or (
         choose == "best"
     )

@@ -11,7 +11,7 @@ import yaml
 
 from turbo_vaed.config.stages import STAGES
 from turbo_vaed.stages import params
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -19,9 +19,9 @@ REPOSITORY = Path(__file__).parents[2]
 def resolved(root: Path, document: dict[str, Any]) -> dict[str, bytes]:
     """The files that the stage writes of `document`."""
     (root / "params.yaml").write_text(yaml.safe_dump(document))
-    poc = Poc.load(root, "demo")
-    params.run(poc)
-    return {path.name: path.read_bytes() for path in poc.folder("params").iterdir()}
+    workspace = Workspace.load(root, "demo")
+    params.run(workspace)
+    return {path.name: path.read_bytes() for path in workspace.folder("params").iterdir()}
 
 
 @pytest.mark.parametrize("place", ["defaults", "customer"])
@@ -32,9 +32,9 @@ def test_an_assumption_of_the_return_reaches_no_stage(tmp_path: Path, place: str
     assert set(before) == {f"{stage}.yaml" for stage in STAGES}
     owner = document["defaults"] if place == "defaults" else document["customers"]["demo"]
     owner.setdefault("roi", {}).setdefault("devices", {})["likely"] = 12_345
-    assert Poc.load(REPOSITORY, "demo").params.roi.devices.likely != 12_345
+    assert Workspace.load(REPOSITORY, "demo").params.roi.devices.likely != 12_345
     assert resolved(tmp_path, document) == before
-    assert Poc.load(tmp_path, "demo").params.roi.devices.likely == 12_345
+    assert Workspace.load(tmp_path, "demo").params.roi.devices.likely == 12_345
     document["defaults"]["gate"]["max_samples"] += 1
     changed = resolved(tmp_path, document)
     assert [name for name in before if changed[name] != before[name]] == ["gate.yaml"]
@@ -49,7 +49,7 @@ def test_the_shape_of_a_device_reaches_the_export_and_nothing_else_of_it_does(
     document["devices"]["host"]["shape"] = [9, 720, 1280]
     shaped = resolved(tmp_path, document)
     assert {name for name in before if shaped[name] != before[name]} == {"export.yaml", "gate.yaml"}
-    assert Poc.load(tmp_path, "demo").params.device.shape == (9, 720, 1280)
+    assert Workspace.load(tmp_path, "demo").params.device.shape == (9, 720, 1280)
 
 
 def test_only_the_stage_params_reads_params_yaml() -> None:

@@ -40,28 +40,30 @@ from turbo_vaed.planning.quote import cheapest_elsewhere, quote
 from turbo_vaed.runtime.run_context import Following, Tracker
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import distill
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def poc(tmp_path: Path) -> Poc:
+def workspace(tmp_path: Path) -> Workspace:
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     (tmp_path / "assets").symlink_to(REPOSITORY / "assets")
     (tmp_path / "infra").symlink_to(REPOSITORY / "infra")
     (tmp_path / "data").symlink_to(REPOSITORY / "data")
     (tmp_path / "dvc.yaml").touch()
-    poc = Poc.load(tmp_path, "demo")
-    poc.folder("distill").mkdir(parents=True)
+    workspace = Workspace.load(tmp_path, "demo")
+    workspace.folder("distill").mkdir(parents=True)
     trained = NOON.timestamp() + 20_130  # within the charges of demo-2
     rows = [{"step": i + 1, "at": trained + 36 * i} for i in range(101)]
-    longer = dataclasses.replace(poc.params.distill, steps=1000)
-    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, distill=longer))
-    key = pace_key(poc.params.distill, local(poc.root))
+    longer = dataclasses.replace(workspace.params.distill, steps=1000)
+    workspace = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, distill=longer)
+    )
+    key = pace_key(workspace.params.distill, local(workspace.root))
     history = {"steps": rows, "pace_key": key}
-    (poc.folder("distill") / "history.json").write_text(json.dumps(history))
-    return poc
+    (workspace.folder("distill") / "history.json").write_text(json.dumps(history))
+    return workspace
 
 
 def local(root: Path) -> Settings:
@@ -69,8 +71,8 @@ def local(root: Path) -> Settings:
 
 
 @pytest.fixture
-def settings(poc: Poc) -> Settings:
-    return local(poc.root)
+def settings(workspace: Workspace) -> Settings:
+    return local(workspace.root)
 
 
 def book(tmp_path: Path, local: str | None = "0.08") -> PriceBook:
@@ -78,10 +80,12 @@ def book(tmp_path: Path, local: str | None = "0.08") -> PriceBook:
     return PriceBook(local_usd_per_hour=None if local is None else Decimal(local), ec2=ec2)
 
 
-def test_machines_by_what_it_costs_to_finish_there(poc: Poc, settings: Settings) -> None:
+def test_machines_by_what_it_costs_to_finish_there(
+    workspace: Workspace, settings: Settings
+) -> None:
     """Ten hours here; interruptions and restarts make a machine 60 times as fast take longer than
     a sixtieth."""
-    found = quote(poc, settings, book(poc.root))
+    found = quote(workspace, settings, book(workspace.root))
     rows: list[dict[str, Any]] = found.rows(Decimal("0.5"))
     first = rows[0]
     assert (first["machine"], first["market"], first["zone"]) == (
@@ -113,19 +117,19 @@ class ByType(Listed):
 
 
 def test_the_cheapest_is_the_one_that_finishes_for_the_least_and_not_its_steps(
-    poc: Poc, settings: Settings
+    workspace: Workspace, settings: Settings
 ) -> None:
     """250 s here: 13 s on a g4dn and 63 s on a c7i, with 300 s of reserve and half an hour of
     start and end on each."""
-    poc = with_distill(poc, steps=500)
+    workspace = with_distill(workspace, steps=500)
     rows = [{"step": i + 1, "at": 0.5 * i} for i in range(101)]
-    history = {"steps": rows, "pace_key": pace_key(poc.params.distill, settings)}
-    (poc.folder("distill") / "history.json").write_text(json.dumps(history))
+    history = {"steps": rows, "pace_key": pace_key(workspace.params.distill, settings)}
+    (workspace.folder("distill") / "history.json").write_text(json.dumps(history))
     by_type = PriceBook(
         local_usd_per_hour=Decimal("0.08"),
-        ec2=ByType(folder=poc.root, max_age=timedelta(hours=1)),
+        ec2=ByType(folder=workspace.root, max_age=timedelta(hours=1)),
     )
-    found = quote(poc, settings, by_type)
+    found = quote(workspace, settings, by_type)
     slow, fast = (choice for choice in found.choices[1:] if choice.usd is not None)
     assert [c.machine.instance_type for c in (slow, fast)] == ["c7i.2xlarge", "g4dn.xlarge"]
     assert slow.steps_usd and slow.usd and fast.steps_usd and fast.usd
@@ -135,27 +139,29 @@ def test_the_cheapest_is_the_one_that_finishes_for_the_least_and_not_its_steps(
         volume = 120 * Decimal("0.0952") / 720
         whole = (Decimal(usd) + volume) * Decimal(seconds) / 3600
         assert float(choice.usd or 0) == pytest.approx(float(whole), rel=1e-6)
-    named = cheapest_elsewhere(poc, settings, Decimal(1), by_type)
+    named = cheapest_elsewhere(workspace, settings, Decimal(1), by_type)
     assert named.startswith(", or on c7i.2xlarge on-demand in eu-central-1, where")
 
 
 def test_a_machine_fits_what_is_left_and_not_what_the_budget_was(
-    poc: Poc, settings: Settings, ledger: Ledger
+    workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     of_run = {"quantity": Decimal(1), "unit_price_usd": Decimal("94.7")}
     before = charge("distill", "demo-9", 0, 1)
     ledger.add(dataclasses.replace(before, **of_run, amount_usd=Decimal("94.7")))
 
     def fits(run: str | None) -> dict[str, bool]:
-        found = quote(poc, settings, book(poc.root), run=run)
+        found = quote(workspace, settings, book(workspace.root), run=run)
         return {row["machine"]: row["fits"] for row in found.rows(Decimal(95)) if row["usd"]}
 
     assert fits(None)["this machine"], "a fresh run has all of it"
     assert not fits("demo-9")["this machine"], "0.30 of 0.81 USD"
-    assert quote(poc, settings, book(poc.root), run="demo-9").left_usd == Decimal("0.3")
+    assert quote(workspace, settings, book(workspace.root), run="demo-9").left_usd == Decimal("0.3")
 
 
-def test_what_was_measured_takes_the_place_of_what_is_assumed(poc: Poc, settings: Settings) -> None:
+def test_what_was_measured_takes_the_place_of_what_is_assumed(
+    workspace: Workspace, settings: Settings
+) -> None:
     machine = {"device": "cpu", "precision": "bf16", "compiled": False}
     events: list[dict[str, Any]] = [
         {"event": "open", "at": 0.0, "job": "a", "steps": 9, "usd_per_hour": "0.1"},
@@ -164,67 +170,71 @@ def test_what_was_measured_takes_the_place_of_what_is_assumed(poc: Poc, settings
         {"event": "checkpoint", "at": 3.0, "step": 1, "seconds": 7.0},
         {"event": "start", "at": 92.0, "world": 1, "resumed_from": 1, **machine},
     ]
-    poc.progress_file.parent.mkdir(parents=True)
-    poc.progress_file.write_text("".join(json.dumps(event) + "\n" for event in events))
-    found = quote(poc, settings, book(poc.root))
+    workspace.progress_file.parent.mkdir(parents=True)
+    workspace.progress_file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    found = quote(workspace, settings, book(workspace.root))
     assert (found.save_seconds, found.restart_seconds) == (7.0, 90.0)
     assert "7 s a checkpoint, measured, and 90 s a restart, measured" in found.basis
 
 
-def test_no_price_at_all(poc: Poc, settings: Settings) -> None:
-    found = quote(poc, settings, PriceBook(local_usd_per_hour=None))
+def test_no_price_at_all(workspace: Workspace, settings: Settings) -> None:
+    found = quote(workspace, settings, PriceBook(local_usd_per_hour=None))
     assert "No price is known" in found.sentence and "is null" in found.sentence
 
 
-def test_what_nobody_measured_is_told_by_arithmetic(poc: Poc, settings: Settings) -> None:
-    shutil.rmtree(poc.folder("distill"))
-    found = quote(poc, settings, book(poc.root))
+def test_what_nobody_measured_is_told_by_arithmetic(
+    workspace: Workspace, settings: Settings
+) -> None:
+    shutil.rmtree(workspace.folder("distill"))
+    found = quote(workspace, settings, book(workspace.root))
     rows: list[dict[str, Any]] = found.rows(Decimal("0.5"))
     (here,) = [row for row in rows if row["machine"] == "this machine"]
     assert here["speed"] == "assumed" and here["usd"] is not None
     assert "by the student's arithmetic alone, for no run has measured it" in found.basis
 
 
-def test_a_student_of_more_work_is_expected_to_take_longer(poc: Poc, settings: Settings) -> None:
-    found, twice = expected_pace(poc, settings), with_distill(poc, batch_size=8)
+def test_a_student_of_more_work_is_expected_to_take_longer(
+    workspace: Workspace, settings: Settings
+) -> None:
+    found, twice = expected_pace(workspace, settings), with_distill(workspace, batch_size=8)
     assert found is not None and 0 < found.least < found.mean < found.most
-    assert step_flops(twice) == 2 * step_flops(poc)
-    assert step_flops(poc) > 3e9, "convolutions are counted"
+    assert step_flops(twice) == 2 * step_flops(workspace)
+    assert step_flops(workspace) > 3e9, "convolutions are counted"
 
 
-def test_the_teachers_work_is_expected_too(poc: Poc, settings: Settings) -> None:
+def test_the_teachers_work_is_expected_too(workspace: Workspace, settings: Settings) -> None:
     """Of the demo: 3 videos of 24 clips at most, until they are cut; a tenth of them is decoded in
     `encode`. Towards its targets the teacher decodes every train clip once, or in every step a
     crop of a quarter of a clip, whichever is less."""
-    one = teacher_flops("ltx-video", poc.teacher_weights(), 9, 128, 128)
-    encoding, targets = teacher_work(poc)
+    one = teacher_flops("ltx-video", workspace.teacher_weights(), 9, 128, 128)
+    encoding, targets = teacher_work(workspace)
     assert encoding == pytest.approx(72 * (one.encode + 0.1 * one.decode))
     assert targets == pytest.approx(72 * 0.8 * one.decode), "1000 steps of 4 crops are more"
-    alone = with_distill(poc, weight_teacher=0.0)
+    alone = with_distill(workspace, weight_teacher=0.0)
     assert teacher_work(alone) == (encoding, 0) and teacher_work(alone, ["distill"]) == (0, 0)
-    poc.folder("clip").mkdir()
+    workspace.folder("clip").mkdir()
     cut: dict[str, Any] = {"frames": 9, "size": 128, "clips": [{}] * 36}
-    (poc.folder("clip") / "clips.json").write_text(json.dumps(cut))
-    assert teacher_work(poc) == (encoding, targets), "they will be cut again"
-    assert teacher_work(poc, ["encode", "distill"]) == (encoding / 2, targets / 2)
-    few = with_distill(poc, steps=10)
+    (workspace.folder("clip") / "clips.json").write_text(json.dumps(cut))
+    assert teacher_work(workspace) == (encoding, targets), "they will be cut again"
+    assert teacher_work(workspace, ["encode", "distill"]) == (encoding / 2, targets / 2)
+    few = with_distill(workspace, steps=10)
     assert teacher_work(few, ["distill"]) == (0, pytest.approx(10 * 4 / 4 * one.decode))
-    kept = with_distill(poc, steps=10, teacher_targets="cache")
+    kept = with_distill(workspace, steps=10, teacher_targets="cache")
     assert teacher_work(kept, ["distill"]) == (0, targets / 2)
-    found, less = expected(poc, settings), expected(poc, settings, ["distill"])
+    found, less = expected(workspace, settings), expected(workspace, settings, ["distill"])
     assert found is not None and 0 < found.once.least < found.once.mean < found.once.most
     assert less is not None and less.once.mean < found.once.mean
 
 
 def test_a_first_run_is_estimated_with_its_teacher(
-    poc: Poc, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A teacher that takes five times as long as all steps."""
     pace, once = Pace(least=1, mean=2, most=4), Pace(least=5000, mean=10_000, most=20_000)
     told = flops.Expected(pace=pace, once=once)
     monkeypatch.setattr(estimate, "expected", lambda *_: told)
-    (poc.folder("distill") / "history.json").unlink()
-    found = estimate_run(poc, settings, ledger, may_spend_usd=Decimal(95))
+    (workspace.folder("distill") / "history.json").unlink()
+    found = estimate_run(workspace, settings, ledger, may_spend_usd=Decimal(95))
     assert found is not None and "with 2:46:40 of the teacher" in found.basis
     assert found.seconds == 2000, "of the steps alone"
     reserved = Decimal("0.08") * 300 / 3600 + charge("x", "x", 0, 1).amount_usd
@@ -234,20 +244,20 @@ def test_a_first_run_is_estimated_with_its_teacher(
     )
     half = Decimal("0.08") * 5_500 / 3600 + reserved
     with pytest.raises(BudgetRefused, match="with no number of steps"):
-        estimate_run(poc, settings, ledger, may_spend_usd=half)
+        estimate_run(workspace, settings, ledger, may_spend_usd=half)
     enough = Decimal("0.08") * 6_001 / 3600 + reserved
-    assert estimate_run(poc, settings, ledger, may_spend_usd=enough) == found
+    assert estimate_run(workspace, settings, ledger, may_spend_usd=enough) == found
 
 
 def test_interruptions_that_were_seen_weigh_against_those_assumed(
-    poc: Poc, settings: Settings, ledger: Ledger
+    workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     """Two days on a g5 with three losses, after an assumed one in twenty hours for a day's worth.
     Nothing was seen of the others; and of a run on this machine nothing of any."""
-    progress(poc, losses=3, hours=48)
+    progress(workspace, losses=3, hours=48)
 
     def seen() -> dict[tuple[str, str], float]:
-        found = quote(poc, settings, book(poc.root))
+        found = quote(workspace, settings, book(workspace.root))
         machines = [choice.machine for choice in found.choices]
         return {(m.instance_type, m.market): m.interruptions_per_hour for m in machines}
 
@@ -261,7 +271,7 @@ def test_interruptions_that_were_seen_weigh_against_those_assumed(
     assert seen()["g5.xlarge", "spot"] == pytest.approx(0.05), "the last run was here"
 
 
-def progress(poc: Poc, *, losses: int, hours: float) -> None:
+def progress(workspace: Workspace, *, losses: int, hours: float) -> None:
     machine = {"device": "cpu", "precision": "bf16", "compiled": False, "checkpoint": None}
     first = {"event": "start", "at": 1.0, "world": 1, "resumed_from": None, **machine}
     events: list[dict[str, Any]] = [
@@ -271,13 +281,15 @@ def progress(poc: Poc, *, losses: int, hours: float) -> None:
         *({**first, "at": 10.0 * (i + 1), "resumed_from": 1} for i in range(losses)),
         {"event": "step", "at": 3600.0 * hours, "step": 2, "spent_usd": "0"},
     ]
-    poc.progress_file.parent.mkdir(parents=True)
-    poc.progress_file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    workspace.progress_file.parent.mkdir(parents=True)
+    workspace.progress_file.write_text("".join(json.dumps(event) + "\n" for event in events))
 
 
-def with_distill(poc: Poc, **changed: Any) -> Poc:
-    params = dataclasses.replace(poc.params.distill, **changed)
-    return dataclasses.replace(poc, params=dataclasses.replace(poc.params, distill=params))
+def with_distill(workspace: Workspace, **changed: Any) -> Workspace:
+    params = dataclasses.replace(workspace.params.distill, **changed)
+    return dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, distill=params)
+    )
 
 
 def charge(stage: str, run: str, begin: float, end: float, unit: str = "node-second") -> Charge:
@@ -317,70 +329,75 @@ def ledger(settings: Settings) -> Any:
 
 
 def test_an_estimate_is_the_last_runs_pace_and_its_other_stages(
-    poc: Poc, settings: Settings, ledger: Ledger
+    workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
-    found = estimate_run(poc, settings, ledger, may_spend_usd=Decimal(95))
+    found = estimate_run(workspace, settings, ledger, may_spend_usd=Decimal(95))
     assert found is not None
     assert found.seconds == pytest.approx(1000 * 36)
     assert float(found.likely_usd) == pytest.approx((36_000 + 60 + 100 + 40 + 1) * 0.08 / 3600)
     assert "at 36 s a step and $0.00447 for the rest" in found.basis
-    kept = json.loads((poc.work / ESTIMATE).read_text())
+    kept = json.loads((workspace.work / ESTIMATE).read_text())
     assert Decimal(kept["likely_usd"]) == found.likely_usd and kept["steps"] == 1000
-    few = estimate_run(poc, settings, ledger, stages=["distill"], may_spend_usd=Decimal(95))
+    few = estimate_run(workspace, settings, ledger, stages=["distill"], may_spend_usd=Decimal(95))
     assert few is not None
     assert float(few.likely_usd) == pytest.approx((36_000 + 60 + 1) * 0.08 / 3600)
 
 
 def test_what_follows_distillation_is_estimated_by_what_it_took_last(
-    poc: Poc, settings: Settings, ledger: Ledger
+    workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     ledger.add(charge("gate", "demo-1", 10_000, 19_000))  # not the last one
-    found = estimate_run(poc, settings, ledger, stages=["gate"], may_spend_usd=Decimal(1))
+    found = estimate_run(workspace, settings, ledger, stages=["gate"], may_spend_usd=Decimal(1))
     assert found is not None and "by the 0:40 of gate last time" in found.basis
     assert float(found.likely_usd) == pytest.approx(40 * 0.08 / 3600)
     stages = ["evaluate", "export", "gate"]
     unknown = estimate_run(
-        poc, settings, ledger, stages=stages, may_spend_usd=Decimal(2), spent_usd=Decimal(1)
+        workspace, settings, ledger, stages=stages, may_spend_usd=Decimal(2), spent_usd=Decimal(1)
     )
     assert unknown is not None
     assert float(unknown.likely_usd) == pytest.approx(300 * 0.08 / 3600), "as it is kept back"
-    kept = json.loads((poc.work / ESTIMATE).read_text())
+    kept = json.loads((workspace.work / ESTIMATE).read_text())
     assert Decimal(kept["likely_usd"]) == unknown.likely_usd + 1, "of the whole run"
     with pytest.raises(BudgetRefused, match=r"\$0\.00 may be spent; take another gate\.device"):
         estimate_run(
-            poc, settings, ledger, stages=["gate"], may_spend_usd=Decimal(1), spent_usd=Decimal(1)
+            workspace,
+            settings,
+            ledger,
+            stages=["gate"],
+            may_spend_usd=Decimal(1),
+            spent_usd=Decimal(1),
         )
 
 
 def test_a_run_to_come_keeps_back_what_devices_can_cost(
-    poc: Poc, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(estimate, "devices_usd", lambda params: Decimal("10.2"))
     with pytest.raises(BudgetRefused, match="what a device can cost"):
-        estimate_run(poc, settings, ledger, may_spend_usd=Decimal("10.5"))
-    assert estimate_run(poc, settings, ledger, may_spend_usd=Decimal("11.1")) is not None
+        estimate_run(workspace, settings, ledger, may_spend_usd=Decimal("10.5"))
+    assert estimate_run(workspace, settings, ledger, may_spend_usd=Decimal("11.1")) is not None
 
 
 def test_nodes_that_waited_and_devices_are_in_the_estimate(
-    poc: Poc, settings: Settings, ledger: Ledger
+    workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
-    before = estimate_run(poc, settings, ledger, may_spend_usd=Decimal(95))
+    before = estimate_run(workspace, settings, ledger, may_spend_usd=Decimal(95))
     waited = charge("waiting", "demo-2", 30_040, 31_040)
     phone = charge("gate", "demo-2", 30_000, 30_500, unit="device-minute")
     ledger.add_all([waited, phone])
-    found = estimate_run(poc, settings, ledger, may_spend_usd=Decimal(95))
+    found = estimate_run(workspace, settings, ledger, may_spend_usd=Decimal(95))
     assert before is not None and found is not None
     assert found.likely_usd - before.likely_usd == waited.amount_usd + phone.amount_usd
 
 
 def test_stages_with_other_params_than_last_time_may_take_longer(
-    poc: Poc, settings: Settings, ledger: Ledger
+    workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     """A shape was added, say: by what DVC has recorded of the last run of `export`."""
-    stages, path = ["export", "gate"], poc.work / "params" / "export.yaml"
+    stages, path = ["export", "gate"], workspace.work / "params" / "export.yaml"
 
     def found() -> Estimate:
-        told = estimate_run(poc, settings, ledger, stages=stages, may_spend_usd=Decimal(95))
+        told = estimate_run(workspace, settings, ledger, stages=stages, may_spend_usd=Decimal(95))
         assert told is not None
         return told
 
@@ -390,7 +407,7 @@ def test_stages_with_other_params_than_last_time_may_take_longer(
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
     deps = [{"path": "work/demo/params/export.yaml", "md5": md5}]
     lock = {"stages": {"export@demo": {"deps": deps}}}
-    (poc.work / "dvc.lock").write_text(json.dumps(lock))
+    (workspace.work / "dvc.lock").write_text(json.dumps(lock))
     assert found() == before
     path.write_text("targets: [a, b]\n")
     after = found()
@@ -398,19 +415,21 @@ def test_stages_with_other_params_than_last_time_may_take_longer(
     assert "the params of export are others since" in after.basis
 
 
-def test_a_pace_of_something_else_is_no_pace(poc: Poc, settings: Settings, ledger: Ledger) -> None:
-    other = with_distill(poc, batch_size=99)
+def test_a_pace_of_something_else_is_no_pace(
+    workspace: Workspace, settings: Settings, ledger: Ledger
+) -> None:
+    other = with_distill(workspace, batch_size=99)
     found = estimate_run(other, settings, ledger, may_spend_usd=Decimal(95))
     assert found is not None and "no run has measured these params" in found.basis
     assert found.low_usd < found.likely_usd / 2 < found.high_usd / 4, "a wide range"
     assert "at 36 s a step" not in found.basis
     elsewhere = dataclasses.replace(settings, ray_address="10.0.0.1:6379")
     with pytest.raises(UserError, match="unset RAY_ADDRESS"):
-        quote(poc, elsewhere, book(poc.root))
+        quote(workspace, elsewhere, book(workspace.root))
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_would(
-    poc: Poc, settings: Settings, ledger: Ledger
+    workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     """Half of the 36200 s fit. 300 are kept back, of which the gate takes 40, and for the disk
     what another second costs: 489 steps."""
@@ -418,19 +437,24 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(
     with pytest.raises(
         BudgetRefused, match=r"it would with distill\.steps of 489, or with a budget"
     ):
-        estimate_run(poc, settings, ledger, may_spend_usd=half)
+        estimate_run(workspace, settings, ledger, may_spend_usd=half)
     machine = dataclasses.replace(settings, held_usd=Decimal("0.5"))
     with pytest.raises(BudgetRefused, match=r"of 489, or with a budget\.run_usd") as told:
-        estimate_run(poc, machine, ledger, may_spend_usd=half + machine.held_usd)
+        estimate_run(workspace, machine, ledger, may_spend_usd=half + machine.held_usd)
     said = re.search(r"budget.run_usd of \$([0-9.]+)", str(told.value))
-    assert said and estimate_run(poc, machine, ledger, may_spend_usd=Decimal(said[1])) is not None
-    less = with_distill(poc, steps=489)
+    assert (
+        said
+        and estimate_run(workspace, machine, ledger, may_spend_usd=Decimal(said[1])) is not None
+    )
+    less = with_distill(workspace, steps=489)
     assert estimate_run(less, settings, ledger, may_spend_usd=half) is not None, "as it was told"
     with pytest.raises(BudgetRefused, match="would with no number of steps, but with a budget"):
-        estimate_run(poc, settings, ledger, may_spend_usd=Decimal("0.001"))
+        estimate_run(workspace, settings, ledger, may_spend_usd=Decimal("0.001"))
 
 
-def test_what_followed_before_is_kept_back(poc: Poc, settings: Settings, ledger: Ledger) -> None:
+def test_what_followed_before_is_kept_back(
+    workspace: Workspace, settings: Settings, ledger: Ledger
+) -> None:
     """An hour of gate is more than budget.reserve_seconds; a fifth on top."""
     assert following(ledger, "demo").seconds == 40
     ledger.add(charge("gate", "demo-3", 40_000, 43_600))
@@ -443,16 +467,18 @@ def test_what_followed_before_is_kept_back(poc: Poc, settings: Settings, ledger:
     volume = charge("machine", "demo-2", 0, 99_000, unit="GB-month")
     ledger.add(dataclasses.replace(volume, resource="volume"))
     assert following(ledger, "demo") == after, "whoever starts a machine keeps its own back"
-    assert reserve_seconds(poc.params, after) == pytest.approx(4320)
+    assert reserve_seconds(workspace.params, after) == pytest.approx(4320)
     tracker = Tracker(spent_usd=lambda: Decimal(0), following=lambda: after)
-    spending = spending_of(dataclasses.replace(poc, tracker=tracker), settings, "distill")
+    spending = spending_of(dataclasses.replace(workspace, tracker=tracker), settings, "distill")
     hours = (spending.budget.reserve_usd - after.usd) / Decimal("0.08")
     assert float(hours) == pytest.approx(1.2)
 
 
-def test_the_machine_on_which_it_would_fit_is_named(poc: Poc, settings: Settings) -> None:
+def test_the_machine_on_which_it_would_fit_is_named(
+    workspace: Workspace, settings: Settings
+) -> None:
     def elsewhere(usd: str) -> str:
-        return cheapest_elsewhere(poc, settings, Decimal(usd), book(poc.root))
+        return cheapest_elsewhere(workspace, settings, Decimal(usd), book(workspace.root))
 
     fits = elsewhere("0.21")
     assert fits.startswith(", or on g5.xlarge spot in eu-central-1b, where it is expected to cost")
@@ -460,33 +486,35 @@ def test_the_machine_on_which_it_would_fit_is_named(poc: Poc, settings: Settings
     assert "not on the cheapest of prices.candidates, g5.xlarge" in elsewhere("0.01")
     unknown = PriceBook(local_usd_per_hour=Decimal("0.08"))
     assert "no price of prices.candidates is known" in cheapest_elsewhere(
-        poc, settings, Decimal(1), unknown
+        workspace, settings, Decimal(1), unknown
     )
     on_a_cluster = dataclasses.replace(settings, ray_address="10.0.0.1:6379")
-    assert cheapest_elsewhere(poc, on_a_cluster, Decimal(1)) == ""
+    assert cheapest_elsewhere(workspace, on_a_cluster, Decimal(1)) == ""
 
 
-def test_a_run_without_steps_leaves_the_pace_of_the_one_before(poc: Poc) -> None:
-    path, settings = poc.folder("distill") / "history.json", local(poc.root)
+def test_a_run_without_steps_leaves_the_pace_of_the_one_before(workspace: Workspace) -> None:
+    path, settings = workspace.folder("distill") / "history.json", local(workspace.root)
     history = json.loads(path.read_text())
-    keep_pace(poc, history)
-    measured = measured_pace(poc, settings)
+    keep_pace(workspace, history)
+    measured = measured_pace(workspace, settings)
     for steps in ([], history["steps"][:3]):
         stopped = history | {"steps": steps}
         path.write_text(json.dumps(stopped))
-        keep_pace(poc, stopped)
-        assert measured is not None and measured_pace(poc, settings) == measured
+        keep_pace(workspace, stopped)
+        assert measured is not None and measured_pace(workspace, settings) == measured
     slower = [{"step": i, "at": 72.0 * i} for i in range(20)]
     path.write_text(json.dumps(history | {"steps": slower}))
-    newest = measured_pace(poc, settings)
+    newest = measured_pace(workspace, settings)
     assert newest is not None and newest.mean == 72
     path.write_text(json.dumps(history | {"steps": []}))
-    (poc.work / "pace.json").write_text(json.dumps(history | {"pace_key": "of another student"}))
-    assert measured_pace(poc, settings) is None
+    (workspace.work / "pace.json").write_text(
+        json.dumps(history | {"pace_key": "of another student"})
+    )
+    assert measured_pace(workspace, settings) is None
 
 
 def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
-    poc: Poc, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the start by the budget, and in all that the workers hear later."""
     monkeypatch.setattr(pricing, "devices_usd", lambda params: Decimal(5))
@@ -497,28 +525,30 @@ def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
         tell=told.append,
         clock=itertools.count(0, FRESH_SECONDS).__next__,
     )
-    poc = dataclasses.replace(poc, tracker=Tracker(spent_usd=lambda: Decimal(1), share=share))
-    spending = spending_of(poc, settings, "distill")
+    workspace = dataclasses.replace(
+        workspace, tracker=Tracker(spent_usd=lambda: Decimal(1), share=share)
+    )
+    spending = spending_of(workspace, settings, "distill")
     assert spending.budget.run_usd == 15
     kept = 1 + spending.budget.reserve_usd + 5
     spending.require(3600, "an hour")
     follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0, ahead_seconds=1800.0)
-    paid = distill._paid(poc, settings, spending, follower)
+    paid = distill._paid(workspace, settings, spending, follower)
     assert paid().may_spend_usd == 15
     hour = spending.usd_per_hour
     assert told == pytest.approx([kept, kept + hour, kept + hour / 2]), "others know of all of it"
-    assert distill._limited_to_usd(poc, settings) == "20"
+    assert distill._limited_to_usd(workspace, settings) == "20"
     left[0] = Decimal(6)  # others have used it up
     assert 0 < paid().may_spend_usd <= 1
     assert told[-1] == kept, "what must follow is spent in any case"
-    assert distill._limited_to_usd(poc, settings) == "6"
+    assert distill._limited_to_usd(workspace, settings) == "6"
     with pytest.raises(BudgetRefused, match=r"of the \$1\.00 that .* there is a month's: raise it"):
         spending.require(1, "what fitted when the stage began")
     assert told[-1] == kept, "one that is refused tells nobody"
 
 
 def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run(
-    poc: Poc, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An hour of them: two nodes of 1 USD an hour when training starts, eight when it stops; and
     this machine, where it is none of them."""
@@ -527,13 +557,13 @@ def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run
     monkeypatch.setattr(pricing.cluster, "most_usd_per_hour", lambda book: Decimal(len(nodes)))
     after = Following(seconds=3000, usd=Decimal("0.5"))  # and a fifth longer
     tracker = Tracker(spent_usd=lambda: Decimal(1), following=lambda: after)
-    poc = dataclasses.replace(poc, tracker=tracker)
+    workspace = dataclasses.replace(workspace, tracker=tracker)
     follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0, ahead_seconds=60.0)
     for address, own in (("10.0.0.1:6379", 0.0), ("ray://10.0.0.1:10001", 0.08)):
         there = dataclasses.replace(settings, ray_address=address)
-        at_start = spending_of(poc, there, "distill").budget.reserve_usd
+        at_start = spending_of(workspace, there, "distill").budget.reserve_usd
         assert float(at_start) == pytest.approx(2 + own + 0.5)
-        paid = distill._paid(poc, there, spending_of(poc, there, "distill"), follower)
+        paid = distill._paid(workspace, there, spending_of(workspace, there, "distill"), follower)
         assert paid().reserve_usd == at_start
         nodes += ["c", "d", "e", "f", "g", "h"]
         assert float(paid().reserve_usd) == pytest.approx(8 + own + 0.5)

@@ -24,7 +24,7 @@ from turbo_vaed.metering.run_stage import run_metered
 from turbo_vaed.registry import client as mlflow_runs
 from turbo_vaed.registry.client import Point, experiment_id
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 NOBODY = "http://127.0.0.1:9"
 """Nothing listens on the discard port."""
@@ -121,8 +121,8 @@ def test_a_stage_has_a_tracker_of_its_run(
         held_usd=Decimal(2),
     )
 
-    def run(poc: Poc) -> dict[str, object]:
-        tracker, began = poc.tracker, datetime.now(UTC)
+    def run(workspace: Workspace) -> dict[str, object]:
+        tracker, began = workspace.tracker, datetime.now(UTC)
         assert tracker.log_metrics and tracker.log_picture and tracker.mark_wasted
         assert tracker.share
         assert tracker.share.claim(Decimal(7)).usd == 95 - 2, "for its machine"
@@ -134,7 +134,7 @@ def test_a_stage_has_a_tracker_of_its_run(
         time.sleep(0.02)
         tracker.mark_wasted(began, datetime.now(UTC), "worker lost")
         time.sleep(0.02)
-        poc.folder("distill").mkdir(parents=True)
+        workspace.folder("distill").mkdir(parents=True)
         return {}
 
     monkeypatch.setattr("turbo_vaed.stages.distill.run", run)
@@ -165,17 +165,17 @@ def test_a_stage_by_hand_keeps_nothing_back_when_it_is_over(
     waiting: list[str] = []
 
     @contextmanager
-    def others(poc: Poc, *given: object) -> Iterator[None]:
+    def others(workspace: Workspace, *given: object) -> Iterator[None]:
         waiting.append(str(given[-1]))
         yield
         waiting.append("over")
 
-    def run(poc: Poc) -> dict[str, object]:
-        assert poc.tracker.share and waiting == ["gate"]
-        poc.tracker.share.claim(Decimal(7))
+    def run(workspace: Workspace) -> dict[str, object]:
+        assert workspace.tracker.share and waiting == ["gate"]
+        workspace.tracker.share.claim(Decimal(7))
         with Ledger.open(settings.ledger_url) as ledger:
             assert [held.upto_usd for held in ledger.holds(at=datetime.now(UTC))] == [7]
-        poc.folder("gate").mkdir(parents=True)
+        workspace.folder("gate").mkdir(parents=True)
         if fails:
             raise Fault("the phone is gone")
         return {}

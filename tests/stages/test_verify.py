@@ -19,23 +19,23 @@ from turbo_vaed.stages import export, gate
 
 @pytest.fixture(scope="module")
 def held_out(judged):
-    split = HeldOut.open(judged.poc)
+    split = HeldOut.open(judged.workspace)
     return split.latents(split.indices)
 
 
 def test_every_package_has_its_parity_on_held_out_clips(judged, files):
-    document = files.read(judged.poc, "export", "parity.json")
+    document = files.read(judged.workspace, "export", "parity.json")
     assert list(document) == ["executorch-xnnpack-fp32"]
     found = document["executorch-xnnpack-fp32"]
     assert (found["how"], found["clips"], found["limit_db"]) == ("runtime", 3, 80)
-    gate = files.read(judged.poc, "gate", "measurement.json")["parity_psnr_db"]
+    gate = files.read(judged.workspace, "gate", "measurement.json")["parity_psnr_db"]
     assert found["parity_psnr_db"] == pytest.approx(gate, abs=0.1)
 
 
 def test_a_conversion_that_computes_something_else_is_caught(judged, held_out, tmp_path):
     """Planted: a program of the same shapes, whole and runnable, with one layer's taps in the
     wrong order, as a converter that turns time round would leave them."""
-    student = load_student(judged.poc)
+    student = load_student(judged.workspace)
     wrong = TurboVaedDecoder(student.config).eval()
     wrong.load_state_dict(student.state_dict())
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_a_conversion_that_computes_something_else_is_caught(judged, held_out, t
 
 
 def test_a_package_of_nan_is_caught(judged, held_out, files, monkeypatch):
-    package = load_package(files.package(judged.poc))
+    package = load_package(files.package(judged.workspace))
 
     def decoded(_):
         video = np.zeros((len(held_out), *package.io.video_shape[1:]), np.float32)
@@ -61,12 +61,14 @@ def test_a_package_of_nan_is_caught(judged, held_out, files, monkeypatch):
 
     monkeypatch.setattr(parity, "read_decoded", decoded)
     with pytest.raises(Fault, match="not finite"):
-        verify(package, load_student(judged.poc), held_out, limit_db=1.0)
+        verify(package, load_student(judged.workspace), held_out, limit_db=1.0)
 
 
-def with_export(poc, **changed):
-    section = dataclasses.replace(poc.params.export, **changed)
-    return dataclasses.replace(poc, params=dataclasses.replace(poc.params, export=section))
+def with_export(workspace, **changed):
+    section = dataclasses.replace(workspace.params.export, **changed)
+    return dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, export=section)
+    )
 
 
 def test_where_every_package_is_refused_the_stage_ends_and_keeps_the_old_ones(judged_copy):
@@ -81,15 +83,15 @@ def test_a_package_that_is_refused_takes_no_other_with_it(judged_copy, files):
     """The gate judges what is left, and says why not the other."""
     strict = dataclasses.replace(judged_copy.params.export.min_parity_db, fp16=101.0)
     targets = ("executorch-xnnpack/fp16", "executorch-xnnpack/fp32")
-    poc = with_export(judged_copy, min_parity_db=strict, targets=targets)
-    figures = export.run(poc)
+    workspace = with_export(judged_copy, min_parity_db=strict, targets=targets)
+    figures = export.run(workspace)
     assert "at least 101 dB" in figures["executorch-xnnpack/fp16 left out"]
-    assert [f.name for f in (poc.folder("export") / "packages").iterdir()] == [
+    assert [f.name for f in (workspace.folder("export") / "packages").iterdir()] == [
         "executorch-xnnpack-fp32"
     ]
-    assert gate._packages(poc)[1].keys() == {"executorch-xnnpack/fp16"}
-    assert "at least 101 dB" in gate._packages(poc)[1]["executorch-xnnpack/fp16"]
-    assert list(gate._packages(poc)[0]) == [export.wanted(poc)[1]]
+    assert gate._packages(workspace)[1].keys() == {"executorch-xnnpack/fp16"}
+    assert "at least 101 dB" in gate._packages(workspace)[1]["executorch-xnnpack/fp16"]
+    assert list(gate._packages(workspace)[0]) == [export.wanted(workspace)[1]]
 
 
 def test_a_package_that_crashes_takes_no_other_with_it(judged_copy, monkeypatch):
@@ -101,9 +103,9 @@ def test_a_package_that_crashes_takes_no_other_with_it(judged_copy, monkeypatch)
     whole = parity.decode
     monkeypatch.setattr(parity, "decode", run)
     targets = ("executorch-xnnpack/fp32", "executorch-xnnpack/fp16")
-    poc = with_export(judged_copy, targets=targets)
-    export.run(poc)
-    assert export.left_out(poc).keys() == {"executorch-xnnpack-fp16"}
+    workspace = with_export(judged_copy, targets=targets)
+    export.run(workspace)
+    assert export.left_out(workspace).keys() == {"executorch-xnnpack-fp16"}
 
 
 def test_a_converter_that_fails_takes_no_other_package_with_it(judged_copy, monkeypatch):
@@ -114,9 +116,9 @@ def test_a_converter_that_fails_takes_no_other_package_with_it(judged_copy, monk
 
     broken = dataclasses.replace(targets.RUNTIMES["onnx"], export=fails)
     monkeypatch.setitem(targets.RUNTIMES, "onnx", broken)
-    poc = with_export(judged_copy, targets=("onnx/fp32", "executorch-xnnpack/fp32"))
-    export.run(poc)
-    assert export.left_out(poc) == {
+    workspace = with_export(judged_copy, targets=("onnx/fp32", "executorch-xnnpack/fp32"))
+    export.run(workspace)
+    assert export.left_out(workspace) == {
         "onnx-fp32": "onnx/fp32: the student could not be exported: no kernel for aten.wings"
     }
 

@@ -236,15 +236,15 @@ def open_report(customer: Customer) -> None:
     """
     import webbrowser
 
-    from turbo_vaed.workspace import Poc
+    from turbo_vaed.workspace import Workspace
 
-    poc = Poc.load(Settings.from_environment().root, customer)
-    refused = poc.not_started.is_file()
-    path = poc.report if poc.report.is_file() or not refused else poc.not_started
+    workspace = Workspace.load(Settings.from_environment().root, customer)
+    refused = workspace.not_started.is_file()
+    path = workspace.report if workspace.report.is_file() or not refused else workspace.not_started
     if not path.is_file():
         raise UserError(f"no report yet for {customer}; run: turbo-vaed poc {customer}")
-    if refused and path != poc.not_started:
-        print(f"a later run was not started: {poc.not_started}", file=sys.stderr)
+    if refused and path != workspace.not_started:
+        print(f"a later run was not started: {workspace.not_started}", file=sys.stderr)
     print(path)
     webbrowser.open(path.as_uri())
 
@@ -313,10 +313,10 @@ def show_distillation(customer: Customer, form: Format = "table") -> None:
     import time
 
     from turbo_vaed.distill.status import read_status
-    from turbo_vaed.workspace import Poc
+    from turbo_vaed.workspace import Workspace
 
-    poc = Poc.load(Settings.from_environment().root, customer)
-    status = read_status(poc.progress_file, customer=customer, now=time.time())
+    workspace = Workspace.load(Settings.from_environment().root, customer)
+    status = read_status(workspace.progress_file, customer=customer, now=time.time())
     if form == "json":
         print(json.dumps(status.document()))
         return

@@ -250,11 +250,11 @@ def quote_machines(customer: Customer, form: Format = "table") -> None:
     asks AWS for prices; those that it does not tell are shown as unknown, with the reason.
     """
     from turbo_vaed.planning.quote import quote
-    from turbo_vaed.workspace import Poc
+    from turbo_vaed.workspace import Workspace
 
     settings = Settings.from_environment()
-    poc = Poc.load(settings.root, customer)
-    found, budget_usd = quote(poc, settings), poc.params.budget.run_usd
+    workspace = Workspace.load(settings.root, customer)
+    found, budget_usd = quote(workspace, settings), workspace.params.budget.run_usd
     if form == "json":
         print(json.dumps(found.document(budget_usd)))
         return
@@ -282,13 +282,13 @@ def return_on_investment(
     from turbo_vaed.report import roi as words
     from turbo_vaed.report.tornado import tornado_svg
     from turbo_vaed.roi.measured import cost_of_poc, read_roi
-    from turbo_vaed.workspace import Poc
+    from turbo_vaed.workspace import Workspace
 
     settings = Settings.from_environment()
-    poc = Poc.load(settings.root, customer)
+    workspace = Workspace.load(settings.root, customer)
     with Ledger.open(settings.ledger_url) as ledger:
         cost = cost_of_poc(ledger, customer)
-    found = read_roi(poc.work, cost=cost, assumptions=poc.params.roi)
+    found = read_roi(workspace.work, cost=cost, assumptions=workspace.params.roi)
     if chart is not None:
         _write_text("--chart", chart, tornado_svg(found, f"{customer}: what the return hinges on"))
     if form == "json":

@@ -15,7 +15,7 @@ from turbo_vaed.settings import Settings
 if TYPE_CHECKING:
     from flows.admission import ToDo
     from flows.launch.instance_selection import Picked
-    from turbo_vaed.workspace import Poc
+    from turbo_vaed.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, help="A PoC run on a machine that is started for it.")
 
@@ -33,8 +33,8 @@ def show_config(customer: Customer, instance_type: Type = None, market: Market =
     from flows.launch import launch_config
 
     settings = Settings.from_environment()
-    poc, todo, picked = _pick(settings, customer, instance_type, market)
-    print(launch_config.prepare(poc, settings, picked, todo.run, name=launch_config.PLANNED))
+    workspace, todo, picked = _pick(settings, customer, instance_type, market)
+    print(launch_config.prepare(workspace, settings, picked, todo.run, name=launch_config.PLANNED))
 
 
 @app.command("run")
@@ -51,32 +51,34 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     from turbo_vaed.costs import Ledger
 
     settings = Settings.from_environment()
-    poc, todo, picked = _pick(settings, customer, instance_type, market)
+    workspace, todo, picked = _pick(settings, customer, instance_type, market)
     run = todo.run
-    with runs.alone(poc.work, customer):
+    with runs.alone(workspace.work, customer):
         began, clock = datetime.now(UTC), time.monotonic()
-        settlement.note(poc, run, picked, began=began)
+        settlement.note(workspace, run, picked, began=began)
         try:
-            config = launch_config.prepare(poc, settings, picked, run, name=launch_config.MACHINE)
+            config = launch_config.prepare(
+                workspace, settings, picked, run, name=launch_config.MACHINE
+            )
         except BaseException:
-            settlement.record(poc).unlink()  # nothing was started
+            settlement.record(workspace).unlink()  # nothing was started
             raise
-        runs.write(poc.work, run)
+        runs.write(workspace.work, run)
         ran = launch.Ran(0, 0)
         try:
             with launch.started(config):
                 if "distill" in todo.stages:
-                    admission.note_begun(poc, run)
-                ran = launch.run_there(poc, config)
+                    admission.note_begun(workspace, run)
+                ran = launch.run_there(workspace, config)
         finally:
             ended = began + timedelta(seconds=time.monotonic() - clock)
             with Ledger.open(settings.ledger_url) as ledger:
                 if not config.exists():  # else it could not be ended: `ec2 down` charges it
-                    settlement.settle(ledger, poc, ended=ended)
+                    settlement.settle(ledger, workspace, ended=ended)
                 size, place = ran.fetched_bytes, settings.due_folder
                 if size:
-                    settlement.fetched(ledger, poc, run, size, at=ended, due_folder=place)
-    print(f"report: {poc.report}")
+                    settlement.fetched(ledger, workspace, run, size, at=ended, due_folder=place)
+    print(f"report: {workspace.report}")
     if ran.exit_code:
         raise typer.Exit(ran.exit_code)
 
@@ -86,17 +88,17 @@ def end_machine(customer: Customer) -> None:
     """End a customer's machine, after a crash of `ec2 run`, and charge what is not charged yet."""
     from flows.launch import launch, launch_config, settlement
     from turbo_vaed.costs import Ledger, format_usd, total_usd
-    from turbo_vaed.workspace import Poc
+    from turbo_vaed.workspace import Workspace
 
     settings = Settings.from_environment()
-    poc = Poc.load(settings.root, customer)
-    config = launch_config.folder(poc) / launch_config.MACHINE
-    if not config.is_file() and not settlement.record(poc).is_file():
+    workspace = Workspace.load(settings.root, customer)
+    config = launch_config.folder(workspace) / launch_config.MACHINE
+    if not config.is_file() and not settlement.record(workspace).is_file():
         raise UserError(f"no machine of {customer} was left by this checkout: no {config}")
     if config.is_file():
         launch.end(config)
     with Ledger.open(settings.ledger_url) as ledger:
-        charges = settlement.settle(ledger, poc, ended=datetime.now(UTC))
+        charges = settlement.settle(ledger, workspace, ended=datetime.now(UTC))
     if charges:
         usd = total_usd(charge.amount_usd for charge in charges)
         print(f"charged what was not charged yet: {format_usd(usd)}")
@@ -104,17 +106,17 @@ def end_machine(customer: Customer) -> None:
 
 def _pick(
     settings: Settings, customer: str, instance_type: str | None, market: str | None
-) -> tuple[Poc, ToDo, Picked]:
+) -> tuple[Workspace, ToDo, Picked]:
     """The customer, its run (not written yet), and the machine for it. Ends where nothing is to
     be done."""
     from flows import admission
     from flows.launch.instance_selection import pick
 
-    poc = admission.preflight(settings, customer)
-    todo = admission.to_do_now(poc, settings)
+    workspace = admission.preflight(settings, customer)
+    todo = admission.to_do_now(workspace, settings)
     if todo is None:
         print("Nothing changed since the last run: no machine is needed.")
         raise typer.Exit(0)
-    picked = pick(poc, settings, todo, instance_type=instance_type, market=market)
+    picked = pick(workspace, settings, todo, instance_type=instance_type, market=market)
     print(picked.sentence)
-    return poc, todo, picked
+    return workspace, todo, picked

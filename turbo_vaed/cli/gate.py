@@ -15,7 +15,7 @@ from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
     from turbo_vaed.gate import RunFacts, Verdict
-    from turbo_vaed.workspace import Poc
+    from turbo_vaed.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, help="The gate: verdicts, and what to change to pass.")
 
@@ -36,12 +36,14 @@ def explain(
     """
     from turbo_vaed.gate import advise, read_verdict
 
-    poc = _poc_of(Settings.from_environment().root, run)
-    path = poc.folder("gate") / "verdict.json"
+    workspace = _poc_of(Settings.from_environment().root, run)
+    path = workspace.folder("gate") / "verdict.json"
     if not path.is_file():
-        raise UserError(f"no verdict yet for {poc.customer}; run: turbo-vaed poc {poc.customer}")
+        raise UserError(
+            f"no verdict yet for {workspace.customer}; run: turbo-vaed poc {workspace.customer}"
+        )
     verdict = read_verdict(path)
-    advice, outdated = advise(verdict, _facts(poc)), _outdated(poc, verdict)
+    advice, outdated = advise(verdict, _facts(workspace)), _outdated(workspace, verdict)
     if form == "json":
         print(json.dumps(verdict.to_json() | {"advice": advice, "outdated": outdated}))
     else:
@@ -58,94 +60,99 @@ def explain(
             }
             for check in verdict.checks
         ]
-        title = f"{poc.customer}: {verdict.target} {verdict.result} for {verdict.use_case}"
+        title = f"{workspace.customer}: {verdict.target} {verdict.result} for {verdict.use_case}"
         if outdated:
-            again = f"turbo-vaed poc {poc.customer} gives a new one"
+            again = f"turbo-vaed poc {workspace.customer} gives a new one"
             print(f"This verdict is outdated: {outdated}. {again}.")
         show(rows, form, title)
         for check in verdict.failed:
             print(f"{check.reason}. What to change: {advice[check.name]}")
-        for one in _others(poc):
+        for one in _others(workspace):
             print(one)
         if verdict.needs_approval:
             print(f"{verdict.use_case} also needs a person's approval: "
-                  f"turbo-vaed registry promote {poc.customer} VERSION --approved-by NAME "
+                  f"turbo-vaed registry promote {workspace.customer} VERSION --approved-by NAME "
                   "--reason WHY")  # fmt: skip
     if verdict.result != "passes":
         count = len(verdict.failed)
         raise GateRefused(f"{count} of {len(verdict.checks)} checks did not pass")
 
 
-def _poc_of(root: Path, run: str) -> Poc:
+def _poc_of(root: Path, run: str) -> Workspace:
     """The customer of that name, or whose last run has that id.
 
     Raises:
         UserError: there is neither.
     """
     from turbo_vaed.config import schema
-    from turbo_vaed.workspace import Poc
+    from turbo_vaed.workspace import Workspace
 
     document = schema.read_yaml(root / "params.yaml")
     if run in document.get("customers", {}):
-        return Poc.load(root, run)
+        return Workspace.load(root, run)
     for path in sorted((root / "work").glob("*/run.json")):
         if json.loads(path.read_text(encoding="utf-8")).get("run_id") == run:
-            return Poc.load(root, path.parent.name)
+            return Workspace.load(root, path.parent.name)
     raise UserError(
         f"{run!r} is neither a customer in params.yaml nor the id of a customer's last run; "
         "turbo-vaed customer list has the customers"
     )
 
 
-def _outdated(poc: Poc, verdict: Verdict) -> str:
+def _outdated(workspace: Workspace, verdict: Verdict) -> str:
     """Why a verdict is about something earlier; empty where it is about what there is now."""
     from turbo_vaed.gate import limits_of
 
-    run = _read(poc.work / "run.json")
+    run = _read(workspace.work / "run.json")
     if run.get("status") == "open" and verdict.created < run["started"]:
         return f"run {run['run_id']} began at {run['started']} and has not reached the gate"
-    made = _read(poc.folder("export") / "figures.json")
+    made = _read(workspace.folder("export") / "figures.json")
     if made and verdict.package_sha256 not in made.values():
         return "the packages were made again since it was given"
-    if verdict.use_case != poc.params.use_case:
-        return f"params.yaml has the use case {poc.params.use_case} for {poc.customer} now"
-    if verdict.device != poc.params.device.name:
-        return f"params.yaml has {poc.params.device.name} as its device now, not {verdict.device}"
-    parity = getattr(poc.params.export.min_parity_db, verdict.target.partition("/")[2])
-    limits = limits_of(poc.params.thresholds, parity)
+    if verdict.use_case != workspace.params.use_case:
+        return (
+            f"params.yaml has the use case {workspace.params.use_case} for {workspace.customer} now"
+        )
+    if verdict.device != workspace.params.device.name:
+        device = workspace.params.device.name
+        return f"params.yaml has {device} as its device now, not {verdict.device}"
+    parity = getattr(workspace.params.export.min_parity_db, verdict.target.partition("/")[2])
+    limits = limits_of(workspace.params.thresholds, parity)
     others = [f"{c.name} {limits[c.name]:g}" for c in verdict.checks if limits[c.name] != c.limit]
     return f"params.yaml has other limits now: {', '.join(others)}" if others else ""
 
 
-def _others(poc: Poc) -> Iterator[str]:
+def _others(workspace: Workspace) -> Iterator[str]:
     """Of the packages that were not chosen, what keeps them from passing, or that nothing does."""
     from turbo_vaed.gate import VERDICT_NAME, read_verdict
 
-    choice = _read(poc.folder("gate") / "choice.json")
+    choice = _read(workspace.folder("gate") / "choice.json")
     for one in choice.get("candidates", []):
         if one["name"] == choice["chosen"]:
             continue
         why = f" ({', '.join(one['not_passed'])})" if one["not_passed"] else ""
         distrust = f": {one['distrust']}" if one.get("distrust") else ""
         yield f"also judged: {one['name']} {one['result']}{why}{distrust}"
-        place = poc.folder("gate") / "candidates" / one["name"].replace("/", "-") / VERDICT_NAME
+        place = (
+            workspace.folder("gate") / "candidates" / one["name"].replace("/", "-") / VERDICT_NAME
+        )
         if place.is_file():
             yield from (f"  {check.reason}" for check in read_verdict(place).failed)
 
 
-def _facts(poc: Poc) -> RunFacts:
+def _facts(workspace: Workspace) -> RunFacts:
     from turbo_vaed.devices.opened import open_device
     from turbo_vaed.gate import RunFacts
 
-    history = _read(poc.folder("distill") / "history.json")
-    evaluation = _read(poc.folder("evaluate") / "evaluation.json")
+    history = _read(workspace.folder("distill") / "history.json")
+    evaluation = _read(workspace.folder("evaluate") / "evaluation.json")
     return RunFacts(
         steps=history.get("steps_done"),
         db_per_doubling=_second_half([s for s in history.get("steps", []) if "val_psnr" in s]),
-        student=poc.params.distill.student,
+        student=workspace.params.distill.student,
         test_clips=len(evaluation["clips"]) if evaluation else None,
-        targets=poc.params.export.targets,
-        runtimes=open_device(poc.params.device, poc.root).runtimes,
+        targets=workspace.params.export.targets,
+        runtimes=open_device(workspace.params.device, workspace.root).runtimes,
     )
 
 

@@ -7,12 +7,12 @@ import subprocess
 from pathlib import Path
 
 from turbo_vaed.dataset.manifest import read_manifest
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 
-def data_sha256(poc: Poc) -> str:
+def data_sha256(workspace: Workspace) -> str:
     """Of the good files' own hashes, sorted, a line each: names and order do not matter."""
-    manifest = read_manifest(poc.folder("validate") / "manifest.parquet")
+    manifest = read_manifest(workspace.folder("validate") / "manifest.parquet")
     hashes = sorted(manifest.loc[manifest["status"] == "ok", "sha256"])
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 

@@ -11,7 +11,7 @@ from turbo_vaed.dataset.clip_arrays import ClipArray
 from turbo_vaed.dataset.clip_store import read_description
 from turbo_vaed.errors import CorruptFile
 from turbo_vaed.export.sampling import spread_out
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,15 +56,15 @@ class HeldOut:
         return (1, int(c), int(t), int(h), int(w))
 
     @classmethod
-    def open(cls, poc: Poc) -> HeldOut:
+    def open(cls, workspace: Workspace) -> HeldOut:
         """Open clips and latents of a customer.
 
         Raises:
             CorruptFile: an array is missing, or does not belong to the clips.
         """
-        clips = read_description(poc.folder("clip") / "clips.json")["clips"]
-        video = _array(poc.folder("clip") / "clips.zarr", "video")
-        store = poc.folder("encode") / "latents.zarr"
+        clips = read_description(workspace.folder("clip") / "clips.json")["clips"]
+        video = _array(workspace.folder("clip") / "clips.zarr", "video")
+        store = workspace.folder("encode") / "latents.zarr"
         reconstruction, latents = _array(store, "reconstruction"), _array(store, "latents")
         if not (video.shape[0] == len(clips) and video.ndim == 5 and video.shape[-1] == 3):
             raise CorruptFile(
@@ -82,7 +82,7 @@ class HeldOut:
         return cls(clips=tests, _video=video, _reconstruction=reconstruction, _latents=latents)
 
 
-def training_latents(poc: Poc, most: int) -> NDArray[np.float32]:
+def training_latents(workspace: Workspace, most: int) -> NDArray[np.float32]:
     """Latents of training clips, (n, C, t, h, w), n at most `most`, spread over all of them.
 
     Raises:
@@ -90,15 +90,15 @@ def training_latents(poc: Poc, most: int) -> NDArray[np.float32]:
     """
     import numpy as np
 
-    clips = read_description(poc.folder("clip") / "clips.json")["clips"]
-    latents = _array(poc.folder("encode") / "latents.zarr", "latents")
+    clips = read_description(workspace.folder("clip") / "clips.json")["clips"]
+    latents = _array(workspace.folder("encode") / "latents.zarr", "latents")
     indices = [int(clip["index"]) for clip in clips if clip["split"] == "train"]
     if not indices:
         raise CorruptFile("clips.json has no training clip; run the stage `clip` again")
     return np.stack([latents[index] for index in spread_out(indices, most)])
 
 
-def load_student(poc: Poc) -> TurboVaedDecoder:
+def load_student(workspace: Workspace) -> TurboVaedDecoder:
     """The student of `distill`, ready to decode.
 
     Raises:
@@ -107,7 +107,7 @@ def load_student(poc: Poc) -> TurboVaedDecoder:
     from turbo_vaed.models import TurboVaedDecoder
 
     try:
-        return TurboVaedDecoder.from_pretrained(poc.folder("distill") / "student").eval()
+        return TurboVaedDecoder.from_pretrained(workspace.folder("distill") / "student").eval()
     except (FileNotFoundError, ValueError) as error:
         raise CorruptFile(f"{error}; run the stage `distill` again") from error
 

@@ -39,7 +39,7 @@ from turbo_vaed.planning.estimate import following
 from turbo_vaed.planning.pricing import limits_of, nodes_of
 from turbo_vaed.runtime.run_context import Tracker, Used
 from turbo_vaed.settings import Settings, new_run_id
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 SLICE_SECONDS, CLUSTER_SLICE_SECONDS = 15.0, 5.0
 """Of a meter: how late it learns of machines that come and go."""
@@ -57,15 +57,17 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         TurboVaedError: whatever the stage ends in.
     """
     if name == "params":
-        importlib.import_module("turbo_vaed.stages.params").run(Poc.load(settings.root, customer))
+        importlib.import_module("turbo_vaed.stages.params").run(
+            Workspace.load(settings.root, customer)
+        )
         return
     if name not in STAGES:
         raise UserError(f"unknown stage {name!r}; allowed: params, {', '.join(STAGES)}")
     run = settings.run_id or new_run_id(customer)
     with Ledger.open(settings.ledger_url) as ledger:
         due.book(ledger, settings.due_folder)
-        poc = Poc.load(settings.root, customer)
-        limits = limits_of(poc.params)
+        workspace = Workspace.load(settings.root, customer)
+        limits = limits_of(workspace.params)
         held = settings.held_usd  # for the machine, by whoever has started it
         share = share_of(ledger, limits, run=run, customer=customer, beside_usd=held)
         if name in UP_TO_DISTILL:
@@ -74,7 +76,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         def charge(used: Used) -> None:
             due.add(ledger, charge_of(used, run, customer, name), settings.due_folder)
 
-        with _nodes(poc, settings, ledger, run, name) as nodes:
+        with _nodes(workspace, settings, ledger, run, name) as nodes:
             live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
             meter = Meter(
                 ledger,
@@ -101,14 +103,14 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
                 charge=charge,
             )
             try:
-                with live, meter, _waiting(poc, settings, ledger, run, name):
-                    poc = dataclasses.replace(poc, tracker=tracker)
-                    figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(poc)
+                with live, meter, _waiting(workspace, settings, ledger, run, name):
+                    workspace = dataclasses.replace(workspace, tracker=tracker)
+                    figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(workspace)
             finally:
                 if settings.run_id is None:  # a stage by hand is a run of its own, and over
                     release(ledger, run)
     text = json.dumps(figures, indent=1, default=str)
-    (poc.folder(name) / FIGURES).write_text(text + "\n")
+    (workspace.folder(name) / FIGURES).write_text(text + "\n")
     print(f"{name}: {', '.join(f'{k} {_shown(v)}' for k, v in figures.items())}", flush=True)
 
 
@@ -144,42 +146,49 @@ def _is_on_a_cluster(settings: Settings, stage: str) -> bool:
 
 
 @contextmanager
-def _nodes(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str) -> Iterator[Nodes]:
+def _nodes(
+    workspace: Workspace, settings: Settings, ledger: Ledger, run: str, stage: str
+) -> Iterator[Nodes]:
     """The nodes of a stage, for its meter. Those of a cluster are connected until the block ends,
     what they have waited for the stage is charged, and that they are there is kept."""
-    held = nodes_of(poc.params, settings, stage)
+    held = nodes_of(workspace.params, settings, stage)
     if not _is_on_a_cluster(settings, stage):
         yield held
         return
-    seen = poc.work / idle_nodes.FILE
+    seen = workspace.work / idle_nodes.FILE
     with ray_session(settings.ray_address):
         idle_nodes.book_waiting(
             ledger,
             held,
             seen,
             run=run,
-            customer=poc.customer,
+            customer=workspace.customer,
             own_node=own_node(settings.ray_address or ""),
         )
         yield idle_nodes.remembered(held, seen, run=run)
 
 
 @contextmanager
-def _waiting(poc: Poc, settings: Settings, ledger: Ledger, run: str, stage: str) -> Iterator[None]:
+def _waiting(
+    workspace: Workspace, settings: Settings, ledger: Ledger, run: str, stage: str
+) -> Iterator[None]:
     """While a stage runs on this machine alone, the cluster's other nodes wait for it, and a meter
     charges them. Where that cannot be, whoever comes next does: no such stage fails for it, nor
     where the cluster goes."""
-    seen = poc.work / idle_nodes.FILE
+    seen = workspace.work / idle_nodes.FILE
     if not settings.on_a_cluster or stage in RAY_STAGES or not idle_nodes.is_run_of(seen, run):
         yield
         return
-    customer = poc.customer
+    customer = workspace.customer
     with ExitStack() as open_:
         try:
             watch = open_.enter_context(
                 Watch(settings.ray_address or "", seconds=CLUSTER_SLICE_SECONDS)
             )
-            own, priced = watch.own_node, nodes_of(poc.params, settings, "distill", watch.nodes)
+            own, priced = (
+                watch.own_node,
+                nodes_of(workspace.params, settings, "distill", watch.nodes),
+            )
 
             def held() -> Mapping[str, Rate]:
                 return priced() if watch.nodes() else {}  # a price of all together asks nobody

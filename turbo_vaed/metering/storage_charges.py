@@ -14,7 +14,7 @@ from turbo_vaed.costs.transfer import CHECKPOINTS, transfer_charge
 from turbo_vaed.distill.bucket import InBucket, in_bucket
 from turbo_vaed.distill.events import read_events
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 KEPT = {"clip": "clip", "encode": "encode", "targets": "distill"}
 """Folders of a customer that hold clips, latents and the teacher's targets, and the stages that
@@ -27,7 +27,7 @@ Kept = tuple[int, datetime, datetime]
 
 
 def book_storage(
-    poc: Poc,
+    workspace: Workspace,
     ledger: Ledger,
     settings: Settings,
     *,
@@ -49,52 +49,61 @@ def book_storage(
     for charge in ledger.charges(run=run):
         if charge.unit in (UNIT, transfer.UNIT):
             until[charge.resource] = max(charge.ended_at, until.get(charge.resource, began))
-    found = list(_of_disks(poc, run, began, ended, until))
-    if poc.progress_file.is_file():
+    found = list(_of_disks(workspace, run, began, ended, until))
+    if workspace.progress_file.is_file():
         seen = in_bucket(
-            read_events(poc.progress_file),
-            keep=poc.params.distill.keep_checkpoints,
+            read_events(workspace.progress_file),
+            keep=workspace.params.distill.keep_checkpoints,
             now=ended.timestamp(),
         )
         in_s3 = (settings.checkpoints_url or "").startswith("s3://")
         place = BUCKET if in_s3 else DISK
-        found += _of_checkpoints(poc, run, seen, place, until.get(place, began), ended)
+        found += _of_checkpoints(workspace, run, seen, place, until.get(place, began), ended)
         if in_s3 and not settings.machine and not settings.on_a_cluster:
-            found += _of_transfer(poc, run, seen, began, until)
+            found += _of_transfer(workspace, run, seen, began, until)
     charges = [charge for charge in found if charge.quantity > 0]
     ledger.add_all(charges)
     return total_usd(charge.amount_usd for charge in charges)
 
 
 def _of_disks(
-    poc: Poc, run: str, began: datetime, ended: datetime, charged_until: Mapping[str, datetime]
+    workspace: Workspace,
+    run: str,
+    began: datetime,
+    ended: datetime,
+    charged_until: Mapping[str, datetime],
 ) -> Iterator[Charge]:
     for folder, stage in KEPT.items():
-        files = [path for path in (poc.work / folder).rglob("*") if path.is_file()]
+        files = [path for path in (workspace.work / folder).rglob("*") if path.is_file()]
         resource = f"disk ({folder})"
         free_until = max(began, charged_until.get(resource, began))
         stats = [path.stat() for path in files]
         kept = [(s.st_size, datetime.fromtimestamp(s.st_mtime, UTC), ended) for s in stats]
-        usd = poc.params.prices.storage_usd_per_gb_month
-        yield from _kept(poc, run, stage, resource, "local", kept, free_until, usd, SOURCE)
+        usd = workspace.params.prices.storage_usd_per_gb_month
+        yield from _kept(workspace, run, stage, resource, "local", kept, free_until, usd, SOURCE)
 
 
 def _of_checkpoints(
-    poc: Poc, run: str, seen: InBucket, place: str, free_until: datetime, ended: datetime
+    workspace: Workspace,
+    run: str,
+    seen: InBucket,
+    place: str,
+    free_until: datetime,
+    ended: datetime,
 ) -> Iterator[Charge]:
     kept = [(one.size_bytes, _utc(one.began_at), min(_utc(one.ended_at), ended))
             for one in seen.lying]  # fmt: skip
-    prices = poc.params.prices
+    prices = workspace.params.prices
     if place == BUCKET:
         usd, source = prices.bucket_usd_per_gb_month, BUCKET_SOURCE
     else:
         usd, source = prices.storage_usd_per_gb_month, SOURCE
     market: Market = "on-demand" if place == BUCKET else "local"
-    yield from _kept(poc, run, "distill", place, market, kept, free_until, usd, source)
+    yield from _kept(workspace, run, "distill", place, market, kept, free_until, usd, source)
 
 
 def _kept(
-    poc: Poc,
+    workspace: Workspace,
     run: str,
     stage: str,
     resource: str,
@@ -111,7 +120,7 @@ def _kept(
         return
     yield storage_charge(
         run=run,
-        customer=poc.customer,
+        customer=workspace.customer,
         stage=stage,
         resource=resource,
         byte_microseconds=sum(
@@ -126,7 +135,11 @@ def _kept(
 
 
 def _of_transfer(
-    poc: Poc, run: str, seen: InBucket, began: datetime, charged_until: Mapping[str, datetime]
+    workspace: Workspace,
+    run: str,
+    seen: InBucket,
+    began: datetime,
+    charged_until: Mapping[str, datetime],
 ) -> Iterator[Charge]:
     """A charge per checkpoint that was read since the run began, and was not charged before."""
     resource = transfer.resource(CHECKPOINTS)
@@ -135,13 +148,13 @@ def _of_transfer(
         if at > charged_until.get(resource, began):
             yield transfer_charge(
                 run=run,
-                customer=poc.customer,
+                customer=workspace.customer,
                 stage="distill",
                 what=CHECKPOINTS,
                 size_bytes=one.size_bytes,
                 began=at,
                 ended=at,
-                usd_per_gb=poc.params.prices.transfer_out_usd_per_gb,
+                usd_per_gb=workspace.params.prices.transfer_out_usd_per_gb,
             )
 
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from turbo_vaed.errors import UserError
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
     from turbo_vaed.models import DecoderConfig
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
-def student_config(poc: Poc) -> DecoderConfig:
+def student_config(workspace: Workspace) -> DecoderConfig:
     """The student of a run: the preset that `distill.student` names, or one for its teacher.
 
     Raises:
@@ -26,8 +26,8 @@ def student_config(poc: Poc) -> DecoderConfig:
     from turbo_vaed.models import PRESETS, DecoderConfig
     from turbo_vaed.models.teachers import read_spec
 
-    params = poc.params
-    spec = read_spec(params.encode.teacher_family, poc.teacher_weights())
+    params = workspace.params
+    spec = read_spec(params.encode.teacher_family, workspace.teacher_weights())
     name = params.distill.student
     if name != AUTO and name not in PRESETS:
         raise UserError(f"distill.student is {name!r}; allowed: {', '.join((AUTO, *PRESETS))}")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from turbo_vaed.errors import UserError
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 TEMPLATE = Path("infra/ray/machine.yaml")
 ENDS_ITSELF_MINUTES = 15
@@ -66,17 +66,17 @@ def volume_gib(template: dict[str, Any]) -> int:
     return sum(sizes)
 
 
-def volume_usd_per_hour(poc: Poc) -> Decimal:
+def volume_usd_per_hour(workspace: Workspace) -> Decimal:
     """Of all volumes of one machine.
 
     Raises:
         UserError: as `volume_gib` and `read_template`.
     """
-    price = poc.params.prices.volume_usd_per_gb_month
-    return volume_gib(read_template(poc.root)) * price / _MONTH_HOURS
+    price = workspace.params.prices.volume_usd_per_gb_month
+    return volume_gib(read_template(workspace.root)) * price / _MONTH_HOURS
 
 
-def beside_usd(poc: Poc, usd_per_hour: Decimal, up_hours: Decimal) -> Decimal:
+def beside_usd(workspace: Workspace, usd_per_hour: Decimal, up_hours: Decimal) -> Decimal:
     """The most that a machine is expected to cost beside its stages: its volume, for as long as it
     is up, and start, set-up, copies and end at its price.
 
@@ -84,4 +84,4 @@ def beside_usd(poc: Poc, usd_per_hour: Decimal, up_hours: Decimal) -> Decimal:
         UserError: as `volume_usd_per_hour`.
     """
     minutes = BEFORE_MINUTES + ENDS_ITSELF_MINUTES
-    return usd_per_hour * minutes / 60 + volume_usd_per_hour(poc) * up_hours
+    return usd_per_hour * minutes / 60 + volume_usd_per_hour(workspace) * up_hours

@@ -46,7 +46,7 @@ from turbo_vaed.planning.pricing import (
 )
 from turbo_vaed.runtime.run_context import Following
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 _NO_MATTER_OF_PACE = frozenset(
     ("steps", "learning_rate", "betas", "weight_decay", "warmup_share", "ema_decay", "seed",
@@ -69,32 +69,34 @@ def pace_key(params: DistillParams, settings: Settings) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def keep_pace(poc: Poc, history: dict[str, Any]) -> None:
+def keep_pace(workspace: Workspace, history: dict[str, Any]) -> None:
     """Keep when the steps of a run were done, unless they are too few for a pace: what an earlier
     run has kept stands then, which a run that was stopped at once does not undo."""
     moments = [row["at"] for row in history["steps"]]
     if pace(moments) is not None:
         kept = {"pace_key": history["pace_key"], "steps": [{"at": at} for at in moments]}
-        (poc.work / PACE).write_text(json.dumps(kept) + "\n")
+        (workspace.work / PACE).write_text(json.dumps(kept) + "\n")
 
 
-def measured_pace(poc: Poc, settings: Settings) -> Pace | None:
+def measured_pace(workspace: Workspace, settings: Settings) -> Pace | None:
     """Seconds per step of the customer's last distillation; None where too little was measured, or
     of another student, of other losses or on other machines."""
-    key = pace_key(poc.params.distill, settings)
-    for history in _kept(poc):
+    key = pace_key(workspace.params.distill, settings)
+    for history in _kept(workspace):
         found = pace([row["at"] for row in history["steps"]])
         if found is not None and history.get("pace_key") == key:
             return found
     return None
 
 
-def other_usd(poc: Poc, ledger: Ledger, stages: Collection[str], measured: Pace) -> Decimal:
+def other_usd(
+    workspace: Workspace, ledger: Ledger, stages: Collection[str], measured: Pace
+) -> Decimal:
     """What the nodes of `stages` cost when those ran last, but for the steps of `distill`."""
-    groups = [g for g in ledger.grouped(customer=poc.customer) if g.unit == UNIT]
-    at = datetime.fromtimestamp(_history(poc)["steps"][-1]["at"], UTC)
+    groups = [g for g in ledger.grouped(customer=workspace.customer) if g.unit == UNIT]
+    at = datetime.fromtimestamp(_history(workspace)["steps"][-1]["at"], UTC)
     # The run whose steps the history holds: a later one may have had none.
-    trained = run_that_covers(groups, poc.customer, at, at)
+    trained = run_that_covers(groups, workspace.customer, at, at)
     found = []
     for stage in stages:
         of_run: dict[str, list[ChargeGroup]] = {}
@@ -107,31 +109,33 @@ def other_usd(poc: Poc, ledger: Ledger, stages: Collection[str], measured: Pace)
         if stage == "distill":
             last = of_run.get(trained or "", last)
         usd = total_usd(group.amount_usd for group in last)
-        found.append(_beside_steps(poc, last, usd, measured) if stage == "distill" else usd)
+        found.append(_beside_steps(workspace, last, usd, measured) if stage == "distill" else usd)
     return total_usd(found)
 
 
-def _beside_steps(poc: Poc, groups: list[ChargeGroup], usd: Decimal, measured: Pace) -> Decimal:
+def _beside_steps(
+    workspace: Workspace, groups: list[ChargeGroup], usd: Decimal, measured: Pace
+) -> Decimal:
     """Of what `distill` cost, the share of the time in which no step was done."""
     node_seconds = float(total_usd(group.quantity for group in groups))
     began, ended = min(g.first_at for g in groups), max(g.last_at for g in groups)
     nodes = max(1, round(node_seconds / max(1.0, (ended - began).total_seconds())))
-    in_steps = len(_history(poc)["steps"]) * measured.mean * nodes
+    in_steps = len(_history(workspace)["steps"]) * measured.mean * nodes
     return quantise_usd(usd * Decimal(max(0.0, 1 - in_steps / max(node_seconds, 1e-9))))
 
 
-def _history(poc: Poc) -> dict[str, Any]:
+def _history(workspace: Workspace) -> dict[str, Any]:
     """Of the last run; where its steps are too few for a pace, of the last one with enough."""
     found: dict[str, Any] = {}
-    for found in _kept(poc):
+    for found in _kept(workspace):
         if pace([row["at"] for row in found["steps"]]) is not None:
             break
     return found
 
 
-def _kept(poc: Poc) -> Iterator[dict[str, Any]]:
+def _kept(workspace: Workspace) -> Iterator[dict[str, Any]]:
     """The last run's history, which may be of another machine, and the last pace that was kept."""
-    for path in (poc.folder("distill") / "history.json", poc.work / PACE):
+    for path in (workspace.folder("distill") / "history.json", workspace.work / PACE):
         if path.is_file():
             yield json.loads(path.read_text())
 
@@ -154,7 +158,7 @@ class _Basis:
 
 
 def estimate_run(
-    poc: Poc,
+    workspace: Workspace,
     settings: Settings,
     ledger: Ledger,
     *,
@@ -185,23 +189,25 @@ def estimate_run(
         Unreachable: the ledger, or Ray, does not answer.
     """
     if is_kept:
-        (poc.work / ESTIMATE).unlink(missing_ok=True)
+        (workspace.work / ESTIMATE).unlink(missing_ok=True)
     left_usd = may_spend_usd - spent_usd - settings.held_usd
     if "distill" not in stages:
-        found = _estimate_rest(poc, settings, ledger, stages)
+        found = _estimate_rest(workspace, settings, ledger, stages)
         if is_kept:
-            _keep(poc, found, spent_usd)
+            _keep(workspace, found, spent_usd)
         require_fit(
             found,
             left_usd,
             of=of,
-            change=f"take another gate.device than {poc.params.device.name}, fewer export.targets "
-            f"than {len(poc.params.export.targets)}, or {_larger(of, found.high_usd - left_usd)}",
+            change=f"take another gate.device than {workspace.params.device.name}, fewer "
+            "export.targets "
+            f"than {len(workspace.params.export.targets)}, or "
+            f"{_larger(of, found.high_usd - left_usd)}",
         )
         return found
-    usd_per_hour = price_of(poc.params, settings, "distill")
-    most = most_usd_per_hour(poc.params, settings, "distill")
-    basis = _basis(poc, settings, ledger, stages, most)
+    usd_per_hour = price_of(workspace.params, settings, "distill")
+    most = most_usd_per_hour(workspace.params, settings, "distill")
+    basis = _basis(workspace, settings, ledger, stages, most)
     if basis is None:
         return None
     facts: dict[str, Any] = {
@@ -210,7 +216,7 @@ def estimate_run(
         "other_usd": basis.rest_usd,
         "usd_per_hour": usd_per_hour,
     }
-    steps, left_usd = poc.params.distill.steps, left_usd - basis.idle_usd
+    steps, left_usd = workspace.params.distill.steps, left_usd - basis.idle_usd
     beside_usd = basis.idle_usd + settings.held_usd + spent_usd
     found = estimate(
         steps=steps,
@@ -220,7 +226,7 @@ def estimate_run(
         basis=f"at {basis.pace.mean:.3g} s a step and {format_usd(basis.rest_usd)} {basis.said}",
     )
     if is_kept:
-        _keep(poc, found, spent_usd)
+        _keep(workspace, found, spent_usd)
     if found.low_usd + basis.unused_usd > left_usd:
         fitting = min(steps, steps_that_fit(left_usd, **facts)) if usd_per_hour else 0
         fewer = (
@@ -240,16 +246,16 @@ def estimate_run(
 
 
 def _basis(
-    poc: Poc, settings: Settings, ledger: Ledger, stages: Collection[str], most: Decimal
+    workspace: Workspace, settings: Settings, ledger: Ledger, stages: Collection[str], most: Decimal
 ) -> _Basis | None:
     """None where no pace is known: `most` USD per hour is what all nodes can come to."""
-    after = following(ledger, poc.customer)
-    kept_usd = devices_usd(poc.params) + reserve_usd(
-        poc.params, settings, after, nodes_usd_per_hour=most
+    after = following(ledger, workspace.customer)
+    kept_usd = devices_usd(workspace.params) + reserve_usd(
+        workspace.params, settings, after, nodes_usd_per_hour=most
     )
-    measured = measured_pace(poc, settings)
+    measured = measured_pace(workspace, settings)
     if measured is None:
-        found = expected(poc, settings, stages)
+        found = expected(workspace, settings, stages)
         if found is None:
             return None
         return _Basis(
@@ -262,9 +268,11 @@ def _basis(
             said=f"for what follows, with {hours_and_minutes(found.once.mean)} of the teacher, by "
             "arithmetic alone: no run has measured these params on this machine",
         )
-    needed = other_usd(poc, ledger, [stage for stage in stages if stage in AFTER_DISTILL], measured)
-    ran = other_usd(poc, ledger, stages, measured)
-    waited, devices = _beside_stages_usd(ledger, poc.customer)
+    needed = other_usd(
+        workspace, ledger, [stage for stage in stages if stage in AFTER_DISTILL], measured
+    )
+    ran = other_usd(workspace, ledger, stages, measured)
+    waited, devices = _beside_stages_usd(ledger, workspace.customer)
     return _Basis(
         pace=measured,
         once=NO_TIME,
@@ -284,28 +292,30 @@ def _larger(of: str, more_usd: Decimal, run_usd: Decimal | None = None) -> str:
     return f"a {name or 'budget'} that is larger by {format_usd(more_usd)}"
 
 
-def least_usd(poc: Poc, settings: Settings, ledger: Ledger, stages: Collection[str]) -> Decimal:
+def least_usd(
+    workspace: Workspace, settings: Settings, ledger: Ledger, stages: Collection[str]
+) -> Decimal:
     """What a run of `stages` has to keep back of a month that it shares: the reserve, or where
     nothing is distilled all that it can cost; and what its machine costs beside.
 
     Raises: as `estimate_run`.
     """
     if "distill" not in stages:
-        return _estimate_rest(poc, settings, ledger, stages).high_usd + settings.held_usd
-    most = most_usd_per_hour(poc.params, settings, "distill")
+        return _estimate_rest(workspace, settings, ledger, stages).high_usd + settings.held_usd
+    most = most_usd_per_hour(workspace.params, settings, "distill")
     reserve = reserve_usd(
-        poc.params, settings, following(ledger, poc.customer), nodes_usd_per_hour=most
+        workspace.params, settings, following(ledger, workspace.customer), nodes_usd_per_hour=most
     )
-    return reserve + devices_usd(poc.params) + settings.held_usd
+    return reserve + devices_usd(workspace.params) + settings.held_usd
 
 
 def _estimate_rest(
-    poc: Poc, settings: Settings, ledger: Ledger, stages: Collection[str]
+    workspace: Workspace, settings: Settings, ledger: Ledger, stages: Collection[str]
 ) -> Estimate:
     """Of stages after distillation: the time that each took last, or where one of them never ran
     likely `budget.reserve_seconds`; and the most that a device which is paid for can cost."""
-    params = poc.params
-    groups = [g for g in ledger.grouped(customer=poc.customer) if g.useful == "useful"]
+    params = workspace.params
+    groups = [g for g in ledger.grouped(customer=workspace.customer) if g.useful == "useful"]
     took = [_seconds(groups, stage, runs=1) for stage in stages]
     known = total_usd(took)
     seconds = known if all(took) else max(known, Decimal(str(params.budget.reserve_seconds)))
@@ -316,7 +326,7 @@ def _estimate_rest(
     if seconds > known:
         said = f", counted as {hours_and_minutes(float(seconds))}, for one of them never ran"
     unforeseen = UNFORESEEN
-    if changed := [stage for stage in stages if _has_other_params(poc, stage)]:
+    if changed := [stage for stage in stages if _has_other_params(workspace, stage)]:
         seconds = max(seconds, Decimal(str(params.budget.reserve_seconds)))
         time_usd, unforeseen = seconds_usd(seconds, usd_per_hour), _OTHER_PARAMS
         said = (
@@ -334,18 +344,20 @@ def _estimate_rest(
     )
 
 
-def _has_other_params(poc: Poc, stage: str) -> bool:
+def _has_other_params(workspace: Workspace, stage: str) -> bool:
     """Whether a stage would be run with other params than when it was run last, by DVC's record."""
-    lock, path = poc.work / "dvc.lock", poc.work / "params" / f"{stage}.yaml"
+    lock, path = workspace.work / "dvc.lock", workspace.work / "params" / f"{stage}.yaml"
     if not (lock.is_file() and path.is_file()):
         return False
-    known = read_yaml(lock).get("stages", {}).get(f"{stage}@{poc.customer}", {}).get("deps", [])
-    name = str(path.relative_to(poc.root))
+    known = (
+        read_yaml(lock).get("stages", {}).get(f"{stage}@{workspace.customer}", {}).get("deps", [])
+    )
+    name = str(path.relative_to(workspace.root))
     found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     return any(dep["path"] == name and dep["md5"] != found for dep in known)
 
 
-def _keep(poc: Poc, found: Estimate, spent_usd: Decimal) -> None:
+def _keep(workspace: Workspace, found: Estimate, spent_usd: Decimal) -> None:
     """For the report: of the whole run, with what it has spent before."""
     document: dict[str, Any] = {
         name: plain(getattr(found, name) + spent_usd)
@@ -353,9 +365,9 @@ def _keep(poc: Poc, found: Estimate, spent_usd: Decimal) -> None:
     }
     before = f", and {format_usd(spent_usd)} that were spent before" if spent_usd else ""
     document |= {"basis": found.basis + before, "seconds": found.seconds}
-    document |= {"steps": poc.params.distill.steps}
-    poc.work.mkdir(parents=True, exist_ok=True)
-    (poc.work / ESTIMATE).write_text(json.dumps(document, indent=1) + "\n")
+    document |= {"steps": workspace.params.distill.steps}
+    workspace.work.mkdir(parents=True, exist_ok=True)
+    (workspace.work / ESTIMATE).write_text(json.dumps(document, indent=1) + "\n")
 
 
 def following(ledger: Ledger, customer: str) -> Following:

@@ -17,7 +17,7 @@ from turbo_vaed.models.teachers import teacher_flops
 from turbo_vaed.planning.compatibility import student_config
 from turbo_vaed.runtime.isolated import run_module
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 MOST_SHARE, LIKELY_SHARE, LEAST_SHARE = 0.6, 0.2, 0.03
 """Of the speed of large products, that training comes to: its depthwise convolutions wait for
@@ -47,7 +47,9 @@ class _Speed:
     places: int
 
 
-def expected(poc: Poc, settings: Settings, stages: Collection[str] = STAGES) -> Expected | None:
+def expected(
+    workspace: Workspace, settings: Settings, stages: Collection[str] = STAGES
+) -> Expected | None:
     """By arithmetic alone, on this machine or on a cluster's workers; None where a cluster has no
     worker free within a minute.
 
@@ -60,30 +62,30 @@ def expected(poc: Poc, settings: Settings, stages: Collection[str] = STAGES) -> 
         Unreachable: no Ray answers.
         Fault: this machine could not be measured.
     """
-    step, (encoding, targets) = step_flops(poc), teacher_work(poc, stages)
-    speed = _speed(poc, settings)
+    step, (encoding, targets) = step_flops(workspace), teacher_work(workspace, stages)
+    speed = _speed(workspace, settings)
     if speed is None:
         return None
-    workers = min(poc.params.distill.workers, speed.places)
+    workers = min(workspace.params.distill.workers, speed.places)
     return Expected(
         pace=_range(step / (speed.student * workers)),
         once=_range((encoding / speed.places + targets / workers) / speed.teacher),
     )
 
 
-def expected_pace(poc: Poc, settings: Settings) -> Pace | None:
+def expected_pace(workspace: Workspace, settings: Settings) -> Pace | None:
     """As `expected`, the student's steps alone; it asks for no video.
 
     Raises: as `expected`.
     """
-    step, speed = step_flops(poc), _speed(poc, settings)
+    step, speed = step_flops(workspace), _speed(workspace, settings)
     if speed is None:
         return None
-    return _range(step / (speed.student * min(poc.params.distill.workers, speed.places)))
+    return _range(step / (speed.student * min(workspace.params.distill.workers, speed.places)))
 
 
-def _speed(poc: Poc, settings: Settings) -> _Speed | None:
-    precision = poc.params.distill.precision
+def _speed(workspace: Workspace, settings: Settings) -> _Speed | None:
+    precision = workspace.params.distill.precision
     if settings.on_a_cluster:
         return _on_the_cluster(settings.ray_address, precision)
     return _here(precision)
@@ -94,7 +96,7 @@ def _range(seconds: float) -> Pace:
     return Pace(least=seconds / MOST_SHARE, mean=seconds / LIKELY_SHARE, most=seconds / LEAST_SHARE)
 
 
-def step_flops(poc: Poc) -> int:
+def step_flops(workspace: Workspace) -> int:
     """Additions and multiplications of the student in a step; nothing is computed.
 
     Raises:
@@ -105,7 +107,7 @@ def step_flops(poc: Poc) -> int:
 
     from turbo_vaed.models import TurboVaedDecoder
 
-    config, params = student_config(poc), poc.params
+    config, params = student_config(workspace), workspace.params
     _, *shape = config.latent_shape(params.clip.frames, params.distill.crop, params.distill.crop)
     with torch.device("meta"):
         decoder, latents = TurboVaedDecoder(config), torch.empty(params.distill.batch_size, *shape)
@@ -114,7 +116,7 @@ def step_flops(poc: Poc) -> int:
     return _FORWARD_AND_BACKWARD * int(counter.get_total_flops())
 
 
-def teacher_work(poc: Poc, stages: Collection[str] = STAGES) -> tuple[float, float]:
+def teacher_work(workspace: Workspace, stages: Collection[str] = STAGES) -> tuple[float, float]:
     """What the teacher adds and multiplies in `encode`, and for what the student is trained
     towards: in a pass over the train clips, or in every step where that is less.
 
@@ -125,13 +127,13 @@ def teacher_work(poc: Poc, stages: Collection[str] = STAGES) -> tuple[float, flo
         UserError, CorruptFile: as `teacher_flops`.
         DataRefused: there is no video.
     """
-    params, distill = poc.params, poc.params.distill
+    params, distill = workspace.params, workspace.params.distill
     wants_teacher = distill.weight_teacher > 0 or distill.weight_feature > 0
     if "encode" not in stages and not wants_teacher:
         return 0, 0
-    size, clips = params.clip.size, clip_count(poc, is_cut="clip" not in stages)
+    size, clips = params.clip.size, clip_count(workspace, is_cut="clip" not in stages)
     one = teacher_flops(
-        params.encode.teacher_family, poc.teacher_weights(), params.clip.frames, size, size
+        params.encode.teacher_family, workspace.teacher_weights(), params.clip.frames, size, size
     )
     test_share = 1 - params.clip.train_share - params.clip.val_share
     encoding = clips * (one.encode + test_share * one.decode) if "encode" in stages else 0
@@ -142,7 +144,7 @@ def teacher_work(poc: Poc, stages: Collection[str] = STAGES) -> tuple[float, flo
     return encoding, by_mode[distill.teacher_targets] if wants_teacher else 0
 
 
-def clip_count(poc: Poc, *, is_cut: bool) -> int:
+def clip_count(workspace: Workspace, *, is_cut: bool) -> int:
     """That were cut, or before it at most: as if every file were a long enough video.
 
     Raises:
@@ -150,8 +152,8 @@ def clip_count(poc: Poc, *, is_cut: bool) -> int:
         UserError, DataRefused: there is no file.
     """
     if is_cut:
-        return len(read_description(poc.folder("clip") / "clips.json")["clips"])
-    return len(list_files(poc.source)) * poc.params.clip.clips_per_video
+        return len(read_description(workspace.folder("clip") / "clips.json")["clips"])
+    return len(list_files(workspace.source)) * workspace.params.clip.clips_per_video
 
 
 def _here(precision: str) -> _Speed:

@@ -32,7 +32,7 @@ from turbo_vaed.costs.money import AMOUNT_QUANTUM
 from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.runtime.run_context import Following
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 _LONGER = 1.2
 """Than before, what follows distillation may take."""
@@ -176,9 +176,9 @@ def following_usd_per_hour(
     return nodes_usd_per_hour + most_usd_per_hour(params, settings, "gate", book)
 
 
-def following_of(poc: Poc) -> Following:
+def following_of(workspace: Workspace) -> Following:
     """What the customer's earlier runs have paid after distillation; nothing where no ledger is."""
-    return poc.tracker.following() if poc.tracker.following else Following()
+    return workspace.tracker.following() if workspace.tracker.following else Following()
 
 
 def devices_usd(params: Params) -> Decimal:
@@ -186,18 +186,20 @@ def devices_usd(params: Params) -> Decimal:
     return most_usd_per_package(params.device) * len(params.export.targets)
 
 
-def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
+def spending_of(workspace: Workspace, settings: Settings, stage: str) -> Spending:
     """The run's budget, and its spend while `stage` runs: by the ledger, or where none is kept by
     the time from now on.
 
     Raises:
         BudgetRefused: the price is unknown.
     """
-    limits = poc.params.budget
-    usd_per_hour = most_usd_per_hour(poc.params, settings, stage)
-    spent_usd, share = poc.tracker.spent_usd, poc.tracker.share
-    device_usd = devices_usd(poc.params)
-    reserve = reserve_usd(poc.params, settings, following_of(poc), nodes_usd_per_hour=usd_per_hour)
+    limits = workspace.params.budget
+    usd_per_hour = most_usd_per_hour(workspace.params, settings, stage)
+    spent_usd, share = workspace.tracker.spent_usd, workspace.tracker.share
+    device_usd = devices_usd(workspace.params)
+    reserve = reserve_usd(
+        workspace.params, settings, following_of(workspace), nodes_usd_per_hour=usd_per_hour
+    )
     run_usd, by = limits.run_usd, f"budget.run_usd of {format_usd(limits.run_usd)}"
     if spent_usd is not None and share is not None:
         least_usd = spent_usd() + reserve + device_usd
@@ -205,7 +207,8 @@ def spending_of(poc: Poc, settings: Settings, stage: str) -> Spending:
         run_usd, by = max(found.usd, AMOUNT_QUANTUM), found.by
     if device_usd >= run_usd:
         raise BudgetRefused(
-            f"measuring {len(poc.params.export.targets)} packages on {poc.params.device.name} can "
+            f"measuring {len(workspace.params.export.targets)} packages on "
+            f"{workspace.params.device.name} can "
             f"cost {format_usd(device_usd)} of the {format_usd(run_usd)} that the run may spend; "
             f"there is {by}: raise it, take fewer export.targets, or another gate.device"
         )

@@ -24,7 +24,7 @@ from turbo_vaed.planning.flops import expected_pace
 from turbo_vaed.planning.pricing import devices_usd, limits_of, price_book, reserve_seconds
 from turbo_vaed.runtime.run_context import Following
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 _MEASURED, _EXPECTED = "measured", "by the student's arithmetic alone, for no run has measured it"
 _ASSUMED_HOURS = 24.0
@@ -67,7 +67,7 @@ class Quote:
 
 
 def quote(
-    poc: Poc,
+    workspace: Workspace,
     settings: Settings,
     book: PriceBook | None = None,
     *,
@@ -89,20 +89,23 @@ def quote(
     """
     if settings.on_a_cluster:
         raise UserError("a quote compares with this machine: unset RAY_ADDRESS for it")
-    steps = poc.params.distill.steps if steps is None else steps
-    measured = measured_pace(poc, settings)
-    pace = measured or expected_pace(poc, settings)
+    steps = workspace.params.distill.steps if steps is None else steps
+    measured = measured_pace(workspace, settings)
+    pace = measured or expected_pace(workspace, settings)
     assert pace is not None, "this machine can be timed"
-    book = book or price_book(poc.params, settings)
-    seen = seen_in(poc.progress_file)
+    book = book or price_book(workspace.params, settings)
+    seen = seen_in(workspace.progress_file)
     save, restart = seen.save_seconds or SAVE_SECONDS, seen.restart_seconds or RESTART_SECONDS
     with Ledger.open(settings.ledger_url) as ledger:
-        after, spot_type = following(ledger, poc.customer), _spot_type(ledger, poc.customer)
+        after, spot_type = (
+            following(ledger, workspace.customer),
+            _spot_type(ledger, workspace.customer),
+        )
         may_spend = allowance(
             ledger,
-            limits_of(poc.params),
+            limits_of(workspace.params),
             run=run or "",
-            customer=poc.customer,
+            customer=workspace.customer,
             at=datetime.now(UTC),
         )
         spent_usd = ledger.total(run=run) if run else Decimal(0)
@@ -112,14 +115,14 @@ def quote(
     )
     machines = [
         replace(machine, is_measured=machine.is_measured and measured is not None)
-        for machine in _machines(poc, book, 1 / pace.mean, spot_type, seen)
+        for machine in _machines(workspace, book, 1 / pace.mean, spot_type, seen)
     ]
     found = choices(
         machines,
         steps=steps,
         save_seconds=save,
         restart_seconds=restart,
-        rest_usd=partial(_rest_usd, poc, after),
+        rest_usd=partial(_rest_usd, workspace, after),
     )
     return Quote(
         sentence=_sentence(found, steps),
@@ -129,14 +132,15 @@ def quote(
         save_seconds=save,
         restart_seconds=restart,
         basis=f"{pace.mean:.3g} s a step on this machine, {_MEASURED if measured else _EXPECTED}; "
-        f"{told}; {hours_and_minutes(reserve_seconds(poc.params, after))} for what follows; the "
+        f"{told}; {hours_and_minutes(reserve_seconds(workspace.params, after))} for what "
+        "follows; the "
         "speed of others as prices.candidates assumes it, and their interruptions where the last "
         "run did not see any of its own",
     )
 
 
 def cheapest_elsewhere(
-    poc: Poc, settings: Settings, left_usd: Decimal, book: PriceBook | None = None
+    workspace: Workspace, settings: Settings, left_usd: Decimal, book: PriceBook | None = None
 ) -> str:
     """Which other machine would finish for less than `left_usd`, with what follows distillation,
     as the end of a sentence that tells of other changes; empty on a cluster.
@@ -145,9 +149,9 @@ def cheapest_elsewhere(
     """
     if settings.on_a_cluster:
         return ""
-    more = f"turbo-vaed cost quote {poc.customer}"
+    more = f"turbo-vaed cost quote {workspace.customer}"
     try:
-        found = quote(poc, settings, book)
+        found = quote(workspace, settings, book)
     except UserError as error:  # of a candidate: what is told here is something else
         return f", or on a cheaper machine ({more}: {error})"
     offers = [choice for choice in found.choices if choice.machine.region]
@@ -158,19 +162,21 @@ def cheapest_elsewhere(
     name = f"{_name(best.machine)}, where it is expected to cost {format_usd(best.usd)}"
     if best.usd > left_usd:
         return f", and not on the cheapest of prices.candidates, {name} ({more})"
-    return f", or on {name} (turbo-vaed ec2 run {poc.customer})"
+    return f", or on {name} (turbo-vaed ec2 run {workspace.customer})"
 
 
-def _rest_usd(poc: Poc, after: Following, machine: Machine, steps_seconds: float) -> Decimal:
+def _rest_usd(
+    workspace: Workspace, after: Following, machine: Machine, steps_seconds: float
+) -> Decimal:
     """What a run on a machine of a known price costs beside its steps: what is kept back for what
     follows and for devices, and of one of EC2 its volume and the time before its first stage and
     after its last."""
     assert machine.usd_per_hour is not None
-    seconds = Decimal(str(reserve_seconds(poc.params, after)))
-    usd = after.usd + devices_usd(poc.params) + seconds * per_second(machine.usd_per_hour)
+    seconds = Decimal(str(reserve_seconds(workspace.params, after)))
+    usd = after.usd + devices_usd(workspace.params) + seconds * per_second(machine.usd_per_hour)
     if machine.region:
         up_minutes = (Decimal(steps_seconds) + seconds) / 60 + BEFORE_MINUTES + ENDS_ITSELF_MINUTES
-        usd += beside_usd(poc, machine.usd_per_hour, up_minutes / 60)
+        usd += beside_usd(workspace, machine.usd_per_hour, up_minutes / 60)
     return quantise_usd(usd)
 
 
@@ -189,7 +195,11 @@ def _interruptions_per_hour(assumed: float, hours: float, seen: int) -> float:
 
 
 def _machines(
-    poc: Poc, book: PriceBook, steps_per_second: float, spot_type: str | None, seen: Seen
+    workspace: Workspace,
+    book: PriceBook,
+    steps_per_second: float,
+    spot_type: str | None,
+    seen: Seen,
 ) -> Iterator[Machine]:
     local = book.usd_per_hour("node", "local")
     yield Machine(
@@ -202,7 +212,7 @@ def _machines(
         is_measured=True,
         why_unknown="" if local is not None else "prices.local_usd_per_hour is null",
     )
-    for candidate in poc.params.prices.candidates:
+    for candidate in workspace.params.prices.candidates:
         if candidate.instance_type == spot_type:
             of_it = _interruptions_per_hour(
                 candidate.interruptions_per_hour, seen.hours, seen.interruptions

@@ -5,18 +5,18 @@ from __future__ import annotations
 from turbo_vaed.dataset.clip_store import write_clips
 from turbo_vaed.dataset.clips import SourceVideo, plan_clips
 from turbo_vaed.dataset.manifest import read_manifest
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 
-def run(poc: Poc) -> dict[str, object]:
+def run(workspace: Workspace) -> dict[str, object]:
     """Write clip/clips.zarr and clip/clips.json from the good files of the manifest.
 
     Raises:
         DataRefused: no train or no test clip is left.
         CorruptFile: the manifest is missing or broken, or a video changed since `validate`.
     """
-    params = poc.params.clip
-    manifest = read_manifest(poc.folder("validate") / "manifest.parquet")
+    params = workspace.params.clip
+    manifest = read_manifest(workspace.folder("validate") / "manifest.parquet")
     columns = ["path", "sha256", "width", "height", "frames", "fps"]
     rows = manifest[manifest["status"] == "ok"][columns].to_dict("records")
     plan = plan_clips(
@@ -28,8 +28,8 @@ def run(poc: Poc) -> dict[str, object]:
         val_share=params.val_share,
         seed=params.seed,
     )
-    with poc.writing("clip") as folder:
-        write_clips(plan, poc.source, folder)
+    with workspace.writing("clip") as folder:
+        write_clips(plan, workspace.source, folder)
     return {
         "clips": len(plan.clips),
         **plan.counts,

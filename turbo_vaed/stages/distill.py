@@ -24,7 +24,7 @@ from turbo_vaed.planning.pricing import (
     spending_of,
 )
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
     from turbo_vaed.distill.follow import Follower
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from turbo_vaed.models import DecoderConfig
 
 
-def run(poc: Poc) -> dict[str, object]:
+def run(workspace: Workspace) -> dict[str, object]:
     """Distil the customer's student inside what is left of the run's budget.
 
     Raises:
@@ -49,41 +49,45 @@ def run(poc: Poc) -> dict[str, object]:
     from turbo_vaed.distill import train
     from turbo_vaed.distill.follow import Follower, preparing
 
-    settings = Settings.from_environment(poc.root)
-    spending = spending_of(poc, settings, "distill")
+    settings = Settings.from_environment(workspace.root)
+    spending = spending_of(workspace, settings, "distill")
     start = check_start(
         spending.budget, spent_usd=spending.spent_usd(), usd_per_hour=spending.usd_per_hour
     )
     print(start.reason, flush=True)
-    student = _student(poc)
-    others = _jobs_seen(poc)
-    place = poc.work / "checkpoints"
-    storage = f"{settings.checkpoints_url}/{poc.customer}" if settings.checkpoints_url else place
-    with poc.writing("distill") as folder, ray_session(settings.ray_address):
-        with preparing(poc.progress_file) as tell:
-            plan = _targets(poc, student, settings, spending, tell)
-            target = _target(poc, student, settings, spending, tell)
-        job = _job(poc, student, plan, spending, target)
+    student = _student(workspace)
+    others = _jobs_seen(workspace)
+    place = workspace.work / "checkpoints"
+    storage = (
+        f"{settings.checkpoints_url}/{workspace.customer}" if settings.checkpoints_url else place
+    )
+    with workspace.writing("distill") as folder, ray_session(settings.ray_address):
+        with preparing(workspace.progress_file) as tell:
+            plan = _targets(workspace, student, settings, spending, tell)
+            target = _target(workspace, student, settings, spending, tell)
+        job = _job(workspace, student, plan, spending, target)
         place.mkdir(parents=True, exist_ok=True)
         with Follower(
-            poc.progress_file,
+            workspace.progress_file,
             job=job.name,
             steps=job.params.steps,
             usd_per_hour=job.now_usd_per_hour,
-            tracker=poc.tracker,
+            tracker=workspace.tracker,
         ) as follower:
             done = train.distill(
                 job,
                 storage=str(storage),
                 take=follower.take,
-                paid=_paid(poc, settings, spending, follower) if poc.tracker.spent_usd else None,
+                paid=_paid(workspace, settings, spending, follower)
+                if workspace.tracker.spent_usd
+                else None,
             )
         told = follower.summary() | {
-            "pace_key": pace_key(poc.params.distill, settings),
-            "limited_to_usd": _limited_to_usd(poc, settings),
+            "pace_key": pace_key(workspace.params.distill, settings),
+            "limited_to_usd": _limited_to_usd(workspace, settings),
         }
         history = train.write_student(done, job, folder, told)
-        keep_pace(poc, history)
+        keep_pace(workspace, history)
     _tidy(done, others - {job.name}, str(storage), place)
     steps = history["steps"]
     return {
@@ -102,19 +106,19 @@ def run(poc: Poc) -> dict[str, object]:
     }
 
 
-def _limited_to_usd(poc: Poc, settings: Settings) -> str | None:
+def _limited_to_usd(workspace: Workspace, settings: Settings) -> str | None:
     """What a month's limit left to the whole run when its workers were told last, where that was
     less than its own budget."""
-    last = poc.tracker.share.last if poc.tracker.share else None
+    last = workspace.tracker.share.last if workspace.tracker.share else None
     return None if last is None or last.is_own else plain(last.usd + settings.held_usd)
 
 
-def _jobs_seen(poc: Poc) -> set[str]:
+def _jobs_seen(workspace: Workspace) -> set[str]:
     """Whose checkpoints this checkout may have left: those on its disk, and the last ones told of,
     which may lie in a bucket."""
     from turbo_vaed.distill.events import read_events
 
-    path = poc.progress_file
+    path = workspace.progress_file
     events = read_events(path) if path.is_file() else ()
     told = {event["job"] for event in events if event["event"] == "open"}
     return told | {folder.name for folder in path.parent.glob("distill-*")}
@@ -138,42 +142,42 @@ def _tidy(done: Distilled, others: set[str], storage: str, place: Path) -> None:
         shutil.rmtree(place / name, ignore_errors=True)
 
 
-def _student(poc: Poc) -> DecoderConfig:
+def _student(workspace: Workspace) -> DecoderConfig:
     """The student, with blocks to align where features have a weight."""
     from turbo_vaed.errors import UserError
 
-    config = student_config(poc)
-    if poc.params.distill.weight_feature == 0 or config.aligned_blks_indices:
+    config = student_config(workspace)
+    if workspace.params.distill.weight_feature == 0 or config.aligned_blks_indices:
         return config
     from turbo_vaed.models.alignment import aligned_config
     from turbo_vaed.models.teachers import load_teacher
 
-    teacher = load_teacher(poc.params.encode.teacher_family, poc.teacher_weights())
+    teacher = load_teacher(workspace.params.encode.teacher_family, workspace.teacher_weights())
     try:
         return aligned_config(config, teacher)
     except ValueError as error:
         raise UserError(f"distill.weight_feature is above 0, but {error}") from error
 
 
-def _wanted(poc: Poc, student: DecoderConfig) -> Wanted:
+def _wanted(workspace: Workspace, student: DecoderConfig) -> Wanted:
     from turbo_vaed.distill.targets import Wanted
     from turbo_vaed.models.alignment import block_name
 
-    params = poc.params.distill
+    params = workspace.params.distill
     blocks = student.aligned_blks_indices if params.weight_feature > 0 else ()
     return Wanted(
-        family=poc.params.encode.teacher_family,
-        weights=str(poc.teacher_weights()),
-        clips=str(poc.folder("clip")),
-        latents=str(poc.folder("encode")),
-        targets=str(poc.work / "targets"),
+        family=workspace.params.encode.teacher_family,
+        weights=str(workspace.teacher_weights()),
+        clips=str(workspace.folder("clip")),
+        latents=str(workspace.folder("encode")),
+        targets=str(workspace.work / "targets"),
         blocks=tuple(block_name(i) for i in blocks),
         reconstruction=params.weight_teacher > 0,
     )
 
 
 def _targets(
-    poc: Poc,
+    workspace: Workspace,
     student: DecoderConfig,
     settings: Settings,
     spending: Spending,
@@ -182,10 +186,10 @@ def _targets(
     """What the teacher shows besides its latents, cached where that is cheaper and can be paid."""
     from turbo_vaed.distill.targets import plan_targets, write_targets
 
-    wanted, batch_size = _wanted(poc, student), poc.params.encode.batch_size
+    wanted, batch_size = _wanted(workspace, student), workspace.params.encode.batch_size
     plan = plan_targets(
         wanted,
-        poc.params.distill,
+        workspace.params.distill,
         batch_size=batch_size,
         ray_address=settings.ray_address,
         affordable_seconds=spending.affordable_seconds,
@@ -208,21 +212,21 @@ def _targets(
 
 
 def _paid(
-    poc: Poc, settings: Settings, spending: Spending, follower: Follower
+    workspace: Workspace, settings: Settings, spending: Spending, follower: Follower
 ) -> Callable[[], Paid]:
     """What the run's workers are told of its cost, and of how often to save."""
     from turbo_vaed.distill.job import Paid
 
-    book = price_book(poc.params, settings)
-    most = most_usd_per_hour(poc.params, settings, "distill", book)
-    reserve = partial(reserve_usd, poc.params, settings, following_of(poc), book=book)
+    book = price_book(workspace.params, settings)
+    most = most_usd_per_hour(workspace.params, settings, "distill", book)
+    reserve = partial(reserve_usd, workspace.params, settings, following_of(workspace), book=book)
     kept = reserve(nodes_usd_per_hour=most)
 
     def paid() -> Paid:
         nonlocal most, kept
         refusal = ""
         try:
-            most = most_usd_per_hour(poc.params, settings, "distill", book)
+            most = most_usd_per_hour(workspace.params, settings, "distill", book)
             kept = reserve(nodes_usd_per_hour=most)
         except BudgetRefused as unknown:  # a node that joined: the run ends as at its budget
             refusal = str(unknown)
@@ -232,7 +236,9 @@ def _paid(
         return Paid(
             usd=spent_usd,
             usd_per_hour=most,
-            now_usd_per_hour=poc.tracker.usd_per_hour() if poc.tracker.usd_per_hour else most,
+            now_usd_per_hour=workspace.tracker.usd_per_hour()
+            if workspace.tracker.usd_per_hour
+            else most,
             refusal=refusal,
             checkpoint_seconds=follower.checkpoint_every_seconds,
             may_spend_usd=allowed.usd,
@@ -243,7 +249,7 @@ def _paid(
 
 
 def _target(
-    poc: Poc,
+    workspace: Workspace,
     student: DecoderConfig,
     settings: Settings,
     spending: Spending,
@@ -252,7 +258,7 @@ def _target(
     """What is enough: the quality that the gate asks for on the test clips, asked of the validation
     clips, and the margin on mean and worst PSNR. None where no margin is set, or the teacher's part
     cannot be paid."""
-    margin, thresholds = poc.params.distill.stop_psnr_margin_db, poc.params.thresholds
+    margin, thresholds = workspace.params.distill.stop_psnr_margin_db, workspace.params.thresholds
     if margin is None:
         return None
     from turbo_vaed.distill.stopping import Target
@@ -262,8 +268,8 @@ def _target(
 
     try:
         teacher = teacher_quality(
-            _wanted(poc, student),
-            batch_size=poc.params.encode.batch_size,
+            _wanted(workspace, student),
+            batch_size=workspace.params.encode.batch_size,
             ray_address=settings.ray_address,
             afford=lambda seconds: spending.require(seconds, "the teacher on validation clips"),
             tell=partial(tell, "measuring the teacher on validation clips"),
@@ -289,7 +295,7 @@ def _target(
         said=f"{asked + margin:.2f} dB: {asked:.2f} dB that the gate asks for ({by}), and a margin "
         f"of {margin:g} dB",
         limits=limits,
-        worst_share=poc.params.evaluate.worst_share,
+        worst_share=workspace.params.evaluate.worst_share,
     )
     others = ", ".join(f"{name} {limit:.4g}" for name, limit in limits.items())
     print(f"good enough: {target.said}; with {others}", flush=True)
@@ -297,7 +303,7 @@ def _target(
 
 
 def _job(
-    poc: Poc,
+    workspace: Workspace,
     student: DecoderConfig,
     plan: TargetPlan,
     spending: Spending,
@@ -307,27 +313,31 @@ def _job(
     from turbo_vaed.distill.losses.perceptual import HUB
     from turbo_vaed.distill.seen import seen_in
 
-    clips, latents, params = poc.folder("clip"), poc.folder("encode"), poc.params.distill
+    clips, latents, params = (
+        workspace.folder("clip"),
+        workspace.folder("encode"),
+        workspace.params.distill,
+    )
     if params.perceptual_weights not in (None, HUB):
         params = dataclasses.replace(
-            params, perceptual_weights=str(poc.root / str(params.perceptual_weights))
+            params, perceptual_weights=str(workspace.root / str(params.perceptual_weights))
         )
     return Job(
         clips=str(clips),
         latents=str(latents),
-        targets=str(poc.work / "targets") if plan.mode == "cache" else None,
+        targets=str(workspace.work / "targets") if plan.mode == "cache" else None,
         plan=plan,
-        teacher_family=poc.params.encode.teacher_family,
-        teacher_weights=poc.teacher_weights(),
+        teacher_family=workspace.params.encode.teacher_family,
+        teacher_weights=workspace.teacher_weights(),
         student=student,
         params=params,
         data_key=data_key(clips, latents),
         budget=spending.budget,
         usd_per_hour=spending.usd_per_hour,
-        now_usd_per_hour=poc.tracker.usd_per_hour()
-        if poc.tracker.usd_per_hour
+        now_usd_per_hour=workspace.tracker.usd_per_hour()
+        if workspace.tracker.usd_per_hour
         else spending.usd_per_hour,
-        checkpoint_seconds=seen_in(poc.progress_file).checkpoint_every_seconds,
+        checkpoint_seconds=seen_in(workspace.progress_file).checkpoint_every_seconds,
         spent_usd=spending.spent_usd(),
         told_at=time.time(),
         target=target,

@@ -15,10 +15,10 @@ from turbo_vaed.models.teachers import describe_teacher, load_teacher
 from turbo_vaed.planning.compatibility import check_clips, check_tile
 from turbo_vaed.planning.pricing import spending_of
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 
-def run(poc: Poc) -> dict[str, object]:
+def run(workspace: Workspace) -> dict[str, object]:
     """Write encode/latents.zarr and encode/latents.json.
 
     Raises:
@@ -27,11 +27,11 @@ def run(poc: Poc) -> dict[str, object]:
         CorruptFile: a file of the teacher or the clips' description is broken.
         Unreachable, Fault: as `encode_clips`.
     """
-    params, settings = poc.params.encode, Settings.from_environment(poc.root)
-    spending = spending_of(poc, settings, "encode")
-    weights = poc.teacher_weights()
+    params, settings = workspace.params.encode, Settings.from_environment(workspace.root)
+    spending = spending_of(workspace, settings, "encode")
+    weights = workspace.teacher_weights()
     facts = describe_teacher(params.teacher_family, weights)
-    clip_folder = poc.folder("clip")
+    clip_folder = workspace.folder("clip")
     description = read_description(clip_folder / "clips.json")
     frames, size, count = description["frames"], description["size"], len(description["clips"])
     spec = facts.latent_spec
@@ -40,7 +40,7 @@ def run(poc: Poc) -> dict[str, object]:
     check_tile(spec, tile, size)
     tests = [clip["index"] for clip in description["clips"] if clip["split"] == "test"]
     shape = spec.latent_shape(frames, size, size)
-    with poc.writing("encode") as folder:
+    with workspace.writing("encode") as folder:
         encode_clips(
             str(clip_folder / "clips.zarr"),
             str(folder / "latents.zarr"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from turbo_vaed.errors import Fault
 from turbo_vaed.gate.test_split import HeldOut, load_student
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from turbo_vaed.models import TurboVaedDecoder
 
 
-def run(poc: Poc) -> dict[str, object]:
+def run(workspace: Workspace) -> dict[str, object]:
     """Write evaluate/evaluation.json: PSNR, SSIM and MS-SSIM per clip, mean and worst share.
 
     Both pictures are compared as 8-bit video: the teacher's as `encode` stored it, the
@@ -29,11 +29,11 @@ def run(poc: Poc) -> dict[str, object]:
     """
     from turbo_vaed.metrics import QUALITY, clip_quality, summarise_quality
 
-    params = poc.params.evaluate
-    split = HeldOut.open(poc)
+    params = workspace.params.evaluate
+    split = HeldOut.open(workspace)
     clips: list[dict[str, object]] = []
     teacher, student = [], []
-    decoded = _decode(load_student(poc), split, params.batch_size)
+    decoded = _decode(load_student(workspace), split, params.batch_size)
     for clip, video in zip(split.clips, decoded, strict=True):
         source = split.source(clip["index"])
         teacher.append(clip_quality(split.reconstruction(clip["index"]), source))
@@ -53,7 +53,7 @@ def run(poc: Poc) -> dict[str, object]:
         "clips": clips,
         "worst_clip": split.indices[worst],
     }
-    with poc.writing("evaluate") as folder:
+    with workspace.writing("evaluate") as folder:
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
         (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     figures = {

@@ -13,7 +13,7 @@ from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
 from turbo_vaed.export import Job, Package, Target, export_package, spread_out
 from turbo_vaed.gate.parity import Parity, verify, write_parities
 from turbo_vaed.gate.test_split import HeldOut, load_student, training_latents
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ LEFT_OUT = "left_out.json"
 log = logging.getLogger(__name__)
 
 
-def run(poc: Poc) -> dict[str, object]:
+def run(workspace: Workspace) -> dict[str, object]:
     """Write export/packages/RUNTIME-PRECISION/ for every target: with a program for latents of one
     clip, and one for each further shape of params.yaml.
 
@@ -42,15 +42,15 @@ def run(poc: Poc) -> dict[str, object]:
         CorruptFile: the latents or the student are missing or damaged.
         Fault: of no target the student became a program that puts out what PyTorch does.
     """
-    params, targets = poc.params.export, wanted(poc)
-    decoder, split = load_student(poc), HeldOut.open(poc)
+    params, targets = workspace.params.export, wanted(workspace)
+    decoder, split = load_student(workspace), HeldOut.open(workspace)
     tests = split.latents(spread_out(split.indices, params.verify_clips))
-    training = training_latents(poc, params.calibration_clips)
-    shapes = [split.latent_shape, *further_shapes(poc, decoder.config)]
+    training = training_latents(workspace, params.calibration_clips)
+    shapes = [split.latent_shape, *further_shapes(workspace, decoder.config)]
     figures: dict[str, object] = {"latent_shape": list(split.latent_shape)}
     parities: dict[str, Parity] = {}
     left_out: dict[str, str] = {}
-    with poc.writing("export") as folder:
+    with workspace.writing("export") as folder:
         for target in targets:
             least_parity_db = getattr(params.min_parity_db, target.precision)
             place = folder / PACKAGES / target.folder_name
@@ -130,25 +130,27 @@ def as_tensors(latents: NDArray[np.float32]) -> list[Tensor]:
     return [torch.from_numpy(latents[row : row + 1]) for row in range(len(latents))]
 
 
-def wanted(poc: Poc) -> tuple[Target, ...]:
+def wanted(workspace: Workspace) -> tuple[Target, ...]:
     """The targets that params.yaml names.
 
     Raises:
         UserError: one is not known.
     """
     try:
-        return tuple(Target.parse(name) for name in poc.params.export.targets)
+        return tuple(Target.parse(name) for name in workspace.params.export.targets)
     except ValueError as error:
         raise UserError(f"params.yaml: export.targets: {error}") from None
 
 
-def further_shapes(poc: Poc, config: DecoderConfig) -> list[tuple[int, int, int, int, int]]:
+def further_shapes(
+    workspace: Workspace, config: DecoderConfig
+) -> list[tuple[int, int, int, int, int]]:
     """Latent shapes of `export.shapes` and of the gate's device, but for the clips' own.
 
     Raises:
         UserError: the student decodes no latents to such a video.
     """
-    params, found = poc.params, []
+    params, found = workspace.params, []
     size = params.clip.size
     asked = [("export.shapes", shape) for shape in params.export.shapes]
     if params.device.shape is not None:
@@ -165,18 +167,18 @@ def further_shapes(poc: Poc, config: DecoderConfig) -> list[tuple[int, int, int,
     return found
 
 
-def package_folder(poc: Poc, target: Target) -> Path:
+def package_folder(workspace: Workspace, target: Target) -> Path:
     """Where the stage leaves the package of a target."""
-    return poc.folder("export") / PACKAGES / target.folder_name
+    return workspace.folder("export") / PACKAGES / target.folder_name
 
 
-def left_out(poc: Poc) -> dict[str, str]:
+def left_out(workspace: Workspace) -> dict[str, str]:
     """Why packages were refused, by their names.
 
     Raises:
         CorruptFile: the stage did not say.
     """
-    path = poc.folder("export") / LEFT_OUT
+    path = workspace.folder("export") / LEFT_OUT
     try:
         found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -23,7 +23,7 @@ from turbo_vaed.gate.output_quality import Shown, look_at
 from turbo_vaed.gate.provenance import data_sha256, git_revision
 from turbo_vaed.gate.test_split import HeldOut, load_student
 from turbo_vaed.stages.export import fitted, left_out, package_folder, wanted
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 TIMEOUT_SECONDS = 1800.0
 """Of one measuring process: it hangs, or is of no use on a phone either."""
@@ -57,7 +57,7 @@ class _Judged:
         )
 
 
-def run(poc: Poc) -> dict[str, object]:
+def run(workspace: Workspace) -> dict[str, object]:
     """Judge every package of `export.targets` that runs on this host, and choose what ships.
 
     Writes gate/candidates/NAME/ with verdict.json, measurement.json and frames.zarr of each;
@@ -69,19 +69,22 @@ def run(poc: Poc) -> dict[str, object]:
         UserError: none of the packages runs on this host.
         Fault: a device reported nonsense.
     """
-    split = HeldOut.open(poc)
-    evaluation = _read_evaluation(poc, split)
-    packages, elsewhere = _packages(poc)
-    with poc.writing("gate") as folder:
+    split = HeldOut.open(workspace)
+    evaluation = _read_evaluation(workspace, split)
+    packages, elsewhere = _packages(workspace)
+    with workspace.writing("gate") as folder:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            teacher = _teacher(poc, split, Path(scratch))
-            origin = {"data_sha256": data_sha256(poc), "git_revision": git_revision(poc.root)}
+            teacher = _teacher(workspace, split, Path(scratch))
+            origin = {
+                "data_sha256": data_sha256(workspace),
+                "git_revision": git_revision(workspace.root),
+            }
             judged = [
-                _judge(poc, split, target, package, evaluation, teacher, folder, origin)
+                _judge(workspace, split, target, package, evaluation, teacher, folder, origin)
                 for target, package in packages.items()
             ]
         candidates = [one.candidate() for one in judged]
-        choice = choose(candidates, poc.params.thresholds.choose)
+        choice = choose(candidates, workspace.params.thresholds.choose)
         chosen = next(one for one in judged if str(one.target) == choice.name)
         for name in ("verdict.json", "measurement.json", "frames.zarr"):
             source = chosen.place / name
@@ -94,7 +97,7 @@ def run(poc: Poc) -> dict[str, object]:
         document = {
             "chosen": choice.name,
             "reason": choice.reason,
-            "choose": poc.params.thresholds.choose,
+            "choose": workspace.params.thresholds.choose,
             "candidates": [
                 _row(one, candidate) for one, candidate in zip(judged, candidates, strict=True)
             ],
@@ -112,13 +115,13 @@ def run(poc: Poc) -> dict[str, object]:
     }
 
 
-def check_device(poc: Poc) -> None:
+def check_device(workspace: Workspace) -> None:
     """Refuse, before anything is computed, targets of which none runs on the gate's device.
 
     Raises:
         UserError: it names the device, its runtimes and the targets.
     """
-    device, targets = _device(poc), wanted(poc)
+    device, targets = _device(workspace), wanted(workspace)
     if not any(target.runtime in device.runtimes for target in targets):
         raise UserError(
             f"export.targets: found {', '.join(map(str, targets))}, of which {device.name} "
@@ -127,12 +130,12 @@ def check_device(poc: Poc) -> None:
         )
 
 
-def _packages(poc: Poc) -> tuple[dict[Target, Package], dict[str, str]]:
+def _packages(workspace: Workspace) -> tuple[dict[Target, Package], dict[str, str]]:
     """What runs here; and of the rest, why it was not measured, by its name."""
     here, elsewhere = {}, {}
-    device, refused = _device(poc), left_out(poc)
-    for target in wanted(poc):
-        folder = package_folder(poc, target)
+    device, refused = _device(workspace), left_out(workspace)
+    for target in wanted(workspace):
+        folder = package_folder(workspace, target)
         if why := refused.get(folder.name):
             elsewhere[str(target)] = why
             continue
@@ -153,20 +156,20 @@ def _packages(poc: Poc) -> tuple[dict[Target, Package], dict[str, str]]:
     return here, elsewhere
 
 
-def _device(poc: Poc) -> Device:
+def _device(workspace: Workspace) -> Device:
     """That of `gate.device`."""
-    limit = poc.params.gate.max_others_share
+    limit = workspace.params.gate.max_others_share
     return open_device(
-        poc.params.device,
-        poc.root,
+        workspace.params.device,
+        workspace.root,
         max_others_share=limit,
-        charge=poc.tracker.charge,
-        tags=poc.tracker.tags,
+        charge=workspace.tracker.charge,
+        tags=workspace.tracker.tags,
     )
 
 
 def _judge(
-    poc: Poc,
+    workspace: Workspace,
     split: HeldOut,
     target: Target,
     package: Package,
@@ -177,19 +180,19 @@ def _judge(
 ) -> _Judged:
     place = folder / "candidates" / target.folder_name
     place.mkdir(parents=True)
-    params = poc.params
+    params = workspace.params
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         found = measure_on(
-            _device(poc),
+            _device(workspace),
             package,
             _latents(split, Path(scratch)),
-            plan=plan(poc),
+            plan=plan(workspace),
             out_folder=Path(scratch),
             timeout_seconds=TIMEOUT_SECONDS,
         )
         decoded = None if isinstance(found, Failed) else Path(scratch)
-        shown = look_at(split, decoded, load_student(poc), place, evaluation["worst_share"])
-    on_device = None if isinstance(found, Failed) else _on_device(poc, split, package, folder)
+        shown = look_at(split, decoded, load_student(workspace), place, evaluation["worst_share"])
+    on_device = None if isinstance(found, Failed) else _on_device(workspace, split, package, folder)
     used = found if on_device is None else on_device
     teacher_distrust = _distrust(teacher, params.gate.max_others_share)
     evidence = evidence_of(
@@ -204,7 +207,7 @@ def _judge(
     )
     verdict = judge(
         evidence,
-        customer=poc.customer,
+        customer=workspace.customer,
         use_case=params.use_case,
         thresholds=params.thresholds,
         min_parity_psnr=getattr(params.export.min_parity_db, target.precision),
@@ -223,7 +226,7 @@ def _judge(
         "parity_psnr_db": shown.parity_psnr_db,
         "on_device": None
         if on_device is None
-        else {"shape": _shape_of(poc), **on_device.to_json()},
+        else {"shape": _shape_of(workspace), **on_device.to_json()},
     }
     _write(document, place / "measurement.json")
     write_verdict(verdict, place)
@@ -240,13 +243,13 @@ def _judge(
 
 
 def _on_device(
-    poc: Poc, split: HeldOut, package: Package, folder: Path
+    workspace: Workspace, split: HeldOut, package: Package, folder: Path
 ) -> Measurement | Failed | None:
     """What the program for the device's own shape did there, on latents of two clips repeated to
     it; None where that is the clips' program."""
-    if poc.params.device.shape is None:
+    if workspace.params.device.shape is None:
         return None
-    package = package.shaped(_shape_of(poc))
+    package = package.shaped(_shape_of(workspace))
     if package.at == 0:
         return None
     import numpy as np
@@ -255,18 +258,18 @@ def _on_device(
         latents = Path(scratch) / "latents.npy"
         np.save(latents, fitted(split.latents(split.indices[:2]), package.io.latent_shape))
         return measure_on(
-            _device(poc),
+            _device(workspace),
             package,
             latents,
-            plan=plan(poc),
+            plan=plan(workspace),
             out_folder=Path(scratch),
             timeout_seconds=TIMEOUT_SECONDS,
         )
 
 
-def _shape_of(poc: Poc) -> str:
+def _shape_of(workspace: Workspace) -> str:
     """The device's own shape, as programs are named by: `9x720x1280`."""
-    return "x".join(map(str, poc.params.device.shape or ()))
+    return "x".join(map(str, workspace.params.device.shape or ()))
 
 
 def _doubt(found: Measurement | Failed) -> str:
@@ -290,9 +293,9 @@ def _row(one: _Judged, candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def plan(poc: Poc) -> Plan:
+def plan(workspace: Workspace) -> Plan:
     """How long a program is measured, by params.yaml."""
-    params = poc.params.gate
+    params = workspace.params.gate
     return Plan(
         threads=params.threads,
         max_warmup=params.max_warmup,
@@ -304,16 +307,16 @@ def plan(poc: Poc) -> Plan:
     )
 
 
-def _teacher(poc: Poc, split: HeldOut, scratch: Path) -> dict[str, Any]:
+def _teacher(workspace: Workspace, split: HeldOut, scratch: Path) -> dict[str, Any]:
     """What measurement.json says of the teacher's decoder, timed under the same conditions; and on
     the GPU, where this host has one, as the cloud would run it.
 
     No verdict hangs on the GPU: where it fails, the document says why instead.
     """
-    own = _time_teacher(poc, split, scratch, "cpu", "float32")
+    own = _time_teacher(workspace, split, scratch, "cpu", "float32")
     # Once more: it may have been a moment.
-    if (own.others_share or 0.0) > poc.params.gate.max_others_share:
-        own = _time_teacher(poc, split, scratch, "cpu", "float32")
+    if (own.others_share or 0.0) > workspace.params.gate.max_others_share:
+        own = _time_teacher(workspace, split, scratch, "cpu", "float32")
     found = {
         "teacher_latency_seconds": list(own.seconds),
         "teacher_machine": own.machine,
@@ -322,7 +325,7 @@ def _teacher(poc: Poc, split: HeldOut, scratch: Path) -> dict[str, Any]:
     if not has_gpu():
         return found
     try:
-        gpu = _time_teacher(poc, split, scratch, "cuda", "bfloat16")
+        gpu = _time_teacher(workspace, split, scratch, "cuda", "bfloat16")
     except Fault as error:
         # The last line is what it died of, above it are places of this machine.
         return {**found, "teacher_gpu_failed": str(error).splitlines()[-1][-300:]}
@@ -345,18 +348,18 @@ def _distrust(teacher: Mapping[str, Any], most: float) -> str:
 
 
 def _time_teacher(
-    poc: Poc, split: HeldOut, scratch: Path, device: str, precision: Precision
+    workspace: Workspace, split: HeldOut, scratch: Path, device: str, precision: Precision
 ) -> TeacherTimes:
-    params = poc.params
+    params = workspace.params
     # A teacher is slow, and its time is a yardstick: a few samples of it are enough. A GPU is not,
     # and its clock takes a while to rise.
     samples = min(params.gate.min_samples, params.gate.max_samples)
     warmup = params.gate.max_warmup if device == "cuda" else min(2, params.gate.max_warmup)
     return measure_teacher(
         params.encode.teacher_family,
-        poc.teacher_weights(),
+        workspace.teacher_weights(),
         _latents(split, scratch),
-        plan=replace(plan(poc), max_warmup=warmup, max_samples=samples),
+        plan=replace(plan(workspace), max_warmup=warmup, max_samples=samples),
         timeout_seconds=TIMEOUT_SECONDS,
         device=device,
         precision=precision,
@@ -372,8 +375,8 @@ def _latents(split: HeldOut, scratch: Path) -> Path:
     return path
 
 
-def _read_evaluation(poc: Poc, split: HeldOut) -> dict[str, Any]:
-    path = poc.folder("evaluate") / "evaluation.json"
+def _read_evaluation(workspace: Workspace, split: HeldOut) -> dict[str, Any]:
+    path = workspace.folder("evaluate") / "evaluation.json"
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = [clip["index"] for clip in document["clips"]]

@@ -12,13 +12,13 @@ import yaml
 
 from turbo_vaed.config import schema as params_module
 from turbo_vaed.config.stages import STAGES
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 
-def run(poc: Poc) -> dict[str, object]:
+def run(workspace: Workspace) -> dict[str, object]:
     """Write work/CUSTOMER/params/SECTION.yaml for every stage."""
-    document = params_module.read_yaml(poc.root / "params.yaml")
-    resolved = params_module.resolve(document, poc.customer)
+    document = params_module.read_yaml(workspace.root / "params.yaml")
+    resolved = params_module.resolve(document, workspace.customer)
     sections: dict[str, Any] = {name: resolved[name] for name in STAGES}
     limits = {key: resolved["budget"][key] for key in ("run_usd", "reserve_seconds")}
     sections["distill"] = {**sections["distill"], "budget": limits}
@@ -35,7 +35,7 @@ def run(poc: Poc) -> dict[str, object]:
         "thresholds": resolved["thresholds"],
     }
     sections["validate"] = {**sections["validate"], "source": resolved["source"]}
-    with poc.writing("params") as folder:
+    with workspace.writing("params") as folder:
         for name, section in sections.items():
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(section, sort_keys=True))
     return {"sections": len(sections)}

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from turbo_vaed.dataset.expectations import Expectation, Limits, check_manifest
 from turbo_vaed.dataset.manifest import build_manifest, write_manifest
 from turbo_vaed.errors import DataRefused
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def run(poc: Poc) -> dict[str, object]:
+def run(workspace: Workspace) -> dict[str, object]:
     """Write validate/manifest.parquet, validation.json and data_docs/.
 
     Where too little is left, the same files are kept in validate.rejected/ for a person to read,
@@ -27,7 +27,7 @@ def run(poc: Poc) -> dict[str, object]:
         UserError: the customer's folder does not exist.
         DataRefused: it is empty, or too few of its files are good.
     """
-    params = poc.params.validate
+    params = workspace.params.validate
     limits = Limits(
         min_seconds=params.min_seconds,
         min_side=params.min_side,
@@ -36,10 +36,10 @@ def run(poc: Poc) -> dict[str, object]:
         min_good_videos=params.min_good_videos,
         min_good_share=params.min_good_share,
     )
-    rejected = poc.work / "validate.rejected"
+    rejected = workspace.work / "validate.rejected"
     shutil.rmtree(rejected, ignore_errors=True)
-    manifest = build_manifest(poc.source, timeout_seconds=params.timeout_seconds)
-    with poc.writing("validate") as folder:
+    manifest = build_manifest(workspace.source, timeout_seconds=params.timeout_seconds)
+    with workspace.writing("validate") as folder:
         manifest, expectations = check_manifest(manifest, limits, data_docs=folder / "data_docs")
         write_manifest(manifest, folder / "manifest.parquet")
         good = manifest[manifest["status"] == "ok"]
@@ -49,7 +49,7 @@ def run(poc: Poc) -> dict[str, object]:
         _write_summary(folder / "validation.json", manifest, expectations, enough)
         if not enough:
             folder.rename(rejected)
-            raise DataRefused(_refusal(poc, manifest, limits, rejected))
+            raise DataRefused(_refusal(workspace, manifest, limits, rejected))
     return {
         "files": len(manifest),
         "ok": len(good),
@@ -80,7 +80,7 @@ def _quarantined(manifest: pd.DataFrame) -> list[dict[str, str]]:
     return [{"path": p, "reason": r} for p, r in zip(bad["path"], bad["reason"], strict=True)]
 
 
-def _refusal(poc: Poc, manifest: pd.DataFrame, limits: Limits, rejected: Path) -> str:
+def _refusal(workspace: Workspace, manifest: pd.DataFrame, limits: Limits, rejected: Path) -> str:
     bad = _quarantined(manifest)
     good = len(manifest) - len(bad)
     lines = [f"  {b['path']}: {b['reason']}" for b in bad[:20]]
@@ -88,7 +88,8 @@ def _refusal(poc: Poc, manifest: pd.DataFrame, limits: Limits, rejected: Path) -
         lines.append(f"  … and {len(bad) - 20} more")
     return "\n".join(
         [
-            f"too little good video: {good} of {len(manifest)} files in {poc.source} are good; "
+            f"too little good video: {good} of {len(manifest)} files in {workspace.source} are "
+            "good; "
             f"at least {limits.min_good_videos} and {limits.min_good_share:.0%} are needed "
             "(validate.min_good_videos, validate.min_good_share). Quarantined:",
             *lines,

@@ -20,7 +20,7 @@ from turbo_vaed.config.stages import STAGES
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.planning.estimate import pace_key
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 
 @pytest.fixture
@@ -47,22 +47,24 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @pytest.fixture
-def poc(settings: Settings) -> Poc:
+def workspace(settings: Settings) -> Workspace:
     """Trained here before: 36 seconds a step, a thousand steps to go."""
-    poc = Poc.load(settings.root, "demo")
-    longer = dataclasses.replace(poc.params.distill, steps=1000)
-    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, distill=longer))
+    workspace = Workspace.load(settings.root, "demo")
+    longer = dataclasses.replace(workspace.params.distill, steps=1000)
+    workspace = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, distill=longer)
+    )
     key = pace_key(longer, settings)
     rows = [{"step": i + 1, "at": 36.0 * i} for i in range(101)]
-    poc.folder("distill").mkdir(parents=True)
+    workspace.folder("distill").mkdir(parents=True)
     history = {"steps": rows, "pace_key": key}
-    (poc.folder("distill") / "history.json").write_text(json.dumps(history))
-    return poc
+    (workspace.folder("distill") / "history.json").write_text(json.dumps(history))
+    return workspace
 
 
 @pytest.fixture
-def run(poc: Poc) -> runs.Run:
-    return runs.write(poc.work, runs.fresh(poc.customer))
+def run(workspace: Workspace) -> runs.Run:
+    return runs.write(workspace.work, runs.fresh(workspace.customer))
 
 
 @pytest.fixture

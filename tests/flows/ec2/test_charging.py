@@ -18,55 +18,55 @@ from turbo_vaed.costs import Ledger, PriceBook
 from turbo_vaed.errors import UserError
 from turbo_vaed.planning.ec2_costs import ENDS_ITSELF_MINUTES
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 BEGAN = START - timedelta(minutes=5)
 
 
 @pytest.fixture
-def picked(poc: Poc, settings: Settings, todo: ToDo, book: PriceBook) -> Picked:
-    launch_config.folder(poc).mkdir(parents=True)
-    return pick(poc, settings, todo, book=book)
+def picked(workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook) -> Picked:
+    launch_config.folder(workspace).mkdir(parents=True)
+    return pick(workspace, settings, todo, book=book)
 
 
 def test_what_a_machine_was_up_beside_its_stages_is_charged_once(
-    poc: Poc, settings: Settings, run: runs.Run, picked: Picked
+    workspace: Workspace, settings: Settings, run: runs.Run, picked: Picked
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, resource="g5.xlarge", market="spot"))  # 15 s
         ledger.hold(run.run_id, "demo", Decimal(9), at=START)
-        settlement.note(poc, run, picked, began=BEGAN)
-        volume, up = settlement.settle(ledger, poc, ended=BEGAN + timedelta(minutes=10))
+        settlement.note(workspace, run, picked, began=BEGAN)
+        volume, up = settlement.settle(ledger, workspace, ended=BEGAN + timedelta(minutes=10))
         assert {volume.stage, up.stage} == {"machine"} and up.market == "spot"
         assert up.quantity == Decimal(585)
         assert up.amount_usd == pytest.approx(Decimal(585) * Decimal("0.25") / 3600)
         assert (volume.resource, volume.unit) == ("volume", "GB-month")
         assert volume.quantity == pytest.approx(120 * Decimal(10) / (30 * 24 * 60))  # all the time
         assert volume.amount_usd == pytest.approx(volume.quantity * Decimal("0.0952"))
-        assert settlement.settle(ledger, poc, ended=BEGAN + timedelta(minutes=20)) == ()
+        assert settlement.settle(ledger, workspace, ended=BEGAN + timedelta(minutes=20)) == ()
         assert ledger.holds(at=START) == (), "its month is free for others"
         # Cut off between the ledger's word and the end of it.
-        settlement.note(poc, run, picked, began=BEGAN)
-        settlement.settle(ledger, poc, ended=BEGAN + timedelta(minutes=10))
+        settlement.note(workspace, run, picked, began=BEGAN)
+        settlement.settle(ledger, workspace, ended=BEGAN + timedelta(minutes=10))
         assert len(ledger.charges()) == 3
 
 
 def test_a_machine_that_is_not_charged_yet_is_not_forgotten(
-    poc: Poc, run: runs.Run, picked: Picked
+    workspace: Workspace, run: runs.Run, picked: Picked
 ) -> None:
-    settlement.note(poc, run, picked, began=BEGAN)
+    settlement.note(workspace, run, picked, began=BEGAN)
     with pytest.raises(UserError, match=r"not charged yet: .*turbo-vaed ec2 down demo"):
-        settlement.note(poc, run, picked, began=START)
+        settlement.note(workspace, run, picked, began=START)
 
 
 def test_a_machine_ends_itself_soon_after_its_last_stage(
-    poc: Poc, settings: Settings, run: runs.Run, picked: Picked
+    workspace: Workspace, settings: Settings, run: runs.Run, picked: Picked
 ) -> None:
     """Days before somebody looks: 5 minutes before its stage of 15 s, and some after it."""
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, resource="g5.xlarge", market="spot"))
-        settlement.note(poc, run, picked, began=BEGAN)
-        volume, up = settlement.settle(ledger, poc, ended=BEGAN + timedelta(days=5))
+        settlement.note(workspace, run, picked, began=BEGAN)
+        volume, up = settlement.settle(ledger, workspace, ended=BEGAN + timedelta(days=5))
     assert up.quantity == 5 * 60 + ENDS_ITSELF_MINUTES * 60
     assert volume.ended_at - volume.started_at == timedelta(
         minutes=5 + ENDS_ITSELF_MINUTES, seconds=15
@@ -74,24 +74,24 @@ def test_a_machine_ends_itself_soon_after_its_last_stage(
 
 
 def test_a_clock_that_was_set_back_takes_nothing_off(
-    poc: Poc, settings: Settings, run: runs.Run, picked: Picked
+    workspace: Workspace, settings: Settings, run: runs.Run, picked: Picked
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
-        settlement.note(poc, run, picked, began=BEGAN)
-        assert settlement.settle(ledger, poc, ended=BEGAN - timedelta(hours=1)) == ()
+        settlement.note(workspace, run, picked, began=BEGAN)
+        assert settlement.settle(ledger, workspace, ended=BEGAN - timedelta(hours=1)) == ()
         assert ledger.charges() == ()
 
 
 def test_a_machine_that_outlived_its_process_is_charged_when_it_is_ended(
-    poc: Poc,
+    workspace: Workspace,
     settings: Settings,
     run: runs.Run,
     picked: Picked,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It got to no stage: for no longer than its minutes, after which it ended itself."""
-    settlement.note(poc, run, picked, began=BEGAN)
-    config = launch_config.folder(poc) / launch_config.MACHINE
+    settlement.note(workspace, run, picked, began=BEGAN)
+    config = launch_config.folder(workspace) / launch_config.MACHINE
     config.touch()
     ended: list[object] = []
 
@@ -112,10 +112,12 @@ def test_a_machine_that_outlived_its_process_is_charged_when_it_is_ended(
     assert again.exit_code != 0 and "no machine of demo" in str(again.exception)
 
 
-def test_what_is_fetched_out_of_aws_is_charged(poc: Poc, settings: Settings, run: runs.Run) -> None:
+def test_what_is_fetched_out_of_aws_is_charged(
+    workspace: Workspace, settings: Settings, run: runs.Run
+) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
         place = settings.due_folder
-        found = settlement.fetched(ledger, poc, run, 5 * 10**8, at=START, due_folder=place)
+        found = settlement.fetched(ledger, workspace, run, 5 * 10**8, at=START, due_folder=place)
         assert ledger.charges() == (found,)
     assert (found.quantity, found.unit, found.amount_usd) == (
         Decimal("0.5"), "GB", Decimal("0.045")

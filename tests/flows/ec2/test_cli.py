@@ -17,12 +17,12 @@ from turbo_vaed.cli import app
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import Fault
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 
 @pytest.fixture
 def made(
-    poc: Poc, settings: Settings, book: PriceBook, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, settings: Settings, book: PriceBook, monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
     """The stages that DVC was told to make; params.yaml has changed, and nothing else with it."""
     made: list[str] = []
@@ -34,7 +34,7 @@ def made(
     monkeypatch.setenv("TURBO_VAED_ROOT", str(settings.root))
     monkeypatch.setattr(dvc, "stale_stages", stale)
     monkeypatch.setattr(dvc, "reproduce", lambda root, customer, stage, **_: made.append(stage))
-    monkeypatch.setattr(admission, "preflight", lambda *_: poc)
+    monkeypatch.setattr(admission, "preflight", lambda *_: workspace)
     monkeypatch.setattr(
         instance_selection, "pick", lambda *of, **given: pick(*of, **given, book=book)
     )
@@ -45,19 +45,19 @@ def made(
 
 
 def test_a_run_that_a_months_limit_stopped_goes_on_though_params_have_changed(
-    poc: Poc, run: runs.Run, made: list[str], monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, run: runs.Run, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a larger limit, say: only DVC's stage `params` is stale, which costs nothing."""
     monkeypatch.setattr(admission, "run_with_more_room", lambda *_: run)
     result = CliRunner().invoke(app, ["ec2", "config", "demo"])
     assert result.exit_code == 0, result.output
     assert made == ["params"]
-    assert run.run_id in (poc.work / "ec2" / "planned.yaml").read_text(), "and no fresh one"
+    assert run.run_id in (workspace.work / "ec2" / "planned.yaml").read_text(), "and no fresh one"
 
 
 @pytest.mark.parametrize("is_up", [False, True])
 def test_that_a_run_may_distil_is_kept_when_its_machine_is_up(
-    poc: Poc, todo: ToDo, made: list[str], monkeypatch: pytest.MonkeyPatch, is_up: bool
+    workspace: Workspace, todo: ToDo, made: list[str], monkeypatch: pytest.MonkeyPatch, is_up: bool
 ) -> None:
     """What the machine itself keeps of that is lost with it."""
 
@@ -75,4 +75,6 @@ def test_that_a_run_may_distil_is_kept_when_its_machine_is_up(
     monkeypatch.setattr(admission, "to_do", lambda *_: todo)
     result = CliRunner().invoke(app, ["ec2", "run", "demo"])
     assert isinstance(result.exception, Fault), result.output
-    assert (admission._student_key(poc) in dict(admission._allowed(poc, todo.run))) == is_up
+    assert (
+        admission._student_key(workspace) in dict(admission._allowed(workspace, todo.run))
+    ) == is_up

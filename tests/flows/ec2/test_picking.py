@@ -22,13 +22,13 @@ from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.planning import pricing
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 
 def test_the_machine_is_the_cheapest_of_ec2_and_ends_itself_when_the_budget_does(
-    poc: Poc, settings: Settings, todo: ToDo, book: PriceBook
+    workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
-    picked = pick(poc, settings, todo, book=book)
+    picked = pick(workspace, settings, todo, book=book)
     machine = picked.choice.machine
     assert (machine.instance_type, machine.market, machine.zone) == (
         "g5.xlarge", "spot", "eu-central-1b"
@@ -38,14 +38,16 @@ def test_the_machine_is_the_cheapest_of_ec2_and_ends_itself_when_the_budget_does
     assert picked.minutes == int(hours * 60), "at the 1.00 USD an hour that spot can come to"
     assert picked.held_usd == pytest.approx(Decimal("0.25") / 2 + volume * hours)
     assert "at $0.25 an hour; the machine ends itself after 5610 minutes" in picked.sentence
-    slower = pick(poc, settings, todo, book=book, instance_type="g6.xlarge", market="on-demand")
+    slower = pick(
+        workspace, settings, todo, book=book, instance_type="g6.xlarge", market="on-demand"
+    )
     assert (slower.choice.machine.instance_type, slower.choice.machine.market) == (
         "g6.xlarge", "on-demand"
     )  # fmt: skip
 
 
 def test_it_is_the_one_that_finishes_for_the_least_and_not_the_one_whose_steps_cost_least(
-    poc: Poc, settings: Settings, todo: ToDo, tmp_path: Path
+    workspace: Workspace, settings: Settings, todo: ToDo, tmp_path: Path
 ) -> None:
     """A few minutes of steps, and on either machine half an hour of start and end."""
 
@@ -62,68 +64,74 @@ def test_it_is_the_one_that_finishes_for_the_least_and_not_the_one_whose_steps_c
         local_usd_per_hour=Decimal("0.08"),
         ec2=ByType(folder=tmp_path / "prices", max_age=timedelta(hours=1)),
     )
-    few = dataclasses.replace(poc.params.distill, steps=30)
-    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, distill=few))
-    picked = pick(poc, settings, todo, book=book)
+    few = dataclasses.replace(workspace.params.distill, steps=30)
+    workspace = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, distill=few)
+    )
+    picked = pick(workspace, settings, todo, book=book)
     assert picked.choice.machine.instance_type == "c7i.2xlarge"
-    there = pick(poc, settings, todo, book=book, instance_type="g4dn.xlarge").choice
+    there = pick(workspace, settings, todo, book=book, instance_type="g4dn.xlarge").choice
     assert there.steps_usd and picked.choice.steps_usd and there.usd and picked.choice.usd
     assert there.steps_usd < picked.choice.steps_usd and there.usd > picked.choice.usd
     assert f"is expected to cost ${picked.choice.usd:.3f}, $" in picked.sentence
 
 
 def test_a_run_that_has_spent_it_all_starts_no_machine(
-    poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
+    workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, quantity=Decimal(1), unit_price_usd=Decimal(95)))
     with pytest.raises(BudgetRefused, match=r"nothing may be spent: .* has spent \$95\.00"):
-        pick(poc, settings, todo, book=book)
+        pick(workspace, settings, todo, book=book)
 
 
 def test_a_run_that_lost_its_machine_goes_on_with_less_than_all_steps_would_cost(
-    poc: Poc, settings: Settings, todo: ToDo, book: PriceBook
+    workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
     """Half of what all steps cost is left: they did not all go with the machine, whose clips and
     latents did. Another student's, and those of other videos, would be begun anew."""
-    whole = pick(poc, settings, todo, book=book).choice
+    whole = pick(workspace, settings, todo, book=book).choice
     assert whole.usd and whole.steps_usd
     spent = 95 - quantise_usd(whole.usd - whole.steps_usd / 2)
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=todo.run.run_id, quantity=Decimal(1), unit_price_usd=spent))
-    note_begun(poc, todo.run)  # and lost before its first step
+    note_begun(workspace, todo.run)  # and lost before its first step
     with pytest.raises(BudgetRefused, match=r"is the cheapest at .* are left"):
-        pick(poc, settings, todo, book=book)
+        pick(workspace, settings, todo, book=book)
     with Ledger.open(settings.ledger_url) as ledger:
         now = datetime.now(UTC)
         ledger.add(charge(run=todo.run.run_id, stage="distill", started_at=now, ended_at=now))
-    picked = pick(poc, settings, todo, book=book)
+    picked = pick(workspace, settings, todo, book=book)
     assert picked.goes_on and "the run goes on, and is expected to cost $" in picked.sentence
-    assert admission.estimate(poc, settings, todo.run, todo.stale).endswith("training has saved")
-    other = dataclasses.replace(poc.params, distill=dataclasses.replace(poc.params.distill, seed=9))
+    assert admission.estimate(workspace, settings, todo.run, todo.stale).endswith(
+        "training has saved"
+    )
+    other = dataclasses.replace(
+        workspace.params, distill=dataclasses.replace(workspace.params.distill, seed=9)
+    )
     with pytest.raises(BudgetRefused, match=r"is the cheapest at .* are left"):
-        pick(dataclasses.replace(poc, params=other), settings, todo, book=book)
-    (poc.source / "b.mp4").touch()
+        pick(dataclasses.replace(workspace, params=other), settings, todo, book=book)
+    (workspace.source / "b.mp4").touch()
     with pytest.raises(BudgetRefused, match=r"is the cheapest at .* are left"):
-        pick(poc, settings, todo, book=book)
+        pick(workspace, settings, todo, book=book)
 
 
 def test_a_gate_alone_is_not_priced_by_the_steps_of_a_training(
-    poc: Poc, settings: Settings, todo: ToDo, book: PriceBook
+    workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
-    gate = pick(poc, settings, dataclasses.replace(todo, stale=["gate"]), book=book).choice
-    whole = pick(poc, settings, todo, book=book).choice
+    gate = pick(workspace, settings, dataclasses.replace(todo, stale=["gate"]), book=book).choice
+    whole = pick(workspace, settings, todo, book=book).choice
     assert gate.usd and whole.usd and whole.steps_usd
     assert (gate.seconds, gate.steps_usd) == (0, 0)
     assert gate.usd < whole.usd - whole.steps_usd
 
 
 def test_what_was_spent_before_shortens_it(
-    poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
+    workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, quantity=Decimal(1), unit_price_usd=Decimal(90)))
-    assert pick(poc, settings, todo, book=book).minutes == 295
+    assert pick(workspace, settings, todo, book=book).minutes == 295
 
 
 @pytest.mark.parametrize(
@@ -134,7 +142,7 @@ def test_what_was_spent_before_shortens_it(
     ],
 )
 def test_nothing_to_be_had(
-    poc: Poc,
+    workspace: Workspace,
     settings: Settings,
     todo: ToDo,
     change: dict[str, Any],
@@ -142,14 +150,16 @@ def test_nothing_to_be_had(
     words: str,
 ) -> None:
     with pytest.raises(error, match=words):
-        pick(poc, settings, todo, **change)
+        pick(workspace, settings, todo, **change)
 
 
 def test_a_run_that_does_not_fit_its_budget_starts_no_machine(
-    poc: Poc, settings: Settings, todo: ToDo, book: PriceBook
+    workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
-    budget = dataclasses.replace(poc.params.budget, run_usd=Decimal("0.01"))
-    poor = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
+    budget = dataclasses.replace(workspace.params.budget, run_usd=Decimal("0.01"))
+    poor = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, budget=budget)
+    )
     with pytest.raises(
         BudgetRefused, match=r"is the cheapest at .* \$0\.01 are left of budget\.run_usd"
     ):
@@ -157,7 +167,7 @@ def test_a_run_that_does_not_fit_its_budget_starts_no_machine(
 
 
 def test_without_a_price_on_demand_nothing_is_started(
-    poc: Poc, settings: Settings, todo: ToDo, tmp_path: Path
+    workspace: Workspace, settings: Settings, todo: ToDo, tmp_path: Path
 ) -> None:
     class OnlySpot(Listed):
         def quote(self, instance_type: str, market: str, *where: Any) -> Ec2Quote | str:
@@ -170,15 +180,17 @@ def test_without_a_price_on_demand_nothing_is_started(
         ec2=OnlySpot(folder=tmp_path / "prices", max_age=timedelta(hours=1)),
     )
     with pytest.raises(BudgetRefused, match=r"what g5\.xlarge spot in .* can come to is not"):
-        pick(poc, settings, todo, book=book)
+        pick(workspace, settings, todo, book=book)
 
 
 def test_a_machine_that_ends_before_the_run_can_says_so(
-    poc: Poc, settings: Settings, todo: ToDo, book: PriceBook
+    workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
     """Cheap on spot, but what it can come to pays for less time than is needed."""
-    budget = dataclasses.replace(poc.params.budget, run_usd=Decimal("0.27"))
-    tight = dataclasses.replace(poc, params=dataclasses.replace(poc.params, budget=budget))
+    budget = dataclasses.replace(workspace.params.budget, run_usd=Decimal("0.27"))
+    tight = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, budget=budget)
+    )
     picked = pick(tight, settings, todo, book=book)
     assert picked.choice.usd < Decimal("0.27")
     assert 15 * 60 + picked.choice.seconds > picked.minutes * 60  # its set-up, too
@@ -186,7 +198,7 @@ def test_a_machine_that_ends_before_the_run_can_says_so(
 
 
 def test_a_machine_of_ec2_is_charged_at_its_price_in_every_stage(
-    poc: Poc, monkeypatch: pytest.MonkeyPatch, book: PriceBook
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, book: PriceBook
 ) -> None:
     labels = {
         INSTANCE_TYPE: "g5.xlarge",
@@ -197,11 +209,11 @@ def test_a_machine_of_ec2_is_charged_at_its_price_in_every_stage(
     told = ",".join(f"{name}={value}" for name, value in labels.items())
     monkeypatch.setenv("TURBO_VAED_MACHINE", told)
     monkeypatch.setattr(pricing, "price_book", lambda *_: book)
-    settings = Settings.from_environment(poc.root)
-    (rate,) = pricing.nodes_of(poc.params, settings, "validate")().values()
+    settings = Settings.from_environment(workspace.root)
+    (rate,) = pricing.nodes_of(workspace.params, settings, "validate")().values()
     assert (rate.resource, rate.market) == ("g5.xlarge", "spot")
     assert rate.usd_per_hour == Decimal("0.25")
-    assert pricing.most_usd_per_hour(poc.params, settings, "distill") == Decimal("1.00")
+    assert pricing.most_usd_per_hour(workspace.params, settings, "distill") == Decimal("1.00")
     monkeypatch.setenv("TURBO_VAED_MACHINE", "g5.xlarge")
     with pytest.raises(UserError, match=r"TURBO_VAED_MACHINE is 'g5\.xlarge'; expected"):
-        Settings.from_environment(poc.root)
+        Settings.from_environment(workspace.root)

@@ -24,7 +24,7 @@ from tests.flows.ec2.places import on_postgres
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import Fault
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 FAKE = """#!/bin/sh
 # Stands in for {name}: no machine answers here. Keeps its arguments, and hands out what a run
@@ -41,7 +41,9 @@ THEIR_LOCK = {"schema": "2.0", "stages": {"gate@demo": {"cmd": "new"}, "gate@acm
 
 
 @pytest.fixture
-def remote(s3_url: str, tmp_path: Path, poc: Poc, monkeypatch: pytest.MonkeyPatch) -> Path:
+def remote(
+    s3_url: str, tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """EC2 (moto's), and an `ssh` and `rsync` that keep what they are told in this folder."""
     import boto3
 
@@ -70,14 +72,19 @@ def machines() -> list[dict[str, Any]]:
 
 
 def test_a_run_starts_its_machine_and_ends_it(
-    remote: Path, poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
+    remote: Path,
+    workspace: Workspace,
+    settings: Settings,
+    run: runs.Run,
+    todo: ToDo,
+    book: PriceBook,
 ) -> None:
-    (poc.work / "gate" / "candidates").mkdir(parents=True)
+    (workspace.work / "gate" / "candidates").mkdir(parents=True)
     ours = {"schema": "2.0", "stages": {"gate@acme": {"cmd": "newer"}}}
-    (poc.root / "dvc.lock").write_text(yaml.safe_dump(ours))
-    picked = pick(poc, settings, todo, book=book)
+    (workspace.root / "dvc.lock").write_text(yaml.safe_dump(ours))
+    picked = pick(workspace, settings, todo, book=book)
     config = launch_config.prepare(
-        poc, on_postgres(settings), picked, run, name=launch_config.MACHINE
+        workspace, on_postgres(settings), picked, run, name=launch_config.MACHINE
     )
     with launch.started(config):
         (machine,) = machines()
@@ -86,13 +93,13 @@ def test_a_run_starts_its_machine_and_ends_it(
         assert machine["Placement"]["AvailabilityZone"] == "eu-central-1b"
         tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
         assert tags["turbo-vaed:run"] == run.run_id
-        ran = launch.run_there(poc, config)
+        ran = launch.run_there(workspace, config)
         assert ran.exit_code == 1, "refused by the gate"
         assert ran.fetched_bytes == len("1\n" + "there\n" + yaml.safe_dump(THEIR_LOCK))
     assert [machine["State"]["Name"] for machine in machines()] == ["terminated"]
-    assert (poc.work / "gate" / "verdict.json").read_text() == "there\n"
-    assert not (poc.work / "gate" / "candidates").exists(), "what is gone there is gone here"
-    lock = yaml.safe_load((poc.root / "dvc.lock").read_text())
+    assert (workspace.work / "gate" / "verdict.json").read_text() == "there\n"
+    assert not (workspace.work / "gate" / "candidates").exists(), "what is gone there is gone here"
+    lock = yaml.safe_load((workspace.root / "dvc.lock").read_text())
     assert lock["stages"] == {"gate@demo": {"cmd": "new"}, "gate@acme": {"cmd": "newer"}}
     assert not config.exists()
     calls = (remote / "calls").read_text()
@@ -127,15 +134,15 @@ def test_a_machine_that_cannot_be_set_up_is_ended(launcher: Callable[..., list[s
 
 @pytest.mark.parametrize("lost", [{"exec": 1}, {"rsync_down": 1}, {}])
 def test_a_lost_machine_is_told_and_ended(
-    poc: Poc, launcher: Callable[..., list[str]], lost: dict[str, int]
+    workspace: Workspace, launcher: Callable[..., list[str]], lost: dict[str, int]
 ) -> None:
     """With an exit code of an earlier run lying about, which must not pass for this one's."""
-    stale = launch_config.folder(poc) / "fetched"
+    stale = launch_config.folder(workspace) / "fetched"
     stale.mkdir(parents=True)
     (stale / launch.EXIT_CODE).write_text("0")
     given = launcher(**lost)
     with pytest.raises(Fault, match="was lost"), launch.started(Path("m.yaml")):
-        launch.run_there(poc, Path("m.yaml"))
+        launch.run_there(workspace, Path("m.yaml"))
     assert (given[:2], given[-1]) == (["up", "exec"], "down")
 
 

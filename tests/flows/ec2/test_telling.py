@@ -19,7 +19,7 @@ from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import UserError
 from turbo_vaed.planning.ec2_costs import TEMPLATE, node_config, read_template
 from turbo_vaed.settings import Settings
-from turbo_vaed.workspace import Poc
+from turbo_vaed.workspace import Workspace
 
 
 def template() -> dict[str, Any]:
@@ -27,21 +27,21 @@ def template() -> dict[str, Any]:
 
 
 def test_what_would_be_lost_with_the_machine_is_named(
-    poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
+    workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     embedded = dataclasses.replace(
         settings, mlflow_tracking_uri="sqlite:///state/mlflow.db", checkpoints_url="work"
     )
-    picked = pick(poc, settings, todo, book=book)
+    picked = pick(workspace, settings, todo, book=book)
     with pytest.raises(UserError) as told:
-        launch_config.prepare(poc, embedded, picked, run, name=launch_config.PLANNED)
+        launch_config.prepare(workspace, embedded, picked, run, name=launch_config.PLANNED)
     for name in ("TURBO_VAED_LEDGER_URL", "MLFLOW_TRACKING_URI", "TURBO_VAED_CHECKPOINTS"):
         assert name in str(told.value)
-    assert not (poc.work / "ec2").exists()
+    assert not (workspace.work / "ec2").exists()
 
 
 def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
-    poc: Poc,
+    workspace: Workspace,
     settings: Settings,
     run: runs.Run,
     todo: ToDo,
@@ -55,10 +55,12 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
     (settings.root / "secret").touch()
     elsewhere = tmp_path / "their videos"
     elsewhere.mkdir()
-    poc = dataclasses.replace(poc, params=dataclasses.replace(poc.params, source=str(elsewhere)))
-    picked = pick(poc, settings, todo, book=book)
+    workspace = dataclasses.replace(
+        workspace, params=dataclasses.replace(workspace.params, source=str(elsewhere))
+    )
+    picked = pick(workspace, settings, todo, book=book)
     written = launch_config.prepare(
-        poc, on_postgres(settings), picked, run, name=launch_config.MACHINE
+        workspace, on_postgres(settings), picked, run, name=launch_config.MACHINE
     )
     text = written.read_text()
     config = yaml.safe_load(text)
@@ -80,12 +82,12 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
     sent = Path(mounts["~/turbo-vaed"])
     assert (sent / "params.yaml").is_file() and (sent / "infra/ray/machine.yaml").is_file()
     assert not (sent / "secret").exists() and not (sent / "work").exists()
-    assert mounts["~/turbo-vaed/work/demo/distill"] == str(poc.work / "distill")
+    assert mounts["~/turbo-vaed/work/demo/distill"] == str(workspace.work / "distill")
     assert mounts["~/turbo-vaed/assets/teachers/tiny-ltx"].endswith("assets/teachers/tiny-ltx")
     assert not any("/ec2" in place for place in mounts)
     assert mounts["~/sources/demo"] == str(elsewhere)
     assert f"sudo ln -sfn ~/sources/demo '{elsewhere}'" in config["setup_commands"]
-    environment = poc.work / "ec2" / "environment"
+    environment = workspace.work / "ec2" / "environment"
     assert environment.stat().st_mode & 0o077 == 0, "others must not read it"
     shown = subprocess.run(
         [
@@ -103,22 +105,22 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
 
 
 def test_on_demand_asks_for_no_zone(
-    poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
+    workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
-    picked = pick(poc, settings, todo, book=book, market="on-demand")
-    config = launch_config.configuration(poc, run, picked, template())
+    picked = pick(workspace, settings, todo, book=book, market="on-demand")
+    config = launch_config.configuration(workspace, run, picked, template())
     node = config["available_node_types"]["machine"]["node_config"]
     assert "InstanceMarketOptions" not in node and "availability_zone" not in config["provider"]
     assert [s["ResourceType"] for s in node["TagSpecifications"]] == ["instance", "volume"]
 
 
 def test_a_template_that_lacks_a_part_is_named(
-    poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
+    workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
-    picked = pick(poc, settings, todo, book=book)
+    picked = pick(workspace, settings, todo, book=book)
     with pytest.raises(UserError, match=r"infra/ray/machine\.yaml lacks 'provider'"):
         launch_config.configuration(
-            poc, run, picked, {k: v for k, v in template().items() if k != "provider"}
+            workspace, run, picked, {k: v for k, v in template().items() if k != "provider"}
         )
 
 
@@ -126,20 +128,20 @@ def test_a_template_that_lacks_a_part_is_named(
     "volumes", [[], [{"VirtualName": "ephemeral0"}], [{"Ebs": {"VolumeType": "gp3"}}]]
 )
 def test_a_volume_without_a_size_is_refused(
-    poc: Poc, settings: Settings, todo: ToDo, book: PriceBook, volumes: list[Any]
+    workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook, volumes: list[Any]
 ) -> None:
     changed = template()
     node_config(changed)["BlockDeviceMappings"] = volumes
     (settings.root / TEMPLATE).write_text(yaml.safe_dump(changed))
     with pytest.raises(UserError, match=r"expected BlockDeviceMappings with Ebs"):
-        pick(poc, settings, todo, book=book)
+        pick(workspace, settings, todo, book=book)
 
 
 def test_a_machine_that_may_be_up_is_not_forgotten(
-    poc: Poc, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
+    workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
-    picked = pick(poc, settings, todo, book=book)
-    launch_config.prepare(poc, on_postgres(settings), picked, run, name=launch_config.MACHINE)
+    picked = pick(workspace, settings, todo, book=book)
+    launch_config.prepare(workspace, on_postgres(settings), picked, run, name=launch_config.MACHINE)
     for name in (launch_config.MACHINE, launch_config.PLANNED):
         with pytest.raises(UserError, match=r"may be up: .*turbo-vaed ec2 down demo"):
-            launch_config.prepare(poc, on_postgres(settings), picked, run, name=name)
+            launch_config.prepare(workspace, on_postgres(settings), picked, run, name=name)
