@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from tests.costs.test_roi import exact
 from tests.gate.made_up import evidence as passing
+from tests.roi.test_roi import exact
 from turbo_vaed.config.schema import read_yaml
 from turbo_vaed.costs import Charge, Ledger
 from turbo_vaed.costs.waste import waste_corrections

@@ -15,7 +15,7 @@ import pytest
 from flows import runs
 from flows.admission import ToDo
 from tests.costs.listed import Listed
-from tests.flows.ec2.places import REPOSITORY
+from tests.flows.launch.places import REPOSITORY
 from turbo_vaed.config.stages import STAGES
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.planning.estimate import pace_key

@@ -9,7 +9,7 @@ import json
 import pytest
 import yaml
 
-from tests import test_cli
+from tests.cli import test_cli
 from tests.report.costs import made_up
 from turbo_vaed.costs import Ledger
 

@@ -16,7 +16,7 @@ from turbo_vaed.config import schema as params
 from turbo_vaed.gate import judge
 from turbo_vaed.workspace import Workspace
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

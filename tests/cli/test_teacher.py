@@ -18,7 +18,7 @@ from turbo_vaed.models import DecoderConfig
 from turbo_vaed.models.sizing import count_parameters
 from turbo_vaed.models.teachers import load_teacher
 
-TEACHER = Path(__file__).parents[1] / "assets/teachers/tiny-ltx"
+TEACHER = Path(__file__).parents[2] / "assets/teachers/tiny-ltx"
 
 
 def test_encode_writes_the_latents_of_the_middle(

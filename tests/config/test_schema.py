@@ -12,7 +12,7 @@ import yaml
 from turbo_vaed.config import schema
 from turbo_vaed.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

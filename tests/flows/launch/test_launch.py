@@ -20,7 +20,7 @@ from flows import runs
 from flows.admission import ToDo
 from flows.launch import launch, launch_config
 from flows.launch.instance_selection import pick
-from tests.flows.ec2.places import on_postgres
+from tests.flows.launch.places import on_postgres
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import Fault
 from turbo_vaed.settings import Settings

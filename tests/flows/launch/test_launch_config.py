@@ -14,7 +14,7 @@ from flows import runs
 from flows.admission import ToDo
 from flows.launch import launch_config
 from flows.launch.instance_selection import pick
-from tests.flows.ec2.places import REPOSITORY, on_postgres
+from tests.flows.launch.places import REPOSITORY, on_postgres
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import UserError
 from turbo_vaed.planning.ec2_costs import TEMPLATE, node_config, read_template
