@@ -10,8 +10,8 @@ from pathlib import Path
 
 from turbo_vaed.config import schema as params_module
 from turbo_vaed.config.schema import Params
+from turbo_vaed.costs.run_context import Tracker
 from turbo_vaed.errors import UserError
-from turbo_vaed.runtime.run_context import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)

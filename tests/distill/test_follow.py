@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.distill.told import END, T0, Books, Clock, follower, lines, start, step, steps
+from turbo_vaed.costs.run_context import Tracker
 from turbo_vaed.distill.follow import describe
 from turbo_vaed.distill.seen import seen_in
 from turbo_vaed.errors import CorruptFile
-from turbo_vaed.runtime.run_context import Tracker
 
 
 @pytest.fixture

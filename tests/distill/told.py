@@ -8,10 +8,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from turbo_vaed.costs.run_context import Tracker
 from turbo_vaed.distill.events import read_events
 from turbo_vaed.distill.follow import Follower
 from turbo_vaed.errors import Unreachable
-from turbo_vaed.runtime.run_context import Tracker
 
 T0 = 1_763_800_000.0
 PRICE = Decimal("0.36")

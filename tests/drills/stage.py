@@ -20,11 +20,11 @@ import torch
 from tests.drills.toy import USD_PER_HOUR, make_job
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.costs import Ledger, Meter, Rate, steady
+from turbo_vaed.costs.run_context import Tracker
 from turbo_vaed.distill import train
 from turbo_vaed.distill.checkpoint import Checkpoint
 from turbo_vaed.distill.follow import Follower
 from turbo_vaed.distill.worker import train_worker
-from turbo_vaed.runtime.run_context import Tracker
 from turbo_vaed.settings import ENVIRONMENT, Settings
 
 RUN, STAGE = "drill-1", "distill"

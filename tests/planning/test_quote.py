@@ -23,6 +23,7 @@ from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.estimate import Estimate, Pace
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.costs.reservation import FRESH_SECONDS
+from turbo_vaed.costs.run_context import Following, Tracker
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.models.teachers import teacher_flops
 from turbo_vaed.planning import estimate, flops, pricing
@@ -37,7 +38,6 @@ from turbo_vaed.planning.estimate import (
 from turbo_vaed.planning.flops import expected, expected_pace, step_flops, teacher_work
 from turbo_vaed.planning.pricing import reserve_seconds, spending_of
 from turbo_vaed.planning.quote import cheapest_elsewhere, quote
-from turbo_vaed.runtime.run_context import Following, Tracker
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import distill
 from turbo_vaed.workspace import Workspace

@@ -21,10 +21,10 @@ from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
     from turbo_vaed.config.schema import GateParams
+    from turbo_vaed.costs.run_context import Used
     from turbo_vaed.devices import Measurement, Plan
     from turbo_vaed.devices.device import Device, Tell
     from turbo_vaed.export import Package
-    from turbo_vaed.runtime.run_context import Used
 
 _TIMEOUT_SECONDS = 1800.0
 """Of one measuring process, as in the gate."""

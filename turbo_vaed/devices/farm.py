@@ -26,13 +26,13 @@ from typing import Any
 import requests
 
 from turbo_vaed.config.devices import FarmProfile
+from turbo_vaed.costs.run_context import Used
 from turbo_vaed.devices import _android
 from turbo_vaed.devices.device import Facts, Handle, Ran, Tell, require_runs, silent
 from turbo_vaed.devices.measurement import Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, TurboVaedError, UserError
 from turbo_vaed.export.package import Package
-from turbo_vaed.runtime.run_context import Used
 
 REGION = "us-west-2"
 TEST = "APPIUM_WEB_PYTHON"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from turbo_vaed.config.devices import AdbProfile, AppleProfile, DeviceProfile, HostProfile
+from turbo_vaed.costs.run_context import Used
 from turbo_vaed.devices.adb import AdbDevice
 from turbo_vaed.devices.apple import AppleDevice
 from turbo_vaed.devices.device import Device, Tell, silent
@@ -13,7 +14,6 @@ from turbo_vaed.devices.farm import FarmDevice
 from turbo_vaed.devices.host import MAX_OTHERS_SHARE
 from turbo_vaed.devices.iphone import IphoneDevice
 from turbo_vaed.devices.this_host import HostDevice
-from turbo_vaed.runtime.run_context import Used
 
 
 def open_device(

@@ -20,11 +20,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from turbo_vaed.costs.money import format_usd, plain
+from turbo_vaed.costs.run_context import Tracker
 from turbo_vaed.distill.events import PREPARING, Account, Restart, read_events
 from turbo_vaed.distill.seen import Watching
 from turbo_vaed.errors import TurboVaedError
 from turbo_vaed.runtime.progress import progress
-from turbo_vaed.runtime.run_context import Tracker
 
 SAMPLES = "samples"
 """Folder of the pictures, beside the progress file."""

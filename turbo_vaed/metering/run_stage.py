@@ -31,13 +31,13 @@ from turbo_vaed.costs import (
     require_allowance,
 )
 from turbo_vaed.costs.money import quantise_usd
+from turbo_vaed.costs.run_context import Tracker, Used
 from turbo_vaed.costs.tags import resource_tags
 from turbo_vaed.errors import Unreachable, UserError
 from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.live_metrics import LiveRun
 from turbo_vaed.planning.estimate import following
 from turbo_vaed.planning.pricing import limits_of, nodes_of
-from turbo_vaed.runtime.run_context import Tracker, Used
 from turbo_vaed.settings import Settings, new_run_id
 from turbo_vaed.workspace import Workspace
 

@@ -33,6 +33,7 @@ from turbo_vaed.costs.estimate import (
 )
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.money import plain, quantise_usd, seconds_usd
+from turbo_vaed.costs.run_context import Following
 from turbo_vaed.costs.statement import run_that_covers
 from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.planning.ec2_costs import VOLUME
@@ -44,7 +45,6 @@ from turbo_vaed.planning.pricing import (
     price_of,
     reserve_usd,
 )
-from turbo_vaed.runtime.run_context import Following
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 

@@ -29,8 +29,8 @@ from turbo_vaed.costs import (
 )
 from turbo_vaed.costs.aws_prices import Ec2Prices
 from turbo_vaed.costs.money import AMOUNT_QUANTUM
+from turbo_vaed.costs.run_context import Following
 from turbo_vaed.errors import BudgetRefused
-from turbo_vaed.runtime.run_context import Following
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 

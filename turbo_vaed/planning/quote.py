@@ -15,6 +15,7 @@ from turbo_vaed.costs import Allowance, Ledger, PriceBook, allowance, format_usd
 from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.choice import Choice, Machine, choices
 from turbo_vaed.costs.money import plain, quantise_usd
+from turbo_vaed.costs.run_context import Following
 from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.distill.seen import RESTART_SECONDS, SAVE_SECONDS, Seen, seen_in
 from turbo_vaed.errors import UserError
@@ -22,7 +23,6 @@ from turbo_vaed.planning.ec2_costs import BEFORE_MINUTES, ENDS_ITSELF_MINUTES, b
 from turbo_vaed.planning.estimate import following, measured_pace
 from turbo_vaed.planning.flops import expected_pace
 from turbo_vaed.planning.pricing import devices_usd, limits_of, price_book, reserve_seconds
-from turbo_vaed.runtime.run_context import Following
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 

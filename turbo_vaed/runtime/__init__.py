@@ -1,1 +1,1 @@
-"""What every part stands on: child processes, progress bars, the run around a stage."""
+"""What every part stands on: whole files, child processes, progress bars."""
