@@ -41,7 +41,7 @@ def once(package: Path, folder: Path) -> Measurement:
     np.save(latents, np.random.default_rng(0).normal(size=(4, *shape[1:])).astype(np.float32))
     found = measure(
         opened, latents, plan=plan(workspace), out_folder=folder, timeout_seconds=600,
-        max_others_share=workspace.params.gate.max_others_share,
+        max_background_cpu_share=workspace.params.gate.max_background_cpu_share,
     )  # fmt: skip
     assert isinstance(found, Measurement), found
     return found
@@ -53,8 +53,8 @@ def told(found: Measurement) -> dict[str, Any]:
         "median_seconds": latency.median,
         "interval_seconds": [latency.low, latency.high],
         "processes": found.processes,
-        "others_share": found.others_share,
-        "distrust": found.distrust,
+        "background_cpu_share": found.background_cpu_share,
+        "unreliable_reason": found.unreliable_reason,
     }
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     medians = [found.latency.median for found in quiet]
     document = {
         "quiet_difference": abs(medians[0] - medians[1]) / min(medians),
-        "busy_is_refused": bool(busy.distrust),
+        "busy_is_refused": bool(busy.unreliable_reason),
         "busy_interval_holds_quiet_median": busy.latency.low <= medians[0] <= busy.latency.high,
         "quiet": [told(found) for found in quiet],
         "busy": told(busy),

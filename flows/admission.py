@@ -12,14 +12,7 @@ from functools import partial
 
 from flows import dvc, runs
 from turbo_vaed.config.stages import STAGES, UP_TO_DISTILL
-from turbo_vaed.costs import (
-    Allowance,
-    Ledger,
-    allowance,
-    due,
-    format_usd,
-    require_allowance,
-)
+from turbo_vaed.costs import Allowance, Ledger, allowance, format_usd, outbox, require_allowance
 from turbo_vaed.costs.estimate import Estimate
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.dataset.manifest import files_in
@@ -67,7 +60,7 @@ def preflight(settings: Settings, customer: str) -> Workspace:
     check_device(workspace)
     price_of(workspace.params, settings, "gate")
     with Ledger.open(settings.ledger_url) as ledger:
-        due.book(ledger, settings.due_folder)
+        outbox.book(ledger, settings.outbox_folder)
     client.open_tracking(settings.mlflow_tracking_uri)
     return workspace
 
@@ -80,7 +73,7 @@ def undecided(workspace: Workspace) -> str:
         return ""
     choice = runs.read_json(workspace.folder("gate") / "choice.json")
     (chosen,) = (one for one in choice["candidates"] if one["name"] == choice["chosen"])
-    return str(chosen.get("distrust", ""))
+    return str(chosen.get("unreliable_reason", ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +101,7 @@ def to_do_now(workspace: Workspace, settings: Settings) -> ToDo | None:
     Raises:
         Refused: a run of the customer is going on.
     """
-    with runs.alone(workspace.work, workspace.customer):
+    with runs.customer_lock(workspace.work, workspace.customer):
         return to_do(
             workspace, settings, dvc.stale_after_params(settings.root, workspace.customer, STAGES)
         )

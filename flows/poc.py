@@ -131,7 +131,7 @@ def poc_flow(customer: str) -> Outcome:
     settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
     log = get_run_logger()
     workspace = admission.preflight(settings, customer)
-    with runs.alone(workspace.work, customer):
+    with runs.customer_lock(workspace.work, customer):
         stale = _resolve_params_and_status(settings, customer)
         todo = admission.to_do(workspace, settings, stale)
         if todo is None:

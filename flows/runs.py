@@ -72,7 +72,7 @@ def verdict_sha256(work: Path) -> str:
 
 
 @contextmanager
-def alone(work: Path, customer: str) -> Iterator[None]:
+def customer_lock(work: Path, customer: str) -> Iterator[None]:
     """Only one flow works for a customer at a time.
 
     Raises:

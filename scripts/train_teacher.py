@@ -176,16 +176,16 @@ def main() -> None:
     rng = np.random.default_rng(0)
 
     clip = schema.load(ROOT / "params.yaml", "demo").clip
-    train, held_out = [], []
+    train, test_split = [], []
     for name in DEMO_VIDEOS:
         video = read_frames(given.videos / name)
         ranges = time_ranges(
             len(video), frames=clip.frames, train_share=clip.train_share, val_share=clip.val_share
         )
         train.append(video[slice(*ranges["train"])])
-        held_out.append(video[slice(*ranges["test"])])
+        test_split.append(video[slice(*ranges["test"])])
     held_out_rng = np.random.default_rng(1)
-    tests = [random_crops([v], 6, clip.frames, clip.size, held_out_rng) for v in held_out]
+    tests = [random_crops([v], 6, clip.frames, clip.size, held_out_rng) for v in test_split]
 
     from diffusers import AutoencoderKLLTXVideo
 

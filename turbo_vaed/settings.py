@@ -66,7 +66,7 @@ class Settings:
     """Of the run's budget, for what whoever started this machine charges beside its stages."""
 
     @property
-    def due_folder(self) -> Path:
+    def outbox_folder(self) -> Path:
         """Where charges wait that the ledger has not taken."""
         return self.root / "state" / "due"
 

@@ -85,12 +85,12 @@ def windows(io: dict[str, Any], latents: int, overlap: int) -> Iterator[tuple[in
     frames = first + ratio * (length - 1)
     starts = [*range(0, latents - length, length - overlap), latents - length]
     cut = 0
-    for start, following in zip(starts, [*starts[1:], None], strict=True):
-        if following is None:
+    for start, downstream in zip(starts, [*starts[1:], None], strict=True):
+        if downstream is None:
             next_cut = ratio * start + frames
         else:
-            shared = frames - ratio * (following - start)
-            next_cut = ratio * following + shared * before // (before + after)
+            shared = frames - ratio * (downstream - start)
+            next_cut = ratio * downstream + shared * before // (before + after)
         yield start, cut - ratio * start, next_cut - ratio * start
         cut = next_cut
 

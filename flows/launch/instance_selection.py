@@ -13,7 +13,7 @@ from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.planning.ec2_costs import (
     BEFORE_MINUTES,
-    beside_usd,
+    overhead_usd,
     read_template,
     volume_gib,
     volume_usd_per_hour,
@@ -130,7 +130,7 @@ def pick(
         quote=found,
         minutes=int(hours * 60),
         volume_gib=volume_gib(read_template(workspace.root)),
-        held_usd=quantise_usd(beside_usd(workspace, best.machine.usd_per_hour, hours)),
+        held_usd=quantise_usd(overhead_usd(workspace, best.machine.usd_per_hour, hours)),
         goes_on=goes_on,
     )
 

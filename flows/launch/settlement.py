@@ -14,7 +14,7 @@ from typing import Literal
 from flows import runs
 from flows.launch.instance_selection import Picked
 from flows.launch.launch_config import folder
-from turbo_vaed.costs import Charge, Ledger, Rate, due
+from turbo_vaed.costs import Charge, Ledger, Rate, outbox
 from turbo_vaed.costs.meter import UNIT, node_charge
 from turbo_vaed.costs.money import plain
 from turbo_vaed.costs.storage import storage_charge
@@ -159,7 +159,7 @@ def fetched(
     size_bytes: int,
     *,
     at: datetime,
-    due_folder: Path,
+    outbox_folder: Path,
 ) -> Charge:
     """Charge what was fetched out of AWS when the run had ended."""
     charge = transfer_charge(
@@ -172,5 +172,5 @@ def fetched(
         ended=at,
         usd_per_gb=workspace.params.prices.transfer_out_usd_per_gb,
     )
-    due.add(ledger, charge, due_folder)
+    outbox.add(ledger, charge, outbox_folder)
     return charge

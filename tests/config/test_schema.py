@@ -45,13 +45,13 @@ def test_a_customer_overrides_any_leaf_and_no_other(document):
 
 def test_a_customers_own_limit_does_not_keep_the_reason_of_the_old_one(document):
     document["customers"]["demo"]["thresholds"] = {"min_psnr": 30, "min_ssim": 0.60}
-    because = load(document).thresholds.because
+    rationale = load(document).thresholds.rationale
     profile = document["use_cases"]["education"]
-    said = f"demo asks for it; education asks for 22.0: {profile['because']['min_psnr']}"
-    assert because["min_psnr"] == said
-    assert because["min_ssim"] == profile["because"]["min_ssim"], "it is the old one"
-    document["customers"]["demo"]["thresholds"]["because"] = {"min_psnr": "our viewers sit close"}
-    assert load(document).thresholds.because["min_psnr"] == "our viewers sit close"
+    said = f"demo asks for it; education asks for 22.0: {profile['rationale']['min_psnr']}"
+    assert rationale["min_psnr"] == said
+    assert rationale["min_ssim"] == profile["rationale"]["min_ssim"], "it is the old one"
+    document["customers"]["demo"]["thresholds"]["rationale"] = {"min_psnr": "our viewers sit close"}
+    assert load(document).thresholds.rationale["min_psnr"] == "our viewers sit close"
 
 
 def test_no_customer_takes_a_persons_approval_away(document):

@@ -78,7 +78,7 @@ def test_processes_that_agree_are_not_run_again(phone, package, latents, tmp_pat
 def test_a_hot_phone_is_told(phone, package, latents, tmp_path, monkeypatch):
     monkeypatch.setenv("HOT", "2")
     found = measured(phone, package, latents, tmp_path)
-    assert found.throttled and "heat" in found.distrust
+    assert found.throttled and "heat" in found.unreliable_reason
 
 
 def test_heat_is_read_before_between_and_after_the_samples(

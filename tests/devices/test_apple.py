@@ -45,7 +45,7 @@ def test_a_package_is_measured_in_core_ml_and_its_frames_come_back(
     assert [len(seconds) for seconds in found.seconds_by_process] == [3, 3]
     assert found.machine == "Apple M4 Pro, macOS 26.1, CPU_AND_GPU"
     assert found.runtime.startswith("Core ML (coremltools ")
-    assert (found.throttled, found.clips, found.distrust) == (False, 2, "")
+    assert (found.throttled, found.clips, found.unreliable_reason) == (False, 2, "")
     assert found.peak_memory_bytes >= found.baseline_memory_bytes > 1e6
     with torch.no_grad():
         expected = decoder(torch.from_numpy(np.load(latents))).numpy()
@@ -65,7 +65,7 @@ def test_processes_that_disagree_are_run_once_more_and_the_last_ones_kept(
 def test_a_mac_that_slows_itself_down_is_told(mac, coreml, latents, tmp_path, monkeypatch):
     monkeypatch.setenv("SPEED", "70")
     found = measured(mac, coreml, latents, tmp_path)
-    assert found.throttled and "heat" in found.distrust
+    assert found.throttled and "heat" in found.unreliable_reason
 
 
 def test_a_probe_tells_of_the_mac_and_of_what_is_missing(mac, monkeypatch):

@@ -13,7 +13,7 @@ from turbo_vaed.cli import devices as verbs
 
 GATE = {
     "device": "host", "threads": 1, "max_warmup": 1, "min_samples": 3, "max_samples": 4,
-    "max_spread": 50.0, "refused_spread": 50.0, "confidence": 0.95, "max_others_share": 1.0,
+    "max_spread": 50.0, "refused_spread": 50.0, "confidence": 0.95, "max_background_cpu_share": 1.0,
 }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_options_change_the_plan(call, package):
 def test_a_spread_that_cannot_be_reached_takes_all_processes(call, package):
     code, out, _ = call("bench", package.folder, "--spread", "1e-9", "--format", "json")
     found = json.loads(out)
-    assert (code, found["processes"], found["distrust"]) == (0, 4, "")
+    assert (code, found["processes"], found["unreliable_reason"]) == (0, 4, "")
 
 
 def test_a_person_sees_how_far_it_is_and_a_table(call, package, monkeypatch):

@@ -24,7 +24,7 @@ SHAPE = (1, 8, 2, 4, 6)
 PLAN = Plan(
     threads=1, max_warmup=1, min_samples=3, max_samples=3, max_spread=100.0, confidence=0.95
 )
-COUNTS = {"plan": PLAN, "timeout_seconds": 120, "max_others_share": 1.0}
+COUNTS = {"plan": PLAN, "timeout_seconds": 120, "max_background_cpu_share": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_latents_that_are_no_array_are_refused(package, tmp_path):
 def runs_of(package, latents, tmp_path, monkeypatch, measured):
     """`measure` where each process reports what it is given here, in turns."""
 
-    def measure_with(*reports, max_spread=0.1, max_others_share=0.25):
+    def measure_with(*reports, max_spread=0.1, max_background_cpu_share=0.25):
         turns = iter(reports)
         made = []
 
@@ -197,12 +197,13 @@ def runs_of(package, latents, tmp_path, monkeypatch, measured):
             seconds, others = next(turns)
             made.append(seconds)
             found = measured[0]
-            return replace(found, seconds_by_process=(tuple(seconds),), others_share=others)
+            return replace(found, seconds_by_process=(tuple(seconds),), background_cpu_share=others)
 
         monkeypatch.setattr(host, "_once", once)
         plan = replace(PLAN, max_spread=max_spread)
         found = measure(package, latents, plan=plan, out_folder=tmp_path,
-                        timeout_seconds=1, max_others_share=max_others_share)  # fmt: skip
+                        timeout_seconds=1,
+                        max_background_cpu_share=max_background_cpu_share)  # fmt: skip
         return found, len(made)
 
     return measure_with
@@ -210,13 +211,13 @@ def runs_of(package, latents, tmp_path, monkeypatch, measured):
 
 def test_two_processes_that_agree_are_enough(runs_of):
     found, processes = runs_of(([0.1] * 9, 0.01), ([0.101] * 9, 0.02))
-    assert (processes, found.distrust, found.others_share) == (2, "", 0.02)
+    assert (processes, found.unreliable_reason, found.background_cpu_share) == (2, "", 0.02)
     assert (found.latency.low, found.latency.high) == (0.1, 0.101)
 
 
 def test_a_process_that_disagrees_is_followed_by_others(runs_of):
     found, processes = runs_of(([0.2] * 9, 0.0), ([0.1] * 9, 0.0), ([0.1] * 9, 0.0))
-    assert (processes, found.distrust, found.latency.median) == (3, "", 0.1)
+    assert (processes, found.unreliable_reason, found.latency.median) == (3, "", 0.1)
     assert found.processes == 3
 
 
@@ -224,20 +225,25 @@ def test_times_that_never_agree_are_refused_and_say_why(runs_of):
     found, processes = runs_of(*(([0.1 * k] * 9, 0.0) for k in (1, 4, 1, 4)))
     assert processes == 4
     said = "the median lies between 0.1 and 0.4 s in 2 processes, 120% of it apart; 100% is allowed"
-    assert said in found.distrust
+    assert said in found.unreliable_reason
 
 
 def test_times_that_disagree_by_less_are_an_interval_that_says_so(runs_of):
     found, processes = runs_of(*(([0.1 * k] * 9, 0.0) for k in (1, 2, 1, 2)))
-    assert (processes, found.distrust) == (4, "")
+    assert (processes, found.unreliable_reason) == (4, "")
     assert (found.latency.low, found.latency.high) == (0.1, 0.2)
 
 
 def test_a_machine_that_is_kept_busy_is_refused_and_says_so(runs_of):
     found, processes = runs_of(*(([0.1] * 9, 0.5) for _ in range(4)))
     assert processes == 4
-    assert "other processes took 50% of this machine meanwhile" in found.distrust
-    assert runs_of(*(([0.1] * 9, 0.5) for _ in range(4)), max_others_share=1.0)[0].distrust == ""
+    assert "other processes took 50% of this machine meanwhile" in found.unreliable_reason
+    assert (
+        runs_of(*(([0.1] * 9, 0.5) for _ in range(4)), max_background_cpu_share=1.0)[
+            0
+        ].unreliable_reason
+        == ""
+    )
 
 
 def test_what_others_do_on_this_machine_is_seen():
@@ -251,7 +257,7 @@ def test_what_others_do_on_this_machine_is_seen():
         for process in others:
             process.kill()
             process.wait()
-    assert busy.others_share > 0.5  # this process slept: all that was done, others did
+    assert busy.background_cpu_share > 0.5  # this process slept: all that was done, others did
 
 
 def run_code(code: str, tmp_path: Path, monkeypatch, timeout_seconds: float = 60):

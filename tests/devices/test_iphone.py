@@ -51,7 +51,7 @@ def test_a_package_is_measured_by_the_app_and_its_frames_come_back(
     assert isinstance(found, Measurement)
     assert [len(seconds) for seconds in found.seconds_by_process] == [3, 3]
     assert (found.machine, found.runtime) == ("iPhone18,3, iOS 26.1", "Core ML")
-    assert (found.throttled, found.clips, found.distrust) == (False, 2, "")
+    assert (found.throttled, found.clips, found.unreliable_reason) == (False, 2, "")
     assert (found.cold_start_seconds, found.peak_memory_bytes) == (0.5, 50_000_000)
     with torch.no_grad():
         expected = decoder(torch.from_numpy(np.load(latents))).numpy()
@@ -86,7 +86,7 @@ def test_processes_that_disagree_are_run_once_more_and_the_last_ones_kept(
 def test_an_iphone_that_was_hot_is_told(iphone, coreml, latents, tmp_path, monkeypatch):
     monkeypatch.setenv("HOT", "1")
     found = measured(iphone, coreml, latents, tmp_path)
-    assert found.throttled and "heat" in found.distrust
+    assert found.throttled and "heat" in found.unreliable_reason
 
 
 def test_a_probe_tells_of_the_iphone_and_of_what_is_missing(iphone, monkeypatch):

@@ -70,8 +70,8 @@ def test_a_clip_is_judged_alone_and_the_same_every_time() -> None:
     discriminator, clips = PatchDiscriminator3d(width=8), torch.randn(3, 3, 5, 32, 32)
     before = {name: tensor.clone() for name, tensor in discriminator.state_dict().items()}
     together = discriminator(clips)
-    alone = torch.cat([discriminator(clip[None]) for clip in clips])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+    customer_lock = torch.cat([discriminator(clip[None]) for clip in clips])
+    torch.testing.assert_close(together, customer_lock, rtol=1e-4, atol=1e-6)
     assert together.std() > 0
     assert all(torch.equal(v, before[k]) for k, v in discriminator.state_dict().items())
 

@@ -28,42 +28,42 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_lost_worker_costs_the_time_since_its_checkpoint(path, clock, capsys) -> None:
     books = Books()
-    with follower(path, books.tracker()) as following:
+    with follower(path, books.tracker()) as downstream:
         for event in [start(10), *steps(1, 47, at=11), start(62.3, resumed_from=40)]:
-            following.take(event)
-        assert following.account.step == 40
+            downstream.take(event)
+        assert downstream.account.step == 40
         for event in [*steps(41, 60, at=63), {**END, "step": 60, "at": T0 + 83}]:
-            following.take(event)
+            downstream.take(event)
     ((began, ended, reason),) = books.wasted
     assert (began, ended) == pytest.approx((50, 62.3), abs=1e-5)
     assert reason == "worker lost at step 47, on again from step 40"
     told = "worker lost at step 47, on again from step 40 (7 steps, 12.3 s, $0.00123 wasted)"
     assert told in capsys.readouterr().out
-    assert following.summary()["restarts"] == [
+    assert downstream.summary()["restarts"] == [
         {"step": 47, "lost_steps": 7, "seconds": 12.3, "usd": "0.00123", "reason": "worker lost"}
     ]
 
 
 def test_before_the_first_checkpoint_everything_is_lost(path, clock) -> None:
     books = Books()
-    with follower(path, books.tracker()) as following:
+    with follower(path, books.tracker()) as downstream:
         for event in [start(10), *steps(1, 5, at=11), start(40)]:
-            following.take(event)
+            downstream.take(event)
     assert books.wasted[0][:2] == pytest.approx((10, 40), abs=1e-5)
-    assert following.summary()["restarts"][0]["lost_steps"] == 5
+    assert downstream.summary()["restarts"][0]["lost_steps"] == 5
 
 
 def test_a_second_restart_from_the_same_checkpoint_pays_for_its_own_time_only(path, clock) -> None:
     books = Books()
-    with follower(path, books.tracker()) as following:
+    with follower(path, books.tracker()) as downstream:
         for event in [start(0), *steps(1, 47, at=1), start(60, 40), *steps(41, 45, at=61),
                       start(80, 40), *steps(41, 43, at=81), start(100, 20)]:  # fmt: skip
-            following.take(event)
+            downstream.take(event)
     found = [wasted[:2] for wasted in books.wasted]
     # The last one falls back to step 20: what came after it and is not booked yet.
     wanted = [(40, 60), (60, 80), (20, 40), (80, 100)]
     assert [pytest.approx(pair, abs=1e-5) for pair in wanted] == found
-    assert [row["lost_steps"] for row in following.summary()["restarts"]] == [7, 5, 23]
+    assert [row["lost_steps"] for row in downstream.summary()["restarts"]] == [7, 5, 23]
 
 
 def test_what_came_after_the_state_that_is_gone_back_to_is_forgotten(path, clock) -> None:
@@ -74,12 +74,12 @@ def test_what_came_after_the_state_that_is_gone_back_to_is_forgotten(path, clock
             {"event": "checkpoint", "seconds": 0.5, "step": number, "at": T0 + number, "name": "x"},
         ]
 
-    with follower(path, Tracker()) as following:
+    with follower(path, Tracker()) as downstream:
         for event in [start(0), *told(1), *told(2), *told(3), start(30, 2)]:
-            following.take(event)
-    account = following.account
+            downstream.take(event)
+    account = downstream.account
     assert [known.step for known in account.validations] == list(account.checkpoints) == [1, 2]
-    assert [known["step"] for known in following.summary()["warnings"]] == [1, 2]
+    assert [known["step"] for known in downstream.summary()["warnings"]] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -92,20 +92,20 @@ def test_what_came_after_the_state_that_is_gone_back_to_is_forgotten(path, clock
     ],
 )  # fmt: skip
 def test_a_restart_has_its_reason(path, clock, between, world, reason) -> None:
-    with follower(path, Tracker()) as following:
+    with follower(path, Tracker()) as downstream:
         for event in [start(0), *steps(1, 5, at=1), *between, start(30, 5, world=world)]:
-            following.take(event)
-        following.take(start(50, 5, world=1))
-    first, second = following.summary()["restarts"]
+            downstream.take(event)
+        downstream.take(start(50, 5, world=1))
+    first, second = downstream.summary()["restarts"]
     assert (first["reason"], first["lost_steps"], first["seconds"]) == (reason, 0, 25.0)
     assert second["reason"] == "worker lost"  # the notice was of the one before
 
 
 def killed(path: Path, books: Books, clock: Clock, events: list[dict[str, Any]]) -> None:
     """A driver that is gone with the last event: nothing of it runs after that."""
-    following = follower(path, books.tracker()).__enter__()
+    downstream = follower(path, books.tracker()).__enter__()
     for event in events:
-        following.take(event)
+        downstream.take(event)
         clock.now = event["at"]
 
 
@@ -123,8 +123,8 @@ def test_a_new_driver_books_what_the_one_before_lost_and_only_once(path, clock) 
     clock.now = T0 + 900
     killed(path, books, clock, [start(910, resumed_from=40), *steps(41, 42, at=911)])
     assert [w[:2] for w in books.wasted[2:]] == [pytest.approx((900, 910), abs=1e-5)]
-    with follower(path, books.tracker()) as following:
-        assert [row["lost_steps"] for row in following.summary()["restarts"]] == [7, 0]
+    with follower(path, books.tracker()) as downstream:
+        assert [row["lost_steps"] for row in downstream.summary()["restarts"]] == [7, 0]
     assert len(books.wasted) == 3
 
 
@@ -143,14 +143,14 @@ def test_a_run_of_another_job_has_given_up_the_one_before(path, clock) -> None:
     books = Books()
     killed(path, books, clock, [start(10), *steps(1, 5, at=11)])
     clock.now = T0 + 100
-    with follower(path, books.tracker(), job="distill-b") as following:
-        following.take(start(120))
+    with follower(path, books.tracker(), job="distill-b") as downstream:
+        downstream.take(start(120))
         for event in steps(1, 3, at=121):
-            following.take(event)
+            downstream.take(event)
     ((began, ended, reason),) = books.wasted
     assert (began, ended) == pytest.approx((10, 15), abs=1e-5)
     assert reason.startswith("given up for other params or data at step 5")
-    assert following.account.step == 3
+    assert downstream.account.step == 3
 
 
 def test_a_finished_run_is_left_for_the_next_one_and_wastes_nothing(path, clock) -> None:
@@ -159,12 +159,12 @@ def test_a_finished_run_is_left_for_the_next_one_and_wastes_nothing(path, clock)
               "caption": "c"}, {**END, "step": 1, "at": T0 + 2}]  # fmt: skip
     killed(path, books, clock, events)
     clock.now = T0 + 50
-    with follower(path, books.tracker()) as following:
-        assert following.account.ended is not None  # nothing to do: still the finished one
-        following.take(start(60))
+    with follower(path, books.tracker()) as downstream:
+        assert downstream.account.ended is not None  # nothing to do: still the finished one
+        downstream.take(start(60))
         assert [event["event"] for event in lines(path)] == ["open", "start"]
     assert not (path.parent / "samples").exists()
-    assert books.wasted == [] and following.summary()["restarts"] == []
+    assert books.wasted == [] and downstream.summary()["restarts"] == []
 
 
 @pytest.mark.parametrize("stopped", ["budget", "good enough"])
@@ -173,21 +173,21 @@ def test_a_run_that_was_stopped_goes_on_without_waste(path, clock, stopped) -> N
     killed(path, books, clock, [start(0), *steps(1, 5, at=1),
                                 {**END, "stopped": stopped, "step": 5, "at": T0 + 6}])  # fmt: skip
     clock.now = T0 + 100
-    with follower(path, books.tracker()) as following:
-        following.take(start(110, resumed_from=5))
-        following.take(step(6, 111))
-    assert books.wasted == [] and following.account.step == 6
-    assert following.account.ended is None
+    with follower(path, books.tracker()) as downstream:
+        downstream.take(start(110, resumed_from=5))
+        downstream.take(step(6, 111))
+    assert books.wasted == [] and downstream.account.step == 6
+    assert downstream.account.ended is None
 
 
 def test_figures_and_pictures_go_on(path, clock) -> None:
     books = Books()
-    with follower(path, books.tracker()) as following:
-        following.take(start(0))
-        following.take(step(1, 1, val_psnr=30.0, val_ssim=0.9, loss=float("nan")))
-        following.take({"event": "picture", "step": 1, "at": T0 + 1, "png": b"\x89PNG",
+    with follower(path, books.tracker()) as downstream:
+        downstream.take(start(0))
+        downstream.take(step(1, 1, val_psnr=30.0, val_ssim=0.9, loss=float("nan")))
+        downstream.take({"event": "picture", "step": 1, "at": T0 + 1, "png": b"\x89PNG",
                         "caption": "source, student"})  # fmt: skip
-        following.take(step(2, 2, val_psnr=30.2))
+        downstream.take(step(2, 2, val_psnr=30.2))
     (first, values), (second, priced) = books.metrics
     assert (first, second) == (1, 2)
     assert values == {"loss_source": 0.03, "val_psnr": 30.0, "val_ssim": 0.9, "step_seconds": 1.0,
@@ -203,44 +203,44 @@ def test_what_workers_may_do_before_they_hear_again_is_more_than_any_late_step_t
     path, clock
 ) -> None:
     """A validation and a save between two steps count; what a step took long ago does not."""
-    with follower(path, Books().tracker()) as following:
-        following.take(start(0))
-        assert following.ahead_seconds == 600, "nothing is known yet"
+    with follower(path, Books().tracker()) as downstream:
+        downstream.take(start(0))
+        assert downstream.ahead_seconds == 600, "nothing is known yet"
         for event in steps(1, 50, at=100):
-            following.take(event)
-        assert following.ahead_seconds == 60
-        following.take(step(51, 250))  # 101 s after the one before
-        assert following.ahead_seconds == 202
+            downstream.take(event)
+        assert downstream.ahead_seconds == 60
+        downstream.take(step(51, 250))  # 101 s after the one before
+        assert downstream.ahead_seconds == 202
         for event in steps(52, 250, at=251):
-            following.take(event)
-        assert following.ahead_seconds == 60
-    with follower(path, Books().tracker()) as following:
-        assert following.ahead_seconds == 600
-        following.take(start(1_000_000, resumed_from=250))
+            downstream.take(event)
+        assert downstream.ahead_seconds == 60
+    with follower(path, Books().tracker()) as downstream:
+        assert downstream.ahead_seconds == 600
+        downstream.take(start(1_000_000, resumed_from=250))
         for event in steps(251, 252, at=1_000_100):
-            following.take(event)
-        assert following.ahead_seconds == 60, "the days in which no driver ran are no step"
+            downstream.take(event)
+        assert downstream.ahead_seconds == 60, "the days in which no driver ran are no step"
 
 
 def test_without_a_tracker_everything_is_kept_all_the_same(path, clock) -> None:
-    with follower(path, Tracker()) as following:
+    with follower(path, Tracker()) as downstream:
         for event in [start(0), *steps(1, 3, at=1), start(9, 2)]:
-            following.take(event)
-    assert following.summary()["restarts"][0]["lost_steps"] == 1
+            downstream.take(event)
+    assert downstream.summary()["restarts"][0]["lost_steps"] == 1
     assert not lines(path, "wasted")  # the next driver may have a ledger
 
 
 def test_a_failure_is_in_the_file(path, clock) -> None:
-    with pytest.raises(RuntimeError), follower(path, Tracker()) as following:
-        following.take(start(0))
+    with pytest.raises(RuntimeError), follower(path, Tracker()) as downstream:
+        downstream.take(start(0))
         raise RuntimeError("the workers failed")
     assert lines(path)[-1]["text"] == "the workers failed"
 
 
 def test_a_full_disk_delays_lines_and_loses_none(path, clock, capsys, monkeypatch) -> None:
     real = Path.open
-    with follower(path, Tracker()) as following:
-        following.take(start(0))
+    with follower(path, Tracker()) as downstream:
+        downstream.take(start(0))
 
         def full(self: Path, *arguments: Any, **options: Any) -> Any:
             if self != path:
@@ -250,25 +250,25 @@ def test_a_full_disk_delays_lines_and_loses_none(path, clock, capsys, monkeypatc
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(Path, "open", full)
-        following.take(step(1, 1))
-        following.take(step(2, 2))
+        downstream.take(step(1, 1))
+        downstream.take(step(2, 2))
         monkeypatch.setattr(Path, "open", real)
-        following.take(step(3, 3))
+        downstream.take(step(3, 3))
     assert [event["step"] for event in lines(path, "step")] == [1, 2, 3]
     assert capsys.readouterr().out.count("No space left") == 1
 
 
 def test_a_checkpoint_that_fails_is_told_until_one_is_written(path, clock, capsys) -> None:
     fails = {"event": "checkpoint_failed", "step": 1, "at": T0 + 2, "text": "S3 answers 500"}
-    with follower(path, Tracker()) as following:
+    with follower(path, Tracker()) as downstream:
         for event in [start(0), step(1, 1), fails, fails]:
-            following.take(event)
-        assert following.account.save_error == "S3 answers 500"
-        following.take(
+            downstream.take(event)
+        assert downstream.account.save_error == "S3 answers 500"
+        downstream.take(
             {"event": "checkpoint", "seconds": 0.5, "step": 1, "at": T0 + 3, "name": "x"}
         )
-        assert following.account.save_error == ""
-        following.take(fails)
+        assert downstream.account.save_error == ""
+        downstream.take(fails)
     said = "the checkpoint of step 1 is tried again: S3 answers 500"
     assert capsys.readouterr().out.count(said) == 2
 
@@ -281,21 +281,21 @@ def test_a_file_that_is_none_of_ours_is_named(path, clock) -> None:
 
 
 def test_a_run_in_a_line(path, clock, capsys) -> None:
-    with follower(path, Tracker(), steps=500) as following:
-        following.take(start(0))
+    with follower(path, Tracker(), steps=500) as downstream:
+        downstream.take(start(0))
         for n in range(1, 121):
             more = {"val_psnr": 31.0 + n / 600} if n % 40 == 0 else {}
-            following.take(step(n, n, **more))
-        assert describe(following.account) == (
+            downstream.take(step(n, n, **more))
+        assert describe(downstream.account) == (
             "loss 0.0312  val 31.20 dB  $0.012 spent  $0.006 per 0.1 dB  6:20 left  2 workers"
         )
-        following.take(step(500, 900))
-        following.take({"event": "warning", "step": 500, "at": T0 + 901, "kind": "flicker",
+        downstream.take(step(500, 900))
+        downstream.take({"event": "warning", "step": 500, "at": T0 + 901, "kind": "flicker",
                         "text": "every 4 frames"})  # fmt: skip
     out = capsys.readouterr().out
     assert "distill: step 500/500  loss 0.0312" in out
     assert "step 500, flicker: every 4 frames" in out
-    summary = following.summary()
+    summary = downstream.summary()
     assert summary["warnings"] == [{"step": 500, "kind": "flicker", "text": "every 4 frames"}]
     assert [summary[key] for key in ("workers", "device", "precision", "compiled")] == [
         2, "cpu", "fp32", False,
@@ -309,7 +309,7 @@ def test_of_a_diverged_run_nothing_is_kept(path, clock, stopped, kept) -> None:
     """Its checkpoints are removed: what they were paid for is wasted."""
     moments: list[float] = []
     tracker = Tracker(keep=lambda until: moments.append(until.timestamp() - T0))
-    with follower(path, tracker) as following:
+    with follower(path, tracker) as downstream:
         for event in (
             start(1),
             *steps(1, 5, at=5),
@@ -317,7 +317,7 @@ def test_of_a_diverged_run_nothing_is_kept(path, clock, stopped, kept) -> None:
             {**END, "step": 5, "at": T0 + 10, "stopped": stopped},
             {"event": "checkpoint", "seconds": 0.5, "step": 5, "at": T0 + 11},
         ):
-            following.take(event)
+            downstream.take(event)
     assert moments[0] == 9.0
     assert moments[-1] == kept
 
@@ -327,11 +327,11 @@ def test_a_validation_at_a_stop_counts_like_any_other(path, clock) -> None:
     books = Books()
     late = {"event": "validated", "step": 3, "at": T0 + 15, "val_psnr": 31.0, "val_ssim": 0.9,
             "spent_usd": "0.00150000"}  # fmt: skip
-    with follower(path, books.tracker()) as following:
+    with follower(path, books.tracker()) as downstream:
         first = step(1, at=11, val_psnr=30.0, val_ssim=0.8)
         for event in [start(10), first, *steps(2, 3, at=12), late]:
-            following.take(event)
-    assert [(v.step, v.psnr) for v in following.account.validations] == [(1, 30.0), (3, 31.0)]
+            downstream.take(event)
+    assert [(v.step, v.psnr) for v in downstream.account.validations] == [(1, 30.0), (3, 31.0)]
     at, figures = books.metrics[-1]
     assert (at, figures["val_psnr"], figures["spent_usd"]) == (3, 31.0, 0.0015)
     assert figures["usd_per_tenth_db"] == pytest.approx((0.0015 - 0.0011) / 10)
@@ -340,11 +340,11 @@ def test_a_validation_at_a_stop_counts_like_any_other(path, clock) -> None:
 
 def test_losses_shorten_the_time_between_checkpoints(path, clock) -> None:
     """By the same rule as for a driver that starts, and while this one goes on."""
-    with follower(path, Books().tracker()) as following:
-        following.take(start(1))
-        following.take(step(1, 2))
-        before = following.checkpoint_every_seconds
-        following.take(start(30, resumed_from=0))
-        after = following.checkpoint_every_seconds
+    with follower(path, Books().tracker()) as downstream:
+        downstream.take(start(1))
+        downstream.take(step(1, 2))
+        before = downstream.checkpoint_every_seconds
+        downstream.take(start(30, resumed_from=0))
+        after = downstream.checkpoint_every_seconds
     assert after < before
     assert after == seen_in(path).checkpoint_every_seconds

@@ -310,10 +310,12 @@ def test_full_disk(tmp_path):
     """The oldest make room; the last whole one stays, whatever does not fit."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    alone = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--user", "--map-root-user"])
+    customer_lock = ["unshare", "--mount"] + (
+        [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    )
     mount = 'mount -t tmpfs -o size=3600k small "$1" || exit 99; exec "$2" -c "$3" "$1"'
     done = subprocess.run(
-        [*alone, "sh", "-c", mount, "sh", str(disk), sys.executable, _FULL_DISK],
+        [*customer_lock, "sh", "-c", mount, "sh", str(disk), sys.executable, _FULL_DISK],
         capture_output=True,
         text=True,
         timeout=100,

@@ -79,16 +79,16 @@ def test_drivers_that_read_the_file_book_what_one_that_saw_it_all_would(
     books, clock = Books(), Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("turbo_vaed.distill.follow.time.time", clock.time)
-        following = None
+        downstream = None
         for event in events:
             clock.now = event["at"]
             if event["event"] == "open":
                 with path.open("ab") as file:  # whatever the last one was about to write
                     file.write(json.dumps(event).encode()[: data.draw(st.integers(0, 20))])
-                following = follower(path, books.tracker(), job="a", steps=99).__enter__()
+                downstream = follower(path, books.tracker(), job="a", steps=99).__enter__()
             else:
-                assert following is not None
-                following.take(event)
+                assert downstream is not None
+                downstream.take(event)
     booked = sorted((begin + T0, end + T0) for begin, end, _ in books.wasted)
     wanted = sorted(part for restart in whole.restarts for part in restart.wasted)
     assert booked == [pytest.approx(part, abs=1e-5) for part in wanted]

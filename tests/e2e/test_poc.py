@@ -29,7 +29,7 @@ TINY = {
     "encode": {"tile": 32},
     "gate": {
         "max_warmup": 1, "min_samples": 3, "max_samples": 3, "max_spread": 100.0,
-        "max_others_share": 1.0,
+        "max_background_cpu_share": 1.0,
     },
     "thresholds": {
         "min_psnr_retention": 0.1, "min_psnr": 5.0, "min_ssim": -1.0, "min_ms_ssim": -1.0,

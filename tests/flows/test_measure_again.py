@@ -26,7 +26,7 @@ def work(tmp_path) -> Path:
 BUSY = "the machine was busy"
 
 
-def judged(work: Path, open_: dict[str, str], distrust: str = "") -> SimpleNamespace:
+def judged(work: Path, open_: dict[str, str], unreliable_reason: str = "") -> SimpleNamespace:
     """The place of a customer whose gate found the chosen package's checks in `open_` failed or
     untold, and the other package hot."""
     evidence = made_up.evidence(unknown={k: BUSY for k, v in open_.items() if v == "cannot tell"})
@@ -38,7 +38,10 @@ def judged(work: Path, open_: dict[str, str], distrust: str = "") -> SimpleNames
         git_revision="c" * 40, created="2026-11-27T00:00:00+00:00",
     )  # fmt: skip
     write_verdict(verdict, work / "gate")
-    rows = [{"name": "a", "distrust": distrust}, {"name": "b", "distrust": "hot"}]
+    rows = [
+        {"name": "a", "unreliable_reason": unreliable_reason},
+        {"name": "b", "unreliable_reason": "hot"},
+    ]
     (work / "gate" / "choice.json").write_text(json.dumps({"chosen": "a", "candidates": rows}))
     report = work / "report" / "report.html"
     return SimpleNamespace(customer="demo", work=work, report=report, folder=work.joinpath)
@@ -48,7 +51,7 @@ TELLS_NOT = {"fps": "cannot tell", "latency_ratio": "cannot tell"}
 
 
 @pytest.mark.parametrize(
-    ("open_", "distrust", "why"),
+    ("open_", "unreliable_reason", "why"),
     [
         (TELLS_NOT, BUSY, "busy"),
         (TELLS_NOT, "", ""),  # quiet, and its interval crosses the limit
@@ -57,11 +60,13 @@ TELLS_NOT = {"fps": "cannot tell", "latency_ratio": "cannot tell"}
         (TELLS_NOT | {"flicker_ratio": "cannot tell"}, BUSY, ""),
     ],
 )
-def test_what_measuring_again_may_decide(work, open_, distrust, why):
+def test_what_measuring_again_may_decide(work, open_, unreliable_reason, why):
     """Nothing of a student whose quality is in doubt, whatever the machine did."""
-    found = admission.undecided(judged(work, open_, distrust))
+    found = admission.undecided(judged(work, open_, unreliable_reason))
     assert (why in found) if why else (found == "")
-    told = effects.outcome(judged(work, open_, distrust), runs.fresh("demo"), "So it ended.")
+    told = effects.outcome(
+        judged(work, open_, unreliable_reason), runs.fresh("demo"), "So it ended."
+    )
     assert told.sentence.startswith("So it ended.")
     assert ("Run the same command again" in told.sentence and why in told.sentence) == bool(why)
 

@@ -26,8 +26,8 @@ LIMITS: dict[str, float] = {
 
 def use_case(**changed: Any) -> UseCase:
     """The limits above, but for those that are changed."""
-    because = {name: f"{name} is asked" for name in LIMITS}
-    rest = {"needs_approval": False, "choose": "fastest", "because": because}
+    rationale = {name: f"{name} is asked" for name in LIMITS}
+    rest = {"needs_approval": False, "choose": "fastest", "rationale": rationale}
     return UseCase(**{**LIMITS, **rest, **changed})
 
 

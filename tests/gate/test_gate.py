@@ -104,7 +104,7 @@ def test_parity_is_asked_by_the_precision_and_by_the_use_case(of_precision, of_u
     verdict = verdict_of(GOOD, strict, min_parity_psnr=of_precision)
     (check,) = (c for c in verdict.checks if c.name == "parity_psnr")
     assert check.limit == limit
-    assert (check.because == "min_parity is asked") is (of_use_case > of_precision)
+    assert (check.rationale == "min_parity is asked") is (of_use_case > of_precision)
 
 
 def test_margins_stand_in_the_document_and_are_not_believed():
@@ -182,11 +182,11 @@ def test_a_failed_check_is_not_hidden_by_one_that_is_not_certain():
 
 
 def test_every_limit_says_why():
-    assert all(check.because for check in verdict_of(GOOD).checks)
-    because = {**THRESHOLDS.because}
-    del because["min_ssim"]
+    assert all(check.rationale for check in verdict_of(GOOD).checks)
+    rationale = {**THRESHOLDS.rationale}
+    del rationale["min_ssim"]
     with pytest.raises(ValueError, match="because: no reason for min_ssim"):
-        made_up.use_case(because=because)
+        made_up.use_case(rationale=rationale)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])

@@ -23,14 +23,14 @@ from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.estimate import Estimate, Pace
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.costs.reservation import FRESH_SECONDS
-from turbo_vaed.costs.run_context import Following, Tracker
+from turbo_vaed.costs.run_context import DownstreamCost, Tracker
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.models.teachers import teacher_flops
 from turbo_vaed.planning import estimate, flops, pricing
 from turbo_vaed.planning.estimate import (
     ESTIMATE,
+    downstream,
     estimate_run,
-    following,
     keep_pace,
     measured_pace,
     pace_key,
@@ -210,8 +210,10 @@ def test_the_teachers_work_is_expected_too(workspace: Workspace, settings: Setti
     encoding, targets = teacher_work(workspace)
     assert encoding == pytest.approx(72 * (one.encode + 0.1 * one.decode))
     assert targets == pytest.approx(72 * 0.8 * one.decode), "1000 steps of 4 crops are more"
-    alone = with_distill(workspace, weight_teacher=0.0)
-    assert teacher_work(alone) == (encoding, 0) and teacher_work(alone, ["distill"]) == (0, 0)
+    customer_lock = with_distill(workspace, weight_teacher=0.0)
+    assert teacher_work(customer_lock) == (encoding, 0) and teacher_work(
+        customer_lock, ["distill"]
+    ) == (0, 0)
     workspace.folder("clip").mkdir()
     cut: dict[str, Any] = {"frames": 9, "size": 128, "clips": [{}] * 36}
     (workspace.folder("clip") / "clips.json").write_text(json.dumps(cut))
@@ -456,19 +458,19 @@ def test_what_followed_before_is_kept_back(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     """An hour of gate is more than budget.reserve_seconds; a fifth on top."""
-    assert following(ledger, "demo").seconds == 40
+    assert downstream(ledger, "demo").seconds == 40
     ledger.add(charge("gate", "demo-3", 40_000, 43_600))
-    after = following(ledger, "demo")
+    after = downstream(ledger, "demo")
     assert after.seconds == 3600, "the most of one run, not both"
     failed = dataclasses.replace(charge("gate", "demo-9", 90_000, 90_002), useful="wasted")
     ledger.add(failed)
-    assert following(ledger, "demo") == after, "a gate that crashed took no time that counts"
+    assert downstream(ledger, "demo") == after, "a gate that crashed took no time that counts"
     assert after.usd == charge("x", "x", 0, 1).amount_usd, "of the disk"
     volume = charge("machine", "demo-2", 0, 99_000, unit="GB-month")
     ledger.add(dataclasses.replace(volume, resource="volume"))
-    assert following(ledger, "demo") == after, "whoever starts a machine keeps its own back"
+    assert downstream(ledger, "demo") == after, "whoever starts a machine keeps its own back"
     assert reserve_seconds(workspace.params, after) == pytest.approx(4320)
-    tracker = Tracker(spent_usd=lambda: Decimal(0), following=lambda: after)
+    tracker = Tracker(spent_usd=lambda: Decimal(0), downstream=lambda: after)
     spending = spending_of(dataclasses.replace(workspace, tracker=tracker), settings, "distill")
     hours = (spending.budget.reserve_usd - after.usd) / Decimal("0.08")
     assert float(hours) == pytest.approx(1.2)
@@ -555,8 +557,8 @@ def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run
     nodes = ["a", "b"]
     monkeypatch.setattr(pricing, "ray_session", lambda address: nullcontext())
     monkeypatch.setattr(pricing.cluster, "most_usd_per_hour", lambda book: Decimal(len(nodes)))
-    after = Following(seconds=3000, usd=Decimal("0.5"))  # and a fifth longer
-    tracker = Tracker(spent_usd=lambda: Decimal(1), following=lambda: after)
+    after = DownstreamCost(seconds=3000, usd=Decimal("0.5"))  # and a fifth longer
+    tracker = Tracker(spent_usd=lambda: Decimal(1), downstream=lambda: after)
     workspace = dataclasses.replace(workspace, tracker=tracker)
     follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0, ahead_seconds=60.0)
     for address, own in (("10.0.0.1:6379", 0.0), ("ray://10.0.0.1:10001", 0.08)):

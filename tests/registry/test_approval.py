@@ -18,7 +18,7 @@ def test_a_person_approves_for_exactly_these_bytes_and_it_is_recorded(
     found = promote(tracking_uri=store, customer="demo", version=1, approval=approval)
     assert (found.alias, found.reasons) == ("champion", ())
     (row,) = audit(store, "demo")
-    assert (row.alias, row.approved_by, row.approved_because) == (
+    assert (row.alias, row.approved_by, row.approval_rationale) == (
         "champion",
         "ada",
         approval.reason,
@@ -38,7 +38,7 @@ def test_an_approval_does_not_make_up_for_a_failed_check(store: str, make: Make)
     assert any("misses the limit" in said for said in found.reasons)
 
 
-@pytest.mark.parametrize("missing", ["approved_by", "approved_because", "approved_at"])
+@pytest.mark.parametrize("missing", ["approved_by", "approval_rationale", "approved_at"])
 def test_an_approval_of_nobody_is_none_and_the_audit_says_so(
     store: str, make: Make, missing: str
 ) -> None:

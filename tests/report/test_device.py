@@ -64,7 +64,7 @@ def test_times_at_the_devices_own_shape_are_not_called_a_clips(work: Path, gathe
     used = {
         "shape": "9x720x1280", "latency_seconds": [0.5, 0.52], "confidence": 0.95,
         "median_latency_seconds": 0.51, "latency_interval_seconds": [0.5, 0.52],
-        "cold_start_seconds": 0.3, "others_share": 0.04,
+        "cold_start_seconds": 0.3, "background_cpu_share": 0.04,
     }  # fmt: skip
     found = chosen(measured(gather(work), **TIMED, on_device=used), used)
     assert facts(found)["At 9x720x1280, as apps use it"].startswith(
@@ -108,14 +108,14 @@ def test_each_share_of_other_processes_says_whose_run_it_disturbed(
 ) -> None:
     found = gather(work)
     assert "Other processes took" not in facts(found)
-    package = measured(found, others_share=0.017)
+    package = measured(found, background_cpu_share=0.017)
     assert facts(package)["Other processes took"] == "1.7 % while the package was timed"
     both = measured(package, teacher_others_share=0.51)
     assert facts(both)["Other processes took"] == (
         "1.7 % while the package was timed, 51.0 % while the teacher was timed"
     )
     used = {"shape": "9x64x96", "latency_seconds": [0.5], "cold_start_seconds": 0.3,
-            "others_share": 0.2}  # fmt: skip
+            "background_cpu_share": 0.2}  # fmt: skip
     assert facts(measured(both, on_device=used))["Other processes took"] == (
         "1.7 % while the package was timed, 20.0 % while it was timed at 9x64x96, "
         "51.0 % while the teacher was timed"

@@ -112,7 +112,10 @@ def test_what_was_measured_is_read_per_minute_of_video(
         assert words in teacher.source
     assert "this host, no phone" in student.source
     assert "NOT TRUST" not in teacher.source + student.source
-    busy = {**documents, "measurement": {**documents["measurement"], "distrust": "it was busy"}}
+    busy = {
+        **documents,
+        "measurement": {**documents["measurement"], "unreliable_reason": "it was busy"},
+    }
     for one in roi_of_run(**busy, cost=COST, assumptions=assumptions).inputs:
         is_time = one.name.endswith("_seconds_per_minute")
         assert ("DOES NOT TRUST THESE TIMES: it was busy" in one.source) == is_time, one.name

@@ -60,7 +60,7 @@ def make_workspace(root: Path, teacher: Path) -> Workspace:
             min_samples=3,
             max_samples=3,
             max_spread=100.0,
-            max_others_share=1.0,
+            max_background_cpu_share=1.0,
         ),
         export=dataclasses.replace(workspace.params.export, targets=("executorch-xnnpack/fp32",)),
     )

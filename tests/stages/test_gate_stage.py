@@ -51,7 +51,7 @@ def test_verdict_is_of_these_bytes_and_measurements(judged, files):
     evaluation = files.read(workspace, "evaluate", "evaluation.json")
     measurement = Measurement.from_json(document)
     (candidate,) = files.read(workspace, "gate", "choice.json")["candidates"]
-    assert candidate["distrust"] == measurement.distrust
+    assert candidate["unreliable_reason"] == measurement.unreliable_reason
     package = load_package(workspace.folder("gate") / "package")
     assert (verdict.customer, verdict.use_case) == ("demo", "education")
     assert verdict.result == "passes", verdict.failed
@@ -185,16 +185,16 @@ def test_where_the_machine_was_busy_while_the_teacher_was_timed_the_ratio_is_not
     remeasured()
     shares = iter((0.6, 0.3, 0.6, 0.1))
     monkeypatch.setattr(gate, "measure_teacher", lambda *a, **k: TeacherTimes(
-        machine="a processor", seconds=(9.0, 9.0, 9.0), others_share=next(shares)
+        machine="a processor", seconds=(9.0, 9.0, 9.0), background_cpu_share=next(shares)
     ))  # fmt: skip
-    strict = dataclasses.replace(judged_copy.params.gate, max_others_share=0.25)
+    strict = dataclasses.replace(judged_copy.params.gate, max_background_cpu_share=0.25)
     workspace = dataclasses.replace(
         judged_copy, params=dataclasses.replace(judged_copy.params, gate=strict)
     )
     assert gate.run(workspace)["result"] == "cannot tell"
     assert failed_checks(workspace) == {"latency_ratio"}
     (row,) = files.read(workspace, "gate", "choice.json")["candidates"]
-    assert "took 30% of this machine while the teacher was timed" in row["distrust"]
+    assert "took 30% of this machine while the teacher was timed" in row["unreliable_reason"]
     assert gate.run(workspace)["result"] == "passes", "the second time nobody was there"
 
 
@@ -263,7 +263,7 @@ def test_a_program_that_fails_at_the_devices_shape_fails_the_gate(judged_copy, r
         assert gate.run(workspace)["result"] == "fails"
     assert failed_checks(workspace) == {"fps", "cold_start_seconds", "peak_memory_mb"}
     (row,) = files.read(workspace, "gate", "choice.json")["candidates"]
-    assert "memory runs out" in row["distrust"] and asked == [0, 1]
+    assert "memory runs out" in row["unreliable_reason"] and asked == [0, 1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "measure_on", lambda *_, **__: asked.append("again") or failed)
         assert gate.run(workspace)["result"] == "fails"

@@ -11,15 +11,15 @@ from turbo_vaed.errors import Fault
 from turbo_vaed.export import Job, Target, export_package, load_package, spread_out, targets
 from turbo_vaed.gate import parity
 from turbo_vaed.gate.parity import verify
-from turbo_vaed.gate.test_split import HeldOut, load_student
+from turbo_vaed.gate.test_split import TestSplit, load_student
 from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.runtime.isolated import ChildFailed
 from turbo_vaed.stages import export, gate
 
 
 @pytest.fixture(scope="module")
-def held_out(judged):
-    split = HeldOut.open(judged.workspace)
+def split(judged):
+    split = TestSplit.open(judged.workspace)
     return split.latents(split.indices)
 
 
@@ -32,7 +32,7 @@ def test_every_package_has_its_parity_on_held_out_clips(judged, files):
     assert found["parity_psnr_db"] == pytest.approx(gate, abs=0.1)
 
 
-def test_a_conversion_that_computes_something_else_is_caught(judged, held_out, tmp_path):
+def test_a_conversion_that_computes_something_else_is_caught(judged, split, tmp_path):
     """Planted: a program of the same shapes, whole and runnable, with one layer's taps in the
     wrong order, as a converter that turns time round would leave them."""
     student = load_student(judged.workspace)
@@ -43,25 +43,25 @@ def test_a_conversion_that_computes_something_else_is_caught(judged, held_out, t
     package = export_package(
         Target.parse("executorch-xnnpack/fp32"),
         tmp_path / "package",
-        Job(decoder=wrong, latent_shape=(1, *held_out.shape[1:]), precision="fp32",
+        Job(decoder=wrong, latent_shape=(1, *split.shape[1:]), precision="fp32",
             folder=tmp_path / "program"),
     )  # fmt: skip
     with pytest.raises(Fault, match=r"executorch-xnnpack/fp32: .* dB from PyTorch, at least 80 dB"):
-        verify(package, student, held_out, limit_db=80.0)
-    assert verify(package, wrong, held_out, limit_db=80.0).clips == len(held_out)
+        verify(package, student, split, limit_db=80.0)
+    assert verify(package, wrong, split, limit_db=80.0).clips == len(split)
 
 
-def test_a_package_of_nan_is_caught(judged, held_out, files, monkeypatch):
+def test_a_package_of_nan_is_caught(judged, split, files, monkeypatch):
     package = load_package(files.package(judged.workspace))
 
     def decoded(_):
-        video = np.zeros((len(held_out), *package.io.video_shape[1:]), np.float32)
+        video = np.zeros((len(split), *package.io.video_shape[1:]), np.float32)
         video[1, 0, 0, 0, 0] = np.nan
         return video
 
     monkeypatch.setattr(parity, "read_decoded", decoded)
     with pytest.raises(Fault, match="not finite"):
-        verify(package, load_student(judged.workspace), held_out, limit_db=1.0)
+        verify(package, load_student(judged.workspace), split, limit_db=1.0)
 
 
 def with_export(workspace, **changed):

@@ -216,7 +216,7 @@ def audit_versions(customer: Customer, form: Format = "table") -> None:
             "alias": row.alias,
             "version": row.version,
             "approved by": row.approved_by or "—",
-            "because": row.approved_because or "—",
+            "rationale": row.approval_rationale or "—",
             "at": row.approved_at or "—",
             "wrong": "; ".join(row.wrong) or "nothing",
         }

@@ -110,7 +110,7 @@ def bench(
         _told(name, opened.target, form) as tell,
     ):
         given = latents or _random_latents(opened, Path(scratch) / "latents.npy")
-        device = _open(document, name, gate.max_others_share, tell)
+        device = _open(document, name, gate.max_background_cpu_share, tell)
         found = measure_on(
             device, opened, given, plan=plan, out_folder=Path(scratch) / "out",
             timeout_seconds=_TIMEOUT_SECONDS,
@@ -127,8 +127,8 @@ def bench(
             {"figure": "latents", "found": said},
         ]
         show([*_figures(found), *of], form, title)
-    if found.distrust:
-        raise Refused(found.distrust)
+    if found.unreliable_reason:
+        raise Refused(found.unreliable_reason)
 
 
 def _shaped(package: Package, shape: str | None, profile: dict[str, Any], name: str) -> Package:
@@ -173,7 +173,9 @@ def _figures(found: Measurement) -> list[dict[str, Any]]:
         "peak memory": f"{found.peak_memory_bytes / 1e6:.0f} MB",
         "heat": heat,
         "energy": "—" if found.energy_joules is None else f"{found.energy_joules:.3g} J a run",
-        "others took": "—" if found.others_share is None else f"{found.others_share:.0%}",
+        "others took": "—"
+        if found.background_cpu_share is None
+        else f"{found.background_cpu_share:.0%}",
         "threads": str(found.threads),
         "samples": f"{counts} in {len(found.seconds_by_process)} of {found.processes} processes",
     }
@@ -306,7 +308,7 @@ def _reached(profile: object, name: str) -> str:
 def _open(
     document: Mapping[str, Any],
     name: str,
-    max_others_share: float = 1.0,
+    max_background_cpu_share: float = 1.0,
     tell: Tell | None = None,
 ) -> Device:
     """The device of a name in params.yaml. Raises UserError where there is none."""
@@ -320,7 +322,7 @@ def _open(
     return open_device(
         parse_profile(schema.device_of(document, name, "devices")),
         Settings.from_environment().root,
-        max_others_share=max_others_share,
+        max_background_cpu_share=max_background_cpu_share,
         charge=_charge,
         tell=tell or silent,
     )

@@ -53,7 +53,7 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     settings = Settings.from_environment()
     workspace, todo, picked = _pick(settings, customer, instance_type, market)
     run = todo.run
-    with runs.alone(workspace.work, customer):
+    with runs.customer_lock(workspace.work, customer):
         began, clock = datetime.now(UTC), time.monotonic()
         settlement.note(workspace, run, picked, began=began)
         try:
@@ -75,9 +75,9 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
             with Ledger.open(settings.ledger_url) as ledger:
                 if not config.exists():  # else it could not be ended: `ec2 down` charges it
                     settlement.settle(ledger, workspace, ended=ended)
-                size, place = ran.fetched_bytes, settings.due_folder
+                size, place = ran.fetched_bytes, settings.outbox_folder
                 if size:
-                    settlement.fetched(ledger, workspace, run, size, at=ended, due_folder=place)
+                    settlement.fetched(ledger, workspace, run, size, at=ended, outbox_folder=place)
     print(f"report: {workspace.report}")
     if ran.exit_code:
         raise typer.Exit(ran.exit_code)

@@ -56,7 +56,7 @@ def explain(
                 between: "" if check.low is None else f"{check.low:.4g} to {check.high:.4g}",
                 "limit": f"{'≥' if check.direction == 'min' else '≤'} {check.limit:g} {check.unit}",
                 "margin": "—" if check.margin is None else f"{check.margin:+.3g}",
-                "because": check.because,
+                "rationale": check.rationale,
             }
             for check in verdict.checks
         ]
@@ -131,8 +131,8 @@ def _others(workspace: Workspace) -> Iterator[str]:
         if one["name"] == choice["chosen"]:
             continue
         why = f" ({', '.join(one['not_passed'])})" if one["not_passed"] else ""
-        distrust = f": {one['distrust']}" if one.get("distrust") else ""
-        yield f"also judged: {one['name']} {one['result']}{why}{distrust}"
+        unreliable_reason = f": {one['unreliable_reason']}" if one.get("unreliable_reason") else ""
+        yield f"also judged: {one['name']} {one['result']}{why}{unreliable_reason}"
         place = (
             workspace.folder("gate") / "candidates" / one["name"].replace("/", "-") / VERDICT_NAME
         )

@@ -164,7 +164,7 @@ class GateParams:
     refused_spread: Positive
     """Width above which times are no basis for a verdict, where that did not help."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
-    max_others_share: Share
+    max_background_cpu_share: Share
     """Of all processors' time: where other processes take more, times are no basis either."""
 
     def __post_init__(self) -> None:
@@ -198,7 +198,7 @@ class UseCase:
     needs_approval: bool
     choose: Literal["fastest", "best"]
     """Of the packages that pass: the fastest one, or the one of the best PSNR."""
-    because: Mapping[str, Annotated[str, Field(min_length=1)]]
+    rationale: Mapping[str, Annotated[str, Field(min_length=1)]]
     """Why each limit is what it is; shown beside what was measured."""
 
     def __post_init__(self) -> None:
@@ -207,9 +207,9 @@ class UseCase:
             for field in dataclasses.fields(self)
             if field.name.startswith(("min_", "max_"))
         }
-        if missing := sorted(limits - set(self.because)):
+        if missing := sorted(limits - set(self.rationale)):
             raise ValueError(f"because: no reason for {', '.join(missing)}; say why in a sentence")
-        if unknown := sorted(set(self.because) - limits):
+        if unknown := sorted(set(self.rationale) - limits):
             raise ValueError(f"because: {', '.join(unknown)}: no such limit")
 
 
@@ -343,13 +343,13 @@ def _thresholds(profile: Any, own: Any, customer: str, use_case: object) -> dict
             f"params.yaml: {where}.needs_approval is {found['needs_approval']!r}; {use_case} is "
             "never promoted without a person's approval: leave it out, or take another use_case"
         )
-    reasons, given = dict(found["because"]), own.get("because", {})
+    reasons, given = dict(found["rationale"]), own.get("rationale", {})
     for name in reasons.keys() & own.keys() - given.keys():
         if own[name] != profile[name]:
             reasons[name] = (
                 f"{customer} asks for it; {use_case} asks for {profile[name]}: {reasons[name]}"
             )
-    return {**found, "because": reasons}
+    return {**found, "rationale": reasons}
 
 
 def device_of(document: Mapping[str, Any], name: object, where: str) -> dict[str, Any]:

@@ -188,7 +188,7 @@ class Spending:
     """By the whole run up to now."""
     share: Share | None = None
     """Of limits that others share; None for a budget that is the run's own."""
-    beside_usd: Decimal = Decimal(0)
+    overhead_usd: Decimal = Decimal(0)
     """Of that share, for what `budget` leaves out."""
 
     def claim(self, upto_usd: Decimal, *, least_usd: Decimal | None = None) -> Allowance:
@@ -196,9 +196,9 @@ class Spending:
         if self.share is None:
             of = f"budget.run_usd of {format_usd(self.budget.run_usd)}"
             return Allowance(usd=self.budget.run_usd, by=of, is_own=True)
-        least_usd = None if least_usd is None else least_usd + self.beside_usd
-        found = self.share.claim(upto_usd + self.beside_usd, least_usd=least_usd)
-        return replace(found, usd=max(found.usd - self.beside_usd, AMOUNT_QUANTUM))
+        least_usd = None if least_usd is None else least_usd + self.overhead_usd
+        found = self.share.claim(upto_usd + self.overhead_usd, least_usd=least_usd)
+        return replace(found, usd=max(found.usd - self.overhead_usd, AMOUNT_QUANTUM))
 
     def affordable_seconds(self) -> float:
         """How long the run may go on before it eats into the reserve; 0 where it does already,

@@ -41,23 +41,23 @@ class Share:
         *,
         ask: Callable[[], Allowance],
         tell: Callable[[Decimal], None],
-        beside_usd: Decimal = Decimal(0),
+        overhead_usd: Decimal = Decimal(0),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ask, self._tell, self._beside_usd, self._clock = ask, tell, beside_usd, clock
+        self._ask, self._tell, self._overhead_usd, self._clock = ask, tell, overhead_usd, clock
         self._told_usd = Decimal(0)
         self._asked_at = -FRESH_SECONDS
         self.last: Allowance | None = None
         """What the limits left when they were asked last."""
 
     def ask(self) -> Allowance:
-        """What they leave now, `beside_usd` taken off; nothing is told.
+        """What they leave now, `overhead_usd` taken off; nothing is told.
 
         Raises:
             Unreachable: the ledger cannot be read.
         """
         found = self._ask()
-        self.last = replace(found, usd=found.usd - self._beside_usd)
+        self.last = replace(found, usd=found.usd - self._overhead_usd)
         self._asked_at = self._clock()
         return self.last
 
@@ -89,6 +89,6 @@ class Share:
     def _say(self, upto_usd: Decimal) -> None:
         self._told_usd = upto_usd
         try:
-            self._tell(max(Decimal(0), upto_usd) + self._beside_usd)
+            self._tell(max(Decimal(0), upto_usd) + self._overhead_usd)
         except Unreachable as error:  # a full disk ends no stage that is paid for
             _log.warning("other runs are not told what this one may come to: %s", error)

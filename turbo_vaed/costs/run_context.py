@@ -27,7 +27,7 @@ class Used:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Following:
+class DownstreamCost:
     """What has to be paid after distillation, as it was measured in earlier runs."""
 
     seconds: float = 0.0
@@ -44,7 +44,7 @@ class Tracker:
     """The run's spend so far, from the ledger; None where no ledger is kept."""
     share: Share | None = None
     """Of what the run's own budget and those of the month leave to it."""
-    following: Callable[[], Following] | None = None
+    downstream: Callable[[], DownstreamCost] | None = None
     """What the customer's earlier runs have paid after distillation; None where no ledger is."""
     usd_per_hour: Callable[[], Decimal] | None = None
     """Of all nodes that the stage holds now."""

@@ -38,7 +38,7 @@ class State:
 class Meanwhile:
     """What happened between two moments."""
 
-    others_share: float | None
+    background_cpu_share: float | None
     """Of all processors' time: spent by other processes, or taken by a hypervisor."""
     energy_joules: float | None
     throttled: bool | None
@@ -84,7 +84,7 @@ def between(start: State, end: State) -> Meanwhile:
     read = (start.temperature_celsius, end.temperature_celsius)
     celsius = [found for found in read if found is not None]
     return Meanwhile(
-        others_share=others,
+        background_cpu_share=others,
         energy_joules=energy,
         throttled=throttled,
         temperature_celsius=end.temperature_celsius,

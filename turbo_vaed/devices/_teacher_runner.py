@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     seconds = time_decodes(teacher.decode, clip, plan, wait=wait)
     document = {
         "latency_seconds": seconds,
-        "others_share": _machine.between(before, _machine.state()).others_share,
+        "background_cpu_share": _machine.between(before, _machine.state()).background_cpu_share,
         "machine": torch.cuda.get_device_name(device) if is_gpu else machine(),
     }
     Path(result).write_text(json.dumps(document), encoding="utf-8")

@@ -44,7 +44,7 @@ def measure(
     plan: Plan,
     out_folder: Path,
     timeout_seconds: float,
-    max_others_share: float = MAX_OTHERS_SHARE,
+    max_background_cpu_share: float = MAX_OTHERS_SHARE,
     tell: Tell = silent,
 ) -> Measurement | Failed:
     """Measure a package on this host, and decode every clip of latents.
@@ -73,9 +73,11 @@ def measure(
                 package_sha256=package.sha256, reason=str(error),
             )  # fmt: skip
         last = found[-REPEATS:]
-        if len(last) == REPEATS and not _why_not(last, plan, max_others_share, plan.max_spread):
+        if len(last) == REPEATS and not _why_not(
+            last, plan, max_background_cpu_share, plan.max_spread
+        ):
             break
-    kept = joined(found[-REPEATS:], plan, max_others_share)
+    kept = joined(found[-REPEATS:], plan, max_background_cpu_share)
     return replace(kept, processes=len(found))
 
 
@@ -112,7 +114,7 @@ def _once(
                 "clips": clips,
                 "processes": 1,
                 "cold_starts": (),
-                "distrust": "",
+                "unreliable_reason": "",
             }
         )
     except ValueError as error:
@@ -142,7 +144,7 @@ def _run(
     return clips, reported
 
 
-def joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> Measurement:
+def joined(runs: Sequence[Measurement], plan: Plan, max_background_cpu_share: float) -> Measurement:
     """Several processes' measurements as one."""
 
     def most(name: str) -> Any:
@@ -150,7 +152,7 @@ def joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> 
         return max(found) if found else None
 
     names = (
-        "warmup", "peak_memory_bytes", "baseline_memory_bytes", "others_share",
+        "warmup", "peak_memory_bytes", "baseline_memory_bytes", "background_cpu_share",
         "temperature_celsius", "hottest_celsius", "throttled", "energy_joules",
     )  # fmt: skip
     coolest = [run.coolest_celsius for run in runs if run.coolest_celsius is not None]
@@ -162,22 +164,22 @@ def joined(runs: Sequence[Measurement], plan: Plan, max_others_share: float) -> 
         "cold_start_seconds": statistics.median(run.cold_start_seconds for run in runs),
         "cold_starts": [run.cold_start_seconds for run in runs],
         "processes": len(runs),
-        "distrust": _why_not(
-            runs, plan, max_others_share, max(plan.max_spread, plan.refused_spread)
+        "unreliable_reason": _why_not(
+            runs, plan, max_background_cpu_share, max(plan.max_spread, plan.refused_spread)
         ),
     }
     return Measurement.from_json(both)
 
 
 def _why_not(
-    runs: Sequence[Measurement], plan: Plan, max_others_share: float, max_spread: float
+    runs: Sequence[Measurement], plan: Plan, max_background_cpu_share: float, max_spread: float
 ) -> str:
     """Why these measurements are no basis for a verdict; empty where they are."""
-    busy = max((run.others_share or 0.0 for run in runs), default=0.0)
-    if busy > max_others_share:
+    busy = max((run.background_cpu_share or 0.0 for run in runs), default=0.0)
+    if busy > max_background_cpu_share:
         return (
             f"other processes took {busy:.0%} of this machine meanwhile, at most "
-            f"{max_others_share:.0%} is allowed: stop them and measure again"
+            f"{max_background_cpu_share:.0%} is allowed: stop them and measure again"
         )
     each = [interval_of_median(s, plan.confidence) for run in runs for s in run.seconds_by_process]
     latency = together(each)

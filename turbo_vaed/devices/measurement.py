@@ -43,7 +43,7 @@ class Measurement:
     the program's runner was loaded, as on a phone."""
     clips: int
     """How many clips it decoded."""
-    others_share: float | None = None
+    background_cpu_share: float | None = None
     """Of all processors' time while it was timed: what other processes took. The most of the
     repeats; None where the device does not tell, as with all that follows."""
     temperature_celsius: float | None = None
@@ -61,7 +61,7 @@ class Measurement:
     """Seconds of each repeat, where there were several."""
     processes: int = 1
     """How many were measured until those that are kept agreed, or there were enough."""
-    distrust: str = ""
+    unreliable_reason: str = ""
     """Why its times are no basis for a verdict; empty where they are."""
 
     def __post_init__(self) -> None:
@@ -122,8 +122,8 @@ class Measurement:
 
 
 NOT_TOLD: Mapping[str, Any] = {
-    "others_share": None, "energy_joules": None, "temperature_celsius": None,
-    "coolest_celsius": None, "hottest_celsius": None, "distrust": "", "processes": 1,
+    "background_cpu_share": None, "energy_joules": None, "temperature_celsius": None,
+    "coolest_celsius": None, "hottest_celsius": None, "unreliable_reason": "", "processes": 1,
     "cold_starts": (),
 }  # fmt: skip
 """Of one process on a device that tells nothing of these, for `Measurement.from_json`."""

@@ -20,7 +20,7 @@ def open_device(
     profile: DeviceProfile,
     root: Path,
     *,
-    max_others_share: float = MAX_OTHERS_SHARE,
+    max_background_cpu_share: float = MAX_OTHERS_SHARE,
     charge: Callable[[Used], None] | None = None,
     tags: Callable[[], Mapping[str, str]] | None = None,
     tell: Tell = silent,
@@ -34,7 +34,9 @@ def open_device(
         tell: told how far a measurement is.
     """
     if isinstance(profile, HostProfile):
-        return HostDevice(name=profile.name, max_others_share=max_others_share, tell=tell)
+        return HostDevice(
+            name=profile.name, max_background_cpu_share=max_background_cpu_share, tell=tell
+        )
     if isinstance(profile, AdbProfile):
         return AdbDevice(profile=profile, root=root, tell=tell)
     if isinstance(profile, AppleProfile) and profile.iphone is not None:

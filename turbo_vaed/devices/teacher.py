@@ -26,7 +26,7 @@ class TeacherTimes:
     """Processor and system, or the GPU, for a person."""
     seconds: tuple[float, ...]
     """Per decode of one clip."""
-    others_share: float | None = None
+    background_cpu_share: float | None = None
     """Of all processors' time meanwhile: what other processes took; None where it is not told."""
 
 
@@ -69,7 +69,7 @@ def measure_teacher(
         what=what,
     )
     found, machine = reported.get("latency_seconds"), reported.get("machine")
-    others = reported.get("others_share")
+    others = reported.get("background_cpu_share")
     seconds = tuple(found) if isinstance(found, list) else ()
     try:
         check_seconds("latency_seconds", seconds)
@@ -77,4 +77,4 @@ def measure_teacher(
         raise Fault(f"{what} reported nonsense: {error}") from error
     if not isinstance(machine, str) or not machine:
         raise Fault(f"{what} reported nonsense: machine: found {machine!r}, expected its name")
-    return TeacherTimes(machine=machine, seconds=seconds, others_share=others)
+    return TeacherTimes(machine=machine, seconds=seconds, background_cpu_share=others)

@@ -22,7 +22,7 @@ class HostDevice:
     """This machine."""
 
     name: str = "host"
-    max_others_share: float = host.MAX_OTHERS_SHARE
+    max_background_cpu_share: float = host.MAX_OTHERS_SHARE
     tell: Tell = silent
 
     def probe(self) -> Facts:
@@ -53,7 +53,7 @@ class HostDevice:
             plan=plan,
             out_folder=Path(handle.place),
             timeout_seconds=timeout_seconds,
-            max_others_share=self.max_others_share,
+            max_background_cpu_share=self.max_background_cpu_share,
             tell=self.tell,
         )
         clips = found.clips if isinstance(found, Measurement) else 0

@@ -30,7 +30,7 @@ def evidence_of(
     confidence: float,
     *,
     on_device: Measurement | Failed | None = None,
-    teacher_distrust: str = "",
+    teacher_unreliable_reason: str = "",
 ) -> Evidence:
     """All that is known of a package. Intervals are those of `confidence`.
 
@@ -48,12 +48,12 @@ def evidence_of(
     unknown: dict[str, str] = {}
     if timed is not None:
         intervals["latency_ratio"] = _ratio(timed.latency, by)
-        if distrust := timed.distrust or teacher_distrust:
-            unknown["latency_ratio"] = distrust
+        if unreliable_reason := timed.unreliable_reason or teacher_unreliable_reason:
+            unknown["latency_ratio"] = unreliable_reason
     if paced is not None:
         intervals |= _pace(paced)
-        if paced.distrust:
-            unknown |= dict.fromkeys(("fps", "cold_start_seconds"), paced.distrust)
+        if paced.unreliable_reason:
+            unknown |= dict.fromkeys(("fps", "cold_start_seconds"), paced.unreliable_reason)
     if len(shown.clips) == 1:
         unknown |= dict.fromkeys(figures, "one test clip says nothing of others")
     broken = next((one.reason for one in (found, used) if isinstance(one, Failed)), "")

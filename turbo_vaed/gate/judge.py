@@ -161,16 +161,16 @@ def judge(
         "latency_ratio": _ratio(latency, evidence.teacher_latency_seconds),
     }
     limits = limits_of(thresholds, min_parity_psnr)
-    because = dict(thresholds.because)
+    rationale = dict(thresholds.rationale)
     if min_parity_psnr > thresholds.min_parity:
-        because["min_parity"] = PARITY_BECAUSE
+        rationale["min_parity"] = PARITY_BECAUSE
     checks = tuple(
         _check(
             rule,
             measured[rule.name],
             evidence,
             limit=limits[rule.name],
-            because=because[rule.threshold],
+            rationale=rationale[rule.threshold],
         )
         for rule in _RULES
     )
@@ -202,7 +202,7 @@ def least_psnr_db(thresholds: UseCase, teacher_psnr_db: float) -> float:
 
 
 def _check(
-    rule: _Rule, measured: float | None, evidence: Evidence, *, limit: float, because: str
+    rule: _Rule, measured: float | None, evidence: Evidence, *, limit: float, rationale: str
 ) -> Check:
     value = measured if measured is not None and math.isfinite(measured) else None
     low, high = evidence.intervals.get(rule.name, (None, None))
@@ -229,7 +229,7 @@ def _check(
         unit=rule.unit,
         result=result,
         reason=reason,
-        because=because,
+        rationale=rationale,
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from turbo_vaed.devices.host import read_decoded
 from turbo_vaed.gate.parity import parity_psnr
-from turbo_vaed.gate.test_split import HeldOut
+from turbo_vaed.gate.test_split import TestSplit
 
 if TYPE_CHECKING:
     from turbo_vaed.models import TurboVaedDecoder
@@ -29,7 +29,7 @@ class Shown:
 
 
 def look_at(
-    split: HeldOut,
+    split: TestSplit,
     decoded_folder: Path | None,
     student: TurboVaedDecoder,
     folder: Path,

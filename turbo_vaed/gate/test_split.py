@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class TestSplit:
     """The test clips, in the order of clips.json; a clip is read when it is asked for."""
 
     clips: tuple[Mapping[str, Any], ...]
@@ -56,7 +56,7 @@ class HeldOut:
         return (1, int(c), int(t), int(h), int(w))
 
     @classmethod
-    def open(cls, workspace: Workspace) -> HeldOut:
+    def open(cls, workspace: Workspace) -> TestSplit:
         """Open clips and latents of a customer.
 
         Raises:

@@ -42,7 +42,7 @@ class Check:
     result: Result
     reason: str
     """One sentence for a person."""
-    because: str
+    rationale: str
     """Why the limit is what it is."""
 
     @property

@@ -27,7 +27,7 @@ from turbo_vaed.costs import (
     Rate,
     Share,
     allowance,
-    due,
+    outbox,
     require_allowance,
 )
 from turbo_vaed.costs.money import quantise_usd
@@ -36,7 +36,7 @@ from turbo_vaed.costs.tags import resource_tags
 from turbo_vaed.errors import Unreachable, UserError
 from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.live_metrics import LiveRun
-from turbo_vaed.planning.estimate import following
+from turbo_vaed.planning.estimate import downstream
 from turbo_vaed.planning.pricing import limits_of, nodes_of
 from turbo_vaed.settings import Settings, new_run_id
 from turbo_vaed.workspace import Workspace
@@ -65,16 +65,16 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         raise UserError(f"unknown stage {name!r}; allowed: params, {', '.join(STAGES)}")
     run = settings.run_id or new_run_id(customer)
     with Ledger.open(settings.ledger_url) as ledger:
-        due.book(ledger, settings.due_folder)
+        outbox.book(ledger, settings.outbox_folder)
         workspace = Workspace.load(settings.root, customer)
         limits = limits_of(workspace.params)
         held = settings.held_usd  # for the machine, by whoever has started it
-        share = share_of(ledger, limits, run=run, customer=customer, beside_usd=held)
+        share = share_of(ledger, limits, run=run, customer=customer, overhead_usd=held)
         if name in UP_TO_DISTILL:
             require_allowance(share.ask(), spent_usd=ledger.total(run=run))
 
         def charge(used: Used) -> None:
-            due.add(ledger, charge_of(used, run, customer, name), settings.due_folder)
+            outbox.add(ledger, charge_of(used, run, customer, name), settings.outbox_folder)
 
         with _nodes(workspace, settings, ledger, run, name) as nodes:
             live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
@@ -87,13 +87,13 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
                 interval_seconds=CLUSTER_SLICE_SECONDS
                 if _is_on_a_cluster(settings, name)
                 else SLICE_SECONDS,
-                due=settings.due_folder,
+                due=settings.outbox_folder,
             )
             tracker = Tracker(
                 # In this order: a slice that is written in between counts twice, never not at all.
                 spent_usd=lambda: meter.unwritten_usd() + ledger.total(run=run),
                 share=share,
-                following=lambda: following(ledger, customer),
+                downstream=lambda: downstream(ledger, customer),
                 usd_per_hour=meter.usd_per_hour,
                 mark_wasted=meter.mark_wasted,
                 keep=meter.keep,
@@ -120,9 +120,9 @@ def share_of(
     *,
     run: str,
     customer: str,
-    beside_usd: Decimal = Decimal(0),
+    overhead_usd: Decimal = Decimal(0),
 ) -> Share:
-    """A run's share of the limits, kept in the ledger; `beside_usd` as of `Share`."""
+    """A run's share of the limits, kept in the ledger; `overhead_usd` as of `Share`."""
 
     def tell(upto_usd: Decimal) -> None:
         ledger.hold(run, customer, upto_usd, at=datetime.now(UTC))
@@ -130,7 +130,7 @@ def share_of(
     def ask() -> Allowance:
         return allowance(ledger, limits, run=run, customer=customer, at=datetime.now(UTC))
 
-    return Share(ask=ask, tell=tell, beside_usd=beside_usd)
+    return Share(ask=ask, tell=tell, overhead_usd=overhead_usd)
 
 
 def release(ledger: Ledger, run: str) -> None:
@@ -202,7 +202,7 @@ def _waiting(
                 stage=IDLE_STAGE,
                 nodes=others,
                 interval_seconds=CLUSTER_SLICE_SECONDS,
-                due=settings.due_folder,
+                due=settings.outbox_folder,
             )
             open_.enter_context(meter)
         except Exception as error:  # whatever Ray says

@@ -76,7 +76,7 @@ def volume_usd_per_hour(workspace: Workspace) -> Decimal:
     return volume_gib(read_template(workspace.root)) * price / _MONTH_HOURS
 
 
-def beside_usd(workspace: Workspace, usd_per_hour: Decimal, up_hours: Decimal) -> Decimal:
+def overhead_usd(workspace: Workspace, usd_per_hour: Decimal, up_hours: Decimal) -> Decimal:
     """The most that a machine is expected to cost beside its stages: its volume, for as long as it
     is up, and start, set-up, copies and end at its price.
 

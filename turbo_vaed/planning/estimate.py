@@ -33,14 +33,14 @@ from turbo_vaed.costs.estimate import (
 )
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.money import plain, quantise_usd, seconds_usd
-from turbo_vaed.costs.run_context import Following
+from turbo_vaed.costs.run_context import DownstreamCost
 from turbo_vaed.costs.statement import run_that_covers
 from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.planning.ec2_costs import VOLUME
 from turbo_vaed.planning.flops import expected
 from turbo_vaed.planning.pricing import (
     devices_usd,
-    following_usd_per_hour,
+    downstream_usd_per_hour,
     most_usd_per_hour,
     price_of,
     reserve_usd,
@@ -217,7 +217,7 @@ def estimate_run(
         "usd_per_hour": usd_per_hour,
     }
     steps, left_usd = workspace.params.distill.steps, left_usd - basis.idle_usd
-    beside_usd = basis.idle_usd + settings.held_usd + spent_usd
+    overhead_usd = basis.idle_usd + settings.held_usd + spent_usd
     found = estimate(
         steps=steps,
         **facts,
@@ -237,7 +237,7 @@ def estimate_run(
             max(left_usd - basis.unused_usd, Decimal(0)),  # that is kept back all the same
             of=f"{format_usd(may_spend_usd - spent_usd)} that are left of {of}" if of else "",
             change=f"it would {fewer} with "
-            f"{_larger(of, found.high_usd + beside_usd - may_spend_usd, may_spend_usd)}"
+            f"{_larger(of, found.high_usd + overhead_usd - may_spend_usd, may_spend_usd)}"
             f"{cheaper(left_usd + basis.idle_usd)}; "
             f"{format_usd(basis.reserve_usd)} are kept back for evaluate, export, gate and report "
             "(budget.reserve_seconds, or what they took before, and what a device can cost)",
@@ -249,7 +249,7 @@ def _basis(
     workspace: Workspace, settings: Settings, ledger: Ledger, stages: Collection[str], most: Decimal
 ) -> _Basis | None:
     """None where no pace is known: `most` USD per hour is what all nodes can come to."""
-    after = following(ledger, workspace.customer)
+    after = downstream(ledger, workspace.customer)
     kept_usd = devices_usd(workspace.params) + reserve_usd(
         workspace.params, settings, after, nodes_usd_per_hour=most
     )
@@ -304,7 +304,7 @@ def least_usd(
         return _estimate_rest(workspace, settings, ledger, stages).high_usd + settings.held_usd
     most = most_usd_per_hour(workspace.params, settings, "distill")
     reserve = reserve_usd(
-        workspace.params, settings, following(ledger, workspace.customer), nodes_usd_per_hour=most
+        workspace.params, settings, downstream(ledger, workspace.customer), nodes_usd_per_hour=most
     )
     return reserve + devices_usd(workspace.params) + settings.held_usd
 
@@ -319,7 +319,7 @@ def _estimate_rest(
     took = [_seconds(groups, stage, runs=1) for stage in stages]
     known = total_usd(took)
     seconds = known if all(took) else max(known, Decimal(str(params.budget.reserve_seconds)))
-    usd_per_hour = following_usd_per_hour(params, settings, price_of(params, settings, "distill"))
+    usd_per_hour = downstream_usd_per_hour(params, settings, price_of(params, settings, "distill"))
     time_usd = seconds_usd(seconds, usd_per_hour)
     devices = devices_usd(params) if "gate" in stages else Decimal(0)
     said = ""
@@ -370,14 +370,14 @@ def _keep(workspace: Workspace, found: Estimate, spent_usd: Decimal) -> None:
     (workspace.work / ESTIMATE).write_text(json.dumps(document, indent=1) + "\n")
 
 
-def following(ledger: Ledger, customer: str) -> Following:
+def downstream(ledger: Ledger, customer: str) -> DownstreamCost:
     """The most that each stage after distillation took in the last few runs that it did not fail
     in, and that one of them paid for disks, buckets and transfer."""
     groups = [g for g in ledger.grouped(customer=customer) if g.useful == "useful"]
     seconds = [_seconds(groups, name) for name in AFTER_DISTILL]
     # A machine's volume is kept back by whoever starts one (`planning/ec2_costs.py`).
     kept = (g for g in groups if g.unit in (storage.UNIT, transfer.UNIT) and g.resource != VOLUME)
-    return Following(seconds=float(total_usd(seconds)), usd=_most(kept, _usd))
+    return DownstreamCost(seconds=float(total_usd(seconds)), usd=_most(kept, _usd))
 
 
 def _seconds(groups: Iterable[ChargeGroup], stage: str, runs: int = _RUNS) -> Decimal:

@@ -29,7 +29,7 @@ from turbo_vaed.costs import (
 )
 from turbo_vaed.costs.aws_prices import Ec2Prices
 from turbo_vaed.costs.money import AMOUNT_QUANTUM
-from turbo_vaed.costs.run_context import Following
+from turbo_vaed.costs.run_context import DownstreamCost
 from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
@@ -135,21 +135,21 @@ def limits_of(params: Params) -> Limits:
     )
 
 
-def reserve_seconds(params: Params, following: Following) -> float:
+def reserve_seconds(params: Params, downstream: DownstreamCost) -> float:
     """Kept back for what follows distillation: what it took before and a fifth more, and
     `budget.reserve_seconds` at least."""
-    return max(params.budget.reserve_seconds, following.seconds * _LONGER)
+    return max(params.budget.reserve_seconds, downstream.seconds * _LONGER)
 
 
 def reserve_usd(
     params: Params,
     settings: Settings,
-    following: Following,
+    downstream: DownstreamCost,
     *,
     nodes_usd_per_hour: Decimal,
     book: PriceBook | None = None,
 ) -> Decimal:
-    """Kept back for what follows distillation: its time at `following_usd_per_hour`, and what of it
+    """Reserved for what follows distillation: its time at `downstream_usd_per_hour`, and what of it
     is no time.
 
     Args:
@@ -158,12 +158,12 @@ def reserve_usd(
 
     Raises: as `price_of`.
     """
-    usd_per_hour = following_usd_per_hour(params, settings, nodes_usd_per_hour, book)
-    seconds = Decimal(str(reserve_seconds(params, following)))
-    return seconds * per_second(usd_per_hour) + following.usd
+    usd_per_hour = downstream_usd_per_hour(params, settings, nodes_usd_per_hour, book)
+    seconds = Decimal(str(reserve_seconds(params, downstream)))
+    return seconds * per_second(usd_per_hour) + downstream.usd
 
 
-def following_usd_per_hour(
+def downstream_usd_per_hour(
     params: Params, settings: Settings, nodes_usd_per_hour: Decimal, book: PriceBook | None = None
 ) -> Decimal:
     """USD per hour while the stages after distillation run on this machine: of the nodes of
@@ -176,9 +176,9 @@ def following_usd_per_hour(
     return nodes_usd_per_hour + most_usd_per_hour(params, settings, "gate", book)
 
 
-def following_of(workspace: Workspace) -> Following:
+def downstream_of(workspace: Workspace) -> DownstreamCost:
     """What the customer's earlier runs have paid after distillation; nothing where no ledger is."""
-    return workspace.tracker.following() if workspace.tracker.following else Following()
+    return workspace.tracker.downstream() if workspace.tracker.downstream else DownstreamCost()
 
 
 def devices_usd(params: Params) -> Decimal:
@@ -198,7 +198,7 @@ def spending_of(workspace: Workspace, settings: Settings, stage: str) -> Spendin
     spent_usd, share = workspace.tracker.spent_usd, workspace.tracker.share
     device_usd = devices_usd(workspace.params)
     reserve = reserve_usd(
-        workspace.params, settings, following_of(workspace), nodes_usd_per_hour=usd_per_hour
+        workspace.params, settings, downstream_of(workspace), nodes_usd_per_hour=usd_per_hour
     )
     run_usd, by = limits.run_usd, f"budget.run_usd of {format_usd(limits.run_usd)}"
     if spent_usd is not None and share is not None:
@@ -227,7 +227,7 @@ def spending_of(workspace: Workspace, settings: Settings, stage: str) -> Spendin
         usd_per_hour=usd_per_hour,
         spent_usd=spent_usd or since,
         share=share if spent_usd is not None else None,
-        beside_usd=device_usd,
+        overhead_usd=device_usd,
     )
 
 

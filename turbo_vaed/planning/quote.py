@@ -15,12 +15,12 @@ from turbo_vaed.costs import Allowance, Ledger, PriceBook, allowance, format_usd
 from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.choice import Choice, Machine, choices
 from turbo_vaed.costs.money import plain, quantise_usd
-from turbo_vaed.costs.run_context import Following
+from turbo_vaed.costs.run_context import DownstreamCost
 from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.distill.seen import RESTART_SECONDS, SAVE_SECONDS, Seen, seen_in
 from turbo_vaed.errors import UserError
-from turbo_vaed.planning.ec2_costs import BEFORE_MINUTES, ENDS_ITSELF_MINUTES, beside_usd
-from turbo_vaed.planning.estimate import following, measured_pace
+from turbo_vaed.planning.ec2_costs import BEFORE_MINUTES, ENDS_ITSELF_MINUTES, overhead_usd
+from turbo_vaed.planning.estimate import downstream, measured_pace
 from turbo_vaed.planning.flops import expected_pace
 from turbo_vaed.planning.pricing import devices_usd, limits_of, price_book, reserve_seconds
 from turbo_vaed.settings import Settings
@@ -98,7 +98,7 @@ def quote(
     save, restart = seen.save_seconds or SAVE_SECONDS, seen.restart_seconds or RESTART_SECONDS
     with Ledger.open(settings.ledger_url) as ledger:
         after, spot_type = (
-            following(ledger, workspace.customer),
+            downstream(ledger, workspace.customer),
             _spot_type(ledger, workspace.customer),
         )
         may_spend = allowance(
@@ -166,7 +166,7 @@ def cheapest_elsewhere(
 
 
 def _rest_usd(
-    workspace: Workspace, after: Following, machine: Machine, steps_seconds: float
+    workspace: Workspace, after: DownstreamCost, machine: Machine, steps_seconds: float
 ) -> Decimal:
     """What a run on a machine of a known price costs beside its steps: what is kept back for what
     follows and for devices, and of one of EC2 its volume and the time before its first stage and
@@ -176,7 +176,7 @@ def _rest_usd(
     usd = after.usd + devices_usd(workspace.params) + seconds * per_second(machine.usd_per_hour)
     if machine.region:
         up_minutes = (Decimal(steps_seconds) + seconds) / 60 + BEFORE_MINUTES + ENDS_ITSELF_MINUTES
-        usd += beside_usd(workspace, machine.usd_per_hour, up_minutes / 60)
+        usd += overhead_usd(workspace, machine.usd_per_hour, up_minutes / 60)
     return quantise_usd(usd)
 
 

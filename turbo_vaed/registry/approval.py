@@ -28,7 +28,7 @@ class Approval:
 
 def is_approved(version: ModelVersion, sha256: str) -> bool:
     """Whether somebody answers for exactly these bytes: who, why and when."""
-    told = ("approved_by", "approved_because", "approved_at")
+    told = ("approved_by", "approval_rationale", "approved_at")
     return version.tags.get(_APPROVED_SHA256) == sha256 and all(
         version.tags.get(key, "").strip() for key in told
     )
@@ -38,7 +38,7 @@ def approve(client: MlflowClient, version: ModelVersion, approval: Approval) -> 
     """Record who answers for a version, for the bytes that were registered."""
     said = {
         "approved_by": approval.by,
-        "approved_because": approval.reason,
+        "approval_rationale": approval.reason,
         "approved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         _APPROVED_SHA256: version.tags.get("package_sha256", ""),
     }

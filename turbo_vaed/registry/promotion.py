@@ -92,7 +92,7 @@ class AuditRow:
     alias: str
     version: int
     approved_by: str
-    approved_because: str
+    approval_rationale: str
     approved_at: str
     wrong: tuple[str, ...]
     """What an alias should not be held with; empty where all is well."""
@@ -228,7 +228,7 @@ def audit(tracking_uri: str, customer: str) -> tuple[AuditRow, ...]:
                     alias=alias,
                     version=number,
                     approved_by=version.tags.get("approved_by", ""),
-                    approved_because=version.tags.get("approved_because", ""),
+                    approval_rationale=version.tags.get("approval_rationale", ""),
                     approved_at=version.tags.get("approved_at", ""),
                     wrong=tuple(wrong),
                 )

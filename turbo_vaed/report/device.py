@@ -82,9 +82,9 @@ def _confidence(found: Mapping[str, Any]) -> float:
 
 def _others(found: Mapping[str, Any], used: Mapping[str, Any]) -> str:
     """What other processes took of the machine, and while what ran; "" where it is not known."""
-    shares = [("the package was timed", found.get("others_share"))]
+    shares = [("the package was timed", found.get("background_cpu_share"))]
     if used is not found:
-        shares.append((f"it was timed at {used['shape']}", used.get("others_share")))
+        shares.append((f"it was timed at {used['shape']}", used.get("background_cpu_share")))
     shares.append(("the teacher was timed", found.get("teacher_others_share")))
     return ", ".join(
         f"{words.percent(share)} while {what}" for what, share in shares if share is not None

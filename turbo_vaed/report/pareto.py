@@ -173,7 +173,7 @@ def _row(one: Point, chosen: str) -> dict[str, Any]:
         "between": between,
         "size": words.size(one["size_bytes"]),
         "not_passed": ", ".join(words.check_label(name) for name in one["not_passed"]),
-        "distrust": one.get("distrust") or "",
+        "unreliable_reason": one.get("unreliable_reason") or "",
     }
 
 

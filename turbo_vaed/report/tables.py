@@ -211,7 +211,7 @@ def checks(context: ReportContext) -> list[dict[str, Any]]:
             "between": _between(check),
             "margin": _margin(check),
             "reason": check["reason"],
-            "because": check["because"],
+            "rationale": check["rationale"],
         })  # fmt: skip
     return sorted(rows, key=lambda row: list(TONES).index(row["result"]))
 

@@ -147,7 +147,7 @@ def _measured(
     fps = statistics.median(_positive(clip["fps"]) for clip in clips["clips"])
     clips_per_minute = 60 * fps / frames
     clip = f"clips of {frames} frames at {fps.normalize():f} fps ({CLIPS}, {PACKAGE} io)"
-    doubt = str(measurement.get("distrust") or "")
+    doubt = str(measurement.get("unreliable_reason") or "")
     if doubt:
         doubt = f"; THE GATE DOES NOT TRUST THESE TIMES: {doubt}"
     if is_demo:

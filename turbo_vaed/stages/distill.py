@@ -17,7 +17,7 @@ from turbo_vaed.errors import BudgetRefused, TurboVaedError
 from turbo_vaed.planning.compatibility import student_config
 from turbo_vaed.planning.estimate import keep_pace, pace_key
 from turbo_vaed.planning.pricing import (
-    following_of,
+    downstream_of,
     most_usd_per_hour,
     price_book,
     reserve_usd,
@@ -219,7 +219,7 @@ def _paid(
 
     book = price_book(workspace.params, settings)
     most = most_usd_per_hour(workspace.params, settings, "distill", book)
-    reserve = partial(reserve_usd, workspace.params, settings, following_of(workspace), book=book)
+    reserve = partial(reserve_usd, workspace.params, settings, downstream_of(workspace), book=book)
     kept = reserve(nodes_usd_per_hour=most)
 
     def paid() -> Paid:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from turbo_vaed.errors import Fault
-from turbo_vaed.gate.test_split import HeldOut, load_student
+from turbo_vaed.gate.test_split import TestSplit, load_student
 from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def run(workspace: Workspace) -> dict[str, object]:
     from turbo_vaed.metrics import QUALITY, clip_quality, summarise_quality
 
     params = workspace.params.evaluate
-    split = HeldOut.open(workspace)
+    split = TestSplit.open(workspace)
     clips: list[dict[str, object]] = []
     teacher, student = [], []
     decoded = _decode(load_student(workspace), split, params.batch_size)
@@ -70,7 +70,7 @@ def run(workspace: Workspace) -> dict[str, object]:
 
 
 def _decode(
-    decoder: TurboVaedDecoder, split: HeldOut, batch_size: int
+    decoder: TurboVaedDecoder, split: TestSplit, batch_size: int
 ) -> Iterator[NDArray[np.uint8]]:
     """The student's video of each test clip in turn, (T, H, W, 3)."""
     import torch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
 from turbo_vaed.export import Job, Package, Target, export_package, spread_out
 from turbo_vaed.gate.parity import Parity, verify, write_parities
-from turbo_vaed.gate.test_split import HeldOut, load_student, training_latents
+from turbo_vaed.gate.test_split import TestSplit, load_student, training_latents
 from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run(workspace: Workspace) -> dict[str, object]:
         Fault: of no target the student became a program that puts out what PyTorch does.
     """
     params, targets = workspace.params.export, wanted(workspace)
-    decoder, split = load_student(workspace), HeldOut.open(workspace)
+    decoder, split = load_student(workspace), TestSplit.open(workspace)
     tests = split.latents(spread_out(split.indices, params.verify_clips))
     training = training_latents(workspace, params.calibration_clips)
     shapes = [split.latent_shape, *further_shapes(workspace, decoder.config)]

@@ -21,7 +21,7 @@ from turbo_vaed.gate import Candidate, Verdict, choose, judge, write_verdict
 from turbo_vaed.gate.evidence import evidence_of
 from turbo_vaed.gate.output_quality import Shown, look_at
 from turbo_vaed.gate.provenance import data_sha256, git_revision
-from turbo_vaed.gate.test_split import HeldOut, load_student
+from turbo_vaed.gate.test_split import TestSplit, load_student
 from turbo_vaed.stages.export import fitted, left_out, package_folder, wanted
 from turbo_vaed.workspace import Workspace
 
@@ -40,7 +40,7 @@ class _Judged:
     """Of the program that the device's apps use, where that is another one."""
     shown: Shown
     verdict: Verdict
-    distrust: str
+    unreliable_reason: str
     """Why it ran to no end, or its times or the teacher's are no basis; empty where they are."""
     place: Path
     """Where its verdict, measurement and frames are kept."""
@@ -69,7 +69,7 @@ def run(workspace: Workspace) -> dict[str, object]:
         UserError: none of the packages runs on this host.
         Fault: a device reported nonsense.
     """
-    split = HeldOut.open(workspace)
+    split = TestSplit.open(workspace)
     evaluation = _read_evaluation(workspace, split)
     packages, elsewhere = _packages(workspace)
     with workspace.writing("gate") as folder:
@@ -158,11 +158,11 @@ def _packages(workspace: Workspace) -> tuple[dict[Target, Package], dict[str, st
 
 def _device(workspace: Workspace) -> Device:
     """That of `gate.device`."""
-    limit = workspace.params.gate.max_others_share
+    limit = workspace.params.gate.max_background_cpu_share
     return open_device(
         workspace.params.device,
         workspace.root,
-        max_others_share=limit,
+        max_background_cpu_share=limit,
         charge=workspace.tracker.charge,
         tags=workspace.tracker.tags,
     )
@@ -170,7 +170,7 @@ def _device(workspace: Workspace) -> Device:
 
 def _judge(
     workspace: Workspace,
-    split: HeldOut,
+    split: TestSplit,
     target: Target,
     package: Package,
     evaluation: Mapping[str, Any],
@@ -194,7 +194,7 @@ def _judge(
         shown = look_at(split, decoded, load_student(workspace), place, evaluation["worst_share"])
     on_device = None if isinstance(found, Failed) else _on_device(workspace, split, package, folder)
     used = found if on_device is None else on_device
-    teacher_distrust = _distrust(teacher, params.gate.max_others_share)
+    teacher_unreliable_reason = _unreliable_reason(teacher, params.gate.max_background_cpu_share)
     evidence = evidence_of(
         package,
         found,
@@ -203,7 +203,7 @@ def _judge(
         evaluation,
         params.gate.confidence,
         on_device=on_device,
-        teacher_distrust=teacher_distrust,
+        teacher_unreliable_reason=teacher_unreliable_reason,
     )
     verdict = judge(
         evidence,
@@ -237,13 +237,13 @@ def _judge(
         used=used,
         shown=shown,
         verdict=verdict,
-        distrust=_doubt(found) or _doubt(used) or teacher_distrust,
+        unreliable_reason=_doubt(found) or _doubt(used) or teacher_unreliable_reason,
         place=place,
     )
 
 
 def _on_device(
-    workspace: Workspace, split: HeldOut, package: Package, folder: Path
+    workspace: Workspace, split: TestSplit, package: Package, folder: Path
 ) -> Measurement | Failed | None:
     """What the program for the device's own shape did there, on latents of two clips repeated to
     it; None where that is the clips' program."""
@@ -273,7 +273,7 @@ def _shape_of(workspace: Workspace) -> str:
 
 
 def _doubt(found: Measurement | Failed) -> str:
-    return found.reason if isinstance(found, Failed) else found.distrust
+    return found.reason if isinstance(found, Failed) else found.unreliable_reason
 
 
 def _row(one: _Judged, candidate: Candidate) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _row(one: _Judged, candidate: Candidate) -> dict[str, Any]:
         "name": candidate.name,
         "result": one.verdict.result,
         "not_passed": [check.name for check in one.verdict.failed],
-        "distrust": one.distrust,
+        "unreliable_reason": one.unreliable_reason,
         "psnr_db": candidate.psnr_db,
         "parity_psnr_db": one.shown.parity_psnr_db,
         "median_latency_seconds": candidate.latency_seconds,
@@ -307,7 +307,7 @@ def plan(workspace: Workspace) -> Plan:
     )
 
 
-def _teacher(workspace: Workspace, split: HeldOut, scratch: Path) -> dict[str, Any]:
+def _teacher(workspace: Workspace, split: TestSplit, scratch: Path) -> dict[str, Any]:
     """What measurement.json says of the teacher's decoder, timed under the same conditions; and on
     the GPU, where this host has one, as the cloud would run it.
 
@@ -315,12 +315,12 @@ def _teacher(workspace: Workspace, split: HeldOut, scratch: Path) -> dict[str, A
     """
     own = _time_teacher(workspace, split, scratch, "cpu", "float32")
     # Once more: it may have been a moment.
-    if (own.others_share or 0.0) > workspace.params.gate.max_others_share:
+    if (own.background_cpu_share or 0.0) > workspace.params.gate.max_background_cpu_share:
         own = _time_teacher(workspace, split, scratch, "cpu", "float32")
     found = {
         "teacher_latency_seconds": list(own.seconds),
         "teacher_machine": own.machine,
-        "teacher_others_share": own.others_share,
+        "teacher_others_share": own.background_cpu_share,
     }
     if not has_gpu():
         return found
@@ -336,7 +336,7 @@ def _teacher(workspace: Workspace, split: HeldOut, scratch: Path) -> dict[str, A
     }
 
 
-def _distrust(teacher: Mapping[str, Any], most: float) -> str:
+def _unreliable_reason(teacher: Mapping[str, Any], most: float) -> str:
     """Why the teacher's times are no yardstick; empty where they are one."""
     share = teacher["teacher_others_share"] or 0.0
     if share <= most:
@@ -348,7 +348,7 @@ def _distrust(teacher: Mapping[str, Any], most: float) -> str:
 
 
 def _time_teacher(
-    workspace: Workspace, split: HeldOut, scratch: Path, device: str, precision: Precision
+    workspace: Workspace, split: TestSplit, scratch: Path, device: str, precision: Precision
 ) -> TeacherTimes:
     params = workspace.params
     # A teacher is slow, and its time is a yardstick: a few samples of it are enough. A GPU is not,
@@ -366,7 +366,7 @@ def _time_teacher(
     )
 
 
-def _latents(split: HeldOut, scratch: Path) -> Path:
+def _latents(split: TestSplit, scratch: Path) -> Path:
     import numpy as np
 
     path = scratch / "latents.npy"
@@ -375,7 +375,7 @@ def _latents(split: HeldOut, scratch: Path) -> Path:
     return path
 
 
-def _read_evaluation(workspace: Workspace, split: HeldOut) -> dict[str, Any]:
+def _read_evaluation(workspace: Workspace, split: TestSplit) -> dict[str, Any]:
     path = workspace.folder("evaluate") / "evaluation.json"
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

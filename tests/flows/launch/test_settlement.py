@@ -116,8 +116,8 @@ def test_what_is_fetched_out_of_aws_is_charged(
     workspace: Workspace, settings: Settings, run: runs.Run
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
-        place = settings.due_folder
-        found = settlement.fetched(ledger, workspace, run, 5 * 10**8, at=START, due_folder=place)
+        place = settings.outbox_folder
+        found = settlement.fetched(ledger, workspace, run, 5 * 10**8, at=START, outbox_folder=place)
         assert ledger.charges() == (found,)
     assert (found.quantity, found.unit, found.amount_usd) == (
         Decimal("0.5"), "GB", Decimal("0.045")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.costs.charges import START, charge
 from tests.costs.metered import Clock, Memory, meter
-from turbo_vaed.costs import Ledger, due, total_usd
+from turbo_vaed.costs import Ledger, outbox, total_usd
 from turbo_vaed.errors import CorruptFile, Unreachable
 
 
@@ -35,17 +35,17 @@ def test_a_kept_charge_is_the_same_charge(micros: int, price: Decimal, started) 
         started_at=started,
         ended_at=started + timedelta(seconds=1),
     )
-    assert due._charge(due._document(one)).key == one.key
+    assert outbox._charge(outbox._document(one)).key == one.key
 
 
 def test_what_is_kept_is_booked_once_and_removed(tmp_path: Path) -> None:
     folder = tmp_path / "due"
-    due.keep([charge(0), charge(15)], folder)
-    due.keep([charge(15), charge(30)], folder)  # one that got through unnoticed
+    outbox.keep([charge(0), charge(15)], folder)
+    outbox.keep([charge(15), charge(30)], folder)  # one that got through unnoticed
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        assert due.book(ledger, folder) == 3
+        assert outbox.book(ledger, folder) == 3
         assert len(ledger.charges(run="demo-1")) == 3
-        assert due.book(ledger, folder) == 0
+        assert outbox.book(ledger, folder) == 0
     assert list(folder.iterdir()) == []
 
 
@@ -54,13 +54,13 @@ def test_a_file_that_its_meter_has_just_replaced_stops_nobody(
 ) -> None:
     """Listed, and gone when it is read: a newer file, or the ledger, has all that was in it."""
     folder = tmp_path / "due"
-    gone = due.keep([charge(0)], folder)
-    due.keep([charge(0), charge(15)], folder)
+    gone = outbox.keep([charge(0)], folder)
+    outbox.keep([charge(0), charge(15)], folder)
     listed = sorted(folder.glob("*.jsonl"))
     gone.unlink()
     monkeypatch.setattr(Path, "glob", lambda *_: iter(listed))
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        assert due.book(ledger, folder) == 2
+        assert outbox.book(ledger, folder) == 2
 
 
 class Away:
@@ -77,7 +77,7 @@ AWAY = 10**9
 def booked(folder: Path, database: Path) -> Decimal:
     """What a run that follows finds due, in all."""
     with Ledger.open(f"sqlite:///{database}") as ledger:
-        due.book(ledger, folder)
+        outbox.book(ledger, folder)
         assert not list(folder.iterdir())
         return ledger.total(run="demo-1")
 
@@ -100,7 +100,7 @@ def test_a_stage_that_ends_well_without_its_ledger_is_done_and_leaves_its_charge
     assert "clip: the ledger is gone; charges of $0.08 are kept in" in told.message
     assert str(path) in told.message and "the next run books them" in told.message
     with pytest.raises(Unreachable):
-        due.book(Away(), folder)  # type: ignore[arg-type]
+        outbox.book(Away(), folder)  # type: ignore[arg-type]
     assert booked(folder, tmp_path / "ledger.db") == running.usd == Decimal("0.08")
 
 
@@ -115,7 +115,7 @@ def test_a_stage_that_fails_without_its_ledger_leaves_its_charges_and_their_wast
     missed, kept = caught.value.__notes__
     assert "the ledger is gone" in missed and "are kept in" in kept
     ledger = Memory()
-    due.book(ledger, folder)
+    outbox.book(ledger, folder)
     wasted = [row.amount_usd for row in ledger.rows if row.useful == "wasted"]
     assert total_usd(wasted) == Decimal("0.08")
 
@@ -176,15 +176,15 @@ def test_charges_that_can_be_kept_nowhere_are_printed(
             if fails:
                 raise ZeroDivisionError
     assert "charges of $0.08 are NOT kept, for" in caught.value.__notes__[-1]
-    printed = [due._charge(json.loads(line)) for line in capsys.readouterr().err.splitlines()]
+    printed = [outbox._charge(json.loads(line)) for line in capsys.readouterr().err.splitlines()]
     assert total_usd(one.amount_usd for one in printed) == Decimal("0.08")
     assert {one.useful for one in printed} == ({"useful", "wasted"} if fails else {"useful"})
 
 
 def test_a_file_that_is_cut_is_named_and_stays(tmp_path: Path) -> None:
-    path = due.keep([charge()], tmp_path / "due")
+    path = outbox.keep([charge()], tmp_path / "due")
     path.write_text(path.read_text()[:50])
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:  # noqa: SIM117
         with pytest.raises(CorruptFile, match="book them by hand"):
-            due.book(ledger, path.parent)
+            outbox.book(ledger, path.parent)
     assert path.exists()
