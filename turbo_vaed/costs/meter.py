@@ -128,9 +128,9 @@ class Meter:
     charges as `mark_wasted` books them, but for what it was told to `keep`.
     A ledger that does not take a slice is asked again with every later one. What is pending by then
     is kept in a file of the outbox for `outbox.book`, and the file removed once the ledger has it.
-    A block that ends well with its charges in that file alone is told of as an error in the log and raises
-    nothing. Where they are not kept either, for the disk is full, they are printed to stderr, a
-    JSON object a line, and the ledger's error is raised, or noted on the block's own.
+    A block that ends well with its charges in that file alone logs an error and raises nothing.
+    Where they are not kept either, for the disk is full, they are printed to stderr, a JSON object
+    a line, and the ledger's error is raised, or noted on the block's own.
 
     Args:
         ledger: where the charges go.
