@@ -246,7 +246,7 @@ def estimate(
 def release(settings: Settings, run: runs.Run) -> None:
     """The run is over, or ended for now: it keeps nothing back of a month any more. Who has started
     its machine does this when all of that is charged."""
-    if settings.held_usd:
+    if settings.machine_overhead_usd:
         return
     try:
         with Ledger.open(settings.ledger_url) as ledger:

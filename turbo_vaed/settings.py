@@ -9,7 +9,7 @@
 | `TURBO_VAED_CHECKPOINTS` | checkpoints: folder or s3://BUCKET/PREFIX | `work/NAME/checkpoints` |
 | `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
 | `TURBO_VAED_MACHINE` | this machine's labels (`turbo-vaed node labels`): its price | a local one |
-| `TURBO_VAED_HELD_USD` | of the run's budget, for what its machine costs beside its stages | 0 |
+| `TURBO_VAED_MACHINE_OVERHEAD_USD` | what the run's machine costs outside its stages | 0 |
 | `TURBO_VAED_LITERT` | the environment of LiteRT's converter | `.venv-litert` beside this code |
 | `ANDROID_SERIAL` | the phone of an `adb` profile without a serial | the only one |
 | `AWS_EC2_METADATA_SERVICE_ENDPOINT` | where `node watch` reads notices | EC2's own address |
@@ -62,8 +62,9 @@ class Settings:
     """Of a local Ray that the flow started for its stages."""
     machine: dict[str, str]
     """Labels of this machine where it is one of EC2: what it costs. Empty for a local one."""
-    held_usd: Decimal
-    """Of the run's budget, for what whoever started this machine charges beside its stages."""
+    machine_overhead_usd: Decimal
+    """The part of the run's budget reserved for what this machine costs outside its stages; whoever
+    started the machine charges it."""
 
     @property
     def outbox_folder(self) -> Path:
@@ -95,7 +96,7 @@ class Settings:
             ray_address=os.environ.get("RAY_ADDRESS") or None,
             own_ray_address=os.environ.get("TURBO_VAED_OWN_RAY") or None,
             machine=_labels("TURBO_VAED_MACHINE"),
-            held_usd=_usd("TURBO_VAED_HELD_USD"),
+            machine_overhead_usd=_usd("TURBO_VAED_MACHINE_OVERHEAD_USD"),
         )
 
 

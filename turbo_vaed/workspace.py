@@ -10,7 +10,7 @@ from pathlib import Path
 
 from turbo_vaed.config import schema as params_module
 from turbo_vaed.config.schema import Params
-from turbo_vaed.costs.run_context import Tracker
+from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.errors import UserError
 
 
@@ -21,10 +21,10 @@ class Workspace:
     customer: str
     params: Params
     root: Path
-    tracker: Tracker
+    run_context: RunContext
 
     @classmethod
-    def load(cls, root: Path, customer: str, tracker: Tracker | None = None) -> Workspace:
+    def load(cls, root: Path, customer: str, run_context: RunContext | None = None) -> Workspace:
         """The customer's place in the checkout at `root`.
 
         Raises:
@@ -35,7 +35,7 @@ class Workspace:
             customer=customer,
             params=params_module.load(root / "params.yaml", customer),
             root=root,
-            tracker=tracker or Tracker(),
+            run_context=run_context or RunContext(),
         )
 
     @property

@@ -33,7 +33,7 @@ class Picked:
     """After which the machine ends itself: what may be spent is spent by then, at the most that
     an hour of it can cost."""
     volume_gib: int
-    held_usd: Decimal
+    machine_overhead_usd: Decimal
     """Of what may be spent, for what the machine costs beside its stages: time, and its volume."""
     goes_on: bool = False
     """Whether its training has begun: how many steps are left is known on the machine."""
@@ -130,7 +130,9 @@ def pick(
         quote=found,
         minutes=int(hours * 60),
         volume_gib=volume_gib(read_template(workspace.root)),
-        held_usd=quantise_usd(overhead_usd(workspace, best.machine.usd_per_hour, hours)),
+        machine_overhead_usd=quantise_usd(
+            overhead_usd(workspace, best.machine.usd_per_hour, hours)
+        ),
         goes_on=goes_on,
     )
 

@@ -144,7 +144,10 @@ def prepare(
     place.mkdir(parents=True, exist_ok=True)
     _copy_checkout(workspace)
     told = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
-    told |= {"RAY_ADDRESS": "auto", "TURBO_VAED_HELD_USD": plain(picked.held_usd)}
+    told |= {
+        "RAY_ADDRESS": "auto",
+        "TURBO_VAED_MACHINE_OVERHEAD_USD": plain(picked.machine_overhead_usd),
+    }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
     lines += [
         f'export PATH="{HOME.replace("~", "$HOME")}/.venv/bin:$PATH"',

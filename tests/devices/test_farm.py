@@ -19,7 +19,7 @@ from turbo_vaed.costs.tags import resource_tags
 from turbo_vaed.devices import Failed, Measurement, farm
 from turbo_vaed.devices.device import measure_on
 from turbo_vaed.errors import Fault, UserError
-from turbo_vaed.metering.run_stage import charge_of
+from turbo_vaed.metering.run_stage import usage_charge
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_package_is_measured_paid_for_and_its_frames_come_back(
 def test_its_minutes_are_charged_to_the_run(phone, paid, package, latents, tmp_path):
     measured(phone, package, latents, tmp_path)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        ledger.add(charge_of(paid[0], "demo-1", "demo", "gate"))
+        ledger.add(usage_charge(paid[0], "demo-1", "demo", "gate"))
         (charge,) = ledger.charges(run="demo-1")
     assert charge.amount_usd == Decimal("0.5525") and charge.stage == "gate"
     assert charge.resource == "Device Farm (pixel)"
@@ -145,7 +145,7 @@ def test_a_clock_that_is_set_back_loses_no_charge(phone, paid):
     phone._charge({}, begun, is_wasted=False)
     (used,) = paid
     assert used.quantity == pytest.approx(Decimal(10), abs=Decimal("0.1"))
-    assert charge_of(used, "demo-1", "demo", "gate").started_at == later == used.ended
+    assert usage_charge(used, "demo-1", "demo", "gate").started_at == later == used.ended
 
 
 def test_processes_that_disagree_are_not_run_again_where_minutes_are_paid(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.distill.told import END, T0, Books, Clock, follower, lines, start, step, steps
-from turbo_vaed.costs.run_context import Tracker
+from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.distill.follow import describe
 from turbo_vaed.distill.seen import seen_in
 from turbo_vaed.errors import CorruptFile
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_lost_worker_costs_the_time_since_its_checkpoint(path, clock, capsys) -> None:
     books = Books()
-    with follower(path, books.tracker()) as downstream:
+    with follower(path, books.run_context()) as downstream:
         for event in [start(10), *steps(1, 47, at=11), start(62.3, resumed_from=40)]:
             downstream.take(event)
         assert downstream.account.step == 40
@@ -46,7 +46,7 @@ def test_a_lost_worker_costs_the_time_since_its_checkpoint(path, clock, capsys) 
 
 def test_before_the_first_checkpoint_everything_is_lost(path, clock) -> None:
     books = Books()
-    with follower(path, books.tracker()) as downstream:
+    with follower(path, books.run_context()) as downstream:
         for event in [start(10), *steps(1, 5, at=11), start(40)]:
             downstream.take(event)
     assert books.wasted[0][:2] == pytest.approx((10, 40), abs=1e-5)
@@ -55,7 +55,7 @@ def test_before_the_first_checkpoint_everything_is_lost(path, clock) -> None:
 
 def test_a_second_restart_from_the_same_checkpoint_pays_for_its_own_time_only(path, clock) -> None:
     books = Books()
-    with follower(path, books.tracker()) as downstream:
+    with follower(path, books.run_context()) as downstream:
         for event in [start(0), *steps(1, 47, at=1), start(60, 40), *steps(41, 45, at=61),
                       start(80, 40), *steps(41, 43, at=81), start(100, 20)]:  # fmt: skip
             downstream.take(event)
@@ -74,7 +74,7 @@ def test_what_came_after_the_state_that_is_gone_back_to_is_forgotten(path, clock
             {"event": "checkpoint", "seconds": 0.5, "step": number, "at": T0 + number, "name": "x"},
         ]
 
-    with follower(path, Tracker()) as downstream:
+    with follower(path, RunContext()) as downstream:
         for event in [start(0), *told(1), *told(2), *told(3), start(30, 2)]:
             downstream.take(event)
     account = downstream.account
@@ -92,7 +92,7 @@ def test_what_came_after_the_state_that_is_gone_back_to_is_forgotten(path, clock
     ],
 )  # fmt: skip
 def test_a_restart_has_its_reason(path, clock, between, world, reason) -> None:
-    with follower(path, Tracker()) as downstream:
+    with follower(path, RunContext()) as downstream:
         for event in [start(0), *steps(1, 5, at=1), *between, start(30, 5, world=world)]:
             downstream.take(event)
         downstream.take(start(50, 5, world=1))
@@ -103,7 +103,7 @@ def test_a_restart_has_its_reason(path, clock, between, world, reason) -> None:
 
 def killed(path: Path, books: Books, clock: Clock, events: list[dict[str, Any]]) -> None:
     """A driver that is gone with the last event: nothing of it runs after that."""
-    downstream = follower(path, books.tracker()).__enter__()
+    downstream = follower(path, books.run_context()).__enter__()
     for event in events:
         downstream.take(event)
         clock.now = event["at"]
@@ -123,7 +123,7 @@ def test_a_new_driver_books_what_the_one_before_lost_and_only_once(path, clock) 
     clock.now = T0 + 900
     killed(path, books, clock, [start(910, resumed_from=40), *steps(41, 42, at=911)])
     assert [w[:2] for w in books.wasted[2:]] == [pytest.approx((900, 910), abs=1e-5)]
-    with follower(path, books.tracker()) as downstream:
+    with follower(path, books.run_context()) as downstream:
         assert [row["lost_steps"] for row in downstream.summary()["restarts"]] == [7, 0]
     assert len(books.wasted) == 3
 
@@ -143,7 +143,7 @@ def test_a_run_of_another_job_has_given_up_the_one_before(path, clock) -> None:
     books = Books()
     killed(path, books, clock, [start(10), *steps(1, 5, at=11)])
     clock.now = T0 + 100
-    with follower(path, books.tracker(), job="distill-b") as downstream:
+    with follower(path, books.run_context(), job="distill-b") as downstream:
         downstream.take(start(120))
         for event in steps(1, 3, at=121):
             downstream.take(event)
@@ -159,7 +159,7 @@ def test_a_finished_run_is_left_for_the_next_one_and_wastes_nothing(path, clock)
               "caption": "c"}, {**END, "step": 1, "at": T0 + 2}]  # fmt: skip
     killed(path, books, clock, events)
     clock.now = T0 + 50
-    with follower(path, books.tracker()) as downstream:
+    with follower(path, books.run_context()) as downstream:
         assert downstream.account.ended is not None  # nothing to do: still the finished one
         downstream.take(start(60))
         assert [event["event"] for event in lines(path)] == ["open", "start"]
@@ -173,7 +173,7 @@ def test_a_run_that_was_stopped_goes_on_without_waste(path, clock, stopped) -> N
     killed(path, books, clock, [start(0), *steps(1, 5, at=1),
                                 {**END, "stopped": stopped, "step": 5, "at": T0 + 6}])  # fmt: skip
     clock.now = T0 + 100
-    with follower(path, books.tracker()) as downstream:
+    with follower(path, books.run_context()) as downstream:
         downstream.take(start(110, resumed_from=5))
         downstream.take(step(6, 111))
     assert books.wasted == [] and downstream.account.step == 6
@@ -182,7 +182,7 @@ def test_a_run_that_was_stopped_goes_on_without_waste(path, clock, stopped) -> N
 
 def test_figures_and_pictures_go_on(path, clock) -> None:
     books = Books()
-    with follower(path, books.tracker()) as downstream:
+    with follower(path, books.run_context()) as downstream:
         downstream.take(start(0))
         downstream.take(step(1, 1, val_psnr=30.0, val_ssim=0.9, loss=float("nan")))
         downstream.take({"event": "picture", "step": 1, "at": T0 + 1, "png": b"\x89PNG",
@@ -203,7 +203,7 @@ def test_what_workers_may_do_before_they_hear_again_is_more_than_any_late_step_t
     path, clock
 ) -> None:
     """A validation and a save between two steps count; what a step took long ago does not."""
-    with follower(path, Books().tracker()) as downstream:
+    with follower(path, Books().run_context()) as downstream:
         downstream.take(start(0))
         assert downstream.ahead_seconds == 600, "nothing is known yet"
         for event in steps(1, 50, at=100):
@@ -214,7 +214,7 @@ def test_what_workers_may_do_before_they_hear_again_is_more_than_any_late_step_t
         for event in steps(52, 250, at=251):
             downstream.take(event)
         assert downstream.ahead_seconds == 60
-    with follower(path, Books().tracker()) as downstream:
+    with follower(path, Books().run_context()) as downstream:
         assert downstream.ahead_seconds == 600
         downstream.take(start(1_000_000, resumed_from=250))
         for event in steps(251, 252, at=1_000_100):
@@ -223,7 +223,7 @@ def test_what_workers_may_do_before_they_hear_again_is_more_than_any_late_step_t
 
 
 def test_without_a_tracker_everything_is_kept_all_the_same(path, clock) -> None:
-    with follower(path, Tracker()) as downstream:
+    with follower(path, RunContext()) as downstream:
         for event in [start(0), *steps(1, 3, at=1), start(9, 2)]:
             downstream.take(event)
     assert downstream.summary()["restarts"][0]["lost_steps"] == 1
@@ -231,7 +231,7 @@ def test_without_a_tracker_everything_is_kept_all_the_same(path, clock) -> None:
 
 
 def test_a_failure_is_in_the_file(path, clock) -> None:
-    with pytest.raises(RuntimeError), follower(path, Tracker()) as downstream:
+    with pytest.raises(RuntimeError), follower(path, RunContext()) as downstream:
         downstream.take(start(0))
         raise RuntimeError("the workers failed")
     assert lines(path)[-1]["text"] == "the workers failed"
@@ -239,7 +239,7 @@ def test_a_failure_is_in_the_file(path, clock) -> None:
 
 def test_a_full_disk_delays_lines_and_loses_none(path, clock, capsys, monkeypatch) -> None:
     real = Path.open
-    with follower(path, Tracker()) as downstream:
+    with follower(path, RunContext()) as downstream:
         downstream.take(start(0))
 
         def full(self: Path, *arguments: Any, **options: Any) -> Any:
@@ -260,7 +260,7 @@ def test_a_full_disk_delays_lines_and_loses_none(path, clock, capsys, monkeypatc
 
 def test_a_checkpoint_that_fails_is_told_until_one_is_written(path, clock, capsys) -> None:
     fails = {"event": "checkpoint_failed", "step": 1, "at": T0 + 2, "text": "S3 answers 500"}
-    with follower(path, Tracker()) as downstream:
+    with follower(path, RunContext()) as downstream:
         for event in [start(0), step(1, 1), fails, fails]:
             downstream.take(event)
         assert downstream.account.save_error == "S3 answers 500"
@@ -277,11 +277,11 @@ def test_a_file_that_is_none_of_ours_is_named(path, clock) -> None:
     path.parent.mkdir()
     path.write_text('{"step": 1, "loss": 0.5}\n')
     with pytest.raises(CorruptFile, match=r"progress\.jsonl, line 1: found .* Delete the file"):
-        follower(path, Tracker())
+        follower(path, RunContext())
 
 
 def test_a_run_in_a_line(path, clock, capsys) -> None:
-    with follower(path, Tracker(), steps=500) as downstream:
+    with follower(path, RunContext(), steps=500) as downstream:
         downstream.take(start(0))
         for n in range(1, 121):
             more = {"val_psnr": 31.0 + n / 600} if n % 40 == 0 else {}
@@ -308,8 +308,8 @@ def test_a_run_in_a_line(path, clock, capsys) -> None:
 def test_of_a_diverged_run_nothing_is_kept(path, clock, stopped, kept) -> None:
     """Its checkpoints are removed: what they were paid for is wasted."""
     moments: list[float] = []
-    tracker = Tracker(keep=lambda until: moments.append(until.timestamp() - T0))
-    with follower(path, tracker) as downstream:
+    run_context = RunContext(keep=lambda until: moments.append(until.timestamp() - T0))
+    with follower(path, run_context) as downstream:
         for event in (
             start(1),
             *steps(1, 5, at=5),
@@ -327,7 +327,7 @@ def test_a_validation_at_a_stop_counts_like_any_other(path, clock) -> None:
     books = Books()
     late = {"event": "validated", "step": 3, "at": T0 + 15, "val_psnr": 31.0, "val_ssim": 0.9,
             "spent_usd": "0.00150000"}  # fmt: skip
-    with follower(path, books.tracker()) as downstream:
+    with follower(path, books.run_context()) as downstream:
         first = step(1, at=11, val_psnr=30.0, val_ssim=0.8)
         for event in [start(10), first, *steps(2, 3, at=12), late]:
             downstream.take(event)
@@ -340,7 +340,7 @@ def test_a_validation_at_a_stop_counts_like_any_other(path, clock) -> None:
 
 def test_losses_shorten_the_time_between_checkpoints(path, clock) -> None:
     """By the same rule as for a driver that starts, and while this one goes on."""
-    with follower(path, Books().tracker()) as downstream:
+    with follower(path, Books().run_context()) as downstream:
         downstream.take(start(1))
         downstream.take(step(1, 2))
         before = downstream.checkpoint_every_seconds

@@ -85,7 +85,7 @@ def test_drivers_that_read_the_file_book_what_one_that_saw_it_all_would(
             if event["event"] == "open":
                 with path.open("ab") as file:  # whatever the last one was about to write
                     file.write(json.dumps(event).encode()[: data.draw(st.integers(0, 20))])
-                downstream = follower(path, books.tracker(), job="a", steps=99).__enter__()
+                downstream = follower(path, books.run_context(), job="a", steps=99).__enter__()
             else:
                 assert downstream is not None
                 downstream.take(event)

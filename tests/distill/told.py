@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from turbo_vaed.costs.run_context import Tracker
+from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.distill.events import read_events
 from turbo_vaed.distill.follow import Follower
 from turbo_vaed.errors import Unreachable
@@ -53,8 +53,8 @@ class Books:
         assert began.utcoffset() == ended.utcoffset() == UTC.utcoffset(None)
         self.wasted.append((began.timestamp() - T0, ended.timestamp() - T0, reason))
 
-    def tracker(self) -> Tracker:
-        return Tracker(
+    def run_context(self) -> RunContext:
+        return RunContext(
             mark_wasted=self.mark,
             log_metrics=lambda values, at: self.metrics.append((at, dict(values))),
             log_picture=lambda png, name: self.pictures.append((png, name)),
@@ -71,8 +71,10 @@ class Clock:
         return self.now
 
 
-def follower(path: Path, tracker: Tracker, job: str = "distill-a", steps: int = 60) -> Follower:
-    return Follower(path, job=job, steps=steps, usd_per_hour=PRICE, tracker=tracker)
+def follower(
+    path: Path, run_context: RunContext, job: str = "distill-a", steps: int = 60
+) -> Follower:
+    return Follower(path, job=job, steps=steps, usd_per_hour=PRICE, run_context=run_context)
 
 
 def lines(path: Path, *kinds: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import torch
 from tests.drills.toy import USD_PER_HOUR, make_job
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.costs import Ledger, Meter, Rate, steady
-from turbo_vaed.costs.run_context import Tracker
+from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.distill import train
 from turbo_vaed.distill.checkpoint import Checkpoint
 from turbo_vaed.distill.follow import Follower
@@ -75,7 +75,7 @@ def run(
             job=job.name,
             steps=job.params.steps,
             usd_per_hour=USD_PER_HOUR,
-            tracker=Tracker(mark_wasted=meter.mark_wasted, keep=meter.keep),
+            run_context=RunContext(mark_wasted=meter.mark_wasted, keep=meter.keep),
         )
 
         def take(event: dict[str, Any]) -> None:

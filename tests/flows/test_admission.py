@@ -122,7 +122,7 @@ def test_of_two_runs_beside_each_other_the_second_is_left_what_the_first_does_no
     assert "estimated at $10.2" in admission.estimate(workspace, settings, first, ["gate"]), (
         "it goes on"
     )
-    there = dataclasses.replace(settings, held_usd=Decimal(1))
+    there = dataclasses.replace(settings, machine_overhead_usd=Decimal(1))
     admission.release(there, first)  # its machine still costs something: who started it does this
     with pytest.raises(BudgetRefused, match="keep back"):
         admission.estimate(workspace, settings, second, ["gate"])

@@ -118,21 +118,21 @@ def test_a_stage_has_a_tracker_of_its_run(
         ledger_url=f"sqlite:///{tmp_path}/ledger.db",
         mlflow_tracking_uri=store,
         ray_address=None,
-        held_usd=Decimal(2),
+        machine_overhead_usd=Decimal(2),
     )
 
     def run(workspace: Workspace) -> dict[str, object]:
-        tracker, began = workspace.tracker, datetime.now(UTC)
-        assert tracker.log_metrics and tracker.log_picture and tracker.mark_wasted
-        assert tracker.share
-        assert tracker.share.claim(Decimal(7)).usd == 95 - 2, "for its machine"
+        run_context, began = workspace.run_context, datetime.now(UTC)
+        assert run_context.log_metrics and run_context.log_picture and run_context.mark_wasted
+        assert run_context.share
+        assert run_context.share.claim(Decimal(7)).usd == 95 - 2, "for its machine"
         with Ledger.open(settings.ledger_url) as ledger:
             (held,) = ledger.holds(at=datetime.now(UTC))
         assert (held.run, held.customer, held.upto_usd) == ("demo-1", "demo", 7 + 2)
-        tracker.log_metrics({"loss": 0.5}, 1)
-        tracker.log_picture(b"png", "step-000001.png")
+        run_context.log_metrics({"loss": 0.5}, 1)
+        run_context.log_picture(b"png", "step-000001.png")
         time.sleep(0.02)
-        tracker.mark_wasted(began, datetime.now(UTC), "worker lost")
+        run_context.mark_wasted(began, datetime.now(UTC), "worker lost")
         time.sleep(0.02)
         workspace.folder("distill").mkdir(parents=True)
         return {}
@@ -171,8 +171,8 @@ def test_a_stage_by_hand_keeps_nothing_back_when_it_is_over(
         waiting.append("over")
 
     def run(workspace: Workspace) -> dict[str, object]:
-        assert workspace.tracker.share and waiting == ["gate"]
-        workspace.tracker.share.claim(Decimal(7))
+        assert workspace.run_context.share and waiting == ["gate"]
+        workspace.run_context.share.claim(Decimal(7))
         with Ledger.open(settings.ledger_url) as ledger:
             assert [held.upto_usd for held in ledger.holds(at=datetime.now(UTC))] == [7]
         workspace.folder("gate").mkdir(parents=True)

@@ -23,7 +23,7 @@ from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.estimate import Estimate, Pace
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.costs.reservation import FRESH_SECONDS
-from turbo_vaed.costs.run_context import DownstreamCost, Tracker
+from turbo_vaed.costs.run_context import DownstreamCost, RunContext
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.models.teachers import teacher_flops
 from turbo_vaed.planning import estimate, flops, pricing
@@ -440,9 +440,9 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(
         BudgetRefused, match=r"it would with distill\.steps of 489, or with a budget"
     ):
         estimate_run(workspace, settings, ledger, may_spend_usd=half)
-    machine = dataclasses.replace(settings, held_usd=Decimal("0.5"))
+    machine = dataclasses.replace(settings, machine_overhead_usd=Decimal("0.5"))
     with pytest.raises(BudgetRefused, match=r"of 489, or with a budget\.run_usd") as told:
-        estimate_run(workspace, machine, ledger, may_spend_usd=half + machine.held_usd)
+        estimate_run(workspace, machine, ledger, may_spend_usd=half + machine.machine_overhead_usd)
     said = re.search(r"budget.run_usd of \$([0-9.]+)", str(told.value))
     assert (
         said
@@ -470,8 +470,10 @@ def test_what_followed_before_is_kept_back(
     ledger.add(dataclasses.replace(volume, resource="volume"))
     assert downstream(ledger, "demo") == after, "whoever starts a machine keeps its own back"
     assert reserve_seconds(workspace.params, after) == pytest.approx(4320)
-    tracker = Tracker(spent_usd=lambda: Decimal(0), downstream=lambda: after)
-    spending = spending_of(dataclasses.replace(workspace, tracker=tracker), settings, "distill")
+    run_context = RunContext(spent_usd=lambda: Decimal(0), downstream=lambda: after)
+    spending = spending_of(
+        dataclasses.replace(workspace, run_context=run_context), settings, "distill"
+    )
     hours = (spending.budget.reserve_usd - after.usd) / Decimal("0.08")
     assert float(hours) == pytest.approx(1.2)
 
@@ -528,7 +530,7 @@ def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
         clock=itertools.count(0, FRESH_SECONDS).__next__,
     )
     workspace = dataclasses.replace(
-        workspace, tracker=Tracker(spent_usd=lambda: Decimal(1), share=share)
+        workspace, run_context=RunContext(spent_usd=lambda: Decimal(1), share=share)
     )
     spending = spending_of(workspace, settings, "distill")
     assert spending.budget.run_usd == 15
@@ -558,8 +560,8 @@ def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run
     monkeypatch.setattr(pricing, "ray_session", lambda address: nullcontext())
     monkeypatch.setattr(pricing.cluster, "most_usd_per_hour", lambda book: Decimal(len(nodes)))
     after = DownstreamCost(seconds=3000, usd=Decimal("0.5"))  # and a fifth longer
-    tracker = Tracker(spent_usd=lambda: Decimal(1), downstream=lambda: after)
-    workspace = dataclasses.replace(workspace, tracker=tracker)
+    run_context = RunContext(spent_usd=lambda: Decimal(1), downstream=lambda: after)
+    workspace = dataclasses.replace(workspace, run_context=run_context)
     follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0, ahead_seconds=60.0)
     for address, own in (("10.0.0.1:6379", 0.0), ("ray://10.0.0.1:10001", 0.08)):
         there = dataclasses.replace(settings, ray_address=address)

@@ -21,7 +21,7 @@ from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
     from turbo_vaed.config.schema import GateParams
-    from turbo_vaed.costs.run_context import Used
+    from turbo_vaed.costs.run_context import Usage
     from turbo_vaed.devices import Measurement, Plan
     from turbo_vaed.devices.device import Device, Tell
     from turbo_vaed.export import Package
@@ -328,12 +328,12 @@ def _open(
     )
 
 
-def _charge(used: Used) -> None:
+def _charge(usage: Usage) -> None:
     """What a device costs without a run, in the ledger under a customer of its own."""
     from turbo_vaed.costs import Ledger
-    from turbo_vaed.metering.run_stage import charge_of
+    from turbo_vaed.metering.run_stage import usage_charge
     from turbo_vaed.settings import new_run_id
 
     with Ledger.open(Settings.from_environment().ledger_url) as ledger:
-        ledger.add(charge_of(used, new_run_id("devices"), "devices", "bench"))
-    print(f"charged: {used.quantity:g} {used.unit}s of {used.resource}", file=sys.stderr)
+        ledger.add(usage_charge(usage, new_run_id("devices"), "devices", "bench"))
+    print(f"charged: {usage.quantity:g} {usage.unit}s of {usage.resource}", file=sys.stderr)

@@ -124,13 +124,13 @@ class Meter:
     A node is charged from the look before it was first seen to the look after it was last seen, by
     up to two intervals too much. One that comes and goes between two looks is not seen.
 
-    When the block raises, everything it was charged is marked wasted, by pairs of correcting
-    charges as `mark_wasted` books them, but for what it was told to `keep`.
-    A ledger that does not take a slice is asked again with every later one. What is pending by then
-    is kept in a file of the outbox for `outbox.book`, and the file removed once the ledger has it.
-    A block that ends well with its charges in that file alone logs an error and raises nothing.
-    Where they are not kept either, for the disk is full, they are printed to stderr, a JSON object
-    a line, and the ledger's error is raised, or noted on the block's own.
+    When the block raises, all its charges are marked wasted, by pairs of correcting charges as
+    `mark_wasted` posts them, except those up to `mark_useful_until`.
+
+    A slice that the ledger does not take is tried again with every later one. Charges still
+    pending at the end go into a file of the outbox, which the next run posts, and the log has an
+    error. Where the outbox cannot be written either (the disk is full), the charges are printed to
+    stderr, one JSON object per line, and the ledger's error is raised, or noted on the block's own.
 
     Args:
         ledger: where the charges go.

@@ -11,7 +11,7 @@ from turbo_vaed.costs.reservation import Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class Used:
+class Usage:
     """Something that a stage has paid for beside the machines that it runs on."""
 
     resource: str
@@ -37,7 +37,7 @@ class DownstreamCost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tracker:
+class RunContext:
     """The run around a stage. The default one is of no run, and works without any server."""
 
     spent_usd: Callable[[], Decimal] | None = None
@@ -58,5 +58,5 @@ class Tracker:
     """A PNG under a file name."""
     tags: Callable[[], Mapping[str, str]] | None = None
     """Of what AWS bills for the stage."""
-    charge: Callable[[Used], None] | None = None
+    charge: Callable[[Usage], None] | None = None
     """Puts it into the ledger."""

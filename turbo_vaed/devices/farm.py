@@ -26,7 +26,7 @@ from typing import Any
 import requests
 
 from turbo_vaed.config.devices import FarmProfile
-from turbo_vaed.costs.run_context import Used
+from turbo_vaed.costs.run_context import Usage
 from turbo_vaed.devices import _android
 from turbo_vaed.devices.device import Facts, Handle, Ran, Tell, require_runs, silent
 from turbo_vaed.devices.measurement import Failed, Measurement
@@ -90,7 +90,7 @@ class FarmDevice:
 
     profile: FarmProfile
     root: Path = Path()
-    charge: Callable[[Used], None] | None = None
+    charge: Callable[[Usage], None] | None = None
     """Told of the minutes that AWS counts, of runs that came to nothing too."""
     tags: Callable[[], Mapping[str, str]] | None = None
     """Of its runs, so that the bill tells them apart."""
@@ -299,7 +299,7 @@ class FarmDevice:
             source += "; the minutes are those of the clock, AWS has told none"
         if self.charge is not None and minutes > 0:
             self.charge(
-                Used(
+                Usage(
                     resource=f"Device Farm ({self.name})",
                     unit=UNIT,
                     quantity=minutes,

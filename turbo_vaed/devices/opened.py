@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from turbo_vaed.config.devices import AdbProfile, AppleProfile, DeviceProfile, HostProfile
-from turbo_vaed.costs.run_context import Used
+from turbo_vaed.costs.run_context import Usage
 from turbo_vaed.devices.adb import AdbDevice
 from turbo_vaed.devices.apple import AppleDevice
 from turbo_vaed.devices.device import Device, Tell, silent
@@ -21,7 +21,7 @@ def open_device(
     root: Path,
     *,
     max_background_cpu_share: float = MAX_OTHERS_SHARE,
-    charge: Callable[[Used], None] | None = None,
+    charge: Callable[[Usage], None] | None = None,
     tags: Callable[[], Mapping[str, str]] | None = None,
     tell: Tell = silent,
 ) -> Device:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from turbo_vaed.costs.money import format_usd, plain
-from turbo_vaed.costs.run_context import Tracker
+from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.distill.events import PREPARING, Account, Restart, read_events
 from turbo_vaed.distill.seen import Watching
 from turbo_vaed.errors import TurboVaedError
@@ -50,9 +50,9 @@ class Follower:
     """
 
     def __init__(
-        self, path: Path, *, job: str, steps: int, usd_per_hour: Decimal, tracker: Tracker
+        self, path: Path, *, job: str, steps: int, usd_per_hour: Decimal, run_context: RunContext
     ) -> None:
-        self._tracker, self._samples = tracker, path.parent / SAMPLES
+        self._run_context, self._samples = run_context, path.parent / SAMPLES
         self._steps = steps
         self._opening = {"job": job, "steps": steps, "usd_per_hour": plain(usd_per_hour)}
         self._told: set[str] = set()
@@ -126,14 +126,14 @@ class Follower:
     def _keep_charges(self, event: Mapping[str, Any]) -> None:
         """What a checkpoint was paid for stays useful if the run fails; of a run that has diverged
         nothing does, for its checkpoints are removed."""
-        if self._tracker.keep is None or event["event"] not in ("checkpoint", "end"):
+        if self._run_context.keep is None or event["event"] not in ("checkpoint", "end"):
             return
         ended = self.account.ended
         if ended is not None and ended["stopped"] == "diverged":
             assert self._began_at is not None, "it has started"
-            self._tracker.keep(_utc(self._began_at))
+            self._run_context.keep(_utc(self._began_at))
         elif event["event"] == "checkpoint":
-            self._tracker.keep(_utc(self.account.reached.get(event["step"], event["at"])))
+            self._run_context.keep(_utc(self.account.reached.get(event["step"], event["at"])))
 
     def summary(self) -> dict[str, Any]:
         """For the run's history: where it ran, what went wrong, what quality cost in the end.
@@ -181,14 +181,14 @@ class Follower:
             (self._samples / name).write_bytes(picture["png"])
         except OSError as error:
             self._tell_once("samples", f"pictures are not kept: {error}")
-        if self._tracker.log_picture is not None:
-            self._tracker.log_picture(picture["png"], name)
+        if self._run_context.log_picture is not None:
+            self._run_context.log_picture(picture["png"], name)
         kept = {key: value for key, value in picture.items() if key != "png"}
         return {**kept, "file": f"{SAMPLES}/{name}"}
 
     def _forward(self, event: Mapping[str, Any]) -> None:
         """A step's figures, to the tracker."""
-        if event["event"] not in ("step", "validated") or self._tracker.log_metrics is None:
+        if event["event"] not in ("step", "validated") or self._run_context.log_metrics is None:
             return
         figures = {k: float(v) for k, v in event.items() if k.startswith(_FIGURES)}
         figures["workers"] = float(self.account.workers)
@@ -196,7 +196,7 @@ class Follower:
         if "val_psnr" in event and price is not None:
             figures["usd_per_tenth_db"] = float(price)
         finite = {key: value for key, value in figures.items() if math.isfinite(value)}
-        self._tracker.log_metrics(finite, event["step"])
+        self._run_context.log_metrics(finite, event["step"])
 
     def _say(self, event: Mapping[str, Any], restarts: list[Restart]) -> None:
         """What a person should not have to look for."""
@@ -222,12 +222,12 @@ class Follower:
 
     def _book(self) -> None:
         """What was wasted, into the ledger, once; what it does not take stays due."""
-        if self._tracker.mark_wasted is None:
+        if self._run_context.mark_wasted is None:
             return
         for restart in self.account.restarts[self.account.booked :]:
             try:
                 for began, ended in restart.wasted:
-                    self._tracker.mark_wasted(_utc(began), _utc(ended), str(restart))
+                    self._run_context.mark_wasted(_utc(began), _utc(ended), str(restart))
             except TurboVaedError as error:
                 self._tell_once("ledger", f"waste is not in the ledger yet: {error}")
                 return

@@ -31,7 +31,7 @@ from turbo_vaed.costs import (
     require_allowance,
 )
 from turbo_vaed.costs.money import quantise_usd
-from turbo_vaed.costs.run_context import Tracker, Used
+from turbo_vaed.costs.run_context import RunContext, Usage
 from turbo_vaed.costs.tags import resource_tags
 from turbo_vaed.errors import Unreachable, UserError
 from turbo_vaed.metering import idle_nodes
@@ -68,13 +68,13 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         outbox.book(ledger, settings.outbox_folder)
         workspace = Workspace.load(settings.root, customer)
         limits = limits_of(workspace.params)
-        held = settings.held_usd  # for the machine, by whoever has started it
+        held = settings.machine_overhead_usd  # for the machine, by whoever has started it
         share = share_of(ledger, limits, run=run, customer=customer, overhead_usd=held)
         if name in UP_TO_DISTILL:
             require_allowance(share.ask(), spent_usd=ledger.total(run=run))
 
-        def charge(used: Used) -> None:
-            outbox.add(ledger, charge_of(used, run, customer, name), settings.outbox_folder)
+        def charge(usage: Usage) -> None:
+            outbox.add(ledger, usage_charge(usage, run, customer, name), settings.outbox_folder)
 
         with _nodes(workspace, settings, ledger, run, name) as nodes:
             live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
@@ -89,7 +89,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
                 else SLICE_SECONDS,
                 due=settings.outbox_folder,
             )
-            tracker = Tracker(
+            run_context = RunContext(
                 # In this order: a slice that is written in between counts twice, never not at all.
                 spent_usd=lambda: meter.unwritten_usd() + ledger.total(run=run),
                 share=share,
@@ -104,7 +104,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             )
             try:
                 with live, meter, _waiting(workspace, settings, ledger, run, name):
-                    workspace = dataclasses.replace(workspace, tracker=tracker)
+                    workspace = dataclasses.replace(workspace, run_context=run_context)
                     figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(workspace)
             finally:
                 if settings.run_id is None:  # a stage by hand is a run of its own, and over
@@ -220,20 +220,20 @@ def _shown(value: object) -> str:
     return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
-def charge_of(used: Used, run: str, customer: str, stage: str) -> Charge:
+def usage_charge(usage: Usage, run: str, customer: str, stage: str) -> Charge:
     """What a stage has paid for beside its machines, as the ledger takes it."""
     return Charge(
         run=run,
         customer=customer,
         stage=stage,
-        resource=used.resource,
+        resource=usage.resource,
         market="on-demand",
-        quantity=used.quantity,
-        unit=used.unit,
-        unit_price_usd=used.usd_per_unit,
-        amount_usd=quantise_usd(used.quantity * used.usd_per_unit),
-        started_at=used.began,
-        ended_at=used.ended,
-        useful="wasted" if used.is_wasted else "useful",
-        price_source=used.source,
+        quantity=usage.quantity,
+        unit=usage.unit,
+        unit_price_usd=usage.usd_per_unit,
+        amount_usd=quantise_usd(usage.quantity * usage.usd_per_unit),
+        started_at=usage.began,
+        ended_at=usage.ended,
+        useful="wasted" if usage.is_wasted else "useful",
+        price_source=usage.source,
     )

@@ -190,7 +190,7 @@ def estimate_run(
     """
     if is_kept:
         (workspace.work / ESTIMATE).unlink(missing_ok=True)
-    left_usd = may_spend_usd - spent_usd - settings.held_usd
+    left_usd = may_spend_usd - spent_usd - settings.machine_overhead_usd
     if "distill" not in stages:
         found = _estimate_rest(workspace, settings, ledger, stages)
         if is_kept:
@@ -217,7 +217,7 @@ def estimate_run(
         "usd_per_hour": usd_per_hour,
     }
     steps, left_usd = workspace.params.distill.steps, left_usd - basis.idle_usd
-    overhead_usd = basis.idle_usd + settings.held_usd + spent_usd
+    overhead_usd = basis.idle_usd + settings.machine_overhead_usd + spent_usd
     found = estimate(
         steps=steps,
         **facts,
@@ -301,12 +301,15 @@ def least_usd(
     Raises: as `estimate_run`.
     """
     if "distill" not in stages:
-        return _estimate_rest(workspace, settings, ledger, stages).high_usd + settings.held_usd
+        return (
+            _estimate_rest(workspace, settings, ledger, stages).high_usd
+            + settings.machine_overhead_usd
+        )
     most = most_usd_per_hour(workspace.params, settings, "distill")
     reserve = reserve_usd(
         workspace.params, settings, downstream(ledger, workspace.customer), nodes_usd_per_hour=most
     )
-    return reserve + devices_usd(workspace.params) + settings.held_usd
+    return reserve + devices_usd(workspace.params) + settings.machine_overhead_usd
 
 
 def _estimate_rest(

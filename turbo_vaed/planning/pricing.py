@@ -178,7 +178,9 @@ def downstream_usd_per_hour(
 
 def downstream_of(workspace: Workspace) -> DownstreamCost:
     """What the customer's earlier runs have paid after distillation; nothing where no ledger is."""
-    return workspace.tracker.downstream() if workspace.tracker.downstream else DownstreamCost()
+    return (
+        workspace.run_context.downstream() if workspace.run_context.downstream else DownstreamCost()
+    )
 
 
 def devices_usd(params: Params) -> Decimal:
@@ -195,7 +197,7 @@ def spending_of(workspace: Workspace, settings: Settings, stage: str) -> Spendin
     """
     limits = workspace.params.budget
     usd_per_hour = most_usd_per_hour(workspace.params, settings, stage)
-    spent_usd, share = workspace.tracker.spent_usd, workspace.tracker.share
+    spent_usd, share = workspace.run_context.spent_usd, workspace.run_context.share
     device_usd = devices_usd(workspace.params)
     reserve = reserve_usd(
         workspace.params, settings, downstream_of(workspace), nodes_usd_per_hour=usd_per_hour

@@ -72,14 +72,14 @@ def run(workspace: Workspace) -> dict[str, object]:
             job=job.name,
             steps=job.params.steps,
             usd_per_hour=job.now_usd_per_hour,
-            tracker=workspace.tracker,
+            run_context=workspace.run_context,
         ) as follower:
             done = train.distill(
                 job,
                 storage=str(storage),
                 take=follower.take,
                 paid=_paid(workspace, settings, spending, follower)
-                if workspace.tracker.spent_usd
+                if workspace.run_context.spent_usd
                 else None,
             )
         told = follower.summary() | {
@@ -109,8 +109,8 @@ def run(workspace: Workspace) -> dict[str, object]:
 def _limited_to_usd(workspace: Workspace, settings: Settings) -> str | None:
     """What a month's limit left to the whole run when its workers were told last, where that was
     less than its own budget."""
-    last = workspace.tracker.share.last if workspace.tracker.share else None
-    return None if last is None or last.is_own else plain(last.usd + settings.held_usd)
+    last = workspace.run_context.share.last if workspace.run_context.share else None
+    return None if last is None or last.is_own else plain(last.usd + settings.machine_overhead_usd)
 
 
 def _jobs_seen(workspace: Workspace) -> set[str]:
@@ -236,8 +236,8 @@ def _paid(
         return Paid(
             usd=spent_usd,
             usd_per_hour=most,
-            now_usd_per_hour=workspace.tracker.usd_per_hour()
-            if workspace.tracker.usd_per_hour
+            now_usd_per_hour=workspace.run_context.usd_per_hour()
+            if workspace.run_context.usd_per_hour
             else most,
             refusal=refusal,
             checkpoint_seconds=follower.checkpoint_every_seconds,
@@ -334,8 +334,8 @@ def _job(
         data_key=data_key(clips, latents),
         budget=spending.budget,
         usd_per_hour=spending.usd_per_hour,
-        now_usd_per_hour=workspace.tracker.usd_per_hour()
-        if workspace.tracker.usd_per_hour
+        now_usd_per_hour=workspace.run_context.usd_per_hour()
+        if workspace.run_context.usd_per_hour
         else spending.usd_per_hour,
         checkpoint_seconds=seen_in(workspace.progress_file).checkpoint_every_seconds,
         spent_usd=spending.spent_usd(),

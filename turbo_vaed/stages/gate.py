@@ -163,8 +163,8 @@ def _device(workspace: Workspace) -> Device:
         workspace.params.device,
         workspace.root,
         max_background_cpu_share=limit,
-        charge=workspace.tracker.charge,
-        tags=workspace.tracker.tags,
+        charge=workspace.run_context.charge,
+        tags=workspace.run_context.tags,
     )
 
 

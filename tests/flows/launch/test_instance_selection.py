@@ -36,7 +36,7 @@ def test_the_machine_is_the_cheapest_of_ec2_and_ends_itself_when_the_budget_does
     volume = 120 * Decimal("0.0952") / 720  # USD an hour
     hours = 95 / (1 + volume)
     assert picked.minutes == int(hours * 60), "at the 1.00 USD an hour that spot can come to"
-    assert picked.held_usd == pytest.approx(Decimal("0.25") / 2 + volume * hours)
+    assert picked.machine_overhead_usd == pytest.approx(Decimal("0.25") / 2 + volume * hours)
     assert "at $0.25 an hour; the machine ends itself after 5610 minutes" in picked.sentence
     slower = pick(
         workspace, settings, todo, book=book, instance_type="g6.xlarge", market="on-demand"

@@ -94,13 +94,13 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
             "sh",
             "-c",
             f". {environment} 2> /dev/null; "
-            "echo $MLFLOW_TRACKING_PASSWORD $RAY_ADDRESS $TURBO_VAED_HELD_USD",
+            "echo $MLFLOW_TRACKING_PASSWORD $RAY_ADDRESS $TURBO_VAED_MACHINE_OVERHEAD_USD",
         ],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert shown.stdout == f"s3cr3t 'quoted' auto {picked.held_usd}\n"
+    assert shown.stdout == f"s3cr3t 'quoted' auto {picked.machine_overhead_usd}\n"
     assert "AWS_SECRET" not in environment.read_text()
 
 
