@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.report.screenshot import screenshot
 from turbo_vaed.errors import Fault, UserError
-from turbo_vaed.report.screenshot import screenshot
 
 
 @pytest.fixture
