@@ -65,11 +65,12 @@ def preflight(settings: Settings, customer: str) -> Workspace:
     return workspace
 
 
-def undecided(workspace: Workspace) -> str:
-    """Why the gate could not tell, where measuring again may: the machine was busy, say. Empty
-    where it has decided, or its package's quality is in doubt, too, which no measurement ends."""
+def inconclusive_reason(workspace: Workspace) -> str:
+    """Why the verdict is inconclusive, where measuring again may settle it: the machine was busy,
+    say. Empty where it passes or fails, or where quality is inconclusive, too: the same frames
+    would be measured again."""
     verdict = read_verdict(workspace.folder("gate") / VERDICT_NAME)
-    if verdict.result != "cannot tell" or any(one.name not in TIMED for one in verdict.failed):
+    if verdict.result != "inconclusive" or any(one.name not in TIMED for one in verdict.failed):
         return ""
     choice = runs.read_json(workspace.folder("gate") / "choice.json")
     (chosen,) = (one for one in choice["candidates"] if one["name"] == choice["chosen"])
@@ -124,7 +125,7 @@ def to_do(workspace: Workspace, settings: Settings, stale: list[str]) -> ToDo | 
         return None
     if not run.measures_again:
         return ToDo(run=run, stale=stale)
-    # DVC would take what it could not tell out of its cache.
+    # DVC would take the inconclusive verdict out of its cache.
     why = "" if stale else "the gate measures again"
     return ToDo(run=run, stale=stale or ["gate"], forced="gate", why=why)
 
@@ -139,7 +140,11 @@ def run_to_do(workspace: Workspace, stale: list[str]) -> runs.Run | None:
         return last
     if last.verdict_sha256 != runs.verdict_sha256(workspace.work):
         return runs.fresh(workspace.customer)  # stages were run by hand since
-    return replace(last, status="open", measures_again=True) if undecided(workspace) else None
+    return (
+        replace(last, status="open", measures_again=True)
+        if inconclusive_reason(workspace)
+        else None
+    )
 
 
 def run_with_more_room(workspace: Workspace, settings: Settings) -> runs.Run | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from flows import runs
-from flows.admission import undecided
+from flows.admission import inconclusive_reason
 from turbo_vaed.cluster.nodes import own_node
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.costs import (
@@ -68,10 +68,10 @@ class Outcome:
 def outcome(workspace: Workspace, run: runs.Run, sentence: str) -> Outcome:
     """The end of a run whose verdict lies in the customer's folder."""
     verdict = runs.read_json(workspace.folder("gate") / "verdict.json")
-    if why := undecided(workspace):
+    if why := inconclusive_reason(workspace):
         sentence += (
-            f"\nThat is no word against the student ({why}). Run the same command again when "
-            "nothing else runs there: it measures once more, and nothing else is done again."
+            f"\nThis is not evidence against the student ({why}). Run the same command again when "
+            "nothing else runs there: only the measurement is repeated."
         )
     return Outcome(
         sentence=sentence,

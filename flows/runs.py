@@ -30,7 +30,7 @@ class Run:
     alias: str = ""
     """What the run made of its version."""
     measures_again: bool = False
-    """Whether its gate could not tell, and is to be run again although nothing has changed."""
+    """Whether the gate runs again although nothing has changed: its verdict was inconclusive."""
 
     @property
     def started_at(self) -> datetime:

@@ -1,5 +1,5 @@
-"""A gate that could not tell, for the machine was busy, measures again when the run is started
-again; one that has decided does not."""
+"""A verdict that is inconclusive because the machine was busy is measured again when the run is
+started again; a pass or a fail is not."""
 
 import json
 import logging
@@ -28,8 +28,8 @@ BUSY = "the machine was busy"
 
 def judged(work: Path, open_: dict[str, str], unreliable_reason: str = "") -> SimpleNamespace:
     """The place of a customer whose gate found the chosen package's checks in `open_` failed or
-    untold, and the other package hot."""
-    evidence = made_up.evidence(unknown={k: BUSY for k, v in open_.items() if v == "cannot tell"})
+    inconclusive, and the other package hot."""
+    evidence = made_up.evidence(unknown={k: BUSY for k, v in open_.items() if v == "inconclusive"})
     if "psnr" in open_ and open_["psnr"] == "fails":
         evidence = replace(evidence, psnr_db=1.0)
     verdict = judge(
@@ -47,22 +47,22 @@ def judged(work: Path, open_: dict[str, str], unreliable_reason: str = "") -> Si
     return SimpleNamespace(customer="demo", work=work, report=report, folder=work.joinpath)
 
 
-TELLS_NOT = {"fps": "cannot tell", "latency_ratio": "cannot tell"}
+INCONCLUSIVE = {"fps": "inconclusive", "latency_ratio": "inconclusive"}
 
 
 @pytest.mark.parametrize(
     ("open_", "unreliable_reason", "why"),
     [
-        (TELLS_NOT, BUSY, "busy"),
-        (TELLS_NOT, "", ""),  # quiet, and its interval crosses the limit
+        (INCONCLUSIVE, BUSY, "busy"),
+        (INCONCLUSIVE, "", ""),  # quiet, and its interval crosses the limit
         ({}, BUSY, ""),
-        (TELLS_NOT | {"psnr": "fails"}, BUSY, ""),
-        (TELLS_NOT | {"flicker_ratio": "cannot tell"}, BUSY, ""),
+        (INCONCLUSIVE | {"psnr": "fails"}, BUSY, ""),
+        (INCONCLUSIVE | {"flicker_ratio": "inconclusive"}, BUSY, ""),
     ],
 )
 def test_what_measuring_again_may_decide(work, open_, unreliable_reason, why):
     """Nothing of a student whose quality is in doubt, whatever the machine did."""
-    found = admission.undecided(judged(work, open_, unreliable_reason))
+    found = admission.inconclusive_reason(judged(work, open_, unreliable_reason))
     assert (why in found) if why else (found == "")
     told = effects.outcome(
         judged(work, open_, unreliable_reason), runs.fresh("demo"), "So it ended."
@@ -71,9 +71,9 @@ def test_what_measuring_again_may_decide(work, open_, unreliable_reason, why):
     assert ("Run the same command again" in told.sentence and why in told.sentence) == bool(why)
 
 
-@pytest.mark.parametrize(("result", "again"), [("cannot tell", True), ("passes", False)])
+@pytest.mark.parametrize(("result", "again"), [("inconclusive", True), ("passes", False)])
 def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, result, again):
-    workspace = judged(work, TELLS_NOT if again else {}, BUSY if again else "")
+    workspace = judged(work, INCONCLUSIVE if again else {}, BUSY if again else "")
     done = runs.write(work, runs.fresh("demo"))
     verdict = runs.verdict_sha256(work)
     runs.write(work, runs.Run(run_id=done.run_id, started=done.started, status="done",
@@ -110,15 +110,15 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
 @pytest.mark.parametrize(
     ("result", "stale", "found"),
     [
-        ("cannot tell", [], "again"),
+        ("inconclusive", [], "again"),
         ("passes", [], None),
         ("passes", ["gate"], "fresh"),
-        ("cannot tell", ["gate"], "fresh"),
+        ("inconclusive", ["gate"], "fresh"),
     ],
 )
 def test_which_run_goes_on_is_decided_in_one_place(work, result, stale, found):
     """For the flow and for a machine of EC2 alike: one that has nothing to do is not started."""
-    workspace = judged(work, TELLS_NOT if result == "cannot tell" else {}, BUSY)
+    workspace = judged(work, INCONCLUSIVE if result == "inconclusive" else {}, BUSY)
     last = runs.write(work, runs.fresh("demo"))
     assert admission.run_to_do(workspace, stale) == last, "one that is open goes on"
     verdict = runs.verdict_sha256(work)

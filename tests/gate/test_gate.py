@@ -138,12 +138,12 @@ def test_the_limit_itself_passes():
 
 @pytest.mark.parametrize("field", CHECKED_BY)
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
-def test_of_what_was_not_measured_the_gate_cannot_tell(field, value):
+def test_what_was_not_measured_is_inconclusive(field, value):
     verdict = verdict_of(replace(GOOD, **{field: value}))
-    assert verdict.result == "cannot tell"
+    assert verdict.result == "inconclusive"
     assert failed_names(verdict) == CHECKED_BY[field]
     for check in verdict.failed:
-        assert (check.measured, check.result) == (None, "cannot tell")
+        assert (check.measured, check.result) == (None, "inconclusive")
         assert "not measured" in check.reason
 
 
@@ -157,7 +157,7 @@ def test_of_a_broken_package_every_check_without_a_value_fails():
 
 @pytest.mark.parametrize(
     ("interval", "result"),
-    [((22.0, 23.0), "passes"), ((21.9, 23.0), "cannot tell"), ((20.0, 21.9), "fails")],
+    [((22.0, 23.0), "passes"), ((21.9, 23.0), "inconclusive"), ((20.0, 21.9), "fails")],
 )
 def test_an_interval_that_crosses_its_limit_is_no_pass(interval, result):
     evidence = replace(GOOD, psnr_db=sum(interval) / 2, teacher_psnr_db=20.0,
@@ -166,13 +166,13 @@ def test_an_interval_that_crosses_its_limit_is_no_pass(interval, result):
     (check,) = (c for c in verdict.checks if c.name == "psnr")
     assert (check.result, verdict.result) == (result, result)
     assert (check.low, check.high) == interval
-    if result == "cannot tell":
+    if result == "inconclusive":
         assert "may be between 21.90 and 23.00 dB" in check.reason
 
 
 def test_a_measurement_that_is_not_trusted_is_no_pass():
     verdict = verdict_of(replace(GOOD, unknown={"fps": "other processes took 60%"}))
-    assert verdict.result == "cannot tell"
+    assert verdict.result == "inconclusive"
     assert "180.0 fps, but other processes took 60%" in verdict.failed[0].reason
 
 
@@ -207,6 +207,13 @@ def test_the_least_psnr_is_where_both_checks_of_it_turn(teacher, retention, leas
     verdict = verdict_of(replace(GOOD, psnr_db=psnr, teacher_psnr_db=teacher), thresholds)
     fails = {"psnr", "psnr_retention"} & set(failed_names(verdict))
     assert bool(fails) == (factor < 1)
+
+
+def test_a_verdict_that_says_cannot_tell_is_read_as_inconclusive():
+    verdict = verdict_of(replace(GOOD, psnr_db=None))
+    text = json.dumps(verdict.to_json()).replace('"inconclusive"', '"cannot tell"')
+    assert Verdict.from_json(json.loads(text)) == verdict
+    assert verdict.result == "inconclusive"
 
 
 def test_needs_approval_comes_from_the_use_case():

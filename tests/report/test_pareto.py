@@ -30,7 +30,7 @@ def test_the_line_joins_what_no_other_beats_in_both():
 
 
 def test_results_are_told_apart_by_more_than_colour():
-    unsure = package("x/unsure", 29.8, 0.03, "cannot tell")
+    unsure = package("x/unsure", 29.8, 0.03, "inconclusive")
     svg = str(pareto.picture(choice(INT8, unsure, WORSE)))
     assert (svg.count('<circle class="sign good'), svg.count("l8 8l-8 8l-8 -8z")) == (1, 1)
     assert svg.count("m0 -12l-12 12") == 1

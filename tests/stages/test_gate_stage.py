@@ -191,7 +191,7 @@ def test_where_the_machine_was_busy_while_the_teacher_was_timed_the_ratio_is_not
     workspace = dataclasses.replace(
         judged_copy, params=dataclasses.replace(judged_copy.params, gate=strict)
     )
-    assert gate.run(workspace)["result"] == "cannot tell"
+    assert gate.run(workspace)["result"] == "inconclusive"
     assert failed_checks(workspace) == {"latency_ratio"}
     (row,) = files.read(workspace, "gate", "choice.json")["candidates"]
     assert "took 30% of this machine while the teacher was timed" in row["unreliable_reason"]
@@ -209,7 +209,7 @@ def test_a_cold_start_is_as_sure_as_its_repeats_agree(judged_copy, remeasured, m
     monkeypatch.setattr(gate, "measure_on", measure)
     limit = dataclasses.replace(judged_copy.params.thresholds, max_cold_start_seconds=5.0)
     params = dataclasses.replace(judged_copy.params, thresholds=limit)
-    assert gate.run(dataclasses.replace(judged_copy, params=params))["result"] == "cannot tell"
+    assert gate.run(dataclasses.replace(judged_copy, params=params))["result"] == "inconclusive"
     assert failed_checks(judged_copy) == {"cold_start_seconds"}
 
 

@@ -77,7 +77,7 @@ class Replay:
 
     @property
     def over_usd(self) -> float:
-        """Spent beyond the budget; what floats cannot tell from nothing is nothing."""
+        """Spent beyond the budget; rounding errors count as nothing."""
         over = self.spent_usd - self.budget_usd
         return over if over > 1e-9 * self.budget_usd else 0.0
 

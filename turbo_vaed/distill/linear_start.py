@@ -29,7 +29,7 @@ CONSTANT = 24.0
 SIGNAL = 3.0
 """Root of the summed squares of a representation's channels."""
 _RIDGE = 1e-2
-"""Of the mean squared input: what few crops cannot tell apart, later crops are not to pay for."""
+"""Of the mean squared input: directions that few crops cannot distinguish stay small."""
 
 
 def blocks(video: Tensor, t: int, p: int, *, keeps_first: bool = False) -> Tensor:

@@ -57,7 +57,7 @@ def advise(verdict: Verdict, facts: RunFacts) -> dict[str, str]:
 
 
 def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
-    if check.result == "cannot tell":
+    if check.result == "inconclusive":
         return _certainty(check, verdict, facts)
     if check.measured is None:
         return (

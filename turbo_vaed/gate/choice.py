@@ -70,7 +70,7 @@ def _of(what: str, passing: int) -> str:
 def _shortfall(candidate: Candidate) -> tuple[bool, int, int, int]:
     open_ = candidate.verdict.failed
     fails = sum(check.result == "fails" for check in open_)
-    in_doubt = sum(check.result == "cannot tell" and check.name not in TIMED for check in open_)
+    in_doubt = sum(check.result == "inconclusive" and check.name not in TIMED for check in open_)
     return candidate.psnr_db is None, fails, in_doubt, len(open_) - fails
 
 

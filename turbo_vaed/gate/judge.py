@@ -1,8 +1,8 @@
 """What was measured against the thresholds of a use case.
 
-`judge` is pure. A check passes where the whole interval of what was measured is on the right side
-of its limit, fails where it is on the wrong one, and else the gate cannot tell: nothing passes that
-was not measured, or not well enough.
+`judge` is pure. A check passes where the whole interval of the measured value is on the right side
+of its limit, fails where it is on the wrong side, and is inconclusive otherwise: nothing passes
+that was not measured, or not well enough.
 """
 
 from __future__ import annotations
@@ -211,10 +211,10 @@ def _check(
     unknown = evidence.unknown.get(rule.name, "")
     if value is None:
         low = high = None
-        result: Result = "fails" if evidence.broken else "cannot tell"
+        result: Result = "fails" if evidence.broken else "inconclusive"
         reason = f"{rule.what}: {evidence.broken or unknown or 'not measured'}; {allowed}"
     elif unknown:
-        result = "cannot tell"
+        result = "inconclusive"
         reason = f"{rule.what}: {_say(value, rule, rule.digits)}, but {unknown}; {allowed}"
     else:
         result = judged(value, low, high, limit, rule.direction)
@@ -236,7 +236,7 @@ def _check(
 def _told(
     value: float, low: float | None, high: float | None, limit: float, rule: _Rule, result: Result
 ) -> str:
-    if result == "cannot tell":
+    if result == "inconclusive":
         assert low is not None and high is not None
         between = f"{low:.{rule.digits}f} and {_say(high, rule, rule.digits)}"
         return f"{_say(value, rule, rule.digits)}, which may be between {between}"

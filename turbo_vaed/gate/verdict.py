@@ -13,7 +13,7 @@ from uuid import uuid4
 from turbo_vaed.errors import CorruptFile
 
 VERDICT_NAME = "verdict.json"
-Result = Literal["passes", "fails", "cannot tell"]
+Result = Literal["passes", "fails", "inconclusive"]
 CHECK_NAMES = (
     "psnr_retention", "psnr", "ssim", "ms_ssim", "worst_psnr", "flicker_ratio",
     "detail_retention", "parity_psnr", "fps", "cold_start_seconds", "peak_memory_mb",
@@ -21,7 +21,7 @@ CHECK_NAMES = (
 )  # fmt: skip
 """Every check that a verdict holds, in order."""
 TIMED = ("fps", "cold_start_seconds", "latency_ratio")
-"""Those of times: a machine that is quieter may tell what this one could not."""
+"""Checks of times: measured again on a quieter machine, an inconclusive one may be decided."""
 _FORMAT = 2
 
 
@@ -108,8 +108,8 @@ class Verdict:
                 "wrote it"
             )
         try:
-            checks = tuple(Check(**_without_margin(check)) for check in document["checks"])
-            verdict = cls(**{**document, "checks": checks})
+            checks = tuple(Check(**_as_now(check)) for check in document["checks"])
+            verdict = cls(**{**_as_now(document), "checks": checks})
             lying = [check.name for check in checks if not _follows(check)]
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a verdict: {error}") from error
@@ -123,8 +123,12 @@ class Verdict:
         return verdict
 
 
-def _without_margin(check: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in check.items() if name != "margin"}
+def _as_now(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a check or a verdict, in today's words: registered verdicts stay readable."""
+    fields = {name: value for name, value in document.items() if name != "margin"}
+    if fields["result"] == "cannot tell":
+        fields["result"] = "inconclusive"
+    return fields
 
 
 def judged(
@@ -133,12 +137,12 @@ def judged(
     """What the interval says, or the value where it is exact."""
     ends = [value if low is None else low, value if high is None else high]
     right = [end >= limit if direction == "min" else end <= limit for end in ends]
-    return "passes" if all(right) else "cannot tell" if any(right) else "fails"
+    return "passes" if all(right) else "inconclusive" if any(right) else "fails"
 
 
 def _follows(check: Check) -> bool:
     """Whether a check's result can be that of its value; a doubt may have other reasons."""
-    if check.result == "cannot tell":
+    if check.result == "inconclusive":
         return True
     if check.measured is None:
         return check.result == "fails"
@@ -150,7 +154,7 @@ def result_of(checks: tuple[Check, ...]) -> Result:
     found = {check.result for check in checks}
     if not found or "fails" in found:
         return "fails"
-    return "cannot tell" if "cannot tell" in found else "passes"
+    return "inconclusive" if "inconclusive" in found else "passes"
 
 
 def write_verdict(verdict: Verdict, folder: Path) -> Path:

@@ -137,8 +137,8 @@ def register(
     if verdict_path.name != VERDICT_NAME:
         raise UserError(f"register: found {verdict_path.name}; expected a {VERDICT_NAME}")
     package, verdict = _load_package(package_folder), read_verdict(verdict_path)
-    if alien := _alien(verdict, customer, package.sha256):
-        raise GateRefused(f"cannot register {package_folder}: {'; '.join(alien)}")
+    if mismatch := _binding_mismatch(verdict, customer, package.sha256):
+        raise GateRefused(f"cannot register {package_folder}: {'; '.join(mismatch)}")
     identity = {"package_sha256": package.sha256, "verdict_sha256": _sha256(verdict_path)}
     client = open_tracking(tracking_uri)
     with talking(tracking_uri):
@@ -281,7 +281,7 @@ def _examine(
             verdict = read_verdict(verdict_path)
         except CorruptFile as error:
             return [], [str(error).replace(f"{scratch}/", "")]
-        altered = _alien(verdict, customer, sha256)
+        altered = _binding_mismatch(verdict, customer, sha256)
         for what, now in (("package", sha256), ("verdict", _sha256(verdict_path))):
             then = version.tags.get(f"{what}_sha256")
             if now != then:
@@ -292,8 +292,8 @@ def _examine(
     return reasons, altered
 
 
-def _alien(verdict: Verdict, customer: str, package_sha256: str) -> list[str]:
-    """What says that the verdict is not about this customer's package."""
+def _binding_mismatch(verdict: Verdict, customer: str, package_sha256: str) -> list[str]:
+    """How the verdict is not about exactly this customer's package; empty where it is."""
     found = []
     if verdict.package_sha256 != package_sha256:
         found.append(

@@ -14,7 +14,7 @@ from turbo_vaed.report.tables import SIGNS, TONES
 
 _WIDTH, _HEIGHT = 760, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 40, 24, 46
-_MARKS = {"passes": "circle", "cannot tell": "diamond", "fails": "cross"}
+_MARKS = {"passes": "circle", "inconclusive": "diamond", "fails": "cross"}
 Point = Mapping[str, Any]
 
 

@@ -32,8 +32,8 @@ def tiles(context: ReportContext) -> list[Tile]:
             _latency(context), _memory(context), _dollars(context)]  # fmt: skip
 
 
-TONES = {"fails": "bad", "cannot tell": "warn", "passes": "good"}
-SIGNS = {"fails": "✗", "cannot tell": "?", "passes": "✓"}
+TONES = {"fails": "bad", "inconclusive": "warn", "passes": "good"}
+SIGNS = {"fails": "✗", "inconclusive": "?", "passes": "✓"}
 
 
 def _tone(context: ReportContext, check: str) -> str:

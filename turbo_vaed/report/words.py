@@ -191,8 +191,8 @@ def badge(context: ReportContext) -> tuple[str, str]:
         return f"Failed at {context.failure.stage}", "bad"
     if context.verdict is None:
         return "No verdict", "warn"
-    if context.verdict["result"] == "cannot tell":
-        return "The gate cannot tell", "warn"
+    if context.verdict["result"] == "inconclusive":
+        return "Inconclusive", "warn"
     if context.verdict["result"] != "passes":
         return "Fails the gate", "bad"
     if context.verdict["needs_approval"]:
@@ -269,11 +269,11 @@ def _kept(context: ReportContext, keeps: str) -> str | None:
 
 def _failed_checks(verdict: Mapping[str, Any]) -> str:
     results = [check["result"] for check in verdict["checks"]]
-    failed, unsure = results.count("fails"), results.count("cannot tell")
+    failed, unsure = results.count("fails"), results.count("inconclusive")
     said = []
     if failed:
         said.append(f"{failed} of {len(results)} checks {'fails' if failed == 1 else 'fail'}")
     if unsure:
-        said.append(f"of {unsure if failed else f'{unsure} of {len(results)} checks'} the gate "
-                    "cannot tell")  # fmt: skip
+        of_all = "" if failed else f" of {len(results)} checks"
+        said.append(f"{unsure}{of_all} {'is' if unsure == 1 else 'are'} inconclusive")
     return " and ".join(said)

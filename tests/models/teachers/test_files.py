@@ -76,7 +76,7 @@ def test_pickled_weights_are_refused_beside_safetensors_too(edit: Edit, name: st
     assert_refused("ltx-video", folder, UserError, rf"pickled weights \({name}\).* convert")
 
 
-def test_a_truncated_or_alien_weights_file(edit: Edit) -> None:
+def test_a_truncated_or_foreign_weights_file(edit: Edit) -> None:
     folder = edit()
     whole = (folder / WEIGHTS).read_bytes()
     for content in (whole[:-100], whole[:10], b"", b"not safetensors" * 100):
