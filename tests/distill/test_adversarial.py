@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from turbo_vaed.distill.losses import (
+from turbo_vaed.distill.adversarial import (
     PatchDiscriminator3d,
     adaptive_weight,
     hinge_discriminator,
     hinge_generator,
-    l1,
     last_layer_gradients,
 )
+from turbo_vaed.distill.losses import l1
 from turbo_vaed.models import PRESETS, DecoderConfig, TurboVaedDecoder
 
 STUDENT = DecoderConfig(
@@ -70,8 +70,8 @@ def test_a_clip_is_judged_alone_and_the_same_every_time() -> None:
     discriminator, clips = PatchDiscriminator3d(width=8), torch.randn(3, 3, 5, 32, 32)
     before = {name: tensor.clone() for name, tensor in discriminator.state_dict().items()}
     together = discriminator(clips)
-    customer_lock = torch.cat([discriminator(clip[None]) for clip in clips])
-    torch.testing.assert_close(together, customer_lock, rtol=1e-4, atol=1e-6)
+    alone = torch.cat([discriminator(clip[None]) for clip in clips])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
     assert together.std() > 0
     assert all(torch.equal(v, before[k]) for k, v in discriminator.state_dict().items())
 

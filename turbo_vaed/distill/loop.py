@@ -22,13 +22,12 @@ from torch import Tensor, nn
 
 from turbo_vaed.costs import per_second
 from turbo_vaed.distill import health
-from turbo_vaed.distill.adversary import Adversary
+from turbo_vaed.distill.adversarial import Adversary
 from turbo_vaed.distill.checkpoint import Checkpoint
 from turbo_vaed.distill.data import Batch, Clips, Prefetcher
 from turbo_vaed.distill.job import Job, Paid
 from turbo_vaed.distill.linear_start import start_decoder
-from turbo_vaed.distill.losses import Weights, distillation_losses
-from turbo_vaed.distill.losses.perceptual import perceptual_of
+from turbo_vaed.distill.losses import Weights, distillation_losses, perceptual_of
 from turbo_vaed.distill.optimizer import Optimizer, learning_rate
 from turbo_vaed.distill.stopping import CONTINUE, STOPPED, lacking, next_step
 from turbo_vaed.distill.student import (

@@ -310,7 +310,7 @@ def _job(
     target: Target | None,
 ) -> Job:
     from turbo_vaed.distill.job import Job, data_key
-    from turbo_vaed.distill.losses.perceptual import HUB
+    from turbo_vaed.distill.losses import HUB
     from turbo_vaed.distill.seen import seen_in
 
     clips, latents, params = (
