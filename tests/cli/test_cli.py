@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ def test_every_verb_answers_help(call, verb):
     code, out, _ = call(*verb, "--help")
     assert code == 0
     assert "Usage" in out
+    assert call(*verb, "-h") == (0, out, "")
+
+
+def test_version_is_that_of_pyproject(call):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert call("--version") == (0, f"turbo-vaed {project['version']}\n", "")
 
 
 def test_customer_add_keeps_comments_and_is_listed(call, checkout, tmp_path):

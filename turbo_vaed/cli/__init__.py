@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from turbo_vaed.cli import cost, devices, ec2, gate
+from turbo_vaed.cli import completion, cost, devices, ec2, gate
 from turbo_vaed.cli.tables import Customer, Format, show
 from turbo_vaed.errors import CorruptFile, TurboVaedError, UserError
 from turbo_vaed.settings import ENVIRONMENT, Settings
@@ -24,7 +25,7 @@ Family = Annotated[str, typer.Option("--family", help="ltx-video, hunyuan-video,
 app = typer.Typer(
     name="turbo-vaed",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Distil the decoder of a video VAE into one that a phone runs, one PoC per customer.",
 )
@@ -76,6 +77,24 @@ def _kind(error: TurboVaedError) -> str:
     return {1: "refused", 2: "error"}.get(error.exit_code, "fault")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"turbo-vaed {importlib.metadata.version('turbo-vaed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of `turbo-vaed` itself; its help is the app's."""
+
+
 @app.command("poc")
 def run_poc(customer: Customer) -> None:
     """Run the PoC of a customer: validate, distil, package, measure, judge, register, report."""
@@ -90,7 +109,12 @@ def run_poc(customer: Customer) -> None:
 
 @app.command("stage")
 def run_stage(
-    name: Annotated[str, typer.Argument(help="params, validate, clip, encode, distill, …")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="params, validate, clip, encode, distill, …", autocompletion=completion.stages
+        ),
+    ],
     customer: Customer,
 ) -> None:
     """Run one stage and meter it; this is what dvc.yaml calls."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from turbo_vaed.cli import completion
 from turbo_vaed.cli.tables import Customer, Format, console, show
 from turbo_vaed.errors import UserError
 from turbo_vaed.settings import Settings
@@ -31,7 +32,12 @@ Period = Annotated[
 @app.command("report")
 def cost_report(
     customer: Annotated[
-        str | None, typer.Option("--customer", help="one of params.yaml or the ledger; else all")
+        str | None,
+        typer.Option(
+            "--customer",
+            help="one of params.yaml or the ledger; else all",
+            autocompletion=completion.customers,
+        ),
     ] = None,
     month: Period = None,
     form: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from turbo_vaed.cli import completion
 from turbo_vaed.cli.tables import Format, show
 from turbo_vaed.errors import GateRefused, UserError
 from turbo_vaed.settings import Settings
@@ -27,7 +28,14 @@ def _gate() -> None:
 
 @app.command("explain")
 def explain(
-    run: Annotated[str, typer.Argument(metavar="CUSTOMER", help="or the id of its last run")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="CUSTOMER",
+            help="or the id of its last run",
+            autocompletion=completion.customers,
+        ),
+    ],
     form: Format = "table",
 ) -> None:
     """Every check of the last verdict, and what to change where one does not pass.

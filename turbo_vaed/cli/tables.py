@@ -11,10 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from turbo_vaed.cli import completion
+
 Format = Annotated[
     Literal["table", "json"], typer.Option("--format", help="table for people, json for programs")
 ]
-Customer = Annotated[str, typer.Argument(help="name of a customer in params.yaml")]
+Customer = Annotated[
+    str,
+    typer.Argument(help="name of a customer in params.yaml", autocompletion=completion.customers),
+]
 
 
 WIDE = 160
