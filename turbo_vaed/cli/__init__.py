@@ -52,7 +52,8 @@ def main() -> int:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        returned = app(standalone_mode=False)  # typer gives an `Exit` raised inside as its code
+        # Typer returns the code of an `Exit` that a command raises.
+        returned = app(prog_name="turbo-vaed", standalone_mode=False)
         return returned if isinstance(returned, int) else 0
     except TurboVaedError as error:
         print(f"{_kind(error)}: {error}", file=sys.stderr)
