@@ -277,10 +277,10 @@ class Plain:
         """Take so many steps, with the learning rate of each."""
         params, size = self.params, self.params.crop
         for step in range(self.loop.steps, self.loop.steps + steps):
-            places = self.data.places(
+            crops = self.data.draw_crops(
                 split="train", size=size, count=params.batch_size, seed=params.seed, step=step
             )
-            clips = [place.clip for place in places]
+            clips = [crop.clip for crop in crops]
             source = read_source(self.data.video, clips, size, (params.seed, step))
             self.loop.step(source, rate(step))
 

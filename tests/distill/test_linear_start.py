@@ -67,8 +67,8 @@ def test_no_channel_is_left_without_a_gradient(make_job):
     """Written by nothing and read by nothing, it would stay so for ever."""
     job = make_job()
     data = Clips(clips=job.clips, latents=job.latents)
-    places = data.places(split="train", size=16, count=8, seed=1, step=0)
-    batch = data.read(places, 16)
+    crops = data.draw_crops(split="train", size=16, count=8, seed=1, step=0)
+    batch = data.read(crops, 16)
     config = replace(job.student, decoder_block_out_channels=(32, 64))  # room to spare
     decoder = TurboVaedDecoder(config)
     start_decoder(decoder, batch.latents, batch.source)

@@ -364,8 +364,8 @@ def test_a_clip_that_went_bad_in_memory_is_read_again(make_job):
     """From the store, where it is whole."""
     job, events, states = make_job(), [], []
     loop = Loop(job, tell=events.append, save=states.append)
-    places = loop.data.places(split="train", size=16, count=2, seed=1, step=0)
-    loop.data.read(places, 16)
+    crops = loop.data.draw_crops(split="train", size=16, count=2, seed=1, step=0)
+    loop.data.read(crops, 16)
     for chunk in loop.data._held.values():
         if chunk.dtype.kind == "f":
             chunk[:] = float("nan")

@@ -25,7 +25,7 @@ from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.dataset.clip_arrays import ClipArray, create_clip_array
 from turbo_vaed.dataset.latents import to_pixels
 from turbo_vaed.distill import target_cache, targets
-from turbo_vaed.distill.data import Clips, Place
+from turbo_vaed.distill.data import Clips, Crop
 from turbo_vaed.distill.target_cache import TargetWriter, Wanted
 from turbo_vaed.distill.target_costs import TargetCosts, TargetPlan, choose
 from turbo_vaed.distill.targets import Recompute, plan_targets, write_targets
@@ -243,7 +243,7 @@ def check_cache(wanted: Wanted) -> None:
     latents = zarr.open_group(f"{wanted.latents}/latents.zarr", mode="r")["latents"][:]
     expected = teacher.decode_with_features(torch.from_numpy(latents[TRAIN]), BLOCKS)
     data = Clips(clips=wanted.clips, latents=wanted.latents, targets=wanted.targets)
-    batch = data.read([Place(clip=clip, row=0, column=0) for clip in TRAIN], 32)
+    batch = data.read([Crop(clip=clip, row=0, column=0) for clip in TRAIN], 32)
     assert batch.teacher is not None
     pixels = to_pixels(batch.teacher).astype(int)
     assert np.abs(pixels - to_pixels(expected.video)).max() <= 1
@@ -255,7 +255,7 @@ def check_cache(wanted: Wanted) -> None:
         assert array.dtype == np.float16
         assert array.chunks == (1, *feature.shape[1:]) and array.compressors == ()
     with pytest.raises(CorruptFile, match="of clip 1 is missing"):
-        data.read([Place(clip=1, row=0, column=0)], 32)
+        data.read([Crop(clip=1, row=0, column=0)], 32)
 
 
 def test_a_whole_cache_needs_no_teacher_in_a_second_run(wanted, measured):
@@ -382,7 +382,7 @@ def test_recomputed_targets_are_the_teachers_of_the_crop(wanted):
         blocks=("up_block_1",), reconstruction=True, mode="recompute", reason="", figures={}
     )
     make = partial(Recompute, family="ltx-video", weights=wanted.weights, device=CPU)
-    bare = data.read([Place(clip=2, row=1, column=2), Place(clip=3, row=0, column=0)], 16)
+    bare = data.read([Crop(clip=2, row=1, column=2), Crop(clip=3, row=0, column=0)], 16)
     batch = make(plan=plan)(bare)
     latents = zarr.open_group(f"{wanted.latents}/latents.zarr", mode="r")["latents"][2:3]
     teacher = load_teacher("ltx-video", wanted.weights)

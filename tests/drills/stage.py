@@ -136,7 +136,7 @@ def forgetful(worker: Worker) -> Worker:
     """`worker` with no memory for clips: it reads every one anew, as of data that are large."""
 
     def work(config: dict[str, Any]) -> None:
-        with patch("turbo_vaed.distill.data.HELD_BYTES", 0):
+        with patch("turbo_vaed.distill.data.MEMORY_BYTES", 0):
             worker(config)
 
     return work

@@ -1,9 +1,9 @@
-"""Batches of a step: crops of latents, of the source and of what the teacher made of it.
+"""Batches of a step: crops of latents, of the source and of the teacher's targets.
 
 Shapes: B batch, C latent channels, T frames, t latent frames, H W pixels, h w latent positions;
 a feature is (B, C', T', H', W') with H' and W' multiples of h and w.
 Sample j of a step is a function of (seed, step, j) alone: a resumed run sees the same data as an
-uninterrupted one, and so do two workers and one.
+uninterrupted one, and two workers together the same as one.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RECONSTRUCTION = "reconstruction"
-"""The array of a cache with the teacher's video."""
+"""Name of the array of a targets cache that holds the teacher's video."""
 FEATURES = "features"
-"""The group of a cache that holds an array per block of the teacher."""
-TARGETS_REMEDY = "run the stage `distill` again: it makes what is missing"
+"""Name of the group of a targets cache that holds an array per block of the teacher."""
+TARGETS_REMEDY = "run the stage `distill` again: it writes what is missing"
 _LATENTS, _SOURCE = "latents", "source"
 _VIDEOS = (_SOURCE, RECONSTRUCTION)
-"""(N,T,H,W,3); all else is (N,C,T,H,W)."""
-HELD_BYTES = 2**30
-"""Of clips, latents and targets, in a worker's memory: to read a chunk takes a CPU a millisecond,
-however small it is, and a batch is several chunks for every clip."""
-_ORDER, _PLACE = 0, 1  # streams of random numbers that must not be the same
+"""(N,T,H,W,3); all other arrays are (N,C,T,H,W)."""
+MEMORY_BYTES = 2**30
+"""Of chunks that a worker keeps in memory: reading one costs a millisecond of CPU time, however
+small it is, and a batch has several for every clip."""
+_ORDER, _CORNER = 0, 1  # independent streams of random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a sample lies: its clip, and its upper left corner in latent positions."""
+class Crop:
+    """Where a sample is cut out: its clip, and its upper left corner in latent positions."""
 
     clip: int
     row: int
@@ -61,27 +61,28 @@ class Batch:
     latents: Tensor
     source: Tensor
     teacher: Tensor | None = None
-    """The teacher's reconstruction, where wanted."""
+    """The teacher's reconstruction; None where no loss needs it."""
     features: dict[str, Tensor] = field(default_factory=dict)
-    """What blocks of the teacher's decoder put out, by name."""
+    """Outputs of blocks of the teacher's decoder, by block name."""
 
     def to(self, device: torch.device) -> Batch:
-        """On `device`; from pinned memory the copy goes on while the caller does."""
+        """A copy on `device`; from pinned memory the copy is asynchronous."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
-        """In pinned memory, for a GPU."""
+        """A copy in pinned memory, for asynchronous copies to a GPU."""
         return self._each(lambda tensor: tensor.pin_memory())
 
-    def marked(self) -> Batch:
-        """Itself; where latents are not finite, a source that is not in place of them."""
+    def with_finite_latents(self) -> Batch:
+        """Itself; where latents are not finite, zeros and a source of NaN: then the loss fails, on
+        all ranks, and not the decoder's check of its input, on one."""
         if self.latents.isfinite().all():
             return self
         latents, source = torch.zeros_like(self.latents), torch.full_like(self.source, math.nan)
         return replace(self, latents=latents, source=source)
 
     def split(self, size: int) -> list[Batch]:
-        """In pieces of at most `size` clips."""
+        """Micro-batches of at most `size` clips."""
         starts = range(0, len(self.latents), size)
         return [self._each(itemgetter(slice(i, i + size))) for i in starts]
 
@@ -95,25 +96,25 @@ class Batch:
 
 
 class Clips:
-    """The encoded clips of a customer, and the teacher's cached targets where there are any."""
+    """A customer's clips, their latents and, where they are cached, the teacher's targets."""
 
     def __init__(
         self, *, clips: str | Path, latents: str | Path, targets: str | Path | None = None
     ) -> None:
-        """Open what `clip` and `encode` wrote, and a cache that `targets.write_targets` filled.
+        """Open what the stages `clip` and `encode` wrote, and a filled targets cache.
 
         Args:
             clips, latents, targets: folders, or fsspec URLs (s3://…).
 
         Raises:
-            CorruptFile: something is missing, or they do not hold the same clips.
+            CorruptFile: one is missing, or they do not hold the same clips.
         """
         clips, latents = str(clips).rstrip("/"), str(latents).rstrip("/")
         self.index = read_json(f"{clips}/clips.json", CLIPS_REMEDY)["clips"]
         facts = read_json(f"{latents}/latents.json", LATENTS_REMEDY)
         self.compression: tuple[int, int] = tuple(facts["compression"][1:])
         self.tiles: int = facts.get("tiles", 1)
-        """A side of a train clip; each was encoded for itself."""
+        """Per side of a train clip; each tile was encoded by itself."""
         self.video = ClipArray(f"{clips}/clips.zarr", "video", remedy=CLIPS_REMEDY)
         self.latents = ClipArray(f"{latents}/latents.zarr", "latents", remedy=LATENTS_REMEDY)
         arrays = {_LATENTS: self.latents, _SOURCE: self.video}
@@ -126,27 +127,27 @@ class Clips:
                     f"{len(self.index)}; run the stages `clip`, `encode` and `distill` again"
                 )
         self._arrays = {name: self._croppable(name, array) for name, array in arrays.items()}
-        self._held: dict[tuple[str, int], NDArray[Any]] = {}
-        self._holding = threading.Lock()  # batches are read ahead in a thread, and again without
+        self._memory: dict[tuple[str, int], NDArray[Any]] = {}
+        self._memory_lock = threading.Lock()  # the prefetcher's thread and a repeated read
 
     def of_split(self, split: str) -> list[int]:
         """Indices of the clips of `train`, `val` or `test`.
 
         Raises:
-            DataRefused: there is none.
+            DataRefused: the split is empty.
         """
         found = [clip["index"] for clip in self.index if clip["split"] == split]
         if not found:
             raise DataRefused(f"no clip in the {split} split; add videos or lower clip.frames")
         return found
 
-    def places(self, *, split: str, size: int, count: int, seed: int, step: int) -> list[Place]:
-        """Where the `count` samples of a step lie, crops of `size` x `size` pixels.
+    def draw_crops(self, *, split: str, size: int, count: int, seed: int, step: int) -> list[Crop]:
+        """The `count` samples of a step, crops of `size` x `size` pixels.
 
-        Anywhere in clips that were encoded whole; of those that were encoded in tiles a crop is
-        one: at the edges of any other the latents know of pixels that the student is not shown.
-        Every clip is taken once before any is taken again, in an order of its own each time, so
-        that none is encoded, and its targets cached, for less than the others.
+        Anywhere in clips that were encoded whole. Of clips that were encoded in tiles a crop is one
+        tile: latents at the edges of any other depend on pixels outside the crop. Every clip is
+        drawn once per epoch, in a new order each time, so that the cost of encoding each and of
+        caching its targets is used equally.
 
         Args:
             count: the same for every step of a run.
@@ -157,62 +158,61 @@ class Clips:
         _, _, _, height, width = self.latents.shape
         down, across = (rows, columns) if self.tiles > 1 else (1, 1)
         assert self.tiles == 1 or self.tiles * rows == height, "the stage checks that a crop is one"
-        places = []
+        crops = []
         for j in range(count):
             epoch, turn = divmod(step * count + j, len(clips))
-            rng = np.random.default_rng((_PLACE, seed, step, j))
-            places.append(
-                Place(
+            rng = np.random.default_rng((_CORNER, seed, step, j))
+            crops.append(
+                Crop(
                     clip=clips[_order(seed, epoch, len(clips))[turn]],
                     row=down * int(rng.integers((height - rows) // down + 1)),
                     column=across * int(rng.integers((width - columns) // across + 1)),
                 )
             )
-        return places
+        return crops
 
-    def read(self, places: Sequence[Place], size: int) -> Batch:
-        """The crops of `size` x `size` pixels at `places`.
+    def read(self, crops: Sequence[Crop], size: int) -> Batch:
+        """The crops, `size` x `size` pixels each.
 
         Raises:
             CorruptFile: a chunk is missing or damaged.
         """
         positions = self._positions(size)
-        chunks = self._chunks({place.clip for place in places})
+        chunks = self._chunks({crop.clip for crop in crops})
         found = {
             name: np.stack(
-                [chunks[name, place.clip][held.crop(place, positions)] for place in places]
+                [chunks[name, crop.clip][array.slices(crop, positions)] for crop in crops]
             )
-            for name, held in self._arrays.items()
+            for name, array in self._arrays.items()
         }
         return Batch(
             latents=torch.from_numpy(found.pop(_LATENTS)),
             source=to_network(found.pop(_SOURCE)),
             teacher=to_network(found.pop(RECONSTRUCTION)) if RECONSTRUCTION in found else None,
-            features={block: torch.from_numpy(crops).float() for block, crops in found.items()},
+            features={block: torch.from_numpy(values).float() for block, values in found.items()},
         )
 
-    def forget(self) -> None:
-        """Drop what is held in memory: it may be what was wrong with a batch."""
-        self._held = {}
+    def clear_memory(self) -> None:
+        """Drop the chunks in memory: they may be what was wrong with a batch."""
+        self._memory = {}
 
     def _chunks(self, clips: Iterable[int]) -> dict[tuple[str, int], NDArray[Any]]:
-        """Of each array and clip, from memory, or read and held there while there is room.
+        """Of each array and clip, from memory or read, and kept in memory while there is room.
 
-        What is held is not dropped for what comes after: of clips that come around in epochs the
-        oldest is the next that is wanted.
+        Nothing is evicted: clips are drawn in epochs, so the oldest chunk is the next one needed.
         """
-        held = self._held
-        wanted = [(name, clip) for name in self._arrays for clip in sorted(clips)]
-        missing = [key for key in wanted if key not in held]
+        memory = self._memory
+        needed = [(name, clip) for name in self._arrays for clip in sorted(clips)]
+        missing = [key for key in needed if key not in memory]
         read = read_together([(self._arrays[name].array, (clip,)) for name, clip in missing])
         fresh = dict(zip(missing, read, strict=True))
-        found = {key: fresh[key] if key in fresh else held[key] for key in wanted}
-        with self._holding:
-            room = HELD_BYTES - sum(chunk.nbytes for chunk in held.values())
+        found = {key: fresh[key] if key in fresh else memory[key] for key in needed}
+        with self._memory_lock:
+            room = MEMORY_BYTES - sum(chunk.nbytes for chunk in memory.values())
             for key, chunk in fresh.items():
                 room -= chunk.nbytes
                 if room >= 0:
-                    held[key] = chunk
+                    memory[key] = chunk
         return found
 
     def whole(self, index: int) -> Batch:
@@ -237,32 +237,29 @@ class Clips:
         sizes, ours = array.shape[row_axis : row_axis + 2], self.latents.shape[3:5]
         if sizes[0] % ours[0] or sizes[1] % ours[1]:
             raise CorruptFile(
-                f"{array} {array.shape} cannot be cropped with latents {self.latents.shape}: its "
-                f"height or width is no multiple of theirs; {TARGETS_REMEDY}"
+                f"{array} {array.shape} cannot be cropped with latents {self.latents.shape}: "
+                f"expected its height and width to be multiples of theirs; {TARGETS_REMEDY}"
             )
         return _Croppable(array, row_axis, sizes[0] // ours[0], sizes[1] // ours[1])
 
 
 class _Croppable(NamedTuple):
-    """An array whose rows and columns are so many times the latents'."""
+    """An array with `down` rows and `across` columns per latent position."""
 
     array: ClipArray
     row_axis: int
     down: int
     across: int
 
-    def crop(self, place: Place, positions: tuple[int, int]) -> tuple[slice, ...]:
-        """Where `place` lies in its clip, for a crop of so many latent rows and columns."""
-        rows = slice(place.row * self.down, (place.row + positions[0]) * self.down)
-        columns = slice(place.column * self.across, (place.column + positions[1]) * self.across)
+    def slices(self, crop: Crop, positions: tuple[int, int]) -> tuple[slice, ...]:
+        """Of the clip's chunk, for a crop of so many latent rows and columns."""
+        rows = slice(crop.row * self.down, (crop.row + positions[0]) * self.down)
+        columns = slice(crop.column * self.across, (crop.column + positions[1]) * self.across)
         return (*[slice(None)] * (self.row_axis - 1), rows, columns)
 
 
 class Prefetcher:
-    """Reads the batches of the steps to come in a thread, while the caller computes.
-
-    Use it in a `with`; what a read raises is raised by `get`.
-    """
+    """Reads the next batches in a thread. A context manager; `get` raises what a read raised."""
 
     def __init__(
         self,
@@ -275,9 +272,9 @@ class Prefetcher:
         """
         Args:
             read: step -> its batch; called in the thread, in order of step.
-            stop: the step after the last: nothing is read that no step needs.
-            device: where batches will go; for a GPU they come in pinned memory.
-            depth: batches that wait, beside the one that the caller has.
+            stop: the step after the last; nothing is read from there on.
+            device: of the training; for a GPU batches come in pinned memory.
+            depth: batches read ahead of the one returned.
         """
         self._read, self._stop, self._depth = read, stop, depth
         self._pins = device.type == "cuda"
@@ -291,7 +288,7 @@ class Prefetcher:
         self._thread.shutdown(cancel_futures=True)
 
     def get(self, step: int) -> Batch:
-        """The batch of `step`; waits where it is not there yet."""
+        """The batch of `step`, waiting for it where necessary."""
         for ahead in range(step, min(step + 1 + self._depth, self._stop)):
             if ahead not in self._ahead:
                 self._ahead[ahead] = self._thread.submit(self._load, ahead)
@@ -303,20 +300,20 @@ class Prefetcher:
 
 
 def _open_targets(folder: str) -> dict[str, ClipArray]:
-    """The arrays of a cache, by block, and `RECONSTRUCTION`."""
-    held = read_json(f"{folder}/targets.json", TARGETS_REMEDY)
-    names = {block: f"{FEATURES}/{block}" for block in held["blocks"]}
-    if held["reconstruction"]:
+    """The arrays of a targets cache, by block, and `RECONSTRUCTION`."""
+    facts = read_json(f"{folder}/targets.json", TARGETS_REMEDY)
+    names = {block: f"{FEATURES}/{block}" for block in facts["blocks"]}
+    if facts["reconstruction"]:
         names[RECONSTRUCTION] = RECONSTRUCTION
-    of = functools.partial(ClipArray, f"{folder}/targets.zarr", remedy=TARGETS_REMEDY)
-    return {name: of(stored) for name, stored in names.items()}
+    open_array = functools.partial(ClipArray, f"{folder}/targets.zarr", remedy=TARGETS_REMEDY)
+    return {name: open_array(stored) for name, stored in names.items()}
 
 
 def read_json(url: str, remedy: str) -> dict[str, Any]:
     """The JSON object at a path or fsspec URL.
 
     Raises:
-        CorruptFile: it is not there, or no JSON.
+        CorruptFile: it is missing or not JSON.
     """
     try:
         with fsspec.open(url, "rt", encoding="utf-8") as file:
@@ -328,6 +325,6 @@ def read_json(url: str, remedy: str) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> list[int]:
-    """The order in which an epoch takes `count` clips."""
+    """The order in which an epoch draws `count` clips."""
     order: list[int] = np.random.default_rng((_ORDER, seed, epoch)).permutation(count).tolist()
     return order

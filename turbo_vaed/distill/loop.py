@@ -96,10 +96,10 @@ class Loop:
         self.student = Student(job.student, with_heads=params.weight_feature > 0)
         decoder = self.student.decoder
         if resume is None and params.start == "linear" and rank == 0:
-            places = self.data.places(
+            crops = self.data.draw_crops(
                 split="train", size=params.crop, count=_START_CLIPS, seed=params.seed, step=0
             )
-            start = self.data.read(places, params.crop)
+            start = self.data.read(crops, params.crop)
             start_decoder(decoder, start.latents, start.source)
         self.student.to(device)
         self.is_compiled = is_to_compile(params, device)
@@ -173,7 +173,7 @@ class Loop:
                     return self._finish(STOPPED[stop], reason)
                 row = self._train_step(batches.get(self.step))
                 if row is None:  # a memory error or a bad read does not come twice
-                    self.data.forget()
+                    self.data.clear_memory()
                     row = self._train_step(self._read(self.step))
                 if row is None:
                     self.skipped += 1
@@ -191,12 +191,12 @@ class Loop:
     def _read(self, step: int) -> Batch:
         """This rank's part of a step's batch: every `world`-th clip of it."""
         params = self.job.params
-        places = self.data.places(
+        crops = self.data.draw_crops(
             split="train", size=params.crop, count=params.batch_size, seed=params.seed, step=step
         )
         # The decoder refuses latents that are not finite, on this rank alone. A loss that is not is
         # seen by all, and what follows is agreed on.
-        return self.data.read(places[self.rank :: self.world], params.crop).marked()
+        return self.data.read(crops[self.rank :: self.world], params.crop).with_finite_latents()
 
     def _before_step(self) -> tuple[int, str]:
         """Whether to stop, agreed on by all ranks; and a checkpoint if a machine is to go."""

@@ -17,7 +17,7 @@ from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.dataset.clip_pass import pass_over_clips, room, run_on_worker
 from turbo_vaed.distill import target_cache as cache
-from turbo_vaed.distill.data import HELD_BYTES, Batch
+from turbo_vaed.distill.data import MEMORY_BYTES, Batch
 from turbo_vaed.distill.target_cache import Wanted
 from turbo_vaed.distill.target_costs import Mode, TargetCosts, TargetPlan, choose
 from turbo_vaed.distill.target_measure import Measured, begin_cache
@@ -83,7 +83,7 @@ def plan_targets(
         free_bytes=cache.free_bytes(wanted),
         bytes_per_clip=measured.bytes_per_clip,
         # The clip itself, which is held as well, is taken to be as large as its targets.
-        held_clips=HELD_BYTES // (2 * measured.bytes_per_clip),
+        held_clips=MEMORY_BYTES // (2 * measured.bytes_per_clip),
         read_mb_per_s=measured.read_mb_per_s,
         write_mb_per_s=measured.write_mb_per_s,
         teacher_seconds_per_clip=measured.teacher_seconds_per_clip,
