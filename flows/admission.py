@@ -12,7 +12,16 @@ from functools import partial
 
 from flows import dvc, runs
 from turbo_vaed.config.stages import STAGES, UP_TO_DISTILL
-from turbo_vaed.costs import Allowance, Ledger, allowance, format_usd, outbox, require_allowance
+from turbo_vaed.costs import (
+    Ledger,
+    SpendingLimit,
+    format_usd,
+    outbox,
+    release_reservation,
+    require_budget_left,
+    reservation_of,
+    spending_limit,
+)
 from turbo_vaed.costs.estimate import Estimate
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.dataset.manifest import files_in
@@ -20,8 +29,6 @@ from turbo_vaed.distill.job import which_student
 from turbo_vaed.errors import TurboVaedError, UserError
 from turbo_vaed.export import RUNTIMES
 from turbo_vaed.gate import TIMED, VERDICT_NAME, read_verdict
-from turbo_vaed.metering import run_stage
-from turbo_vaed.metering.run_stage import share_of
 from turbo_vaed.planning.compatibility import student_config
 from turbo_vaed.planning.estimate import estimate_run, least_usd
 from turbo_vaed.planning.pricing import limits_of, price_of
@@ -158,7 +165,7 @@ def run_with_more_room(workspace: Workspace, settings: Settings) -> runs.Run | N
         return None
     with Ledger.open(settings.ledger_url) as ledger:
         limits, now = limits_of(workspace.params), datetime.now(UTC)
-        found = allowance(ledger, limits, run=last.run_id, customer=workspace.customer, at=now)
+        found = spending_limit(ledger, limits, run=last.run_id, customer=workspace.customer, at=now)
         is_its = any(group.stage == "distill" for group in ledger.grouped(run=last.run_id))
     has_more = found.usd > Decimal(history["limited_to_usd"]) * _MORE
     return replace(last, status="open") if is_its and has_more else None
@@ -209,13 +216,13 @@ def estimate(
         price_of(workspace.params, settings, stage)
     with Ledger.open(settings.ledger_url) as ledger:
         spent_usd = ledger.total(run=run.run_id)
-        share = share_of(
+        reservation = reservation_of(
             ledger, limits_of(workspace.params), run=run.run_id, customer=workspace.customer
         )
         goes_on = "distill" in stages and has_begun(workspace, run, ledger)
 
-        def require_fit(may_spend: Allowance) -> Estimate | None:
-            require_allowance(may_spend, spent_usd=spent_usd)
+        def require_fit(may_spend: SpendingLimit) -> Estimate | None:
+            require_budget_left(may_spend, spent_usd=spent_usd)
             if goes_on:
                 return None
             return estimate_run(
@@ -230,12 +237,12 @@ def estimate(
                 is_kept=is_begun,
             )
 
-        may_spend = share.ask()
+        may_spend = reservation.spending_limit()
         found = require_fit(may_spend)  # one that is refused tells nobody
         if is_begun:
             most = spent_usd + least_usd(workspace, settings, ledger, stages)
             least = most if found is None else min(most, spent_usd + found.low_usd)
-            then = share.claim(most, least_usd=least)
+            then = reservation.claim(most, least_usd=least)
             if then.usd < may_spend.usd:  # another one came in between
                 may_spend, found = then, require_fit(then)
     if goes_on:
@@ -255,7 +262,7 @@ def release(settings: Settings, run: runs.Run) -> None:
         return
     try:
         with Ledger.open(settings.ledger_url) as ledger:
-            run_stage.release(ledger, run.run_id)
+            release_reservation(ledger, run.run_id)
     except TurboVaedError as error:
         log.warning("%s", error)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from flows.admission import ToDo, has_begun
-from turbo_vaed.costs import Ledger, PriceBook, format_usd, require_allowance
+from turbo_vaed.costs import Ledger, PriceBook, format_usd, require_budget_left
 from turbo_vaed.costs.choice import Choice
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.distill.follow import hours_and_minutes
@@ -105,7 +105,7 @@ def pick(
     if best.usd is None:
         why = dict.fromkeys(choice.machine.why_unknown for choice in offers)
         raise BudgetRefused(f"nothing is started: {'; '.join(why)}")
-    require_allowance(found.may_spend, spent_usd=found.spent_usd)
+    require_budget_left(found.may_spend, spent_usd=found.spent_usd)
     left = found.left_usd
     name = f"{best.machine.instance_type} {best.machine.market} in {best.machine.zone}"
     assert best.steps_usd is not None

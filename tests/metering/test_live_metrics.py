@@ -124,10 +124,10 @@ def test_a_stage_has_a_tracker_of_its_run(
     def run(workspace: Workspace) -> dict[str, object]:
         run_context, began = workspace.run_context, datetime.now(UTC)
         assert run_context.log_metrics and run_context.log_picture and run_context.mark_wasted
-        assert run_context.share
-        assert run_context.share.claim(Decimal(7)).usd == 95 - 2, "for its machine"
+        assert run_context.reservation
+        assert run_context.reservation.claim(Decimal(7)).usd == 95 - 2, "for its machine"
         with Ledger.open(settings.ledger_url) as ledger:
-            (held,) = ledger.holds(at=datetime.now(UTC))
+            (held,) = ledger.reservations(at=datetime.now(UTC))
         assert (held.run, held.customer, held.upto_usd) == ("demo-1", "demo", 7 + 2)
         run_context.log_metrics({"loss": 0.5}, 1)
         run_context.log_picture(b"png", "step-000001.png")
@@ -171,10 +171,10 @@ def test_a_stage_by_hand_keeps_nothing_back_when_it_is_over(
         waiting.append("over")
 
     def run(workspace: Workspace) -> dict[str, object]:
-        assert workspace.run_context.share and waiting == ["gate"]
-        workspace.run_context.share.claim(Decimal(7))
+        assert workspace.run_context.reservation and waiting == ["gate"]
+        workspace.run_context.reservation.claim(Decimal(7))
         with Ledger.open(settings.ledger_url) as ledger:
-            assert [held.upto_usd for held in ledger.holds(at=datetime.now(UTC))] == [7]
+            assert [held.upto_usd for held in ledger.reservations(at=datetime.now(UTC))] == [7]
         workspace.folder("gate").mkdir(parents=True)
         if fails:
             raise Fault("the phone is gone")
@@ -185,7 +185,7 @@ def test_a_stage_by_hand_keeps_nothing_back_when_it_is_over(
     with pytest.raises(Fault) if fails else nullcontext():
         run_metered(settings, "gate", "demo")
     with Ledger.open(settings.ledger_url) as ledger:
-        assert ledger.holds(at=datetime.now(UTC)) == () and ledger.total() > 0
+        assert ledger.reservations(at=datetime.now(UTC)) == () and ledger.total() > 0
 
 
 class FakeClient:

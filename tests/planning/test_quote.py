@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.costs.listed import NOON, Listed
-from turbo_vaed.costs import Allowance, Charge, Ledger, PriceBook, Share, per_second
+from turbo_vaed.costs import Charge, Ledger, PriceBook, RunReservation, SpendingLimit, per_second
 from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.estimate import Estimate, Pace
 from turbo_vaed.costs.money import quantise_usd
@@ -524,13 +524,13 @@ def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
     monkeypatch.setattr(pricing, "devices_usd", lambda params: Decimal(5))
     told: list[Decimal] = []
     left = [Decimal(20)]
-    share = Share(
-        ask=lambda: Allowance(usd=left[0], by="a month's", is_own=False),
-        tell=told.append,
+    reservation = RunReservation(
+        read_limit=lambda: SpendingLimit(usd=left[0], by="a month's", is_own_budget=False),
+        write=told.append,
         clock=itertools.count(0, FRESH_SECONDS).__next__,
     )
     workspace = dataclasses.replace(
-        workspace, run_context=RunContext(spent_usd=lambda: Decimal(1), share=share)
+        workspace, run_context=RunContext(spent_usd=lambda: Decimal(1), reservation=reservation)
     )
     spending = spending_of(workspace, settings, "distill")
     assert spending.budget.run_usd == 15

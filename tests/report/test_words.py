@@ -80,7 +80,7 @@ def test_a_run_that_the_budget_stopped(work: Path, gather: Gather) -> None:
 
 def refused(gather: Gather, work: Path, stage: str, **options: Any) -> ReportContext:
     """A run that ended before its first stage."""
-    error = "nothing may be spent: budget.customer_month_usd of $1.00 in 2026-11; wait"
+    error = "no budget is left: budget.customer_month_usd of $1.00 in 2026-11; wait"
     failure = Failure(stage=stage, error=error, is_begun=False, **options)
     return gather(work, failure=failure)
 

@@ -2,15 +2,20 @@
 
 from turbo_vaed.costs.budget import Budget, Decision, Spending, check_start, decide
 from turbo_vaed.costs.ledger import Charge, ChargeGroup, Ledger, StageCost
-from turbo_vaed.costs.limits import Limits, allowance, require_allowance
+from turbo_vaed.costs.limits import (
+    Limits,
+    release_reservation,
+    require_budget_left,
+    reservation_of,
+    spending_limit,
+)
 from turbo_vaed.costs.meter import Meter, Nodes, PartlyPriced, Rate, steady
 from turbo_vaed.costs.money import format_usd, parse_usd, per_second, total_usd
 from turbo_vaed.costs.prices import Market, Price, PriceBook
-from turbo_vaed.costs.reservation import Allowance, Share
+from turbo_vaed.costs.reservation import RunReservation, SpendingLimit
 from turbo_vaed.costs.summary import CostSummary, StageRow, summarise
 
 __all__ = [
-    "Allowance",
     "Budget",
     "Charge",
     "ChargeGroup",
@@ -25,17 +30,20 @@ __all__ = [
     "Price",
     "PriceBook",
     "Rate",
-    "Share",
+    "RunReservation",
     "Spending",
+    "SpendingLimit",
     "StageCost",
     "StageRow",
-    "allowance",
     "check_start",
     "decide",
     "format_usd",
     "parse_usd",
     "per_second",
-    "require_allowance",
+    "release_reservation",
+    "require_budget_left",
+    "reservation_of",
+    "spending_limit",
     "steady",
     "summarise",
     "total_usd",

@@ -23,7 +23,7 @@ from decimal import Decimal
 from typing import Literal
 
 from turbo_vaed.costs.money import AMOUNT_QUANTUM, format_usd, per_second
-from turbo_vaed.costs.reservation import Allowance, Share
+from turbo_vaed.costs.reservation import RunReservation, SpendingLimit
 from turbo_vaed.errors import BudgetRefused, UserError
 
 Action = Literal["continue", "warn", "stop"]
@@ -186,18 +186,18 @@ class Spending:
     """Of all nodes together."""
     spent_usd: Callable[[], Decimal]
     """By the whole run up to now."""
-    share: Share | None = None
-    """Of limits that others share; None for a budget that is the run's own."""
+    reservation: RunReservation | None = None
+    """In budgets that runs share; None for a budget that is the run's own."""
     overhead_usd: Decimal = Decimal(0)
-    """Of that share, for what `budget` leaves out."""
+    """The part of the reservation for what `budget` leaves out."""
 
-    def claim(self, upto_usd: Decimal, *, least_usd: Decimal | None = None) -> Allowance:
-        """As `Share.claim`, of what `budget` is of; above 0."""
-        if self.share is None:
+    def claim(self, upto_usd: Decimal, *, least_usd: Decimal | None = None) -> SpendingLimit:
+        """As `RunReservation.claim`, without the overhead; above 0."""
+        if self.reservation is None:
             of = f"budget.run_usd of {format_usd(self.budget.run_usd)}"
-            return Allowance(usd=self.budget.run_usd, by=of, is_own=True)
+            return SpendingLimit(usd=self.budget.run_usd, by=of, is_own_budget=True)
         least_usd = None if least_usd is None else least_usd + self.overhead_usd
-        found = self.share.claim(upto_usd + self.overhead_usd, least_usd=least_usd)
+        found = self.reservation.claim(upto_usd + self.overhead_usd, least_usd=least_usd)
         return replace(found, usd=max(found.usd - self.overhead_usd, AMOUNT_QUANTUM))
 
     def affordable_seconds(self) -> float:

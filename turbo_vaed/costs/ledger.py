@@ -1,5 +1,5 @@
 """The ledger: what a run cost, charge by charge, append only, on SQLite or PostgreSQL; and what
-runs that are not over keep back.
+runs that are not over have reserved.
 
 Money is Decimal from end to end. A charge's key is the hash of its content, so that the same
 charge inserted twice, by whomever, is one charge.
@@ -20,7 +20,6 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from turbo_vaed.costs.database import connect, make_ready, talking, writing
-from turbo_vaed.costs.holds import Hold
 from turbo_vaed.costs.money import (
     AMOUNT_QUANTUM,
     PRICE_QUANTUM,
@@ -30,14 +29,15 @@ from turbo_vaed.costs.money import (
     total_usd,
 )
 from turbo_vaed.costs.prices import MARKETS, Market
+from turbo_vaed.costs.reservation import Reservation
 from turbo_vaed.costs.tables import (
     CHARGE_GROUPS,
     CHARGES,
     DECIMALS,
     DIGITS,
     GROUP_NAMES,
-    HOLDS,
     NAME_LENGTHS,
+    RESERVATIONS,
     halves,
     sums_of,
     whole,
@@ -333,8 +333,10 @@ class Ledger:
         wasted = total_usd(usd for useful, usd in found if useful == "wasted")
         return total_usd(usd for _, usd in found), wasted
 
-    def hold(self, run: str, customer: str, upto_usd: Decimal, *, at: datetime) -> None:
-        """Keep back what the whole run may come to, in place of what it has told before.
+    def record_reservation(
+        self, run: str, customer: str, upto_usd: Decimal, *, at: datetime
+    ) -> None:
+        """Reserve the most that the whole run may spend, in place of its earlier reservation.
 
         Args:
             upto_usd: what it has spent included.
@@ -344,57 +346,61 @@ class Ledger:
             Unreachable: the database does not take it.
         """
         if not isinstance(upto_usd, Decimal) or not upto_usd.is_finite() or upto_usd < 0:
-            raise UserError(f"hold: upto_usd is {upto_usd!r}; expected a Decimal of at least 0")
-        _check_aware("hold: at", at)
+            raise UserError(
+                f"reservation: upto_usd is {upto_usd!r}; expected a Decimal of at least 0"
+            )
+        _check_aware("reservation: at", at)
         values = {"customer": customer, "upto_usd": quantise_usd(upto_usd), "told_at": at}
-        insert = self._insert(HOLDS).values(run=run, **values)
+        insert = self._insert(RESERVATIONS).values(run=run, **values)
         with talking(self._engine.url), writing(self._engine) as connection:
             connection.execute(insert.on_conflict_do_update(index_elements=["run"], set_=values))
 
     def release(self, run: str) -> None:
-        """Keep nothing back any more; a run that never did is none the worse.
+        """End a run's reservation; does nothing where it has none.
 
         Raises:
             Unreachable: the database does not take it.
         """
         with talking(self._engine.url), writing(self._engine) as connection:
-            connection.execute(HOLDS.delete().where(HOLDS.c.run == run))
+            connection.execute(RESERVATIONS.delete().where(RESERVATIONS.c.run == run))
 
-    def holds(self, *, at: datetime) -> tuple[Hold, ...]:
-        """Of the runs that are not over, by their names; without those of killed ones.
+    def reservations(self, *, at: datetime) -> tuple[Reservation, ...]:
+        """Of the runs that are not over, by their names, without expired ones.
 
         Raises:
             UserError: `at` has no time zone.
             Unreachable: the database does not answer.
         """
-        _check_aware("holds: at", at)
+        _check_aware("reservations: at", at)
         query = (
             sa.select(
-                HOLDS.c.run,
-                HOLDS.c.customer,
-                HOLDS.c.upto_usd,
-                HOLDS.c.told_at,
+                RESERVATIONS.c.run,
+                RESERVATIONS.c.customer,
+                RESERVATIONS.c.upto_usd,
+                RESERVATIONS.c.told_at,
                 sa.func.max(CHARGES.c.ended_at),
                 *(sa.func.coalesce(part, 0) for part in sums_of("amount")),
             )
-            .join_from(HOLDS, CHARGE_GROUPS, CHARGE_GROUPS.c.run == HOLDS.c.run, isouter=True)
+            .join_from(
+                RESERVATIONS, CHARGE_GROUPS, CHARGE_GROUPS.c.run == RESERVATIONS.c.run, isouter=True
+            )
             .join(CHARGES, CHARGES.c.group_id == CHARGE_GROUPS.c.id, isouter=True)
-            .group_by(*HOLDS.c)
-            .order_by(HOLDS.c.run)
+            .group_by(*RESERVATIONS.c)
+            .order_by(RESERVATIONS.c.run)
         )
         with talking(self._engine.url), self._engine.connect() as connection:
             rows = connection.execute(query).all()
         found = (
-            Hold(
+            Reservation(
                 run=run,
                 customer=customer,
                 upto_usd=upto_usd,
                 spent_usd=whole(sums),
-                heard_at=max(told_at, charged_at or told_at),
+                updated_at=max(told_at, charged_at or told_at),
             )
             for run, customer, upto_usd, told_at, charged_at, *sums in rows
         )
-        return tuple(hold for hold in found if hold.counts(at))
+        return tuple(one for one in found if one.is_active(at))
 
     @property
     def _insert(self) -> Callable[[sa.Table], Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from turbo_vaed.costs.ledger import Ledger
 from turbo_vaed.costs.money import format_usd, total_usd
 from turbo_vaed.costs.months import Month
-from turbo_vaed.costs.reservation import Allowance
-from turbo_vaed.errors import BudgetRefused
+from turbo_vaed.costs.reservation import RunReservation, SpendingLimit
+from turbo_vaed.errors import BudgetRefused, Unreachable
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,63 +25,90 @@ class Limits:
     total_month_usd: Decimal | None
 
 
-def allowance(
+def spending_limit(
     ledger: Ledger, limits: Limits, *, run: str, customer: str, at: datetime
-) -> Allowance:
-    """The least that the limits leave to a run in the month of `at`; nothing or less where other
-    runs have used up a month's, or keep the rest of it back. It is sure for a run that has told the
-    ledger what it may come to, and for no other (`Share`).
+) -> SpendingLimit:
+    """The lowest of the limits that apply to a run in the month of `at`: of a month's limit, what
+    other runs have neither spent nor reserved, which may be nothing or less. It is certain only for
+    a run that has recorded a reservation (`RunReservation`).
 
     A charge belongs to the month that it starts in. What a run has spent in an earlier month is no
-    part of this one's limits and is added: the allowance is of the whole run.
+    part of this one's limits and is added: the limit is on the whole run.
 
     Raises:
         Unreachable: the ledger cannot be read.
     """
     own = f"budget.run_usd of {format_usd(limits.run_usd)}"
-    found = [Allowance(usd=limits.run_usd, by=own, is_own=True)]
+    found = [SpendingLimit(usd=limits.run_usd, by=own, is_own_budget=True)]
     if limits.customer_month_usd is None and limits.total_month_usd is None:
-        return found[0]  # asks nobody
+        return found[0]  # without reading the ledger
     month = Month.of(at)
     since, until = month.since, month.until
     in_month = total_usd(
         group.amount_usd for group in ledger.grouped(run=run, since=since, until=until)
     )
     earlier = ledger.total(run=run) - in_month
-    holds = [hold for hold in ledger.holds(at=at) if hold.run != run]
+    reservations = [one for one in ledger.reservations(at=at) if one.run != run]
     for limit, key, who in (
         (limits.customer_month_usd, "budget.customer_month_usd", customer),
         (limits.total_month_usd, "budget.total_month_usd", None),
     ):
         if limit is not None:
             others = ledger.spent(customer=who, since=since, until=until)[0] - in_month
-            keeping = [hold for hold in holds if hold.usd and who in (None, hold.customer)]
-            kept = total_usd(hold.usd for hold in keeping)
-            told = (
+            open_ = [one for one in reservations if one.unspent_usd and who in (None, one.customer)]
+            reserved = total_usd(one.unspent_usd for one in open_)
+            by = (
                 f"{key} of {format_usd(limit)} in {month}, of which other runs have spent "
                 f"{format_usd(others)}"
             )
-            if keeping:
-                names = ", ".join(hold.run for hold in keeping)
-                told += f", and {names} keep back {format_usd(kept)} for what they still have to do"
-            usd = limit - others - kept + earlier
-            found.append(Allowance(usd=usd, by=told, is_own=False))
+            if open_:
+                names = ", ".join(one.run for one in open_)
+                by += f" and reserved {format_usd(reserved)} more ({names})"
+            usd = limit - others - reserved + earlier
+            found.append(SpendingLimit(usd=usd, by=by, is_own_budget=False))
     return min(found, key=lambda one: one.usd)
 
 
-def require_allowance(found: Allowance, *, spent_usd: Decimal = Decimal(0)) -> None:
-    """Refuse a run to which its limits leave nothing.
+def require_budget_left(limit: SpendingLimit, *, spent_usd: Decimal = Decimal(0)) -> None:
+    """Refuse a run whose limits leave it nothing to spend.
 
     Args:
-        spent_usd: by the run itself; 0 asks of the limits alone.
+        spent_usd: by the run itself; 0 checks the limits alone.
 
     Raises:
-        BudgetRefused: they leave nothing.
+        BudgetRefused: nothing is left.
     """
-    if found.usd > spent_usd:
+    if limit.usd > spent_usd:
         return
-    own = f", and this run has spent {format_usd(spent_usd)}" if spent_usd else ""
+    own = f"; this run has spent {format_usd(spent_usd)}" if spent_usd else ""
     todo = "raise it in params.yaml"
-    if not found.is_own:
-        todo += ", or wait for the next month, or for the end of runs that keep some of it back"
-    raise BudgetRefused(f"nothing may be spent: {found.by}{own}; {todo}")
+    if not limit.is_own_budget:
+        todo += ", or wait for the next month or until other runs release what they reserved"
+    raise BudgetRefused(f"no budget is left: {limit.by}{own}; {todo}")
+
+
+def reservation_of(
+    ledger: Ledger,
+    limits: Limits,
+    *,
+    run: str,
+    customer: str,
+    overhead_usd: Decimal = Decimal(0),
+) -> RunReservation:
+    """A run's reservation, recorded in the ledger; `overhead_usd` as of `RunReservation`."""
+
+    def write(upto_usd: Decimal) -> None:
+        ledger.record_reservation(run, customer, upto_usd, at=datetime.now(UTC))
+
+    def read_limit() -> SpendingLimit:
+        return spending_limit(ledger, limits, run=run, customer=customer, at=datetime.now(UTC))
+
+    return RunReservation(read_limit=read_limit, write=write, overhead_usd=overhead_usd)
+
+
+def release_reservation(ledger: Ledger, run: str) -> None:
+    """End a run's reservation; where the ledger does not answer, it expires within an hour."""
+    try:
+        ledger.release(run)
+    except Unreachable as error:
+        _log.warning("the reservation of %s stays for up to an hour: %s", run, error)

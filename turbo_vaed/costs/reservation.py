@@ -1,4 +1,10 @@
-"""A run's share of limits that others spend of, too."""
+"""Reservations: how runs that share a month's budget keep within it together.
+
+As a hotel reserves an amount on a card. A run records in the ledger the most that it may spend in
+all, then reads what the limits and the other runs' reservations leave it, and spends no more than
+either. Of two runs that do so at once, the second to write sees what the first has written. What a
+run has spent is part of its reservation and counts once, however late the charges arrive.
+"""
 
 from __future__ import annotations
 
@@ -6,89 +12,119 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from turbo_vaed.errors import Unreachable
 
+EXPIRES_AFTER = timedelta(hours=1)
+"""A run without a charge or an update of its reservation for this long is taken to have been
+killed, and its reservation no longer counts. A live meter writes several times a minute."""
 FRESH_SECONDS = 5.0
-"""So long an answer counts for a claim that holds no more than the last one."""
+"""How long a limit that was read answers claims that do not exceed the last one."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allowance:
-    """What a run may spend in all, what it has already spent included."""
+class SpendingLimit:
+    """The most that a whole run may spend, including what it has already spent."""
 
     usd: Decimal
     by: str
-    """The limit that is nearest, in words."""
-    is_own: bool
-    """Whether that is the run's own budget, and no month's."""
+    """The limit that sets it, in words."""
+    is_own_budget: bool
+    """Whether that is the run's own budget, and not one of the month's."""
 
 
-class Share:
-    """A run's share of the limits: others are told of it before it is used (`costs/holds.py`).
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    """What a run that is not over has reserved of the month's budgets."""
+
+    run: str
+    customer: str
+    upto_usd: Decimal
+    """The most that the whole run may spend."""
+    spent_usd: Decimal
+    """The part of that which is spent by now."""
+    updated_at: datetime
+    """When it was last recorded, or the run was last charged."""
+
+    @property
+    def unspent_usd(self) -> Decimal:
+        """Reserved and not spent yet."""
+        return max(Decimal(0), self.upto_usd - self.spent_usd)
+
+    def is_active(self, at: datetime) -> bool:
+        """Whether the run is taken to be alive."""
+        return at - self.updated_at <= EXPIRES_AFTER
+
+
+class RunReservation:
+    """A run's own reservation: it is recorded before the money is spent.
 
     Args:
-        ask: what the limits leave to the run now.
-        tell: others, of the most that the run may come to.
-        beside_usd: of both, for what is spent beside what is claimed.
+        read_limit: what the limits allow the run to spend in all, now.
+        write: records the most that the run may spend in all.
+        overhead_usd: part of both, for costs outside of what is claimed.
         clock: seconds, never going back.
     """
 
     def __init__(
         self,
         *,
-        ask: Callable[[], Allowance],
-        tell: Callable[[Decimal], None],
+        read_limit: Callable[[], SpendingLimit],
+        write: Callable[[Decimal], None],
         overhead_usd: Decimal = Decimal(0),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ask, self._tell, self._overhead_usd, self._clock = ask, tell, overhead_usd, clock
-        self._told_usd = Decimal(0)
-        self._asked_at = -FRESH_SECONDS
-        self.last: Allowance | None = None
-        """What the limits left when they were asked last."""
+        self._read_limit, self._write = read_limit, write
+        self._overhead_usd, self._clock = overhead_usd, clock
+        self._reserved_usd = Decimal(0)
+        self._read_at = -FRESH_SECONDS
+        self.last_limit: SpendingLimit | None = None
+        """The limit as it was last read."""
 
-    def ask(self) -> Allowance:
-        """What they leave now, `overhead_usd` taken off; nothing is told.
+    def spending_limit(self) -> SpendingLimit:
+        """What the limits allow now, less `overhead_usd`; reserves nothing.
 
         Raises:
             Unreachable: the ledger cannot be read.
         """
-        found = self._ask()
-        self.last = replace(found, usd=found.usd - self._overhead_usd)
-        self._asked_at = self._clock()
-        return self.last
+        found = self._read_limit()
+        self.last_limit = replace(found, usd=found.usd - self._overhead_usd)
+        self._read_at = self._clock()
+        return self.last_limit
 
-    def claim(self, upto_usd: Decimal, *, least_usd: Decimal | None = None) -> Allowance:
-        """What the run may spend in all; by then others know that it may come to `upto_usd`. Where
-        that does not fit they are told nothing new: a run that is refused stops no other.
+    def claim(self, upto_usd: Decimal, *, least_usd: Decimal | None = None) -> SpendingLimit:
+        """Reserve up to `upto_usd` for the whole run; returns what it may spend.
+
+        A claim that does not fit leaves the reservation as it was, so that a refused run blocks no
+        other one.
 
         Args:
-            least_usd: what it comes to if it stops now. They are told of that in any case, and of
-                as much more, up to `upto_usd`, as fits.
+            least_usd: what the run costs if it stops now. This much is reserved in any case, and as
+                much more, up to `upto_usd`, as fits.
 
         Raises:
-            Unreachable: the ledger cannot be read. That it takes no word is logged.
+            Unreachable: the ledger cannot be read. A failure to write is only logged.
         """
-        is_fresh = self._clock() - self._asked_at < FRESH_SECONDS
-        if self.last is not None and is_fresh and upto_usd <= self._told_usd:
-            return self.last
-        before, found = self._told_usd, self.ask()
-        told = upto_usd if least_usd is None else max(least_usd, min(upto_usd, found.usd))
-        if least_usd is None and told > found.usd:
+        is_fresh = self._clock() - self._read_at < FRESH_SECONDS
+        if self.last_limit is not None and is_fresh and upto_usd <= self._reserved_usd:
+            return self.last_limit
+        before, found = self._reserved_usd, self.spending_limit()
+        wanted = upto_usd if least_usd is None else max(least_usd, min(upto_usd, found.usd))
+        if least_usd is None and wanted > found.usd:
             return found
-        self._say(told)
-        then = self.ask()  # what was told between the question and our word is seen now
-        if least_usd is None and told > then.usd:
-            self._say(before)
-        self.last = min(found, then, key=lambda one: one.usd)
-        return self.last
+        self._record(wanted)
+        then = self.spending_limit()  # another run may have reserved between reading and writing
+        if least_usd is None and wanted > then.usd:
+            self._record(before)
+        self.last_limit = min(found, then, key=lambda one: one.usd)
+        return self.last_limit
 
-    def _say(self, upto_usd: Decimal) -> None:
-        self._told_usd = upto_usd
+    def _record(self, upto_usd: Decimal) -> None:
+        self._reserved_usd = upto_usd
         try:
-            self._tell(max(Decimal(0), upto_usd) + self._overhead_usd)
+            self._write(max(Decimal(0), upto_usd) + self._overhead_usd)
         except Unreachable as error:  # a full disk ends no stage that is paid for
-            _log.warning("other runs are not told what this one may come to: %s", error)
+            _log.warning("this run's reservation is not recorded for other runs: %s", error)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from turbo_vaed.costs.reservation import Share
+from turbo_vaed.costs.reservation import RunReservation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class RunContext:
 
     spent_usd: Callable[[], Decimal] | None = None
     """The run's spend so far, from the ledger; None where no ledger is kept."""
-    share: Share | None = None
-    """Of what the run's own budget and those of the month leave to it."""
+    reservation: RunReservation | None = None
+    """In the budgets that it shares with other runs."""
     downstream: Callable[[], DownstreamCost] | None = None
     """What the customer's earlier runs have paid after distillation; None where no ledger is."""
     usd_per_hour: Callable[[], Decimal] | None = None

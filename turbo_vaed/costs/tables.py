@@ -112,7 +112,7 @@ CHARGES = sa.Table(
     ),
 )
 
-HOLDS = sa.Table(
+RESERVATIONS = sa.Table(
     "holds",
     METADATA,
     sa.Column("run", sa.String(200), primary_key=True),
@@ -120,7 +120,7 @@ HOLDS = sa.Table(
     sa.Column("upto_usd", _ExactDecimal, nullable=False),
     sa.Column("told_at", _Utc, nullable=False),
 )
-"""Of runs that are not over; the only rows that change."""
+"""Reservations of runs that are not over; the only rows that change."""
 
 NAME_LENGTHS = {
     name: CHARGE_GROUPS.c[name].type.length  # type: ignore[attr-defined]

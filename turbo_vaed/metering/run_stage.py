@@ -9,8 +9,6 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
-from decimal import Decimal
 from functools import partial
 
 from turbo_vaed.cluster.nodes import own_node
@@ -18,22 +16,20 @@ from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.cluster.watch import Watch
 from turbo_vaed.config.stages import IDLE_STAGE, RAY_STAGES, STAGES, UP_TO_DISTILL
 from turbo_vaed.costs import (
-    Allowance,
     Charge,
     Ledger,
-    Limits,
     Meter,
     Nodes,
     Rate,
-    Share,
-    allowance,
     outbox,
-    require_allowance,
+    release_reservation,
+    require_budget_left,
+    reservation_of,
 )
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.costs.run_context import RunContext, Usage
 from turbo_vaed.costs.tags import resource_tags
-from turbo_vaed.errors import Unreachable, UserError
+from turbo_vaed.errors import UserError
 from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.live_metrics import LiveRun
 from turbo_vaed.planning.estimate import downstream
@@ -68,10 +64,12 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         outbox.book(ledger, settings.outbox_folder)
         workspace = Workspace.load(settings.root, customer)
         limits = limits_of(workspace.params)
-        held = settings.machine_overhead_usd  # for the machine, by whoever has started it
-        share = share_of(ledger, limits, run=run, customer=customer, overhead_usd=held)
+        overhead_usd = settings.machine_overhead_usd  # charged by whoever started the machine
+        reservation = reservation_of(
+            ledger, limits, run=run, customer=customer, overhead_usd=overhead_usd
+        )
         if name in UP_TO_DISTILL:
-            require_allowance(share.ask(), spent_usd=ledger.total(run=run))
+            require_budget_left(reservation.spending_limit(), spent_usd=ledger.total(run=run))
 
         def charge(usage: Usage) -> None:
             outbox.add(ledger, usage_charge(usage, run, customer, name), settings.outbox_folder)
@@ -92,7 +90,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             run_context = RunContext(
                 # In this order: a slice that is written in between counts twice, never not at all.
                 spent_usd=lambda: meter.unwritten_usd() + ledger.total(run=run),
-                share=share,
+                reservation=reservation,
                 downstream=lambda: downstream(ledger, customer),
                 usd_per_hour=meter.usd_per_hour,
                 mark_wasted=meter.mark_wasted,
@@ -108,37 +106,10 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
                     figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(workspace)
             finally:
                 if settings.run_id is None:  # a stage by hand is a run of its own, and over
-                    release(ledger, run)
+                    release_reservation(ledger, run)
     text = json.dumps(figures, indent=1, default=str)
     (workspace.folder(name) / FIGURES).write_text(text + "\n")
     print(f"{name}: {', '.join(f'{k} {_shown(v)}' for k, v in figures.items())}", flush=True)
-
-
-def share_of(
-    ledger: Ledger,
-    limits: Limits,
-    *,
-    run: str,
-    customer: str,
-    overhead_usd: Decimal = Decimal(0),
-) -> Share:
-    """A run's share of the limits, kept in the ledger; `overhead_usd` as of `Share`."""
-
-    def tell(upto_usd: Decimal) -> None:
-        ledger.hold(run, customer, upto_usd, at=datetime.now(UTC))
-
-    def ask() -> Allowance:
-        return allowance(ledger, limits, run=run, customer=customer, at=datetime.now(UTC))
-
-    return Share(ask=ask, tell=tell, overhead_usd=overhead_usd)
-
-
-def release(ledger: Ledger, run: str) -> None:
-    """The run keeps nothing back of a month any more; by itself it would not after an hour."""
-    try:
-        ledger.release(run)
-    except Unreachable as error:
-        _log.warning("for an hour other runs count with what %s kept back: %s", run, error)
 
 
 def _is_on_a_cluster(settings: Settings, stage: str) -> bool:

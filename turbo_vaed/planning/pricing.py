@@ -197,15 +197,15 @@ def spending_of(workspace: Workspace, settings: Settings, stage: str) -> Spendin
     """
     limits = workspace.params.budget
     usd_per_hour = most_usd_per_hour(workspace.params, settings, stage)
-    spent_usd, share = workspace.run_context.spent_usd, workspace.run_context.share
+    spent_usd, reservation = workspace.run_context.spent_usd, workspace.run_context.reservation
     device_usd = devices_usd(workspace.params)
     reserve = reserve_usd(
         workspace.params, settings, downstream_of(workspace), nodes_usd_per_hour=usd_per_hour
     )
     run_usd, by = limits.run_usd, f"budget.run_usd of {format_usd(limits.run_usd)}"
-    if spent_usd is not None and share is not None:
+    if spent_usd is not None and reservation is not None:
         least_usd = spent_usd() + reserve + device_usd
-        found = share.claim(least_usd, least_usd=least_usd)
+        found = reservation.claim(least_usd, least_usd=least_usd)
         run_usd, by = max(found.usd, AMOUNT_QUANTUM), found.by
     if device_usd >= run_usd:
         raise BudgetRefused(
@@ -228,7 +228,7 @@ def spending_of(workspace: Workspace, settings: Settings, stage: str) -> Spendin
         budget=budget,
         usd_per_hour=usd_per_hour,
         spent_usd=spent_usd or since,
-        share=share if spent_usd is not None else None,
+        reservation=reservation if spent_usd is not None else None,
         overhead_usd=device_usd,
     )
 

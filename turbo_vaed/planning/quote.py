@@ -11,7 +11,14 @@ from functools import partial
 from typing import Any, Literal
 
 from turbo_vaed.config.schema import CandidateParams
-from turbo_vaed.costs import Allowance, Ledger, PriceBook, allowance, format_usd, per_second
+from turbo_vaed.costs import (
+    Ledger,
+    PriceBook,
+    SpendingLimit,
+    format_usd,
+    per_second,
+    spending_limit,
+)
 from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.choice import Choice, Machine, choices
 from turbo_vaed.costs.money import plain, quantise_usd
@@ -37,7 +44,7 @@ class Quote:
 
     sentence: str
     choices: list[Choice]
-    may_spend: Allowance
+    may_spend: SpendingLimit
     spent_usd: Decimal
     """Of that, by the run that goes on."""
     save_seconds: float
@@ -101,7 +108,7 @@ def quote(
             downstream(ledger, workspace.customer),
             _spot_type(ledger, workspace.customer),
         )
-        may_spend = allowance(
+        may_spend = spending_limit(
             ledger,
             limits_of(workspace.params),
             run=run or "",

@@ -109,8 +109,13 @@ def run(workspace: Workspace) -> dict[str, object]:
 def _limited_to_usd(workspace: Workspace, settings: Settings) -> str | None:
     """What a month's limit left to the whole run when its workers were told last, where that was
     less than its own budget."""
-    last = workspace.run_context.share.last if workspace.run_context.share else None
-    return None if last is None or last.is_own else plain(last.usd + settings.machine_overhead_usd)
+    reservation = workspace.run_context.reservation
+    last = reservation.last_limit if reservation else None
+    return (
+        None
+        if last is None or last.is_own_budget
+        else plain(last.usd + settings.machine_overhead_usd)
+    )
 
 
 def _jobs_seen(workspace: Workspace) -> set[str]:

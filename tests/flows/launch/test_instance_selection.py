@@ -81,7 +81,7 @@ def test_a_run_that_has_spent_it_all_starts_no_machine(
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, quantity=Decimal(1), unit_price_usd=Decimal(95)))
-    with pytest.raises(BudgetRefused, match=r"nothing may be spent: .* has spent \$95\.00"):
+    with pytest.raises(BudgetRefused, match=r"has spent \$95\.00"):
         pick(workspace, settings, todo, book=book)
 
 

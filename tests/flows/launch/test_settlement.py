@@ -34,7 +34,7 @@ def test_what_a_machine_was_up_beside_its_stages_is_charged_once(
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, resource="g5.xlarge", market="spot"))  # 15 s
-        ledger.hold(run.run_id, "demo", Decimal(9), at=START)
+        ledger.record_reservation(run.run_id, "demo", Decimal(9), at=START)
         settlement.note(workspace, run, picked, began=BEGAN)
         volume, up = settlement.settle(ledger, workspace, ended=BEGAN + timedelta(minutes=10))
         assert {volume.stage, up.stage} == {"machine"} and up.market == "spot"
@@ -44,7 +44,7 @@ def test_what_a_machine_was_up_beside_its_stages_is_charged_once(
         assert volume.quantity == pytest.approx(120 * Decimal(10) / (30 * 24 * 60))  # all the time
         assert volume.amount_usd == pytest.approx(volume.quantity * Decimal("0.0952"))
         assert settlement.settle(ledger, workspace, ended=BEGAN + timedelta(minutes=20)) == ()
-        assert ledger.holds(at=START) == (), "its month is free for others"
+        assert ledger.reservations(at=START) == (), "its month is free for others"
         # Cut off between the ledger's word and the end of it.
         settlement.note(workspace, run, picked, began=BEGAN)
         settlement.settle(ledger, workspace, ended=BEGAN + timedelta(minutes=10))
