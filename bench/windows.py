@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from turbo_vaed.dataset.latents import to_network  # noqa: E402
 from turbo_vaed.dataset.video import frames_of, open_video  # noqa: E402
-from turbo_vaed.models import TurboVaedDecoder  # noqa: E402
+from turbo_vaed.models import TurboVaedDecoder, load_decoder  # noqa: E402
 from turbo_vaed.models.teachers import load_teacher  # noqa: E402
 
 LENGTHS = (3, 5, 9, 17)
@@ -104,7 +104,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     teacher = load_teacher("ltx-video", given.teacher)
-    decoder = TurboVaedDecoder.from_pretrained(given.student).for_inference()
+    decoder = load_decoder(given.student).for_inference()
     clips = []
     for path in given.videos:
         source = clip(path, given.frames, given.size)

@@ -24,7 +24,7 @@ from turbo_vaed.dataset.latents import to_network
 from turbo_vaed.distill.job import Job
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.targets import TargetPlan
-from turbo_vaed.models import DecoderConfig
+from turbo_vaed.models.sizing import student_for
 from turbo_vaed.models.teachers import FAMILIES, LatentSpec, load_teacher
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def make_job(family: str, folder: Path, place: Path, learning_rate: float) -> Jo
         teacher_family=family,
         teacher_weights=folder,
         data_key="made up",
-        student=DecoderConfig.for_teacher(spec, share),
+        student=student_for(spec, share),
         params=replace(
             load_params(ROOT / "params.yaml", "demo").distill,
             student="auto",

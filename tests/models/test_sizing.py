@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from turbo_vaed.distill.linear_start import start_decoder
-from turbo_vaed.models import PRESETS, DecoderConfig, TurboVaedDecoder
-from turbo_vaed.models.sizing import count_parameters
+from turbo_vaed.models import PRESETS, DecoderConfig, TurboVaedDecoder, load_decoder, save_decoder
+from turbo_vaed.models.sizing import count_parameters, student_for
 from turbo_vaed.models.teachers import LatentSpec
 
 
@@ -41,7 +41,7 @@ def test_published_shares_give_the_published_students(
     preset: str, teacher: LatentSpec, published_millions: float
 ) -> None:
     share = published_millions * 1e6 / teacher.decoder_parameters
-    found, wanted = DecoderConfig.for_teacher(teacher, share), PRESETS[preset]
+    found, wanted = student_for(teacher, share), PRESETS[preset]
     assert 0.99 * published_millions < count_parameters(found) / 1e6 <= published_millions
     same = {"decoder_block_out_channels": wanted.decoder_block_out_channels}
     heads = {"aligned_blks_indices": (), "aligned_feature_projection_dim": ()}
@@ -65,7 +65,7 @@ def test_published_shares_give_the_published_students(
 )
 def test_the_budget_is_kept_and_used(time: int, space: int, lone: bool, share: float) -> None:
     teacher = spec(24, time, space, 60_000_000, has_lone_first_frame=lone)
-    student = DecoderConfig.for_teacher(teacher, share)
+    student = student_for(teacher, share)
     assert 0.97 < count_parameters(student) / (share * teacher.decoder_parameters) <= 1
     assert (student.temporal_compression, student.spatial_compression) == (time, space)
     assert student.is_video_dc_ae is not lone
@@ -90,7 +90,7 @@ def test_the_budget_is_kept_and_used(time: int, space: int, lone: bool, share: f
 def test_time_is_scaled_at_the_levels_that_scale_space(
     time: int, space: int, levels: tuple[int, ...]
 ) -> None:
-    assert DecoderConfig.for_teacher(spec(time=time, space=space)).temporal_factors == levels
+    assert student_for(spec(time=time, space=space)).temporal_factors == levels
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_time_is_scaled_at_the_levels_that_scale_space(
 )
 def test_a_student_that_cannot_be(teacher: LatentSpec, share: float, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        DecoderConfig.for_teacher(teacher, share)
+        student_for(teacher, share)
 
 
 THIRDS = DecoderConfig(
@@ -142,9 +142,9 @@ def test_the_factors_travel_with_the_config_only_where_they_are_set(tmp_path) ->
     assert published["decoder_temporal_factors"] == [2, 3, 1]
     assert DecoderConfig.from_published(published) == THIRDS
     decoder = TurboVaedDecoder(THIRDS)
-    decoder.save_pretrained(tmp_path)
+    save_decoder(decoder, tmp_path)
     latents = torch.randn(1, 4, 2, 1, 1)
-    assert torch.equal(TurboVaedDecoder.from_pretrained(tmp_path)(latents), decoder(latents))
+    assert torch.equal(load_decoder(tmp_path)(latents), decoder(latents))
     for preset in PRESETS.values():
         assert "decoder_temporal_factors" not in preset.to_published()
 

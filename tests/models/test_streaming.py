@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from turbo_vaed.models import PRESETS, DecoderConfig, TurboVaedDecoder
+from turbo_vaed.models import PRESETS, DecoderConfig, TurboVaedDecoder, stream
 from turbo_vaed.models.streaming import halo
 from turbo_vaed.models.timeline import Chunked, Whole
 
@@ -35,7 +35,7 @@ def make(config: DecoderConfig) -> TurboVaedDecoder:
 
 
 def joined(decoder: TurboVaedDecoder, latents: Tensor, **options: object) -> Tensor:
-    return torch.cat(list(decoder.stream(latents, **options)), dim=2)
+    return torch.cat(list(stream(decoder, latents, **options)), dim=2)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -61,7 +61,7 @@ def test_frames_come_early_and_no_piece_is_large() -> None:
             yield one
 
     asked_at_first, sizes = 0, []
-    for video in decoder.stream(pieces()):
+    for video in stream(decoder, pieces()):
         asked_at_first = asked_at_first or asked
         sizes.append(video.shape[2])
     assert asked_at_first < 20  # the reach ahead in time, of 40
@@ -99,7 +99,7 @@ def test_the_same_memory_for_any_length() -> None:
     gc.collect()
     gc.freeze()
     try:
-        alive = [live_bytes() for _ in decoder.stream(pieces)]
+        alive = [live_bytes() for _ in stream(decoder, pieces)]
     finally:
         gc.unfreeze()
     early, late = max(alive[5:15]), max(alive[60:80])
@@ -145,14 +145,14 @@ def test_what_cannot_be_is_refused() -> None:
     decoder = make(NARROW)
     latents = torch.randn(1, 4, 2, 20, 20)
     with pytest.raises(ValueError, match=r"tile: found 2x20 latents, allowed: \d+ or more"):
-        decoder.stream(latents, tile=(2, 20))
+        stream(decoder, latents, tile=(2, 20))
     with pytest.raises(ValueError, match="chunk: found 0"):
-        decoder.stream(latents, chunk=0)
+        stream(decoder, latents, chunk=0)
     with pytest.raises(ValueError, match="latents: found no chunk"):
-        list(decoder.stream([]))
+        list(stream(decoder, []))
     with pytest.raises(ValueError, match=r"latents: found shape \(1, 5"):
-        decoder.stream(torch.zeros(1, 5, 2, 3, 3))
+        stream(decoder, torch.zeros(1, 5, 2, 3, 3))
     with pytest.raises(ValueError, match=r"latents: found shape \(3, 3\)"):
-        decoder.stream(torch.zeros(3, 3))
+        stream(decoder, torch.zeros(3, 3))
     with pytest.raises(ValueError, match=r"after one of \(1, 4, 1, 3, 3\)"):
-        list(decoder.stream([torch.zeros(1, 4, 1, 3, 3), torch.zeros(1, 4, 1, 3, 4)]))
+        list(stream(decoder, [torch.zeros(1, 4, 1, 3, 3), torch.zeros(1, 4, 1, 3, 4)]))

@@ -16,7 +16,7 @@ import zarr
 
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.manifest import COLUMNS, write_manifest
-from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
+from turbo_vaed.models import DecoderConfig, TurboVaedDecoder, load_decoder, save_decoder
 from turbo_vaed.stages import evaluate, export, gate
 from turbo_vaed.workspace import Workspace
 
@@ -105,7 +105,7 @@ def make_workspace(root: Path, teacher: Path) -> Workspace:
 
     torch.manual_seed(0)
     student = TurboVaedDecoder(STUDENT)
-    student.save_pretrained(workspace.folder("distill") / "student")
+    save_decoder(student, workspace.folder("distill") / "student")
     shutil.copytree(teacher, root / TEACHER)
     return workspace
 
@@ -155,7 +155,7 @@ def stored(workspace: Workspace, stage: str, store: str, name: str) -> np.ndarra
 
 def student_video(workspace: Workspace) -> np.ndarray:
     """(3, T, H, W, 3) uint8 of the test clips, by PyTorch and with nothing of the stages."""
-    decoder = TurboVaedDecoder.from_pretrained(workspace.folder("distill") / "student").eval()
+    decoder = load_decoder(workspace.folder("distill") / "student").eval()
     latents = torch.from_numpy(stored(workspace, "encode", "latents.zarr", "latents")[TESTS])
     with torch.no_grad():
         video = decoder(latents).clamp(-1, 1)

@@ -29,7 +29,7 @@ from turbo_vaed.distill.teacher_quality import TeacherQuality
 from turbo_vaed.errors import Unreachable
 from turbo_vaed.gate.evidence import LEAST_FLICKER, _quality
 from turbo_vaed.gate.output_quality import Shown
-from turbo_vaed.models import PRESETS, TurboVaedDecoder
+from turbo_vaed.models import PRESETS, load_decoder
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import distill
 from turbo_vaed.stages import params as params_stage
@@ -235,7 +235,7 @@ def test_a_training_that_is_finished_is_not_paid_for_again_with_another_budget(
 ) -> None:
     def written() -> tuple[str, dict[str, Any]]:
         folder = stage.workspace.folder("distill")
-        decoder = TurboVaedDecoder.from_pretrained(folder / "student")
+        decoder = load_decoder(folder / "student")
         return (folder / "history.json").read_text(), decoder.state_dict()
 
     figures = stage.run()

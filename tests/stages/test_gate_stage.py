@@ -20,7 +20,7 @@ from turbo_vaed.devices.teacher import TeacherTimes
 from turbo_vaed.errors import CorruptFile, Fault
 from turbo_vaed.export import load_package, write_package
 from turbo_vaed.gate import read_verdict
-from turbo_vaed.models import TurboVaedDecoder
+from turbo_vaed.models import load_decoder
 from turbo_vaed.stages import export, gate
 from turbo_vaed.workspace import Workspace
 
@@ -84,9 +84,7 @@ def test_verdict_is_of_these_bytes_and_measurements(judged, files):
 def test_package_agrees_with_pytorch(judged, files):
     """Against its own floats: parity in the verdict is real, not the cap and not of rounding."""
     parity = files.read(judged.workspace, "gate", "measurement.json")["parity_psnr_db"]
-    decoder = TurboVaedDecoder.from_pretrained(
-        judged.workspace.folder("distill") / "student"
-    ).eval()
+    decoder = load_decoder(judged.workspace.folder("distill") / "student").eval()
     stored = files.stored(judged.workspace, "encode", "latents.zarr", "latents")
     latents = torch.from_numpy(stored[TESTS])
     with torch.no_grad():

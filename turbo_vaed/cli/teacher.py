@@ -28,15 +28,14 @@ def describe(weights: str, family: str, fraction: float) -> dict[str, Any]:
     """
     if not 0 < fraction <= 1:  # NaN neither
         raise UserError(f"--fraction is {fraction}; allowed: above 0, at most 1")
-    from turbo_vaed.models import DecoderConfig
-    from turbo_vaed.models.sizing import count_parameters
+    from turbo_vaed.models.sizing import count_parameters, student_for
     from turbo_vaed.models.teachers import describe_teacher
 
     facts = describe_teacher(family, weights)
     spec = facts.latent_spec
     student: dict[str, Any] = {"budget_fraction": fraction}
     try:
-        config = DecoderConfig.for_teacher(spec, fraction)
+        config = student_for(spec, fraction)
         student |= {
             "parameters": count_parameters(config),
             "widths": config.decoder_block_out_channels,

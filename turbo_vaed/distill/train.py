@@ -268,12 +268,12 @@ def write_student(
     Args:
         followed: what the driver saw of the run (restarts, workers, …), for the history.
     """
-    from turbo_vaed.models import TurboVaedDecoder
+    from turbo_vaed.models import TurboVaedDecoder, save_decoder
 
     state, limit = done.checkpoint, job.params.stop_usd_per_tenth_db
     decoder = TurboVaedDecoder(job.student)
     decoder.load_state_dict(state.best)
-    decoder.save_pretrained(folder / "student")
+    save_decoder(decoder, folder / "student")
     facts = json.loads((Path(job.latents) / "latents.json").read_text())
     history = {
         "steps": state.history,

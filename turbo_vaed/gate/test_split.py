@@ -104,10 +104,10 @@ def load_student(workspace: Workspace) -> TurboVaedDecoder:
     Raises:
         CorruptFile: it is missing or damaged.
     """
-    from turbo_vaed.models import TurboVaedDecoder
+    from turbo_vaed.models import load_decoder
 
     try:
-        return TurboVaedDecoder.from_pretrained(workspace.folder("distill") / "student").eval()
+        return load_decoder(workspace.folder("distill") / "student").eval()
     except (FileNotFoundError, ValueError) as error:
         raise CorruptFile(f"{error}; run the stage `distill` again") from error
 

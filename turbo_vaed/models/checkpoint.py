@@ -1,10 +1,7 @@
 """A decoder on disk: config.json and model.safetensors, the Hugging Face layout."""
 
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from turbo_vaed.models.config import DecoderConfig
+from turbo_vaed.models.decoder import TurboVaedDecoder
+from turbo_vaed.runtime.files import atomic_file
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -20,38 +19,45 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of files that can run code when they are read; refused."""
 
 
-def write_folder(folder: Path, config: DecoderConfig, weights: Mapping[str, Tensor]) -> None:
-    """Write both files, each in full or not at all.
+def save_decoder(decoder: TurboVaedDecoder, folder: Path) -> None:
+    """Write both files (published names and layouts, float32), each in full or not at all.
 
     The weights carry the config in their metadata, so that a crash between the two
     renames (new weights beside an old config) is found on reading.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(config.to_published(), indent=1)
-    tensors = {k: v.to("cpu", torch.float32).contiguous() for k, v in weights.items()}
-    marker = uuid4().hex
-    files = [(folder / f".{name}.{marker}", folder / name) for name in (WEIGHTS_NAME, CONFIG_NAME)]
-    try:
-        save_file(tensors, files[0][0], metadata={"config": text})
-        files[1][0].write_text(text + "\n")
-        for temporary, final in files:
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-            temporary.replace(final)
-    finally:
-        for temporary, _ in files:
-            temporary.unlink(missing_ok=True)
-
-
-def read_folder(folder: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
-    """The config, and the weights under their published names.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file is damaged or pickled, or the weights were saved with another config.
+        ValueError: the decoder was made for inference, and has the published weights no more.
     """
-    config_path, weights_path = Path(folder) / CONFIG_NAME, _weights_path(Path(folder))
+    text = json.dumps(decoder.config.to_published(), indent=1)
+    weights = decoder.published_state_dict()
+    tensors = {k: v.to("cpu", torch.float32).contiguous() for k, v in weights.items()}
+    with (  # the last one is renamed first
+        atomic_file(folder / CONFIG_NAME) as config_path,
+        atomic_file(folder / WEIGHTS_NAME) as weights_path,
+    ):
+        save_file(tensors, weights_path, metadata={"config": text})
+        config_path.write_text(text + "\n", encoding="utf-8")
+
+
+def load_decoder(folder: Path | str) -> TurboVaedDecoder:
+    """Read a folder that `save_decoder` wrote, or one with published files so named.
+
+    Raises:
+        FileNotFoundError: config.json or model.safetensors is not there.
+        ValueError: one of them is damaged or pickled, or the two do not belong together.
+    """
+    config, weights = _read(Path(folder))
+    decoder = TurboVaedDecoder(config)
+    try:
+        decoder.load_published(weights)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    return decoder
+
+
+def _read(folder: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
+    """The config, and the weights under their published names."""
+    config_path, weights_path = folder / CONFIG_NAME, _weights_path(folder)
     for path in (config_path, weights_path):
         if not path.is_file():
             raise FileNotFoundError(

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import isfinite, prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from turbo_vaed.models.teachers.base import LatentSpec
-    from turbo_vaed.models.windows import TimeSpec
+from turbo_vaed.models.windows import TimeSpec
 
 CLASS_NAME = "AutoencoderKLTurboVAED"
 
@@ -175,15 +173,13 @@ class DecoderConfig:
         return prod(self.temporal_factors)
 
     @property
-    def time_spec(self) -> "TimeSpec":
+    def time_spec(self) -> TimeSpec:
         """What a runner must know to decode window by window."""
-        from turbo_vaed.models.windows import TimeSpec, temporal_halo
-
         ratio = self.temporal_compression
         return TimeSpec(
             frames_per_latent=ratio,
             first_latent_frames=ratio if self.is_video_dc_ae else 1,
-            halo_frames=temporal_halo(self),
+            halo_frames=_temporal_halo(self),
         )
 
     def video_shape(self, latent_shape: tuple[int, int, int, int, int]) -> tuple[int, ...]:
@@ -270,19 +266,6 @@ class DecoderConfig:
                 raise _error(f"{name}_ratio", ratio, f"{getattr(config, name)} by the other fields")
         return config
 
-    @classmethod
-    def for_teacher(cls, spec: "LatentSpec", budget_fraction: float = 0.175) -> "DecoderConfig":
-        """A student for the latents of any teacher: the nearest published layout, its widths
-        scaled so that it has as nearly as possible, and not more than, `budget_fraction` of the
-        parameters of the teacher's decoder.
-
-        Raises:
-            ValueError: no layout has that compression, or no student is so small.
-        """
-        from turbo_vaed.models.sizing import student_for
-
-        return student_for(spec, budget_fraction)
-
     def to_published(self) -> dict[str, Any]:
         """The published JSON form; `from_published` of it gives this config back."""
         published: dict[str, Any] = {"_class_name": CLASS_NAME, "decoder_causal": False}
@@ -297,6 +280,40 @@ class DecoderConfig:
             mode = "aligned_feature_projection_mode"
             published[mode] = _FIXED[mode]
         return published
+
+
+def _temporal_halo(config: DecoderConfig) -> tuple[int, int]:
+    """Video frames at the start and at the end of a window that depend on what is outside of it.
+
+    Exact: with weights in general position every one of them differs, and no other.
+    """
+    reaches = [
+        config.decoder_dw_kernel_size // 2 if separable else 1
+        for separable in config.decoder_is_dw_conv[::-1]
+    ]
+    layers = config.decoder_layers_per_block[::-1]
+    widths = config.decoder_block_out_channels[::-1]
+    spoilt = [1 + 2 * layers[0] * reaches[0]] * 2  # conv_in and the middle block: start, end
+    width_before = widths[0]
+    for i, (width, factor, scales) in enumerate(
+        zip(
+            widths,
+            config.temporal_factors[::-1],
+            config.spatio_temporal_scaling[::-1],
+            strict=True,
+        )
+    ):
+        reach = reaches[i + 1]
+        if width != width_before:
+            spoilt = [s + 2 * reach for s in spoilt]
+        if scales:
+            dropped = 0 if config.is_video_dc_ae else factor - 1
+            spoilt = [factor * (s + 1) for s in spoilt]
+            spoilt[0] -= dropped
+        spoilt = [s + 2 * layers[i + 1] * reach for s in spoilt]
+        width_before = width
+    start, end = (s + 1 for s in spoilt)  # conv_out; patches are undone frame by frame
+    return start, end
 
 
 def _error(name: str, found: object, allowed: str) -> ValueError:

@@ -9,9 +9,8 @@ exported. Checkpoints keep the published names and 3-D weight layouts.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
@@ -30,7 +29,6 @@ from turbo_vaed.models.layers import (
     silu,
     unfold_frames,
 )
-from turbo_vaed.models.streaming import stream
 from turbo_vaed.models.timeline import Timeline, Whole
 
 Step = Callable[[Tensor, Timeline], Tensor]
@@ -194,32 +192,6 @@ class TurboVaedDecoder(nn.Module):
         states = {name: unfold_frames(x, batch) for name, x in named}
         return DecodedWithFeatures(states.pop("video"), states)
 
-    def stream(
-        self,
-        latents: Tensor | Iterable[Tensor],
-        *,
-        chunk: int = 1,
-        tile: tuple[int, int] | None = None,
-    ) -> Iterator[Tensor]:
-        """As `forward`, without gradients, in pieces (B, 3, n, H, W) as they are complete.
-
-        Memory does not grow with the length of the video. The frames are those of `forward`
-        up to rounding: each is computed once, from all that it depends on, of which a part
-        lies ahead, so the first piece comes some latent frames late. Best on a decoder made
-        `for_inference`: another makes its 2-D kernels again for every few frames.
-
-        Args:
-            latents: (B, C, t, h, w), or such chunks one after another, where not even the
-                latents fit.
-            chunk: latent frames at a time, of a tensor.
-            tile: (h, w) at most so many latents at a time, where one frame does not fit.
-
-        Raises:
-            ValueError: a shape that is not the config's, no chunk at all, or a tile that is
-                smaller than what its pixels depend on.
-        """
-        return stream(self, latents, chunk=chunk, tile=tile)
-
     def states(self, x: Tensor, time: Timeline) -> Iterator[tuple[str, Tensor]]:
         """The state (T*B, C, H, W) after each block, by its name; the last is the video."""
         for name, steps in self.blocks():
@@ -330,30 +302,6 @@ class TurboVaedDecoder(nn.Module):
         if wrong:
             raise ValueError("these weights do not fit the config; " + "; ".join(wrong))
         self.load_state_dict({key.removeprefix("decoder."): given[key] for key in wanted})
-
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> "TurboVaedDecoder":
-        """Read a folder that `save_pretrained` wrote, or one with published files so named.
-
-        Raises:
-            FileNotFoundError: config.json or model.safetensors is not there.
-            ValueError: one of them is damaged, or the two do not belong together.
-        """
-        from turbo_vaed.models.checkpoint import read_folder
-
-        config, weights = read_folder(folder)
-        decoder = cls(config)
-        try:
-            decoder.load_published(weights)
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from error
-        return decoder
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write config.json and model.safetensors (published names and layouts, float32)."""
-        from turbo_vaed.models.checkpoint import write_folder
-
-        write_folder(folder, self.config, self.published_state_dict())
 
 
 def _activated(norm: nn.Module, conv: nn.Module, x: Tensor, time: Timeline) -> Tensor:

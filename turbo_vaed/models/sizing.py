@@ -19,8 +19,14 @@ _GRID = 128
 """Steps of the scale to a published width; a width of at most 512 changes at these alone."""
 
 
-def student_for(spec: LatentSpec, budget_fraction: float) -> DecoderConfig:
-    """See `DecoderConfig.for_teacher`."""
+def student_for(spec: LatentSpec, budget_fraction: float = 0.175) -> DecoderConfig:
+    """A student for the latents of any teacher: the nearest published layout, its widths scaled so
+    that it has as nearly as possible, and not more than, `budget_fraction` of the parameters of the
+    teacher's decoder.
+
+    Raises:
+        ValueError: no layout has that compression, or no student is so small.
+    """
     if not 0 < budget_fraction <= 1:
         raise ValueError(f"budget_fraction: found {budget_fraction}, allowed: above 0, at most 1")
     layout = _layout(spec)

@@ -16,17 +16,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, pairwise, tee
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from turbo_vaed.models.config import DecoderConfig
+from turbo_vaed.models.decoder import Step, TurboVaedDecoder
 from turbo_vaed.models.layers import fold_frames, unfold_frames
 from turbo_vaed.models.timeline import Chunked
-
-if TYPE_CHECKING:
-    from turbo_vaed.models.config import DecoderConfig
-    from turbo_vaed.models.decoder import Step, TurboVaedDecoder
 
 _FRAMES_AT_ONCE = 2
 """A pair for Winograd. More are no faster, and the layer at work holds each several times over."""
@@ -40,10 +37,25 @@ def stream(
     decoder: TurboVaedDecoder,
     latents: Tensor | Iterable[Tensor],
     *,
-    chunk: int,
-    tile: tuple[int, int] | None,
+    chunk: int = 1,
+    tile: tuple[int, int] | None = None,
 ) -> Iterator[Tensor]:
-    """See `TurboVaedDecoder.stream`."""
+    """Decode as `decoder` does, without gradients, in pieces (B, 3, n, H, W) as they are complete.
+
+    Memory does not grow with the length of the video. The frames are those of one call of the
+    decoder up to rounding: each is computed once, from all that it depends on, of which a part
+    lies ahead, so the first piece comes some latent frames late. Best on a decoder made
+    `for_inference`: another makes its 2-D kernels again for every few frames.
+
+    Args:
+        latents: (B, C, t, h, w), or such chunks one after another, where not even the latents fit.
+        chunk: latent frames at a time, of a tensor.
+        tile: (h, w) at most so many latents at a time, where one frame does not fit.
+
+    Raises:
+        ValueError: a shape that is not the config's, no chunk at all, or a tile that is smaller
+            than what its pixels depend on.
+    """
     if chunk < 1:
         raise ValueError(f"chunk: found {chunk}, allowed: 1 latent frame or more")
     reach = halo(decoder.config)

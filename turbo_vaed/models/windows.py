@@ -5,8 +5,8 @@ Shapes: t latent frames, T video frames; R video frames per latent frame.
 A decoder made by `TurboVaedDecoder` sees ahead and back in time, and a program for a phone takes
 exactly L latent frames. So a runner decodes overlapping windows of L, and keeps of each the
 frames that do not depend on what lies outside. Which these are follows from the layers alone
-(`temporal_halo`): a convolution of k taps spoils k // 2 more frames at either end of a window,
-and an upsampling by r makes r of each that is spoilt; its first r - 1 frames are dropped.
+(`DecoderConfig.time_spec`): a convolution of k taps spoils k // 2 more frames at either end of a
+window, and an upsampling by r makes r of each that is spoilt; its first r - 1 frames are dropped.
 
 A window that starts at latent a has as its first frame the video's frame R*a, in both layouts.
 """
@@ -17,10 +17,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from turbo_vaed.models.config import DecoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,37 +98,3 @@ class TimeSpec:
                 kept_stop=next_cut - ratio * start,
                 at=cut,
             )
-
-
-def temporal_halo(config: DecoderConfig) -> tuple[int, int]:
-    """Video frames at the start and at the end of a window that depend on what is outside of it.
-
-    Exact: with weights in general position every one of them differs, and no other.
-    """
-    reaches = [
-        config.decoder_dw_kernel_size // 2 if separable else 1
-        for separable in config.decoder_is_dw_conv[::-1]
-    ]
-    layers = config.decoder_layers_per_block[::-1]
-    widths = config.decoder_block_out_channels[::-1]
-    spoilt = [1 + 2 * layers[0] * reaches[0]] * 2  # conv_in and the middle block: start, end
-    width_before = widths[0]
-    for i, (width, factor, scales) in enumerate(
-        zip(
-            widths,
-            config.temporal_factors[::-1],
-            config.spatio_temporal_scaling[::-1],
-            strict=True,
-        )
-    ):
-        reach = reaches[i + 1]
-        if width != width_before:
-            spoilt = [s + 2 * reach for s in spoilt]
-        if scales:
-            dropped = 0 if config.is_video_dc_ae else factor - 1
-            spoilt = [factor * (s + 1) for s in spoilt]
-            spoilt[0] -= dropped
-        spoilt = [s + 2 * layers[i + 1] * reach for s in spoilt]
-        width_before = width
-    start, end = (s + 1 for s in spoilt)  # conv_out; patches are undone frame by frame
-    return start, end

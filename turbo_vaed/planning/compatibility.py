@@ -23,7 +23,8 @@ def student_config(workspace: Workspace) -> DecoderConfig:
             crop or clip that the teacher does not take.
         CorruptFile: the teacher's files are broken.
     """
-    from turbo_vaed.models import PRESETS, DecoderConfig
+    from turbo_vaed.models import PRESETS
+    from turbo_vaed.models.sizing import student_for
     from turbo_vaed.models.teachers import read_spec
 
     params = workspace.params
@@ -43,7 +44,7 @@ def student_config(workspace: Workspace) -> DecoderConfig:
             )
     if name == AUTO:
         try:
-            return DecoderConfig.for_teacher(spec, params.distill.student_fraction)
+            return student_for(spec, params.distill.student_fraction)
         except ValueError as error:
             raise UserError(
                 f"no student for the teacher {params.encode.teacher_weights}: {error}; set "

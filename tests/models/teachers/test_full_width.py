@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from turbo_vaed.models import DecoderConfig
-from turbo_vaed.models.sizing import count_parameters
+from turbo_vaed.models.sizing import count_parameters, student_for
 from turbo_vaed.models.teachers import LatentSpec
 from turbo_vaed.models.teachers.diffusers_vae import ROWS
 from turbo_vaed.runtime.import_noise import quiet_imports
@@ -67,7 +66,7 @@ def test_a_student_of_the_usual_share_is_derived_for_every_family(family: str) -
         std=(1.0,) * channels,
         decoder_parameters=parameters,
     )
-    student = DecoderConfig.for_teacher(spec)
+    student = student_for(spec)
     assert student.latent_channels == channels
     assert (student.temporal_compression, student.spatial_compression) == (time, space)
     assert 0.97 < count_parameters(student) / (0.175 * parameters) <= 1
