@@ -128,7 +128,7 @@ def report_seconds(folder: Path, count: int, rounds: int) -> dict[str, Any]:
         one, _ = seconds_of(lambda: ledger.total(run=groups[0].run))
         say("turbo-vaed cost report --month, as a command")
         command = [seconds_of(lambda: commanded(folder, path)) for _ in range(rounds)]
-        customer_lock, _ = seconds_of(lambda: commanded(folder, folder / "empty.db"))
+        alone, _ = seconds_of(lambda: commanded(folder, folder / "empty.db"))
         say("the month by reading every charge")
         plain_seconds, plain_groups = seconds_of(lambda: plainly(ledger))
     assert groups == plain_groups, "both ways give the same"
@@ -142,7 +142,7 @@ def report_seconds(folder: Path, count: int, rounds: int) -> dict[str, Any]:
         "ratio_vs_plain": round(plain_seconds / seconds, 1),
         "total_of_a_run_seconds": round(one, 4),
         "command_seconds": round(statistics.median(took for took, _ in command), 3),
-        "command_seconds_of_an_empty_ledger": round(customer_lock, 3),
+        "command_seconds_of_an_empty_ledger": round(alone, 3),
         "write_seconds": round(fill, 1),
         "database_mb": round(path.stat().st_size / 1e6, 1),
     }
@@ -195,11 +195,11 @@ def metering(folder: Path, blocks: int, step_seconds: float, slices: int) -> dic
         for number in range(blocks):
             began = time.process_time()
             steps(rounds)
-            customer_lock = time.process_time() - began
+            alone = time.process_time() - began
             with meter(f"steps-{number}", SLICE_SECONDS / OFTEN):
                 began = time.process_time()
                 steps(rounds)
-                ratios.append((time.process_time() - began) / customer_lock)
+                ratios.append((time.process_time() - began) / alone)
     return {
         "metering_share": round(statistics.mean(timed) / SLICE_SECONDS, 6),
         "metering_share_by_steps": round((statistics.median(ratios) - 1) / OFTEN, 6),

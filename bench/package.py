@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.decode import cpu_name, latents_for, plain, psnr, student  # noqa: E402
 from turbo_vaed.devices._runtimes import OPENERS, open_program  # noqa: E402
-from turbo_vaed.export import Job, Target, all_targets, export_package  # noqa: E402
+from turbo_vaed.export import ExportJob, Target, all_targets, export_package  # noqa: E402
 from turbo_vaed.stages import export  # noqa: E402
 from turbo_vaed.workspace import Workspace  # noqa: E402
 
@@ -62,7 +62,7 @@ def speeds(targets: list[str], rounds: int) -> dict[str, Any]:
                 package = export_package(
                     target,
                     Path(scratch) / target.folder_name,
-                    Job(
+                    ExportJob(
                         decoder=decoder,
                         latent_shape=tuple(latents.shape),
                         precision=target.precision,

@@ -47,9 +47,9 @@ def main() -> None:
         seconds.append(took)
         assert by_seed[str(seed)]["overspent"] == 0, f"seed {seed} passed a budget"
     began = time.perf_counter()
-    customer_lock = summary(simulate(given.traces, 1, processes=1))
+    alone = summary(simulate(given.traces, 1, processes=1))
     one_process = time.perf_counter() - began
-    assert customer_lock == by_seed["1"], "the number of processes changes nothing"
+    assert alone == by_seed["1"], "the number of processes changes nothing"
     result = {
         "seconds": round(min(seconds), 2),
         "one_process_seconds": round(one_process, 2),

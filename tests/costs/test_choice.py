@@ -131,11 +131,9 @@ def test_it_is_the_whole_that_is_compared_and_not_the_steps_alone() -> None:
     given = [unknown, fast, slow]
     found = choices(given, steps=500, save_seconds=1, restart_seconds=1, rest_usd=an_hour)
     assert [choice.machine for choice in found] == [slow, fast, unknown]
-    customer_lock = choices(given, steps=500, save_seconds=1, restart_seconds=1)
-    assert [choice.machine for choice in customer_lock] == [fast, slow, unknown]
-    for whole, steps in zip(
-        found, (customer_lock[1], customer_lock[0], customer_lock[2]), strict=True
-    ):
+    alone = choices(given, steps=500, save_seconds=1, restart_seconds=1)
+    assert [choice.machine for choice in alone] == [fast, slow, unknown]
+    for whole, steps in zip(found, (alone[1], alone[0], alone[2]), strict=True):
         assert whole.steps_usd == steps.steps_usd == steps.usd
         if whole.usd is not None and whole.steps_usd is not None:
             assert whole.usd - whole.steps_usd == whole.machine.usd_per_hour

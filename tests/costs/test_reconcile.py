@@ -317,7 +317,7 @@ def test_a_bucket_is_billed_to_the_project_and_to_no_run() -> None:
     found = reconcile([*kept, disk], bill(billed("9"), shared))
     assert not found.differing and found.not_billed_usd == 7
     assert "3.00 USD of the bill is untagged" in found.sentence
-    customer_lock = reconcile(kept, bill(billed("9")))
-    (row,) = customer_lock.differing
+    alone = reconcile(kept, bill(billed("9")))
+    (row,) = alone.differing
     assert (row.customer, row.run, row.what, row.ledger_usd) == (None, None, "ledger only", 3)
-    assert "untagged" not in customer_lock.sentence
+    assert "untagged" not in alone.sentence

@@ -259,8 +259,8 @@ def test_the_limit_of_all_customers_is_of_the_total_alone() -> None:
     ]
     wide = stated(both, *accounts, period=AUGUST, limits=limits("15", total="25")).total.figures
     assert (wide.budget, wide.left.usd) == (Figure(usd=Decimal(25)), 13)  # what customers add up to
-    customer_lock = stated(both[:2], customer="acme", period=AUGUST, limits=limits(total="1"))
-    assert customer_lock.total.figures.budget.usd == 20
+    alone = stated(both[:2], customer="acme", period=AUGUST, limits=limits(total="1"))
+    assert alone.total.figures.budget.usd == 20
 
 
 def test_of_several_months_no_limit_of_one_counts_and_it_is_said() -> None:
@@ -294,8 +294,8 @@ def test_budgets_that_are_not_known_stay_so() -> None:
     assert acme.figures.budget.usd == 10
     assert other.figures.budget == other.figures.left == Figure(usd=None, note="removed")
     assert found.total.figures.left == Figure(usd=None, note="not known of gone")
-    customer_lock = stated([group()], customer(), replace(gone, name="quiet")).total.figures
-    assert customer_lock.budget.usd == 10  # nobody of an unknown budget has spent anything
+    alone = stated([group()], customer(), replace(gone, name="quiet")).total.figures
+    assert alone.budget.usd == 10  # nobody of an unknown budget has spent anything
 
 
 def test_without_charges_nothing_is_spent_and_no_budget_was_opened() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from tests.devices.small import SHAPE
 from tests.export.small import small_decoder
-from turbo_vaed.export import Job, Target, export_package
+from turbo_vaed.export import ExportJob, Target, export_package
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,9 @@ def decoder():
 @pytest.fixture(scope="session")
 def package(decoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
-    job = Job(decoder=decoder, latent_shape=SHAPE, precision="fp32", folder=folder / "program")
+    job = ExportJob(
+        decoder=decoder, latent_shape=SHAPE, precision="fp32", folder=folder / "program"
+    )
     return export_package(Target.parse("executorch-xnnpack/fp32"), folder / "package", job)
 
 
@@ -24,14 +26,18 @@ def package(decoder, tmp_path_factory):
 def half(decoder, tmp_path_factory):
     """A package that takes and gives float16."""
     folder = tmp_path_factory.mktemp("half")
-    job = Job(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder / "program")
+    job = ExportJob(
+        decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder / "program"
+    )
     return export_package(Target.parse("executorch-xnnpack/fp16"), folder / "package", job)
 
 
 @pytest.fixture(scope="session")
 def coreml(decoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("coreml")
-    job = Job(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder / "program")
+    job = ExportJob(
+        decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder / "program"
+    )
     return export_package(Target.parse("coreml/fp16"), folder / "package", job)
 
 

@@ -96,9 +96,9 @@ def test_a_run_goes_on_in_the_precision_that_it_began_in(make_job, monkeypatch):
     monkeypatch.setattr(loop_module, "bf16_pays", lambda device: True)
     whole = Run(job)
     monkeypatch.setattr(loop_module, "bf16_pays", lambda device: False)  # another machine
-    customer_lock = Run(job)
+    alone = Run(job)
     resumed = Run(job, resume=whole.states[0])
-    assert [state.precision for state in (whole.last, customer_lock.last)] == ["bf16", "fp32"]
+    assert [state.precision for state in (whole.last, alone.last)] == ["bf16", "fp32"]
     assert resumed.last.precision == "bf16"
     assert_same(whole.last.student, resumed.last.student)
 

@@ -36,8 +36,8 @@ def test_matrices_of_a_size_are_orthogonalised_each_by_itself() -> None:
     torch.manual_seed(0)
     every = [torch.randn(2, 4, 9), torch.randn(1, 5, 6), torch.randn(1, 12, 4)]
     for together, given in zip(orthogonal(every), every, strict=True):
-        for one, customer_lock in zip(together, given, strict=True):
-            torch.testing.assert_close(one, orthogonal([customer_lock[None]])[0][0])
+        for one, alone in zip(together, given, strict=True):
+            torch.testing.assert_close(one, orthogonal([alone[None]])[0][0])
 
 
 def test_a_wide_layer_is_orthogonalised_in_blocks_of_its_rows() -> None:

@@ -310,12 +310,10 @@ def test_full_disk(tmp_path):
     """The oldest make room; the last whole one stays, whatever does not fit."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    customer_lock = ["unshare", "--mount"] + (
-        [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    )
+    alone = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--user", "--map-root-user"])
     mount = 'mount -t tmpfs -o size=3600k small "$1" || exit 99; exec "$2" -c "$3" "$1"'
     done = subprocess.run(
-        [*customer_lock, "sh", "-c", mount, "sh", str(disk), sys.executable, _FULL_DISK],
+        [*alone, "sh", "-c", mount, "sh", str(disk), sys.executable, _FULL_DISK],
         capture_output=True,
         text=True,
         timeout=100,

@@ -87,22 +87,22 @@ def test_two_workers_and_micro_batches_end_with_the_weights_of_one(make_job, tmp
     where a gradient is next to nothing its rounding is a part of a step.
     """
     changes = {"steps": 4, "batch_size": 3, "learning_rate": 1e-4, **RECIPES[recipe]}
-    customer_lock = run(make_job(**changes, micro_batch=3))
+    alone = run(make_job(**changes, micro_batch=3))
     pieces = run(make_job(**changes, micro_batch=2))
     two = on_two(make_job(**changes, micro_batch=1, workers=2), tmp_path)
-    assert furthest(customer_lock.student, pieces.student) < 1e-6
-    assert furthest(customer_lock.student, two["student"]) < 1e-6
-    assert furthest(customer_lock.ema, two["ema"]) < 1e-6
+    assert furthest(alone.student, pieces.student) < 1e-6
+    assert furthest(alone.student, two["student"]) < 1e-6
+    assert furthest(alone.ema, two["ema"]) < 1e-6
     untrained = run(make_job(**changes | {"learning_rate": 1e-12}, micro_batch=3))
-    assert furthest(customer_lock.student, untrained.student) > 1e-5  # it did move
+    assert furthest(alone.student, untrained.student) > 1e-5  # it did move
 
 
 def test_all_workers_stop_where_the_first_finds_the_student_good_enough(make_job, tmp_path):
     changes = {"steps": 20, "batch_size": 2, "learning_rate": 1e-3, "ema_decay": 0.9}
     never = Target(psnr=math.inf, said="made up", limits={}, worst_share=0.05)
     job = make_job(**changes, validate_every=5, micro_batch=2)
-    customer_lock = run(dataclasses.replace(job, target=never))
-    first, then = [row for row in customer_lock.history if "val_psnr" in row][:2]
+    alone = run(dataclasses.replace(job, target=never))
+    first, then = [row for row in alone.history if "val_psnr" in row][:2]
     assert first["val_psnr"] < then["val_psnr"] and first["val_ms_ssim"] < then["val_ms_ssim"]
     between = (first["val_ms_ssim"] + then["val_ms_ssim"]) / 2
     target = dataclasses.replace(never, psnr=first["val_psnr"] - 1, limits={"ms_ssim": between})
@@ -119,10 +119,10 @@ def test_two_workers_see_on_their_clips_what_one_sees_on_all(make_job, tmp_path)
         clip["split"] = "val" if clip["index"] < 3 else "train"
     path.write_text(json.dumps({"clips": clips}))
     job = make_job()
-    customer_lock, two = validated(job), on_two(job, tmp_path, validated)
-    assert customer_lock.keys() == {"psnr", "ssim", "worst_psnr", "ms_ssim", "detail", "flicker"}
-    assert two.keys() == customer_lock.keys()
+    alone, two = validated(job), on_two(job, tmp_path, validated)
+    assert alone.keys() == {"psnr", "ssim", "worst_psnr", "ms_ssim", "detail", "flicker"}
+    assert two.keys() == alone.keys()
     for name in ("worst_psnr", "ms_ssim", "detail", "flicker"):
-        assert two[name] == pytest.approx(customer_lock[name], rel=1e-6), name
-    assert two["psnr"] == pytest.approx(customer_lock["psnr"], rel=1e-6)
+        assert two[name] == pytest.approx(alone[name], rel=1e-6), name
+    assert two["psnr"] == pytest.approx(alone["psnr"], rel=1e-6)
     assert two["worst_psnr"] < two["psnr"]

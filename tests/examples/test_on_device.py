@@ -19,7 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_vaed.export import Job, Package, Target, export_package
+from turbo_vaed.export import ExportJob, Package, Target, export_package
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 from turbo_vaed.models.windows import TimeSpec
 
@@ -57,7 +57,7 @@ def package(decoder: TurboVaedDecoder, tmp_path_factory: pytest.TempPathFactory)
 
 
 def packaged(decoder: TurboVaedDecoder, folder: Path, precision: str) -> Package:
-    job = Job(
+    job = ExportJob(
         decoder=decoder,
         latent_shape=(1, 4, LENGTH, 8, 12),
         precision=precision,
@@ -192,7 +192,7 @@ def test_it_takes_the_program_of_the_latents_shape(
 ) -> None:
     shapes = [(1, 4, LENGTH, 8, 12), (1, 4, LENGTH, 8, 16)]
     jobs = [
-        Job(decoder=decoder, latent_shape=s, precision="fp32", folder=tmp_path / str(i))
+        ExportJob(decoder=decoder, latent_shape=s, precision="fp32", folder=tmp_path / str(i))
         for i, s in enumerate(shapes)
     ]
     package = export_package(Target.parse("executorch-xnnpack/fp32"), tmp_path / "package", *jobs)

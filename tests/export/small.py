@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from turbo_vaed.export import Job, Package, Target, export_package
+from turbo_vaed.export import ExportJob, Package, Target, export_package
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def small_decoder(widths: tuple[int, int] = (8, 12)) -> TurboVaedDecoder:
 def packaged(target: str, folder: Path) -> tuple[TurboVaedDecoder, Package]:
     """`small_decoder`, and `folder/package` of it, for normalised latents of `SHAPE`."""
     decoder, wanted = small_decoder().requires_grad_(False), Target.parse(target)
-    job = Job(
+    job = ExportJob(
         decoder=decoder,
         latent_shape=SHAPE,
         precision=wanted.precision,

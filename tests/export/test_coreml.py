@@ -19,7 +19,7 @@ from tests.export.small import (
     small_decoder,
 )
 from turbo_vaed.errors import Fault
-from turbo_vaed.export import ExportError, Job, Package, Target, export_package
+from turbo_vaed.export import ExportError, ExportJob, Package, Target, export_package
 from turbo_vaed.export.mil import OPERATIONS, open_mlpackage
 from turbo_vaed.gate.parity import verify
 from turbo_vaed.models import TurboVaedDecoder
@@ -54,7 +54,7 @@ def test_gains_and_offsets_that_training_moved_are_computed_too(tmp_path: Path) 
         for name, parameter in decoder.named_parameters():
             if "norm" in name:
                 parameter += 0.1 * torch.randn_like(parameter)
-    job = Job(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=tmp_path)
+    job = ExportJob(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=tmp_path)
     package = export_package(Target.parse(TARGET), tmp_path / "package", job)
     latents = np.random.default_rng(0).normal(size=(2, *SHAPE[1:])).astype(np.float32)
     assert verify(package, decoder, latents, limit_db=50).parity_psnr_db < 100

@@ -177,7 +177,7 @@ def test_a_package_has_a_program_for_each_shape(anything: Path, io: IoSpec, tmp_
     other = tmp_path / "other" / "decoder.pte"
     other.parent.mkdir()
     other.write_bytes(b"wide")
-    customer_lock = write_package(tmp_path / "customer_lock", anything, io)
+    alone = write_package(tmp_path / "alone", anything, io)
     write_package(tmp_path / "package", anything, io, further=[(other, wider)])
     package = load_package(tmp_path / "package")
     assert [program.shape for program in package.programs] == ["3x64x96", "3x64x192"]
@@ -185,7 +185,7 @@ def test_a_package_has_a_program_for_each_shape(anything: Path, io: IoSpec, tmp_
     assert (seen.program, seen.io, seen.program_bytes) == ("decoder-3x64x192.pte", wider, 4)
     assert seen.program_path.read_bytes() == b"wide" and package.program_bytes == 700
     assert package.size_bytes == seen.size_bytes == 704
-    assert seen.sha256 == package.sha256 != customer_lock.sha256
+    assert seen.sha256 == package.sha256 != alone.sha256
     assert seen.shaped("3x64x96") == package
     with pytest.raises(ValueError, match="found 9x9x9, the package has 3x64x96, 3x64x192"):
         package.shaped("9x9x9")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.export.small import small_decoder
-from turbo_vaed.export import Job, Target, export_package
+from turbo_vaed.export import ExportJob, Target, export_package
 from turbo_vaed.export.executorch_coreml import unpacked
 from turbo_vaed.export.graph import ExportError
 from turbo_vaed.export.mil import open_mlpackage
@@ -20,7 +20,7 @@ def decoder():
 
 
 def job(decoder, folder, **more):
-    return Job(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder, **more)
+    return ExportJob(decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder, **more)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_it_has_the_same_bytes_every_time(package, decoder, tmp_path):
 def test_a_program_that_is_not_one_call_of_core_ml_is_refused(decoder, tmp_path):
     """XNNPACK's, say: it has the same name, and would run on the CPU."""
     other = Target.parse("executorch-xnnpack/fp32")
-    plain = Job(decoder=decoder, latent_shape=SHAPE, precision="fp32", folder=tmp_path)
+    plain = ExportJob(decoder=decoder, latent_shape=SHAPE, precision="fp32", folder=tmp_path)
     made = export_package(other, tmp_path / "p", plain)
     with pytest.raises(ExportError, match=r"found delegates .*Xnnpack"):  # noqa: SIM117
         with unpacked(made.program_path):

@@ -15,7 +15,7 @@ from turbo_vaed.devices._runtimes import open_program
 from turbo_vaed.errors import UserError
 from turbo_vaed.export import (
     ExportError,
-    Job,
+    ExportJob,
     Package,
     Target,
     export_package,
@@ -56,7 +56,7 @@ def packages(
 
 
 def export(decoder: TurboVaedDecoder, precision: str, folder: Path) -> Package:
-    job = Job(
+    job = ExportJob(
         decoder=decoder,
         latent_shape=SHAPE,
         precision=precision,
@@ -161,8 +161,11 @@ def test_without_its_environment_it_says_how_to_make_it(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("echo no operator for that >&2; exit 3", "ended with code 3; its last words: no operator"),
-        ("kill -9 $$", r"ended with code -9; its last words: none"),
+        (
+            "echo no operator for that >&2; exit 3",
+            "failed with exit code 3; its last words: no operator",
+        ),
+        ("kill -9 $$", r"was killed \(SIGKILL\).*its last words: none"),
         ("true", "ended well and left no program"),
         ("sleep 60", "stopped after 0.2 s"),
     ],

@@ -199,18 +199,18 @@ LAYERS = st.dictionaries(
 
 @given(LAYERS, st.floats(1e-6, 1))
 def test_no_layer_stays_in_float_without_need(layers, most):
-    customer_lock = {name: mse for name, (mse, _) in layers.items()}
+    mse_alone = {name: mse for name, (mse, _) in layers.items()}
     weights = {name: count for name, (_, count) in layers.items()}
-    kept = kept_in_float(customer_lock, weights, most_mse=most)
-    assert sum(mse for name, mse in customer_lock.items() if name not in kept) <= most
+    kept = kept_in_float(mse_alone, weights, most_mse=most)
+    assert sum(mse for name, mse in mse_alone.items() if name not in kept) <= most
     for name in kept:
-        assert sum(m for n, m in customer_lock.items() if n not in kept - {name}) > most
+        assert sum(m for n, m in mse_alone.items() if n not in kept - {name}) > most
 
 
 def test_a_small_layer_stays_in_float_rather_than_a_large_one():
-    customer_lock, weights = {"large": 3.0, "small": 2.0}, {"large": 1000, "small": 10}
-    assert kept_in_float(customer_lock, weights, most_mse=3.5) == {"small"}
-    assert kept_in_float(customer_lock, weights, most_mse=2.5) == {"large"}
+    mse_alone, weights = {"large": 3.0, "small": 2.0}, {"large": 1000, "small": 10}
+    assert kept_in_float(mse_alone, weights, most_mse=3.5) == {"small"}
+    assert kept_in_float(mse_alone, weights, most_mse=2.5) == {"large"}
 
 
 def test_decibels_of_a_video_in_minus_one_to_one():

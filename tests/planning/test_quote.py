@@ -210,10 +210,8 @@ def test_the_teachers_work_is_expected_too(workspace: Workspace, settings: Setti
     encoding, targets = teacher_work(workspace)
     assert encoding == pytest.approx(72 * (one.encode + 0.1 * one.decode))
     assert targets == pytest.approx(72 * 0.8 * one.decode), "1000 steps of 4 crops are more"
-    customer_lock = with_distill(workspace, weight_teacher=0.0)
-    assert teacher_work(customer_lock) == (encoding, 0) and teacher_work(
-        customer_lock, ["distill"]
-    ) == (0, 0)
+    alone = with_distill(workspace, weight_teacher=0.0)
+    assert teacher_work(alone) == (encoding, 0) and teacher_work(alone, ["distill"]) == (0, 0)
     workspace.folder("clip").mkdir()
     cut: dict[str, Any] = {"frames": 9, "size": 128, "clips": [{}] * 36}
     (workspace.folder("clip") / "clips.json").write_text(json.dumps(cut))

@@ -65,8 +65,8 @@ def test_a_run_that_found_most_of_it_done_names_what_the_rest_had_cost(
     found = dataclasses.replace(gather(work), customer_usd=Decimal("0.02"))
     said = "for $0.0133 of the $95.00 budget, $0.02 with the runs before it."
     assert words.headline(found).endswith(said)
-    customer_lock = dataclasses.replace(found, customer_usd=found.costs.usd)
-    assert words.headline(customer_lock).endswith("for $0.0133 of the $95.00 budget.")
+    alone = dataclasses.replace(found, customer_usd=found.costs.usd)
+    assert words.headline(alone).endswith("for $0.0133 of the $95.00 budget.")
 
 
 def test_a_run_that_the_budget_stopped(work: Path, gather: Gather) -> None:

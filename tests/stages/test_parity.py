@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from turbo_vaed.errors import Fault
-from turbo_vaed.export import Job, Target, export_package, load_package, spread_out, targets
+from turbo_vaed.export import ExportJob, Target, export_package, load_package, spread_out, targets
 from turbo_vaed.gate import parity
 from turbo_vaed.gate.parity import verify
 from turbo_vaed.gate.test_split import TestSplit, load_student
@@ -43,7 +43,7 @@ def test_a_conversion_that_computes_something_else_is_caught(judged, split, tmp_
     package = export_package(
         Target.parse("executorch-xnnpack/fp32"),
         tmp_path / "package",
-        Job(decoder=wrong, latent_shape=(1, *split.shape[1:]), precision="fp32",
+        ExportJob(decoder=wrong, latent_shape=(1, *split.shape[1:]), precision="fp32",
             folder=tmp_path / "program"),
     )  # fmt: skip
     with pytest.raises(Fault, match=r"executorch-xnnpack/fp32: .* dB from PyTorch, at least 80 dB"):

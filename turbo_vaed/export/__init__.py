@@ -1,6 +1,7 @@
 """Decoders as packages that run on devices."""
 
 from turbo_vaed.export.executorch import count_delegation, export_xnnpack
+from turbo_vaed.export.export_job import ExportJob
 from turbo_vaed.export.graph import ExportError
 from turbo_vaed.export.package import (
     IoSpec,
@@ -11,13 +12,13 @@ from turbo_vaed.export.package import (
     write_package,
 )
 from turbo_vaed.export.sampling import spread_out
-from turbo_vaed.export.targets import RUNTIMES, Job, Target, all_targets, export_package
+from turbo_vaed.export.targets import RUNTIMES, Target, all_targets, export_package
 
 __all__ = [
     "RUNTIMES",
     "ExportError",
+    "ExportJob",
     "IoSpec",
-    "Job",
     "Package",
     "PackageFile",
     "Program",

@@ -10,10 +10,11 @@ import contextlib
 import io
 import json
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import NAMESPACE_URL, uuid4, uuid5
+from uuid import NAMESPACE_URL, uuid5
 
 from turbo_vaed.export.graph import graph_of
 from turbo_vaed.runtime.import_noise import quiet_imports
@@ -21,7 +22,7 @@ from turbo_vaed.runtime.import_noise import quiet_imports
 if TYPE_CHECKING:
     from torch import nn
 
-    from turbo_vaed.export.targets import Job
+    from turbo_vaed.export.export_job import ExportJob
 
 PROGRAM_NAME = "decoder.mlpackage"
 PRECISIONS = ("fp16",)
@@ -30,7 +31,7 @@ MODEL = "com.apple.CoreML/model.mlmodel"
 _DEBUG_FILE = "executorch_debug_handle_mapping.json"
 
 
-def export_coreml(job: Job) -> Path:
+def export_coreml(job: ExportJob) -> Path:
     """Write the folder `decoder.mlpackage`: `latents` of the job's shape in, `video` out.
 
     Raises:
@@ -40,15 +41,13 @@ def export_coreml(job: Job) -> Path:
 
     model = _converted(graph_of(job), torch.zeros(job.latent_shape))
     job.folder.mkdir(parents=True, exist_ok=True)
-    temporary = job.folder / f"{uuid4().hex}.mlpackage"  # coremltools wants this ending
     path = job.folder / PROGRAM_NAME
-    try:
-        model.save(str(temporary))
-        make_reproducible(temporary)
+    with tempfile.TemporaryDirectory(dir=job.folder, prefix=".coreml-") as scratch:
+        made = Path(scratch) / PROGRAM_NAME  # coremltools wants this ending
+        model.save(str(made))
+        make_reproducible(made)
         shutil.rmtree(path, ignore_errors=True)
-        return temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        return made.rename(path)
 
 
 def _converted(graph: nn.Module, latents: Any) -> Any:

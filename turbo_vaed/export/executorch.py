@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from turbo_vaed.export._executorch_repairs import mended
 from turbo_vaed.export.graph import ExportError, plain, scaled, with_epsilons_in_half
 from turbo_vaed.export.package import check_latent_scaling
+from turbo_vaed.runtime.files import atomic_file
 from turbo_vaed.runtime.import_noise import quiet_imports, without_treespec_warnings
 
 if TYPE_CHECKING:
@@ -90,14 +90,10 @@ def export_xnnpack(
         exported = torch.export.export(by_frames(graph), (latents,))
     buffer = _lower(exported)
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{PROGRAM_NAME}.{uuid4().hex}"
-    try:
+    path = Path(folder) / PROGRAM_NAME
+    with atomic_file(path) as temporary:
         temporary.write_bytes(buffer)
-        return temporary.replace(folder / PROGRAM_NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return path
 
 
 def _lower(exported: "ExportedProgram") -> bytes:

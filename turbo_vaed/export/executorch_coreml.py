@@ -17,15 +17,15 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from turbo_vaed.export.coreml import make_reproducible
 from turbo_vaed.export.executorch import PROGRAM_NAME, count_delegation
 from turbo_vaed.export.graph import ExportError, graph_of
+from turbo_vaed.runtime.files import atomic_file
 from turbo_vaed.runtime.import_noise import quiet_imports, without_treespec_warnings
 
 if TYPE_CHECKING:
-    from turbo_vaed.export.targets import Job
+    from turbo_vaed.export.export_job import ExportJob
 
 PRECISIONS = ("fp16",)
 _BACKEND = "CoreMLBackend"
@@ -33,7 +33,7 @@ _MODEL, _METADATA, _DEBUG = "model.mlpackage", "metadata.json", "debug_info.json
 """Files of the folder that ExecuTorch keeps as one blob."""
 
 
-def export_executorch_coreml(job: Job) -> Path:
+def export_executorch_coreml(job: ExportJob) -> Path:
     """Write `decoder.pte`: latents of the job's shape in, video out.
 
     Raises:
@@ -49,13 +49,10 @@ def export_executorch_coreml(job: Job) -> Path:
         with torch.no_grad():
             exported = torch.export.export(graph, (torch.zeros(job.latent_shape),))
         buffer = _lowered(exported)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    temporary = job.folder / f".{PROGRAM_NAME}.{uuid4().hex}"
-    try:
+    path = job.folder / PROGRAM_NAME
+    with atomic_file(path) as temporary:
         temporary.write_bytes(buffer)
-        return temporary.replace(job.folder / PROGRAM_NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return path
 
 
 def _lowered(exported: Any) -> bytes:

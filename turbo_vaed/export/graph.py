@@ -13,7 +13,7 @@ from turbo_vaed.export.package import check_latent_scaling
 if TYPE_CHECKING:
     from torch import nn
 
-    from turbo_vaed.export.targets import Job
+    from turbo_vaed.export.export_job import ExportJob
     from turbo_vaed.models import TurboVaedDecoder
     from turbo_vaed.models.layers import Form
 
@@ -22,7 +22,7 @@ class ExportError(RuntimeError):
     """A decoder did not become the program that a phone needs."""
 
 
-def graph_of(job: Job) -> nn.Module:
+def graph_of(job: ExportJob) -> nn.Module:
     """The job's decoder, and before it its scaling where it has one.
 
     Raises:

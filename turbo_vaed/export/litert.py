@@ -12,7 +12,6 @@ stays float).
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import distributions
@@ -21,12 +20,13 @@ from typing import TYPE_CHECKING
 
 from turbo_vaed.errors import UserError
 from turbo_vaed.export.graph import ExportError, graph_of
+from turbo_vaed.runtime.isolated import ChildFailed, run_command
 from turbo_vaed.settings import litert_environment
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from turbo_vaed.export.targets import Job
+    from turbo_vaed.export.export_job import ExportJob
 
 PROGRAM_NAME = "decoder.tflite"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -34,11 +34,10 @@ CONVERTERS = ("litert-torch", "litert-converter", "ai-edge-quantizer")
 """What makes the program, in the environment of its own."""
 TIMEOUT_SECONDS = 1800.0
 """Of one conversion; a tiny student's takes half a minute."""
-_TAIL_CHARACTERS = 2000
 _CHILD = Path(__file__).with_name("_litert_child.py")
 
 
-def export_litert(job: Job) -> Path:
+def export_litert(job: ExportJob) -> Path:
     """Write `decoder.tflite` into the job's folder: latents of its shape in, video out, float32.
 
     Raises:
@@ -120,23 +119,8 @@ def _save(graph: nn.Module, shape: tuple[int, ...], path: Path) -> None:
 
 def _child(*arguments: str) -> None:
     """Run `_litert_child.py` in the converter's environment; an ExportError where it fails."""
+    command = [str(_python()), str(_CHILD), *arguments]
     try:
-        done = subprocess.run(
-            [str(_python()), str(_CHILD), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ExportError(
-            f"the LiteRT converter was stopped after {TIMEOUT_SECONDS:g} s without an end"
-        ) from None
-    if done.returncode:
-        raise ExportError(
-            f"the LiteRT converter ended with code {done.returncode}; its last words: "
-            f"{done.stdout.strip()[-_TAIL_CHARACTERS:] or 'none'}"
-        )
+        run_command(command, timeout_seconds=TIMEOUT_SECONDS, what="the LiteRT converter")
+    except ChildFailed as error:
+        raise ExportError(str(error)) from None

@@ -5,22 +5,22 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from turbo_vaed.export.graph import ExportError, graph_of
+from turbo_vaed.runtime.files import atomic_file
 from turbo_vaed.runtime.import_noise import quiet_imports
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from turbo_vaed.export.targets import Job
+    from turbo_vaed.export.export_job import ExportJob
 
 PROGRAM_NAME = "decoder.onnx"
 PRECISIONS = ("fp32",)
 OPSET = 20
 
 
-def export_onnx(job: Job) -> Path:
+def export_onnx(job: ExportJob) -> Path:
     """Write `decoder.onnx` into the job's folder: `latents` of its shape in, `video` out.
 
     Raises:
@@ -30,13 +30,10 @@ def export_onnx(job: Job) -> Path:
     import torch
 
     program = _bare(_converted(graph_of(job), torch.zeros(job.latent_shape)))
-    job.folder.mkdir(parents=True, exist_ok=True)
-    temporary = job.folder / f".{PROGRAM_NAME}.{uuid4().hex}"
-    try:
+    path = job.folder / PROGRAM_NAME
+    with atomic_file(path) as temporary:
         temporary.write_bytes(program.SerializeToString(deterministic=True))
-        return temporary.replace(job.folder / PROGRAM_NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return path
 
 
 def _converted(graph: nn.Module, latents: Any) -> Any:

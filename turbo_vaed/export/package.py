@@ -8,14 +8,14 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
-from uuid import uuid4
+
+from turbo_vaed.runtime.files import atomic_folder, sha256_file, write_json
 
 if TYPE_CHECKING:
     from turbo_vaed.models import DecoderConfig
@@ -242,7 +242,7 @@ def write_package(
     if len({one.shape for one in programs}) < len(programs):
         raise ValueError(f"shapes: found {', '.join(one.shape for one in programs)}, two are one")
     versions = {name: _version(name) for name in tools} | dict(other_tools)
-    with _replacing(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         for one, source in zip(programs, sources, strict=True):
             copy = shutil.copytree if source.is_dir() else shutil.copyfile
             copy(source, temporary / one.name)
@@ -255,7 +255,7 @@ def write_package(
                 PackageFile(
                     name=path.relative_to(temporary).as_posix(),
                     size_bytes=path.stat().st_size,
-                    sha256=_sha256(path),
+                    sha256=sha256_file(path),
                 )
                 for path in sorted(paths)
             ),
@@ -268,7 +268,7 @@ def write_package(
             "size_bytes": package.size_bytes,
             "sha256": package.sha256,
         }
-        (temporary / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1) + "\n")
+        write_json(temporary / MANIFEST_NAME, manifest)
     return package
 
 
@@ -326,31 +326,8 @@ def _verify(path: Path, expected: PackageFile) -> None:
         raise ValueError(f"{path}: missing from the package")
     if (size := path.stat().st_size) != expected.size_bytes:
         raise ValueError(f"{path}: found {size} bytes, expected {expected.size_bytes}")
-    if (found := _sha256(path)) != expected.sha256:
+    if (found := sha256_file(path)) != expected.sha256:
         raise ValueError(f"{path}: found sha256 {found}, expected {expected.sha256}")
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` when the block ends well."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    marker = uuid4().hex
-    temporary = folder.with_name(f".{folder.name}.new-{marker}")
-    old = folder.with_name(f".{folder.name}.old-{marker}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if folder.exists():
-            folder.rename(old)  # a folder that is not empty cannot be renamed over
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _version(name: str) -> str:
@@ -358,8 +335,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError as error:
         raise ValueError(f"tools: found {name!r}, which is not installed") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

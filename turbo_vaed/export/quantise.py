@@ -65,27 +65,27 @@ def _quantised(
         with torch.no_grad():
             ranked = spread_out(calibration, _RANKED_ON)
             pairs = [(latents, graph(latents)) for latents in ranked]
-        customer_lock = {layer: _mse(graph, pairs, convs) for layer, convs in layers.items()}
+        mse_alone = {layer: _mse(graph, pairs, convs) for layer, convs in layers.items()}
         most_mse = mse_from_psnr(least_parity_db + MARGIN_DB)
-        kept = kept_in_float(customer_lock, _weights(graph), most_mse=most_mse)
+        kept = kept_in_float(mse_alone, _weights(graph), most_mse=most_mse)
     chosen = {conv for layer, convs in layers.items() if layer not in kept for conv in convs}
     return _convert(exported, calibration[0], lambda name: name in chosen)
 
 
 def kept_in_float(
-    customer_lock: Mapping[str, float], weights: Mapping[str, int], *, most_mse: float
+    mse_alone: Mapping[str, float], weights: Mapping[str, int], *, most_mse: float
 ) -> set[str]:
     """Layers whose errors, taken out of the sum of all, leave `most_mse` at most; few weights.
 
-    `customer_lock` has the mean squared error with that layer alone in int8; they are taken for
+    `mse_alone` has the mean squared error with that layer alone in int8; they are taken for
     independent, so that they add up. `weights` has each layer's number of them.
     """
 
     def left() -> float:
-        return sum(mse for name, mse in customer_lock.items() if name not in kept)
+        return sum(mse for name, mse in mse_alone.items() if name not in kept)
 
     kept = set[str]()
-    for layer in sorted(customer_lock, key=lambda name: -customer_lock[name] / weights[name]):
+    for layer in sorted(mse_alone, key=lambda name: -mse_alone[name] / weights[name]):
         if left() <= most_mse:
             break
         kept.add(layer)

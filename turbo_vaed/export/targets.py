@@ -5,37 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from turbo_vaed.export import coreml, executorch_coreml, litert, onnx
 from turbo_vaed.export.executorch import PRECISIONS, export_xnnpack
+from turbo_vaed.export.export_job import ExportJob
 from turbo_vaed.export.package import IoSpec, Package, write_package
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from turbo_vaed.models import TurboVaedDecoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One decoder on its way into one program."""
-
-    decoder: TurboVaedDecoder
-    latent_shape: tuple[int, int, int, int, int]
-    """(B, C, t, h, w), fixed."""
-    precision: str
-    folder: Path
-    """Where the program is written."""
-    calibration: Sequence[Tensor] = ()
-    """Latents of the customer's training clips, each of `latent_shape`, for int8."""
-    least_parity_db: float | None = None
-    """What int8 is to reach against PyTorch: layers that it cannot be had with stay in float."""
-    latent_mean: Sequence[float] | None = None
-    latent_std: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +21,7 @@ class Runtime:
 
     name: str
     precisions: tuple[str, ...]
-    export: Callable[[Job], Path]
+    export: Callable[[ExportJob], Path]
     """Writes the program into the job's folder, in full or not at all. Raises ExportError where
     the decoder did not become what a phone needs."""
     half_io: tuple[str, ...] = ()
@@ -57,7 +34,7 @@ class Runtime:
     """Raises UserError where what the exporter needs is not installed."""
 
 
-def _xnnpack(job: Job) -> Path:
+def _xnnpack(job: ExportJob) -> Path:
     return export_xnnpack(
         job.decoder,
         latent_shape=job.latent_shape,
@@ -143,7 +120,7 @@ def all_targets() -> tuple[str, ...]:
     return tuple(f"{r.name}/{precision}" for r in RUNTIMES.values() for precision in r.precisions)
 
 
-def export_package(target: Target, folder: Path, job: Job, *further: Job) -> Package:
+def export_package(target: Target, folder: Path, job: ExportJob, *further: ExportJob) -> Package:
     """Export a decoder and write its package `folder`: one program for each job, which differ in
     shape, folder and calibration alone.
 
@@ -165,7 +142,7 @@ def export_package(target: Target, folder: Path, job: Job, *further: Job) -> Pac
     )
 
 
-def _io_of(job: Job, target: Target) -> IoSpec:
+def _io_of(job: ExportJob, target: Target) -> IoSpec:
     io = IoSpec.of(
         job.decoder.config,
         job.latent_shape,

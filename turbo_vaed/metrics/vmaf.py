@@ -9,8 +9,6 @@ Shapes: B batch, T frames, H W pixels.
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -20,6 +18,8 @@ from torch import Tensor
 
 from turbo_vaed.errors import Fault, UserError
 from turbo_vaed.metrics.frames import check_pair
+from turbo_vaed.runtime.files import read_json
+from turbo_vaed.runtime.isolated import run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MIN_SIDE = 64
 """Below 48 pixels libvmaf of FFmpeg 6 and of FFmpeg 9 were up to 29 points apart on one clip; from
 here on at most 0.05."""
+TIMEOUT_SECONDS = 600.0
+"""Of one clip; FFmpeg compares more than ten 1080p frames a second."""
 LUMA = (0.2126, 0.7152, 0.0722)
 """Of R, G and B (ITU-R BT.709)."""
 
@@ -74,11 +76,11 @@ def _vmaf_of_clip(luma: NDArray[np.uint8], reference: NDArray[np.uint8]) -> floa
         command += ["-lavfi", "libvmaf=model=version=vmaf_v0.6.1:log_fmt=json:log_path=log.json"]
         command += ["-f", "null", "-"]
         # In the folder, so that no path needs the filter's own escapes.
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        run_command(command, folder=folder, timeout_seconds=TIMEOUT_SECONDS, what=command[0])
         log = folder / "log.json"
-        if done.returncode or not log.is_file():
-            raise Fault(f"{command[0]}: no VMAF, exit {done.returncode}: {done.stderr[-500:]}")
-        scores = [frame["metrics"]["vmaf"] for frame in json.loads(log.read_text())["frames"]]
+        if not log.is_file():
+            raise Fault(f"{command[0]}: ended well and left no log.json with the VMAF")
+        scores = [frame["metrics"]["vmaf"] for frame in read_json(log)["frames"]]
     if len(scores) != len(luma):
         raise Fault(f"{command[0]}: found {len(scores)} scores for {len(luma)} frames")
     return float(sum(scores) / len(scores))

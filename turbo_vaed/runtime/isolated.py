@@ -1,4 +1,4 @@
-"""A measuring process: started fresh, waited for, and never trusted."""
+"""Child processes: started fresh, waited for, stopped in time, and nothing they started left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +42,31 @@ def run_module(
     with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
         result = Path(scratch) / "result.json"
         command = [sys.executable, "-m", module, str(result), *arguments]
-        _run(command, environment, timeout_seconds=timeout_seconds, what=what)
+        run_command(command, timeout_seconds=timeout_seconds, what=what, environment=environment)
         return _read(result, what)
 
 
-def _run(
-    command: Sequence[str], environment: dict[str, str], *, timeout_seconds: float, what: str
+def run_command(
+    command: Sequence[str],
+    *,
+    timeout_seconds: float,
+    what: str,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> None:
-    """Run a command to its good end, or raise ChildFailed; nothing it started is left behind."""
+    """Run a command to its good end, in `folder`; nothing it started is left behind.
+
+    `what` names the process in messages; `environment` is this process's where it is None.
+
+    Raises:
+        ChildFailed: it crashed, was killed, or took longer than `timeout_seconds`.
+        FileNotFoundError: there is no such command.
+    """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
             env=environment,
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

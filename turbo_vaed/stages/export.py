@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
-from turbo_vaed.export import Job, Package, Target, export_package, spread_out
+from turbo_vaed.export import ExportJob, Package, Target, export_package, spread_out
 from turbo_vaed.gate.parity import Parity, verify, write_parities
 from turbo_vaed.gate.test_split import TestSplit, load_student, training_latents
 from turbo_vaed.workspace import Workspace
@@ -57,7 +57,7 @@ def run(workspace: Workspace) -> dict[str, object]:
             try:
                 with tempfile.TemporaryDirectory() as scratch:
                     jobs = [
-                        Job(
+                        ExportJob(
                             decoder=decoder,
                             latent_shape=shape,
                             precision=target.precision,
@@ -98,7 +98,7 @@ def run(workspace: Workspace) -> dict[str, object]:
     return figures
 
 
-def _exported(target: Target, place: Path, jobs: list[Job]) -> Package:
+def _exported(target: Target, place: Path, jobs: list[ExportJob]) -> Package:
     """The package of one target.
 
     Raises:

@@ -77,13 +77,11 @@ def test_names_are_escaped_wherever_they_stand(root: Path, tmp_path: Path) -> No
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         ledger.add(bad)
         found = gather(root, ledger, on_demand_usd_per_hour=made_up.PRICES.get)
-        customer_lock = gather(
-            root, ledger, on_demand_usd_per_hour=made_up.PRICES.get, customer=f"{evil}c"
-        )
+        alone = gather(root, ledger, on_demand_usd_per_hour=made_up.PRICES.get, customer=f"{evil}c")
     champions: dict[str, int | str] = {one.name: evil for one in found.known}
     for page in (
         costs_page(found.statement),
-        costs_page(customer_lock.statement),
+        costs_page(alone.statement),
         portfolio.portfolio_page(found, champions, made_up.returns(found)),
     ):
         tags = Tags(page)
