@@ -25,7 +25,7 @@ import torch.distributed as dist
 from bench.plain_loop import PlainLoop, PlainStudent, read_source
 from turbo_vaed.costs import Budget
 from turbo_vaed.distill.data import Clips
-from turbo_vaed.distill.job import Job, data_key
+from turbo_vaed.distill.job import Job, RunCosts, data_key
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.saver import Saver
 from turbo_vaed.distill.store import Store
@@ -121,14 +121,16 @@ def make_job(demo: Demo, targets: Path, **changes: Any) -> tuple[Job, float]:
         student=demo.student,
         params=params,
         data_key=data_key(workspace.folder("clip"), workspace.folder("encode")),
-        budget=Budget.plan(
-            run_usd=Decimal(95), warn_share=0.8, reserve_seconds=0, usd_per_hour=price
+        costs=RunCosts(
+            budget=Budget.plan(
+                run_usd=Decimal(95), warn_share=0.8, reserve_seconds=0, usd_per_hour=price
+            ),
+            usd_per_hour=price,
+            spent_usd=Decimal(0),
+            now_usd_per_hour=price,
+            checkpoint_seconds=60.0,
+            at=time.time(),
         ),
-        usd_per_hour=price,
-        spent_usd=Decimal(0),
-        now_usd_per_hour=price,
-        checkpoint_seconds=60.0,
-        told_at=time.time(),
     )
     return job, seconds
 

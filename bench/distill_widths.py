@@ -33,7 +33,7 @@ from bench.decode import CASES, resident_bytes  # noqa: E402
 from turbo_vaed.config.schema import DistillParams, load  # noqa: E402
 from turbo_vaed.costs import Budget  # noqa: E402
 from turbo_vaed.dataset.clip_arrays import create_clip_array  # noqa: E402
-from turbo_vaed.distill.job import Job  # noqa: E402
+from turbo_vaed.distill.job import Job, RunCosts  # noqa: E402
 from turbo_vaed.distill.loop import Loop  # noqa: E402
 from turbo_vaed.distill.targets import TargetPlan  # noqa: E402
 from turbo_vaed.models import PRESETS, DecoderConfig  # noqa: E402
@@ -131,12 +131,14 @@ def random_job(case: str, frames: int, side: int, root: Path, **changes: Any) ->
         student=config,
         params=DistillParams(**changed),
         data_key=case,
-        budget=Budget(run_usd=Decimal(1), warn_share=Decimal(1), reserve_usd=Decimal(0)),
-        usd_per_hour=Decimal(0),
-        spent_usd=Decimal(0),
-        now_usd_per_hour=Decimal(0),
-        checkpoint_seconds=60.0,
-        told_at=time.time(),
+        costs=RunCosts(
+            budget=Budget(run_usd=Decimal(1), warn_share=Decimal(1), reserve_usd=Decimal(0)),
+            usd_per_hour=Decimal(0),
+            spent_usd=Decimal(0),
+            now_usd_per_hour=Decimal(0),
+            checkpoint_seconds=60.0,
+            at=time.time(),
+        ),
     )
 
 

@@ -16,7 +16,7 @@ import zarr
 from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.costs import Budget
 from turbo_vaed.dataset.clip_arrays import create_clip_array
-from turbo_vaed.distill.job import Job, data_key
+from turbo_vaed.distill.job import Job, RunCosts, data_key
 from turbo_vaed.distill.targets import TargetPlan
 from turbo_vaed.models import DecoderConfig
 
@@ -166,17 +166,19 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
             student=ALIGNED if changes.get("weight_feature") else STUDENT,
             params=DistillParams(**(values | changes)),
             data_key=data_key(clips, latents),
-            budget=Budget.plan(
-                run_usd=Decimal(budget_usd),
-                warn_share=0.8,
-                reserve_seconds=0,
+            costs=RunCosts(
+                budget=Budget.plan(
+                    run_usd=Decimal(budget_usd),
+                    warn_share=0.8,
+                    reserve_seconds=0,
+                    usd_per_hour=Decimal(usd_per_hour),
+                ),
                 usd_per_hour=Decimal(usd_per_hour),
+                spent_usd=Decimal(0),
+                now_usd_per_hour=Decimal(usd_per_hour),
+                checkpoint_seconds=60.0,
+                at=time.time(),
             ),
-            usd_per_hour=Decimal(usd_per_hour),
-            spent_usd=Decimal(0),
-            now_usd_per_hour=Decimal(usd_per_hour),
-            checkpoint_seconds=60.0,
-            told_at=time.time(),
         )
 
     return make

@@ -15,9 +15,9 @@ import torch
 import zarr
 
 from turbo_vaed.distill import loop as loop_module
+from turbo_vaed.distill.job import QualityTarget
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.optimizer import learning_rate
-from turbo_vaed.distill.stopping import Target
 from turbo_vaed.distill.store import Store
 
 
@@ -150,7 +150,7 @@ def test_budget_stops_on_the_way_keeps_what_was_paid_for_and_goes_on_with_more(
     }  # fmt: skip
     job = make_job(steps=100_000, budget_usd="80", usd_per_hour="0.01", **long)
     asked = itertools.count(1)
-    monkeypatch.setattr(type(job), "spent_now", lambda self: Decimal(next(asked)))
+    monkeypatch.setattr(type(job.costs), "spent_by_now", lambda self: Decimal(next(asked)))
     run = Run(job)
     last = run.last
     monkeypatch.undo()
@@ -177,8 +177,8 @@ QUICK = {
 
 
 def aimed(job, psnr, **limits):
-    target = Target(psnr=psnr, said=f"{psnr:.2f} dB", limits=limits, worst_share=0.05)
-    return dataclasses.replace(job, target=target)
+    target = QualityTarget(psnr=psnr, rationale=f"{psnr:.2f} dB", limits=limits, worst_share=0.05)
+    return dataclasses.replace(job, quality_target=target)
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_a_run_whose_psnr_is_enough_goes_on_until_all_that_is_asked_for_is(enoug
         before, after = (figures[step][f"val_{name}"] for step in (20, 30))
         assert after < before if name == "flicker" else after > before
         limit = (before + after) / 2
-        asks = aimed(make_job(**QUICK), job.target.psnr, **{name: limit})
+        asks = aimed(make_job(**QUICK), job.quality_target.psnr, **{name: limit})
         later = Run(asks, resume=whole.states[0])
         assert (later.last.stopped, later.last.step) == ("good enough", 30), name
         assert f"{after:.4g}" in later.last.reason and f"{limit:.4g}" in later.last.reason
@@ -249,7 +249,7 @@ def test_a_run_whose_psnr_is_enough_goes_on_until_all_that_is_asked_for_is(enoug
 
 def test_what_is_lacking_is_said_once(enough_at_20, make_job):
     whole, job, _ = enough_at_20
-    asks = aimed(make_job(**QUICK), job.target.psnr, ssim=1.0)
+    asks = aimed(make_job(**QUICK), job.quality_target.psnr, ssim=1.0)
     run = Run(asks, resume=whole.states[0])
     assert (run.last.stopped, run.last.step) == ("finished", 40)
     assert len(lacks(run)) == 1
@@ -266,7 +266,7 @@ def test_a_validation_of_before_that_kept_less_is_not_enough(enough_at_20, make_
         for row in whole.states[1].history
     ]
     old = dataclasses.replace(whole.states[1], history=kept)
-    asks = aimed(make_job(**QUICK), job.target.psnr, ms_ssim=-1.0)
+    asks = aimed(make_job(**QUICK), job.quality_target.psnr, ms_ssim=-1.0)
     assert Run(asks, resume=whole.states[1]).last.step == 20
     assert Run(asks, resume=old).last.step == 30
 
@@ -291,7 +291,7 @@ def test_a_run_stops_where_dollars_bring_nothing(make_job, monkeypatch):
         stop_usd_per_tenth_db="5",
     )  # fmt: skip
     asked = itertools.count(1)
-    monkeypatch.setattr(type(job), "spent_now", lambda self: Decimal(next(asked)))
+    monkeypatch.setattr(type(job.costs), "spent_by_now", lambda self: Decimal(next(asked)))
     last = Run(job).last
     assert (last.stopped, last.step) == ("good enough", 16)
     assert "more than the limit of $5.00" in last.reason or "bring nothing" in last.reason
@@ -301,10 +301,10 @@ def test_a_step_costs_its_own_time_at_todays_price_and_nothing_that_lies_between
     make_job, monkeypatch
 ):
     """Whatever the run has spent, and however long ago it was interrupted."""
-    job = dataclasses.replace(make_job(steps=6, budget_usd="9999"), now_usd_per_hour=Decimal(3600))
+    job = make_job(steps=6, budget_usd="9999", usd_per_hour="3600")
     state = Run(job).states[0]
     for spent in (5000, 1):
-        monkeypatch.setattr(type(job), "spent_now", lambda self, usd=spent: Decimal(usd))
+        monkeypatch.setattr(type(job.costs), "spent_by_now", lambda self, usd=spent: Decimal(usd))
         began = time.monotonic()
         rows = Run(job, resume=state).last.history
         seconds = time.monotonic() - began
@@ -384,8 +384,10 @@ def test_a_notice_saves_at_once_and_again_until_the_machine_is_gone(make_job, mo
 
 def test_checkpoints_by_time_change_nothing_but_when_they_are_written(make_job):
     job = make_job(checkpoint_every="auto")
-    often = Run(dataclasses.replace(job, checkpoint_seconds=0.0))
-    never = Run(dataclasses.replace(job, checkpoint_seconds=1e9))
+    often, never = (
+        Run(dataclasses.replace(job, costs=dataclasses.replace(job.costs, checkpoint_seconds=s)))
+        for s in (0.0, 1e9)
+    )
     assert [state.step for state in often.states] == [1, 2, 3, 4, 5, 6]
     assert [state.step for state in never.states] == [6]
     assert_same(often.last.student, never.last.student)

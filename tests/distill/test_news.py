@@ -12,32 +12,37 @@ from typing import Any
 import pytest
 import ray
 
+from turbo_vaed.costs import Budget
 from turbo_vaed.distill import train
 from turbo_vaed.distill.checkpoint import Checkpoint
-from turbo_vaed.distill.job import Paid
+from turbo_vaed.distill.job import RunCosts
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.worker import _News
 from turbo_vaed.errors import Unreachable
 
 
-def paid(
+def costs(
     usd: str,
     usd_per_hour: int = 1,
     may_spend_usd: str = "0.9",
-    checkpoint_seconds: float = 3600.0,
     reserve_usd: str = "0",
-) -> Paid:
-    return Paid(
-        usd=Decimal(usd),
+) -> RunCosts:
+    """As a driver reports them now; the warning stands at 80 %."""
+    return RunCosts(
+        budget=Budget(
+            run_usd=Decimal(may_spend_usd),
+            warn_share=Decimal("0.8"),
+            reserve_usd=Decimal(reserve_usd),
+        ),
+        spent_usd=Decimal(usd),
         usd_per_hour=Decimal(usd_per_hour),
         now_usd_per_hour=Decimal(usd_per_hour),
-        may_spend_usd=Decimal(may_spend_usd),
-        reserve_usd=Decimal(reserve_usd),
-        checkpoint_seconds=checkpoint_seconds,
+        checkpoint_seconds=3600.0,
+        at=time.time(),
     )
 
 
-DEAR = paid("0.9", 10)
+DEAR = costs("0.9", 10)
 
 
 def test_a_run_stops_by_what_it_is_told_and_not_by_its_own_clock(make_job: Any) -> None:
@@ -46,7 +51,7 @@ def test_a_run_stops_by_what_it_is_told_and_not_by_its_own_clock(make_job: Any) 
         [
             None,
             None,
-            paid("0.5"),
+            costs("0.5"),
             None,
             DEAR,
         ]
@@ -56,7 +61,7 @@ def test_a_run_stops_by_what_it_is_told_and_not_by_its_own_clock(make_job: Any) 
         make_job(budget_usd="0.90", usd_per_hour="0.0001", steps=50),
         tell=events.append,
         save=lambda state: None,
-        paid=lambda: next(news),
+        costs=lambda: next(news),
     )
     stopped, reason = loop.run()
     assert (stopped, loop.step) == ("budget", 4)
@@ -66,12 +71,12 @@ def test_a_run_stops_by_what_it_is_told_and_not_by_its_own_clock(make_job: Any) 
 
 
 def test_a_run_stops_where_others_have_used_up_the_months_budget(make_job: Any) -> None:
-    news = iter([None, paid("0.01"), paid("0.02", may_spend_usd="0.02")])
+    news = iter([None, costs("0.01"), costs("0.02", may_spend_usd="0.02")])
     loop = Loop(
         make_job(budget_usd="0.90", usd_per_hour="0.0001", steps=50),
         tell=lambda event: None,
         save=lambda state: None,
-        paid=lambda: next(news),
+        costs=lambda: next(news),
     )
     stopped, reason = loop.run()
     assert (stopped, loop.step) == ("budget", 2)
@@ -90,9 +95,9 @@ def test_a_months_limit_that_moves_by_cents_is_warned_of_once(make_job: Any) -> 
 
     def run(resume: Checkpoint | None = None) -> list[str]:
         events.clear()
-        news = (paid("0.85", may_spend_usd=f"1.0{cents}") for cents in itertools.cycle("543210"))
+        news = (costs("0.85", may_spend_usd=f"1.0{cents}") for cents in itertools.cycle("543210"))
         loop = Loop(
-            job, tell=events.append, save=states.append, resume=resume, paid=lambda: next(news)
+            job, tell=events.append, save=states.append, resume=resume, costs=lambda: next(news)
         )
         assert loop.run()[0] == "finished"
         return warned(events)
@@ -104,14 +109,14 @@ def test_a_months_limit_that_moves_by_cents_is_warned_of_once(make_job: Any) -> 
 
 def test_a_budget_that_was_raised_is_warned_of_again(make_job: Any) -> None:
     news = itertools.chain(
-        [paid("0.85", may_spend_usd="1")] * 8,
-        [paid("0.86", may_spend_usd="2")] * 4,
-        itertools.repeat(paid("1.7", may_spend_usd="2")),
+        [costs("0.85", may_spend_usd="1")] * 8,
+        [costs("0.86", may_spend_usd="2")] * 4,
+        itertools.repeat(costs("1.7", may_spend_usd="2")),
     )
     events: list[dict[str, Any]] = []
     Loop(
         make_job(budget_usd="9", usd_per_hour="0.0001", steps=20),
-        tell=events.append, save=lambda state: None, paid=lambda: next(news),
+        tell=events.append, save=lambda state: None, costs=lambda: next(news),
     ).run()  # fmt: skip
     assert [text.partition(" spent")[0] for text in warned(events)] == [
         "$0.85 of $1.00", "$1.70 of $2.00"
@@ -121,12 +126,12 @@ def test_a_budget_that_was_raised_is_warned_of_again(make_job: Any) -> None:
 def test_a_run_stops_where_machines_that_joined_will_have_to_be_paid_to_its_end(
     make_job: Any,
 ) -> None:
-    news = iter([None, paid("0.01", reserve_usd="0.2"), paid("0.02", reserve_usd="0.89")])
+    news = iter([None, costs("0.01", reserve_usd="0.2"), costs("0.02", reserve_usd="0.89")])
     loop = Loop(
         make_job(budget_usd="0.90", usd_per_hour="0.0001", steps=50),
         tell=lambda event: None,
         save=lambda state: None,
-        paid=lambda: next(news),
+        costs=lambda: next(news),
     )
     stopped, reason = loop.run()
     assert (stopped, loop.step) == ("budget", 2)
@@ -134,19 +139,19 @@ def test_a_run_stops_where_machines_that_joined_will_have_to_be_paid_to_its_end(
 
 
 def test_a_node_without_a_price_ends_the_run_with_its_reason(make_job: Any) -> None:
-    unknown = replace(paid("0.01"), refusal="node n7 bears no labels")
+    unknown = replace(costs("0.01"), refusal="node n7 bears no labels")
     news = iter([None, None, unknown])
     loop = Loop(
         make_job(steps=50), tell=lambda event: None, save=lambda state: None,
-        paid=lambda: next(news),
+        costs=lambda: next(news),
     )  # fmt: skip
     assert loop.run() == ("budget", "node n7 bears no labels")
     assert loop.step == 2
 
 
-def test_what_was_said_a_while_ago_counts_with_the_time_since(make_job: Any) -> None:
-    job = make_job().told(replace(paid("0.5", 3600), age_seconds=100.0))
-    assert 100.5 <= job.spent_now() < 102
+def test_costs_reported_a_while_ago_count_with_the_time_since() -> None:
+    reported = replace(costs("0.5", 3600), at=time.time() - 100)
+    assert 100.5 <= reported.spent_by_now() < 102
 
 
 @pytest.fixture
@@ -163,7 +168,7 @@ def test_the_driver_tells_and_a_ledger_that_is_away_stops_no_letters(
     asked: list[int] = []
     taken: list[dict[str, Any]] = []
 
-    def tell() -> Paid:
+    def tell() -> RunCosts:
         asked.append(1)
         if len(asked) == 1:
             raise Unreachable("the ledger is away")
@@ -177,12 +182,7 @@ def test_the_driver_tells_and_a_ledger_that_is_away_stops_no_letters(
             time.sleep(0.05)
         later = _News(letters)()  # of workers that begin anew: at once, and with its age
         ray.get(letters.put.remote({"event": "step"}))
-    assert found is not None and replace(found, age_seconds=0.0) == DEAR and len(asked) >= 2
-    assert later is not None and later.usd == DEAR.usd and later.age_seconds > 0
+    assert found is not None and replace(found, at=DEAR.at) == DEAR and len(asked) >= 2
+    assert later is not None and later.spent_usd == DEAR.spent_usd
+    assert found.at <= later.at < time.time()
     assert taken == [{"event": "step"}]
-
-
-def test_the_time_between_checkpoints_follows_what_the_run_has_seen(make_job: Any) -> None:
-    """Told with what it has cost: after a loss, say, they come more often."""
-    job = make_job(checkpoint_every="auto")
-    assert job.told(paid("0.1", checkpoint_seconds=7.0)).checkpoint_seconds == 7.0

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from turbo_vaed.distill.job import QualityTarget
 from turbo_vaed.distill.outlook import VALIDATIONS
 from turbo_vaed.distill.stopping import (
     Enough,
-    Target,
     curve,
     enough,
     good_enough,
@@ -26,9 +26,9 @@ from turbo_vaed.distill.stopping import (
 
 LIMIT = Decimal("0.02")
 """USD for 0.1 dB: 5 dB for a dollar."""
-TARGET = Target(
+TARGET = QualityTarget(
     psnr=30.1,
-    said="30.10 dB: 29.60 dB that the gate asks for, and a margin of 0.5 dB",
+    rationale="30.10 dB: 29.60 dB that the gate asks for, and a margin of 0.5 dB",
     limits={"ssim": 0.93, "ms_ssim": 0.95, "worst_psnr": 24.5, "detail": 0.6, "flicker": 0.008},
     worst_share=0.05,
 )
@@ -54,7 +54,7 @@ def asked(
     *,
     best_psnr: float = 0.0,
     best: Mapping[str, Any] = MET,
-    target: Target | None = None,
+    target: QualityTarget | None = None,
     limit: Decimal | None = LIMIT,
 ) -> Enough | None:
     return enough(
@@ -88,8 +88,9 @@ any_curve = st.lists(st.tuples(gaps, st.floats(20, 40)), max_size=25).map(
 def test_the_target_is_reached_and_not_before() -> None:
     found = asked([], best_psnr=30.1, target=TARGET)
     said = (
-        f"validation PSNR 30.10 dB reaches {TARGET.said}; SSIM 0.93 reaches 0.93; MS-SSIM 0.95 "
-        "reaches 0.95; PSNR of the worst clips 24.5 dB reaches 24.5 dB (with the margin); detail "
+        f"validation PSNR 30.10 dB reaches {TARGET.rationale}; SSIM 0.93 reaches 0.93; "
+        "MS-SSIM 0.95 reaches 0.95; PSNR of the worst clips 24.5 dB reaches 24.5 dB "
+        "(with the margin); detail "
         "0.6 reaches 0.6 (a share of the teacher's); flicker 0.008 keeps to 0.008 (a multiple of "
         "the teacher's)"
     )
@@ -103,7 +104,7 @@ def test_each_figure_that_is_asked_for_has_to_be_met(make_job, name: str) -> Non
     """One that is missed, that is not a number, or that an earlier version did not keep: of that
     nobody is warned, for there is one warning, and it is of what is missed."""
     value, what, said = MISSED[name]
-    job = replace(make_job(), target=TARGET)
+    job = replace(make_job(), quality_target=TARGET)
     history = [{"step": 1, "val_psnr": 30.2, **MET}]
     assert good_enough(job, history, best_psnr=30.2) is not None
     others = {key: known for key, known in MET.items() if key != f"val_{name}"}
@@ -114,7 +115,9 @@ def test_each_figure_that_is_asked_for_has_to_be_met(make_job, name: str) -> Non
     ):
         history = [{"step": 1, "val_psnr": 30.2, **others, **figure}]
         assert good_enough(job, history, best_psnr=30.2) is None
-        warned = words and f"validation PSNR 30.20 dB reaches {TARGET.said}; but {what} {words}"
+        warned = (
+            words and f"validation PSNR 30.20 dB reaches {TARGET.rationale}; but {what} {words}"
+        )
         assert lacking(job, history, best_psnr=30.2) == warned
 
 
@@ -128,7 +131,7 @@ def test_a_figure_that_nothing_is_asked_of_stops_nothing() -> None:
 
 
 def test_nothing_is_lacking_where_psnr_is_not_enough_or_all_is_met(make_job) -> None:
-    job = replace(make_job(), target=TARGET)
+    job = replace(make_job(), quality_target=TARGET)
     assert lacking(job, [{"step": 1, "val_psnr": 30.0}], best_psnr=30.0) is None
     assert lacking(job, [{"step": 1, "val_psnr": 30.2, **MET}], best_psnr=30.2) is None
     assert lacking(make_job(), [{"step": 1, "val_psnr": 30.2}], best_psnr=30.2) is None
@@ -273,7 +276,7 @@ def test_the_figures_are_those_of_the_best_student(
     psnr = 31.0
     if best is None:
         psnr, history[2] = 32.0, {"step": 3}
-    job = replace(make_job(), target=TARGET)
+    job = replace(make_job(), quality_target=TARGET)
     assert (good_enough(job, history, best_psnr=psnr) is not None) == is_enough
 
 

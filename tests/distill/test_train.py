@@ -13,8 +13,7 @@ import pytest
 from tests.distill.checkpoints import make_checkpoint
 from turbo_vaed.distill import train
 from turbo_vaed.distill.checkpoint import Checkpoint
-from turbo_vaed.distill.job import Job
-from turbo_vaed.distill.stopping import Target
+from turbo_vaed.distill.job import Job, QualityTarget
 from turbo_vaed.distill.store import Store
 from turbo_vaed.distill.student import Student
 
@@ -55,8 +54,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 def aimed(job: Job, psnr: float) -> Job:
     said, limits = f"{psnr:.2f} dB", {"ssim": 0.5}
-    target = Target(psnr=psnr, said=said, limits=limits, worst_share=0.05)
-    return dataclasses.replace(job, target=target)
+    target = QualityTarget(psnr=psnr, rationale=said, limits=limits, worst_share=0.05)
+    return dataclasses.replace(job, quality_target=target)
 
 
 @pytest.mark.parametrize(

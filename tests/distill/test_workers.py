@@ -16,8 +16,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from turbo_vaed.distill.data import Clips
+from turbo_vaed.distill.job import QualityTarget
 from turbo_vaed.distill.loop import Loop
-from turbo_vaed.distill.stopping import Target
 from turbo_vaed.distill.validation import validate
 from turbo_vaed.models import TurboVaedDecoder
 
@@ -99,15 +99,15 @@ def test_two_workers_and_micro_batches_end_with_the_weights_of_one(make_job, tmp
 
 def test_all_workers_stop_where_the_first_finds_the_student_good_enough(make_job, tmp_path):
     changes = {"steps": 20, "batch_size": 2, "learning_rate": 1e-3, "ema_decay": 0.9}
-    never = Target(psnr=math.inf, said="made up", limits={}, worst_share=0.05)
+    never = QualityTarget(psnr=math.inf, rationale="made up", limits={}, worst_share=0.05)
     job = make_job(**changes, validate_every=5, micro_batch=2)
-    alone = run(dataclasses.replace(job, target=never))
+    alone = run(dataclasses.replace(job, quality_target=never))
     first, then = [row for row in alone.history if "val_psnr" in row][:2]
     assert first["val_psnr"] < then["val_psnr"] and first["val_ms_ssim"] < then["val_ms_ssim"]
     between = (first["val_ms_ssim"] + then["val_ms_ssim"]) / 2
     target = dataclasses.replace(never, psnr=first["val_psnr"] - 1, limits={"ms_ssim": between})
     job = make_job(**changes, validate_every=5, micro_batch=2, workers=2)
-    two = on_two(dataclasses.replace(job, target=target), tmp_path)
+    two = on_two(dataclasses.replace(job, quality_target=target), tmp_path)
     assert (two["stopped"], two["step"]) == ("good enough", 10)
 
 

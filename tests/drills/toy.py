@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.distill.conftest import STUDENT
 from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.costs import Budget
-from turbo_vaed.distill.job import Job, data_key
+from turbo_vaed.distill.job import Job, RunCosts, data_key
 from turbo_vaed.distill.targets import TargetPlan
 
 USD_PER_HOUR = Decimal("3.6")
@@ -60,12 +60,14 @@ def make_job(folder: Path, *, workers: int = 1, steps: int = STEPS) -> Job:
             seed=1,
         ),
         data_key=data_key(clips, latents),
-        budget=Budget.plan(
-            run_usd=Decimal(100), warn_share=1.0, reserve_seconds=0, usd_per_hour=USD_PER_HOUR
+        costs=RunCosts(
+            budget=Budget.plan(
+                run_usd=Decimal(100), warn_share=1.0, reserve_seconds=0, usd_per_hour=USD_PER_HOUR
+            ),
+            usd_per_hour=USD_PER_HOUR,
+            spent_usd=Decimal(0),
+            now_usd_per_hour=USD_PER_HOUR,
+            checkpoint_seconds=60.0,
+            at=time.time(),
         ),
-        usd_per_hour=USD_PER_HOUR,
-        spent_usd=Decimal(0),
-        now_usd_per_hour=USD_PER_HOUR,
-        checkpoint_seconds=60.0,
-        told_at=time.time(),
     )

@@ -21,7 +21,7 @@ from turbo_vaed.config.schema import load as load_params
 from turbo_vaed.costs import Budget
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.latents import to_network
-from turbo_vaed.distill.job import Job
+from turbo_vaed.distill.job import Job, RunCosts
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.targets import TargetPlan
 from turbo_vaed.models.sizing import student_for
@@ -85,14 +85,16 @@ def make_job(family: str, folder: Path, place: Path, learning_rate: float) -> Jo
             validate_every=20,
             precision="fp32",
         ),
-        budget=Budget.plan(
-            run_usd=Decimal(1), warn_share=0.8, reserve_seconds=0, usd_per_hour=rate
+        costs=RunCosts(
+            budget=Budget.plan(
+                run_usd=Decimal(1), warn_share=0.8, reserve_seconds=0, usd_per_hour=rate
+            ),
+            usd_per_hour=rate,
+            spent_usd=Decimal(0),
+            now_usd_per_hour=rate,
+            checkpoint_seconds=60.0,
+            at=time.time(),
         ),
-        usd_per_hour=rate,
-        spent_usd=Decimal(0),
-        now_usd_per_hour=rate,
-        checkpoint_seconds=60.0,
-        told_at=time.time(),
     )
 
 

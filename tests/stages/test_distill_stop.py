@@ -89,17 +89,21 @@ def test_what_the_gate_asks_for_and_the_margin(
             "flicker": 3.0 * 0.002,
         }
     )
-    assert found.said == (
+    assert found.rationale == (
         "29.00 dB: 28.50 dB that the gate asks for (0.95 of the teacher's 30.00 dB on these "
         "clips), and a margin of 0.5 dB"
     )
-    said = f"{found.said}; with ssim 0.6, ms_ssim 0.8, worst_psnr 16.5, detail 0.56, flicker 0.006"
+    said = f"{found.rationale}; "
+    said += "with ssim 0.6, ms_ssim 0.8, worst_psnr 16.5, detail 0.56, flicker 0.006"
     assert said in capsys.readouterr().out
     teacher[0] = dataclasses.replace(teacher[0], psnr=20.0)
     found = target(workspace, 0.0)
     assert found.limits["worst_psnr"] == 16.0
     assert found.psnr == 22.0
-    assert "22.00 dB that the gate asks for (more than 0.95 of the teacher's 20.00 dB" in found.said
+    assert (
+        "22.00 dB that the gate asks for (more than 0.95 of the teacher's 20.00 dB"
+        in found.rationale
+    )
 
 
 def test_without_a_margin_the_teacher_is_not_asked(

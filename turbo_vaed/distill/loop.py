@@ -13,6 +13,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -25,7 +26,7 @@ from turbo_vaed.distill import health
 from turbo_vaed.distill.adversarial import Adversary
 from turbo_vaed.distill.checkpoint import Checkpoint
 from turbo_vaed.distill.data import Batch, Clips, Prefetcher
-from turbo_vaed.distill.job import Job, Paid
+from turbo_vaed.distill.job import Job, RunCosts
 from turbo_vaed.distill.linear_start import start_decoder
 from turbo_vaed.distill.losses import Weights, distillation_losses, perceptual_of
 from turbo_vaed.distill.optimizer import Optimizer, learning_rate
@@ -68,7 +69,7 @@ class Loop:
         device: torch.device = torch.device("cpu"),  # noqa: B008
         resume: Checkpoint | None = None,
         notice: Callable[[], dict[str, Any] | None] = lambda: None,
-        paid: Callable[[], Paid | None] = lambda: None,
+        costs: Callable[[], RunCosts | None] = lambda: None,
     ) -> None:
         """Make or restore the state.
 
@@ -76,14 +77,20 @@ class Loop:
             tell, save: used by rank 0 only.
             notice: facts of a machine that is to be taken away, None if none is; asked by every
                 rank in the same moment.
-            paid: news of what the run has cost, None if there is none; asked by rank 0.
+            costs: news of what the run has cost, None if there is none; asked by rank 0.
         """
         params = job.params
         self.job, self.rank, self.world, self.device = job, rank, world, device
-        self.tell, self.save, self.notice, self.paid = tell, save, notice, paid
-        self.began_at = job.told_at
+        self.tell, self.save, self.notice, self.costs = tell, save, notice, costs
+        self.began_at = job.costs.at
         self.data = Clips(clips=job.clips, latents=job.latents, targets=job.targets)
-        self.recompute = Recompute.of(job, device) if job.plan.mode == "recompute" else None
+        self.recompute = (
+            Recompute(
+                family=job.teacher_family, weights=job.teacher_weights, plan=job.plan, device=device
+            )
+            if job.plan.mode == "recompute"
+            else None
+        )
         self.precision = resume.precision if resume is not None else self._agreed_precision()
         self.step, self.skipped, self.best_step, self.best_psnr = 0, 0, 0, -math.inf
         self.validate_seconds = 0.0  # what the last one took
@@ -217,9 +224,9 @@ class Loop:
         """Rank 0's word on the next step: the budget, and whether the student is good enough."""
         if self.rank:
             return CONTINUE, ""
-        paid = self.paid()
-        if paid is not None:
-            self.job = self.job.told(paid)
+        costs = self.costs()
+        if costs is not None:
+            self.job = replace(self.job, costs=costs)
         answer = next_step(
             self.job, self.history, best_psnr=self.best_psnr, validate_seconds=self.validate_seconds
         )
@@ -311,7 +318,7 @@ class Loop:
 
     def _row(self, figures: dict[str, float], *, began: float, **more: float) -> dict[str, Any]:
         """Of the step just done; `step_usd` is the time since the one before at today's price."""
-        now, rate = time.monotonic(), per_second(self.job.now_usd_per_hour)
+        now, rate = time.monotonic(), per_second(self.job.costs.now_usd_per_hour)
         step_usd, self.counted_at = Decimal(now - self.counted_at) * rate, now
         return {
             "step": self.step + 1,
@@ -326,7 +333,7 @@ class Loop:
 
     def _spent(self) -> str:
         """By the run up to now, USD."""
-        return f"{self.job.spent_now():.8f}"
+        return f"{self.job.costs.spent_by_now():.8f}"
 
     def _after_step(self, row: dict[str, Any]) -> None:
         """Validation, signs of trouble, events and checkpoints of the step just done."""
@@ -348,11 +355,11 @@ class Loop:
         every = self.job.params.checkpoint_every
         if every != "auto":
             return self.step % every == 0
-        return time.monotonic() - self.saved_at >= self.job.checkpoint_seconds
+        return time.monotonic() - self.saved_at >= self.job.costs.checkpoint_seconds
 
     def _validate(self, row: dict[str, Any]) -> dict[str, float]:
         """The EMA student on the validation clips: its figures, also into `row`; the best kept."""
-        began, target = time.perf_counter(), self.job.target
+        began, target = time.perf_counter(), self.job.quality_target
         found: Validation = validate(  # in float32, as what is packaged: it decides on the best
             self.ema,
             self.data,

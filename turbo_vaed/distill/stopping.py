@@ -19,17 +19,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.costs import decide, per_second
 from turbo_vaed.costs.money import format_usd
+from turbo_vaed.distill.job import Job, QualityTarget
 from turbo_vaed.distill.outlook import VALIDATIONS
-
-if TYPE_CHECKING:
-    from turbo_vaed.config.schema import DistillParams
-    from turbo_vaed.distill.job import Job
 
 GOOD_ENOUGH = "good enough"
 """How a run ended that stopped by itself before its last step."""
@@ -43,20 +40,6 @@ _MOST = 60
 
 Curve = Sequence[tuple[Decimal, float]]
 """USD of the training and PSNR in dB, of each validation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What is enough on the validation clips."""
-
-    psnr: float
-    """dB, the margin included."""
-    said: str
-    """How the PSNR comes about, in words with figures."""
-    limits: Mapping[str, float]
-    """Of the other figures that are asked for, by the names of `_FIGURES`."""
-    worst_share: float
-    """Of the clips: `worst_psnr` is the mean PSNR of so many."""
 
 
 class _Figure(NamedTuple):
@@ -107,14 +90,14 @@ def next_step(
         history, best_psnr: as `good_enough` takes them; it is asked after a validation only.
         validate_seconds: what the last one took.
     """
-    if job.refusal:
-        return Answer(OUT_OF_BUDGET, job.refusal, "")
+    if job.costs.refusal:
+        return Answer(OUT_OF_BUDGET, job.costs.refusal, "")
     steps = [row["step_seconds"] for row in history[-10:]] or [2.0]
     # After the step a validation may follow, or the one of a stop; then a checkpoint.
     decision = decide(
-        job.budget,
-        spent_usd=job.spent_now(),
-        rate_usd_per_second=per_second(job.usd_per_hour),
+        job.costs.budget,
+        spent_usd=job.costs.spent_by_now(),
+        rate_usd_per_second=per_second(job.costs.usd_per_hour),
         next_step_seconds=2 * (max(steps) + validate_seconds),
     )
     if decision.stop:
@@ -140,7 +123,7 @@ def good_enough(
         curve(history, job.params) if limit is not None else (),
         best_psnr=best_psnr,
         best=_best(history, best_psnr),
-        target=job.target,
+        target=job.quality_target,
         usd_per_tenth_db=limit,
     )
 
@@ -149,7 +132,7 @@ def lacking(job: Job, history: Sequence[Mapping[str, Any]], *, best_psnr: float)
     """What a student lacks whose PSNR is enough, in words with figures; None where there is no
     such student, it lacks nothing, or its other figures are not known. Arguments as of
     `good_enough`."""
-    target = job.target
+    target = job.quality_target
     if target is None or not best_psnr >= target.psnr:
         return None
     best = _best(history, best_psnr)
@@ -164,11 +147,11 @@ def _best(history: Sequence[Mapping[str, Any]], best_psnr: float) -> Mapping[str
     return next((row for row in history if row.get("val_psnr") == best_psnr), {})
 
 
-def _reached(target: Target, best_psnr: float) -> str:
-    return f"validation PSNR {best_psnr:.2f} dB reaches {target.said}"
+def _reached(target: QualityTarget, best_psnr: float) -> str:
+    return f"validation PSNR {best_psnr:.2f} dB reaches {target.rationale}"
 
 
-def _compared(target: Target, best: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _compared(target: QualityTarget, best: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Which of the limits are met, and which are not, in words with figures. One whose figure is
     not known is not met."""
     met: list[str] = []
@@ -192,7 +175,7 @@ def enough(
     *,
     best_psnr: float,
     best: Mapping[str, Any],
-    target: Target | None,
+    target: QualityTarget | None,
     usd_per_tenth_db: Decimal | None,
 ) -> Enough | None:
     """The target is looked at first, then the price.

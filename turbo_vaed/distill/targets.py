@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,9 +21,6 @@ from turbo_vaed.distill.data import MEMORY_BYTES, Batch
 from turbo_vaed.distill.target_cache import Wanted
 from turbo_vaed.distill.target_costs import Mode, TargetCosts, TargetPlan, choose
 from turbo_vaed.distill.target_measure import Measured, begin_cache
-
-if TYPE_CHECKING:
-    from turbo_vaed.distill.job import Job
 
 NOT_AFFORDED = "nothing of the budget is left to cache the teacher's targets with"
 
@@ -166,13 +163,6 @@ class Recompute:
 
         self.plan = plan
         self.teacher = load_teacher(family, weights, device=device)
-
-    @classmethod
-    def of(cls, job: Job, device: torch.device) -> Recompute:
-        """The teacher of a job."""
-        return cls(
-            family=job.teacher_family, weights=job.teacher_weights, plan=job.plan, device=device
-        )
 
     def __call__(self, batch: Batch) -> Batch:
         """`batch` with the targets of the plan, float32, where the teacher is."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from turbo_vaed.costs.money import plain
 from turbo_vaed.distill.checkpoint import Checkpoint
-from turbo_vaed.distill.job import Job, Paid
+from turbo_vaed.distill.job import Job, RunCosts
 from turbo_vaed.distill.stopping import GOOD_ENOUGH, good_enough
 from turbo_vaed.distill.store import Store
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
@@ -55,7 +55,7 @@ def distill(
     *,
     storage: str,
     take: Callable[[dict[str, Any]], None],
-    paid: Callable[[], Paid] | None = None,
+    costs: Callable[[], RunCosts] | None = None,
 ) -> Distilled:
     """Run a job to its end, its budget or until its student is good enough, on as many workers as
     there are, within its bounds.
@@ -66,7 +66,7 @@ def distill(
             a run of the same job that was interrupted goes on from the newest whole one in it,
             and so does one that was good enough by other limits.
         take: gets rank 0's events, in order, from one thread.
-        paid: what the run has cost, asked every `PAY_SECONDS` from that thread; None where no
+        costs: what the run has cost, asked every `PAY_SECONDS` from that thread; None where no
             ledger is kept: the workers then go by the clock.
 
     Raises:
@@ -78,7 +78,7 @@ def distill(
     store = Store(f"{storage}/{job.name}", keep=job.params.keep_checkpoints)
     found = store.newest(on_bad=lambda text: None)  # the workers look again, and tell
     if found is None or not is_complete(found[1], job):
-        _fit(job, store, take, storage, paid)
+        _fit(job, store, take, storage, costs)
         found = store.newest(on_bad=lambda text: None)
     if found is None or found[1].stopped == "running":
         raise Fault("distillation ended without its last checkpoint; run it again to go on")
@@ -108,7 +108,7 @@ def _fit(
     store: Store,
     take: Callable[[dict[str, Any]], None],
     storage: str,
-    paid: Callable[[], Paid] | None,
+    costs: Callable[[], RunCosts] | None,
 ) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -120,7 +120,7 @@ def _fit(
     # Train V2 puts its own classes here, whose fields are not published.
     scaling: Any = ScalingConfig
     running: Any = RunConfig
-    with _letters(take, paid) as letters:
+    with _letters(take, costs) as letters:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job, "store": store.url, "letters": letters},
@@ -218,7 +218,7 @@ def _look_at_the_machines() -> None:
 
 @contextmanager
 def _letters(
-    take: Callable[[dict[str, Any]], None], paid: Callable[[], Paid] | None
+    take: Callable[[dict[str, Any]], None], costs: Callable[[], RunCosts] | None
 ) -> Iterator[Any]:
     """A letter box on this node, emptied by a thread until the block ends."""
     import ray
@@ -242,10 +242,10 @@ def _letters(
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
                 _look_at_the_machines()
-            if paid is not None and time.monotonic() - told > PAY_SECONDS:
+            if costs is not None and time.monotonic() - told > PAY_SECONDS:
                 told = time.monotonic()
                 try:
-                    box.pay.remote(paid())
+                    box.pay.remote(costs())
                 except Exception as error:  # letters go on; workers count with what they know
                     _log.warning("workers are not told what the run has cost: %s", error)
             over.wait(_POLL_SECONDS)
@@ -289,7 +289,7 @@ def write_student(
         "recipe": recipe(job),
         "targets": {"mode": job.plan.mode, "reason": job.plan.reason, **job.plan.figures},
         "spent_usd": state.spent_usd,
-        "target_psnr": None if job.target is None else job.target.psnr,
+        "target_psnr": None if job.quality_target is None else job.quality_target.psnr,
         "limit_usd_per_tenth_db": None if limit is None else plain(limit),
         **followed,
     }

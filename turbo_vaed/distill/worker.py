@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from turbo_vaed.distill.checkpoint import Checkpoint
-from turbo_vaed.distill.job import Job, Paid
+from turbo_vaed.distill.job import Job, RunCosts
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.saver import Saver
 from turbo_vaed.distill.store import Store
@@ -29,7 +29,7 @@ class LetterBox:
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
-        self._paid: tuple[Paid, float] | None = None
+        self._paid: tuple[RunCosts, float] | None = None
 
     def put(self, event: dict[str, Any]) -> None:
         """Leave an event."""
@@ -40,16 +40,16 @@ class LetterBox:
         taken, self.events = self.events, []
         return taken
 
-    def pay(self, paid: Paid) -> None:
+    def pay(self, paid: RunCosts) -> None:
         """Leave what the run has cost."""
         self._paid = paid, time.monotonic()
 
-    def last_paid(self) -> Paid | None:
-        """What was left last, and how long ago; workers that start later ask again."""
+    def last_paid(self) -> tuple[RunCosts, float] | None:
+        """What was left last, and how many seconds ago; workers that start later ask again."""
         if self._paid is None:
             return None
         paid, at = self._paid
-        return replace(paid, age_seconds=time.monotonic() - at)
+        return paid, time.monotonic() - at
 
 
 class _News:
@@ -63,19 +63,20 @@ class _News:
     def _ask(self) -> None:
         self._asked, self._asked_at = self._letters.last_paid.remote(), time.monotonic()
 
-    def __call__(self) -> Paid | None:
+    def __call__(self) -> RunCosts | None:
         import ray
 
         done, _ = ray.wait([self._asked], timeout=None if self._is_first else 0)
         self._is_first = False
         if not done:
             return None
-        paid: Paid | None = ray.get(done[0])
+        found: tuple[RunCosts, float] | None = ray.get(done[0])
         waited = time.monotonic() - self._asked_at
         self._ask()
-        if paid is None:
+        if found is None:
             return None
-        return replace(paid, age_seconds=paid.age_seconds + waited)
+        costs, age_seconds = found  # by a clock of this machine from here on
+        return replace(costs, at=time.time() - age_seconds - waited)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -112,7 +113,7 @@ def train_worker(config: dict[str, Any]) -> None:
         save=lambda state: saver.submit(state),
         resume=resume,
         notice=_notice,
-        paid=_News(config["letters"]),
+        costs=_News(config["letters"]),
     )
     loop.say_start(name)
 

@@ -28,8 +28,7 @@ from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
     from turbo_vaed.distill.follow import Follower
-    from turbo_vaed.distill.job import Job, Paid
-    from turbo_vaed.distill.stopping import Target
+    from turbo_vaed.distill.job import Job, QualityTarget, RunCosts
     from turbo_vaed.distill.targets import TargetPlan, Wanted
     from turbo_vaed.distill.train import Distilled
     from turbo_vaed.models import DecoderConfig
@@ -71,14 +70,14 @@ def run(workspace: Workspace) -> dict[str, object]:
             workspace.progress_file,
             job=job.name,
             steps=job.params.steps,
-            usd_per_hour=job.now_usd_per_hour,
+            usd_per_hour=job.costs.now_usd_per_hour,
             run_context=workspace.run_context,
         ) as follower:
             done = train.distill(
                 job,
                 storage=str(storage),
                 take=follower.take,
-                paid=_paid(workspace, settings, spending, follower)
+                costs=_costs(workspace, settings, spending, follower)
                 if workspace.run_context.spent_usd
                 else None,
             )
@@ -216,18 +215,18 @@ def _targets(
     return plan
 
 
-def _paid(
+def _costs(
     workspace: Workspace, settings: Settings, spending: Spending, follower: Follower
-) -> Callable[[], Paid]:
-    """What the run's workers are told of its cost, and of how often to save."""
-    from turbo_vaed.distill.job import Paid
+) -> Callable[[], RunCosts]:
+    """Reports to the run's workers what it has cost, and how often to save."""
+    from turbo_vaed.distill.job import RunCosts
 
     book = price_book(workspace.params, settings)
     most = most_usd_per_hour(workspace.params, settings, "distill", book)
     reserve = partial(reserve_usd, workspace.params, settings, downstream_of(workspace), book=book)
     kept = reserve(nodes_usd_per_hour=most)
 
-    def paid() -> Paid:
+    def costs() -> RunCosts:
         nonlocal most, kept
         refusal = ""
         try:
@@ -238,19 +237,19 @@ def _paid(
         spent_usd = spending.spent_usd()
         ahead_usd = Decimal(follower.ahead_seconds) * per_second(most)
         allowed = spending.claim(spent_usd + kept + ahead_usd, least_usd=spent_usd + kept)
-        return Paid(
-            usd=spent_usd,
+        return RunCosts(
+            budget=dataclasses.replace(spending.budget, run_usd=allowed.usd, reserve_usd=kept),
+            spent_usd=spent_usd,
             usd_per_hour=most,
             now_usd_per_hour=workspace.run_context.usd_per_hour()
             if workspace.run_context.usd_per_hour
             else most,
             refusal=refusal,
             checkpoint_seconds=follower.checkpoint_every_seconds,
-            may_spend_usd=allowed.usd,
-            reserve_usd=kept,
+            at=time.time(),
         )
 
-    return paid
+    return costs
 
 
 def _target(
@@ -259,14 +258,14 @@ def _target(
     settings: Settings,
     spending: Spending,
     tell: Callable[[str, int, int], None],
-) -> Target | None:
+) -> QualityTarget | None:
     """What is enough: the quality that the gate asks for on the test clips, asked of the validation
     clips, and the margin on mean and worst PSNR. None where no margin is set, or the teacher's part
     cannot be paid."""
     margin, thresholds = workspace.params.distill.stop_psnr_margin_db, workspace.params.thresholds
     if margin is None:
         return None
-    from turbo_vaed.distill.stopping import Target
+    from turbo_vaed.distill.job import QualityTarget
     from turbo_vaed.distill.teacher_quality import teacher_quality
     from turbo_vaed.gate import least_psnr_db
     from turbo_vaed.gate.evidence import LEAST_DETAIL, LEAST_FLICKER
@@ -295,15 +294,15 @@ def _target(
     }
     if teacher.flicker is not None:
         limits["flicker"] = thresholds.max_flicker * max(teacher.flicker, LEAST_FLICKER)
-    target = Target(
+    target = QualityTarget(
         psnr=asked + margin,
-        said=f"{asked + margin:.2f} dB: {asked:.2f} dB that the gate asks for ({by}), and a margin "
-        f"of {margin:g} dB",
+        rationale=f"{asked + margin:.2f} dB: {asked:.2f} dB that the gate asks for ({by}), and a "
+        f"margin of {margin:g} dB",
         limits=limits,
         worst_share=workspace.params.evaluate.worst_share,
     )
     others = ", ".join(f"{name} {limit:.4g}" for name, limit in limits.items())
-    print(f"good enough: {target.said}; with {others}", flush=True)
+    print(f"good enough: {target.rationale}; with {others}", flush=True)
     return target
 
 
@@ -312,9 +311,9 @@ def _job(
     student: DecoderConfig,
     plan: TargetPlan,
     spending: Spending,
-    target: Target | None,
+    target: QualityTarget | None,
 ) -> Job:
-    from turbo_vaed.distill.job import Job, data_key
+    from turbo_vaed.distill.job import Job, RunCosts, data_key
     from turbo_vaed.distill.losses import HUB
     from turbo_vaed.distill.seen import seen_in
 
@@ -337,13 +336,15 @@ def _job(
         student=student,
         params=params,
         data_key=data_key(clips, latents),
-        budget=spending.budget,
-        usd_per_hour=spending.usd_per_hour,
-        now_usd_per_hour=workspace.run_context.usd_per_hour()
-        if workspace.run_context.usd_per_hour
-        else spending.usd_per_hour,
-        checkpoint_seconds=seen_in(workspace.progress_file).checkpoint_every_seconds,
-        spent_usd=spending.spent_usd(),
-        told_at=time.time(),
-        target=target,
+        costs=RunCosts(
+            budget=spending.budget,
+            usd_per_hour=spending.usd_per_hour,
+            now_usd_per_hour=workspace.run_context.usd_per_hour()
+            if workspace.run_context.usd_per_hour
+            else spending.usd_per_hour,
+            checkpoint_seconds=seen_in(workspace.progress_file).checkpoint_every_seconds,
+            spent_usd=spending.spent_usd(),
+            at=time.time(),
+        ),
+        quality_target=target,
     )
