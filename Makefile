@@ -1,5 +1,4 @@
 # Turbo-VAED. `make` lists the targets; `make poc` and `make test` set up all that they need.
-PYTHON ?= python3
 CUSTOMER ?= demo
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,6 +12,10 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # Kept byte code starts a process in half the time, and a run or a test starts hundreds.
 unexport PYTHONDONTWRITEBYTECODE
 
+# make itself ends with 2 whatever a command ended with, which would read as a user's mistake.
+SAY_CODE = case $$code in 1) kind="refused";; 2) kind="a user's mistake";; 3) kind="a fault";; \
+	*) kind="stopped";; esac; echo "turbo-vaed exited with $$code ($$kind)" >&2
+
 .PHONY: help setup litert browser poc test lint golden drills teacher bench clean
 
 help: ## list the targets
@@ -20,9 +23,8 @@ help: ## list the targets
 
 setup: $(STAMP) data/demo/.fetched ## make the environment in .venv and fetch the demo videos
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"Python 3.11 is needed, found {sys.version}"'
-	$(PYTHON) -m venv $(VENV)
+$(STAMP): pyproject.toml constraints.txt scripts/make_environment.sh
+	@PYTHON="$(PYTHON)" sh scripts/make_environment.sh $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -30,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 litert: $(LITERT)/.set-up ## make the environment of LiteRT's converter in .venv-litert (1.8 GB)
 
 $(LITERT)/.set-up: constraints-litert.txt | $(STAMP)
-	$(PYTHON) -m venv --clear --without-pip $(LITERT)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LITERT)
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(LITERT)/bin/python --constraint constraints-litert.txt litert-torch torch
 	@touch $@
 
@@ -42,7 +44,7 @@ browser: ## install headless Chromium for the report's tests (Debian, Ubuntu)
 	@sh scripts/install_browser.sh
 
 poc: setup ## run the PoC of CUSTOMER (demo): from videos to a judged package and its report
-	$(BIN)/turbo-vaed poc $(CUSTOMER)
+	@$(BIN)/turbo-vaed poc $(CUSTOMER) || { code=$$?; $(SAY_CODE); exit $$code; }
 
 test: setup litert browser lint ## run every check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
