@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_vaed.costs import Charge, Ledger, total_usd
-from turbo_vaed.costs.accounts import Customer, Distillation, Figure, Statement
+from turbo_vaed.costs.customer_costs import Customer, Distillation, Figure, Statement
 from turbo_vaed.costs.ledger import ChargeGroup
 from turbo_vaed.costs.months import Month
 from turbo_vaed.costs.price_source import OLD_PRICE, wasted
@@ -105,7 +105,7 @@ def test_every_level_adds_up_to_the_last_digit(
         assert total.spent_usd == total_usd(g.amount_usd for g in inside)
         assert total.wasted_usd == total_usd(g.amount_usd for g in inside if g.useful == "wasted")
         for level in (
-            [account.figures for account in found.customers],
+            [customer_cost.figures for customer_cost in found.customers],
             [run.figures for run in found.runs],
             [line for run in found.runs for line in run.lines],
         ):
@@ -214,11 +214,11 @@ def test_a_months_limit_is_the_budget_where_it_is_less_than_the_runs(period: Mon
     """Of a report of all time, too, where all charges lie in one month."""
     runs = [group("9", run=f"acme-{n}") for n in range(3)]
     found = stated(runs, period=period, limits=limits("28"))
-    for account in (found.customers[0], found.total):
-        assert account.figures.budget == Figure(
+    for customer_cost in (found.customers[0], found.total):
+        assert customer_cost.figures.budget == Figure(
             usd=Decimal(28), note="budget.customer_month_usd in August 2026"
         )
-        assert account.figures.left == Figure(usd=Decimal(1))
+        assert customer_cost.figures.left == Figure(usd=Decimal(1))
     assert [run.figures.left.usd for run in found.runs] == [1, 1, 1]
     assert (
         ", with $1.00 left of a budget of $28.00 (budget.customer_month_usd in August 2026);"
@@ -244,9 +244,9 @@ def test_a_months_limit_counts_what_was_spent_in_that_month_alone() -> None:
 
 def test_the_limit_of_all_customers_is_of_the_total_alone() -> None:
     both = [group("3"), group("4", run="acme-2"), group("5", customer="beta")]
-    accounts = customer(), customer("beta"), customer("quiet")
-    found = stated(both, *accounts, period=AUGUST, limits=limits("15", total="20"))
-    acme, beta, _ = (account.figures for account in found.customers)
+    known = customer(), customer("beta"), customer("quiet")
+    found = stated(both, *known, period=AUGUST, limits=limits("15", total="20"))
+    acme, beta, _ = (customer_cost.figures for customer_cost in found.customers)
     assert (acme.budget.usd, acme.left.usd) == (15, 8)
     assert (beta.budget, beta.left.usd) == (Figure(usd=Decimal(10)), 5)
     total = found.total.figures
@@ -257,7 +257,7 @@ def test_the_limit_of_all_customers_is_of_the_total_alone() -> None:
         "acme, budget",
         "all, budget",
     ]
-    wide = stated(both, *accounts, period=AUGUST, limits=limits("15", total="25")).total.figures
+    wide = stated(both, *known, period=AUGUST, limits=limits("15", total="25")).total.figures
     assert (wide.budget, wide.left.usd) == (Figure(usd=Decimal(25)), 13)  # what customers add up to
     alone = stated(both[:2], customer="acme", period=AUGUST, limits=limits(total="1"))
     assert alone.total.figures.budget.usd == 20
@@ -266,16 +266,16 @@ def test_the_limit_of_all_customers_is_of_the_total_alone() -> None:
 def test_of_several_months_no_limit_of_one_counts_and_it_is_said() -> None:
     months = {JULY: [group("4")], AUGUST: [group("3", run="acme-2")]}
     months[AUGUST].append(group("1", customer="gone"))
-    accounts = customer(), customer("gone", run_budget_usd="removed")
+    known = customer(), customer("gone", run_budget_usd="removed")
     for one in (limits("1"), limits(total="1")):
-        found = stated(months, *accounts, limits=one)
+        found = stated(months, *known, limits=one)
         acme = found.customers[0].figures
         assert (acme.budget.usd, acme.left.usd) == (20, 13)
         assert f"left: {OF_RUNS_ALONE}." in said.notes(found)
     for found in (
-        stated(months, *accounts),
-        stated(months, *accounts, limits=limits("1"), period=JULY),
-        stated(months, *accounts, limits=limits(total="1"), customer="acme"),
+        stated(months, *known),
+        stated(months, *known, limits=limits("1"), period=JULY),
+        stated(months, *known, limits=limits(total="1"), customer="acme"),
         stated({}, limits=limits("1")),
     ):
         assert not any(note.startswith("left:") for note in said.notes(found))

@@ -13,15 +13,15 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TypeVar
 
-from turbo_vaed.costs.accounts import (
-    Account,
+from turbo_vaed.costs.customer_costs import (
     Customer,
+    CustomerCost,
     Distillation,
     Figure,
     Figures,
     Line,
     MonthSpent,
-    RunAccount,
+    RunCost,
     Statement,
 )
 from turbo_vaed.costs.ledger import ChargeGroup, Useful
@@ -98,8 +98,8 @@ def statement(
     month = months[0].month if period is None and len(months) == 1 else period
     all_usd = limits.total if customer is None else None  # of one, what others spent is not known
     is_limited = bool(limits.customers) or all_usd is not None
-    accounts = tuple(
-        _account(
+    customer_costs = tuple(
+        _customer_cost(
             one,
             [run for run in runs if run.customer == one.name],
             period,
@@ -108,12 +108,12 @@ def statement(
         )
         for one in customers
     )
-    total = _total(accounts, runs, _limit(all_usd, "budget.total_month_usd", month))
+    total = _total(customer_costs, runs, _limit(all_usd, "budget.total_month_usd", month))
     return Statement(
         customer=customer,
         period=period,
         total=total,
-        customers=accounts,
+        customers=customer_costs,
         runs=runs,
         months=tuple(months),
     )
@@ -156,7 +156,7 @@ def _run(
     whole: Sequence[ChargeGroup],
     customer: Customer,
     on_demand: OnDemandPrice,
-) -> RunAccount:
+) -> RunCost:
     """A run in the period, and all of it."""
     lines = tuple(
         _line(stage, market, found, on_demand)
@@ -180,7 +180,7 @@ def _run(
         own = distilled
         per_step, per_db = _per_step([(distill_usd, own)]), _per_db([(distill_usd, own)])
     old = [(g.amount_usd, why) for g in groups if (why := old_price_in(g.price_source))]
-    return RunAccount(
+    return RunCost(
         customer=customer.name,
         old_usd=total_usd(usd for usd, _ in old),
         old_prices=tuple(dict.fromkeys(why for _, why in old)),
@@ -250,7 +250,7 @@ def _limit(usd: Decimal | None, name: str, month: Month | None) -> Figure | None
 
 
 def _nearest(
-    budget: Figure, left: Figure, limit: Figure | None, runs: Sequence[RunAccount]
+    budget: Figure, left: Figure, limit: Figure | None, runs: Sequence[RunCost]
 ) -> tuple[Figure, Figure]:
     """The smaller one of the runs' budgets and the limit of their month, and what is left of it."""
     if limit is None or limit.usd is None or budget.usd is None or budget.usd <= limit.usd:
@@ -259,14 +259,14 @@ def _nearest(
     return limit, Figure(usd=difference_usd(limit.usd, spent))
 
 
-def _account(
+def _customer_cost(
     customer: Customer,
-    runs: Sequence[RunAccount],
+    runs: Sequence[RunCost],
     period: Month | None,
     limit: Figure | None,
     *,
     note: str,
-) -> Account:
+) -> CustomerCost:
     """Of a customer; `note` is what is said of what is left, where that is known."""
     none = "no run yet" if period is None else f"no run in {period.label}"
     of_run = customer.run_budget_usd
@@ -294,9 +294,9 @@ def _account(
 
 
 def _total(
-    accounts: Sequence[Account], runs: Sequence[RunAccount], limit: Figure | None
-) -> Account:
-    with_runs = [account for account in accounts if account.runs]
+    customer_costs: Sequence[CustomerCost], runs: Sequence[RunCost], limit: Figure | None
+) -> CustomerCost:
+    with_runs = [customer_cost for customer_cost in customer_costs if customer_cost.runs]
     budget, left = _nearest(
         _of_all(with_runs, lambda figures: figures.budget),
         _of_all(with_runs, lambda figures: figures.left),
@@ -306,24 +306,28 @@ def _total(
     return _of_runs("", runs, budget=budget, left=left, why="not known of any run")
 
 
-def _of_all(accounts: Sequence[Account], figure: Callable[[Figures], Figure]) -> Figure:
+def _of_all(customer_costs: Sequence[CustomerCost], figure: Callable[[Figures], Figure]) -> Figure:
     """The sum over customers; a reason names those of whom it is not known."""
-    if not accounts:
+    if not customer_costs:
         return Figure(usd=None, note="no run")
-    unknown = [account.name for account in accounts if figure(account.figures).usd is None]
+    unknown = [
+        customer_cost.name
+        for customer_cost in customer_costs
+        if figure(customer_cost.figures).usd is None
+    ]
     if unknown:
         return Figure(usd=None, note=f"not known of {', '.join(unknown)}")
-    if len(accounts) == 1:
-        return figure(accounts[0].figures)
-    return _sum(figure(account.figures) for account in accounts)
+    if len(customer_costs) == 1:
+        return figure(customer_costs[0].figures)
+    return _sum(figure(customer_cost.figures) for customer_cost in customer_costs)
 
 
 def _of_runs(
-    name: str, runs: Sequence[RunAccount], *, budget: Figure, left: Figure, why: str
-) -> Account:
+    name: str, runs: Sequence[RunCost], *, budget: Figure, left: Figure, why: str
+) -> CustomerCost:
     """What runs add up to; `why` steps and dB have no price where none has."""
     known = [(run.distill_usd, run.distilled) for run in runs if run.distilled is not None]
-    return Account(
+    return CustomerCost(
         name=name,
         runs=len(runs),
         figures=Figures(

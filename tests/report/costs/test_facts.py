@@ -13,7 +13,7 @@ import yaml
 
 from tests.report.costs import made_up
 from turbo_vaed.costs import Ledger, total_usd
-from turbo_vaed.costs.accounts import Account
+from turbo_vaed.costs.customer_costs import CustomerCost
 from turbo_vaed.costs.money import difference_usd
 from turbo_vaed.costs.months import Month, months_between
 from turbo_vaed.errors import UserError
@@ -42,7 +42,7 @@ def gathered(root: Path, ledger: Ledger) -> Callable[..., Gathered]:
     return make
 
 
-def account(found: Gathered, name: str) -> Account:
+def customer_cost(found: Gathered, name: str) -> CustomerCost:
     return next(one for one in found.statement.customers if one.name == name)
 
 
@@ -116,7 +116,7 @@ def test_a_history_is_matched_to_the_run_that_was_charged_meanwhile(
     acme = runs["acme-2"]
     assert acme is not None
     assert (acme.steps_kept, str(acme.db_gained)) == (8, "5.25")  # of 24, 28.5, 29.25 and 29 dB
-    assert "no one run was charged" in account(found, "tiny").figures.per_step.note
+    assert "no one run was charged" in customer_cost(found, "tiny").figures.per_step.note
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_history_that_tells_nothing_ends_no_report(
     path.unlink()
     if text is not None:
         path.write_text(text)
-    figures = account(gathered(), "acme").figures
+    figures = customer_cost(gathered(), "acme").figures
     assert figures.per_step.usd is None and said in figures.per_step.note
     assert figures.per_db.usd is None and figures.spent_usd > 0
 
@@ -167,8 +167,8 @@ def test_params_that_are_not_valid_cost_a_budget_not_the_report(
     document["customers"]["beta"]["budget"]["run_usd"] = -1
     (root / "params.yaml").write_text(yaml.safe_dump(document))
     found = gathered()
-    assert "budget.run_usd" in account(found, "beta").figures.budget.note
-    assert account(found, "acme").figures.budget.usd == 25
+    assert "budget.run_usd" in customer_cost(found, "beta").figures.budget.note
+    assert customer_cost(found, "acme").figures.budget.usd == 25
 
 
 @pytest.mark.parametrize(

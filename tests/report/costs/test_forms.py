@@ -17,7 +17,7 @@ import yaml
 from tests.report.costs import made_up
 from tests.report.costs.golden import AUGUST, table_text
 from turbo_vaed.costs import Ledger, total_usd
-from turbo_vaed.costs.accounts import Statement
+from turbo_vaed.costs.customer_costs import Statement
 from turbo_vaed.costs.money import format_usd, plain
 from turbo_vaed.costs.months import Month
 from turbo_vaed.report.costs import forms, portfolio, said
@@ -128,12 +128,12 @@ def test_a_table_leaves_nothing_out_however_narrow(everyone: Statement, width: i
 
 def test_every_dash_is_explained(everyone: Statement) -> None:
     heads = [note.partition(f" {said.UNKNOWN} not known: ") for note in said.notes(everyone)]
-    for account in everyone.customers:
+    for customer_cost in everyone.customers:
         for name, figure in said.FIGURES:
-            of_it = figure(account.figures)
+            of_it = figure(customer_cost.figures)
             if of_it.usd is None:
                 told = [who for who, _, why in heads if why == f"{of_it.note}."]
-                assert any(account.name in who and name in who for who in told)
+                assert any(customer_cost.name in who and name in who for who in told)
 
 
 def test_a_reason_that_many_share_is_told_once() -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.report.costs import made_up
 from tests.report.costs.golden import AUGUST
 from turbo_vaed.costs import Ledger
-from turbo_vaed.costs.accounts import Statement
+from turbo_vaed.costs.customer_costs import Statement
 from turbo_vaed.errors import Unreachable
 from turbo_vaed.report.costs import portfolio, said
 from turbo_vaed.report.costs.facts import Gathered, gather

@@ -16,7 +16,7 @@ from typing import Any
 
 from turbo_vaed.config import schema
 from turbo_vaed.config.money import BudgetParams
-from turbo_vaed.costs.accounts import Customer, Distillation, MonthSpent, Statement
+from turbo_vaed.costs.customer_costs import Customer, Distillation, MonthSpent, Statement
 from turbo_vaed.costs.ledger import ChargeGroup, Ledger
 from turbo_vaed.costs.months import Month, months_between
 from turbo_vaed.costs.statement import (

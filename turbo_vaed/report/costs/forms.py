@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from turbo_vaed.costs.accounts import Account, Figure, Figures, Line, RunAccount, Statement
+from turbo_vaed.costs.customer_costs import CustomerCost, Figure, Figures, Line, RunCost, Statement
 from turbo_vaed.costs.money import format_usd, plain, total_usd
 from turbo_vaed.report import words
 from turbo_vaed.report.costs import said
@@ -32,11 +32,11 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
-def summary_cells(account: Account) -> tuple[str, ...]:
+def summary_cells(customer_cost: CustomerCost) -> tuple[str, ...]:
     """A line of the summary, without the name; the columns are `SUMMARY_COLUMNS`."""
-    figures = account.figures
+    figures = customer_cost.figures
     return (
-        f"{account.runs:,}",
+        f"{customer_cost.runs:,}",
         *(
             said.usd(amount)
             for amount in (
@@ -61,8 +61,8 @@ def show_tables(statement: Statement, console: Console) -> None:
     console.print(Text(said.sentence(statement)))
     headings = [name.replace(" ", "\n", 1) for name in SUMMARY_COLUMNS]
     summary = _table("customer", headings)
-    for account in statement.customers:
-        summary.add_row(Text(account.name), *summary_cells(account))
+    for customer_cost in statement.customers:
+        summary.add_row(Text(customer_cost.name), *summary_cells(customer_cost))
     if len(statement.customers) > 1:
         summary.add_section()
         summary.add_row("all", *summary_cells(statement.total))
@@ -76,14 +76,14 @@ def show_tables(statement: Statement, console: Console) -> None:
         console.print(Text(note))
 
 
-def _dearest(runs: Sequence[RunAccount]) -> list[RunAccount]:
+def _dearest(runs: Sequence[RunCost]) -> list[RunCost]:
     """At most `MOST_RUNS`, in their own order."""
     dearest = sorted(runs, key=lambda run: run.figures.spent_usd, reverse=True)[:MOST_RUNS]
     names = {(run.customer, run.run) for run in dearest}
     return [run for run in runs if (run.customer, run.run) in names]
 
 
-def _left_out(shown: Sequence[RunAccount], runs: Sequence[RunAccount]) -> str:
+def _left_out(shown: Sequence[RunCost], runs: Sequence[RunCost]) -> str:
     usd = total_usd(run.figures.spent_usd for run in runs) - total_usd(
         run.figures.spent_usd for run in shown
     )
@@ -93,7 +93,7 @@ def _left_out(shown: Sequence[RunAccount], runs: Sequence[RunAccount]) -> str:
     )
 
 
-def _detail(runs: Sequence[RunAccount], statement: Statement) -> Table:
+def _detail(runs: Sequence[RunCost], statement: Statement) -> Table:
     table = _table("run and stage", ("market", "time", "spent", "wasted", "saved\nby spot"))
     for run in runs:
         title = f"{_titled(run, statement)}, {run.first_at:%Y-%m-%d}"
@@ -115,7 +115,7 @@ def detail_cells(row: Line | Figures, *, is_spot: bool) -> tuple[str, str, str, 
     )
 
 
-def has_spot(run: RunAccount) -> bool:
+def has_spot(run: RunCost) -> bool:
     """Whether some of it ran on spot."""
     return any(line.market == "spot" for line in run.lines)
 
@@ -128,7 +128,7 @@ def _table(first: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _titled(run: RunAccount, statement: Statement) -> str:
+def _titled(run: RunCost, statement: Statement) -> str:
     own = run.run.startswith(f"{run.customer}-")
     return run.run if statement.customer or own else f"{run.customer}: {run.run}"
 
@@ -181,8 +181,8 @@ def json_document(statement: Statement) -> dict[str, Any]:
         "sentence": said.sentence(statement),
         "period": None if statement.period is None else str(statement.period),
         "customer": statement.customer,
-        "summary": [_account(account) for account in statement.customers],
-        "total": _account(statement.total, name=False),
+        "summary": [_customer_cost(customer_cost) for customer_cost in statement.customers],
+        "total": _customer_cost(statement.total, name=False),
         "runs": [_run(run) for run in statement.runs],
         "months": [
             {
@@ -196,12 +196,12 @@ def json_document(statement: Statement) -> dict[str, Any]:
     }
 
 
-def _account(account: Account, *, name: bool = True) -> dict[str, Any]:
-    named = {"customer": account.name} if name else {}
-    return {**named, "runs": account.runs, **_figures(account.figures)}
+def _customer_cost(customer_cost: CustomerCost, *, name: bool = True) -> dict[str, Any]:
+    named = {"customer": customer_cost.name} if name else {}
+    return {**named, "runs": customer_cost.runs, **_figures(customer_cost.figures)}
 
 
-def _run(run: RunAccount) -> dict[str, Any]:
+def _run(run: RunCost) -> dict[str, Any]:
     gained = None if run.distilled is None else run.distilled.db_gained
     return {
         "customer": run.customer,

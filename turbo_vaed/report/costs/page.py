@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from turbo_vaed.costs.accounts import Figures, Line, RunAccount, Statement
+from turbo_vaed.costs.customer_costs import Figures, Line, RunCost, Statement
 from turbo_vaed.costs.money import format_usd, total_usd
 from turbo_vaed.report.bars import Bar, bars
 from turbo_vaed.report.costs import said
@@ -144,7 +144,7 @@ def _largest(amounts: Sequence[tuple[str, Decimal, Decimal]]) -> list[Bar]:
     ]
 
 
-def _run(run: RunAccount, statement: Statement) -> dict[str, Any]:
+def _run(run: RunCost, statement: Statement) -> dict[str, Any]:
     first, last = f"{run.first_at:%d %b %Y %H:%M}", f"{run.last_at:%d %b %Y %H:%M}"
     return {
         "title": run.run if statement.customer else f"{run.customer}: {run.run}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from turbo_vaed.config import schema
-from turbo_vaed.costs.accounts import Account
+from turbo_vaed.costs.customer_costs import CustomerCost
 from turbo_vaed.costs.ledger import Ledger
 from turbo_vaed.costs.money import format_usd, plain, quantise_usd
 from turbo_vaed.errors import CorruptFile, TurboVaedError, UserError
@@ -110,8 +110,8 @@ def table_rows(gathered: Gathered, champions: Champions, returns: Returns) -> li
     """A row per customer, as texts, and a last one of all."""
     statement = gathered.statement
     rows = [
-        _row(account, known, champions[known.name], returns[known.name])
-        for account, known in zip(statement.customers, gathered.known, strict=True)
+        _row(customer_cost, known, champions[known.name], returns[known.name])
+        for customer_cost, known in zip(statement.customers, gathered.known, strict=True)
     ]
     passing = sum(row["tone"] == "good" for row in rows)
     judged = sum(bool(row["judged"]) for row in rows)
@@ -156,7 +156,7 @@ def portfolio_document(
 
 
 def _row(
-    account: Account, known: Known, champion: int | str | None, found: Roi | str
+    customer_cost: CustomerCost, known: Known, champion: int | str | None, found: Roi | str
 ) -> dict[str, str]:
     best, verdict = _best(known), known.verdict
     text, tone, judged = said.UNKNOWN, "", ""
@@ -168,7 +168,7 @@ def _row(
     return {
         "name": known.name,
         "use_case": known.use_case or ("params not valid" if known.is_listed else "removed"),
-        **_money(account),
+        **_money(customer_cost),
         "verdict": text,
         "tone": tone,
         "judged": judged,
@@ -201,10 +201,10 @@ def _return_document(found: Roi | str) -> dict[str, str | None] | None:
     return {k: None if v is None else plain(quantise_usd(v)) for k, v in likely.items()}
 
 
-def _money(account: Account) -> dict[str, str]:
-    figures = account.figures
+def _money(customer_cost: CustomerCost) -> dict[str, str]:
+    figures = customer_cost.figures
     return {
-        "runs": f"{account.runs:,}",
+        "runs": f"{customer_cost.runs:,}",
         "spent": said.usd(figures.spent_usd),
         "budget": said.usd(figures.budget),
         "left": said.usd(figures.left),

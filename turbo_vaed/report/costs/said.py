@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 
-from turbo_vaed.costs.accounts import Account, Figure, Figures, RunAccount, Statement
+from turbo_vaed.costs.customer_costs import CustomerCost, Figure, Figures, RunCost, Statement
 from turbo_vaed.costs.money import format_usd
 from turbo_vaed.report import words
 
@@ -43,7 +43,7 @@ def sentence(statement: Statement) -> str:
     """What a person in a hurry wants to know."""
     when = "" if statement.period is None else f" in {statement.period.label}"
     whom = statement.customer or _count(
-        sum(account.runs > 0 for account in statement.customers), "customer"
+        sum(customer_cost.runs > 0 for customer_cost in statement.customers), "customer"
     )
     total = statement.total
     if not total.runs:
@@ -54,7 +54,7 @@ def sentence(statement: Statement) -> str:
     return f"{start}{_against_budget(total)}{_wasted(figures)}{_saved(statement)}."
 
 
-def _against_budget(total: Account) -> str:
+def _against_budget(total: CustomerCost) -> str:
     budget, left = total.figures.budget.usd, total.figures.left.usd
     if budget is None or left is None:
         return ", whose budgets are not all known" if total.runs > 1 else ", of an unknown budget"
@@ -91,18 +91,18 @@ def share_wasted(figures: Figures) -> str:
 
 def notes(statement: Statement) -> list[str]:
     """Why what is not known is not, and what the rest stands on."""
-    accounts = statement.customers
+    customer_costs = statement.customers
     unknown = [
-        (account.name, name, of.note)
-        for account in accounts
+        (customer_cost.name, name, of.note)
+        for customer_cost in customer_costs
         for name, figure in FIGURES
-        if (of := figure(account.figures)).usd is None
+        if (of := figure(customer_cost.figures)).usd is None
     ]
     bought = [
-        f"{account.name}, {name}: {of.note}."
-        for account in accounts
+        f"{customer_cost.name}, {name}: {of.note}."
+        for customer_cost in customer_costs
         for name, figure in FIGURES[-2:]
-        if (of := figure(account.figures)).usd is not None
+        if (of := figure(customer_cost.figures)).usd is not None
     ]
     of_runs = [note for run in statement.runs for note in _of_run(run, statement)]
     return not_known(unknown) + _of_month(statement) + bought + of_runs
@@ -110,7 +110,9 @@ def notes(statement: Statement) -> list[str]:
 
 def _of_month(statement: Statement) -> list[str]:
     """Whose budget is a month's limit, and where those are left out."""
-    limited = [(account.name, account.figures.budget) for account in statement.customers]
+    limited = [
+        (customer_cost.name, customer_cost.figures.budget) for customer_cost in statement.customers
+    ]
     of_all = statement.total.figures.budget
     if of_all.note not in [budget.note for _, budget in limited]:
         limited.append(("all", of_all))
@@ -119,7 +121,7 @@ def _of_month(statement: Statement) -> list[str]:
         for name, budget in limited
         if budget.usd is not None and budget.note
     ]
-    lefts = [account.figures.left for account in statement.customers]
+    lefts = [customer_cost.figures.left for customer_cost in statement.customers]
     rest_on = dict.fromkeys(left.note for left in lefts if left.usd is not None and left.note)
     return [*found, *(f"left: {note}." for note in rest_on)]
 
@@ -138,7 +140,7 @@ def not_known(found: Iterable[tuple[str, str, str]]) -> list[str]:
     ]
 
 
-def _of_run(run: RunAccount, statement: Statement) -> list[str]:
+def _of_run(run: RunCost, statement: Statement) -> list[str]:
     found = []
     if run.outside_usd:
         found.append(

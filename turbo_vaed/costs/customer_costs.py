@@ -78,7 +78,7 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunAccount:
+class RunCost:
     """A run, as far as it lies in the period."""
 
     customer: str
@@ -100,7 +100,7 @@ class RunAccount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Account:
+class CustomerCost:
     """A customer, or all of them."""
 
     name: str
@@ -126,8 +126,8 @@ class Statement:
     """The only one that it is about; None for all."""
     period: Month | None
     """None for all time."""
-    total: Account
-    customers: tuple[Account, ...]
-    runs: tuple[RunAccount, ...]
+    total: CustomerCost
+    customers: tuple[CustomerCost, ...]
+    runs: tuple[RunCost, ...]
     """By customer, then in the order in which they first started."""
     months: tuple[MonthSpent, ...]
