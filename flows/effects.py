@@ -21,7 +21,7 @@ from turbo_vaed.costs import (
 )
 from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.metering import idle_nodes
-from turbo_vaed.metering.storage_charges import book_storage
+from turbo_vaed.metering.storage_charges import charge_storage
 from turbo_vaed.planning.pricing import nodes_of, price_in_words
 from turbo_vaed.registry import promotion
 from turbo_vaed.report.collect import collect
@@ -166,8 +166,8 @@ def report(
     params = workspace.params
     with Ledger.open(settings.ledger_url) as ledger:
         now = datetime.now(UTC)
-        book_storage(workspace, ledger, settings, run=run.run_id, began=run.started_at, ended=now)
-        _book_waiting(workspace, settings, ledger, run)
+        charge_storage(workspace, ledger, settings, run=run.run_id, began=run.started_at, ended=now)
+        _charge_idle_nodes(workspace, settings, ledger, run)
         costs = summarise(ledger, run.run_id, params.budget.run_usd)
         cost = cost_of_poc(ledger, workspace.customer)
     context = collect(
@@ -203,7 +203,7 @@ def report(
     return Reported(path=path, sentence=headline(context))
 
 
-def begin_waiting(workspace: Workspace, settings: Settings, run: runs.Run) -> None:
+def start_tracking_idle_nodes(workspace: Workspace, settings: Settings, run: runs.Run) -> None:
     """From here on a cluster's nodes wait for the run's stages. Where they have since a driver that
     was lost, that is charged as wasted.
 
@@ -213,24 +213,24 @@ def begin_waiting(workspace: Workspace, settings: Settings, run: runs.Run) -> No
     """
     if not settings.on_a_cluster:
         return
-    nodes, seen = nodes_of(workspace.params, settings, "distill"), workspace.work / idle_nodes.FILE
+    nodes, seen = nodes_of(workspace.params, settings, "distill"), workspace.work / idle_nodes.TRACKING_FILE
     with ray_session(settings.ray_address), Ledger.open(settings.ledger_url) as ledger:
         own = own_node(settings.ray_address or "")
-        idle_nodes.begin(
+        idle_nodes.start_tracking(
             ledger, nodes, seen, run=run.run_id, customer=workspace.customer, own_node=own
         )
 
 
-def _book_waiting(workspace: Workspace, settings: Settings, ledger: Ledger, run: runs.Run) -> None:
+def _charge_idle_nodes(workspace: Workspace, settings: Settings, ledger: Ledger, run: runs.Run) -> None:
     """Charge a cluster's nodes to the end of the run; one that has gone by then is not charged."""
-    seen = workspace.work / idle_nodes.FILE
+    seen = workspace.work / idle_nodes.TRACKING_FILE
     if not settings.on_a_cluster or not seen.is_file():
         return
     nodes = nodes_of(workspace.params, settings, "distill")
     try:
         with ray_session(settings.ray_address):
             own = own_node(settings.ray_address or "")
-            idle_nodes.book_waiting(
+            idle_nodes.charge_idle_nodes(
                 ledger, nodes, seen, run=run.run_id, customer=workspace.customer, own_node=own
             )
     except Exception:  # the report is worth more than this charge, whatever Ray says

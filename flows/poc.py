@@ -159,7 +159,7 @@ def _run(
     try:
         if stale:
             log.info("%s", admission.estimate(workspace, settings, run, stale))
-            effects.begin_waiting(workspace, settings, run)
+            effects.start_tracking_idle_nodes(workspace, settings, run)
         is_begun = True
         with _ray_for(settings, stale) as environment:
             for stage in STAGES[STAGES.index(stale[0]) :] if stale else ():

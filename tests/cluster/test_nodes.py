@@ -144,9 +144,9 @@ def test_what_a_cluster_waits_between_its_stages_is_charged(
         assert waited.quantity > 0
         held, seen = (
             pricing.nodes_of(workspace.params, settings, "distill"),
-            workspace.work / idle_nodes.FILE,
+            workspace.work / idle_nodes.TRACKING_FILE,
         )
-        idle_nodes.begin(ledger, held, seen, run="demo-1", customer="demo")
+        idle_nodes.start_tracking(ledger, held, seen, run="demo-1", customer="demo")
         last = max(ledger.charges(), key=lambda one: one.ended_at)
         assert (last.stage, last.useful) == ("waiting", "wasted")
     pace = expected_pace(workspace, settings)
@@ -184,7 +184,7 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
 
     monkeypatch.setattr(run_stage, "Watch", Watching)
     monkeypatch.setattr(run_stage, "CLUSTER_SLICE_SECONDS", 0.02)
-    seen = workspace.work / idle_nodes.FILE
+    seen = workspace.work / idle_nodes.TRACKING_FILE
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         with run_stage._waiting(workspace, settings, ledger, "demo-1", "gate"):
             time.sleep(0.1)
@@ -192,7 +192,7 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
         at_first = pricing.nodes_of(
             workspace.params, settings, "distill", Watching("10.0.0.1:6379", seconds=1).nodes
         )
-        idle_nodes.begin(ledger, at_first, seen, run="demo-1", customer="demo")
+        idle_nodes.start_tracking(ledger, at_first, seen, run="demo-1", customer="demo")
         began = time.monotonic()
         with run_stage._waiting(workspace, settings, ledger, "demo-1", "gate"):
             time.sleep(0.5)
@@ -210,7 +210,7 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
             ("node", "local"): pytest.approx(whole - half, abs=0.25),
         }
         before = len(ledger.charges())
-        (again,) = idle_nodes.book_waiting(
+        (again,) = idle_nodes.charge_idle_nodes(
             ledger, lambda: {"stays": RATE}, seen, run="demo-1", customer="demo"
         )
         assert again.quantity < Decimal("0.25"), "only what came after it"
@@ -224,7 +224,7 @@ def test_a_stage_of_this_machine_needs_no_cluster(
     shutil.copy(settings.root / "params.yaml", tmp_path)
     workspace = Workspace.load(tmp_path, "demo")
     settings = dataclasses.replace(settings, ray_address="127.0.0.1:9")
-    idle_nodes.remembered(lambda: {"gone": RATE}, workspace.work / idle_nodes.FILE, run="demo-1")()
+    idle_nodes.tracked(lambda: {"gone": RATE}, workspace.work / idle_nodes.TRACKING_FILE, run="demo-1")()
     with (
         Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger,
         run_stage._waiting(workspace, settings, ledger, "demo-1", "gate"),

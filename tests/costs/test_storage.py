@@ -20,7 +20,7 @@ from turbo_vaed.costs import Ledger
 from turbo_vaed.costs.storage import storage_charge
 from turbo_vaed.costs.transfer import transfer_charge
 from turbo_vaed.errors import UserError
-from turbo_vaed.metering.storage_charges import book_storage
+from turbo_vaed.metering.storage_charges import charge_storage
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -72,7 +72,7 @@ def test_what_a_run_kept_is_charged_once_and_only_for_its_own_time(tmp_path: Pat
     ended = NOON + timedelta(hours=3)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         settings = Settings.from_environment(tmp_path)
-        book = partial(book_storage, workspace, ledger, settings, run="demo-1", began=NOON)
+        book = partial(charge_storage, workspace, ledger, settings, run="demo-1", began=NOON)
         assert book(ended=ended) == Decimal("0.006"), "a dollar per GB and hour: 3 hours, 2 and 1"
         assert book(ended=ended) == 0
         assert book(ended=ended + timedelta(hours=1)) == Decimal("0.003"), "a second try"
@@ -113,7 +113,7 @@ def test_checkpoints_in_a_bucket_are_charged_and_what_was_fetched_from_there(
     on_ec2 = dataclasses.replace(in_s3, machine={"turbo-vaed.io/instance-type": "g6.xlarge"})
     ended = NOON + timedelta(hours=3)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        book = partial(book_storage, workspace, ledger, began=NOON)
+        book = partial(charge_storage, workspace, ledger, began=NOON)
         assert book(settings, run="demo-1", ended=ended) == 0, "a folder costs nothing here"
         assert [c.resource for c in ledger.charges(run="demo-1")] == ["disk (checkpoints)"]
         assert book(on_ec2, run="demo-2", ended=ended) == 2, "within AWS nothing is fetched out"
@@ -123,7 +123,7 @@ def test_checkpoints_in_a_bucket_are_charged_and_what_was_fetched_from_there(
         names = [(c.resource, c.unit, c.quantity) for c in ledger.charges(run="demo-3")]
         assert ("transfer (checkpoints)", "GB", 2) in names
         assert [name for name, _, _ in names].count("bucket (checkpoints)") == 2
-        late = book_storage(
+        late = charge_storage(
             workspace, ledger, in_s3, run="demo-4", began=ended, ended=ended + timedelta(hours=1)
         )
         assert late == 1, "an earlier run's, from this one's beginning; fetched before it"

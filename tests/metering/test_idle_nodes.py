@@ -14,10 +14,10 @@ from turbo_vaed.costs import Ledger, PartlyPriced, Rate, total_usd
 from turbo_vaed.errors import Unreachable
 from turbo_vaed.metering.idle_nodes import (
     Moment,
-    begin,
-    book_waiting,
-    others,
-    remembered,
+    start_tracking,
+    charge_idle_nodes,
+    without_node,
+    tracked,
     this_moment,
 )
 
@@ -43,7 +43,7 @@ def path(tmp_path: Path) -> Path:
     """Two spot machines and the head, seen at START."""
     found = tmp_path / "work" / "nodes.json"
     held = {"a": SPOT, "b": SPOT, "head": HEAD}
-    look = remembered(lambda: held, found, run="demo-1", now=lambda: after(0))
+    look = tracked(lambda: held, found, run="demo-1", now=lambda: after(0))
     assert look() == held
     return found
 
@@ -51,20 +51,20 @@ def path(tmp_path: Path) -> Path:
 def test_nodes_that_wait_are_charged_once(ledger: Ledger, path: Path) -> None:
     """A minute and a half of all three. The one that came since is charged by who first saw it."""
     held = {"a": SPOT, "b": SPOT, "head": HEAD, "new": SPOT}
-    found = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(90))
+    found = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(90))
     assert [(c.resource, c.market, c.quantity, c.useful) for c in found] == [
         ("g6.xlarge", "spot", Decimal(180), "useful"),
         ("node", "local", Decimal(90), "useful"),
     ]
     assert total_usd(c.amount_usd for c in found) == pytest.approx(Decimal("0.189"))
     assert {c.stage for c in ledger.charges()} == {"waiting"}
-    assert book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(90)) == []
-    (rest, _) = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(91))
+    assert charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(90)) == []
+    (rest, _) = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(91))
     assert rest.quantity == Decimal(2), "from where the last charge ended"
 
 
 def test_a_node_that_is_gone_is_not_charged(ledger: Ledger, path: Path) -> None:
-    (found,) = book_waiting(ledger, lambda: {"b": SPOT}, path, **RUN, now=lambda: after(90))
+    (found,) = charge_idle_nodes(ledger, lambda: {"b": SPOT}, path, **RUN, now=lambda: after(90))
     assert found.quantity == Decimal(90)
 
 
@@ -73,18 +73,18 @@ def test_the_wait_for_a_lost_driver_is_wasted(ledger: Ledger, path: Path) -> Non
     little after its last look; what comes after it, is useful again."""
     ledger.add(charge(stage="distill", resource="g6.xlarge", market="spot"))  # 15 s from START on
     held = {"a": SPOT}
-    begin(ledger, lambda: held, path, **RUN, now=lambda: after(75))
+    start_tracking(ledger, lambda: held, path, **RUN, now=lambda: after(75))
     (found,) = (one for one in ledger.charges() if one.stage == "waiting")
     assert (found.useful, found.quantity) == ("wasted", Decimal(60))
-    (then,) = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(80))
+    (then,) = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(80))
     assert (then.useful, then.quantity) == ("useful", Decimal(5))
 
 
 def test_another_runs_nodes_are_nobodys(ledger: Ledger, path: Path) -> None:
     other = {"run": "demo-2", "customer": "demo"}
-    assert book_waiting(ledger, lambda: {"a": SPOT}, path, **other, now=lambda: after(9)) == []
+    assert charge_idle_nodes(ledger, lambda: {"a": SPOT}, path, **other, now=lambda: after(9)) == []
     path.write_text("{cut short")
-    assert book_waiting(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(9)) == []
+    assert charge_idle_nodes(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(9)) == []
 
 
 def test_a_clock_that_was_set_meanwhile_does_not_count(ledger: Ledger, path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_clock_that_was_set_meanwhile_does_not_count(ledger: Ledger, path: Pat
     held, year = {"a": SPOT}, 365 * 86400.0
     for seconds, set_forward in ((60, year), (120, 0), (180, -year)):
         now = after(seconds, set_forward=set_forward)
-        found = book_waiting(ledger, lambda: held, path, **RUN, now=lambda now=now: now)
+        found = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda now=now: now)
         assert [c.quantity for c in found] == [Decimal(60)]
         assert found[0].ended_at == now.at
 
@@ -100,8 +100,8 @@ def test_a_clock_that_was_set_meanwhile_does_not_count(ledger: Ledger, path: Pat
 def test_after_a_start_of_the_machine_its_clock_counts(ledger: Ledger, path: Path) -> None:
     held = {"a": SPOT}
     back = after(-60, boot="second")
-    assert book_waiting(ledger, lambda: held, path, **RUN, now=lambda: back) == []
-    (found,) = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(0, boot="third"))
+    assert charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: back) == []
+    (found,) = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(0, boot="third"))
     assert found.quantity == Decimal(60), "as long as the clock says since"
 
 
@@ -118,7 +118,7 @@ def test_stages_of_this_machine_shorten_no_other_nodes_wait(ledger: Ledger, path
     ledger.add(gate)
     held = {"a": SPOT, "b": SPOT}
     times = {"now": lambda: after(600)}
-    (found,) = book_waiting(ledger, lambda: held, path, **RUN, own_node="a", **times)
+    (found,) = charge_idle_nodes(ledger, lambda: held, path, **RUN, own_node="a", **times)
     assert found.quantity == Decimal(2 * 600 - 500)
 
 
@@ -126,7 +126,7 @@ def test_a_driver_outside_the_cluster_is_no_node_of_it(ledger: Ledger, path: Pat
     ledger.add(
         charge(0, stage="gate", resource="node", quantity=Decimal(90), ended_at=after(90).at)
     )
-    (found,) = book_waiting(ledger, lambda: {"head": HEAD}, path, **RUN, now=lambda: after(90))
+    (found,) = charge_idle_nodes(ledger, lambda: {"head": HEAD}, path, **RUN, now=lambda: after(90))
     assert found.quantity == Decimal(90)
 
 
@@ -134,16 +134,16 @@ def test_a_node_without_a_price_takes_no_other_with_it(ledger: Ledger, path: Pat
     def nodes() -> dict[str, Rate]:
         raise PartlyPriced("b is of an unknown type", {"a": SPOT})
 
-    (found,) = book_waiting(ledger, nodes, path, **RUN, now=lambda: after(90))
+    (found,) = charge_idle_nodes(ledger, nodes, path, **RUN, now=lambda: after(90))
     assert found.quantity == Decimal(90)
 
 
 def test_a_run_begins_to_wait_before_its_first_stage(ledger: Ledger, tmp_path: Path) -> None:
     path = tmp_path / "nodes.json"
-    begin(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(0))
+    start_tracking(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(0))
     assert ledger.charges() == ()
     held = {"a": SPOT, "b": SPOT}
-    (found,) = book_waiting(ledger, lambda: held, path, **RUN, now=lambda: after(60))
+    (found,) = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(60))
     assert (found.quantity, found.useful) == (Decimal(60), "useful")
 
 
@@ -155,7 +155,7 @@ def test_nodes_that_nobody_sees_any_more_are_left_to_who_comes_next(
     def unseen() -> dict[str, Rate]:
         raise Unreachable("nobody sees them")
 
-    look = others(remembered(unseen, path, run="demo-1", now=lambda: after(30)), "head")
+    look = without_node(tracked(unseen, path, run="demo-1", now=lambda: after(30)), "head")
     assert look() == {}
-    (found,) = book_waiting(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(90))
+    (found,) = charge_idle_nodes(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(90))
     assert found.quantity == Decimal(90), "from when they were seen last"

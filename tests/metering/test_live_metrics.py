@@ -180,7 +180,7 @@ def test_a_stage_by_hand_keeps_nothing_back_when_it_is_over(
             raise Fault("the phone is gone")
         return {}
 
-    monkeypatch.setattr(run_stage, "_waiting", others)
+    monkeypatch.setattr(run_stage, "_metering_idle_nodes", others)
     monkeypatch.setattr("turbo_vaed.stages.gate.run", run)
     with pytest.raises(Fault) if fails else nullcontext():
         run_metered(settings, "gate", "demo")

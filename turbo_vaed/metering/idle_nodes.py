@@ -25,7 +25,7 @@ from turbo_vaed.costs import Charge, Ledger, Nodes, PartlyPriced, Rate, total_us
 from turbo_vaed.costs.meter import UNIT, node_charge
 from turbo_vaed.errors import Unreachable
 
-FILE = "nodes.json"
+TRACKING_FILE = "nodes.json"
 """In the customer's folder: the run, its nodes, and when they were seen last."""
 
 _OF_NODES = (*RAY_STAGES, IDLE_STAGE)
@@ -55,7 +55,7 @@ def this_moment() -> Moment:
     return Moment(at=datetime.now(UTC), boot=boot, since_boot=since_boot)
 
 
-def remembered(
+def tracked(
     nodes: Nodes, path: Path, *, run: str, now: Callable[[], Moment] = this_moment
 ) -> Nodes:
     """The same nodes; whoever asks for them also keeps in the file `path` that they are there."""
@@ -71,7 +71,7 @@ def remembered(
     return look
 
 
-def begin(
+def start_tracking(
     ledger: Ledger,
     nodes: Nodes,
     path: Path,
@@ -82,21 +82,21 @@ def begin(
     now: Callable[[], Moment] = this_moment,
 ) -> None:
     """Keep that the nodes are there when a run begins. Where it goes on after a driver that was
-    lost, they are charged for the wait, which is wasted. Arguments as of `book_waiting`."""
+    lost, they are charged for the wait, which is wasted. Arguments as of `charge_idle_nodes`."""
     if not _read(path, run, now())[0]:
-        remembered(nodes, path, run=run, now=now)()
+        tracked(nodes, path, run=run, now=now)()
         return
-    book_waiting(
+    charge_idle_nodes(
         ledger, nodes, path, run=run, customer=customer, is_wasted=True, own_node=own_node, now=now
     )
 
 
-def is_run_of(path: Path, run: str) -> bool:
+def is_tracked(path: Path, run: str) -> bool:
     """Whether `path` keeps nodes for this run."""
     return bool(_read(path, run, this_moment())[0])
 
 
-def others(nodes: Nodes, own_node: str) -> Nodes:
+def without_node(nodes: Nodes, own_node: str) -> Nodes:
     """Those that wait while a stage runs on this machine: without this machine itself, and without
     one whose price is not known. None where `nodes` cannot be reached: whoever comes next charges
     those that are still there."""
@@ -120,7 +120,7 @@ def _priced(nodes: Nodes) -> dict[str, Rate]:
         return error.known
 
 
-def book_waiting(
+def charge_idle_nodes(
     ledger: Ledger,
     nodes: Nodes,
     path: Path,

@@ -101,7 +101,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
                 charge=charge,
             )
             try:
-                with live, meter, _waiting(workspace, settings, ledger, run, name):
+                with live, meter, _metering_idle_nodes(workspace, settings, ledger, run, name):
                     workspace = dataclasses.replace(workspace, run_context=run_context)
                     figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(workspace)
             finally:
@@ -126,9 +126,9 @@ def _nodes(
     if not _is_on_a_cluster(settings, stage):
         yield held
         return
-    seen = workspace.work / idle_nodes.FILE
+    seen = workspace.work / idle_nodes.TRACKING_FILE
     with ray_session(settings.ray_address):
-        idle_nodes.book_waiting(
+        idle_nodes.charge_idle_nodes(
             ledger,
             held,
             seen,
@@ -136,18 +136,18 @@ def _nodes(
             customer=workspace.customer,
             own_node=own_node(settings.ray_address or ""),
         )
-        yield idle_nodes.remembered(held, seen, run=run)
+        yield idle_nodes.tracked(held, seen, run=run)
 
 
 @contextmanager
-def _waiting(
+def _metering_idle_nodes(
     workspace: Workspace, settings: Settings, ledger: Ledger, run: str, stage: str
 ) -> Iterator[None]:
     """While a stage runs on this machine alone, the cluster's other nodes wait for it, and a meter
     charges them. Where that cannot be, whoever comes next does: no such stage fails for it, nor
     where the cluster goes."""
-    seen = workspace.work / idle_nodes.FILE
-    if not settings.on_a_cluster or stage in RAY_STAGES or not idle_nodes.is_run_of(seen, run):
+    seen = workspace.work / idle_nodes.TRACKING_FILE
+    if not settings.on_a_cluster or stage in RAY_STAGES or not idle_nodes.is_tracked(seen, run):
         yield
         return
     customer = workspace.customer
@@ -164,8 +164,8 @@ def _waiting(
             def held() -> Mapping[str, Rate]:
                 return priced() if watch.nodes() else {}  # a price of all together asks nobody
 
-            idle_nodes.book_waiting(ledger, held, seen, run=run, customer=customer, own_node=own)
-            others = idle_nodes.others(idle_nodes.remembered(held, seen, run=run), own)
+            idle_nodes.charge_idle_nodes(ledger, held, seen, run=run, customer=customer, own_node=own)
+            others = idle_nodes.without_node(idle_nodes.tracked(held, seen, run=run), own)
             meter = Meter(
                 ledger,
                 run=run,

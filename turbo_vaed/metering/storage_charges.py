@@ -26,7 +26,7 @@ Kept = tuple[int, datetime, datetime]
 """Bytes, and the moments between which they were kept."""
 
 
-def book_storage(
+def charge_storage(
     workspace: Workspace,
     ledger: Ledger,
     settings: Settings,
