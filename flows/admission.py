@@ -67,7 +67,7 @@ def preflight(settings: Settings, customer: str) -> Workspace:
     check_device(workspace)
     price_of(workspace.params, settings, "gate")
     with Ledger.open(settings.ledger_url) as ledger:
-        outbox.book(ledger, settings.outbox_folder)
+        outbox.post(ledger, settings.outbox_folder)
     client.open_tracking(settings.mlflow_tracking_uri)
     return workspace
 

@@ -213,7 +213,10 @@ def start_tracking_idle_nodes(workspace: Workspace, settings: Settings, run: run
     """
     if not settings.on_a_cluster:
         return
-    nodes, seen = nodes_of(workspace.params, settings, "distill"), workspace.work / idle_nodes.TRACKING_FILE
+    nodes, seen = (
+        nodes_of(workspace.params, settings, "distill"),
+        workspace.work / idle_nodes.TRACKING_FILE,
+    )
     with ray_session(settings.ray_address), Ledger.open(settings.ledger_url) as ledger:
         own = own_node(settings.ray_address or "")
         idle_nodes.start_tracking(
@@ -221,7 +224,9 @@ def start_tracking_idle_nodes(workspace: Workspace, settings: Settings, run: run
         )
 
 
-def _charge_idle_nodes(workspace: Workspace, settings: Settings, ledger: Ledger, run: runs.Run) -> None:
+def _charge_idle_nodes(
+    workspace: Workspace, settings: Settings, ledger: Ledger, run: runs.Run
+) -> None:
     """Charge a cluster's nodes to the end of the run; one that has gone by then is not charged."""
     seen = workspace.work / idle_nodes.TRACKING_FILE
     if not settings.on_a_cluster or not seen.is_file():

@@ -172,5 +172,5 @@ def fetched(
         ended=at,
         usd_per_gb=workspace.params.prices.transfer_out_usd_per_gb,
     )
-    outbox.add(ledger, charge, outbox_folder)
+    outbox.add_or_store(ledger, charge, outbox_folder)
     return charge

@@ -224,7 +224,9 @@ def test_a_stage_of_this_machine_needs_no_cluster(
     shutil.copy(settings.root / "params.yaml", tmp_path)
     workspace = Workspace.load(tmp_path, "demo")
     settings = dataclasses.replace(settings, ray_address="127.0.0.1:9")
-    idle_nodes.tracked(lambda: {"gone": RATE}, workspace.work / idle_nodes.TRACKING_FILE, run="demo-1")()
+    idle_nodes.tracked(
+        lambda: {"gone": RATE}, workspace.work / idle_nodes.TRACKING_FILE, run="demo-1"
+    )()
     with (
         Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger,
         run_stage._waiting(workspace, settings, ledger, "demo-1", "gate"),

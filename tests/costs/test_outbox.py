@@ -1,4 +1,4 @@
-"""Charges that a ledger did not take are kept to the last digit and booked once."""
+"""Charges that a ledger did not take are stored exactly and posted once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from turbo_vaed.errors import CorruptFile, Unreachable
     price=st.decimals("0", "1000", places=15),
     started=st.datetimes().map(lambda moment: START + timedelta(microseconds=moment.microsecond)),
 )
-def test_a_kept_charge_is_the_same_charge(micros: int, price: Decimal, started) -> None:
+def test_a_stored_charge_is_the_same_charge(micros: int, price: Decimal, started) -> None:
     one = charge(
         quantity=Decimal(micros).scaleb(-6),
         unit_price_usd=price,
@@ -38,14 +38,14 @@ def test_a_kept_charge_is_the_same_charge(micros: int, price: Decimal, started) 
     assert outbox._charge(outbox._document(one)).key == one.key
 
 
-def test_what_is_kept_is_booked_once_and_removed(tmp_path: Path) -> None:
-    folder = tmp_path / "due"
-    outbox.keep([charge(0), charge(15)], folder)
-    outbox.keep([charge(15), charge(30)], folder)  # one that got through unnoticed
+def test_stored_charges_are_posted_once_and_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "outbox"
+    outbox.store([charge(0), charge(15)], folder)
+    outbox.store([charge(15), charge(30)], folder)  # one that got through unnoticed
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        assert outbox.book(ledger, folder) == 3
+        assert outbox.post(ledger, folder) == 3
         assert len(ledger.charges(run="demo-1")) == 3
-        assert outbox.book(ledger, folder) == 0
+        assert outbox.post(ledger, folder) == 0
     assert list(folder.iterdir()) == []
 
 
@@ -53,14 +53,14 @@ def test_a_file_that_its_meter_has_just_replaced_stops_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Listed, and gone when it is read: a newer file, or the ledger, has all that was in it."""
-    folder = tmp_path / "due"
-    gone = outbox.keep([charge(0)], folder)
-    outbox.keep([charge(0), charge(15)], folder)
+    folder = tmp_path / "outbox"
+    gone = outbox.store([charge(0)], folder)
+    outbox.store([charge(0), charge(15)], folder)
     listed = sorted(folder.glob("*.jsonl"))
     gone.unlink()
     monkeypatch.setattr(Path, "glob", lambda *_: iter(listed))
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        assert outbox.book(ledger, folder) == 2
+        assert outbox.post(ledger, folder) == 2
 
 
 class Away:
@@ -74,10 +74,10 @@ AWAY = 10**9
 """So many times a `Memory` takes nothing."""
 
 
-def booked(folder: Path, database: Path) -> Decimal:
-    """What a run that follows finds due, in all."""
+def posted(folder: Path, database: Path) -> Decimal:
+    """What the next run posts, in all."""
     with Ledger.open(f"sqlite:///{database}") as ledger:
-        outbox.book(ledger, folder)
+        outbox.post(ledger, folder)
         assert not list(folder.iterdir())
         return ledger.total(run="demo-1")
 
@@ -92,39 +92,38 @@ def wait_for(what: Callable[[], object]) -> None:
 def test_a_stage_that_ends_well_without_its_ledger_is_done_and_leaves_its_charges(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder, clock = tmp_path / "due", Clock()
-    with meter(Memory(AWAY), clock=clock, due=folder) as running:
+    folder, clock = tmp_path / "outbox", Clock()
+    with meter(Memory(AWAY), clock=clock, outbox=folder) as running:
         clock.now += 3600 * 10**9
     (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
     (path,) = folder.iterdir()
-    assert "clip: the ledger is gone; charges of $0.08 are kept in" in told.message
-    assert str(path) in told.message and "the next run books them" in told.message
+    assert "$0.08" in told.message and str(path) in told.message
     with pytest.raises(Unreachable):
-        outbox.book(Away(), folder)  # type: ignore[arg-type]
-    assert booked(folder, tmp_path / "ledger.db") == running.usd == Decimal("0.08")
+        outbox.post(Away(), folder)  # type: ignore[arg-type]
+    assert posted(folder, tmp_path / "ledger.db") == running.usd == Decimal("0.08")
 
 
 def test_a_stage_that_fails_without_its_ledger_leaves_its_charges_and_their_waste(
     tmp_path: Path,
 ) -> None:
-    folder, clock = tmp_path / "due", Clock()
+    folder, clock = tmp_path / "outbox", Clock()
     with pytest.raises(ZeroDivisionError) as caught:  # noqa: SIM117
-        with meter(Memory(AWAY), clock=clock, due=folder):
+        with meter(Memory(AWAY), clock=clock, outbox=folder):
             clock.now += 3600 * 10**9
             raise ZeroDivisionError
-    missed, kept = caught.value.__notes__
-    assert "the ledger is gone" in missed and "are kept in" in kept
+    missed, stored = caught.value.__notes__
+    assert "the ledger is gone" in missed and str(folder) in stored
     ledger = Memory()
-    outbox.book(ledger, folder)
+    outbox.post(ledger, folder)
     wasted = [row.amount_usd for row in ledger.rows if row.useful == "wasted"]
     assert total_usd(wasted) == Decimal("0.08")
 
 
-def test_while_the_ledger_is_away_one_file_has_all_that_is_due_until_it_is_back(
+def test_while_the_ledger_is_away_one_file_has_all_pending_charges_until_it_is_back(
     tmp_path: Path,
 ) -> None:
-    folder, ledger = tmp_path / "due", Memory(AWAY)
-    with meter(ledger, interval_seconds=0.01, due=folder):
+    folder, ledger = tmp_path / "outbox", Memory(AWAY)
+    with meter(ledger, interval_seconds=0.01, outbox=folder):
         wait_for(lambda: len(list(folder.glob("*.jsonl"))) == 1 and ledger.failures < AWAY - 9)
         ledger.failures = 0
         wait_for(lambda: ledger.kept and not list(folder.iterdir()))
@@ -137,7 +136,7 @@ import sys, time
 from decimal import Decimal
 from pathlib import Path
 from tests.costs.metered import Memory, meter
-with meter(Memory(10**9), Decimal(3600), interval_seconds=0.1, due=Path(sys.argv[1])):
+with meter(Memory(10**9), Decimal(3600), interval_seconds=0.1, outbox=Path(sys.argv[1])):
     time.sleep(600)
 """
 
@@ -146,7 +145,7 @@ def test_a_process_that_is_killed_while_the_ledger_is_away_loses_one_slice_at_mo
     tmp_path: Path,
 ) -> None:
     """A dollar a second."""
-    folder = tmp_path / "due"
+    folder = tmp_path / "outbox"
     began = time.monotonic()
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)])
     try:
@@ -160,31 +159,31 @@ def test_a_process_that_is_killed_while_the_ledger_is_away_loses_one_slice_at_mo
         most = time.monotonic() - began
     for partial in folder.glob("*.partial"):  # it was killed while it wrote
         partial.unlink()
-    assert least - 1 < booked(folder, tmp_path / "ledger.db") < most
+    assert least - 1 < posted(folder, tmp_path / "ledger.db") < most
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_charges_that_can_be_kept_nowhere_are_printed(
+def test_charges_that_cannot_be_stored_are_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: bool
 ) -> None:
-    (tmp_path / "due").touch()  # no folder can be made there
+    (tmp_path / "outbox").touch()  # no folder can be made there
     clock = Clock()
     error = ZeroDivisionError if fails else Unreachable
     with pytest.raises(error) as caught:  # noqa: SIM117
-        with meter(Memory(AWAY), clock=clock, due=tmp_path / "due"):
+        with meter(Memory(AWAY), clock=clock, outbox=tmp_path / "outbox"):
             clock.now += 3600 * 10**9
             if fails:
                 raise ZeroDivisionError
-    assert "charges of $0.08 are NOT kept, for" in caught.value.__notes__[-1]
+    assert "$0.08" in caught.value.__notes__[-1]
     printed = [outbox._charge(json.loads(line)) for line in capsys.readouterr().err.splitlines()]
     assert total_usd(one.amount_usd for one in printed) == Decimal("0.08")
     assert {one.useful for one in printed} == ({"useful", "wasted"} if fails else {"useful"})
 
 
 def test_a_file_that_is_cut_is_named_and_stays(tmp_path: Path) -> None:
-    path = outbox.keep([charge()], tmp_path / "due")
+    path = outbox.store([charge()], tmp_path / "outbox")
     path.write_text(path.read_text()[:50])
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:  # noqa: SIM117
-        with pytest.raises(CorruptFile, match="book them by hand"):
-            outbox.book(ledger, path.parent)
+        with pytest.raises(CorruptFile, match=path.name):
+            outbox.post(ledger, path.parent)
     assert path.exists()

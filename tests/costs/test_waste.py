@@ -170,7 +170,7 @@ def test_what_was_kept_outlives_the_blocks_end(kept: list[int], useful: int) -> 
     ):
         clock.now += 10 * SECOND
         for seconds in kept:
-            running.keep(at(seconds))
+            running.mark_useful_until(at(seconds))
         raise ZeroDivisionError
     assert (usd(ledger.rows, "useful"), usd(ledger.rows, "wasted")) == (useful, 10 - useful)
 

@@ -308,7 +308,7 @@ def test_a_run_in_a_line(path, clock, capsys) -> None:
 def test_of_a_diverged_run_nothing_is_kept(path, clock, stopped, kept) -> None:
     """Its checkpoints are removed: what they were paid for is wasted."""
     moments: list[float] = []
-    run_context = RunContext(keep=lambda until: moments.append(until.timestamp() - T0))
+    run_context = RunContext(mark_useful_until=lambda until: moments.append(until.timestamp() - T0))
     with follower(path, run_context) as downstream:
         for event in (
             start(1),

@@ -75,7 +75,9 @@ def run(
             job=job.name,
             steps=job.params.steps,
             usd_per_hour=USD_PER_HOUR,
-            run_context=RunContext(mark_wasted=meter.mark_wasted, keep=meter.keep),
+            run_context=RunContext(
+                mark_wasted=meter.mark_wasted, mark_useful_until=meter.mark_useful_until
+            ),
         )
 
         def take(event: dict[str, Any]) -> None:

@@ -14,11 +14,11 @@ from turbo_vaed.costs import Ledger, PartlyPriced, Rate, total_usd
 from turbo_vaed.errors import Unreachable
 from turbo_vaed.metering.idle_nodes import (
     Moment,
-    start_tracking,
     charge_idle_nodes,
-    without_node,
-    tracked,
+    start_tracking,
     this_moment,
+    tracked,
+    without_node,
 )
 
 SPOT = Rate(resource="g6.xlarge", market="spot", usd_per_hour=Decimal("3.6"), source="a list")
@@ -101,7 +101,9 @@ def test_after_a_start_of_the_machine_its_clock_counts(ledger: Ledger, path: Pat
     held = {"a": SPOT}
     back = after(-60, boot="second")
     assert charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: back) == []
-    (found,) = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(0, boot="third"))
+    (found,) = charge_idle_nodes(
+        ledger, lambda: held, path, **RUN, now=lambda: after(0, boot="third")
+    )
     assert found.quantity == Decimal(60), "as long as the clock says since"
 
 

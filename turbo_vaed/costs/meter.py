@@ -1,9 +1,9 @@
 """The meter: node-time x price, written to the ledger in slices while the work goes on.
 
-A process that is killed loses at most the slice it was in: what the ledger does not take in the
-meantime is kept in a file. Slices meet to the microsecond, and
-each amount is the difference of two rounded running totals, so that the charges of a meter at one
-rate add up to (all its time x price), rounded once, however often and wherever it was cut.
+A process that is killed loses at most the slice it was in: charges that the ledger does not take
+are stored in the outbox. Slices meet to the microsecond, and each amount is the difference of two
+rounded running totals, so that the charges of a meter at one rate add up to (all its time x price),
+rounded once, however often and wherever it was cut.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from turbo_vaed.costs import outbox as kept
+from turbo_vaed.costs import outbox as outbox_files
 from turbo_vaed.costs import price_source
 from turbo_vaed.costs.ledger import Charge, Ledger
 from turbo_vaed.costs.money import format_usd, per_second, quantise_usd, time_usd, total_usd
@@ -140,7 +140,7 @@ class Meter:
         interval_seconds: length of a slice, and what a killed process can lose.
         clock: nanoseconds, never going back.
         now: the aware time at which the meter starts.
-        due: folder for charges that the ledger does not take; None: they are only printed.
+        outbox: folder for charges that the ledger does not take; None: they are only printed.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Meter:
         interval_seconds: float = 15.0,
         clock: Callable[[], int] = time.monotonic_ns,
         now: Callable[[], datetime] = _now,
-        due: Path | None = None,
+        outbox: Path | None = None,
     ) -> None:
         if not interval_seconds > 0:
             raise UserError(f"meter: interval_seconds is {interval_seconds}; expected above 0")
@@ -165,15 +165,15 @@ class Meter:
         self._joined: dict[str, int] = {}  # of nodes that came later, at which microsecond
         self._charged: Counter[Rate] = Counter()  # node-microseconds up to the last cut
         self._interval_seconds, self._clock, self._now = interval_seconds, clock, now
-        self._due = due
-        self._kept: Path | None = None  # the file of what was due when a slice was not taken
+        self._outbox = outbox
+        self._stored: Path | None = None  # the outbox file of the charges that are pending
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._charges: list[Charge] = []
         self._written = 0
         self._done = False
-        self._kept_until: datetime | None = None
+        self._useful_until: datetime | None = None
         self._cut_at = 0  # microseconds since the start, up to which charges exist
 
     def __enter__(self) -> Self:
@@ -199,19 +199,23 @@ class Meter:
             if error is not None:
                 reason = f"{self._stage} failed ({type(error).__name__})"
                 ended = self._moment(self._cut_at)
-                began = min(self._kept_until or self._started_at, ended)
+                began = min(self._useful_until or self._started_at, ended)
                 self._charges += waste_corrections(self._charges, began, ended, reason)
             try:
                 self._write()
             except Exception as failed:
-                is_kept, told = self._keep()
-                if not is_kept:
-                    print(*kept.lines(self._charges[self._written :]), sep="\n", file=sys.stderr)
+                is_stored, told = self._store()
+                if not is_stored:
+                    print(
+                        *outbox_files.lines(self._charges[self._written :]),
+                        sep="\n",
+                        file=sys.stderr,
+                    )
                 missed = f"the ledger did not take all charges of {self._stage}: {failed}"
                 if error is not None:
                     error.add_note(missed)
                     error.add_note(told)
-                elif is_kept:
+                elif is_stored:
                     _log.error("%s; %s", missed, told)
                 else:
                     failed.add_note(told)
@@ -243,23 +247,23 @@ class Meter:
         """Charge the time since the last slice now; the background thread does it by itself.
 
         Raises:
-            Unreachable: the ledger did not take it; it stays due.
+            Unreachable: the ledger did not take it; it stays pending.
         """
         found = self._look()  # without the lock: AWS may take its time
         with self._lock:
             self._slice(found)
             self._write()
 
-    def keep(self, until: datetime) -> None:
-        """What was charged up to `until` left something to go on from, and stays useful even if
-        the block raises. The last call counts."""
-        self._kept_until = until
+    def mark_useful_until(self, until: datetime) -> None:
+        """Work up to `until` is saved: its charges stay useful even if the block raises. The last
+        call counts."""
+        self._useful_until = until
 
     def mark_wasted(self, began: datetime, ended: datetime, reason: str) -> Decimal:
-        """What the stage was charged between two moments bought nothing: book it as wasted.
+        """What the stage was charged between two moments bought nothing: post it as wasted.
 
         For every process of this run and stage that the ledger knows of, this one up to now, and
-        only for what is still useful: the same call again books nothing. The total stays what it
+        only for what is still useful: the same call again posts nothing. The total stays what it
         was to the last digit.
 
         Args:
@@ -271,8 +275,8 @@ class Meter:
 
         Raises:
             ValueError: `ended` lies before `began`.
-            Unreachable: the ledger cannot be read, and nothing is booked; or it does not take
-                the charges, and they stay due.
+            Unreachable: the ledger cannot be read, and nothing is posted; or it does not take
+                the charges, and they stay pending.
         """
         found = self._look()
         with self._lock:
@@ -291,7 +295,7 @@ class Meter:
             except Exception as error:  # told at the end of the block
                 self._error = error
                 with self._lock:
-                    _, told = self._keep()
+                    _, told = self._store()
                 _log.warning("charges of %s are late: %s; %s", self._stage, error, told)
 
     def _elapsed(self) -> int:
@@ -360,36 +364,36 @@ class Meter:
     def _moment(self, microseconds: int) -> datetime:
         return self._started_at + timedelta(microseconds=microseconds)
 
-    def _keep(self) -> tuple[bool, str]:
-        """Put what the ledger did not take into a file; whether it is there, and in a sentence
-        what became of it."""
+    def _store(self) -> tuple[bool, str]:
+        """Put the pending charges into a file of the outbox; returns whether that worked, and a
+        sentence about it."""
         charges = self._charges[self._written :]
         usd = format_usd(total_usd(charge.amount_usd for charge in charges))
-        if self._due is None:
-            return False, f"charges of {usd} are NOT kept"
+        if self._outbox is None:
+            return False, f"charges of {usd} are NOT stored"
         try:
-            # A new file each time: another process may be booking the last one.
-            path = kept.keep(charges, self._due)
+            # A new file each time: another process may be posting the last one.
+            path = outbox_files.store(charges, self._outbox)
         except OSError as error:
-            return False, f"charges of {usd} are NOT kept, for {self._due}: {error}"
+            return False, f"charges of {usd} are NOT stored in {self._outbox}: {error}"
         self._forget()
-        self._kept = path
-        return True, f"charges of {usd} are kept in {path}, and the next run books them"
+        self._stored = path
+        return True, f"charges of {usd} are stored in {path}, and the next run posts them"
 
     def _forget(self) -> None:
-        """Remove the file of what was due, for the ledger or a newer file has it all."""
-        if self._kept is None:
+        """Remove the stored file once the ledger or a newer file has all its charges."""
+        if self._stored is None:
             return
         try:
-            self._kept.unlink(missing_ok=True)
-        except OSError as error:  # booked again, its charges are none
-            _log.warning("%s is no longer needed, and stays: %s", self._kept, error)
-        self._kept = None
+            self._stored.unlink(missing_ok=True)
+        except OSError as error:  # posting its charges again adds none
+            _log.warning("%s is no longer needed, and stays: %s", self._stored, error)
+        self._stored = None
 
     def _write(self) -> None:
-        """Every charge that is due, oldest first; one that got through unnoticed is no double."""
-        due = self._charges[self._written :]
-        if due:
-            self._ledger.add_all(due)
-            self._written += len(due)
+        """Post every pending charge, oldest first; one that did get through is not added twice."""
+        pending = self._charges[self._written :]
+        if pending:
+            self._ledger.add_all(pending)
+            self._written += len(pending)
             self._forget()

@@ -1,14 +1,13 @@
-"""Charges that the ledger did not take: kept in files until it does.
+"""Charges that the ledger could not take yet, stored in files until they are posted to it.
 
-A file is written whole or not at all and removed once its charges are booked; booked twice they
-are one, for a charge is known by its content.
+A file is written whole or not at all, and removed once its charges are posted. A charge is
+identified by its content, so that posting it twice adds it once.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from datetime import datetime
@@ -20,70 +19,62 @@ from uuid import uuid4
 from turbo_vaed.costs.ledger import Charge, Ledger
 from turbo_vaed.costs.money import plain
 from turbo_vaed.errors import CorruptFile, Unreachable
+from turbo_vaed.runtime.files import write_text
 
 _log = logging.getLogger(__name__)
 _AMOUNTS, _MOMENTS = ("quantity", "unit_price_usd", "amount_usd"), ("started_at", "ended_at")
 
 
-def keep(charges: Iterable[Charge], folder: Path) -> Path:
+def store(charges: Iterable[Charge], folder: Path) -> Path:
     """Write charges into a new file of `folder`, to the last digit; returns it.
 
     Raises:
         OSError: it cannot be written, as where the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{uuid4().hex}.jsonl"
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.writelines(line + "\n" for line in lines(charges))
-            stream.flush()
-            os.fsync(stream.fileno())
-        return partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    return write_text(path, "".join(line + "\n" for line in lines(charges)))
 
 
 def lines(charges: Iterable[Charge]) -> Iterator[str]:
-    """What is kept of charges: a JSON object each, amounts to the last digit."""
+    """A JSON object per charge, with exact amounts."""
     return (json.dumps(_document(charge)) for charge in charges)
 
 
-def add(ledger: Ledger, charge: Charge, folder: Path) -> None:
-    """Append a charge to the ledger, or keep it for the next run where that does not take it.
+def add_or_store(ledger: Ledger, charge: Charge, folder: Path) -> None:
+    """Append a charge to the ledger, or store it for the next run where the ledger fails.
 
     Raises:
-        OSError: it can neither be booked nor kept.
+        OSError: it can neither be posted nor stored.
     """
     try:
         ledger.add(charge)
     except Unreachable as error:
-        path = keep((charge,), folder)
-        _log.warning("%s; the charge is kept in %s, and the next run books it", error, path)
+        path = store((charge,), folder)
+        _log.warning("%s; the charge is stored in %s, and the next run posts it", error, path)
 
 
-def book(ledger: Ledger, folder: Path) -> int:
-    """Book what is kept in `folder`, a file at a time; returns how many charges were new.
+def post(ledger: Ledger, folder: Path) -> int:
+    """Post the charges stored in `folder`, a file at a time; returns how many were new.
 
     Raises:
         CorruptFile: a file is not what was written; it stays.
         Unreachable: the ledger does not take them; they stay.
     """
-    booked = 0
+    posted = 0
     for path in sorted(folder.glob("*.jsonl")):
         try:
-            kept = path.read_text(encoding="utf-8").splitlines()
-            charges = [_charge(json.loads(line)) for line in kept]
-        except FileNotFoundError:  # its meter has put a newer one in its place, or was served
+            stored = path.read_text(encoding="utf-8").splitlines()
+            charges = [_charge(json.loads(line)) for line in stored]
+        except FileNotFoundError:  # replaced by a newer file, or posted by another process
             continue
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             raise CorruptFile(
                 f"{path} holds charges that the ledger did not take, and cannot be read ({error}); "
-                "book them by hand, then remove it"
+                "post them by hand, then remove it"
             ) from error
-        booked += ledger.add_all(charges)
-        path.unlink(missing_ok=True)  # by whoever booked it first
-    return booked
+        posted += ledger.add_all(charges)
+        path.unlink(missing_ok=True)  # another process may have posted it first
+    return posted
 
 
 def _document(charge: Charge) -> dict[str, str]:

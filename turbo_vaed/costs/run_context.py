@@ -1,4 +1,4 @@
-"""What a stage may know of its run beside its inputs; its outputs never depend on it."""
+"""`RunContext`: what a stage may use of the run around it; its outputs never depend on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from turbo_vaed.costs.reservation import RunReservation
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Something that a stage has paid for beside the machines that it runs on."""
+    """A service that a stage has paid for on top of its own machines, such as a device farm."""
 
     resource: str
     unit: str
@@ -23,40 +23,40 @@ class Usage:
     source: str
     """Of the price."""
     is_wasted: bool = False
-    """Whether nothing came of it."""
+    """Whether it produced nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownstreamCost:
-    """What has to be paid after distillation, as it was measured in earlier runs."""
+    """What the stages after distillation cost, as measured in earlier runs."""
 
     seconds: float = 0.0
     """Of evaluate, export and gate, on one machine."""
     usd: Decimal = Decimal(0)
-    """Of what is not time: disk, buckets and transfer."""
+    """For disk, buckets and transfer, which are not charged by node time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """The run around a stage. The default one is of no run, and works without any server."""
+    """The run around a stage; the default has no run, and needs no server."""
 
     spent_usd: Callable[[], Decimal] | None = None
     """The run's spend so far, from the ledger; None where no ledger is kept."""
     reservation: RunReservation | None = None
     """In the budgets that it shares with other runs."""
     downstream: Callable[[], DownstreamCost] | None = None
-    """What the customer's earlier runs have paid after distillation; None where no ledger is."""
+    """What the customer's earlier runs paid after distillation; None without a ledger."""
     usd_per_hour: Callable[[], Decimal] | None = None
     """Of all nodes that the stage holds now."""
     mark_wasted: Callable[[datetime, datetime, str], object] | None = None
-    """What the stage was charged between two moments was for nothing, for this reason."""
-    keep: Callable[[datetime], None] | None = None
-    """What the stage was charged up to a moment left something to go on from, if it fails now."""
+    """Marks the stage's charges between two moments as wasted, with a reason."""
+    mark_useful_until: Callable[[datetime], None] | None = None
+    """Work up to a moment is saved: its charges are not wasted if the stage fails later."""
     log_metrics: Callable[[Mapping[str, float], int], None] | None = None
-    """Figures at a step, for the run's curves."""
+    """Logs values at a step, for the run's curves."""
     log_picture: Callable[[bytes, str], None] | None = None
-    """A PNG under a file name."""
+    """Logs a PNG under a file name."""
     tags: Callable[[], Mapping[str, str]] | None = None
-    """Of what AWS bills for the stage."""
+    """Tags for the AWS resources of the stage."""
     charge: Callable[[Usage], None] | None = None
-    """Puts it into the ledger."""
+    """Charges a usage to the run in the ledger."""

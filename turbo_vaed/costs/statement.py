@@ -69,7 +69,7 @@ def statement(
     period: Month | None = None,
     limits: MonthLimits = NO_LIMITS,
 ) -> Statement:
-    """The account of a period.
+    """The costs of a period.
 
     Args:
         inside: the charges of the period.

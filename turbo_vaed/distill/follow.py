@@ -126,14 +126,19 @@ class Follower:
     def _keep_charges(self, event: Mapping[str, Any]) -> None:
         """What a checkpoint was paid for stays useful if the run fails; of a run that has diverged
         nothing does, for its checkpoints are removed."""
-        if self._run_context.keep is None or event["event"] not in ("checkpoint", "end"):
+        if self._run_context.mark_useful_until is None or event["event"] not in (
+            "checkpoint",
+            "end",
+        ):
             return
         ended = self.account.ended
         if ended is not None and ended["stopped"] == "diverged":
             assert self._began_at is not None, "it has started"
-            self._run_context.keep(_utc(self._began_at))
+            self._run_context.mark_useful_until(_utc(self._began_at))
         elif event["event"] == "checkpoint":
-            self._run_context.keep(_utc(self.account.reached.get(event["step"], event["at"])))
+            self._run_context.mark_useful_until(
+                _utc(self.account.reached.get(event["step"], event["at"]))
+            )
 
     def summary(self) -> dict[str, Any]:
         """For the run's history: where it ran, what went wrong, what quality cost in the end.

@@ -61,7 +61,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         raise UserError(f"unknown stage {name!r}; allowed: params, {', '.join(STAGES)}")
     run = settings.run_id or new_run_id(customer)
     with Ledger.open(settings.ledger_url) as ledger:
-        outbox.book(ledger, settings.outbox_folder)
+        outbox.post(ledger, settings.outbox_folder)
         workspace = Workspace.load(settings.root, customer)
         limits = limits_of(workspace.params)
         overhead_usd = settings.machine_overhead_usd  # charged by whoever started the machine
@@ -72,7 +72,9 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             require_budget_left(reservation.spending_limit(), spent_usd=ledger.total(run=run))
 
         def charge(usage: Usage) -> None:
-            outbox.add(ledger, usage_charge(usage, run, customer, name), settings.outbox_folder)
+            outbox.add_or_store(
+                ledger, usage_charge(usage, run, customer, name), settings.outbox_folder
+            )
 
         with _nodes(workspace, settings, ledger, run, name) as nodes:
             live = LiveRun(settings.mlflow_tracking_uri, customer=customer, run_id=run, kind=name)
@@ -85,7 +87,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
                 interval_seconds=CLUSTER_SLICE_SECONDS
                 if _is_on_a_cluster(settings, name)
                 else SLICE_SECONDS,
-                due=settings.outbox_folder,
+                outbox=settings.outbox_folder,
             )
             run_context = RunContext(
                 # In this order: a slice that is written in between counts twice, never not at all.
@@ -94,7 +96,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
                 downstream=lambda: downstream(ledger, customer),
                 usd_per_hour=meter.usd_per_hour,
                 mark_wasted=meter.mark_wasted,
-                keep=meter.keep,
+                mark_useful_until=meter.mark_useful_until,
                 log_metrics=live.log_metrics,
                 log_picture=live.log_picture,
                 tags=partial(resource_tags, run=run, customer=customer, stage=name),
@@ -164,7 +166,9 @@ def _metering_idle_nodes(
             def held() -> Mapping[str, Rate]:
                 return priced() if watch.nodes() else {}  # a price of all together asks nobody
 
-            idle_nodes.charge_idle_nodes(ledger, held, seen, run=run, customer=customer, own_node=own)
+            idle_nodes.charge_idle_nodes(
+                ledger, held, seen, run=run, customer=customer, own_node=own
+            )
             others = idle_nodes.without_node(idle_nodes.tracked(held, seen, run=run), own)
             meter = Meter(
                 ledger,
@@ -173,7 +177,7 @@ def _metering_idle_nodes(
                 stage=IDLE_STAGE,
                 nodes=others,
                 interval_seconds=CLUSTER_SLICE_SECONDS,
-                due=settings.outbox_folder,
+                outbox=settings.outbox_folder,
             )
             open_.enter_context(meter)
         except Exception as error:  # whatever Ray says
