@@ -29,7 +29,8 @@ from turbo_vaed.distill.job import Job, RunCosts, data_key
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.saver import Saver
 from turbo_vaed.distill.store import Store
-from turbo_vaed.distill.targets import Wanted, plan_targets, write_targets
+from turbo_vaed.distill.teacher_cache import TeacherTargetsSpec
+from turbo_vaed.distill.teacher_targets import fill_cache, plan_teacher_targets
 from turbo_vaed.distill.train import KEEP_FREED_MEMORY
 from turbo_vaed.distill.validation import validate
 from turbo_vaed.metrics import psnr
@@ -90,7 +91,7 @@ def make_job(demo: Demo, targets: Path, **changes: Any) -> tuple[Job, float]:
     workspace = demo.workspace
     params = replace(workspace.params.distill, **changes)
     blocks = demo.student.aligned_blks_indices if params.weight_feature > 0 else ()
-    wanted = Wanted(
+    wanted = TeacherTargetsSpec(
         family=workspace.params.encode.teacher_family,
         weights=str(workspace.teacher_weights()),
         clips=str(workspace.folder("clip")),
@@ -104,9 +105,9 @@ def make_job(demo: Demo, targets: Path, **changes: Any) -> tuple[Job, float]:
     batch_size = workspace.params.encode.batch_size
     # As for the demo's run: the few steps that are timed here would never pay for a cache.
     whole_run = replace(params, steps=workspace.params.distill.steps)
-    plan = plan_targets(wanted, whole_run, batch_size=batch_size)
+    plan = plan_teacher_targets(wanted, whole_run, batch_size=batch_size)
     if plan.mode == "cache":
-        write_targets(wanted, batch_size=batch_size)
+        fill_cache(wanted, batch_size=batch_size)
     seconds = time.perf_counter() - began
     say(f"teacher's targets: {plan.reason} ({seconds:.0f} s)")
     price = workspace.params.prices.local_usd_per_hour

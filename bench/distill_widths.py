@@ -35,7 +35,7 @@ from turbo_vaed.costs import Budget  # noqa: E402
 from turbo_vaed.dataset.clip_arrays import create_clip_array  # noqa: E402
 from turbo_vaed.distill.job import Job, RunCosts  # noqa: E402
 from turbo_vaed.distill.loop import Loop  # noqa: E402
-from turbo_vaed.distill.targets import TargetPlan  # noqa: E402
+from turbo_vaed.distill.teacher_targets import TeacherTargetsPlan  # noqa: E402
 from turbo_vaed.models import PRESETS, DecoderConfig  # noqa: E402
 from turbo_vaed.models.alignment import block_name, student_shapes  # noqa: E402
 
@@ -125,7 +125,7 @@ def random_job(case: str, frames: int, side: int, root: Path, **changes: Any) ->
         clips=str(root),
         latents=str(root),
         targets=str(root),
-        plan=TargetPlan(blocks=blocks, reconstruction=True, mode="cache", reason="", figures={}),
+        plan=TeacherTargetsPlan(blocks=blocks, reconstruction=True, mode="cache", reason=""),
         teacher_family="",
         teacher_weights=root,
         student=config,

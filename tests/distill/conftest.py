@@ -17,7 +17,7 @@ from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.costs import Budget
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.distill.job import Job, RunCosts, data_key
-from turbo_vaed.distill.targets import TargetPlan
+from turbo_vaed.distill.teacher_targets import TeacherTargetsPlan
 from turbo_vaed.models import DecoderConfig
 
 STUDENT = DecoderConfig(
@@ -158,9 +158,7 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
             clips=str(clips),
             latents=str(latents),
             targets=str(targets),
-            plan=TargetPlan(
-                blocks=(), reconstruction=True, mode="cache", reason="made up", figures={}
-            ),
+            plan=TeacherTargetsPlan(blocks=(), reconstruction=True, mode="cache", reason="made up"),
             teacher_family="ltx-video",
             teacher_weights=tmp_path / "no-teacher",
             student=ALIGNED if changes.get("weight_feature") else STUDENT,

@@ -16,7 +16,7 @@ import zarr
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.latents import to_network
 from turbo_vaed.distill import teacher_quality as module
-from turbo_vaed.distill.target_cache import Wanted
+from turbo_vaed.distill.teacher_cache import TeacherTargetsSpec
 from turbo_vaed.distill.teacher_quality import TeacherQuality, teacher_quality
 from turbo_vaed.errors import BudgetRefused, CorruptFile, DataRefused
 from turbo_vaed.metrics import detail, flicker
@@ -35,7 +35,7 @@ def write(store: Path, name: str, values: np.ndarray) -> None:
 
 
 @pytest.fixture
-def wanted(tmp_path: Path, tiny_teacher: Path) -> Wanted:
+def wanted(tmp_path: Path, tiny_teacher: Path) -> TeacherTargetsSpec:
     """Five clips of 5 frames of 32x32, with the teacher's own latents."""
     teacher = load_teacher("ltx-video", tiny_teacher)
     rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def wanted(tmp_path: Path, tiny_teacher: Path) -> Wanted:
     (tmp_path / "clip" / "clips.json").write_text(json.dumps({"clips": clips}))
     facts = {"compression": [4, 8, 8], "teacher_sha256": teacher.sha256, "tiles": 2}
     (tmp_path / "encode" / "latents.json").write_text(json.dumps(facts))
-    return Wanted(
+    return TeacherTargetsSpec(
         family="ltx-video",
         weights=str(shutil.copytree(tiny_teacher, tmp_path / "teacher")),
         clips=str(tmp_path / "clip"),
@@ -78,7 +78,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return calls
 
 
-def expected(wanted: Wanted) -> TeacherQuality:
+def expected(wanted: TeacherTargetsSpec) -> TeacherQuality:
     """PSNR written down a second time, and unrounded."""
     video = zarr.open_group(f"{wanted.clips}/clips.zarr", mode="r")["video"][:][VAL]
     latents = zarr.open_group(f"{wanted.latents}/latents.zarr", mode="r")["latents"][:][VAL]

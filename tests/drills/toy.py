@@ -10,7 +10,7 @@ from tests.distill.conftest import STUDENT
 from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.costs import Budget
 from turbo_vaed.distill.job import Job, RunCosts, data_key
-from turbo_vaed.distill.targets import TargetPlan
+from turbo_vaed.distill.teacher_targets import TeacherTargetsPlan
 
 USD_PER_HOUR = Decimal("3.6")
 """A millidollar a second."""
@@ -24,7 +24,7 @@ def make_job(folder: Path, *, workers: int = 1, steps: int = STEPS) -> Job:
         clips=str(clips),
         latents=str(latents),
         targets=str(targets),
-        plan=TargetPlan(blocks=(), reconstruction=True, mode="cache", reason="a toy", figures={}),
+        plan=TeacherTargetsPlan(blocks=(), reconstruction=True, mode="cache", reason="a toy"),
         teacher_family="none",
         teacher_weights=folder,
         student=STUDENT,

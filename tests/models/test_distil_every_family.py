@@ -23,7 +23,7 @@ from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.latents import to_network
 from turbo_vaed.distill.job import Job, RunCosts
 from turbo_vaed.distill.loop import Loop
-from turbo_vaed.distill.targets import TargetPlan
+from turbo_vaed.distill.teacher_targets import TeacherTargetsPlan
 from turbo_vaed.models.sizing import student_for
 from turbo_vaed.models.teachers import FAMILIES, LatentSpec, load_teacher
 
@@ -63,7 +63,7 @@ def make_job(family: str, folder: Path, place: Path, learning_rate: float) -> Jo
         clips=str(place / "clip"),
         latents=str(place / "encode"),
         targets=None,
-        plan=TargetPlan(blocks=(), reconstruction=True, mode="recompute", reason="", figures={}),
+        plan=TeacherTargetsPlan(blocks=(), reconstruction=True, mode="recompute", reason=""),
         teacher_family=family,
         teacher_weights=folder,
         data_key="made up",

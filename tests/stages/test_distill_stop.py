@@ -24,8 +24,8 @@ from turbo_vaed.distill import train
 from turbo_vaed.distill.job import Job
 from turbo_vaed.distill.store import Store, step_of
 from turbo_vaed.distill.student import Student
-from turbo_vaed.distill.targets import TargetPlan
 from turbo_vaed.distill.teacher_quality import TeacherQuality
+from turbo_vaed.distill.teacher_targets import TeacherTargetsPlan
 from turbo_vaed.errors import Unreachable
 from turbo_vaed.gate.evidence import LEAST_FLICKER, _quality
 from turbo_vaed.gate.output_quality import Shown
@@ -226,7 +226,7 @@ def stage(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Stage:
     ):
         workspace.folder(folder).mkdir(parents=True)
         (workspace.folder(folder) / name).write_text(json.dumps(facts))
-    plan = TargetPlan(blocks=(), reconstruction=False, mode="none", reason="made up", figures={})
+    plan = TeacherTargetsPlan(blocks=(), reconstruction=False, mode="none", reason="made up")
     monkeypatch.setattr(distill, "_student", lambda _: PRESETS["tiny-ltx"])
     monkeypatch.setattr(distill, "_targets", lambda *_: plan)
     monkeypatch.setattr(train, "_fit", stage.fit)

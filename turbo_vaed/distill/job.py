@@ -12,7 +12,7 @@ from typing import Any
 
 from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.costs import Budget, per_second
-from turbo_vaed.distill.target_costs import TargetPlan
+from turbo_vaed.distill.teacher_targets import TeacherTargetsPlan
 from turbo_vaed.models import DecoderConfig
 from turbo_vaed.runtime.files import sha256_json
 
@@ -73,7 +73,7 @@ class Job:
     latents: str
     targets: str | None
     """The teacher's cached targets, where the plan says so."""
-    plan: TargetPlan
+    plan: TeacherTargetsPlan
     teacher_family: str
     teacher_weights: Path
     """For targets that are computed again in every step."""

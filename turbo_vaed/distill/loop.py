@@ -39,7 +39,7 @@ from turbo_vaed.distill.student import (
     is_to_compile,
     update_ema,
 )
-from turbo_vaed.distill.targets import Recompute
+from turbo_vaed.distill.teacher_targets import RecomputedTargets
 from turbo_vaed.distill.validation import Validation, validate
 from turbo_vaed.models import TurboVaedDecoder
 
@@ -85,8 +85,8 @@ class Loop:
         self.began_at = job.costs.at
         self.data = Clips(clips=job.clips, latents=job.latents, targets=job.targets)
         self.recompute = (
-            Recompute(
-                family=job.teacher_family, weights=job.teacher_weights, plan=job.plan, device=device
+            RecomputedTargets(
+                job.plan, family=job.teacher_family, weights=job.teacher_weights, device=device
             )
             if job.plan.mode == "recompute"
             else None

@@ -19,7 +19,7 @@ from turbo_vaed.dataset.clip_arrays import ClipArray, create_clip_array, open_fo
 from turbo_vaed.dataset.clip_pass import Device, pass_over_clips
 from turbo_vaed.dataset.latents import CLIPS_REMEDY, to_network
 from turbo_vaed.distill.data import TARGETS_REMEDY, read_json
-from turbo_vaed.distill.target_cache import TargetWriter, Wanted
+from turbo_vaed.distill.teacher_cache import CacheWriter, TeacherTargetsSpec
 from turbo_vaed.distill.validation import Metric, frames, metrics_of
 from turbo_vaed.errors import CorruptFile, DataRefused
 
@@ -41,7 +41,7 @@ class TeacherQuality:
 
 
 def teacher_quality(
-    wanted: Wanted,
+    wanted: TeacherTargetsSpec,
     *,
     batch_size: int,
     ray_address: str | None = None,
@@ -95,7 +95,7 @@ def teacher_quality(
     return quality
 
 
-def _video(wanted: Wanted) -> ClipArray:
+def _video(wanted: TeacherTargetsSpec) -> ClipArray:
     return ClipArray(f"{wanted.clips}/clips.zarr", "video", remedy=CLIPS_REMEDY)
 
 
@@ -104,7 +104,7 @@ def _metrics(video: ClipArray) -> dict[str, Metric]:
     return {name: of for name, of in metrics_of(video.shape[1]).items() if name != "ms_ssim"}
 
 
-def _create(wanted: Wanted, clips: int) -> None:
+def _create(wanted: TeacherTargetsSpec, clips: int) -> None:
     import zarr
 
     group = zarr.open_group(f"{wanted.targets}/{_STORE}", mode="w", zarr_format=3)
@@ -115,8 +115,8 @@ def _create(wanted: Wanted, clips: int) -> None:
 class Scorer:
     """A worker of `pass_over_clips`: decodes clips and writes their figures."""
 
-    def __init__(self, wanted: Wanted, *, device: Device) -> None:
-        self.teacher = TargetWriter(wanted, device=device)
+    def __init__(self, wanted: TeacherTargetsSpec, *, device: Device) -> None:
+        self.teacher = CacheWriter(wanted, device=device)
         self.video = _video(wanted)
         self.metrics = _metrics(self.video)
         store = f"{wanted.targets}/{_STORE}"

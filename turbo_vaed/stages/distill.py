@@ -29,7 +29,8 @@ from turbo_vaed.workspace import Workspace
 if TYPE_CHECKING:
     from turbo_vaed.distill.follow import Follower
     from turbo_vaed.distill.job import Job, QualityTarget, RunCosts
-    from turbo_vaed.distill.targets import TargetPlan, Wanted
+    from turbo_vaed.distill.teacher_cache import TeacherTargetsSpec
+    from turbo_vaed.distill.teacher_targets import TeacherTargetsPlan
     from turbo_vaed.distill.train import Distilled
     from turbo_vaed.models import DecoderConfig
 
@@ -163,13 +164,13 @@ def _student(workspace: Workspace) -> DecoderConfig:
         raise UserError(f"distill.weight_feature is above 0, but {error}") from error
 
 
-def _wanted(workspace: Workspace, student: DecoderConfig) -> Wanted:
-    from turbo_vaed.distill.targets import Wanted
+def _wanted(workspace: Workspace, student: DecoderConfig) -> TeacherTargetsSpec:
+    from turbo_vaed.distill.teacher_cache import TeacherTargetsSpec
     from turbo_vaed.models.alignment import block_name
 
     params = workspace.params.distill
     blocks = student.aligned_blks_indices if params.weight_feature > 0 else ()
-    return Wanted(
+    return TeacherTargetsSpec(
         family=workspace.params.encode.teacher_family,
         weights=str(workspace.teacher_weights()),
         clips=str(workspace.folder("clip")),
@@ -186,33 +187,17 @@ def _targets(
     settings: Settings,
     spending: Spending,
     tell: Callable[[str, int, int], None],
-) -> TargetPlan:
-    """What the teacher shows besides its latents, cached where that is cheaper and can be paid."""
-    from turbo_vaed.distill.targets import plan_targets, write_targets
+) -> TeacherTargetsPlan:
+    from turbo_vaed.distill.teacher_targets import prepare_teacher_targets
 
-    wanted, batch_size = _wanted(workspace, student), workspace.params.encode.batch_size
-    plan = plan_targets(
-        wanted,
+    return prepare_teacher_targets(
+        _wanted(workspace, student),
         workspace.params.distill,
-        batch_size=batch_size,
+        batch_size=workspace.params.encode.batch_size,
         ray_address=settings.ray_address,
-        affordable_seconds=spending.affordable_seconds,
-        tell=partial(tell, "measuring what the teacher's targets cost"),
+        spending=spending,
+        report_progress=tell,
     )
-    print(f"teacher's targets: {plan.reason}", flush=True)
-    if plan.mode == "cache":
-        try:
-            write_targets(
-                wanted,
-                batch_size=batch_size,
-                ray_address=settings.ray_address,
-                afford=lambda seconds: spending.require(seconds, "caching the teacher's targets"),
-                tell=partial(tell, "caching the teacher's targets"),
-            )
-        except BudgetRefused as refusal:  # it takes longer than measured; steps cost less at once
-            print(f"teacher's targets are computed every step: {refusal}", flush=True)
-            plan = dataclasses.replace(plan, mode="recompute", reason=str(refusal))
-    return plan
 
 
 def _costs(
@@ -309,7 +294,7 @@ def _target(
 def _job(
     workspace: Workspace,
     student: DecoderConfig,
-    plan: TargetPlan,
+    plan: TeacherTargetsPlan,
     spending: Spending,
     target: QualityTarget | None,
 ) -> Job:
