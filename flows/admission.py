@@ -30,6 +30,7 @@ from turbo_vaed.errors import TurboVaedError, UserError
 from turbo_vaed.export import RUNTIMES
 from turbo_vaed.gate import TIMED, VERDICT_NAME, read_verdict
 from turbo_vaed.planning.compatibility import student_config
+from turbo_vaed.planning.environment import check_environment
 from turbo_vaed.planning.estimate import estimate_run, least_usd
 from turbo_vaed.planning.pricing import limits_of, price_of
 from turbo_vaed.planning.quote import cheapest_elsewhere
@@ -51,9 +52,11 @@ def preflight(settings: Settings, customer: str) -> Workspace:
     """What must hold before anything is computed or paid.
 
     Raises:
-        UserError: params that are not valid, no folder of videos, an exporter not installed.
+        UserError: params that are not valid, no folder of videos, an exporter not installed; no
+            git, or a folder that cannot be written.
         BudgetRefused: this machine's price is unknown.
         Unreachable: the ledger or MLflow does not answer.
+        Fault: the disk is nearly full.
     """
     workspace = Workspace.load(settings.root, customer)
     if not workspace.source.is_dir():
@@ -66,6 +69,7 @@ def preflight(settings: Settings, customer: str) -> Workspace:
         RUNTIMES[target.runtime].check()
     check_device(workspace)
     price_of(workspace.params, settings, "gate")
+    check_environment(settings.root, workspace.work)
     with Ledger.open(settings.ledger_url) as ledger:
         outbox.post(ledger, settings.outbox_folder)
     client.open_tracking(settings.mlflow_tracking_uri)

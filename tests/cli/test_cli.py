@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -27,6 +28,7 @@ def checkout(tmp_path, monkeypatch):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "assets/teachers", tmp_path / "assets/teachers")
     (tmp_path / "data/demo").mkdir(parents=True)
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     monkeypatch.setenv("TURBO_VAED_ROOT", str(tmp_path))
     for name in ("MLFLOW_TRACKING_URI", "TURBO_VAED_LEDGER_URL", "TURBO_VAED_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
@@ -213,6 +215,18 @@ def test_no_folder_of_videos(call, checkout):
     code, _, err = call("poc", "demo")
     assert code == 2
     assert "make setup" in err
+
+
+@pytest.mark.parametrize("lost", ["git", "work"])
+def test_a_machine_that_cannot_drive_a_run(call, checkout, monkeypatch, lost):
+    if lost == "git":
+        monkeypatch.setenv("PATH", str(checkout))
+    else:
+        (checkout / "work").symlink_to("/proc")  # where root cannot make files either
+    code, _, err = call("poc", "demo")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert not (checkout / "state").exists()
 
 
 def test_empty_folder_is_refused_and_leaves_no_result(call, checkout):
