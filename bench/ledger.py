@@ -37,8 +37,8 @@ sys.path.insert(0, str(ROOT))
 from bench.decode import cpu_name  # noqa: E402
 from turbo_vaed.config.stages import STAGES  # noqa: E402
 from turbo_vaed.costs import Charge, ChargeGroup, Ledger, Meter, Rate, steady, total_usd  # noqa: E402
+from turbo_vaed.costs.db.schema import GROUP_NAMES  # noqa: E402
 from turbo_vaed.costs.money import per_second, time_usd  # noqa: E402
-from turbo_vaed.costs.tables import GROUP_NAMES  # noqa: E402
 
 MONTH = datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)
 SLICE_SECONDS = 15

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from turbo_vaed.costs.database import BUSY_SECONDS
+from turbo_vaed.costs.db.engine import BUSY_SECONDS
 from turbo_vaed.errors import (
     CorruptFile,
     DataRefused,

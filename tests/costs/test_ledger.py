@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from tests.costs.charges import START, charge
 from tests.costs.conftest import Postgres
 from turbo_vaed.costs import Charge, Ledger, total_usd
-from turbo_vaed.costs.tables import CHARGES
+from turbo_vaed.costs.db.schema import CHARGES
 from turbo_vaed.errors import UserError
 
 WIDE = Context(prec=60)

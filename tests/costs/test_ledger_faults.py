@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from tests.costs.charges import charge
 from tests.costs.conftest import Postgres
-from turbo_vaed.costs import Ledger, Meter, Rate, database, steady
+from turbo_vaed.costs import Ledger, Meter, Rate, steady
+from turbo_vaed.costs.db import engine
 from turbo_vaed.errors import CorruptFile, Unreachable, UserError
 
 
@@ -71,7 +72,7 @@ def test_a_file_that_was_damaged(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
-    said = "no sound database: database disk image is malformed"
+    said = "database disk image is malformed"
     with pytest.raises(CorruptFile, match=said), Ledger.open(url) as ledger:
         ledger.charges()
 
@@ -89,7 +90,7 @@ def test_a_file_that_may_not_be_written(tmp_path: Path) -> None:
 def test_a_database_that_somebody_keeps_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(engine, "BUSY_SECONDS", 0.05)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         ledger.add(charge())
         other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
@@ -205,7 +206,7 @@ def test_a_commit_that_nobody_heard_of_is_no_double(url: str) -> None:
 def test_a_meter_brings_later_what_a_locked_ledger_did_not_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(engine, "BUSY_SECONDS", 0.05)
     clock = iter(n * 15_000_000_000 for n in range(100))
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)

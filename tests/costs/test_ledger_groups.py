@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tests.costs.charges import START, charge
 from turbo_vaed.costs import Charge, ChargeGroup, Ledger, total_usd
+from turbo_vaed.costs.db.schema import GROUP_NAMES, halves
 from turbo_vaed.costs.money import from_units, to_units
-from turbo_vaed.costs.tables import GROUP_NAMES, halves
 from turbo_vaed.errors import UserError
 
 

@@ -20,9 +20,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from tests.costs.charges import charge
-from turbo_vaed.costs import Charge, Ledger, database, migrations
-from turbo_vaed.costs.database import REVISION, VERSION_TABLE, connect
-from turbo_vaed.costs.tables import METADATA, halves
+from turbo_vaed.costs import Charge, Ledger
+from turbo_vaed.costs.db import engine as database
+from turbo_vaed.costs.db import migrate
+from turbo_vaed.costs.db.engine import VERSION_TABLE, connect
+from turbo_vaed.costs.db.migrate import REVISION
+from turbo_vaed.costs.db.schema import METADATA, halves
 from turbo_vaed.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -128,7 +131,7 @@ def test_a_ledger_of_before_was_the_first_revision(old: str) -> None:
         connection.exec_driver_sql("DROP TABLE charges")
     with database.writing(engine) as connection:
         config = Config()
-        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.set_main_option("script_location", str(Path(migrate.__file__).parent))
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
     engine.dispose()
@@ -144,7 +147,7 @@ def test_a_ledger_of_every_earlier_revision_keeps_its_rows(
     engine = connect(old)
     with database.writing(engine) as connection:
         config = Config()
-        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.set_main_option("script_location", str(Path(migrate.__file__).parent))
         config.attributes["connection"] = connection
         command.stamp(config, "0001")
         command.upgrade(config, revision)
@@ -163,13 +166,13 @@ def test_rows_stay_append_only_after_an_upgrade(old: str) -> None:
 
 def test_an_upgrade_that_fails_changes_nothing(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = shape(old)
-    really = migrations.command.upgrade
+    really = command.upgrade
 
     def break_off(*given: Any) -> None:
         really(*given)
         raise RuntimeError("the power went")
 
-    monkeypatch.setattr(migrations.command, "upgrade", break_off)
+    monkeypatch.setattr(command, "upgrade", break_off)
     with pytest.raises(RuntimeError, match="the power went"):
         Ledger.open(old)
     assert shape(old) == before
@@ -297,7 +300,7 @@ def test_the_tables_are_what_the_revisions_make(url: str) -> None:
 
 
 def test_the_newest_revision_is_the_one_that_code_asks_for() -> None:
-    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    scripts = ScriptDirectory(str(Path(migrate.__file__).parent))
     assert scripts.get_heads() == [REVISION]
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from flows import dvc, runs
-from turbo_vaed.costs import database
+from turbo_vaed.costs.db import engine
 from turbo_vaed.errors import BudgetRefused, CorruptFile, DataRefused, Fault, Refused, UserError
 
 
@@ -92,7 +92,7 @@ def test_a_stage_that_takes_too_long_is_interrupted_and_named(tmp_path):
 
 def test_a_stage_may_wait_for_its_ledger_before_it_is_killed():
     """For the slice that is being written, and for its last one."""
-    assert dvc._INTERRUPT_SECONDS > 2 * database.BUSY_SECONDS
+    assert dvc._INTERRUPT_SECONDS > 2 * engine.BUSY_SECONDS
 
 
 def test_one_flow_at_a_time_for_a_customer(tmp_path):

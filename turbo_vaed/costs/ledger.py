@@ -19,18 +19,9 @@ from typing import Any, Literal, Self
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from turbo_vaed.costs.database import connect, make_ready, talking, writing
-from turbo_vaed.costs.money import (
-    AMOUNT_QUANTUM,
-    PRICE_QUANTUM,
-    mismatch_usd,
-    plain,
-    quantise_usd,
-    total_usd,
-)
-from turbo_vaed.costs.prices import MARKETS, Market
-from turbo_vaed.costs.reservation import Reservation
-from turbo_vaed.costs.tables import (
+from turbo_vaed.costs.db.engine import connect, translated_errors, writing
+from turbo_vaed.costs.db.migrate import make_ready
+from turbo_vaed.costs.db.schema import (
     CHARGE_GROUPS,
     CHARGES,
     DECIMALS,
@@ -42,6 +33,16 @@ from turbo_vaed.costs.tables import (
     sums_of,
     whole,
 )
+from turbo_vaed.costs.money import (
+    AMOUNT_QUANTUM,
+    PRICE_QUANTUM,
+    mismatch_usd,
+    plain,
+    quantise_usd,
+    total_usd,
+)
+from turbo_vaed.costs.prices import MARKETS, Market
+from turbo_vaed.costs.reservation import Reservation
 from turbo_vaed.errors import UserError
 
 Useful = Literal["useful", "wasted"]
@@ -164,7 +165,7 @@ class Ledger:
         """
         engine = connect(url)
         try:
-            with talking(engine.url):
+            with translated_errors(engine.url):
                 make_ready(engine)
         except BaseException:
             engine.dispose()
@@ -191,7 +192,7 @@ class Ledger:
         group = sa.select(CHARGE_GROUPS.c.id).where(
             CHARGE_GROUPS.c.key == sa.bindparam("group_key")
         )
-        with talking(self._engine.url), writing(self._engine) as connection:
+        with translated_errors(self._engine.url), writing(self._engine) as connection:
             connection.execute(
                 insert(CHARGE_GROUPS).on_conflict_do_nothing(),
                 [{"key": key, **groups[key]} for key in sorted(groups)],
@@ -229,7 +230,7 @@ class Ledger:
             query = query.where(CHARGES.c.ended_at >= since)
         if until is not None:
             query = query.where(CHARGES.c.started_at < until)
-        with talking(self._engine.url), self._engine.connect() as connection:
+        with translated_errors(self._engine.url), self._engine.connect() as connection:
             rows = connection.execute(query).mappings().all()
         return tuple(Charge(**row) for row in rows)
 
@@ -275,7 +276,7 @@ class Ledger:
         query = _began(query, since, until)
         if of_runs_in is not None:
             query = query.where(CHARGE_GROUPS.c.run.in_(_runs_in(*of_runs_in, customer)))
-        with talking(self._engine.url), self._engine.connect() as connection:
+        with translated_errors(self._engine.url), self._engine.connect() as connection:
             rows = connection.execute(query).all()
         width = len(GROUP_NAMES)
         groups = (
@@ -307,7 +308,7 @@ class Ledger:
             for end in (sa.func.min, sa.func.max)
         ]
         query = _narrow(sa.select(*ends), None, customer)
-        with talking(self._engine.url), self._engine.connect() as connection:
+        with translated_errors(self._engine.url), self._engine.connect() as connection:
             rows = connection.execute(query).all()
         found = [row for row in rows if row[0] is not None]
         return (min(r[0] for r in found), max(r[1] for r in found)) if found else None
@@ -327,7 +328,7 @@ class Ledger:
             None,
             customer,
         )
-        with talking(self._engine.url), self._engine.connect() as connection:
+        with translated_errors(self._engine.url), self._engine.connect() as connection:
             rows = connection.execute(_began(query, since, until)).all()
         found = [(row[0], whole(row[1:])) for row in rows]
         wasted = total_usd(usd for useful, usd in found if useful == "wasted")
@@ -352,7 +353,7 @@ class Ledger:
         _check_aware("reservation: at", at)
         values = {"customer": customer, "upto_usd": quantise_usd(upto_usd), "told_at": at}
         insert = self._insert(RESERVATIONS).values(run=run, **values)
-        with talking(self._engine.url), writing(self._engine) as connection:
+        with translated_errors(self._engine.url), writing(self._engine) as connection:
             connection.execute(insert.on_conflict_do_update(index_elements=["run"], set_=values))
 
     def release(self, run: str) -> None:
@@ -361,7 +362,7 @@ class Ledger:
         Raises:
             Unreachable: the database does not take it.
         """
-        with talking(self._engine.url), writing(self._engine) as connection:
+        with translated_errors(self._engine.url), writing(self._engine) as connection:
             connection.execute(RESERVATIONS.delete().where(RESERVATIONS.c.run == run))
 
     def reservations(self, *, at: datetime) -> tuple[Reservation, ...]:
@@ -388,7 +389,7 @@ class Ledger:
             .group_by(*RESERVATIONS.c)
             .order_by(RESERVATIONS.c.run)
         )
-        with talking(self._engine.url), self._engine.connect() as connection:
+        with translated_errors(self._engine.url), self._engine.connect() as connection:
             rows = connection.execute(query).all()
         found = (
             Reservation(
@@ -413,7 +414,7 @@ class Ledger:
             Unreachable: the database does not answer.
         """
         query = sa.select(CHARGE_GROUPS.c.customer).distinct()
-        with talking(self._engine.url), self._engine.connect() as connection:
+        with translated_errors(self._engine.url), self._engine.connect() as connection:
             return tuple(sorted(connection.execute(query).scalars()))
 
     def runs_of_stage(self, customer: str, stage: str) -> dict[str, tuple[datetime, datetime]]:
@@ -432,7 +433,7 @@ class Ledger:
             .where(CHARGE_GROUPS.c.customer == customer, CHARGE_GROUPS.c.stage == stage)
             .group_by(CHARGE_GROUPS.c.id)
         )
-        with talking(self._engine.url), self._engine.connect() as connection:
+        with translated_errors(self._engine.url), self._engine.connect() as connection:
             rows = connection.execute(query).all()
         found: dict[str, tuple[datetime, datetime]] = {}
         for run, first, last in rows:

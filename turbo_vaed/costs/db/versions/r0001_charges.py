@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from turbo_vaed.costs.migrations.append_only import keep_rows
+from turbo_vaed.costs.db.append_only import keep_rows
 
 revision = "0001"
 down_revision = None

@@ -12,7 +12,7 @@ from decimal import Context, Decimal, Inexact
 import sqlalchemy as sa
 from alembic import op
 
-from turbo_vaed.costs.migrations.append_only import keep_keys, keep_rows
+from turbo_vaed.costs.db.append_only import keep_keys, keep_rows
 
 revision = "0002"
 down_revision = "0001"

@@ -1,34 +1,43 @@
-"""The ledger's tables are made and changed here, by Alembic, when a ledger is opened.
+"""Bringing the ledger's tables to the newest revision, by Alembic, when a ledger is opened.
 
-To change them, write a new revision; one that was released is never edited:
+To change the tables, write a new revision; a released one is never edited:
 
 1. Copy the newest file of `versions/` to `r0004_what_changes.py`; set `revision = "0004"` and
    `down_revision = "0003"`. There is no way back, so a revision has no `downgrade`.
-2. Write `upgrade()` with `alembic.op`, for SQLite and PostgreSQL. It carries over every row that is
-   there. It runs in one transaction with all else that is due, so it is done or it never was; it
-   opens and commits nothing itself. It imports nothing that may change, such as `costs/tables.py`:
-   what it needs of it, it copies.
+2. Write `upgrade()` with `alembic.op`, for SQLite and PostgreSQL. It carries over every existing
+   row. It runs in one transaction with all other pending revisions, so it is done as a whole or
+   not at all; it opens and commits nothing itself. It imports nothing that may change, such as
+   `schema.py`: it copies what it needs of it.
 3. Tables of charges are append only: `append_only.py` makes a new one so. On SQLite, changing a
    column means a new table, its rows, and the old one's name (`r0002_groups.py`); a dropped table
    takes its indexes and triggers with it.
-4. Change `costs/tables.py` to match, and `REVISION` in `costs/database.py`.
+4. Change `schema.py` to match, and `REVISION` here.
 5. `tests/costs/test_migrations.py` compares tables with revisions and opens ledgers of every
-   earlier one, made from `tests/data/ledger-0001.*.sql`, whose rows are of every kind.
+   earlier one, made from `tests/data/ledger-0001.*.sql`, which have rows of every kind.
 """
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 
-from turbo_vaed.costs.database import UPGRADE_SECONDS, VERSION_TABLE, current_revision, writing
+from turbo_vaed.costs.db.engine import (
+    UPGRADE_SECONDS,
+    VERSION_TABLE,
+    connect,
+    current_revision,
+    writing,
+)
 from turbo_vaed.errors import UserError
 
+if TYPE_CHECKING:
+    from alembic.script import ScriptDirectory
+
+REVISION = "0003"
+"""The newest revision in `versions/`: what `schema.py` describes."""
 _FIRST = "0001"
 _FIRST_COLUMNS = frozenset(
     (
@@ -39,7 +48,23 @@ _FIRST_COLUMNS = frozenset(
 """Of `charges`, as ledgers had them before there were migrations."""
 _LOCK = 7_260_495_122_026
 """PostgreSQL's advisory lock for upgrades of a ledger: any number that nobody else takes."""
-_alone = threading.Lock()  # Alembic's `op` is one per process
+_one_at_a_time = threading.Lock()  # Alembic's `op` is one per process
+
+
+def make_ready(engine: sa.Engine) -> None:
+    """Bring an empty or older database to the newest revision; cheap where there is nothing to do.
+
+    Raises:
+        UserError: the database is newer than this code, or its tables are somebody else's.
+    """
+    with engine.connect() as connection:
+        if current_revision(connection) == REVISION:
+            return
+    patient = connect(engine.url, UPGRADE_SECONDS)
+    try:
+        upgrade(patient)
+    finally:
+        patient.dispose()
 
 
 def upgrade(engine: sa.Engine) -> None:
@@ -50,9 +75,13 @@ def upgrade(engine: sa.Engine) -> None:
     Raises:
         UserError: its revision is not one of ours, or a table `charges` is somebody else's.
     """
+    from alembic import command  # takes a second to import
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    with _alone, writing(engine) as connection:
+    with _one_at_a_time, writing(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{UPGRADE_SECONDS:.0f}s'")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")

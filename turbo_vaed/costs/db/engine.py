@@ -1,4 +1,4 @@
-"""How the ledger's database is opened, whichever it is, and its errors as ours."""
+"""Opening the ledger's database, SQLite or PostgreSQL, and translating its errors into ours."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ UPGRADE_SECONDS = 900.0
 """How long a process waits for another one that is changing the tables."""
 CONNECT_SECONDS = 10
 """How long a PostgreSQL server may take to answer."""
-REVISION = "0003"
-"""The newest revision in `migrations/versions`: what the tables look like now."""
 VERSION_TABLE = "ledger_version"
 """Not Alembic's own name: MLflow or Prefect may live in the same database."""
 _SETTING = "TURBO_VAED_LEDGER_URL"
@@ -36,7 +34,7 @@ _ADVICE = {
     "authentication failed": f"correct the user or the password in {_SETTING}",
     'FATAL:  database "': f"correct the name in {_SETTING}, or create it on the server",
 }
-"""What to do, by a part of what the database said."""
+"""What to do, by a part of the database's message."""
 
 
 def connect(url: str | URL, busy_seconds: float | None = None) -> sa.Engine:
@@ -124,24 +122,6 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
         yield connection
 
 
-def make_ready(engine: sa.Engine) -> None:
-    """Bring an empty or older database to the newest revision; cheap where there is nothing to do.
-
-    Raises:
-        UserError: the database is newer than this code, or its tables are somebody else's.
-    """
-    with engine.connect() as connection:
-        if current_revision(connection) == REVISION:
-            return
-    from turbo_vaed.costs.migrations import upgrade  # Alembic takes a second to import
-
-    waiting = connect(engine.url, UPGRADE_SECONDS)
-    try:
-        upgrade(waiting)
-    finally:
-        waiting.dispose()
-
-
 def current_revision(connection: sa.Connection) -> str | None:
     """The revision that a database is at; None where no migration has touched it."""
     if not sa.inspect(connection).has_table(VERSION_TABLE):
@@ -153,17 +133,19 @@ def current_revision(connection: sa.Connection) -> str | None:
 
 
 @contextmanager
-def talking(url: URL) -> Iterator[None]:
-    """The database's own errors as ours."""
+def translated_errors(url: URL) -> Iterator[None]:
+    """Raise the database's own errors as `CorruptFile` or `Unreachable`, with advice."""
     try:
         yield
     except DBAPIError as error:
         shown = url.render_as_string(hide_password=True)
-        said = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no answer"
-        advice = next((todo for part, todo in _ADVICE.items() if part in said), None)
-        if "not a database" in said or "malformed" in said:
+        message = (
+            str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no answer"
+        )
+        advice = next((todo for part, todo in _ADVICE.items() if part in message), None)
+        if "not a database" in message or "malformed" in message:
             raise CorruptFile(
-                f"the ledger {shown} is no sound database: {said}; {advice}"
+                f"the ledger {shown} is not an intact database: {message}; {advice}"
             ) from error
         advice = advice or f"check that it is reachable and writable, or set {_SETTING}"
-        raise Unreachable(f"the ledger {shown} cannot be used: {said}; {advice}") from error
+        raise Unreachable(f"the ledger {shown} cannot be used: {message}; {advice}") from error
