@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from bench.plain_loop import PlainLoop, PlainStudent, read_source
+from turbo_vaed.config.load import FILES
 from turbo_vaed.costs import Budget
 from turbo_vaed.distill.data import Clips
 from turbo_vaed.distill.job import Job, RunCosts, data_key
@@ -72,7 +73,8 @@ def prepare(root: Path) -> Demo:
     """Clips and latents of the demo below `root`, by the stages' own functions."""
     from turbo_vaed.stages import clip, encode, validate
 
-    shutil.copy(ROOT / "params.yaml", root)
+    for name in FILES:
+        shutil.copy(ROOT / name, root)
     for name in ("assets", "data"):
         (root / name).symlink_to(ROOT / name)
     workspace = Workspace.load(root, "demo")

@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.decode import CASES, resident_bytes  # noqa: E402
-from turbo_vaed.config.schema import DistillParams, load  # noqa: E402
+from turbo_vaed.config.load import load  # noqa: E402
+from turbo_vaed.config.schema import DistillParams  # noqa: E402
 from turbo_vaed.costs import Budget  # noqa: E402
 from turbo_vaed.dataset.clip_arrays import create_clip_array  # noqa: E402
 from turbo_vaed.distill.job import Job, RunCosts  # noqa: E402
@@ -116,7 +117,7 @@ def random_job(case: str, frames: int, side: int, root: Path, **changes: Any) ->
     """The full recipe on random clips below `root`, batch 1."""
     config = PRESETS[CASES[case][0]]
     write_random(case, config, frames, side, root)
-    demo = load(ROOT / "params.yaml", "demo").distill
+    demo = load(ROOT, "demo").distill
     never = {"checkpoint_every": 10**9, "validate_every": 10**9}
     one = {"batch_size": 1, "micro_batch": 1, "workers": 1, "min_workers": 1, "crop": side}
     changed = {**vars(demo), "start": "random", **FULL_RECIPE, **never, **one, **changes}

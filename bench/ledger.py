@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.decode import cpu_name  # noqa: E402
+from turbo_vaed.config.load import FILES  # noqa: E402
 from turbo_vaed.config.stages import STAGES  # noqa: E402
 from turbo_vaed.costs import Charge, ChargeGroup, Ledger, Meter, Rate, steady, total_usd  # noqa: E402
 from turbo_vaed.costs.db.schema import GROUP_NAMES  # noqa: E402
@@ -151,7 +152,8 @@ def report_seconds(folder: Path, count: int, rounds: int) -> dict[str, Any]:
 def commanded(folder: Path, ledger: Path) -> None:
     """`turbo-vaed cost report` of the month, as a person runs it: a process of its own."""
     (folder / "checkout").mkdir(exist_ok=True)
-    shutil.copy(ROOT / "params.yaml", folder / "checkout" / "params.yaml")
+    for name in FILES:
+        shutil.copy(ROOT / name, folder / "checkout")
     (folder / "checkout" / "dvc.yaml").touch()
     environment = os.environ | {
         "TURBO_VAED_ROOT": str(folder / "checkout"),

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from turbo_vaed.config import schema
+from turbo_vaed.config.load import load
 from turbo_vaed.dataset.clips import time_ranges
 from turbo_vaed.distill.linear_start import (
     blocks,
@@ -175,7 +175,7 @@ def main() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
 
-    clip = schema.load(ROOT / "params.yaml", "demo").clip
+    clip = load(ROOT, "demo").clip
     train, test_split = [], []
     for name in DEMO_VIDEOS:
         video = read_frames(given.videos / name)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from turbo_vaed.config import schema as params_module
+from turbo_vaed.config import load
 from turbo_vaed.config.schema import Params
 from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.errors import UserError
@@ -30,10 +30,9 @@ class Workspace:
         Raises:
             UserError: a bad name, an unknown customer, invalid params.
         """
-        params_module.check_customer_name(customer)
         return cls(
             customer=customer,
-            params=params_module.load(root / "params.yaml", customer),
+            params=load.load(root, customer),
             root=root,
             run_context=run_context or RunContext(),
         )

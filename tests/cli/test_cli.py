@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests import configs
 from tests.gate import made_up
 from turbo_vaed import cli
-from turbo_vaed.config import schema as params
+from turbo_vaed.config import load
 from turbo_vaed.gate import judge
 from turbo_vaed.workspace import Workspace
 
@@ -23,9 +24,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A checkout of its own: params.yaml and dvc.yaml, an empty demo folder, the teacher."""
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, tmp_path / name)
+    """A checkout of its own: configuration and dvc.yaml, an empty demo folder, the teacher."""
+    configs.copy_to(tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
     shutil.copytree(ROOT / "assets/teachers", tmp_path / "assets/teachers")
     (tmp_path / "data/demo").mkdir(parents=True)
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
@@ -47,13 +48,6 @@ def call(checkout, monkeypatch, capsys):
         return code, out, err
 
     return run
-
-
-def edit(checkout: Path, old: str, new: str) -> None:
-    path = checkout / "params.yaml"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +94,7 @@ def test_customer_add_keeps_comments_and_is_listed(call, checkout, tmp_path):
     assert "turbo-vaed poc acme" in out
     after = (checkout / "params.yaml").read_text()
     assert [c for c in before.split("#")[1:] if c.split("\n")[0] not in after] == []
-    assert params.load(checkout / "params.yaml", "acme").thresholds.min_psnr == 26
+    assert load.load(checkout, "acme").thresholds.min_psnr == 26
     code, out, _ = call("customer", "list", "--format", "json")
     assert [row["customer"] for row in json.loads(out)] == ["demo", "acme"]
     code, _, err = call(
@@ -137,22 +131,22 @@ def test_poc_of_a_name_that_is_no_customer(call, name):
 
 
 def test_unknown_key_in_params(call, checkout):
-    edit(checkout, "    steps:", "    stepz: 3\n    steps:")
+    configs.override(checkout, distill={"stepz": 3})
     code, _, err = call("poc", "demo")
     assert code == 2
     assert "distill.stepz" in err
 
 
-@pytest.mark.parametrize("budget", ["0", "-3"])
+@pytest.mark.parametrize("budget", [0, -3])
 def test_budget_of_zero_or_less(call, checkout, budget):
-    edit(checkout, "run_usd: 95", f"run_usd: {budget}")
+    configs.override(checkout, budget={"run_usd": budget})
     code, _, err = call("poc", "demo")
     assert code == 2
     assert "budget.run_usd" in err
 
 
 def test_unknown_price_is_refused_before_anything_runs(call, checkout):
-    edit(checkout, "local_usd_per_hour: 0.08", "local_usd_per_hour: null")
+    configs.override(checkout, prices={"local_usd_per_hour": None})
     code, _, err = call("poc", "demo")
     assert code == 1
     assert "prices.local_usd_per_hour" in err
@@ -160,16 +154,16 @@ def test_unknown_price_is_refused_before_anything_runs(call, checkout):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("changes", "said"),
     [
-        ("crop: 64", "crop: 60", "distill.crop is 60"),
-        ("frames: 9", "frames: 8", "clip.frames is 8"),
-        ("student: tiny-ltx", "student: turbo-vaed-ltx", "128 channels"),
-        ("student: tiny-ltx", "student: mine", "allowed: "),
+        ({"distill": {"crop": 60}}, "distill.crop is 60"),
+        ({"clip": {"frames": 8}}, "clip.frames is 8"),
+        ({"distill": {"student": "turbo-vaed-ltx"}}, "128 channels"),
+        ({"distill": {"student": "mine"}}, "allowed: "),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_is_paid(call, checkout, old, new, said):
-    edit(checkout, old, new)
+def test_what_does_not_fit_is_told_before_anything_is_paid(call, checkout, changes, said):
+    configs.override(checkout, **changes)
     code, _, err = call("poc", "demo")
     assert code == 2
     assert said in err
@@ -242,7 +236,7 @@ def test_empty_folder_is_refused_and_leaves_no_result(call, checkout):
 
 
 def test_teacher_outside_the_teachers_folder(call, checkout):
-    edit(checkout, "teacher_weights: assets/teachers/tiny-ltx", "teacher_weights: data/demo")
+    configs.override(checkout, encode={"teacher_weights": "data/demo"})
     code, _, err = call("poc", "demo")
     assert code == 2
     assert "assets/teachers" in err
@@ -328,22 +322,18 @@ def test_gate_explain_tells_an_old_verdict_from_the_last_runs(call, explained):
 
 
 def test_gate_explain_tells_that_other_limits_are_asked_by_now(call, checkout, explained):
-    params = checkout / "params.yaml"
-    text = params.read_text()
-    stricter = text.replace("    min_psnr: 22.0 ", "    min_psnr: 31.5 ", 1)
-    assert stricter != text
-    params.write_text(stricter)
+    configs.override(checkout, thresholds={"min_psnr": 31.5})
     said = " ".join(call("gate", "explain", "demo")[1].split())
-    assert "outdated: params.yaml has other limits now: psnr 31.5. turbo-vaed poc demo" in said
+    assert "outdated: other limits are in force now: psnr 31.5. turbo-vaed poc demo" in said
     (explained / "gate" / "verdict.json").write_text(
         (explained / "gate" / "verdict.json").read_text().replace('"host"', '"a-phone"')
     )
-    params.write_text(text)
+    configs.copy_to(checkout)
     said = " ".join(call("gate", "explain", "demo")[1].split())
-    assert "params.yaml has host as its device now, not a-phone" in said
-    params.write_text(text.replace("    use_case: education", "    use_case: inspection"))
+    assert "gate.device is host now, not a-phone" in said
+    configs.override(checkout, use_case="inspection")
     said = " ".join(call("gate", "explain", "demo")[1].split())
-    assert "params.yaml has the use case inspection for demo now" in said
+    assert "the use case of demo is inspection now" in said
 
 
 def test_outside_a_checkout(call, monkeypatch, tmp_path_factory):

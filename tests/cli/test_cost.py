@@ -7,8 +7,8 @@ import io
 import json
 
 import pytest
-import yaml
 
+from tests import configs
 from tests.cli import test_cli
 from tests.report.costs import made_up
 from turbo_vaed.costs import Ledger
@@ -19,7 +19,6 @@ checkout, call = test_cli.checkout, test_cli.call
 @pytest.fixture
 def made(checkout):
     """The checkout with the made-up customers, their work folders and their ledger."""
-    (checkout / "params.yaml").unlink()
     made_up.checkout(checkout)
     made_up.ledger(checkout).close()
     return checkout
@@ -119,9 +118,9 @@ def test_help_says_what_json_holds(call):
 
 
 def test_a_portfolio(call, made):
-    document = yaml.safe_load((made / "params.yaml").read_text())
+    document = configs.read(made)
     del document["customers"]["beta"]
-    (made / "params.yaml").write_text(yaml.safe_dump(document))
+    configs.write(made, document)
     code, out, _ = call("cost", "portfolio", "--month", "2026-08")
     sentence, path = out.strip().splitlines()
     assert code == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,11 +16,12 @@ from typing import Any
 import pytest
 import ray
 
+from tests import configs
 from turbo_vaed.cluster import nodes as cluster
 from turbo_vaed.cluster import watch
 from turbo_vaed.cluster.nodes import INSTANCE_TYPE, MARKET, REGION, ZONE
 from turbo_vaed.cluster.session import ray_session
-from turbo_vaed.config import schema
+from turbo_vaed.config import load, schema
 from turbo_vaed.costs import Ledger, PriceBook, Rate
 from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
 from turbo_vaed.errors import BudgetRefused, Unreachable
@@ -98,7 +98,7 @@ def test_a_node_whose_price_is_not_known_is_named(
 def on_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[schema.Params, Settings]:
     """A Ray of this machine, labelled as a spot machine, and settings that call it a cluster."""
     repository = Path(__file__).parents[2]
-    loaded = schema.load(repository / "params.yaml", "demo")
+    loaded = load.load(configs.FOLDER, "demo")
     settings = dataclasses.replace(
         Settings.from_environment(repository), ray_address="10.0.0.1:6379", own_ray_address=None
     )
@@ -133,7 +133,7 @@ def test_what_a_cluster_waits_between_its_stages_is_charged(
     driver. The workers are timed there, too."""
     _, settings = on_cluster
     (tmp_path / "assets").symlink_to(settings.root / "assets")
-    shutil.copy(settings.root / "params.yaml", tmp_path)
+    configs.copy_to(tmp_path)
     workspace = Workspace.load(tmp_path, "demo")
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         for stage in ("encode", "distill"):
@@ -161,7 +161,7 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
     """The driver is one of the nodes and has a charge of its own. Of the others one stays, one
     goes, one comes, and one has no price."""
     _, settings = on_cluster
-    shutil.copy(settings.root / "params.yaml", tmp_path)
+    configs.copy_to(tmp_path)
     workspace, on_demand = Workspace.load(tmp_path, "demo"), {**SPOT, MARKET: "on-demand"}
     there = {"driver": on_demand, "stays": SPOT, "goes": on_demand}
 
@@ -221,7 +221,7 @@ def test_a_stage_of_this_machine_needs_no_cluster(
     on_cluster: tuple[schema.Params, Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, settings = on_cluster
-    shutil.copy(settings.root / "params.yaml", tmp_path)
+    configs.copy_to(tmp_path)
     workspace = Workspace.load(tmp_path, "demo")
     settings = dataclasses.replace(settings, ray_address="127.0.0.1:9")
     idle_nodes.tracked(

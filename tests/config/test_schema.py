@@ -1,15 +1,19 @@
-"""params.yaml: what is refused, and what the message says; resolving and overriding."""
+"""The four files -> params: what is refused and where it stands; defaults, overrides, origins."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import time
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-import yaml
 
-from turbo_vaed.config import schema
+from tests import configs
+from turbo_vaed.config import load as config
+from turbo_vaed.config.schema import Params
+from turbo_vaed.config.yaml_file import read_yaml
 from turbo_vaed.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -17,24 +21,57 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def document():
-    return yaml.safe_load((ROOT / "params.yaml").read_text())
+    return configs.read()
 
 
-def load(document, customer="demo"):
-    return schema.parse(schema.resolve(document, customer))
+@pytest.fixture
+def load(tmp_path):
+    """The params of a customer of such a document, by its files."""
+
+    def parsed(document, customer="demo") -> Params:
+        return config.load(configs.write(tmp_path, document), customer)
+
+    return parsed
 
 
-def test_the_shipped_file_is_valid_for_every_customer_and_use_case(document):
-    for use_case in ("education", "inspection", "critical"):
-        document["customers"]["demo"]["use_case"] = use_case
-        assert load(document).use_case == use_case
-    assert load(document).budget.run_usd == Decimal(95)
-    assert load(document).distill.stop_psnr_margin_db is None  # all planned steps, unless asked
-    assert load(document).distill.stop_usd_per_tenth_db is None
-    assert load(document).thresholds.needs_approval is True
+def test_the_shipped_files_are_valid_for_every_customer_and_use_case(tmp_path):
+    files = config.read(ROOT)
+    for name in files.customers:
+        config.resolve(files, name).params()
+    for name in ("education", "inspection", "critical"):
+        assert config.use_case_limits(files, name).rationale
+    assert config.use_case_limits(files, "critical").needs_approval is True
+    for name in files.profiles:
+        config.profile(files, name)
 
 
-def test_a_customer_overrides_any_leaf_and_no_other(document):
+def test_a_checkout_with_a_customer_and_a_use_case_alone_has_the_built_in_defaults(
+    document, load, tmp_path
+):
+    only = {key: document[key] for key in ("customers", "use_cases")}
+    params = load(only)
+    assert params.budget.run_usd == Decimal(95)
+    assert params.prices.local_usd_per_hour is None, "a price that nobody gave is unknown"
+    assert params.distill.steps == 500 and params.device.kind == "host"
+    assert params.distill.stop_psnr_margin_db is None  # all planned steps, unless asked
+    for name in ("devices.yaml", "finance.yaml"):
+        (tmp_path / name).unlink()
+    assert config.load(tmp_path, "demo") == params
+
+
+def test_what_the_shipped_files_give_is_what_is_built_in(tmp_path):
+    """A team that removes a line which it never changed changes nothing."""
+    shipped = config.read(ROOT)
+    bare = dict(shipped.params.document) | {"customers": {"x": {"source": "x"}}}
+    configs.write(tmp_path, bare | shipped.policy.document | shipped.finance.document)
+    found = config.load(tmp_path, "x")
+    given = ("device", "thresholds", "source", "prices")
+    for field in dataclasses.fields(Params):
+        if field.name not in given:
+            assert getattr(found, field.name) == field.default, field.name
+
+
+def test_a_customer_overrides_any_leaf_and_no_other(document, load):
     before = load(document)
     document["customers"]["demo"]["distill"] = {"steps": 7}
     after = load(document)
@@ -43,7 +80,7 @@ def test_a_customer_overrides_any_leaf_and_no_other(document):
     assert after.clip == before.clip
 
 
-def test_a_customers_own_limit_does_not_keep_the_reason_of_the_old_one(document):
+def test_a_customers_own_limit_does_not_keep_the_reason_of_the_old_one(document, load):
     document["customers"]["demo"]["thresholds"] = {"min_psnr": 30, "min_ssim": 0.60}
     rationale = load(document).thresholds.rationale
     profile = document["use_cases"]["education"]
@@ -54,7 +91,7 @@ def test_a_customers_own_limit_does_not_keep_the_reason_of_the_old_one(document)
     assert load(document).thresholds.rationale["min_psnr"] == "our viewers sit close"
 
 
-def test_no_customer_takes_a_persons_approval_away(document):
+def test_no_customer_takes_a_persons_approval_away(document, load):
     document["customers"]["demo"] |= {"use_case": "critical", "thresholds": {"min_psnr": 35}}
     assert load(document).thresholds.needs_approval is True
     for value in (False, 0, None, "no"):
@@ -66,18 +103,18 @@ def test_no_customer_takes_a_persons_approval_away(document):
     assert load(document).thresholds.needs_approval is True, "more care is allowed"
 
 
-def test_money_keeps_the_digits_that_were_typed(document):
+def test_money_keeps_the_digits_that_were_typed(document, load):
     document["customers"]["demo"]["budget"] = {"run_usd": 0.1}
     document["customers"]["demo"]["distill"] = {"stop_usd_per_tenth_db": 0.1}
     assert load(document).budget.run_usd == Decimal("0.1")
     assert load(document).distill.stop_usd_per_tenth_db == Decimal("0.1")
 
 
-def test_an_assumption_keeps_its_digits_and_what_a_customer_does_not_name(document):
+def test_an_assumption_keeps_its_digits_and_what_a_customer_does_not_name(document, load):
     document["customers"]["demo"]["roi"] = {"egress_usd_per_gb": {"likely": 0.07}}
     egress = load(document).roi.egress_usd_per_gb
     assert (egress.low, egress.likely) == (Decimal("0.02"), Decimal("0.07"))
-    assert egress.source == document["defaults"]["roi"]["egress_usd_per_gb"]["source"]
+    assert egress.source == document["roi"]["egress_usd_per_gb"]["source"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +159,7 @@ def test_an_assumption_keeps_its_digits_and_what_a_customer_does_not_name(docume
         (("roi", "gpu_speedup", "low"), 0, ["roi: gpu_speedup.low is 0"]),
     ],
 )
-def test_bad_values_are_refused_by_their_path(document, path, value, said):
+def test_bad_values_are_refused_by_their_path(document, load, path, value, said):
     place = document["customers"]["demo"]
     for key in path[:-1]:
         place = place.setdefault(key, {})
@@ -134,43 +171,131 @@ def test_bad_values_are_refused_by_their_path(document, path, value, said):
 
 
 @pytest.mark.parametrize("name", ["a/b", "a b", "../x", "", "Ä", "-x", "a" * 49, "A", "no", "123"])
-def test_names_that_are_no_customer_names(document, name):
+def test_names_that_are_no_customer_names(document, load, name):
     with pytest.raises(UserError, match="not allowed"):
-        schema.resolve(document, name)
+        load(document, name)
 
 
-def test_unknown_customer_is_told_how_to_be_added(document):
+def test_unknown_customer_is_told_how_to_be_added(document, load):
     with pytest.raises(UserError, match="customer add nobody"):
-        schema.resolve(document, "nobody")
+        load(document, "nobody")
 
 
-def test_unknown_top_level_key(document):
-    document["default"] = {}
-    with pytest.raises(UserError, match="unknown key 'default'"):
-        schema.resolve(document, "demo")
-
-
-def test_missing_section(document):
-    del document["defaults"]["clip"]
-    with pytest.raises(UserError, match="clip: missing"):
-        load(document)
+def test_unknown_top_level_key(document, tmp_path):
+    configs.write(tmp_path, document)
+    with (tmp_path / "params.yaml").open("a") as file:
+        file.write("default: {}\n")
+    with pytest.raises(UserError, match=r"params.yaml:\d+ default: unknown key.*defaults"):
+        config.load(tmp_path, "demo")
 
 
 def test_file_that_is_no_yaml(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("a: [1\n")
     with pytest.raises(UserError, match="not valid YAML"):
-        schema.read_yaml(path)
+        read_yaml(path)
     path.write_text("- 1\n")
     with pytest.raises(UserError, match="mapping"):
-        schema.read_yaml(path)
+        read_yaml(path)
     with pytest.raises(UserError, match="does not exist"):
-        schema.read_yaml(tmp_path / "none.yaml")
+        read_yaml(tmp_path / "none.yaml")
 
 
-def test_resolving_does_not_change_what_was_read(document):
-    before = copy.deepcopy(document)
-    document["customers"]["demo"]["distill"] = {"steps": 7}
-    before["customers"]["demo"]["distill"] = {"steps": 7}
-    schema.resolve(document, "demo")
-    assert document == before
+def test_what_was_read_is_not_changed_by_resolving_it(document, tmp_path):
+    document["customers"]["demo"] |= {"thresholds": {"min_psnr": 30}, "distill": {"steps": 7}}
+    files = config.read(configs.write(tmp_path, document))
+    before = copy.deepcopy(files.params.document), copy.deepcopy(files.policy.document)
+    config.resolve(files, "demo")
+    assert (files.params.document, files.policy.document) == before
+
+
+FILES = {
+    "params.yaml": """defaults:
+  distill:
+    steps: 7
+customers:
+  demo:
+    source: data/demo
+    distill: {crop: 32}
+    thresholds:
+      min_psnr: 30
+""",
+    "devices.yaml": """devices:
+  host:
+    kind: host
+    shape: [9, 64, 64]
+""",
+    "finance.yaml": """prices:
+  candidates:
+    - &one {instance_type: a, region: r, zones: [z], speed: 1, interruptions_per_hour: 0, source: s}
+    - {<<: *one, speed: 2}
+""",
+}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A checkout of few lines, whose numbers the tests know."""
+    configs.copy_to(tmp_path)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("keys", "origin"),
+    [
+        (("distill", "steps"), "params.yaml:3 defaults.distill.steps"),
+        (("distill", "crop"), "params.yaml:7 customers.demo.distill.crop"),
+        (("distill", "seed"), config.BUILT_IN),
+        (("use_case",), config.BUILT_IN),
+        (("thresholds", "min_psnr"), "params.yaml:9 customers.demo.thresholds.min_psnr"),
+        (("device", "shape"), "devices.yaml:4 devices.host.shape"),
+        (("prices", "candidates", 1, "speed"), "finance.yaml:4 prices.candidates.1.speed"),
+        (("prices", "candidates", 1, "region"), "finance.yaml:3 prices.candidates.1.region"),
+        (("roi", "devices", "low"), config.BUILT_IN),
+    ],
+)
+def test_every_value_names_the_place_that_it_comes_from(root, keys, origin):
+    assert config.resolve(config.read(root), "demo").origin(keys) == origin
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "places"),
+    [
+        ("steps: 7", "stepz: 7", ["demo", "params.yaml:3", "defaults.distill.stepz", "steps?"]),
+        ("crop: 32", "corp: 32", ["params.yaml:7", "customers.demo.distill.corp", "crop?"]),
+        ("min_psnr: 30", "min_psnrs: 30", ["params.yaml:9", "demo.thresholds", "min_psnr?"]),
+        ("shape: [", "shapes: [", ["devices.yaml:4", "devices.host.shapes", "shape?"]),
+        ("speed: 2", "speeed: 2", ["finance.yaml:4", "prices.candidates.1.speeed", "speed?"]),
+        ("steps: 7", "steps: seven", ["params.yaml:3", "defaults.distill.steps", "'seven'"]),
+        ("    source: data/demo\n", "", ["params.yaml:5", "customers.demo.source", "missing"]),
+        ("  distill:\n    steps: 7", "  distill: 7", ["params.yaml:2", "mapping", "found 7"]),
+        ("defaults:", "devices:", ["params.yaml:1 devices", "devices.yaml", "config migrate"]),
+        ("  distill:\n    steps", "  roi:\n    steps", ["params.yaml:2", "finance.yaml"]),
+        ("kind: host", "kind: toaster", ["devices.yaml:2", "'toaster'", "'adb'"]),
+        ("{crop: 32}", "{crop: 32, crop: 64}", ["params.yaml:7", "'crop'", "on line 7"]),
+        ("    steps: 7", "    steps: 7\n    seed: 1\n    steps: 9", ["params.yaml:5", "on line 3"]),
+        ("{crop: 32}", "{}\n    device: {kind: adb}", ["params.yaml:8", "gate.device"]),
+    ],
+)
+def test_a_mistake_is_named_by_file_line_and_nearest_key(root, old, new, places):
+    (path,) = (root / name for name, text in FILES.items() if old in text)
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError) as refused:
+        config.load(root, "demo")
+    assert [place for place in places if place not in str(refused.value)] == []
+
+
+def test_a_customer_overrides_its_devices_profile(root):
+    configs.override(root, device={"shape": [5, 32, 32]})
+    assert config.load(root, "demo").device.shape == (5, 32, 32)
+
+
+def test_three_hundred_customers_are_read_in_no_time(root):
+    with (root / "params.yaml").open("a") as file:
+        for number in range(300):
+            file.write(f"  c{number}: {{source: x, distill: {{steps: {number + 1}}}}}\n")
+    began = time.process_time()
+    assert config.load(root, "c299").distill.steps == 300
+    assert time.process_time() - began < 1

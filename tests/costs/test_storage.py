@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -16,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import configs
 from turbo_vaed.costs import Ledger
 from turbo_vaed.costs.storage import storage_charge
 from turbo_vaed.costs.transfer import transfer_charge
@@ -56,7 +56,7 @@ def test_any_size_and_time_is_a_charge_to_the_last_digit(
 
 
 def test_what_a_run_kept_is_charged_once_and_only_for_its_own_time(tmp_path: Path) -> None:
-    shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
+    configs.copy_to(tmp_path)
     workspace = Workspace.load(tmp_path, "demo")
     prices = dataclasses.replace(workspace.params.prices, storage_usd_per_gb_month=Decimal(720))
     workspace = dataclasses.replace(
@@ -89,7 +89,7 @@ def test_checkpoints_in_a_bucket_are_charged_and_what_was_fetched_from_there(
     tmp_path: Path,
 ) -> None:
     """A GB for two hours at a dollar an hour; it was read by two workers. Nothing comes twice."""
-    shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
+    configs.copy_to(tmp_path)
     workspace = Workspace.load(tmp_path, "demo")
     prices = dataclasses.replace(
         workspace.params.prices,

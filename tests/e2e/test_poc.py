@@ -18,6 +18,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from tests import configs
+
 pytestmark = pytest.mark.timeout(1800)
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -43,7 +45,8 @@ TINY = {
 def checkout(tmp_path_factory, make_video):
     """A checkout with the customer `tiny`, whose videos are four, one of them a text file."""
     root = tmp_path_factory.mktemp("checkout")
-    for name in ("params.yaml", "dvc.yaml", ".dvcignore"):
+    configs.copy_to(root)
+    for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, root / name)
     shutil.copytree(ROOT / "assets", root / "assets")
     for seed in range(2):

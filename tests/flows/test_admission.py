@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from flows import admission, runs
+from tests import configs
 from tests.costs.charges import charge
 from turbo_vaed.config.devices import parse_profile
 from turbo_vaed.costs import Ledger
@@ -36,7 +36,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for name in ("RAY_ADDRESS", "TURBO_VAED_LEDGER_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(admission, "cheapest_elsewhere", lambda *given: "")  # AWS is not asked
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    configs.copy_to(tmp_path)
     return Settings.from_environment(tmp_path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from flows import admission
 from flows.poc import retries_of
+from tests import configs
 from turbo_vaed.config.devices import parse_profile
 from turbo_vaed.errors import UserError
 from turbo_vaed.settings import Settings
@@ -22,32 +22,28 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("targets", "[litert/fp32]", "nothing/bin/python: no such file; .*`make litert`"),
-        ("targets", "[coreml/fp16]", r"coreml/fp16, of which host \(gate\.device\) runs none"),
-        ("targets", "[litert/fp64]", r"export\.targets: .*litert/fp64"),
-        ("shapes", "[[16, 256, 256]]", r"export\.shapes: \[16, 256, 256\]: frames: found 16"),
+        ("targets", ["litert/fp32"], "nothing/bin/python: no such file; .*`make litert`"),
+        ("targets", ["coreml/fp16"], r"coreml/fp16, of which host \(gate\.device\) runs none"),
+        ("targets", ["litert/fp64"], r"export\.targets: .*litert/fp64"),
+        ("shapes", [[16, 256, 256]], r"export\.shapes: \[16, 256, 256\]: frames: found 16"),
     ],
 )
 def test_it_is_refused_first(
-    key: str, value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, value: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TURBO_VAED_LITERT", str(tmp_path / "nothing"))
     (tmp_path / "data" / "demo").mkdir(parents=True)
     shutil.copytree(
         ROOT / "assets" / "teachers" / "tiny-ltx", tmp_path / "assets/teachers/tiny-ltx"
     )
-    params = (ROOT / "params.yaml").read_text()
-    line = rf"(?m)^    {key}: .*\n" if key == "shapes" else rf"(?m)^    {key}:.*\n(      .*\n)+"
-    text, count = re.subn(line, f"    {key}: {value}\n", params)
-    assert count == 1
-    (tmp_path / "params.yaml").write_text(text)
+    configs.override(configs.copy_to(tmp_path), export={key: value})
     with pytest.raises(UserError, match=message):
         admission.preflight(Settings.from_environment(tmp_path), "demo")
     assert not (tmp_path / "state").exists(), "neither ledger nor MLflow was opened"
 
 
 def test_a_gate_on_a_device_that_is_paid_for_each_time_is_not_tried_again() -> None:
-    params = Workspace.load(ROOT, "demo").params
+    params = Workspace.load(configs.FOLDER, "demo").params
     assert [retries_of(stage, params) for stage in ("clip", "distill", "gate")] == [0, 1, 1]
     paid = {
         "name": "farm", "kind": "device-farm", "runner": "runner",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tests import configs
 from turbo_vaed.costs import Ledger
 from turbo_vaed.errors import Fault, Unreachable
 from turbo_vaed.metering import live_metrics, run_stage
@@ -111,7 +111,7 @@ def test_a_stage_has_a_tracker_of_its_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
+    configs.copy_to(tmp_path)
     settings = dataclasses.replace(
         Settings.from_environment(tmp_path),
         run_id="demo-1",
@@ -154,7 +154,7 @@ def test_a_stage_by_hand_keeps_nothing_back_when_it_is_over(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     """And a stage of this machine has the nodes of its cluster metered beside it."""
-    shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
+    configs.copy_to(tmp_path)
     settings = dataclasses.replace(
         Settings.from_environment(tmp_path),
         run_id=None,

@@ -17,7 +17,7 @@ import pytest
 import torch
 import zarr
 
-from turbo_vaed.config.schema import load as load_params
+from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.costs import Budget
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.latents import to_network
@@ -69,7 +69,7 @@ def make_job(family: str, folder: Path, place: Path, learning_rate: float) -> Jo
         data_key="made up",
         student=student_for(spec, share),
         params=replace(
-            load_params(ROOT / "params.yaml", "demo").distill,
+            DistillParams(),
             student="auto",
             start="random",
             steps=20,

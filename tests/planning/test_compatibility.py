@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from tests import configs
 from turbo_vaed.errors import UserError
 from turbo_vaed.models import PRESETS
 from turbo_vaed.models.sizing import count_parameters
@@ -27,9 +27,9 @@ def make_workspace(tmp_path: Path) -> Callable[..., Workspace]:
     """`make_workspace(section={key: value})`: a customer with the demo's teacher."""
 
     def make(**overrides: dict[str, Any]) -> Workspace:
-        document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+        document = configs.read()
         document["customers"] = {"acme": {"source": "videos", "use_case": "education", **overrides}}
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
+        configs.write(tmp_path, document)
         teacher = "assets/teachers/tiny-ltx"
         shutil.copytree(REPOSITORY / teacher, tmp_path / teacher)
         return Workspace.load(tmp_path, "acme")

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests import configs
 from tests.costs.listed import NOON, Listed
 from turbo_vaed.costs import Charge, Ledger, PriceBook, RunReservation, SpendingLimit, per_second
 from turbo_vaed.costs.aws_prices import Ec2Quote
@@ -47,7 +48,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    configs.copy_to(tmp_path)
     (tmp_path / "assets").symlink_to(REPOSITORY / "assets")
     (tmp_path / "infra").symlink_to(REPOSITORY / "infra")
     (tmp_path / "data").symlink_to(REPOSITORY / "data")

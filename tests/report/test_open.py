@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import configs
 from turbo_vaed import cli
 from turbo_vaed.workspace import Workspace
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_page_of_a_run_that_was_not_started_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    configs.copy_to(tmp_path)
     monkeypatch.setenv("TURBO_VAED_ROOT", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["turbo-vaed", "report", "open", "demo"])
     opened: list[str] = []

@@ -14,7 +14,8 @@ import pytest
 import zarr
 from PIL import Image
 
-from turbo_vaed.config import schema
+from tests import configs
+from turbo_vaed.config import load
 from turbo_vaed.report import media
 from turbo_vaed.report.context import Failure, Registration, ReportContext
 from turbo_vaed.report.page import write_report
@@ -64,7 +65,7 @@ def page(
             name="turbo-vaed-demo", version=3, alias="champion", mlflow_run="0a1b2c3d4e5f"
         ),
         lineage={"dvc_lock_sha256": "d0c1234", "python": "3.11.2"},
-        assumptions=schema.load(Path(__file__).parents[2] / "params.yaml", "demo").roi,
+        assumptions=load.load(configs.FOLDER, "demo").roi,
         cost_of_poc=Input.exact("poc_usd", Decimal(1), "ledger"),
     )
     return write_report(context, tmp_path_factory.mktemp("page") / "report.html")

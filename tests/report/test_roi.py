@@ -18,8 +18,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests import configs
 from turbo_vaed import cli
-from turbo_vaed.config import schema
+from turbo_vaed.config import load
 from turbo_vaed.config.schema import RoiParams
 from turbo_vaed.costs import Charge, Ledger
 from turbo_vaed.errors import CorruptFile, UserError
@@ -40,7 +41,7 @@ Documents = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def assumptions() -> RoiParams:
-    return schema.load(ROOT / "params.yaml", "demo").roi
+    return load.load(configs.FOLDER, "demo").roi
 
 
 @pytest.fixture
@@ -542,8 +543,8 @@ def test_a_run_that_stopped_early_says_why_there_is_no_return(
 def test_the_command(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, tmp_path / name)
+    configs.copy_to(tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
     monkeypatch.setenv("TURBO_VAED_ROOT", str(tmp_path))
     monkeypatch.setenv("TURBO_VAED_LEDGER_URL", f"sqlite:///{tmp_path}/ledger.db")
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import zarr
 
+from tests import configs
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.manifest import COLUMNS, write_manifest
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder, load_decoder, save_decoder
@@ -35,13 +36,12 @@ STUDENT = DecoderConfig(  # every kind of layer, at a size that lowers in second
     patch_size=4,
 )
 TEACHER = "assets/teachers/random"
-PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 
 
 def make_workspace(root: Path, teacher: Path) -> Workspace:
     """A customer with everything that `evaluate` needs, made without the stages before it."""
     rng = np.random.default_rng(0)
-    shutil.copy(PARAMS, root / "params.yaml")
+    configs.copy_to(root)
     workspace = Workspace.load(root, "demo")
     thresholds = dataclasses.replace(
         workspace.params.thresholds,

@@ -12,9 +12,9 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 import zarr
 
+from tests import configs
 from turbo_vaed.errors import BudgetRefused, CorruptFile, DataRefused, UserError
 from turbo_vaed.stages import clip, encode, validate
 from turbo_vaed.workspace import Workspace
@@ -29,7 +29,7 @@ def make_workspace(tmp_path: Path) -> MakePoc:
     """The workspace of a customer with small clips; its videos belong in `workspace.source`."""
 
     def make(**overrides: dict[str, Any]) -> Workspace:
-        document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+        document = configs.read()
         small: dict[str, Any] = {
             "source": "videos",
             "use_case": "education",
@@ -41,7 +41,7 @@ def make_workspace(tmp_path: Path) -> MakePoc:
         for section, values in overrides.items():
             small[section] = {**small.get(section, {}), **values}
         document["customers"] = {"acme": small}
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
+        configs.write(tmp_path, document)
         (tmp_path / "videos").mkdir(exist_ok=True)
         return Workspace.load(tmp_path, "acme")
 

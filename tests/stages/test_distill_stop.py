@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from tests import configs
 from tests.distill.checkpoints import make_checkpoint
 from turbo_vaed.cluster import session
 from turbo_vaed.costs import Budget, Spending
@@ -41,7 +42,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture
 def workspace(tmp_path: Path, tiny_teacher: Path) -> Workspace:
     """The demo's, with a teacher; `education` asks for 22 dB and 0.95 of the teacher's."""
-    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    configs.copy_to(tmp_path)
     shutil.copytree(tiny_teacher, tmp_path / "assets/teachers/tiny-ltx")
     return Workspace.load(tmp_path, "demo")
 
@@ -154,9 +155,9 @@ def test_a_target_that_cannot_be_paid_stops_nothing(
 
 
 def sections(workspace: Workspace, **changes: Any) -> dict[str, Any]:
-    document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    document = configs.read()
     document["customers"]["demo"] |= changes
-    (workspace.root / "params.yaml").write_text(yaml.safe_dump(document))
+    configs.write(workspace.root, document)
     params_stage.run(workspace)
     found = yaml.safe_load((workspace.work / "params" / "distill.yaml").read_text())
     assert isinstance(found, dict)

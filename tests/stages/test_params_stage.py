@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import configs
 from turbo_vaed.config.stages import STAGES
 from turbo_vaed.stages import params
 from turbo_vaed.workspace import Workspace
@@ -18,24 +19,23 @@ REPOSITORY = Path(__file__).parents[2]
 
 def resolved(root: Path, document: dict[str, Any]) -> dict[str, bytes]:
     """The files that the stage writes of `document`."""
-    (root / "params.yaml").write_text(yaml.safe_dump(document))
+    configs.write(root, document)
     workspace = Workspace.load(root, "demo")
     params.run(workspace)
     return {path.name: path.read_bytes() for path in workspace.folder("params").iterdir()}
 
 
-@pytest.mark.parametrize("place", ["defaults", "customer"])
+@pytest.mark.parametrize("place", ["finance", "customer"])
 def test_an_assumption_of_the_return_reaches_no_stage(tmp_path: Path, place: str) -> None:
     shutil.copytree(REPOSITORY / "assets/teachers", tmp_path / "assets/teachers")
-    document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    document = configs.read()
     before = resolved(tmp_path, document)
     assert set(before) == {f"{stage}.yaml" for stage in STAGES}
-    owner = document["defaults"] if place == "defaults" else document["customers"]["demo"]
+    owner = document if place == "finance" else document["customers"]["demo"]
     owner.setdefault("roi", {}).setdefault("devices", {})["likely"] = 12_345
-    assert Workspace.load(REPOSITORY, "demo").params.roi.devices.likely != 12_345
     assert resolved(tmp_path, document) == before
     assert Workspace.load(tmp_path, "demo").params.roi.devices.likely == 12_345
-    document["defaults"]["gate"]["max_samples"] += 1
+    document["defaults"]["gate"] = {"max_samples": 61}
     changed = resolved(tmp_path, document)
     assert [name for name in before if changed[name] != before[name]] == ["gate.yaml"]
 
@@ -44,7 +44,7 @@ def test_the_shape_of_a_device_reaches_the_export_and_nothing_else_of_it_does(
     tmp_path: Path,
 ) -> None:
     shutil.copytree(REPOSITORY / "assets/teachers", tmp_path / "assets/teachers")
-    document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    document = configs.read()
     before = resolved(tmp_path, document)
     document["devices"]["host"]["shape"] = [9, 720, 1280]
     shaped = resolved(tmp_path, document)

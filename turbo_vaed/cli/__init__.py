@@ -153,11 +153,11 @@ def list_customers(form: Format = "table") -> None:
 @customers.command("show")
 def show_customer(customer: Customer, form: Format = "table") -> None:
     """Every param of a customer, defaults and overrides merged."""
-    from turbo_vaed.config import schema
+    from turbo_vaed.config import load
 
-    root = Settings.from_environment().root
-    resolved = schema.resolve(schema.read_yaml(root / "params.yaml"), customer)
-    schema.parse(resolved)
+    found = load.resolve(load.read(Settings.from_environment().root), customer)
+    found.params()  # valid
+    resolved = found.values
     if form == "json":
         print(json.dumps(resolved, default=str))
         return
@@ -172,11 +172,11 @@ def show_customer(customer: Customer, form: Format = "table") -> None:
 @registry.command("list")
 def list_versions(customer: Customer, form: Format = "table") -> None:
     """Versions of a customer's student: alias, verdict, package."""
-    from turbo_vaed.config import schema
+    from turbo_vaed.config import load
     from turbo_vaed.registry.promotion import versions
 
     settings = Settings.from_environment()
-    schema.load(settings.root / "params.yaml", customer)
+    load.load(settings.root, customer)
     rows = [
         {
             "version": row.version,

@@ -20,6 +20,7 @@ from turbo_vaed.errors import Refused, UserError
 from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
+    from turbo_vaed.config.load import ConfigFiles
     from turbo_vaed.config.schema import GateParams
     from turbo_vaed.costs.run_context import Usage
     from turbo_vaed.devices import Measurement, Plan
@@ -34,20 +35,20 @@ app = typer.Typer(no_args_is_help=True, help="Where packages are measured.")
 
 @app.command("list")
 def list_devices(form: Format = "table") -> None:
-    """The devices of params.yaml, and how each is reached.
+    """The devices of devices.yaml, and how each is reached.
 
     For example: turbo-vaed devices list
     """
-    found = _params_yaml().get("devices") or {}
+    files = _files()
     rows = [
         {
             "name": name,
             "kind": profile.get("kind") if isinstance(profile, Mapping) else None,
-            "reached": _reached(profile, name),
+            "reached": _reached(files, name),
         }
-        for name, profile in found.items()
+        for name, profile in files.profiles.items()
     ]
-    show(rows, form, "devices of params.yaml")
+    show(rows, form, "devices of devices.yaml")
 
 
 @app.command("probe")
@@ -56,7 +57,7 @@ def probe(name: str, form: Format = "table") -> None:
 
     For example: turbo-vaed devices probe host
     """
-    facts = _open(_params_yaml(), name).probe()
+    facts = _open(_files(), name).probe()
     if form == "json":
         print(json.dumps(asdict(facts)))
     else:
@@ -68,7 +69,7 @@ def probe(name: str, form: Format = "table") -> None:
 @app.command("bench")
 def bench(
     package: Annotated[Path, typer.Argument(help="a package's folder")],
-    name: Annotated[str, typer.Option("--device", help="a name in params.yaml")] = "host",
+    name: Annotated[str, typer.Option("--device", help="a name in devices.yaml")] = "host",
     latents: Annotated[
         Path | None, typer.Option("--latents", help=".npy of float32 (N, C, t, h, w); else random")
     ] = None,
@@ -93,24 +94,25 @@ def bench(
 ) -> None:
     """Measure a package on a device; 1 where it failed or its times cannot be trusted.
 
-    Measured as by the gate: what no option says is `defaults.gate` of params.yaml.
+    Measured as by the gate: what no option says is `gate` in params.yaml's defaults.
 
     For example: turbo-vaed devices bench work/demo/gate/package --device host --threads 2
     """
+    from turbo_vaed.config import load
     from turbo_vaed.devices import Failed
     from turbo_vaed.devices.device import measure_on
 
-    document = _params_yaml()
-    gate = _gate(document)
+    files = _files()
+    gate = load.team_gate(files)
     plan = _plan(gate, threads=threads, samples=samples, spread=spread)
     opened = _package(package)
-    opened = _shaped(opened, shape, document["devices"].get(name) or {}, name)
+    opened = _shaped(opened, shape, files.profiles.get(name) or {}, name)
     with (
         tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch,
         _told(name, opened.target, form) as tell,
     ):
         given = latents or _random_latents(opened, Path(scratch) / "latents.npy")
-        device = _open(document, name, gate.max_background_cpu_share, tell)
+        device = _open(files, name, gate.max_background_cpu_share, tell)
         found = measure_on(
             device, opened, given, plan=plan, out_folder=Path(scratch) / "out",
             timeout_seconds=_TIMEOUT_SECONDS,
@@ -243,23 +245,10 @@ def _random_latents(package: Package, path: Path) -> Path:
     return path
 
 
-def _params_yaml() -> dict[str, Any]:
-    from turbo_vaed.config import schema
+def _files() -> ConfigFiles:
+    from turbo_vaed.config import load
 
-    return schema.read_yaml(Settings.from_environment().root / "params.yaml")
-
-
-def _gate(document: Mapping[str, Any]) -> GateParams:
-    """How packages are measured where no customer says otherwise."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from turbo_vaed.config.schema import GateParams
-
-    try:
-        found = (document.get("defaults") or {}).get("gate")
-        return TypeAdapter(GateParams).validate_python(found)
-    except (ValidationError, AttributeError) as error:
-        raise UserError(f"params.yaml: defaults.gate: {error}") from None
+    return load.read(Settings.from_environment().root)
 
 
 def _plan(
@@ -286,15 +275,14 @@ def _plan(
         raise UserError(f"--threads, --samples, --spread: {error}") from None
 
 
-def _reached(profile: object, name: str) -> str:
+def _reached(files: ConfigFiles, name: str) -> str:
     """Where a profile's device is, in words; what is wrong with the profile where it is."""
-    from turbo_vaed.config.devices import AdbProfile, AppleProfile, FarmProfile, parse_profile
+    from turbo_vaed.config import load
+    from turbo_vaed.config.devices import AdbProfile, AppleProfile, FarmProfile
     from turbo_vaed.devices._adb import chosen_phone
 
     try:
-        parsed = parse_profile(
-            {**profile, "name": name} if isinstance(profile, Mapping) else profile
-        )
+        parsed = load.profile(files, name)
         if isinstance(parsed, AdbProfile):
             return chosen_phone(parsed).by
     except UserError as error:
@@ -306,21 +294,20 @@ def _reached(profile: object, name: str) -> str:
 
 
 def _open(
-    document: Mapping[str, Any],
+    files: ConfigFiles,
     name: str,
     max_background_cpu_share: float = 1.0,
     tell: Tell | None = None,
 ) -> Device:
-    """The device of a name in params.yaml. Raises UserError where there is none."""
-    from turbo_vaed.config import schema
-    from turbo_vaed.config.devices import parse_profile
+    """The device of a name in devices.yaml. Raises UserError where there is none."""
+    from turbo_vaed.config import load
     from turbo_vaed.devices.device import silent
     from turbo_vaed.devices.opened import open_device
 
     if not name:
-        raise UserError("name a device of params.yaml: turbo-vaed devices list")
+        raise UserError("name a device of devices.yaml: turbo-vaed devices list")
     return open_device(
-        parse_profile(schema.device_of(document, name, "devices")),
+        load.profile(files, name),
         Settings.from_environment().root,
         max_background_cpu_share=max_background_cpu_share,
         charge=_charge,

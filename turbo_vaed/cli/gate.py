@@ -92,11 +92,10 @@ def _poc_of(root: Path, run: str) -> Workspace:
     Raises:
         UserError: there is neither.
     """
-    from turbo_vaed.config import schema
+    from turbo_vaed.config import load
     from turbo_vaed.workspace import Workspace
 
-    document = schema.read_yaml(root / "params.yaml")
-    if run in document.get("customers", {}):
+    if run in load.read(root).customers:
         return Workspace.load(root, run)
     for path in sorted((root / "work").glob("*/run.json")):
         if json.loads(path.read_text(encoding="utf-8")).get("run_id") == run:
@@ -118,16 +117,14 @@ def _outdated(workspace: Workspace, verdict: Verdict) -> str:
     if made and verdict.package_sha256 not in made.values():
         return "the packages were made again since it was given"
     if verdict.use_case != workspace.params.use_case:
-        return (
-            f"params.yaml has the use case {workspace.params.use_case} for {workspace.customer} now"
-        )
+        return f"the use case of {workspace.customer} is {workspace.params.use_case} now"
     if verdict.device != workspace.params.device.name:
         device = workspace.params.device.name
-        return f"params.yaml has {device} as its device now, not {verdict.device}"
+        return f"gate.device is {device} now, not {verdict.device}"
     parity = getattr(workspace.params.export.min_parity_db, verdict.target.partition("/")[2])
     limits = limits_of(workspace.params.thresholds, parity)
     others = [f"{c.name} {limits[c.name]:g}" for c in verdict.checks if limits[c.name] != c.limit]
-    return f"params.yaml has other limits now: {', '.join(others)}" if others else ""
+    return f"other limits are in force now: {', '.join(others)}" if others else ""
 
 
 def _others(workspace: Workspace) -> Iterator[str]:

@@ -1,20 +1,21 @@
-"""`devices` of params.yaml: a profile by name, typed by its kind.
+"""`devices` of devices.yaml: a profile by name, typed by its kind.
 
 A profile says where a package is measured and what is needed to get there. `parse_profile` takes
-one as it stands in the file, with its `name` beside it.
+one as it stands in the file, with its `name` added.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from turbo_vaed.config.explain import explain
 from turbo_vaed.config.types import STRICT, Count, Money, Positive
+from turbo_vaed.config.yaml_file import Keys, dotted
 from turbo_vaed.errors import UserError
 
 Text = Annotated[str, Field(min_length=1)]
@@ -112,42 +113,23 @@ def most_usd_per_package(profile: DeviceProfile) -> Decimal:
     return Decimal(0)
 
 
-KINDS: dict[str, type[DeviceProfile]] = {
-    "host": HostProfile,
-    "adb": AdbProfile,
-    "apple": AppleProfile,
-    "device-farm": FarmProfile,
-}
+_PROFILE: TypeAdapter[DeviceProfile] = TypeAdapter(
+    Annotated[DeviceProfile, Field(discriminator="kind")]
+)
 
 
-def parse_profile(document: Any) -> DeviceProfile:
-    """The profile that a mapping of params.yaml with its `name` describes.
+def parse_profile(document: object, where: Callable[[Keys], str] | None = None) -> DeviceProfile:
+    """The profile that a mapping of devices.yaml with its `name` describes.
+
+    Args:
+        where: the file and line of a key; by default its path below `devices`.
 
     Raises:
         UserError: an unknown kind or key, or an impossible value, with its path.
     """
-    if isinstance(document, DeviceProfile):
-        return document
-    if not isinstance(document, Mapping):
-        raise UserError(f"devices: found {document!r}, expected a mapping")
-    where = f"devices.{document.get('name')}"
-    kind = KINDS.get(str(document.get("kind")))
-    if kind is None:
-        raise UserError(
-            f"{where}.kind: found {document.get('kind')!r}; allowed: {', '.join(KINDS)}"
-        )
+    name = document.get("name") if isinstance(document, Mapping) else document
     try:
-        return TypeAdapter(kind).validate_python(dict(document))
+        return _PROFILE.validate_python(document)
     except ValidationError as error:
-        allowed = ", ".join(f.name for f in dataclasses.fields(kind) if f.name != "name")
-        lines = [_line(found, where, allowed) for found in error.errors()]
-        raise UserError("\n".join(lines)) from None
-
-
-def _line(found: Any, where: str, allowed: str) -> str:
-    path = ".".join([where, *(str(part) for part in found["loc"])])
-    if found["type"] == "unexpected_keyword_argument":
-        return f"{path}: unknown key; allowed: {allowed}"
-    if found["type"] in ("missing", "missing_argument"):
-        return f"{path}: missing"
-    return f"{path}: found {found['input']!r}; {found['msg'].removeprefix('Value error, ')}"
+        named = where or (lambda keys: dotted(("devices", str(name), *keys)))
+        raise UserError(explain(error, DeviceProfile, named)) from None

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from turbo_vaed.config.schema import DistillParams, read_yaml
+from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.config.stages import AFTER_DISTILL, IDLE_STAGE, STAGES
+from turbo_vaed.config.yaml_file import read_yaml
 from turbo_vaed.costs import (
     ChargeGroup,
     Ledger,

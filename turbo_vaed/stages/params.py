@@ -10,15 +10,14 @@ from typing import Any
 
 import yaml
 
-from turbo_vaed.config import schema as params_module
+from turbo_vaed.config import load
 from turbo_vaed.config.stages import STAGES
 from turbo_vaed.workspace import Workspace
 
 
 def run(workspace: Workspace) -> dict[str, object]:
     """Write work/CUSTOMER/params/SECTION.yaml for every stage."""
-    document = params_module.read_yaml(workspace.root / "params.yaml")
-    resolved = params_module.resolve(document, workspace.customer)
+    resolved = load.scalars(load.plain(workspace.params))
     sections: dict[str, Any] = {name: resolved[name] for name in STAGES}
     limits = {key: resolved["budget"][key] for key in ("run_usd", "reserve_seconds")}
     sections["distill"] = {**sections["distill"], "budget": limits}

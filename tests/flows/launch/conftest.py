@@ -14,6 +14,7 @@ import pytest
 
 from flows import runs
 from flows.admission import ToDo
+from tests import configs
 from tests.costs.listed import Listed
 from tests.flows.launch.places import REPOSITORY
 from turbo_vaed.config.stages import STAGES
@@ -37,7 +38,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("TURBO_VAED_CHECKPOINTS", "s3://checkpoints/here")
     root = tmp_path / "checkout"
     shutil.copytree(REPOSITORY / "assets/teachers/tiny-ltx", root / "assets/teachers/tiny-ltx")
-    for name in ("params.yaml", "dvc.yaml", "infra/ray/machine.yaml", ".gitignore"):
+    configs.copy_to(root)
+    for name in ("dvc.yaml", "infra/ray/machine.yaml", ".gitignore"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, root / name)
     (root / "data" / "demo").mkdir(parents=True)

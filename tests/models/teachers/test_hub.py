@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from tests import configs
+
 COMMIT, NO_COMMIT = "0123456789abcdef" * 2 + "01234567", "f" * 40
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ROOT = Path(__file__).parents[3]
@@ -132,8 +134,8 @@ def _digest(content: bytes) -> str:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("checkout")
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, root / name)
+    configs.copy_to(root)
+    shutil.copy(ROOT / "dvc.yaml", root)
     (root / "assets" / "teachers").mkdir(parents=True)
     return root
 

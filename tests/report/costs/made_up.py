@@ -19,11 +19,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tests import configs
 from tests.gate.made_up import evidence as passing
 from tests.roi.test_roi import exact
-from turbo_vaed.config.schema import read_yaml
 from turbo_vaed.costs import Charge, Ledger
 from turbo_vaed.costs.waste import waste_corrections
 from turbo_vaed.gate import Evidence, judge
@@ -128,28 +126,28 @@ def write(path: Path, document: Any) -> None:
 
 
 def checkout(root: Path) -> Path:
-    """params.yaml and the work folders of the customers."""
+    """The configuration and the work folders of the customers."""
     root.mkdir(parents=True, exist_ok=True)
-    document = read_yaml(ROOT / "params.yaml")
+    document = configs.read()
     budgets = {"acme": 12.5, "beta": 5, "idle": 95, "tiny": 1, "whale": 900_000}
     document["customers"] = {
         name: {"source": f"data/{name}", "use_case": "education", "budget": {"run_usd": usd}}
         for name, usd in budgets.items()
     }
     document["customers"]["acme"]["budget"]["customer_month_usd"] = 20
-    document["defaults"]["budget"]["total_month_usd"] = 850_000
-    (root / "params.yaml").write_text(yaml.safe_dump(document))
+    document["budget"]["total_month_usd"] = 850_000
+    configs.write(root, document)
     validations = [None, 24.0, None, 28.5, 29.25, None, 29.0, None]
     write(root / "work/acme/distill/history.json",
           history(at("08-20 10:05"), at("08-20 11:55"), validations))  # fmt: skip
     write(root / "work/tiny/distill/history.json",
           history(at("08-01 00:00"), at("08-01 01:00"), [20.0, 21.0]))  # fmt: skip
-    from turbo_vaed.config import schema
+    from turbo_vaed.config import load
 
     for name, psnr_db in (("acme", 30.5), ("tiny", 19.0)):
         verdict = judge(
             evidence(psnr_db), customer=name, use_case="education",
-            thresholds=schema.load(root / "params.yaml", name).thresholds, min_parity_psnr=60.0,
+            thresholds=load.load(root, name).thresholds, min_parity_psnr=60.0,
             package_sha256="9a" * 32, data_sha256="da" * 32, git_revision="8c1d5e0f77",
             created="2026-08-20T13:05:00+00:00",
         )  # fmt: skip

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from tests import configs
 from tests.report.costs import made_up
 from turbo_vaed.costs import Ledger, total_usd
 from turbo_vaed.costs.customer_costs import CustomerCost
@@ -163,9 +163,9 @@ def test_validations_that_are_no_numbers_gain_nothing(
 def test_params_that_are_not_valid_cost_a_budget_not_the_report(
     root: Path, gathered: Callable[..., Gathered]
 ) -> None:
-    document = yaml.safe_load((root / "params.yaml").read_text())
+    document = configs.read(root)
     document["customers"]["beta"]["budget"]["run_usd"] = -1
-    (root / "params.yaml").write_text(yaml.safe_dump(document))
+    configs.write(root, document)
     found = gathered()
     assert "budget.run_usd" in customer_cost(found, "beta").figures.budget.note
     assert customer_cost(found, "acme").figures.budget.usd == 25
@@ -183,10 +183,10 @@ def test_params_that_are_not_valid_cost_a_budget_not_the_report(
 def test_the_limit_of_all_is_the_widest_that_a_customer_has(
     root: Path, gathered: Callable[..., Gathered], totals: dict[str, int | None], most: int
 ) -> None:
-    document = yaml.safe_load((root / "params.yaml").read_text())
+    document = configs.read(root)
     for name, usd in totals.items():
         document["customers"][name]["budget"]["total_month_usd"] = usd
-    (root / "params.yaml").write_text(yaml.safe_dump(document))
+    configs.write(root, document)
     found = gathered(period=Month(year=2026, number=8)).statement
     assert found.total.figures.budget.usd == most
 

@@ -12,8 +12,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-import yaml
 
+from tests import configs
 from tests.report.costs import made_up
 from tests.report.costs.golden import AUGUST, table_text
 from turbo_vaed.costs import Ledger, total_usd
@@ -181,9 +181,9 @@ def test_the_sentence(root: Path, options: dict[str, object], expected: str) -> 
 @pytest.mark.parametrize("period", [None, Month(year=2026, number=11)])
 def test_every_form_tells_what_a_months_limit_leaves(tmp_path: Path, period: Month | None) -> None:
     root = made_up.checkout(tmp_path / "checkout")
-    document = yaml.safe_load((root / "params.yaml").read_text())
+    document = configs.read(root)
     document["customers"]["acme"]["budget"] = {"run_usd": 95, "customer_month_usd": 100}
-    (root / "params.yaml").write_text(yaml.safe_dump(document))
+    configs.write(root, document)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         ledger.add_all(
             made_up.charge(f"acme-{n}", "distill", f"11-0{n} 00:00", 3600, Decimal(30))

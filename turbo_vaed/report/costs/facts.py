@@ -14,8 +14,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from turbo_vaed.config import schema
+from turbo_vaed.config import load
+from turbo_vaed.config.load import ConfigFiles
 from turbo_vaed.config.money import BudgetParams
+from turbo_vaed.config.schema import CUSTOMER_NAME
 from turbo_vaed.costs.customer_costs import Customer, Distillation, MonthSpent, Statement
 from turbo_vaed.costs.ledger import ChargeGroup, Ledger
 from turbo_vaed.costs.months import Month, months_between
@@ -83,8 +85,8 @@ def gather(
         UserError: params.yaml cannot be read; a customer that is in neither of them.
         Unreachable, CorruptFile: of the ledger.
     """
-    document = schema.read_yaml(root / "params.yaml")
-    listed = [name for name in document.get("customers") or {} if isinstance(name, str)]
+    files = load.read(root)
+    listed = [name for name in files.customers if isinstance(name, str)]
     charged = ledger.customers()
     if customer is None:
         names = listed + [name for name in charged if name not in listed]
@@ -95,7 +97,7 @@ def gather(
             f"unknown customer {customer!r}, with no charges either; in params.yaml: "
             f"{', '.join(sorted(listed)) or 'none'}"
         )
-    known = tuple(_known(root, document, name, is_listed=name in listed) for name in names)
+    known = tuple(_known(root, files, name, is_listed=name in listed) for name in names)
     inside, outside, months = _charges(ledger, customer, period)
     return Gathered(
         known=known,
@@ -164,15 +166,15 @@ def _charges(
     return inside, outside, months
 
 
-def _known(root: Path, document: Mapping[str, Any], name: str, *, is_listed: bool) -> Known:
-    if schema.CUSTOMER_NAME.fullmatch(name) is None:  # a ledger takes any name, a path must not
+def _known(root: Path, files: ConfigFiles, name: str, *, is_listed: bool) -> Known:
+    if CUSTOMER_NAME.fullmatch(name) is None:  # a ledger takes any name, a path must not
         why = "its name can be no customer's, so there is no work folder of it"
         return Known(
             name=name, use_case=None, is_listed=is_listed, budget=_NOT_LISTED,
             history=why, retention=why, verdict=why,
         )  # fmt: skip
     work = root / "work" / name
-    use_case, budget = _from_params(document, name) if is_listed else (None, _NOT_LISTED)
+    use_case, budget = _from_params(files, name) if is_listed else (None, _NOT_LISTED)
     verdict = _verdict(work / "gate" / VERDICT_NAME)
     return Known(
         name=name,
@@ -188,9 +190,9 @@ def _known(root: Path, document: Mapping[str, Any], name: str, *, is_listed: boo
 _NOT_LISTED = "it is not in params.yaml any more, which holds the budgets"
 
 
-def _from_params(document: Mapping[str, Any], name: str) -> tuple[str | None, BudgetParams | str]:
+def _from_params(files: ConfigFiles, name: str) -> tuple[str | None, BudgetParams | str]:
     try:
-        found = schema.parse(schema.resolve(document, name))
+        found = load.resolve(files, name).params()
     except UserError as error:
         return None, f"its params are not valid ({' '.join(str(error).split())})"
     return found.use_case, found.budget

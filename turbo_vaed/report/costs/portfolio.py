@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from turbo_vaed.config import schema
+from turbo_vaed.config import load
 from turbo_vaed.costs.customer_costs import CustomerCost
 from turbo_vaed.costs.ledger import Ledger
 from turbo_vaed.costs.money import format_usd, plain, quantise_usd
@@ -59,12 +59,13 @@ def find_returns(root: Path, ledger: Ledger, gathered: Gathered) -> dict[str, Ro
         Unreachable: the ledger does not answer.
     """
     found: dict[str, Roi | str] = {}
+    files = load.read(root)
     for known in gathered.known:
         if not known.is_listed:
             found[known.name] = "it is not in params.yaml any more, which holds the assumptions"
             continue
         try:
-            assumptions = schema.load(root / "params.yaml", known.name).roi
+            assumptions = load.resolve(files, known.name).params().roi
             cost = cost_of_poc(ledger, known.name)
             work = root / "work" / known.name
             found[known.name] = read_roi(work, cost=cost, assumptions=assumptions)
