@@ -366,7 +366,7 @@ def test_a_clip_that_went_bad_in_memory_is_read_again(make_job):
     loop = Loop(job, tell=events.append, save=states.append)
     crops = loop.data.draw_crops(split="train", size=16, count=2, seed=1, step=0)
     loop.data.read(crops, 16)
-    for chunk in loop.data._held.values():
+    for chunk in loop.data._memory.values():
         if chunk.dtype.kind == "f":
             chunk[:] = float("nan")
     loop.run()
