@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SAY_CODE = case $$code in 1) kind="refused";; 2) kind="a user's mistake";; 3) kind="a fault";; \
 	*) kind="stopped";; esac; echo "turbo-vaed exited with $$code ($$kind)" >&2
 
-.PHONY: help setup litert browser poc test lint golden drills teacher bench clean
+.PHONY: help setup litert browser poc test lint docs golden drills teacher bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -46,7 +46,7 @@ browser: ## install headless Chromium for the report's tests (Debian, Ubuntu)
 poc: setup ## run the PoC of CUSTOMER (demo): from videos to a judged package and its report
 	@$(BIN)/turbo-vaed poc $(CUSTOMER) || { code=$$?; $(SAY_CODE); exit $$code; }
 
-test: setup litert browser lint ## run every check
+test: setup litert browser lint docs ## run every check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## style, types and import direction
@@ -54,6 +54,9 @@ lint: $(STAMP) ## style, types and import direction
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: $(STAMP) ## build the site of docs/ into site/; a link that leads nowhere fails
+	$(BIN)/mkdocs build --strict
 
 golden: setup ## write the golden files of reports again, and show what changed in them
 	$(BIN)/python -m tests.report.costs.golden
@@ -68,4 +71,4 @@ bench: setup ## time set-up, PoC and its re-run in a fresh clone; writes bench/r
 	$(BIN)/python bench/first_light.py
 
 clean: ## remove what runs made, ledger and registry with it (not .venv, not the videos)
-	rm -rf work state dvc.lock
+	rm -rf work state site dvc.lock
