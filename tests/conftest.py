@@ -14,6 +14,8 @@ import hypothesis
 import numpy as np
 import pytest
 
+from tests.shared import made_once
+
 # One thread per process, as a worker computes: sums in another order are other numbers.
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -77,40 +79,44 @@ def make_video() -> MakeVideo:
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random LTX-Video VAE of few weights, saved as diffusers saves it: 8 channels, 4x8x8."""
-    import torch
-    from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
 
-    torch.manual_seed(0)
-    module = AutoencoderKLLTXVideo(
-        latent_channels=8,
-        block_out_channels=(8, 16),
-        decoder_block_out_channels=(8, 16),
-        down_block_types=("LTXVideoDownBlock3D",) * 2,
-        layers_per_block=(1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1),
-        spatio_temporal_scaling=(True, True),
-        decoder_spatio_temporal_scaling=(True, True),
-        decoder_inject_noise=(False,) * 3,
-        downsample_type=("conv",) * 2,
-        upsample_residual=(False,) * 2,
-        upsample_factor=(1,) * 2,
-        patch_size=2,
-    )
-    module.latents_mean.fill_(0.5)
-    module.latents_std.fill_(2.0)
-    folder = tmp_path_factory.mktemp("tiny-teacher")
-    module.save_pretrained(folder)
-    return folder
+    def make(folder: Path) -> None:
+        import torch
+        from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
+
+        torch.manual_seed(0)
+        module = AutoencoderKLLTXVideo(
+            latent_channels=8,
+            block_out_channels=(8, 16),
+            decoder_block_out_channels=(8, 16),
+            down_block_types=("LTXVideoDownBlock3D",) * 2,
+            layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1),
+            spatio_temporal_scaling=(True, True),
+            decoder_spatio_temporal_scaling=(True, True),
+            decoder_inject_noise=(False,) * 3,
+            downsample_type=("conv",) * 2,
+            upsample_residual=(False,) * 2,
+            upsample_factor=(1,) * 2,
+            patch_size=2,
+        )
+        module.latents_mean.fill_(0.5)
+        module.latents_std.fill_(2.0)
+        module.save_pretrained(folder)
+
+    return made_once(tmp_path_factory, "tiny-teacher", make)
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow takes seconds to make its tables: once, and a copy for each test."""
-    from turbo_vaed.registry.client import open_tracking
 
-    path = tmp_path_factory.mktemp("mlflow") / "new" / "mlflow.db"
-    open_tracking(f"sqlite:///{path}")
-    return path
+    def make(folder: Path) -> None:
+        from turbo_vaed.registry.client import open_tracking
+
+        open_tracking(f"sqlite:///{folder}/new/mlflow.db")
+
+    return made_once(tmp_path_factory, "mlflow", make) / "new" / "mlflow.db"
 
 
 @pytest.fixture
