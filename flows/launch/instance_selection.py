@@ -9,7 +9,6 @@ from flows.admission import ToDo, has_begun
 from turbo_vaed.costs import Ledger, PriceBook, format_usd, require_budget_left
 from turbo_vaed.costs.choice import Choice
 from turbo_vaed.costs.money import quantise_usd
-from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.planning.ec2_costs import (
     BEFORE_MINUTES,
@@ -19,6 +18,7 @@ from turbo_vaed.planning.ec2_costs import (
     volume_usd_per_hour,
 )
 from turbo_vaed.planning.quote import Quote, quote
+from turbo_vaed.runtime.progress import format_duration
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -47,7 +47,7 @@ class Picked:
         late = ""
         needed = BEFORE_MINUTES * 60 + self.choice.seconds
         if needed > self.minutes * 60:
-            late = f", BEFORE the {hours_and_minutes(needed)} that it needs with its set-up"
+            late = f", BEFORE the {format_duration(needed)} that it needs with its set-up"
         cost = f"is expected to cost {format_usd(self.choice.usd)}"
         if self.goes_on:
             cost, late = f"goes on, and {cost} at most", ""

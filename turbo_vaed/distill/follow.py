@@ -24,7 +24,7 @@ from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.distill.events import PREPARING, Account, Restart, read_events
 from turbo_vaed.distill.seen import Watching
 from turbo_vaed.errors import TurboVaedError
-from turbo_vaed.runtime.progress import progress
+from turbo_vaed.runtime.progress import format_duration, progress
 
 SAMPLES = "samples"
 """Folder of the pictures, beside the progress file."""
@@ -250,7 +250,7 @@ def describe(account: Account) -> str:
     if account.validations:
         parts.append(f"{NOTHING if price is None else format_usd(price)} per 0.1 dB")
     if left is not None:
-        parts.append(f"{hours_and_minutes(left)} left")
+        parts.append(f"{format_duration(left)} left")
     if account.workers:
         parts.append(f"{account.workers} worker{'' if account.workers == 1 else 's'}")
     return "  ".join(parts)
@@ -290,13 +290,6 @@ def preparing(path: Path) -> Iterator[Callable[[str, int, int], None]]:
 
 NOTHING = "\N{EM DASH}"
 """Shown for a price of quality where nothing was gained."""
-
-
-def hours_and_minutes(seconds: float) -> str:
-    """`2:31` minutes, `1:02:05` hours."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _utc(at: float) -> datetime:

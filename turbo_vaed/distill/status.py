@@ -9,8 +9,9 @@ from typing import Any
 
 from turbo_vaed.costs.money import format_usd, plain
 from turbo_vaed.distill.events import Account, read_events
-from turbo_vaed.distill.follow import NOTHING, hours_and_minutes
+from turbo_vaed.distill.follow import NOTHING
 from turbo_vaed.errors import UserError
+from turbo_vaed.runtime.progress import format_duration
 
 FRESH_SECONDS = 120.0
 """A run that tells nothing for longer may be gone; workers that start again take up to a minute."""
@@ -79,12 +80,11 @@ class Status:
             "per 0.1 dB": (NOTHING if self.steps else "")
             if self.usd_per_tenth_db is None
             else format_usd(self.usd_per_tenth_db),
-            "time left": "" if self.seconds_left is None else hours_and_minutes(self.seconds_left),
+            "time left": "" if self.seconds_left is None else format_duration(self.seconds_left),
             "workers": str(self.workers or ""),
             "last checkpoint": ""
             if self.checkpoint_age_seconds is None
-            else f"step {self.checkpoint_step}, "
-            f"{hours_and_minutes(self.checkpoint_age_seconds)} ago",
+            else f"step {self.checkpoint_step}, {format_duration(self.checkpoint_age_seconds)} ago",
             "checkpoint fails": self.checkpoint_error,
             "restarts": f"{self.restarts}: {self.lost_steps} steps again, "
             f"{self.wasted_seconds:.1f} s, {format_usd(self.wasted_usd)} wasted"
@@ -100,7 +100,7 @@ class Status:
             words = f"silent since {self.silent_seconds:.0f} s"
         if not self.doing or self.doing_seconds is None:
             return words
-        doing = f"{self.doing}, since {hours_and_minutes(self.doing_seconds)}"
+        doing = f"{self.doing}, since {format_duration(self.doing_seconds)}"
         return doing if self.state == "preparing" else f"{words} ({doing})"
 
 

@@ -36,7 +36,6 @@ from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.money import plain, quantise_usd, seconds_usd
 from turbo_vaed.costs.run_context import DownstreamCost
 from turbo_vaed.costs.statement import run_that_covers
-from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.planning.ec2_costs import VOLUME
 from turbo_vaed.planning.flops import expected
 from turbo_vaed.planning.pricing import (
@@ -46,6 +45,7 @@ from turbo_vaed.planning.pricing import (
     price_of,
     reserve_usd,
 )
+from turbo_vaed.runtime.progress import format_duration
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -266,7 +266,7 @@ def _basis(
             unused_usd=quantise_usd(kept_usd),
             reserve_usd=kept_usd,
             idle_usd=Decimal(0),
-            said=f"for what follows, with {hours_and_minutes(found.once.mean)} of the teacher, by "
+            said=f"for what follows, with {format_duration(found.once.mean)} of the teacher, by "
             "arithmetic alone: no run has measured these params on this machine",
         )
     needed = other_usd(
@@ -328,13 +328,13 @@ def _estimate_rest(
     devices = devices_usd(params) if "gate" in stages else Decimal(0)
     said = ""
     if seconds > known:
-        said = f", counted as {hours_and_minutes(float(seconds))}, for one of them never ran"
+        said = f", counted as {format_duration(float(seconds))}, for one of them never ran"
     unforeseen = UNFORESEEN
     if changed := [stage for stage in stages if _has_other_params(workspace, stage)]:
         seconds = max(seconds, Decimal(str(params.budget.reserve_seconds)))
         time_usd, unforeseen = seconds_usd(seconds, usd_per_hour), _OTHER_PARAMS
         said = (
-            f", counted as {hours_and_minutes(float(seconds))} and up to three times as much, for "
+            f", counted as {format_duration(float(seconds))} and up to three times as much, for "
             f"the params of {' and '.join(changed)} are others since"
         )
     if devices:
@@ -344,7 +344,7 @@ def _estimate_rest(
         likely_usd=time_usd + devices,
         high_usd=quantise_usd(time_usd * unforeseen) + devices,
         seconds=0.0,
-        basis=f"by the {hours_and_minutes(float(known))} of {', '.join(stages)} last time{said}",
+        basis=f"by the {format_duration(float(known))} of {', '.join(stages)} last time{said}",
     )
 
 

@@ -23,13 +23,13 @@ from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.choice import Choice, Machine, choices
 from turbo_vaed.costs.money import plain, quantise_usd
 from turbo_vaed.costs.run_context import DownstreamCost
-from turbo_vaed.distill.follow import hours_and_minutes
 from turbo_vaed.distill.seen import RESTART_SECONDS, SAVE_SECONDS, Seen, seen_in
 from turbo_vaed.errors import UserError
 from turbo_vaed.planning.ec2_costs import BEFORE_MINUTES, ENDS_ITSELF_MINUTES, overhead_usd
 from turbo_vaed.planning.estimate import downstream, measured_pace
 from turbo_vaed.planning.flops import expected_pace
 from turbo_vaed.planning.pricing import devices_usd, limits_of, price_book, reserve_seconds
+from turbo_vaed.runtime.progress import format_duration
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -139,7 +139,7 @@ def quote(
         save_seconds=save,
         restart_seconds=restart,
         basis=f"{pace.mean:.3g} s a step on this machine, {_MEASURED if measured else _EXPECTED}; "
-        f"{told}; {hours_and_minutes(reserve_seconds(workspace.params, after))} for what "
+        f"{told}; {format_duration(reserve_seconds(workspace.params, after))} for what "
         "follows; the "
         "speed of others as prices.candidates assumes it, and their interruptions where the last "
         "run did not see any of its own",
@@ -261,7 +261,7 @@ def _sentence(found: list[Choice], steps: int) -> str:
     assert best.steps_usd is not None
     cost = (
         f"{format_usd(best.usd)} with what else a run pays there, {format_usd(best.steps_usd)} of "
-        f"it for {hours_and_minutes(best.seconds)} of steps, interruptions included"
+        f"it for {format_duration(best.seconds)} of steps, interruptions included"
     )
     if not steps:
         return f"Without training a run is cheapest on {name}: {format_usd(best.usd)}."
@@ -286,8 +286,8 @@ def _row(choice: Choice, left_usd: Decimal) -> dict[str, Any]:
         "zone": machine.zone or None,
         "usd_per_hour": None if machine.usd_per_hour is None else plain(machine.usd_per_hour),
         "speed": "measured" if machine.is_measured else "assumed",
-        "time": hours_and_minutes(choice.seconds),
-        "save_every": None if every == float("inf") else hours_and_minutes(every),
+        "time": format_duration(choice.seconds),
+        "save_every": None if every == float("inf") else format_duration(every),
         "steps_usd": None if choice.steps_usd is None else format_usd(choice.steps_usd),
         "usd": None if choice.usd is None else format_usd(choice.usd),
         "fits": None if choice.usd is None else choice.usd <= left_usd,

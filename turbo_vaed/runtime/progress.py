@@ -1,4 +1,4 @@
-"""One progress style: a Rich bar for a terminal, a line every few seconds for a log."""
+"""One progress style: a Rich bar for a terminal, a line every few seconds for a log; durations."""
 
 from __future__ import annotations
 
@@ -66,3 +66,10 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
         for done, item in enumerate(items, 1):
             yield item
             update(done, "")
+
+
+def format_duration(seconds: float) -> str:
+    """`2:31` minutes and seconds, `1:02:05` hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
