@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,12 @@ def test_what_pages_link_is_on_the_site(build, tmp_path):
 )
 def test_a_link_that_leads_nowhere_stops_the_build(build, link):
     assert not build(f"[text]({link})")
+
+
+def test_architecture_lists_the_packages_in_the_order_that_imports_are_checked_in():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = (one["layers"] for one in contracts["contracts"] if one["type"] == "layers")
+    listed = re.findall(
+        r"(?m)^      \(?([a-z_]+)(?:/|\.py) ", (ROOT / "docs" / "architecture.md").read_text()
+    )
+    assert listed == [layer.removeprefix("turbo_vaed.") for layer in layers]
