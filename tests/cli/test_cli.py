@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from tests import configs
 from tests.gate import made_up
@@ -20,6 +23,8 @@ from turbo_vaed.gate import judge
 from turbo_vaed.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
+DOCS = sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "decisions.md"})
+"""Without the diary: what it names may be gone."""
 
 
 @pytest.fixture
@@ -50,32 +55,36 @@ def call(checkout, monkeypatch, capsys):
     return run
 
 
+def commands(command: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    """The words of every command and group."""
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, *path, name)
+
+
+COMMANDS = set(commands(get_command(cli.app)))
+
+
+def test_every_command_answers_help(call):
+    assert len(COMMANDS) > 40
+    for path in COMMANDS:
+        code, out, _ = call(*path, "-h")
+        assert code == 0
+        assert "Usage" in out
+    assert call("--help") == call("-h")
+
+
 @pytest.mark.parametrize(
-    "verb",
-    [
-        [],
-        ["poc"],
-        ["stage"],
-        ["customer"],
-        ["customer", "add"],
-        ["cost", "report"],
-        ["cost", "reconcile"],
-        ["cost", "roi"],
-        ["cost", "portfolio"],
-        ["distill", "status"],
-        ["node", "watch"],
-        ["registry", "list"],
-        ["registry", "promote"],
-        ["gate", "explain"],
-        ["report", "open"],
-        ["doctor"],
-    ],
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in DOCS)]
 )
-def test_every_verb_answers_help(call, verb):
-    code, out, _ = call(*verb, "--help")
-    assert code == 0
-    assert "Usage" in out
-    assert call(*verb, "-h") == (0, out, "")
+def test_commands_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for first, second in re.findall(
+        r"[`$/ ]turbo-vaed ([a-z][a-z0-9-]*)(?: ([a-z][a-z-]*))?", text
+    ):
+        assert (first,) in COMMANDS
+        is_group = any(path[0] == first for path in COMMANDS if len(path) == 2)
+        assert not is_group or not second or (first, second) in COMMANDS
 
 
 def test_version_is_that_of_pyproject(call):
