@@ -1,17 +1,21 @@
-"""What a person is told of a run in flight, or of the last one, from its progress file alone."""
+"""The status of a run in flight, or of the last one, from its event log alone."""
 
 from __future__ import annotations
 
 import json
-from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from turbo_vaed.distill.follow import preparing
-from turbo_vaed.distill.seen import seen_in
-from turbo_vaed.distill.status import FRESH_SECONDS, Status, read_status
+from turbo_vaed.distill.events import read_progress
+from turbo_vaed.distill.progress import (
+    FRESH_SECONDS,
+    read_status,
+    report_preparation,
+    status_rows,
+)
 from turbo_vaed.errors import CorruptFile, UserError
 
 T0 = 1_763_800_000.0
@@ -44,10 +48,14 @@ LIVE = [
 ]
 
 
-def read(tmp_path: Path, events: list[dict[str, Any]], after: float = 5.0) -> Status:
+def read(tmp_path: Path, events: list[dict[str, Any]], after: float = 5.0) -> SimpleNamespace:
     path = tmp_path / "progress.jsonl"
     path.write_text("".join(json.dumps(event) + "\n" for event in events))
-    return read_status(path, customer="acme", now=events[-1]["at"] + after)
+    return SimpleNamespace(**read_status(path, customer="acme", now=events[-1]["at"] + after))
+
+
+def table(found: SimpleNamespace) -> dict[str, str]:
+    return {row["what"]: row["value"] for row in status_rows(vars(found))}
 
 
 def test_a_run_in_flight(tmp_path: Path) -> None:
@@ -55,44 +63,46 @@ def test_a_run_in_flight(tmp_path: Path) -> None:
     assert (found.customer, found.state, found.step, found.steps) == ("acme", "running", 80, 500)
     assert found.loss == 1 / 80
     assert (found.val_psnr, found.best_val_psnr, found.best_step) == (31.4, 31.6, 60)
-    assert found.spent_usd == Decimal("0.011")
-    assert found.usd_per_tenth_db == pytest.approx(Decimal("0.0015"))  # 0.4 dB from 50 s to 110 s
+    assert found.spent_usd == "0.011"
+    assert float(found.usd_per_tenth_db) == pytest.approx(0.0015)  # 0.4 dB from 50 s to 110 s
     assert found.seconds_left == pytest.approx(420)
     assert found.workers == 1
     assert (found.checkpoint_step, found.checkpoint_age_seconds) == (40, 64)
     assert (found.restarts, found.lost_steps) == (1, 7)
     assert found.wasted_seconds == pytest.approx(20.3)
-    assert found.wasted_usd == pytest.approx(Decimal("0.00203"))
-    assert found.warnings == ("step 60, flicker: every 4 frames",)
+    assert float(found.wasted_usd) == pytest.approx(0.00203)
+    assert found.warnings == ["step 60, flicker: every 4 frames"]
 
 
-def test_as_a_table_and_as_json(tmp_path: Path) -> None:
-    found = read(tmp_path, LIVE)
-    assert {row["what"]: row["value"] for row in found.rows()} == {
-        "state": "running", "step": "80 of 500", "loss": "0.0125", "validation": "31.40 dB",
-        "best": "31.60 dB at step 60", "spent by the run": "$0.011", "per 0.1 dB": "$0.0015",
-        "time left": "7:00", "workers": "1", "last checkpoint": "step 40, 1:04 ago",
-        "restarts": "1: 7 steps again, 20.3 s, $0.00203 wasted",
+def test_the_table(tmp_path: Path) -> None:
+    """The one test of its wording."""
+    assert table(read(tmp_path, LIVE)) == {
+        "state": "running", "step": "80 of 500", "loss": "0.0125", "validation PSNR": "31.40 dB",
+        "best": "31.60 dB at step 60", "spent by the run": "$0.011",
+        "cost of the last 0.1 dB": "$0.0015", "time left": "7:00", "workers": "1",
+        "last checkpoint": "step 40, 1:04 ago",
+        "restarts": "1; wasted: 7 steps, 20.3 s, $0.00203",
         "warnings": "step 60, flicker: every 4 frames",
     }  # fmt: skip
-    document = json.loads(json.dumps(found.document()))
-    assert document["spent_usd"] == "0.011"
-    assert document["warnings"] == ["step 60, flicker: every 4 frames"]
-    assert document["seconds_left"] == pytest.approx(420)
+
+
+def test_the_status_is_json(tmp_path: Path) -> None:
+    found = vars(read(tmp_path, LIVE))
+    assert json.loads(json.dumps(found)) == found
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
     fails = {"event": "checkpoint_failed", "step": 80, "at": T0 + 111, "text": "the disk is full"}
     found = read(tmp_path, [*LIVE, fails])
     assert (found.checkpoint_step, found.checkpoint_error) == (40, "the disk is full")
-    assert {"what": "checkpoint fails", "value": "the disk is full"} in found.rows()
+    assert table(found)["checkpoint error"] == "the disk is full"
 
 
-def test_a_run_that_says_nothing_may_be_gone(tmp_path: Path) -> None:
+def test_a_run_without_events_may_be_gone(tmp_path: Path) -> None:
     assert read(tmp_path, LIVE, after=FRESH_SECONDS - 1).state == "running"
     found = read(tmp_path, LIVE, after=FRESH_SECONDS + 1)
     assert (found.state, found.seconds_left) == ("silent", None)
-    assert found.rows()[0]["value"] == "silent since 121 s"
+    assert table(found)["state"] == "silent for 2:01"
 
 
 @pytest.mark.parametrize(
@@ -112,28 +122,26 @@ def test_a_run_that_says_nothing_may_be_gone(tmp_path: Path) -> None:
                   "reason": "all done"}, OPEN | {"at": T0 + 200}], "finished", "all done"),
     ],
 )  # fmt: skip
-def test_how_a_run_stands(tmp_path: Path, events, state: str, reason: str) -> None:
+def test_the_state_of_a_run(tmp_path: Path, events, state: str, reason: str) -> None:
     found = read(tmp_path, events)
     assert (found.state, found.reason) == (state, reason)
-    assert found.rows()[0]["value"] == (f"{state}: {reason}" if reason else state)
+    assert table(found)["state"] == (f"{state}: {reason}" if reason else state)
 
 
 def test_nothing_is_known_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
     found = read(tmp_path, [OPEN])
     assert (found.loss, found.val_psnr, found.spent_usd, found.checkpoint_step) == (None,) * 4
-    assert [row["what"] for row in found.rows()] == [
-        "state", "step", "per 0.1 dB", "restarts", "warnings"
-    ]  # fmt: skip
+    assert [*table(found)] == ["state", "step", "cost of the last 0.1 dB", "restarts", "warnings"]
 
 
 def test_a_line_cut_short_is_left_out_and_another_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
     path.write_text("".join(json.dumps(event) + "\n" for event in LIVE) + '{"event": "st')
-    assert read_status(path, customer="acme", now=T0 + 120).step == 80
+    assert read_status(path, customer="acme", now=T0 + 120)["step"] == 80
     path.write_text("{}\n")
     with pytest.raises(CorruptFile, match="line 1"):
         read_status(path, customer="acme", now=T0)
-    with pytest.raises(UserError, match="run: turbo-vaed poc acme"):
+    with pytest.raises(UserError, match="turbo-vaed poc acme"):
         read_status(tmp_path / "none.jsonl", customer="acme", now=T0)
 
 
@@ -142,24 +150,22 @@ def caching(at: float, done: int, failed: str = "") -> dict[str, Any]:
             "doing": "caching the teacher's targets", "failed": failed}  # fmt: skip
 
 
-def test_what_is_made_before_the_steps_is_told(tmp_path: Path) -> None:
+def test_work_before_the_steps(tmp_path: Path) -> None:
     found = read(tmp_path, [caching(100, 2), caching(160, 12)])
     assert (found.state, found.done_clips, found.clips) == ("preparing", 12, 50)
-    assert found.rows()[:2] == [
-        {"what": "state", "value": "caching the teacher's targets, since 1:05"},
-        {"what": "clips done", "value": "12 of 50"},
-    ]
+    assert (found.doing, found.doing_seconds) == ("caching the teacher's targets", 65)
+    doing = "caching the teacher's targets, started 1:05 ago"
+    assert table(found)["state"] == f"preparing ({doing})"
+    assert table(found)["clips done"] == "12 of 50"
     silent = read(tmp_path, [caching(160, 12)], after=180)
-    assert silent.rows()[0]["value"] == (
-        "silent since 180 s (caching the teacher's targets, since 4:00)"
-    )
+    assert (silent.state, silent.silent_seconds, silent.doing_seconds) == ("silent", 180, 240)
     failed = read(tmp_path, [caching(160, 12), caching(161, 12, failed="the disk is full")])
     assert (failed.state, failed.reason) == ("failed", "the disk is full")
     opened = read(tmp_path, [caching(160, 12), OPEN | {"at": T0 + 170}])
     assert (opened.state, opened.doing, opened.clips) == ("starting", "", None)
 
 
-def test_before_a_run_that_goes_on_its_figures_stand_and_of_one_that_ended_none(
+def test_preparation_keeps_the_figures_of_a_run_that_resumes_and_not_of_one_that_ended(
     tmp_path: Path,
 ) -> None:
     end = {"event": "end", "step": 80, "at": T0 + 111, "stopped": "finished", "reason": "all done"}
@@ -172,20 +178,22 @@ def test_before_a_run_that_goes_on_its_figures_stand_and_of_one_that_ended_none(
 def test_preparing_is_no_time_of_the_run(tmp_path: Path) -> None:
     later = [OPEN | {"at": T0 + 900}, start(910, 80)]
     plain, path = read(tmp_path, [*LIVE, *later]), tmp_path / "progress.jsonl"
-    seen = seen_in(path)
+    before = read_progress(path)
     prepared = read(tmp_path, [*LIVE, caching(500, 0), caching(800, 50), *later])
     assert prepared.wasted_seconds == plain.wasted_seconds > 20.3
-    assert seen_in(path) == seen
+    found = read_progress(path)
+    assert found.active_seconds == before.active_seconds
+    assert found.checkpoint_every_seconds == before.checkpoint_every_seconds
 
 
-def test_the_file_is_told_of_each_clip_and_of_the_end_of_a_failure(tmp_path: Path) -> None:
+def test_preparation_is_logged_clip_by_clip_and_with_its_failure(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "progress.jsonl"
-    with preparing(path) as tell:
+    with report_preparation(path) as report:
         pass
-    with pytest.raises(ValueError, match="gone"), preparing(path) as tell:
-        tell("measuring", 0, 3)
-        tell("caching", 1, 3)
-        tell("caching", 2, 3)
+    with pytest.raises(ValueError, match="gone"), report_preparation(path) as report:
+        report("measuring", 0, 3)
+        report("caching", 1, 3)
+        report("caching", 2, 3)
         raise ValueError("the disk is gone")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["doing"], line["done"], line["failed"]) for line in lines] == [

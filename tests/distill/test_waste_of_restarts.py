@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.distill.told import PRICE, T0, Books, Clock, follower, lines, start, step
-from turbo_vaed.distill.events import Account
+from tests.distill.event_log import PRICE, T0, Books, Clock, lines, make_recorder, start, step
+from turbo_vaed.distill.events import RunProgress
 
 
 @st.composite
@@ -50,19 +50,19 @@ def idle(events: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
 
 @given(histories())
 def test_waste_never_overlaps_lies_in_the_run_and_counts_what_was_done_again(events) -> None:
-    account = Account()
+    run = RunProgress()
     for event in events:
-        account.add(event)
-    wasted = sorted(part for restart in account.restarts for part in restart.wasted)
+        run.add(event)
+    wasted = sorted(part for restart in run.restarts for part in restart.wasted)
     assert all(begin < end for begin, end in wasted)
     assert all(a[1] <= b[0] for a, b in pairwise(wasted))
     for begin, end in wasted:
         assert events[0]["at"] <= begin and end <= events[-1]["at"]
         assert all(min(end, back) <= max(begin, gone) for gone, back in idle(events))
-    told = [event["step"] for event in events if event["event"] == "step"]
-    assert sum(restart.lost_steps for restart in account.restarts) == len(told) - account.step
-    seconds = sum(restart.seconds for restart in account.restarts)
-    paid = sum((restart.usd for restart in account.restarts), Decimal(0))
+    logged = [event["step"] for event in events if event["event"] == "step"]
+    assert sum(restart.lost_steps for restart in run.restarts) == len(logged) - run.step
+    seconds = sum(restart.seconds for restart in run.restarts)
+    paid = sum((restart.usd for restart in run.restarts), Decimal(0))
     assert float(paid) == pytest.approx(0.0001 * seconds)
 
 
@@ -72,23 +72,23 @@ def test_drivers_that_read_the_file_book_what_one_that_saw_it_all_would(
     tmp_path_factory, events, data
 ) -> None:
     """Each `open` is another process, which knows the file alone."""
-    whole = Account()
+    whole = RunProgress()
     for event in events:
         whole.add(event)
     path = tmp_path_factory.mktemp("run") / "progress.jsonl"
     books, clock = Books(), Clock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("turbo_vaed.distill.follow.time.time", clock.time)
-        downstream = None
+        patch.setattr("turbo_vaed.distill.progress.time.time", clock.time)
+        recorder = None
         for event in events:
             clock.now = event["at"]
             if event["event"] == "open":
                 with path.open("ab") as file:  # whatever the last one was about to write
                     file.write(json.dumps(event).encode()[: data.draw(st.integers(0, 20))])
-                downstream = follower(path, books.run_context(), job="a", steps=99).__enter__()
+                recorder = make_recorder(path, books.run_context(), job="a", steps=99).__enter__()
             else:
-                assert downstream is not None
-                downstream.take(event)
+                assert recorder is not None
+                recorder.on_event(event)
     booked = sorted((begin + T0, end + T0) for begin, end, _ in books.wasted)
     wanted = sorted(part for restart in whole.restarts for part in restart.wasted)
     assert booked == [pytest.approx(part, abs=1e-5) for part in wanted]

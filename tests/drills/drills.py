@@ -24,7 +24,7 @@ from tests.drills import faults, stage
 from tests.drills.toy import CHECKPOINT_EVERY, STEPS
 from turbo_vaed.costs import Ledger, total_usd
 from turbo_vaed.distill.checkpoint import Checkpoint
-from turbo_vaed.distill.events import Account, read_events
+from turbo_vaed.distill.events import RunProgress, read_events
 from turbo_vaed.distill.store import Store
 from turbo_vaed.distill.worker import train_worker
 from turbo_vaed.errors import CorruptFile
@@ -120,10 +120,10 @@ def carry_out(
     )
 
 
-def _told(folder: Path, checkpoints_lost: int) -> tuple[Account, list[tuple[int, int]], float]:
+def _told(folder: Path, checkpoints_lost: int) -> tuple[RunProgress, list[tuple[int, int]], float]:
     """The account of a run, the workers and step of each of its starts, and how many seconds its
     end had to wait for its last checkpoint."""
-    account, starts, written = Account(), [], [0]
+    account, starts, written = RunProgress(), [], [0]
     for event in read_events(stage.progress_file(folder)):
         account.add(event)
         if event["event"] == "checkpoint":

@@ -23,7 +23,7 @@ from turbo_vaed.costs import Ledger, Meter, Rate, steady
 from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.distill import train
 from turbo_vaed.distill.checkpoint import Checkpoint
-from turbo_vaed.distill.follow import Follower
+from turbo_vaed.distill.progress import ProgressRecorder
 from turbo_vaed.distill.worker import train_worker
 from turbo_vaed.settings import ENVIRONMENT, Settings
 
@@ -55,7 +55,7 @@ def run(
     Args:
         worker: what the workers run: `train_worker`, or that with a fault built around it.
         on_ray: as the product does it; else `worker` runs here, alone, which takes no cluster.
-        listen: gets the events after the follower.
+        listen: gets the events after the recorder.
     """
     job = make_job(folder, workers=workers)
     lock = threading.Lock()  # here a worker's threads tell for themselves
@@ -70,7 +70,7 @@ def run(
             ),
             interval_seconds=1.0,
         )
-        follower = Follower(
+        recorder = ProgressRecorder(
             progress_file(folder),
             job=job.name,
             steps=job.params.steps,
@@ -82,10 +82,10 @@ def run(
 
         def take(event: dict[str, Any]) -> None:
             with lock:
-                follower.take(event)
+                recorder.on_event(event)
                 listen(event)
 
-        with meter, follower:
+        with meter, recorder:
             if on_ray:
                 with (
                     ray_session(Settings.from_environment().ray_address),

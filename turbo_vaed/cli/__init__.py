@@ -337,15 +337,15 @@ def show_distillation(customer: Customer, form: Format = "table") -> None:
     """How a customer's distillation stands: one in flight, or the last."""
     import time
 
-    from turbo_vaed.distill.status import read_status
+    from turbo_vaed.distill.progress import read_status, status_rows
     from turbo_vaed.workspace import Workspace
 
     workspace = Workspace.load(Settings.from_environment().root, customer)
     status = read_status(workspace.progress_file, customer=customer, now=time.time())
     if form == "json":
-        print(json.dumps(status.document()))
+        print(json.dumps(status))
         return
-    show(status.rows(), form, f"distillation of {customer}")
+    show(status_rows(status), form, f"distillation of {customer}")
 
 
 @nodes.command("labels")

@@ -1,10 +1,10 @@
-"""What was told of a run, line by line, and what follows from it.
+"""The event log of a distillation, and the state of the run that follows from it.
 
-A run may have had several drivers, and a driver several groups of workers. Each driver begins
-with `open`, each group with `start`; `preparing` is told before a driver opens, and is no part of
-the run; everything else is what rank 0 told. All that is known of a
-run is a function of these lines alone, so that a driver that starts anew, and a person who asks
-from outside, know as much as the one that was there.
+A run may have several drivers, and a driver several groups of workers. A driver logs `open`, each
+group of workers `start`; `preparing` is logged before a driver opens and is no part of the run; all
+other events but `wasted` and `failed` are rank 0's. Everything known of a run is a function of
+these lines alone, so a driver that starts anew, and a person who asks from outside, know as much as
+the driver that was there.
 
 Times are Unix seconds.
 """
@@ -12,34 +12,39 @@ Times are Unix seconds.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from turbo_vaed.costs.choice import checkpoint_interval_seconds, losses_per_hour
 from turbo_vaed.costs.money import time_usd
 from turbo_vaed.distill.outlook import seconds_left, usd_per_tenth_db
 from turbo_vaed.errors import CorruptFile
 
-NOTICED, LOST = "machine taken back with notice", "worker lost"
-"""Why a group of workers began anew: two of the reasons that a restart may have."""
-Interval = tuple[float, float]
+INTERRUPTED, LOST = "machine interrupted with notice", "worker lost"
+"""Two of the reasons of a restart: a machine was taken away."""
 PREPARING = "preparing"
-"""An event of work before the steps. It adds neither to what a run took nor to what it lost."""
+"""The event of work before the steps. It adds nothing to the run's times."""
+DEFAULT_SAVE_SECONDS, DEFAULT_RESTART_SECONDS = 1.0, 45.0
+"""Before any checkpoint or restart: as bench/distill.py measures them, rounded up."""
+Event = Mapping[str, Any]
+Interval = tuple[float, float]
 
 
 class Preparation(NamedTuple):
-    """What is made before a driver opens, as it was last told."""
+    """Work on clips before a driver opens, as last reported."""
 
-    doing: str
+    activity: str
     began_at: float
     last_at: float
     done: int
-    """So many of the clips."""
+    """Clips."""
     clips: int
-    failed: str
-    """What it ended with, in its own words."""
+    failure: str
+    """The message of the error that ended it; "" while it goes on."""
 
 
 class Validation(NamedTuple):
@@ -54,15 +59,15 @@ class Validation(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Restart:
-    """Work that was begun again, and the time that this cost."""
+    """A restart of workers or driver, and the time that it wasted."""
 
     reason: str
     step: int
-    """The last one seen before."""
+    """The last one logged before."""
     lost_steps: int
-    """Those up to it that were computed again."""
+    """Steps to be computed again."""
     wasted: tuple[Interval, ...]
-    """Never inside another restart's, nor while no driver ran."""
+    """Disjoint from other restarts' and from times without a driver."""
     usd: Decimal
 
     @property
@@ -71,53 +76,54 @@ class Restart:
         return sum(end - begin for begin, end in self.wasted)
 
     def __str__(self) -> str:
-        return (
-            f"{self.reason} at step {self.step}, on again from step {self.step - self.lost_steps}"
-        )
+        return f"{self.reason} at step {self.step}, resumed from step {self.step - self.lost_steps}"
 
 
 @dataclass(kw_only=True)
-class Account:
-    """A run, as its events tell it."""
+class RunProgress:
+    """The state of a run after the events added so far."""
 
     job: str = ""
     steps: int = 0
-    """That were planned."""
+    """Planned."""
     usd_per_hour: Decimal = Decimal(0)
     step: int = 0
-    """The last one done on the line that goes on."""
+    """The last one done that was not lost."""
     workers: int = 0
     machine: dict[str, Any] = field(default_factory=dict)
-    """`device`, `precision`, `compiled` of the last group."""
-    row: Mapping[str, Any] = field(default_factory=dict)
-    """Of the last step told."""
+    """`device`, `precision`, `compiled` of the last group of workers."""
+    row: Event = field(default_factory=dict)
+    """The last `step` event."""
     validations: list[Validation] = field(default_factory=list)
-    """Those on the line that goes on."""
+    """Without those of lost steps, as are `checkpoints`, `warnings` and `reached`."""
     checkpoints: dict[int, float] = field(default_factory=dict)
-    """When the one of a step was written, on the line that goes on."""
-    save_error: str = ""
+    """Step -> when its checkpoint was written."""
+    checkpoint_error: str = ""
     """Why the last attempt to write one failed."""
     warnings: list[dict[str, Any]] = field(default_factory=list)
     """`step`, `kind` and `text` of each."""
+    reached: dict[int, float] = field(default_factory=dict)
+    """Step -> when it was done."""
     restarts: list[Restart] = field(default_factory=list)
-    booked: int = 0
-    """So many of the restarts are in the ledger."""
-    ended: Mapping[str, Any] | None = None
-    """Rank 0's last word: `stopped` and `reason`."""
-    failed: str = ""
-    """What the last driver ended with, in its own words."""
-    preparing: Preparation | None = None
+    booked_restarts: int = 0
+    """Of them, those already marked as wasted in the ledger."""
+    ended: Event | None = None
+    """The `end` event: `stopped` and `reason`."""
+    failure: str = ""
+    """The message of the error that ended the last driver."""
+    preparation: Preparation | None = None
     """Until the driver that it is for opens."""
     last_at: float = 0.0
+    active_seconds: float = 0.0
+    """In which a driver ran."""
+    _save_seconds: list[float] = field(default_factory=list)
     _is_started: bool = False
     _cause: str = ""
-    reached: dict[int, float] = field(default_factory=dict)
-    """When each step was done, on the line that goes on."""
-    _begun: dict[int, float] = field(default_factory=dict)
-    """When workers began anew at a step instead, on that line."""
+    _started: dict[int, float] = field(default_factory=dict)
+    """Step -> when workers started from it."""
     _wasted: list[Interval] = field(default_factory=list)
-    _dead: list[Interval] = field(default_factory=list)
-    """No driver ran."""
+    _idle: list[Interval] = field(default_factory=list)
+    """Times without a driver."""
 
     @property
     def usd_per_tenth_db(self) -> Decimal | None:
@@ -126,78 +132,113 @@ class Account:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until all steps are done."""
+        """Until all steps are done; None before it can be estimated."""
         validated = [known.step for known in self.validations]
         return seconds_left(self.reached, validated, step=self.step, steps=self.steps)
 
-    def add(self, event: Mapping[str, Any]) -> None:
-        """Take the next event into account."""
+    @property
+    def save_seconds(self) -> float | None:
+        """Median of the checkpoints' durations."""
+        return statistics.median(self._save_seconds) if self._save_seconds else None
+
+    @property
+    def restart_seconds(self) -> float | None:
+        """Median of the times that restarts wasted."""
+        seconds = [restart.seconds for restart in self.restarts]
+        return statistics.median(seconds) if seconds else None
+
+    @property
+    def losses(self) -> int:
+        """Restarts without notice, where the work since the last checkpoint was lost."""
+        return sum(restart.reason != INTERRUPTED for restart in self.restarts)
+
+    @property
+    def interruptions(self) -> int:
+        """Machines that were taken away, with notice or without."""
+        return sum(restart.reason in (INTERRUPTED, LOST) for restart in self.restarts)
+
+    @property
+    def checkpoint_every_seconds(self) -> float:
+        """Time between two checkpoints by Young and Daly, from the saves and losses so far."""
+        return checkpoint_interval_seconds(
+            self.save_seconds or DEFAULT_SAVE_SECONDS,
+            losses_per_hour(self.losses, self.active_seconds / 3600),
+        )
+
+    def add(self, event: Event) -> None:
+        """Advance by the next event."""
         at = float(event["at"])
         if event["event"] == PREPARING:
-            told = (event[key] for key in ("doing", "began_at", "at", "done", "clips", "failed"))
-            self.preparing = Preparation(*told)
+            fields = ("doing", "began_at", "at", "done", "clips", "failed")
+            self.preparation = Preparation(*(event[name] for name in fields))
             return
+        if self.last_at and event["event"] != "open":
+            self.active_seconds += max(0.0, at - self.last_at)
         match event["event"]:
             case "open":
                 self._open(event, at)
             case "start":
                 self._start(event, at)
             case "step":
-                self._step(event, at)
-            case "validated":
+                self.step, self.row = event["step"], event
+                self.reached[self.step] = at
+                if "val_psnr" in event:
+                    self._validated(event)
+            case "validated":  # before a stop, for a step that is logged already
                 self._validated(event)
             case "checkpoint":
-                self.checkpoints[event["step"]], self.save_error = at, ""
+                self.checkpoints[event["step"]], self.checkpoint_error = at, ""
+                self._save_seconds.append(event["seconds"])
             case "checkpoint_failed":
-                self.save_error = event["text"]
+                self.checkpoint_error = event["text"]
             case "warning":
-                found = {key: event[key] for key in ("step", "kind", "text")}
-                same = [(w["step"], w["kind"]) for w in self.warnings]
-                if (found["step"], found["kind"]) not in same:  # told again after a restart
-                    self.warnings.append(found)
+                warning = {key: event[key] for key in ("step", "kind", "text")}
+                known = [(w["step"], w["kind"]) for w in self.warnings]
+                if (warning["step"], warning["kind"]) not in known:  # logged again after a restart
+                    self.warnings.append(warning)
             case "interruption":
-                self._cause = NOTICED
+                self._cause = INTERRUPTED
             case "wasted":
-                self.booked += 1
+                self.booked_restarts += 1
             case "end":
                 self.ended = event
             case "failed":
-                self.failed = event["text"]
+                self.failure = event["text"]
         self.last_at = max(self.last_at, at)
 
-    def _open(self, event: Mapping[str, Any], at: float) -> None:
-        """A driver: nothing ran between it and the last sign of the one before."""
-        self.preparing = None
+    def _open(self, event: Event, at: float) -> None:
+        """A driver: none ran between the last event and this one."""
+        self.preparation = None
         if 0 < self.last_at < at:
-            self._dead.append((self.last_at, at))
+            self._idle.append((self.last_at, at))
         if self._is_started and self.ended is None:
-            self._cause = "driver started again"
+            self._cause = "driver restarted"
             if event["job"] != self.job:
-                self._lose(0, self.last_at, "given up for other params or data")
-                self._go_on_from(0)
+                self._lose(0, self.last_at, "abandoned for changed parameters or data")
+                self._resume_from(0)
                 self._is_started = False
         self.job, self.steps = event["job"], event["steps"]
         self.usd_per_hour = Decimal(event["usd_per_hour"])
-        self.failed = ""
+        self.failure = ""
         if self.ended is None:
             self.workers = 0
 
-    def _start(self, event: Mapping[str, Any], at: float) -> None:
-        """A group of workers, at the state that it found."""
+    def _start(self, event: Event, at: float) -> None:
+        """A group of workers, from the checkpoint that it found."""
         step, workers = event["resumed_from"] or 0, event["world"]
         if self._is_started and self.ended is None:
-            grown = f"grown from {self.workers} to {workers} workers"
-            self._lose(step, at, self._cause or (grown if workers > self.workers else LOST))
-        self._go_on_from(step)
-        self._begun[step] = at
+            scaled_up = f"scaled up from {self.workers} to {workers} workers"
+            self._lose(step, at, self._cause or (scaled_up if workers > self.workers else LOST))
+        self._resume_from(step)
+        self._started[step] = at
         self.workers, self._is_started, self._cause, self.ended = workers, True, "", None
         self.machine = {key: event[key] for key in ("device", "precision", "compiled")}
 
     def _lose(self, step: int, at: float, reason: str) -> None:
-        """What came after `step`, up to the moment `at`, was for nothing."""
-        known = [*self.reached.items(), *self._begun.items()]
+        """A restart: what came after `step`, up to the moment `at`, is wasted."""
+        known = [*self.reached.items(), *self._started.items()]
         began = min((t for s, t in known if s >= step), default=self.last_at)
-        wasted = tuple(_without((began, at), [*self._wasted, *self._dead]))
+        wasted = tuple(_without((began, at), [*self._wasted, *self._idle]))
         microseconds = round(sum(end - begin for begin, end in wasted) * 1e6)
         self._wasted += wasted
         self.restarts.append(
@@ -210,28 +251,33 @@ class Account:
             )
         )
 
-    def _go_on_from(self, step: int) -> None:
+    def _resume_from(self, step: int) -> None:
         self.step = step
         self.validations = [known for known in self.validations if known.step <= step]
         self.warnings = [known for known in self.warnings if known["step"] <= step]
-        self.reached = {s: t for s, t in self.reached.items() if s < step}
-        self._begun = {s: t for s, t in self._begun.items() if s < step}
         self.checkpoints = {s: t for s, t in self.checkpoints.items() if s <= step}
+        self.reached = {s: t for s, t in self.reached.items() if s < step}
+        self._started = {s: t for s, t in self._started.items() if s < step}
 
-    def _step(self, event: Mapping[str, Any], at: float) -> None:
-        self.step, self.row = event["step"], event
-        self.reached[self.step] = at
-        if "val_psnr" in event:
-            self._validated(event)
-
-    def _validated(self, event: Mapping[str, Any]) -> None:
-        """With a step, or after the last one before a stop."""
+    def _validated(self, event: Event) -> None:
         spent = Decimal(event["spent_usd"])
         self.validations.append(Validation(event["step"], spent, event["val_psnr"]))
 
 
+def read_progress(path: Path) -> RunProgress:
+    """The run logged at `path`, which need not exist.
+
+    Raises:
+        CorruptFile: as `read_events`.
+    """
+    progress = RunProgress()
+    for event in read_events(path) if path.is_file() else ():
+        progress.add(event)
+    return progress
+
+
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a file, in order; a last line that was cut short is left out.
+    """The events of a log, in order; a last line that was cut short is left out.
 
     Raises:
         CorruptFile: another line is no event.
@@ -239,15 +285,49 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             event = json.loads(line)
-            whole = isinstance(event["event"], str) and isinstance(event["at"], int | float)
+            is_event = isinstance(event["event"], str) and isinstance(event["at"], int | float)
         except (ValueError, TypeError, KeyError):
-            whole = False
-        if not whole:
+            is_event = False
+        if not is_event:
             raise CorruptFile(
-                f"{path}, line {number}: found {line[:60]!r}; expected an event of a "
-                "distillation. Delete the file: only what earlier tries wasted is forgotten"
+                f"{path}, line {number}: found {line[:60]!r}, expected an event of a "
+                "distillation. Delete the file: only the record of earlier tries is lost"
             )
         yield event
+
+
+class EventLog:
+    """A file of JSON lines, each appended whole or not at all; a full disk delays them."""
+
+    def __init__(self, path: Path, on_error: Callable[[str], None]) -> None:
+        """Open for appending, behind the last whole line.
+
+        Args:
+            on_error: called with a message where lines cannot be written yet.
+        """
+        self._path, self._on_error = path, on_error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        self._size = path.read_bytes().rfind(b"\n") + 1
+        self._pending = b""
+
+    def append(self, event: Event) -> None:
+        """Write an event, and those that could not be written before."""
+        self._pending += json.dumps(event, default=str).encode() + b"\n"
+        try:
+            with self._path.open("r+b") as file:
+                file.truncate(self._size)
+                file.seek(self._size)
+                file.write(self._pending)
+        except OSError as error:
+            self._on_error(f"{self._path} cannot be written, events are kept in memory: {error}")
+            return
+        self._size += len(self._pending)
+        self._pending = b""
+
+    def clear(self) -> None:
+        """Start over: the next event replaces the file's content."""
+        self._size, self._pending = 0, b""
 
 
 def _without(interval: Interval, others: Sequence[Interval]) -> list[Interval]:

@@ -23,7 +23,12 @@ from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.choice import Choice, Machine, choices
 from turbo_vaed.costs.money import plain, quantise_usd
 from turbo_vaed.costs.run_context import DownstreamCost
-from turbo_vaed.distill.seen import RESTART_SECONDS, SAVE_SECONDS, Seen, seen_in
+from turbo_vaed.distill.events import (
+    DEFAULT_RESTART_SECONDS,
+    DEFAULT_SAVE_SECONDS,
+    RunProgress,
+    read_progress,
+)
 from turbo_vaed.errors import UserError
 from turbo_vaed.planning.ec2_costs import BEFORE_MINUTES, ENDS_ITSELF_MINUTES, overhead_usd
 from turbo_vaed.planning.estimate import downstream, measured_pace
@@ -101,8 +106,11 @@ def quote(
     pace = measured or expected_pace(workspace, settings)
     assert pace is not None, "this machine can be timed"
     book = book or price_book(workspace.params, settings)
-    seen = seen_in(workspace.progress_file)
-    save, restart = seen.save_seconds or SAVE_SECONDS, seen.restart_seconds or RESTART_SECONDS
+    seen = read_progress(workspace.progress_file)
+    save, restart = (
+        seen.save_seconds or DEFAULT_SAVE_SECONDS,
+        seen.restart_seconds or DEFAULT_RESTART_SECONDS,
+    )
     with Ledger.open(settings.ledger_url) as ledger:
         after, spot_type = (
             downstream(ledger, workspace.customer),
@@ -206,7 +214,7 @@ def _machines(
     book: PriceBook,
     steps_per_second: float,
     spot_type: str | None,
-    seen: Seen,
+    seen: RunProgress,
 ) -> Iterator[Machine]:
     local = book.usd_per_hour("node", "local")
     yield Machine(
@@ -222,7 +230,7 @@ def _machines(
     for candidate in workspace.params.prices.candidates:
         if candidate.instance_type == spot_type:
             of_it = _interruptions_per_hour(
-                candidate.interruptions_per_hour, seen.hours, seen.interruptions
+                candidate.interruptions_per_hour, seen.active_seconds / 3600, seen.interruptions
             )
             candidate = dataclasses.replace(candidate, interruptions_per_hour=of_it)
         yield _priced(candidate, book, steps_per_second, None)

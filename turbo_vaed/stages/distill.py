@@ -27,8 +27,8 @@ from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
-    from turbo_vaed.distill.follow import Follower
     from turbo_vaed.distill.job import Job, QualityTarget, RunCosts
+    from turbo_vaed.distill.progress import ProgressRecorder
     from turbo_vaed.distill.teacher_cache import TeacherTargetsSpec
     from turbo_vaed.distill.teacher_targets import TeacherTargetsPlan
     from turbo_vaed.distill.train import Distilled
@@ -47,7 +47,7 @@ def run(workspace: Workspace) -> dict[str, object]:
     """
     from turbo_vaed.cluster.session import ray_session
     from turbo_vaed.distill import train
-    from turbo_vaed.distill.follow import Follower, preparing
+    from turbo_vaed.distill.progress import ProgressRecorder, report_preparation
 
     settings = Settings.from_environment(workspace.root)
     spending = spending_of(workspace, settings, "distill")
@@ -62,27 +62,27 @@ def run(workspace: Workspace) -> dict[str, object]:
         f"{settings.checkpoints_url}/{workspace.customer}" if settings.checkpoints_url else place
     )
     with workspace.writing("distill") as folder, ray_session(settings.ray_address):
-        with preparing(workspace.progress_file) as tell:
+        with report_preparation(workspace.progress_file) as tell:
             plan = _targets(workspace, student, settings, spending, tell)
             target = _target(workspace, student, settings, spending, tell)
         job = _job(workspace, student, plan, spending, target)
         place.mkdir(parents=True, exist_ok=True)
-        with Follower(
+        with ProgressRecorder(
             workspace.progress_file,
             job=job.name,
             steps=job.params.steps,
             usd_per_hour=job.costs.now_usd_per_hour,
             run_context=workspace.run_context,
-        ) as follower:
+        ) as recorder:
             done = train.distill(
                 job,
                 storage=str(storage),
-                take=follower.take,
-                costs=_costs(workspace, settings, spending, follower)
+                take=recorder.on_event,
+                costs=_costs(workspace, settings, spending, recorder)
                 if workspace.run_context.spent_usd
                 else None,
             )
-        told = follower.summary() | {
+        told = recorder.summary() | {
             "pace_key": pace_key(workspace.params.distill, settings),
             "limited_to_usd": _limited_to_usd(workspace, settings),
         }
@@ -201,7 +201,7 @@ def _targets(
 
 
 def _costs(
-    workspace: Workspace, settings: Settings, spending: Spending, follower: Follower
+    workspace: Workspace, settings: Settings, spending: Spending, recorder: ProgressRecorder
 ) -> Callable[[], RunCosts]:
     """Reports to the run's workers what it has cost, and how often to save."""
     from turbo_vaed.distill.job import RunCosts
@@ -220,7 +220,7 @@ def _costs(
         except BudgetRefused as unknown:  # a node that joined: the run ends as at its budget
             refusal = str(unknown)
         spent_usd = spending.spent_usd()
-        ahead_usd = Decimal(follower.ahead_seconds) * per_second(most)
+        ahead_usd = Decimal(recorder.horizon_seconds) * per_second(most)
         allowed = spending.claim(spent_usd + kept + ahead_usd, least_usd=spent_usd + kept)
         return RunCosts(
             budget=dataclasses.replace(spending.budget, run_usd=allowed.usd, reserve_usd=kept),
@@ -230,7 +230,7 @@ def _costs(
             if workspace.run_context.usd_per_hour
             else most,
             refusal=refusal,
-            checkpoint_seconds=follower.checkpoint_every_seconds,
+            checkpoint_seconds=recorder.run.checkpoint_every_seconds,
             at=time.time(),
         )
 
@@ -298,9 +298,9 @@ def _job(
     spending: Spending,
     target: QualityTarget | None,
 ) -> Job:
+    from turbo_vaed.distill.events import read_progress
     from turbo_vaed.distill.job import Job, RunCosts, data_key
     from turbo_vaed.distill.losses import HUB
-    from turbo_vaed.distill.seen import seen_in
 
     clips, latents, params = (
         workspace.folder("clip"),
@@ -327,7 +327,7 @@ def _job(
             now_usd_per_hour=workspace.run_context.usd_per_hour()
             if workspace.run_context.usd_per_hour
             else spending.usd_per_hour,
-            checkpoint_seconds=seen_in(workspace.progress_file).checkpoint_every_seconds,
+            checkpoint_seconds=read_progress(workspace.progress_file).checkpoint_every_seconds,
             spent_usd=spending.spent_usd(),
             at=time.time(),
         ),

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.distill.told import T0, start, steps
-from turbo_vaed.distill.seen import SAVE_SECONDS, seen_in
+from tests.distill.event_log import T0, start, steps
+from turbo_vaed.distill.events import DEFAULT_SAVE_SECONDS, read_progress
 
 OPEN = {"event": "open", "job": "a", "steps": 60, "usd_per_hour": "0.36"}
 
@@ -21,12 +21,12 @@ def write(path: Path, *events: dict[str, Any]) -> Path:
 
 
 def test_nothing_seen_saves_as_for_a_loss_in_five_hours(tmp_path: Path) -> None:
-    found = seen_in(tmp_path / "none")
-    assert (found.save_seconds, found.restart_seconds, found.losses, found.hours) == (
+    found = read_progress(tmp_path / "none")
+    assert (found.save_seconds, found.restart_seconds, found.losses, found.active_seconds) == (
         None, None, 0, 0.0
     )  # fmt: skip
     between = 5 * 3600
-    expected = math.sqrt(2 * SAVE_SECONDS * between) - SAVE_SECONDS
+    expected = math.sqrt(2 * DEFAULT_SAVE_SECONDS * between) - DEFAULT_SAVE_SECONDS
     assert found.checkpoint_every_seconds == pytest.approx(expected)
 
 
@@ -44,11 +44,11 @@ def test_saves_losses_and_hours_are_those_of_the_file(tmp_path: Path) -> None:
         {**OPEN, "at": T0 + 90_000},  # a night in which nobody ran
         start(90_010, resumed_from=5),
     )
-    found = seen_in(path)
+    found = read_progress(path)
     assert found.save_seconds == 6.0
     assert found.losses == 2, "the worker, and the driver that was started again"
     assert found.interruptions == 2, "the worker, and the one that was foreseen"
-    assert found.hours == pytest.approx((3630 + 10) / 3600)
-    between = 3600 * (5 + found.hours) / (1 + 2)
+    assert found.active_seconds == pytest.approx(3630 + 10)
+    between = 3600 * (5 + found.active_seconds / 3600) / (1 + 2)
     expected = math.sqrt(2 * 6.0 * between) - 6.0
     assert found.checkpoint_every_seconds == pytest.approx(expected)

@@ -10,7 +10,7 @@ from typing import Any
 
 from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.distill.events import read_events
-from turbo_vaed.distill.follow import Follower
+from turbo_vaed.distill.progress import ProgressRecorder
 from turbo_vaed.errors import Unreachable
 
 T0 = 1_763_800_000.0
@@ -71,10 +71,10 @@ class Clock:
         return self.now
 
 
-def follower(
+def make_recorder(
     path: Path, run_context: RunContext, job: str = "distill-a", steps: int = 60
-) -> Follower:
-    return Follower(path, job=job, steps=steps, usd_per_hour=PRICE, run_context=run_context)
+) -> ProgressRecorder:
+    return ProgressRecorder(path, job=job, steps=steps, usd_per_hour=PRICE, run_context=run_context)
 
 
 def lines(path: Path, *kinds: str) -> list[dict[str, Any]]:
