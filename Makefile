@@ -71,4 +71,4 @@ bench: setup ## time set-up, PoC and its re-run in a fresh clone; writes bench/r
 	$(BIN)/python bench/first_light.py
 
 clean: ## remove what runs made, ledger and registry with it (not .venv, not the videos)
-	rm -rf work state site dvc.lock
+	rm -rf work state site customers dvc.lock

@@ -11,6 +11,7 @@ from decimal import Decimal
 from functools import partial
 
 from flows import dvc, runs
+from turbo_vaed.config import pipeline
 from turbo_vaed.config.stages import STAGES, UP_TO_DISTILL
 from turbo_vaed.costs import (
     Ledger,
@@ -73,6 +74,7 @@ def preflight(settings: Settings, customer: str) -> Workspace:
     with Ledger.open(settings.ledger_url) as ledger:
         outbox.post(ledger, settings.outbox_folder)
     client.open_tracking(settings.mlflow_tracking_uri)
+    pipeline.write(settings.root, customer, workspace.params.source)
     return workspace
 
 

@@ -12,22 +12,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db.engine import BUSY_SECONDS
-from turbo_vaed.errors import (
-    CorruptFile,
-    DataRefused,
-    Fault,
-    Refused,
-    TurboVaedError,
-    UserError,
-)
+from turbo_vaed.errors import Fault, Refused, TurboVaedError
+from turbo_vaed.metering.outcome import Expected, raised
 
-_LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
-_LOCK_WAIT_SECONDS = 600.0
+_BUSY = "is busy, it is being blocked by"
+"""What DVC says of a path that another of its processes works on."""
 _INTERRUPT_SECONDS = 2 * BUSY_SECONDS + 15.0
 """What a stage gets to end its charges and its children, before it is killed: the slice that it
 writes and its last one may each have to wait for another writer of the ledger."""
@@ -43,22 +37,15 @@ _HASHING_SECONDS = 6 * 3600.0
 _HINTS = (
     "Updating lock file",
     "To track the changes with git",
-    "git add dvc.lock",
+    "git add",
     "To enable auto staging",
     "dvc config core.autostage",
     "Use `dvc push`",
 )
 """What DVC advises after a stage and the flow does by itself: not shown."""
 _TAIL_LINES = 30
-PARAMS_SECONDS = 120.0
-"""For stage `params`."""
-_KINDS: dict[str, type[TurboVaedError]] = {
-    "refused": DataRefused,
-    "error": UserError,
-    "corrupt": CorruptFile,
-    "fault": Fault,
-}
-"""How the command line begins its last words, and what they mean."""
+PARAMS_SECONDS = 900.0
+"""For stage `params`: while DVC hashes what another customer's stage has made, it waits."""
 
 
 def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str]:
@@ -67,7 +54,7 @@ def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str
     Raises:
         Fault: DVC itself failed.
     """
-    targets = [f"{stage}@{customer}" for stage in stages]
+    targets = [_target(customer, stage) for stage in stages]
     command = ["status", "--json", *targets]
     status, errors = _dvc(root, command, {}, timeout_seconds=_HASHING_SECONDS)
     found = json.loads(status.strip().splitlines()[-1]) if status.strip() else {}
@@ -100,23 +87,47 @@ def reproduce(
     timeout_seconds: float,
     force: bool = False,
 ) -> None:
-    """Run `dvc repro --single-item STAGE@CUSTOMER`, its output shown as it comes.
+    """Run `dvc repro --single-item` for one stage of a customer, its output shown as it comes.
 
     Args:
         force: also where nothing has changed, and although DVC knows what came of it before.
 
     Raises:
-        TurboVaedError: with the stage's own error text, in the class that its exit code means.
+        TurboVaedError: what the stage ended in, in the class in which it was raised there.
+        Fault: the stage was killed, took too long, or DVC itself failed.
+        Refused: another process works on the same stage.
     """
-    command = ["repro", "--single-item", *(["--force"] if force else []), f"{stage}@{customer}"]
-    _dvc(root, command, environment, timeout_seconds=timeout_seconds, stage=stage)
+    command = ["repro", "--single-item", *(["--force"] if force else []), _target(customer, stage)]
+    expected = Expected.at(root / "work" / customer / "outcome" / f"{stage}.json")
+    try:
+        _dvc(
+            root,
+            command,
+            {**environment, **expected.environment},
+            timeout_seconds=timeout_seconds,
+            stage=stage,
+        )
+    except _Failed as failed:
+        outcome = expected.read()
+        if outcome is None or not outcome.error:  # killed; or DVC failed after it
+            raise Fault(str(failed)) from None
+        raise raised(outcome, stage) from None
 
 
 def push(root: Path, customer: str, stages: tuple[str, ...]) -> str:
     """`dvc push` of a customer's outputs to the configured remote; returns what DVC said."""
-    targets = [f"{stage}@{customer}" for stage in stages]
+    targets = [_target(customer, stage) for stage in stages]
     out, _ = _dvc(root, ["push", *targets], {}, timeout_seconds=_HASHING_SECONDS)
     return out.strip().splitlines()[-1] if out.strip() else "nothing to push"
+
+
+def _target(customer: str, stage: str) -> str:
+    """A stage as DVC addresses it from the top of the checkout."""
+    return f"{pipeline.FOLDER}/{customer}/dvc.yaml:{stage}"
+
+
+class _Failed(Fault):
+    """DVC ended with an error: its own, or that of the stage it ran."""
 
 
 def _dvc(
@@ -127,33 +138,15 @@ def _dvc(
     timeout_seconds: float,
     stage: str = "",
 ) -> tuple[str, str]:
-    """Run DVC in `root`, waiting for its lock where another customer's stage holds it."""
-    deadline = time.monotonic() + _LOCK_WAIT_SECONDS
-    while True:
-        try:
-            return _dvc_once(root, arguments, environment, timeout_seconds, stage)
-        except _Locked:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(2)
+    """Run DVC in `root` and return its output and errors; those of a stage are shown as they come.
 
-
-class _Locked(Refused):
-    """Another process works on this checkout's DVC repository."""
-
-
-def _dvc_once(
-    root: Path,
-    arguments: list[str],
-    environment: Mapping[str, str],
-    timeout_seconds: float,
-    stage: str,
-) -> tuple[str, str]:
-    """Run DVC once; a stage's output is shown as it comes, and its errors are kept."""
+    DVC waits for its lock, which another customer's stage may have for a while: without that, a
+    stage of ten hours that ends at such a moment would be lost.
+    """
     # The venv's `turbo-vaed` must be the one that dvc.yaml names.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     process = subprocess.Popen(
-        [sys.executable, "-c", _RUN_DVC, *arguments],
+        [sys.executable, "-c", _RUN_DVC, "--wait-for-lock", *arguments],
         cwd=root,
         env={**os.environ, **environment, "PATH": path},
         stdout=subprocess.PIPE,
@@ -203,13 +196,8 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def _failure(what: str, code: int, errors: str) -> TurboVaedError:
-    """The error that a child process ended with, by what it printed."""
-    if any(sign in errors for sign in _LOCKED):
-        return _Locked(f"{what}: another run works on this checkout's DVC lock; wait for its end")
+    """What DVC itself says of its end."""
     lines = errors.splitlines()
-    for number, line in enumerate(lines):
-        kind = _KINDS.get(line.split(": ", 1)[0])
-        if kind is not None:
-            text = "\n".join(lines[number:]).split("\nERROR:")[0].split(": ", 1)[1].strip()
-            return kind(f"{what}: {text}")
-    return Fault(f"{what} ended with exit code {code}:\n" + "\n".join(lines[-_TAIL_LINES:]))
+    if any(line.startswith("ERROR:") and _BUSY in line for line in lines):
+        return Refused(f"{what}: another DVC process works on the same files; wait for its end")
+    return _Failed(f"{what} ended with exit code {code}:\n" + "\n".join(lines[-_TAIL_LINES:]))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-import yaml
 
 from flows import runs
 from flows.admission import inconclusive_reason
@@ -29,6 +26,7 @@ from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.report.page import write_report
 from turbo_vaed.report.words import headline
 from turbo_vaed.roi.measured import cost_of_poc
+from turbo_vaed.runtime.files import sha256_file
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -127,7 +125,7 @@ def register(workspace: Workspace, settings: Settings, run: runs.Run) -> Registe
         lineage=lineage(workspace)
         | {key: str(verdict[key]) for key in ("git_revision", "data_sha256")},
         artifacts=[
-            write_lock(workspace),
+            workspace.dvc_lock,
             workspace.folder("evaluate") / "evaluation.json",
             workspace.folder("distill") / "history.json",
             workspace.folder("gate") / "measurement.json",
@@ -246,20 +244,9 @@ def _charge_idle_nodes(
 
 def lineage(workspace: Workspace) -> dict[str, str]:
     """What the run was made with, beside what verdict and package say themselves."""
-    lock = write_lock(workspace)
+    lock = workspace.dvc_lock
     return {
         "python": platform.python_version(),
         "use_case": workspace.params.use_case,
         "teacher": workspace.params.encode.teacher_weights,
-        "dvc_lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
-    }
-
-
-def write_lock(workspace: Workspace) -> Path:
-    """The customer's own part of dvc.lock, as work/CUSTOMER/dvc.lock; nobody else's is in it."""
-    path = workspace.root / "dvc.lock"
-    whole = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    own = {k: v for k, v in whole.get("stages", {}).items() if k.endswith(f"@{workspace.customer}")}
-    out = workspace.work / "dvc.lock"
-    out.write_text(yaml.safe_dump({"schema": whole.get("schema"), "stages": own}))
-    return out
+    } | ({"dvc_lock_sha256": sha256_file(lock)} if lock.is_file() else {})

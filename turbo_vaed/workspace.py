@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from turbo_vaed.config import load
+from turbo_vaed.config import load, pipeline
 from turbo_vaed.config.schema import Params
 from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.errors import UserError
@@ -46,6 +46,11 @@ class Workspace:
     def source(self) -> Path:
         """The customer's folder of videos."""
         return (self.root / self.params.source).resolve()
+
+    @property
+    def dvc_lock(self) -> Path:
+        """What DVC has recorded of the customer's stages: their params, inputs and outputs."""
+        return pipeline.folder(self.root, self.customer) / "dvc.lock"
 
     def folder(self, stage: str) -> Path:
         """The output folder of a stage; it exists only when the stage has succeeded."""
@@ -89,5 +94,9 @@ class Workspace:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        shutil.rmtree(final, ignore_errors=True)
+        last = self.work / f".{stage}.last"
+        shutil.rmtree(last, ignore_errors=True)
+        if final.exists():
+            final.rename(last)
         partial.rename(final)
+        shutil.rmtree(last, ignore_errors=True)

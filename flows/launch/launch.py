@@ -13,8 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-import yaml
-
 from flows.launch.launch_config import HOME, folder
 from turbo_vaed.errors import Fault
 from turbo_vaed.planning.ec2_costs import ENDS_ITSELF_MINUTES
@@ -95,7 +93,8 @@ def run_there(workspace: Workspace, config: Path) -> Ran:
     fetched = place / "fetched"
     shutil.rmtree(fetched, ignore_errors=True)
     fetched.mkdir(parents=True)
-    wanted = (EXIT_CODE, f"work/{workspace.customer}/", "dvc.lock")
+    lock = workspace.dvc_lock.relative_to(workspace.root)
+    wanted = (EXIT_CODE, f"work/{workspace.customer}/", str(lock))
     is_whole = _ray("exec", str(config), command) == 0 and all(
         _ray("rsync-down", str(config), f"{HOME}/{there}", str(fetched / Path(there).name)) == 0
         for there in wanted
@@ -122,12 +121,8 @@ def _take_over(workspace: Workspace, fetched: Path) -> None:
         if here.is_dir():
             shutil.rmtree(here)
         os.replace(made, here)
-    lock = workspace.root / "dvc.lock"
-    theirs = yaml.safe_load((fetched / "dvc.lock").read_text())
-    whole = yaml.safe_load(lock.read_text()) if lock.is_file() else {**theirs, "stages": {}}
-    own = {k: v for k, v in theirs["stages"].items() if k.endswith(f"@{workspace.customer}")}
-    whole["stages"] = {**whole["stages"], **own}
-    lock.write_text(yaml.safe_dump(whole, sort_keys=False))
+    workspace.dvc_lock.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(fetched / workspace.dvc_lock.name, workspace.dvc_lock)
 
 
 def _ray(*arguments: str) -> int:

@@ -16,6 +16,7 @@ import yaml
 
 from flows import runs
 from flows.launch.instance_selection import Picked
+from turbo_vaed.config import pipeline
 from turbo_vaed.costs.money import plain
 from turbo_vaed.costs.tags import ec2_tags, resource_tags
 from turbo_vaed.errors import UserError
@@ -101,7 +102,7 @@ def _mounts(workspace: Workspace, setup: list[str]) -> dict[str, str]:
 
 def _copy_checkout(workspace: Workspace) -> None:
     """What git tracks, or would: nothing that it ignores, so no cache, no secret, no other
-    customer's files. With dvc.lock, for what is in it is not made again."""
+    customer's files. With its dvc.lock, for what is in it is not made again."""
     target = folder(workspace) / CHECKOUT
     shutil.rmtree(target, ignore_errors=True)
     listed = subprocess.run(
@@ -111,7 +112,13 @@ def _copy_checkout(workspace: Workspace) -> None:
         text=True,
         check=True,
     )
-    for name in {*listed.stdout.split("\0"), "dvc.lock"} - {""}:
+    own = {str(path.relative_to(workspace.root)) for path in workspace.dvc_lock.parent.glob("*")}
+    shared = {
+        name
+        for name in listed.stdout.split("\0")
+        if name.split("/")[0] not in ("", pipeline.FOLDER)
+    }
+    for name in shared | own:
         source, copied = workspace.root / name, target / name
         if source.is_file():
             copied.parent.mkdir(parents=True, exist_ok=True)

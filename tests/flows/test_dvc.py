@@ -1,34 +1,105 @@
-"""What a stage's end means to the flow, and that a stage is stopped kindly before it is killed."""
+"""DVC as the flow drives it, with the real DVC and small stages: what is stale, what a stage's end
+means, and that a stage is interrupted before it is killed."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
+import yaml
 
 from flows import dvc, runs
+from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db import engine
-from turbo_vaed.errors import BudgetRefused, CorruptFile, DataRefused, Fault, Refused, UserError
+from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, Refused, TurboVaedError, UserError
+
+ENDS = """\
+import sys
+from turbo_vaed.metering.outcome import recorded
+from turbo_vaed import errors
+class OnlyHere(errors.BudgetRefused): pass
+print("error: a library says so", file=sys.stderr)
+with recorded():
+    raise {error}
+"""
+
+
+@pytest.fixture(scope="module")
+def initialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dvc")
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=root, check=True)
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path, initialised: Path) -> Path:
+    """A checkout that DVC knows, without a pipeline."""
+    shutil.copytree(initialised, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def add_stage(root: Path, name: str, **stage: object) -> None:
+    path = pipeline.folder(root, "tiny") / "dvc.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = yaml.safe_load(path.read_text()) if path.is_file() else {"stages": {}}
+    made["stages"][name] = {"wdir": "../..", **stage}
+    path.write_text(yaml.safe_dump(made))
+
+
+def run(root: Path, stage: str, *, seconds: float = 60, force: bool = False) -> None:
+    dvc.reproduce(root, "tiny", stage, environment={}, timeout_seconds=seconds, force=force)
 
 
 @pytest.mark.parametrize(
-    ("errors", "kind", "said"),
+    ("error", "kind", "message"),
     [
-        ("noise\nrefused: too dark\nERROR: failed to reproduce", DataRefused, "clip: too dark"),
-        ("error: no such key\nsecond line\nERROR: x", UserError, "no such key\nsecond line"),
-        ("corrupt: w.safetensors is cut\nERROR: x", CorruptFile, "w.safetensors"),
-        ("fault: it broke\n", Fault, "it broke"),
-        ("Traceback\nKeyError: 'x'\n", Fault, "KeyError: 'x'"),
-        ("ERROR: Unable to acquire lock.", Refused, "lock"),
+        ("errors.DataRefused('too dark')", "DataRefused", "clip: too dark"),
+        (
+            "errors.CorruptFile('w.bin\\nis cut')",
+            "CorruptFile",
+            "clip: w.bin\nis cut",
+        ),
+        ("OnlyHere('month')", "BudgetRefused", "clip: month"),
+        ("KeyError('x')", "Fault", "clip: KeyError: 'x'"),
     ],
 )
-def test_a_stage_ends_in_the_error_that_it_printed(errors, kind, said):
-    error = dvc._failure("clip", 1, errors)
-    assert type(error) is kind or (kind is Refused and isinstance(error, Refused))
-    assert said in str(error)
-    assert "ERROR: x" not in str(error)
+def test_a_stage_ends_in_the_error_that_it_raised(root, error, kind, message):
+    """Whatever else is on its stderr: a library there begins a line with `error:`."""
+    (root / "stage.py").write_text(ENDS.format(error=error))
+    add_stage(root, "clip", cmd=f"{sys.executable} stage.py")
+    with pytest.raises(TurboVaedError) as raised:
+        run(root, "clip")
+    assert (type(raised.value).__name__, str(raised.value)) == (kind, message)
+
+
+def test_a_stage_that_was_killed_is_a_fault_and_the_last_outcome_is_not_taken_for_its_own(root):
+    (root / "stage.py").write_text(ENDS.format(error="errors.UserError('an old mistake')"))
+    add_stage(root, "clip", cmd=f"{sys.executable} stage.py")
+    with pytest.raises(UserError):
+        run(root, "clip")
+    assert json.loads((root / "work/tiny/outcome/clip.json").read_text())["error"] == "UserError"
+    add_stage(root, "clip", cmd="echo error: from a library >&2; kill -9 $$")
+    with pytest.raises(Fault) as raised:
+        run(root, "clip")
+    assert type(raised.value) is not UserError and "from a library" in str(raised.value)
+
+
+def test_a_stage_by_hand_writes_no_outcome(root, monkeypatch):
+    from turbo_vaed.metering.outcome import recorded
+
+    monkeypatch.chdir(root)
+    before = set(root.rglob("*"))
+    with recorded() as figures:
+        figures["clips"] = 1
+    assert set(root.rglob("*")) == before
 
 
 class State:
@@ -74,20 +145,14 @@ def interrupts(request):
 
 
 @pytest.mark.usefixtures("interrupts")
-def test_a_stage_that_takes_too_long_is_interrupted_and_named(tmp_path):
-    (tmp_path / "stage.py").write_text(STAGE)
-    (tmp_path / "dvc.yaml").write_text(
-        "stages:\n  slow:\n    foreach: {tiny: {}}\n"
-        f"    do:\n      cmd: {sys.executable} stage.py\n      deps: [stage.py]\n"
-    )
-    subprocess.run(
-        [sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=tmp_path, check=True
-    )
-    assert dvc.stale_stages(tmp_path, "tiny", ("slow",)) == ["slow"]
+def test_a_stage_that_takes_too_long_is_interrupted_and_named(root):
+    (root / "stage.py").write_text(STAGE)
+    add_stage(root, "slow", cmd=f"{sys.executable} stage.py", deps=["stage.py"])
+    assert dvc.stale_stages(root, "tiny", ("slow",)) == ["slow"]
     with pytest.raises(Fault, match=r"slow took more than 12 s"):
-        dvc.reproduce(tmp_path, "tiny", "slow", environment={}, timeout_seconds=12)
-    assert (tmp_path / "started").exists()
-    assert (tmp_path / "booked").exists()
+        run(root, "slow", seconds=12)
+    assert (root / "started").exists()
+    assert (root / "booked").exists()
 
 
 def test_a_stage_may_wait_for_its_ledger_before_it_is_killed():
@@ -115,20 +180,63 @@ def test_a_run_is_kept_and_read_back(tmp_path):
     assert runs.verdict_sha256(tmp_path) == ""
 
 
-def test_a_stage_is_run_again_by_force_although_dvc_knows_what_came_of_it(tmp_path):
-    """A measurement that is to be made again must not come out of DVC's cache."""
-    (tmp_path / "dvc.yaml").write_text(
-        "stages:\n  gate:\n    foreach: [demo]\n    do:\n"
-        "      cmd: date +%s%N > made && echo ran >> ran\n      outs: [made]\n"
-    )
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=tmp_path, check=True)
+def test_a_gate_that_measures_again_is_run_and_leaves_its_last_verdict_until_then(root):
+    """DVC neither takes the new measurement out of its cache nor removes the last one before it."""
+    real = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]["gate"]
+    (out,) = real["outs"]
+    ((_, flags),) = out.items()
+    command = "cat gate/verdict >> seen; mkdir -p gate; date +%s%N > gate/verdict"
+    add_stage(root, "gate", cmd=command, outs=[{"gate": flags}])
+    run(root, "gate")
+    first = (root / "gate/verdict").read_text()
+    run(root, "gate")
+    assert (root / "gate/verdict").read_text() == first, "nothing has changed"
+    run(root, "gate", force=True)
+    assert (root / "gate/verdict").read_text() != first
+    assert (root / "seen").read_text() == first, "it was readable while the gate measured again"
 
-    def run(*, force):
-        dvc.reproduce(tmp_path, "demo", "gate", environment={}, timeout_seconds=60, force=force)
-        return (tmp_path / "made").read_text()
 
-    first = run(force=False)
-    assert run(force=False) == first
-    assert run(force=True) != first
-    assert (tmp_path / "ran").read_text() == "ran\nran\n"
+def test_a_customer_reads_and_writes_its_own_lock_only(root):
+    add_stage(root, "clip", cmd="touch clip-tiny", outs=["clip-tiny"])
+    other = pipeline.folder(root, "other")
+    other.mkdir(parents=True)
+    (other / "dvc.yaml").write_text("stages: [this, is, none]")
+    (other / "dvc.lock").write_text("damaged")
+    assert dvc.stale_stages(root, "tiny", ("clip",)) == ["clip"]
+    run(root, "clip")
+    assert dvc.stale_stages(root, "tiny", ("clip",)) == []
+    lock = yaml.safe_load((pipeline.folder(root, "tiny") / "dvc.lock").read_text())
+    assert list(lock["stages"]) == ["clip"]
+    assert (other / "dvc.lock").read_text() == "damaged"
+
+
+def test_what_the_common_lock_of_an_old_checkout_has_is_not_made_again(root):
+    """Its entries become the customer's own, and DVC finds nothing stale by them."""
+    shutil.copy(Path(__file__).parents[2] / "dvc.yaml", root)
+    for file in ("videos/a", "work/tiny/params/validate.yaml", "work/tiny/validate/b"):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text("x: 1\n")
+    pipeline.write(root, "tiny", "videos")
+    assert dvc.stale_stages(root, "tiny", ("validate",)) == ["validate"]
+    own = pipeline.folder(root, "tiny")
+    target = "customers/tiny/dvc.yaml:validate"
+    command = [sys.executable, "-m", "dvc", "commit", "-q", "-f", target]
+    subprocess.run(command, cwd=root, check=True)
+    lock = yaml.safe_load((own / "dvc.lock").read_text())
+    shutil.rmtree(own)
+    common = {f"validate@{name}": lock["stages"]["validate"] for name in ("tiny", "other")}
+    (root / "dvc.lock").write_text(yaml.safe_dump(lock | {"stages": common}))
+    pipeline.write(root, "tiny", "videos")
+    assert dvc.stale_stages(root, "tiny", ("validate",)) == []
+
+
+def test_a_stage_waits_for_the_lock_of_dvc(root):
+    """Another customer's output is hashed meanwhile, say: what has been computed is not lost."""
+    from zc.lockfile import LockFile
+
+    add_stage(root, "clip", cmd="touch clip", outs=["clip"])
+    held = LockFile(str(root / ".dvc/tmp/lock"))
+    threading.Timer(7, held.close).start()
+    before = time.monotonic()
+    run(root, "clip")
+    assert time.monotonic() - before > 5 and (root / "clip").exists()

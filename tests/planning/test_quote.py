@@ -407,8 +407,9 @@ def test_stages_with_other_params_than_last_time_may_take_longer(
     path.write_text("targets: [a]\n")
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
     deps = [{"path": "work/demo/params/export.yaml", "md5": md5}]
-    lock = {"stages": {"export@demo": {"deps": deps}}}
-    (workspace.work / "dvc.lock").write_text(json.dumps(lock))
+    lock = {"stages": {"export": {"deps": deps}}}
+    workspace.dvc_lock.parent.mkdir(parents=True)
+    workspace.dvc_lock.write_text(json.dumps(lock))
     assert found() == before
     path.write_text("targets: [a, b]\n")
     after = found()

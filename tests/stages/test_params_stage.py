@@ -56,5 +56,5 @@ def test_only_the_stage_params_reads_params_yaml() -> None:
     stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
     assert set(stages) == {"params", *STAGES}
     for name, stage in stages.items():
-        assert ("params" in stage["do"]) == (name == "params")
-        assert not any("params.yaml" in dependency for dependency in stage["do"].get("deps", ()))
+        assert ("params" in stage) == (name == "params")
+        assert not any("params.yaml" in dependency for dependency in stage.get("deps", ()))

@@ -119,9 +119,11 @@ def run_stage(
     customer: Customer,
 ) -> None:
     """Run one stage and meter it; this is what dvc.yaml calls."""
+    from turbo_vaed.metering.outcome import recorded
     from turbo_vaed.metering.run_stage import run_metered
 
-    run_metered(Settings.from_environment(), name, customer)
+    with recorded() as figures:
+        figures |= run_metered(Settings.from_environment(), name, customer)
 
 
 @customers.command("add")
@@ -131,10 +133,13 @@ def add_customer(
     use_case: Annotated[str, typer.Option(help="a profile under use_cases in params.yaml")],
 ) -> None:
     """Add a customer to params.yaml; its comments stay."""
+    from turbo_vaed.config import pipeline
     from turbo_vaed.config.edit import add
+    from turbo_vaed.config.load import load
 
     settings = Settings.from_environment()
     add(settings.root, name, source=source, use_case=use_case)
+    pipeline.write(settings.root, name, load(settings.root, name).source)
     print(f"added {name}; run its PoC with: turbo-vaed poc {name}")
     print(
         "its teacher is the demo's small one unless you name yours under "

@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 from turbo_vaed.cluster.nodes import own_node
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.cluster.watch import Watch
+from turbo_vaed.config import pipeline
 from turbo_vaed.config.stages import IDLE_STAGE, RAY_STAGES, STAGES, UP_TO_DISTILL
 from turbo_vaed.costs import (
     Charge,
@@ -34,6 +36,7 @@ from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.live_metrics import LiveRun
 from turbo_vaed.planning.estimate import downstream
 from turbo_vaed.planning.pricing import limits_of, nodes_of
+from turbo_vaed.runtime import files
 from turbo_vaed.settings import Settings, new_run_id
 from turbo_vaed.workspace import Workspace
 
@@ -44,8 +47,8 @@ FIGURES = "figures.json"
 """Headline figures of a stage, in its output folder."""
 
 
-def run_metered(settings: Settings, name: str, customer: str) -> None:
-    """Run a stage of a customer and charge the seconds of its nodes to the run.
+def run_metered(settings: Settings, name: str, customer: str) -> dict[str, Any]:
+    """Run a stage of a customer and charge the seconds of its nodes to the run; its figures.
 
     Raises:
         BudgetRefused: a price is unknown, or a month's budget is used up.
@@ -53,10 +56,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
         TurboVaedError: whatever the stage ends in.
     """
     if name == "params":
-        importlib.import_module("turbo_vaed.stages.params").run(
-            Workspace.load(settings.root, customer)
-        )
-        return
+        return _resolve_params(Workspace.load(settings.root, customer))
     if name not in STAGES:
         raise UserError(f"unknown stage {name!r}; allowed: params, {', '.join(STAGES)}")
     run = settings.run_id or new_run_id(customer)
@@ -105,13 +105,30 @@ def run_metered(settings: Settings, name: str, customer: str) -> None:
             try:
                 with live, meter, _metering_idle_nodes(workspace, settings, ledger, run, name):
                     workspace = dataclasses.replace(workspace, run_context=run_context)
-                    figures = importlib.import_module(f"turbo_vaed.stages.{name}").run(workspace)
+                    stage = importlib.import_module(f"turbo_vaed.stages.{name}")
+                    figures: dict[str, Any] = stage.run(workspace)
             finally:
                 if settings.run_id is None:  # a stage by hand is a run of its own, and over
                     release_reservation(ledger, run)
     text = json.dumps(figures, indent=1, default=str)
-    (workspace.folder(name) / FIGURES).write_text(text + "\n")
-    print(f"{name}: {', '.join(f'{k} {_shown(v)}' for k, v in figures.items())}", flush=True)
+    files.write_text(workspace.folder(name) / FIGURES, text + "\n")  # before DVC hashes the folder
+    print(f"{name}: {', '.join(f'{k} {_formatted(v)}' for k, v in figures.items())}", flush=True)
+    return figures
+
+
+def _resolve_params(workspace: Workspace) -> dict[str, Any]:
+    """Stage `params`, which costs nothing.
+
+    Raises:
+        UserError: DVC is running a pipeline that is out of date, after an edit by hand.
+    """
+    if pipeline.write(workspace.root, workspace.customer, workspace.params.source):
+        raise UserError(
+            f"{pipeline.FOLDER}/{workspace.customer}/dvc.yaml was out of date and has been written "
+            "again from dvc.yaml and params.yaml; run the same command again"
+        )
+    found: dict[str, Any] = importlib.import_module("turbo_vaed.stages.params").run(workspace)
+    return found
 
 
 def _is_on_a_cluster(settings: Settings, stage: str) -> bool:
@@ -185,12 +202,12 @@ def _metering_idle_nodes(
         yield
 
 
-def _shown(value: object) -> str:
+def _formatted(value: object) -> str:
     """A figure for a person; a digest by its first digits."""
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, (list, tuple)):
-        return "; ".join(map(_shown, value)) or "none"
+        return "; ".join(map(_formatted, value)) or "none"
     text = str(value)
     return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
 

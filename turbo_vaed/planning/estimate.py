@@ -350,12 +350,10 @@ def _estimate_rest(
 
 def _has_other_params(workspace: Workspace, stage: str) -> bool:
     """Whether a stage would be run with other params than when it was run last, by DVC's record."""
-    lock, path = workspace.work / "dvc.lock", workspace.work / "params" / f"{stage}.yaml"
+    lock, path = workspace.dvc_lock, workspace.work / "params" / f"{stage}.yaml"
     if not (lock.is_file() and path.is_file()):
         return False
-    known = (
-        read_yaml(lock).get("stages", {}).get(f"{stage}@{workspace.customer}", {}).get("deps", [])
-    )
+    known = read_yaml(lock).get("stages", {}).get(stage, {}).get("deps", [])
     name = str(path.relative_to(workspace.root))
     found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     return any(dep["path"] == name and dep["md5"] != found for dep in known)

@@ -1,0 +1,74 @@
+"""A customer's DVC pipeline: the checkout's dvc.yaml, filled in for one customer.
+
+DVC reads `customers/NAME/dvc.yaml` and writes `customers/NAME/dvc.lock`, so that a run parses and
+locks what is its customer's and nothing else, however many customers there are. The dvc.yaml at the
+top of the checkout is what they are made from; .dvcignore hides it from DVC itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from turbo_vaed.runtime.files import write_text
+
+TEMPLATE = "dvc.yaml"
+FOLDER = "customers"
+"""Of the checkout: a folder per customer, with its pipeline and its lock; both are for Git."""
+_HEADER = "# Made from the dvc.yaml at the top of the checkout; edits of this file are lost.\n"
+
+
+def folder(root: Path, customer: str) -> Path:
+    """Where the customer's dvc.yaml and dvc.lock are."""
+    return root / FOLDER / customer
+
+
+def write(root: Path, customer: str, source: str) -> bool:
+    """Bring the customer's dvc.yaml up to date; returns whether it had to be written.
+
+    Where the checkout still has one dvc.lock for all customers, and this one has none of its own,
+    its stages are copied from there: what they made is not made again.
+
+    Args:
+        source: the customer's videos, relative to `root` or absolute.
+    """
+    place = folder(root, customer)
+    template = yaml.safe_load((root / TEMPLATE).read_text(encoding="utf-8"))
+    filled = _fill(template, {"${customer}": customer, "${source}": source})
+    text = _HEADER + yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
+    _copy_from_common_lock(root / "dvc.lock", place / "dvc.lock", customer)
+    path = place / "dvc.yaml"
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
+    write_text(path, text)
+    return True
+
+
+def _fill(node: Any, values: dict[str, str]) -> Any:
+    """`node` with every placeholder in its strings replaced."""
+    if isinstance(node, dict):
+        return {_fill(key, values): _fill(value, values) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_fill(one, values) for one in node]
+    if isinstance(node, str):
+        for placeholder, value in values.items():
+            node = node.replace(placeholder, value)
+    return node
+
+
+def _copy_from_common_lock(common: Path, own: Path, customer: str) -> None:
+    """The entries `STAGE@CUSTOMER` of a lock that all customers share, as `STAGE`."""
+    if own.is_file() or not common.is_file():
+        return
+    whole = yaml.safe_load(common.read_text(encoding="utf-8")) or {}
+    suffix = f"@{customer}"
+    stages = {
+        name.removesuffix(suffix): entry
+        for name, entry in whole.get("stages", {}).items()
+        if name.endswith(suffix)
+    }
+    if stages:
+        document = {"schema": whole["schema"], "stages": stages}
+        write_text(own, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
