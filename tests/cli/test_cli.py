@@ -358,6 +358,7 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(call):
     rows = {row["what"]: row for row in json.loads(out)}
     assert rows["torch"]["state"] == "ok"
     assert rows["ledger"]["state"] == rows["mlflow"]["state"] == "ok"
+    assert rows["checkout"]["state"] == "ok"
     assert rows["demo videos"] == {
         "what": "demo videos",
         "state": "missing",
@@ -366,6 +367,14 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(call):
     }
     assert rows["LiteRT converter"]["found"] == "litert-torch 0.10.0"
     assert code == 3
+
+
+def test_doctor_names_a_checkout_in_which_no_run_can_begin(call, checkout, monkeypatch):
+    monkeypatch.setattr("turbo_vaed.cli.doctor._open_mlflow", lambda settings: None)  # seconds
+    (checkout / "work").symlink_to("/proc")  # where root cannot make files either
+    rows = {row["what"]: row for row in json.loads(call("doctor", "--format", "json")[1])}
+    assert rows["checkout"]["state"] == "missing"
+    assert str(checkout / "work") in rows["checkout"]["to_do"]
 
 
 def test_the_first_reason_stands_for_the_others() -> None:

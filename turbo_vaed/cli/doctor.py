@@ -9,6 +9,7 @@ from typing import Any
 
 from turbo_vaed.errors import TurboVaedError, UserError
 from turbo_vaed.export.litert import converter_versions
+from turbo_vaed.planning.environment import check_environment
 from turbo_vaed.settings import Settings
 
 LIBRARIES = (
@@ -26,6 +27,7 @@ def examine(settings: Settings) -> list[dict[str, Any]]:
         except importlib.metadata.PackageNotFoundError:
             rows.append(_row(name, "missing", "not installed", "make setup"))
     rows.append(_litert_row())
+    rows.append(_checkout_row(settings))
     browser = next(
         (b for b in ("chromium", "chromium-browser", "google-chrome") if _which(b)), None
     )
@@ -54,6 +56,14 @@ def _litert_row() -> dict[str, Any]:
     except UserError:
         return _row("LiteRT converter", "optional", "none", "only litert targets: make litert")
     return _row("LiteRT converter", "ok", f"litert-torch {versions['litert-torch']}")
+
+
+def _checkout_row(settings: Settings) -> dict[str, Any]:
+    try:
+        check_environment(settings.root, settings.root / "work")
+    except TurboVaedError as error:
+        return _row("checkout", "missing", "no run can begin in it", str(error))
+    return _row("checkout", "ok", "git, folders to write into, room on the disk")
 
 
 def _which(program: str) -> bool:
