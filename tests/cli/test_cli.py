@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -370,7 +371,8 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(call):
 
 
 def test_doctor_names_a_checkout_in_which_no_run_can_begin(call, checkout, monkeypatch):
-    monkeypatch.setattr("turbo_vaed.cli.doctor._open_mlflow", lambda settings: None)  # seconds
+    module = importlib.import_module("turbo_vaed.cli.doctor")  # `cli.doctor` is the command
+    monkeypatch.setattr(module, "_open_mlflow", lambda settings: None)  # takes seconds
     (checkout / "work").symlink_to("/proc")  # where root cannot make files either
     rows = {row["what"]: row for row in json.loads(call("doctor", "--format", "json")[1])}
     assert rows["checkout"]["state"] == "missing"
