@@ -24,10 +24,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from turbo_vaed.devices import Measurement  # noqa: E402
+from turbo_vaed.devices import Measurement, Plan  # noqa: E402
 from turbo_vaed.devices.host import machine, measure  # noqa: E402
 from turbo_vaed.export import load_package  # noqa: E402
-from turbo_vaed.stages.gate import plan  # noqa: E402
 from turbo_vaed.workspace import Workspace  # noqa: E402
 
 BURN = "while True: pass"
@@ -40,7 +39,8 @@ def once(package: Path, folder: Path) -> Measurement:
     shape = opened.io.latent_shape
     np.save(latents, np.random.default_rng(0).normal(size=(4, *shape[1:])).astype(np.float32))
     found = measure(
-        opened, latents, plan=plan(workspace), out_folder=folder, timeout_seconds=600,
+        opened, latents, plan=Plan.of(workspace.params.gate), out_folder=folder,
+        timeout_seconds=600,
         max_background_cpu_share=workspace.params.gate.max_background_cpu_share,
     )  # fmt: skip
     assert isinstance(found, Measurement), found

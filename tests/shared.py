@@ -11,16 +11,21 @@ import pytest
 from filelock import FileLock
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """The folder of this test run that all its processes have in common."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # each process has a folder of its own below the run's
+    return root / "made-once"
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first process to ask for it fills by `make(folder)`; all of them read it.
 
     Its path is the same for all, so that files which name their own place stay true. What `make`
     raises leaves no folder behind, and whoever asks next tries again.
     """
-    root = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # each process has a folder of its own below the run's
-    folder = root / "made-once" / name
+    folder = shared_folder(factory) / name
     done = folder.with_name(f"{folder.name}.done")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

@@ -5,6 +5,7 @@ import pytest
 
 from tests.devices.small import SHAPE
 from tests.export.small import small_decoder
+from tests.exports import exported_once
 from turbo_vaed.export import ExportJob, Target, export_package
 
 
@@ -14,31 +15,35 @@ def decoder():
 
 
 @pytest.fixture(scope="session")
-def package(decoder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    job = ExportJob(
-        decoder=decoder, latent_shape=SHAPE, precision="fp32", folder=folder / "program"
-    )
-    return export_package(Target.parse("executorch-xnnpack/fp32"), folder / "package", job)
+def exported(decoder, tmp_path_factory):
+    """`exported(target)`: the decoder's package for it."""
+
+    def export(name):
+        target, folder = Target.parse(name), tmp_path_factory.mktemp("export")
+        job = ExportJob(
+            decoder=decoder, latent_shape=SHAPE, precision=target.precision,
+            folder=folder / "program",
+        )  # fmt: skip
+        with exported_once(tmp_path_factory):
+            return export_package(target, folder / "package", job)
+
+    return export
 
 
 @pytest.fixture(scope="session")
-def half(decoder, tmp_path_factory):
+def package(exported):
+    return exported("executorch-xnnpack/fp32")
+
+
+@pytest.fixture(scope="session")
+def half(exported):
     """A package that takes and gives float16."""
-    folder = tmp_path_factory.mktemp("half")
-    job = ExportJob(
-        decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder / "program"
-    )
-    return export_package(Target.parse("executorch-xnnpack/fp16"), folder / "package", job)
+    return exported("executorch-xnnpack/fp16")
 
 
 @pytest.fixture(scope="session")
-def coreml(decoder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("coreml")
-    job = ExportJob(
-        decoder=decoder, latent_shape=SHAPE, precision="fp16", folder=folder / "program"
-    )
-    return export_package(Target.parse("coreml/fp16"), folder / "package", job)
+def coreml(exported):
+    return exported("coreml/fp16")
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,7 @@ def test_each_share_of_other_processes_says_whose_run_it_disturbed(
     assert "Other processes took" not in facts(found)
     package = measured(found, background_cpu_share=0.017)
     assert facts(package)["Other processes took"] == "1.7 % while the package was timed"
-    both = measured(package, teacher_others_share=0.51)
+    both = measured(package, teacher_background_cpu_share=0.51)
     assert facts(both)["Other processes took"] == (
         "1.7 % while the package was timed, 51.0 % while the teacher was timed"
     )

@@ -15,8 +15,12 @@ import torch
 import zarr
 
 from tests import configs
+from tests.exports import exported_once
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.manifest import COLUMNS, write_manifest
+from turbo_vaed.export.targets import targets_of
+from turbo_vaed.gate import assessment
+from turbo_vaed.gate.packages import package_folder
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder, load_decoder, save_decoder
 from turbo_vaed.stages import evaluate, export, gate
 from turbo_vaed.workspace import Workspace
@@ -53,7 +57,7 @@ def make_workspace(root: Path, teacher: Path) -> Workspace:
         workspace.params,
         thresholds=thresholds,
         encode=dataclasses.replace(workspace.params.encode, teacher_weights=TEACHER),
-        # Tests share the machine with others: no time is distrusted for it.
+        # Tests share the machine with others: no time is unreliable for it.
         gate=dataclasses.replace(
             workspace.params.gate,
             max_warmup=1,
@@ -110,11 +114,20 @@ def make_workspace(root: Path, teacher: Path) -> Workspace:
     return workspace
 
 
+@pytest.fixture(autouse=True)
+def exports(tmp_path_factory):
+    """The same student is exported again and again here."""
+    with exported_once(tmp_path_factory):
+        yield
+
+
 @pytest.fixture(scope="session")
 def judged(tmp_path_factory, tiny_teacher):
     """The three stages, run once, with what they returned and what the device put out."""
     workspace = make_workspace(tmp_path_factory.mktemp("root"), tiny_teacher)
-    figures = SimpleNamespace(evaluate=evaluate.run(workspace), export=export.run(workspace))
+    figures = SimpleNamespace(evaluate=evaluate.run(workspace))
+    with exported_once(tmp_path_factory):
+        figures.export = export.run(workspace)
     kept = tmp_path_factory.mktemp("kept")
 
     def keep(device, package, latents, **arguments):
@@ -122,9 +135,9 @@ def judged(tmp_path_factory, tiny_teacher):
         shutil.copy(arguments["out_folder"] / "decoded.npy", kept)
         return measurement
 
-    measure_on = gate.measure_on
+    measure_on = assessment.measure_on
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "measure_on", keep)
+        patch.setattr(assessment, "measure_on", keep)
         figures.gate = gate.run(workspace)
     return SimpleNamespace(workspace=workspace, figures=figures, decoded=kept / "decoded.npy")
 
@@ -164,7 +177,7 @@ def student_video(workspace: Workspace) -> np.ndarray:
 
 def package(workspace: Workspace) -> Path:
     """The package of the first target."""
-    return export.package_folder(workspace, export.wanted(workspace)[0])
+    return package_folder(workspace, targets_of(workspace.params.export)[0])
 
 
 def shorten(path: Path) -> None:

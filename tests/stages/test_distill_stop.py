@@ -29,7 +29,7 @@ from turbo_vaed.distill.teacher_quality import TeacherQuality
 from turbo_vaed.distill.teacher_targets import TeacherTargetsPlan
 from turbo_vaed.errors import Unreachable
 from turbo_vaed.gate.evidence import LEAST_FLICKER, _quality
-from turbo_vaed.gate.output_quality import Shown
+from turbo_vaed.gate.output_quality import OutputQuality
 from turbo_vaed.models import PRESETS, load_decoder
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import distill
@@ -136,7 +136,7 @@ def test_what_is_asked_of_the_teachers_share_is_what_the_gate_asks(
             for i, value in enumerate(of_teacher)]  # fmt: skip
     clips = tuple({**others, name: float(value)} for value in of_student)
     quality: dict[str, dict[str, float]] = {}  # of the frames: not None
-    shown = Shown(quality=quality, clips=clips, parity_psnr_db=None)
+    shown = OutputQuality(quality=quality, clips=clips, parity_psnr_db=None)
     figures, _ = _quality(shown, {"clips": rows, "worst_share": 0.05}, 0.95)
     thresholds = workspace.params.thresholds
     checks = {

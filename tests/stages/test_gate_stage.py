@@ -19,7 +19,7 @@ from turbo_vaed.devices.host import machine
 from turbo_vaed.devices.teacher import TeacherTimes
 from turbo_vaed.errors import CorruptFile, Fault
 from turbo_vaed.export import load_package, write_package
-from turbo_vaed.gate import read_verdict
+from turbo_vaed.gate import assessment, baseline, read_verdict
 from turbo_vaed.models import load_decoder
 from turbo_vaed.stages import export, gate
 from turbo_vaed.workspace import Workspace
@@ -104,9 +104,9 @@ def remeasured(judged, monkeypatch, files):
             np.save(out_folder / "decoded.npy", change(np.load(judged.decoded)))
             return Measurement.from_json(document)
 
-        monkeypatch.setattr(gate, "measure_on", again)
+        monkeypatch.setattr(assessment, "measure_on", again)
         times = TeacherTimes(machine="a processor", seconds=(1.0, 2.0, 3.0))
-        monkeypatch.setattr(gate, "measure_teacher", lambda *a, **k: times)
+        monkeypatch.setattr(baseline, "measure_teacher", lambda *a, **k: times)
 
     return patch
 
@@ -129,8 +129,8 @@ def test_where_the_host_has_a_gpu_the_teacher_is_timed_there_too(
             return TeacherTimes(machine="NVIDIA L4", seconds=(0.01, 0.02))
         return TeacherTimes(machine="a processor", seconds=(1.0, 2.0, 3.0))
 
-    monkeypatch.setattr(gate, "measure_teacher", measure)
-    monkeypatch.setattr(gate, "has_gpu", lambda: True)
+    monkeypatch.setattr(baseline, "measure_teacher", measure)
+    monkeypatch.setattr(baseline, "has_gpu", lambda: True)
     longer = dataclasses.replace(judged_copy.params.gate, max_warmup=20)
     params = dataclasses.replace(judged_copy.params, gate=longer)
     figures = gate.run(dataclasses.replace(judged_copy, params=params))
@@ -145,15 +145,15 @@ def test_where_the_host_has_a_gpu_the_teacher_is_timed_there_too(
 
 def test_a_gpu_that_fails_the_teacher_fails_no_gate(judged_copy, remeasured, monkeypatch, files):
     remeasured()
-    on_cpu = gate.measure_teacher
+    on_cpu = baseline.measure_teacher
 
     def measure(*arguments, device, **options):
         if device == "cuda":
             raise Fault("the teacher crashed; its last words: in /a/place\nCUDA out of memory")
         return on_cpu(*arguments, device=device, **options)
 
-    monkeypatch.setattr(gate, "measure_teacher", measure)
-    monkeypatch.setattr(gate, "has_gpu", lambda: True)
+    monkeypatch.setattr(baseline, "measure_teacher", measure)
+    monkeypatch.setattr(baseline, "has_gpu", lambda: True)
     assert gate.run(judged_copy)["result"] == "passes"
     document = files.read(judged_copy, "gate", "measurement.json")
     assert document["teacher_gpu_failed"] == "CUDA out of memory"
@@ -162,7 +162,7 @@ def test_a_gpu_that_fails_the_teacher_fails_no_gate(judged_copy, remeasured, mon
 
 def test_without_a_gpu_nothing_is_said_of_one(judged_copy, remeasured, monkeypatch, files):
     remeasured()
-    monkeypatch.setattr(gate, "has_gpu", lambda: False)
+    monkeypatch.setattr(baseline, "has_gpu", lambda: False)
     gate.run(judged_copy)
     document = files.read(judged_copy, "gate", "measurement.json")
     assert not [key for key in document if key.startswith("teacher_gpu")]
@@ -182,7 +182,7 @@ def test_where_the_machine_was_busy_while_the_teacher_was_timed_the_ratio_is_not
     """It is timed once more, for it may have been a moment; the package's own times stand."""
     remeasured()
     shares = iter((0.6, 0.3, 0.6, 0.1))
-    monkeypatch.setattr(gate, "measure_teacher", lambda *a, **k: TeacherTimes(
+    monkeypatch.setattr(baseline, "measure_teacher", lambda *a, **k: TeacherTimes(
         machine="a processor", seconds=(9.0, 9.0, 9.0), background_cpu_share=next(shares)
     ))  # fmt: skip
     strict = dataclasses.replace(judged_copy.params.gate, max_background_cpu_share=0.25)
@@ -198,13 +198,13 @@ def test_where_the_machine_was_busy_while_the_teacher_was_timed_the_ratio_is_not
 
 def test_a_cold_start_is_as_sure_as_its_repeats_agree(judged_copy, remeasured, monkeypatch):
     remeasured()
-    again = gate.measure_on
+    again = assessment.measure_on
 
     def measure(*arguments, **options):
         found = again(*arguments, **options)
         return dataclasses.replace(found, cold_start_seconds=4.95, cold_starts=(4.1, 5.8))
 
-    monkeypatch.setattr(gate, "measure_on", measure)
+    monkeypatch.setattr(assessment, "measure_on", measure)
     limit = dataclasses.replace(judged_copy.params.thresholds, max_cold_start_seconds=5.0)
     params = dataclasses.replace(judged_copy.params, thresholds=limit)
     assert gate.run(dataclasses.replace(judged_copy, params=params))["result"] == "inconclusive"
@@ -245,7 +245,7 @@ def test_a_program_that_fails_at_the_devices_shape_fails_the_gate(judged_copy, r
     )
     export.run(workspace)
     remeasured()
-    of_clips = gate.measure_on
+    of_clips = assessment.measure_on
     failed = Failed(
         device="host", machine="a processor", runtime="executorch", package_sha256="a" * 64,
         reason="it was killed (SIGKILL): memory runs out",
@@ -257,13 +257,13 @@ def test_a_program_that_fails_at_the_devices_shape_fails_the_gate(judged_copy, r
         return failed if package.at else of_clips(device, package, latents, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "measure_on", measure)
+        patch.setattr(assessment, "measure_on", measure)
         assert gate.run(workspace)["result"] == "fails"
     assert failed_checks(workspace) == {"fps", "cold_start_seconds", "peak_memory_mb"}
     (row,) = files.read(workspace, "gate", "choice.json")["candidates"]
     assert "memory runs out" in row["unreliable_reason"] and asked == [0, 1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "measure_on", lambda *_, **__: asked.append("again") or failed)
+        patch.setattr(assessment, "measure_on", lambda *_, **__: asked.append("again") or failed)
         assert gate.run(workspace)["result"] == "fails"
     assert asked[2:] == ["again"], "a phone is not rented for what has failed already"
 
@@ -281,7 +281,7 @@ def test_of_several_packages_the_profile_chooses_what_ships(
     )  # fmt: skip
     noise = np.random.default_rng(0).normal(0, 0.05, np.load(judged.decoded).shape)
     remeasured()
-    exact = gate.measure_on
+    exact = assessment.measure_on
 
     def measure(device, package, latents, *, out_folder, **options):
         found = exact(device, package, latents, out_folder=out_folder, **options)
@@ -292,7 +292,7 @@ def test_of_several_packages_the_profile_chooses_what_ships(
         halved = [[s / 2 for s in seconds] for seconds in found.seconds_by_process]
         return dataclasses.replace(found, seconds_by_process=tuple(map(tuple, halved)))
 
-    monkeypatch.setattr(gate, "measure_on", measure)
+    monkeypatch.setattr(assessment, "measure_on", measure)
     thresholds = dataclasses.replace(judged_copy.params.thresholds, choose=choose, min_parity=1.0)
     section = judged_copy.params.export
     exported = dataclasses.replace(
@@ -413,9 +413,9 @@ def test_a_damaged_input_of_the_gate_is_named(judged_copy, damage, message, file
 
 
 def test_a_damaged_teacher_is_named(judged_copy, remeasured, monkeypatch, files):
-    whole = gate.measure_teacher
+    whole = baseline.measure_teacher
     remeasured()
-    monkeypatch.setattr(gate, "measure_teacher", whole)
+    monkeypatch.setattr(baseline, "measure_teacher", whole)
     files.shorten(judged_copy.teacher_weights() / "diffusion_pytorch_model.safetensors")
     with pytest.raises(CorruptFile, match="teacher"):
         gate.run(judged_copy)

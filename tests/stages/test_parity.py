@@ -9,12 +9,14 @@ import torch
 
 from turbo_vaed.errors import Fault
 from turbo_vaed.export import ExportJob, Target, export_package, load_package, spread_out, targets
+from turbo_vaed.export.shapes import fitted
 from turbo_vaed.gate import parity
+from turbo_vaed.gate.packages import gate_device, packages_for, read_left_out
 from turbo_vaed.gate.parity import verify
 from turbo_vaed.gate.test_split import TestSplit, load_student
 from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.runtime.isolated import ChildFailed
-from turbo_vaed.stages import export, gate
+from turbo_vaed.stages import export
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_a_conversion_that_computes_something_else_is_caught(judged, split, tmp_
         ExportJob(decoder=wrong, latent_shape=(1, *split.shape[1:]), precision="fp32",
             folder=tmp_path / "program"),
     )  # fmt: skip
-    with pytest.raises(Fault, match=r"executorch-xnnpack/fp32: .* dB from PyTorch, at least 80 dB"):
+    with pytest.raises(Fault, match=r"executorch-xnnpack/fp32: .* required >= 80 dB"):
         verify(package, student, split, limit_db=80.0)
     assert verify(package, wrong, split, limit_db=80.0).clips == len(split)
 
@@ -85,13 +87,14 @@ def test_a_package_that_is_refused_takes_no_other_with_it(judged_copy, files):
     targets = ("executorch-xnnpack/fp16", "executorch-xnnpack/fp32")
     workspace = with_export(judged_copy, min_parity_db=strict, targets=targets)
     figures = export.run(workspace)
-    assert "at least 101 dB" in figures["executorch-xnnpack/fp16 left out"]
+    assert ">= 101 dB" in figures["executorch-xnnpack/fp16 left out"]
     assert [f.name for f in (workspace.folder("export") / "packages").iterdir()] == [
         "executorch-xnnpack-fp32"
     ]
-    assert gate._packages(workspace)[1].keys() == {"executorch-xnnpack/fp16"}
-    assert "at least 101 dB" in gate._packages(workspace)[1]["executorch-xnnpack/fp16"]
-    assert list(gate._packages(workspace)[0]) == [export.wanted(workspace)[1]]
+    packages, not_measured = packages_for(workspace, gate_device(workspace))
+    assert [str(target) for target in packages] == ["executorch-xnnpack/fp32"]
+    assert not_measured.keys() == {"executorch-xnnpack/fp16"}
+    assert ">= 101 dB" in not_measured["executorch-xnnpack/fp16"]
 
 
 def test_a_package_that_crashes_takes_no_other_with_it(judged_copy, monkeypatch):
@@ -105,7 +108,7 @@ def test_a_package_that_crashes_takes_no_other_with_it(judged_copy, monkeypatch)
     targets = ("executorch-xnnpack/fp32", "executorch-xnnpack/fp16")
     workspace = with_export(judged_copy, targets=targets)
     export.run(workspace)
-    assert export.left_out(workspace).keys() == {"executorch-xnnpack-fp16"}
+    assert read_left_out(workspace).keys() == {"executorch-xnnpack-fp16"}
 
 
 def test_a_converter_that_fails_takes_no_other_package_with_it(judged_copy, monkeypatch):
@@ -118,7 +121,7 @@ def test_a_converter_that_fails_takes_no_other_package_with_it(judged_copy, monk
     monkeypatch.setitem(targets.RUNTIMES, "onnx", broken)
     workspace = with_export(judged_copy, targets=("onnx/fp32", "executorch-xnnpack/fp32"))
     export.run(workspace)
-    assert export.left_out(workspace) == {
+    assert read_left_out(workspace) == {
         "onnx-fp32": "onnx/fp32: the student could not be exported: no kernel for aten.wings"
     }
 
@@ -131,8 +134,8 @@ def test_clips_of_every_video_stand_for_all():
 
 def test_latents_are_repeated_and_cut_to_another_shape():
     latents = np.arange(2 * 1 * 2 * 3 * 3, dtype=np.float32).reshape(2, 1, 2, 3, 3)
-    assert np.array_equal(export.fitted(latents, (1, 1, 2, 3, 3)), latents)
-    larger = export.fitted(latents, (1, 1, 3, 4, 7))
+    assert np.array_equal(fitted(latents, (1, 1, 2, 3, 3)), latents)
+    larger = fitted(latents, (1, 1, 3, 4, 7))
     assert larger.shape == (2, 1, 3, 4, 7)
     assert np.array_equal(larger[:, :, :2, :3, :3], latents)
     assert np.array_equal(larger[:, :, 2, 3, 3:6], latents[:, :, 0, 0, :])

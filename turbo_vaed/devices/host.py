@@ -33,7 +33,7 @@ REPEATS = 2
 """Processes that must agree."""
 TRIES = 4
 """Processes at most: two that agree among the last ones are enough."""
-MAX_OTHERS_SHARE = 0.25
+MAX_BACKGROUND_CPU_SHARE = 0.25
 """Of all processors' time; where other processes take more, times are no basis for a verdict."""
 
 
@@ -44,7 +44,7 @@ def measure(
     plan: Plan,
     out_folder: Path,
     timeout_seconds: float,
-    max_background_cpu_share: float = MAX_OTHERS_SHARE,
+    max_background_cpu_share: float = MAX_BACKGROUND_CPU_SHARE,
     tell: Tell = silent,
 ) -> Measurement | Failed:
     """Measure a package on this host, and decode every clip of latents.
@@ -55,7 +55,7 @@ def measure(
     It is measured in processes of its own until two in a row agree within the plan's spread,
     four times at most. Where they do not, the interval is as wide as they are apart; where that is
     beyond the plan's `refused_spread`, or others kept the machine busy, it says so
-    (`Measurement.distrust`).
+    (`Measurement.unreliable_reason`).
 
     Raises:
         UserError: the latents do not fit the package, or it does not run on this host.

@@ -11,7 +11,7 @@ from turbo_vaed.devices.adb import AdbDevice
 from turbo_vaed.devices.apple import AppleDevice
 from turbo_vaed.devices.device import Device, Tell, silent
 from turbo_vaed.devices.farm import FarmDevice
-from turbo_vaed.devices.host import MAX_OTHERS_SHARE
+from turbo_vaed.devices.host import MAX_BACKGROUND_CPU_SHARE
 from turbo_vaed.devices.iphone import IphoneDevice
 from turbo_vaed.devices.this_host import HostDevice
 
@@ -20,7 +20,7 @@ def open_device(
     profile: DeviceProfile,
     root: Path,
     *,
-    max_background_cpu_share: float = MAX_OTHERS_SHARE,
+    max_background_cpu_share: float = MAX_BACKGROUND_CPU_SHARE,
     charge: Callable[[Usage], None] | None = None,
     tags: Callable[[], Mapping[str, str]] | None = None,
     tell: Tell = silent,
@@ -28,10 +28,10 @@ def open_device(
     """The device of a profile, whose relative paths are below `root`.
 
     Args:
-        max_others_share: of all processors' time, that other processes of this host may take.
-        charge: told what a device that costs money has cost.
+        max_background_cpu_share: of all processors' time, allowed to other processes of this host.
+        charge: called with what a device that costs money has cost.
         tags: of what AWS bills for it.
-        tell: told how far a measurement is.
+        tell: called with the progress of a measurement.
     """
     if isinstance(profile, HostProfile):
         return HostDevice(

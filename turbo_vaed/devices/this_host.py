@@ -22,7 +22,7 @@ class HostDevice:
     """This machine."""
 
     name: str = "host"
-    max_background_cpu_share: float = host.MAX_OTHERS_SHARE
+    max_background_cpu_share: float = host.MAX_BACKGROUND_CPU_SHARE
     tell: Tell = silent
 
     def probe(self) -> Facts:

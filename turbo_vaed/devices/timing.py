@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from turbo_vaed.config.schema import GateParams
 
 _RESAMPLES = 2000
 _SEED = 0
@@ -37,6 +41,11 @@ class Plan:
     refused_spread: float = 1.0
     """Where processes that were measured again and again are still further apart than this and
     than `max_spread`, their times are no basis for a verdict; below, the interval says it."""
+
+    @classmethod
+    def of(cls, params: GateParams) -> Self:
+        """The plan that `gate` in params.yaml asks for."""
+        return cls(**{field.name: getattr(params, field.name) for field in fields(cls)})
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -5,14 +5,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from turbo_vaed.config.schema import ExportParams
+from turbo_vaed.errors import Fault, TurboVaedError, UserError
 from turbo_vaed.export import coreml, executorch_coreml, litert, onnx
 from turbo_vaed.export.executorch import PRECISIONS, export_xnnpack
 from turbo_vaed.export.export_job import ExportJob
 from turbo_vaed.export.package import IoSpec, Package, write_package
+from turbo_vaed.export.shapes import LatentShape, fitted
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from turbo_vaed.models import TurboVaedDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +129,61 @@ class Target:
 def all_targets() -> tuple[str, ...]:
     """The names of all targets."""
     return tuple(f"{r.name}/{precision}" for r in RUNTIMES.values() for precision in r.precisions)
+
+
+def targets_of(params: ExportParams) -> tuple[Target, ...]:
+    """The targets of `export.targets`.
+
+    Raises:
+        UserError: one is not known.
+    """
+    try:
+        return tuple(Target.parse(name) for name in params.targets)
+    except ValueError as error:
+        raise UserError(f"params.yaml: export.targets: {error}") from None
+
+
+def export_student(
+    target: Target,
+    folder: Path,
+    decoder: TurboVaedDecoder,
+    shapes: Sequence[LatentShape],
+    training: NDArray[np.float32],
+    *,
+    least_parity_db: float,
+) -> Package:
+    """The student as a package `folder`, with a program for latents of each shape.
+
+    Args:
+        shapes: the clips' own first.
+        training: latents (N, C, t, h, w) of training clips, for the calibration of int8.
+        least_parity_db: against PyTorch, required of int8.
+
+    Raises:
+        UserError: the exporter is not installed.
+        Fault: the student did not become a program.
+    """
+    from torch import from_numpy
+
+    with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
+        jobs = []
+        for i, shape in enumerate(shapes):
+            clips = fitted(training, shape)
+            job = ExportJob(
+                decoder=decoder,
+                latent_shape=shape,
+                precision=target.precision,
+                folder=Path(scratch) / str(i),
+                calibration=[from_numpy(clips[row : row + 1]) for row in range(len(clips))],
+                least_parity_db=least_parity_db,
+            )
+            jobs.append(job)
+        try:
+            return export_package(target, folder, *jobs)
+        except TurboVaedError:
+            raise
+        except Exception as error:  # of any kind: converters of five libraries
+            raise Fault(f"{target}: the student could not be exported: {error}") from error
 
 
 def export_package(target: Target, folder: Path, job: ExportJob, *further: ExportJob) -> Package:

@@ -93,8 +93,8 @@ def _certainty(check: Check, verdict: Verdict, facts: RunFacts) -> str:
         return "it was not measured: use a device that tells it"
     if check.low is None or check.name in (*_SPEED, "cold_start_seconds"):
         return (
-            f"turbo-vaed poc {verdict.customer} measures again; do so when nothing else runs "
-            "there (others may take gate.max_others_share), or raise gate.max_samples where the "
+            f"turbo-vaed poc {verdict.customer} measures again; run it when the machine is idle "
+            "(gate.max_background_cpu_share is the limit), or raise gate.max_samples where the "
             "interval is wide"
         )
     if check.margin is not None and check.margin < 0 and check.name in _QUALITY:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from turbo_vaed.devices import Failed, Interval, Measurement
 from turbo_vaed.devices.timing import interval_of_median
 from turbo_vaed.export import Package
-from turbo_vaed.gate import Evidence
-from turbo_vaed.gate.output_quality import Shown
+from turbo_vaed.gate.judge import Evidence
+from turbo_vaed.gate.output_quality import OutputQuality
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ def evidence_of(
     package: Package,
     found: Measurement | Failed,
     teacher_seconds: Sequence[float],
-    shown: Shown,
+    output: OutputQuality,
     evaluation: Mapping[str, Any],
     confidence: float,
     *,
@@ -38,9 +38,9 @@ def evidence_of(
         found: of its program for the clips: what it put out, and its time against the teacher's.
         on_device: of the other one, where it is another: its speed and its memory count.
         teacher_seconds: of its decoder, per clip, which the package is compared with.
-        teacher_distrust: why those are no basis for a verdict; empty where they are.
+        teacher_unreliable_reason: why those are no basis for a verdict; empty where they are.
     """
-    figures, intervals = _quality(shown, evaluation, confidence)
+    figures, intervals = _quality(output, evaluation, confidence)
     used = found if on_device is None else on_device
     timed = found if isinstance(found, Measurement) else None
     paced = used if isinstance(used, Measurement) else None
@@ -54,10 +54,10 @@ def evidence_of(
         intervals |= _pace(paced)
         if paced.unreliable_reason:
             unknown |= dict.fromkeys(("fps", "cold_start_seconds"), paced.unreliable_reason)
-    if len(shown.clips) == 1:
-        unknown |= dict.fromkeys(figures, "one test clip says nothing of others")
+    if len(output.clips) == 1:
+        unknown |= dict.fromkeys(figures, "one test clip has no interval")
     broken = next((one.reason for one in (found, used) if isinstance(one, Failed)), "")
-    if timed is not None and shown.quality is None:
+    if timed is not None and output.quality is None:
         broken = "the package put out NaN or infinity"
     return Evidence(
         psnr_db=figures.get("psnr"),
@@ -67,7 +67,7 @@ def evidence_of(
         teacher_psnr_db=evaluation["teacher"]["psnr"]["mean"],
         flicker_ratio=figures.get("flicker_ratio"),
         detail_retention=figures.get("detail_retention"),
-        parity_psnr_db=shown.parity_psnr_db,
+        parity_psnr_db=output.parity_psnr_db,
         cold_start_seconds=paced.cold_start_seconds if paced else None,
         peak_memory_bytes=paced.peak_memory_bytes if paced else None,
         package_bytes=package.size_bytes,
@@ -95,17 +95,17 @@ def _ratio(own: Interval, by: Interval) -> tuple[float, float]:
 
 
 def _quality(
-    shown: Shown, evaluation: Mapping[str, Any], confidence: float
+    output: OutputQuality, evaluation: Mapping[str, Any], confidence: float
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """Figures of the frames by check, and their intervals over the clips."""
-    if shown.quality is None:
+    if output.quality is None:
         return {}, {}
     import numpy as np
 
     from turbo_vaed.metrics import bootstrap, summarise
 
     rows = evaluation["clips"]
-    own = {name: np.array([clip[name] for clip in shown.clips]) for name in shown.clips[0]}
+    own = {name: np.array([clip[name] for clip in output.clips]) for name in output.clips[0]}
     teacher = {name: np.array([row["teacher"][name] for row in rows]) for name in own}
     worst_share = evaluation["worst_share"]
 

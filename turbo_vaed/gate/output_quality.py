@@ -1,4 +1,4 @@
-"""The frames that a device put out, as figures.
+"""The quality of the frames that a device put out, against the source and against PyTorch.
 
 Shapes: N clips, T frames, H W pixels.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class OutputQuality:
     """Figures of the frames; None where a value was NaN or infinite, or there was no frame."""
 
     quality: dict[str, dict[str, float]] | None
@@ -28,17 +28,18 @@ class Shown:
     """Against PyTorch, before rounding, of the clip where they differ most."""
 
 
-def look_at(
+def measure_output(
     split: TestSplit,
     decoded_folder: Path | None,
     student: TurboVaedDecoder,
-    folder: Path,
+    frames_zarr: Path,
     worst_share: float,
-) -> Shown:
-    """Keep what the device put out in folder/frames.zarr; compare it with source and PyTorch.
+) -> OutputQuality:
+    """Write what the device put out as the Zarr group `frames_zarr`, and compare it with the source
+    and with PyTorch.
 
-    Of a device that put out nothing, `decoded_folder` is None, and so is all that is told;
-    frames.zarr is empty.
+    Of a device that put out nothing `decoded_folder` is None, as is every figure then, and the
+    group is empty.
     """
     import numpy as np
     import torch
@@ -47,10 +48,10 @@ def look_at(
     from turbo_vaed.dataset.clip_arrays import create_clip_array
     from turbo_vaed.metrics import clip_quality, summarise_quality, uint8_from_network
 
-    group = zarr.open_group(str(folder / "frames.zarr"), mode="w", zarr_format=3)
+    group = zarr.open_group(str(frames_zarr), mode="w", zarr_format=3)
     group.attrs["indices"] = split.indices if decoded_folder is not None else []
     if decoded_folder is None:
-        return Shown(quality=None, clips=(), parity_psnr_db=None)
+        return OutputQuality(quality=None, clips=(), parity_psnr_db=None)
     decoded = read_decoded(decoded_folder)
     n, _, frames, height, width = decoded.shape
     shape = (n, frames, height, width, 3)
@@ -68,8 +69,8 @@ def look_at(
                 reference = student(torch.from_numpy(split.latents([index])))
             parity.append(parity_psnr(raw, reference))
     if len(clips) < n:
-        return Shown(quality=None, clips=(), parity_psnr_db=None)
-    return Shown(
+        return OutputQuality(quality=None, clips=(), parity_psnr_db=None)
+    return OutputQuality(
         quality=summarise_quality(clips, worst_share),
         clips=tuple(clips),
         parity_psnr_db=min(parity),

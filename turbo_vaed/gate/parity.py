@@ -1,11 +1,11 @@
-"""Every package run on held-out latents and compared with PyTorch: what converts may still lie.
+"""Every package is run on test latents and compared with PyTorch: a conversion without an error
+may still compute something else.
 
 Shapes: N clips, C channels, t latent frames, h w latent; T H W video.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from turbo_vaed.devices.host import decode, read_decoded
 from turbo_vaed.errors import Fault
 from turbo_vaed.export import Package
+from turbo_vaed.export.shapes import fitted
 from turbo_vaed.metrics import psnr_from_mse
+from turbo_vaed.runtime.files import write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +43,31 @@ class Parity:
     clips: int
     how: str
     """What ran it: `runtime`, its own, in a process of its own; `mil-interpreter`, ours."""
+
+
+def verify_programs(
+    package: Package,
+    decoder: TurboVaedDecoder,
+    latents: NDArray[np.float32],
+    *,
+    limit_db: float,
+) -> dict[str, Parity]:
+    """Verify every program of a package; by the suffix of its name: "", "-9x720x1280".
+
+    Args:
+        latents: (N, C, t, h, w) of clips; for a program of another shape they are repeated.
+
+    Raises: as `verify`.
+    """
+    return {
+        f"-{program.shape}" if i else "": verify(
+            package.shaped(program.shape),
+            decoder,
+            fitted(latents, program.io.latent_shape),
+            limit_db=limit_db,
+        )
+        for i, program in enumerate(package.programs)
+    }
 
 
 def verify(
@@ -73,8 +100,8 @@ def verify(
     parity = Parity(parity_psnr_db=worst, limit_db=limit_db, clips=len(latents), how=how)
     if worst < limit_db:
         raise Fault(
-            f"{package.target}: what the package puts out is {worst:.1f} dB from PyTorch, at least "
-            f"{limit_db:g} dB is asked (params.yaml: export.min_parity_db): the conversion "
+            f"{package.target}: PSNR of the package against PyTorch: required >= {limit_db:g} dB "
+            f"(params.yaml: export.min_parity_db), measured {worst:.1f} dB: the conversion "
             "computes something else, or this precision is too coarse for this student; take "
             "another precision, or look at the exporter"
         )
@@ -110,5 +137,4 @@ def parity_psnr(video: torch.Tensor, expected: torch.Tensor) -> float:
 def write_parities(parities: Mapping[str, Parity], folder: Path) -> None:
     """Write `folder/parity.json`: a mapping of each package's name to its `Parity`."""
     document = {name: asdict(parity) for name, parity in parities.items()}
-    text = json.dumps(document, indent=1, allow_nan=False)
-    (folder / PARITY_NAME).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / PARITY_NAME, document)

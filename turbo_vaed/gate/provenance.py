@@ -4,10 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from turbo_vaed.dataset.manifest import read_manifest
 from turbo_vaed.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """The data and the code that a verdict is about."""
+
+    data_sha256: str
+    git_revision: str
+
+
+def provenance_of(workspace: Workspace) -> Provenance:
+    """The provenance of what is judged now.
+
+    Raises:
+        CorruptFile: the manifest is missing or damaged.
+    """
+    return Provenance(data_sha256=data_sha256(workspace), git_revision=git_revision(workspace.root))
 
 
 def data_sha256(workspace: Workspace) -> str:

@@ -1,4 +1,4 @@
-"""The test split as `evaluate` and `gate` read it."""
+"""The test split: its clips, latents and evaluation, as stages after `distill` read them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from turbo_vaed.dataset.clip_arrays import ClipArray
 from turbo_vaed.dataset.clip_store import read_description
 from turbo_vaed.errors import CorruptFile
 from turbo_vaed.export.sampling import spread_out
+from turbo_vaed.runtime.files import read_json
 from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ class TestSplit:
         import numpy as np
 
         return np.stack([self._latents[index] for index in indices])
+
+    def write_latents(self, folder: Path) -> Path:
+        """Write `folder/latents.npy`, (n, C, t, h, w) float32 of all test clips; returns it."""
+        import numpy as np
+
+        path = folder / "latents.npy"
+        np.save(path, self.latents(self.indices))
+        return path
 
     @property
     def indices(self) -> list[int]:
@@ -80,6 +89,25 @@ class TestSplit:
         if not tests:
             raise CorruptFile("clips.json has no test clip; run the stage `clip` again")
         return cls(clips=tests, _video=video, _reconstruction=reconstruction, _latents=latents)
+
+
+def read_evaluation(workspace: Workspace, split: TestSplit) -> dict[str, Any]:
+    """The content of evaluate/evaluation.json.
+
+    Raises:
+        CorruptFile: it is missing or damaged, or about other clips than the split's.
+    """
+    path = workspace.folder("evaluate") / "evaluation.json"
+    try:
+        document = read_json(path)
+        indices = [clip["index"] for clip in document["clips"]]
+        document["teacher"]["psnr"]["mean"], document["worst_share"]
+        [(clip["path"], clip["teacher"]["detail"]) for clip in document["clips"]]
+    except (OSError, CorruptFile, KeyError, TypeError) as error:
+        raise CorruptFile(f"{path} is not a whole evaluation ({error}); evaluate again") from None
+    if indices != split.indices:
+        raise CorruptFile(f"{path} is about other clips than clips.json; evaluate again")
+    return document
 
 
 def training_latents(workspace: Workspace, most: int) -> NDArray[np.float32]:

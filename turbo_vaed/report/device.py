@@ -85,7 +85,7 @@ def _others(found: Mapping[str, Any], used: Mapping[str, Any]) -> str:
     shares = [("the package was timed", found.get("background_cpu_share"))]
     if used is not found:
         shares.append((f"it was timed at {used['shape']}", used.get("background_cpu_share")))
-    shares.append(("the teacher was timed", found.get("teacher_others_share")))
+    shares.append(("the teacher was timed", found.get("teacher_background_cpu_share")))
     return ", ".join(
         f"{words.percent(share)} while {what}" for what, share in shares if share is not None
     )
