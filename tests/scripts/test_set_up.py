@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "make_environment.sh"
@@ -126,3 +128,11 @@ def test_make_prints_the_code_that_a_run_ended_with(tmp_path, code, kind):
     assert answer.returncode == (2 if code else 0)  # make knows no other
     assert (f"exited with {code}" in answer.stderr) == bool(code)
     assert kind in answer.stderr
+
+
+def test_a_commit_is_checked_by_what_make_lint_runs():
+    (recipe,) = re.findall(r"(?m)^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text())
+    checks = {line.strip().removeprefix("$(BIN)/").split()[0] for line in recipe.splitlines()}
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    entries = [hook["entry"] for repo in config["repos"] for hook in repo["hooks"]]
+    assert checks <= {entry.split()[0].removeprefix(".venv/bin/") for entry in entries}
