@@ -14,8 +14,8 @@ from typing import Any
 
 from bench.distill_sides import NEVER, PUBLISHED, Demo, Ours, in_turns, make_job, say
 from turbo_vaed.distill import train
+from turbo_vaed.distill.checkpoints import Store
 from turbo_vaed.distill.loop import Loop
-from turbo_vaed.distill.store import Store
 
 
 class _Saved(Exception):
@@ -67,7 +67,7 @@ def resumed_start(demo: Demo, folder: Path, script: str) -> float:
         store.write(state)
         raise _Saved
 
-    loop = Loop(job, tell=lambda _: None, save=save)
+    loop = Loop(job, on_event=lambda _: None, save=save)
     try:
         loop.run()
     except _Saved:
@@ -90,7 +90,7 @@ def resume(told: Path) -> None:
     job, storage = pickle.loads(told.read_bytes())
     events: list[dict[str, Any]] = []
     with ray_session():
-        train.distill(job, storage=storage, take=events.append)
+        train.distill(job, storage=storage, on_event=events.append)
     (start, *_) = [event for event in events if event["event"] == "start"]
     (step, *_) = [event for event in events if event["event"] == "step"]
     print(json.dumps([start["resumed_from"], step["at"]]))

@@ -25,11 +25,10 @@ import torch.distributed as dist
 from bench.plain_loop import PlainLoop, PlainStudent, read_source
 from turbo_vaed.config.load import FILES
 from turbo_vaed.costs import Budget
+from turbo_vaed.distill.checkpoints import Saver, Store
 from turbo_vaed.distill.data import Clips
 from turbo_vaed.distill.job import Job, RunCosts, data_key
 from turbo_vaed.distill.loop import Loop
-from turbo_vaed.distill.saver import Saver
-from turbo_vaed.distill.store import Store
 from turbo_vaed.distill.teacher_cache import TeacherTargetsSpec
 from turbo_vaed.distill.teacher_targets import fill_cache, plan_teacher_targets
 from turbo_vaed.distill.train import KEEP_FREED_MEMORY
@@ -211,7 +210,7 @@ def _work(job: Job, rank: int, address: str, threads: int, store: str | None, *,
     copied: list[float] = []
     written: list[dict[str, Any]] = []
 
-    def tell(event: dict[str, Any]) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         nonlocal leave
         pipe.send({"event": event["event"], "step": loop.step, "best_psnr": loop.best_psnr})
         if event["event"] == "step":
@@ -223,21 +222,21 @@ def _work(job: Job, rank: int, address: str, threads: int, store: str | None, *,
     with ExitStack() as stack:
         save: Callable[[Any], None] = lambda _: None  # noqa: E731
         if store and rank == 0:
-            saver = stack.enter_context(Saver(Store(store), told=written.append))
+            saver = stack.enter_context(Saver(Store(store), written.append))
 
             def save(state: Any) -> None:
                 began = time.perf_counter()
                 saver.submit(state)
                 copied.append(time.perf_counter() - began)
 
-        loop = Loop(job, tell=tell, save=save, rank=rank, world=world)
+        loop = Loop(job, on_event=on_event, save=save, rank=rank, world=world)
         if rank == 0:
-            pipe.send((_arrays(loop.student), loop.precision))
+            pipe.send((_arrays(loop.training.student), loop.precision))
             leave = pipe.recv()
         with suppress(_Over):
             loop.run()
     if rank == 0:
-        pipe.send({"ema": _arrays(loop.ema), "copied": copied, "written": written})
+        pipe.send({"ema": _arrays(loop.training.ema), "copied": copied, "written": written})
 
 
 def _arrays(module: torch.nn.Module) -> dict[str, Any]:
@@ -291,7 +290,7 @@ class Plain:
 
     def ema(self) -> dict[str, Any]:
         """The averaged decoder's weights."""
-        return _arrays(self.loop.ema)
+        return _arrays(self.loop.training.ema)
 
 
 def val_psnr(config: DecoderConfig, weights: dict[str, Any], data: Clips) -> float:

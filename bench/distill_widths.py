@@ -146,7 +146,7 @@ def random_job(case: str, frames: int, side: int, root: Path, **changes: Any) ->
 def steps_of(job: Job, device: torch.device) -> tuple[Loop, list[float]]:
     """Run a job; the loop, and the seconds of its steps after the first two."""
     rows: list[dict[str, Any]] = []
-    loop = Loop(job, tell=rows.append, save=lambda _: None, device=device)
+    loop = Loop(job, on_event=rows.append, save=lambda _: None, device=device)
     loop.run()
     seconds = [row["step_seconds"] for row in rows if row["event"] == "step"]
     return loop, seconds[2:]
@@ -166,7 +166,7 @@ def one_on_cpu(case: str) -> dict[str, Any]:
         "frames": frames,
         "side": side,
         "precision": loop.precision,
-        "parameters_in_training": sum(p.numel() for p in loop.student.parameters()),
+        "parameters_in_training": sum(p.numel() for p in loop.training.student.parameters()),
         "seconds_per_step": round(statistics.median(seconds), 3),
         "memory_mb": round((resident_bytes("VmHWM") - before) / 1e6),
         "loss_is_finite": all(np.isfinite(row["loss"]) for row in loop.history),

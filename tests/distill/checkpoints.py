@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from turbo_vaed.distill.checkpoint import Checkpoint
+from turbo_vaed.distill.checkpoints import Checkpoint
 
 
 def make_checkpoint(step: int, *, best_step: int = 0, numbers: int = 4) -> Checkpoint:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from turbo_vaed.distill.data import Clips
-from turbo_vaed.distill.health import dead_channels
 from turbo_vaed.distill.linear_start import (
     SIGNAL,
     blocks,
@@ -19,6 +18,7 @@ from turbo_vaed.distill.linear_start import (
     representation,
     start_decoder,
 )
+from turbo_vaed.distill.validation import dead_channels
 from turbo_vaed.metrics import psnr_from_mse
 from turbo_vaed.models import TurboVaedDecoder
 

@@ -15,9 +15,9 @@ import zarr
 
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.latents import to_network
-from turbo_vaed.distill import teacher_quality as module
+from turbo_vaed.distill import validation as module
 from turbo_vaed.distill.teacher_cache import TeacherTargetsSpec
-from turbo_vaed.distill.teacher_quality import TeacherQuality, teacher_quality
+from turbo_vaed.distill.validation import TeacherQuality, teacher_quality
 from turbo_vaed.errors import BudgetRefused, CorruptFile, DataRefused
 from turbo_vaed.metrics import detail, flicker
 from turbo_vaed.models.teachers import load_teacher

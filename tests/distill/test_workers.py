@@ -18,6 +18,7 @@ import torch.multiprocessing as mp
 from turbo_vaed.distill.data import Clips
 from turbo_vaed.distill.job import QualityTarget
 from turbo_vaed.distill.loop import Loop
+from turbo_vaed.distill.stopping import Stopping
 from turbo_vaed.distill.validation import validate
 from turbo_vaed.models import TurboVaedDecoder
 
@@ -26,7 +27,7 @@ def run(job, rank=0, world=1):
     """Run a loop to its end; returns the last state that it saved."""
     states = []
     Loop(
-        job, rank=rank, world=world, tell=lambda event: None,
+        job, rank=rank, world=world, decide=Stopping(job), on_event=lambda event: None,
         save=lambda state: states.append(copy.deepcopy(state)),
     ).run()  # fmt: skip
     return states[-1] if states else None

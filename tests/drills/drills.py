@@ -23,10 +23,9 @@ from tests.distill.conftest import write_toy_data
 from tests.drills import faults, stage
 from tests.drills.toy import CHECKPOINT_EVERY, STEPS
 from turbo_vaed.costs import Ledger, total_usd
-from turbo_vaed.distill.checkpoint import Checkpoint
+from turbo_vaed.distill.checkpoints import Checkpoint, Store
 from turbo_vaed.distill.events import RunProgress, read_events
-from turbo_vaed.distill.store import Store
-from turbo_vaed.distill.worker import train_worker
+from turbo_vaed.distill.train import train_worker
 from turbo_vaed.errors import CorruptFile
 
 ONE_WORKER, TWO_WORKERS = 0.0, 1e-6
@@ -351,6 +350,6 @@ def _finished(folder: Path, driver: subprocess.Popen[bytes]) -> Checkpoint:
     log = (folder / "driver.log").read_text(errors="replace")[-3000:]
     assert code == 0, f"the driver ended with {code}:\n{log}"
     [store] = (p for p in Path(_store(folder)).glob("distill-*") if p.is_dir())
-    found = Store(str(store)).newest(on_bad=lambda text: None)
+    found = Store(str(store)).newest(on_trouble=lambda text: None)
     assert found is not None
     return found[1]

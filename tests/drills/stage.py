@@ -22,9 +22,9 @@ from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.costs import Ledger, Meter, Rate, steady
 from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.distill import train
-from turbo_vaed.distill.checkpoint import Checkpoint
+from turbo_vaed.distill.checkpoints import Checkpoint
 from turbo_vaed.distill.progress import ProgressRecorder
-from turbo_vaed.distill.worker import train_worker
+from turbo_vaed.distill.train import train_worker
 from turbo_vaed.settings import ENVIRONMENT, Settings
 
 RUN, STAGE = "drill-1", "distill"
@@ -89,26 +89,26 @@ def run(
             if on_ray:
                 with (
                     ray_session(Settings.from_environment().ray_address),
-                    patch("turbo_vaed.distill.worker.train_worker", worker),
+                    patch.object(train, "train_worker", worker),
                 ):
-                    return train.distill(job, storage=storage, take=take).checkpoint
+                    return train.distill(job, storage=storage, on_event=take).checkpoint
             with patch.object(train, "_fit", _fit_here(worker)):
-                return train.distill(job, storage=storage, take=take).checkpoint
+                return train.distill(job, storage=storage, on_event=take).checkpoint
 
 
 def slowed(worker: Worker, seconds: float) -> Worker:
     """`worker` with steps that last, so that a kill lands inside one."""
 
     def work(config: dict[str, Any]) -> None:
-        from turbo_vaed.distill.loop import Loop
+        from turbo_vaed.distill.student import Training
 
-        step = Loop._train_step
+        take_step = Training.step
 
-        def slow(self: Any, batch: Any) -> Any:
+        def slow(self: Any, batch: Any, step: int) -> Any:
             time.sleep(seconds)
-            return step(self, batch)
+            return take_step(self, batch, step)
 
-        with patch.object(Loop, "_train_step", slow):
+        with patch.object(Training, "step", slow):
             worker(config)
 
     return work
@@ -147,16 +147,16 @@ def forgetful(worker: Worker) -> Worker:
 def _fit_here(worker: Worker) -> Callable[..., None]:
     """The product's own start of workers, with this process for the only one."""
 
-    def fit(job: Any, store: Any, take: Listen, *_: Any) -> None:
+    def fit(job: Any, store: Any, storage: str, on_event: Listen, *_: Any) -> None:
         context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-        letters = SimpleNamespace(put=SimpleNamespace(remote=take))
+        channel = SimpleNamespace(put=SimpleNamespace(remote=on_event))
         with (
             patch("ray.train.get_context", lambda: context),
             patch("ray.train.torch.get_device", lambda: torch.device("cpu")),
             patch("ray.train.get_preemption_info", lambda: None),
-            patch("turbo_vaed.distill.worker._News", lambda letters: lambda: None),  # no ledger's
+            patch.object(train, "LatestCosts", lambda channel: lambda: None),  # there is no ledger
         ):
-            worker({"job": job, "store": store.url, "letters": letters})
+            worker({"job": job, "store": store.url, "channel": channel})
 
     return fit
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.drills import drills, faults
 from tests.drills.drills import DRILLS, carry_out
-from turbo_vaed.distill.checkpoint import Checkpoint
+from turbo_vaed.distill.checkpoints import Checkpoint
 
 BY_NAME = {drill.name: drill for drill in DRILLS}
 

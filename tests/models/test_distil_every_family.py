@@ -111,7 +111,7 @@ def keep(store: Path, name: str, values: np.ndarray[Any, Any]) -> None:
 
 def losses(job: Job) -> tuple[float, float]:
     """Of the first three steps and of the last three, on average."""
-    loop = Loop(job, tell=lambda event: None, save=lambda state: None)
+    loop = Loop(job, on_event=lambda event: None, save=lambda state: None)
     assert loop.run()[0] == "finished"
     found = [row["loss"] for row in loop.history]
     assert len(found) == 20

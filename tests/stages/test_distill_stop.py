@@ -22,11 +22,11 @@ from turbo_vaed.cluster import session
 from turbo_vaed.costs import Budget, Spending
 from turbo_vaed.distill import teacher_quality as module
 from turbo_vaed.distill import train
+from turbo_vaed.distill.checkpoints import Store, step_of
 from turbo_vaed.distill.job import Job
-from turbo_vaed.distill.store import Store, step_of
 from turbo_vaed.distill.student import Student
-from turbo_vaed.distill.teacher_quality import TeacherQuality
 from turbo_vaed.distill.teacher_targets import TeacherTargetsPlan
+from turbo_vaed.distill.validation import TeacherQuality
 from turbo_vaed.errors import Unreachable
 from turbo_vaed.gate.evidence import LEAST_FLICKER, _quality
 from turbo_vaed.gate.output_quality import OutputQuality
@@ -202,7 +202,7 @@ class Stage:
         return distill.run(dataclasses.replace(self.workspace, params=params))
 
     def fit(self, job: Job, store: Store, *_: Any) -> None:
-        found = store.newest(on_bad=pytest.fail)
+        found = store.newest(on_trouble=pytest.fail)
         step = found[1].step if found else 0
         self.began.append((job.name, step))
         best = Student(job.student, with_heads=False).decoder.state_dict()

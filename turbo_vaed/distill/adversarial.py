@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from turbo_vaed.config.schema import DistillParams
-from turbo_vaed.distill.student import averaged, averaging
+from turbo_vaed.distill.optimizer import averaged, averaging
 from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.models.config import DecoderConfig
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from turbo_vaed.costs.choice import checkpoint_interval_seconds, losses_per_hour
 from turbo_vaed.costs.money import time_usd
-from turbo_vaed.distill.outlook import seconds_left, usd_per_tenth_db
+from turbo_vaed.distill.stopping import seconds_left, usd_per_tenth_db
 from turbo_vaed.errors import CorruptFile
 
 INTERRUPTED, LOST = "machine interrupted with notice", "worker lost"

@@ -1,4 +1,5 @@
-"""The learning rate's schedule; AdamW, and Muon for the weights that mix channels.
+"""The learning rate's schedule; gradients averaged over workers; AdamW, and Muon for the weights
+that mix channels.
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by
 the nearest matrix with equal singular values, so that directions with small gradients learn as
@@ -14,9 +15,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -84,6 +87,23 @@ def _newton_schulz(gram: Tensor) -> Tensor:
 def is_matrix(parameter: Tensor) -> bool:
     """Whether a weight mixes channels: a convolution that is not depthwise, or a linear layer."""
     return parameter.ndim >= 2 and parameter.shape[0] > 1 and parameter.shape[1] > 1
+
+
+def averaged(module: nn.Module) -> nn.Module:
+    """The module behind DDP where there are several workers: gradients are averaged, and rank 0's
+    weights are everybody's."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        return nn.parallel.DistributedDataParallel(  # buffers are constants: see `ChannelMean`
+            module, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+    return module
+
+
+def averaging(module: nn.Module, *, now: bool) -> AbstractContextManager[None]:
+    """Around a micro-batch of an `averaged` module: its gradients are averaged with the last."""
+    if not now and isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
 
 
 class Optimizer:

@@ -1,10 +1,10 @@
-"""Whether a run takes its next step: the budget comes first, then whether its student is good
-enough, by what is asked of it or by what more of it costs.
+"""Whether a run takes its next step, the one place where training meets dollars: the budget comes
+first, then whether the student is good enough, by its target or by what more quality costs.
 
-Good enough is a pure function of the validations that a run keeps in its checkpoints, so that a
-resumed run decides as one that was never interrupted. The target depends on the quality in them
-alone, that of the best EMA. The price of quality depends on dollars, that is on measured time: on
-another machine, or a busier one, a run may stop at another validation for it.
+Good enough is a pure function of the validations in a run's checkpoints, so that a resumed run
+decides as one that was never interrupted. The target depends on their quality alone, that of the
+best EMA. The price of quality depends on dollars, that is on measured time: on another machine, or
+a busier one, a run may stop at another validation for it.
 
 The price is that of the trend (Theil-Sen): the median of the slopes between all pairs of the last
 third of the validations, and at least `VALIDATIONS` of them. Of so many, one that is off by any
@@ -18,48 +18,138 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.costs import decide, per_second
 from turbo_vaed.costs.money import format_usd
-from turbo_vaed.distill.job import Job, QualityTarget
-from turbo_vaed.distill.outlook import VALIDATIONS
+from turbo_vaed.distill.job import Job, QualityTarget, RunCosts
 
-GOOD_ENOUGH = "good enough"
-"""How a run ended that stopped by itself before its last step."""
-CONTINUE, ENOUGH, OUT_OF_BUDGET = 0, 1, 2
-STOPPED = {ENOUGH: GOOD_ENOUGH, OUT_OF_BUDGET: "budget"}
-"""How a run ends by such an answer."""
+GOOD_ENOUGH, OUT_OF_BUDGET = "good enough", "budget"
+"""How a run ends that stops before its last step."""
+VALIDATIONS = 5
+"""The price of quality is taken over so many validations: one alone is mostly noise."""
+RECENT_STEPS = 20
+"""The time of a step is the median of so many: one that waited for something does not count."""
 EARLY_SHARE = 0.1
-"""Of the planned steps: the price of quality is not looked at before."""
+"""Of the planned steps: the price of quality does not count before."""
+_UNKNOWN_STEP_SECONDS = 2.0
 _MOST = 60
 """Validations that a trend is taken from; more are thinned, for the pairs are their square."""
 
+Rows = Sequence[Mapping[str, Any]]
+"""Of steps, those that a checkpoint holds."""
 Curve = Sequence[tuple[Decimal, float]]
 """USD of the training and PSNR in dB, of each validation."""
 
 
-class _Figure(NamedTuple):
-    """Of a validation, `val_NAME` in the row of its step; how it is said."""
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Whether a run takes its next step."""
 
-    what: str
-    unit: str = ""
-    is_most: bool = False
-    """Its limit is the most that is allowed, and not the least."""
-    by: str = ""
-    """How the limit comes about, where it is not the gate's own."""
+    stopped: str = ""
+    """How the run ends, `budget` or `good enough`; empty: it goes on."""
+    reason: str = ""
+    """Of a stop, in words."""
+    warnings: tuple[tuple[str, str], ...] = ()
+    """Kind and text."""
+    costs: Mapping[str, str] = field(default_factory=dict)
+    """USD up to now, for the row of the last step: `spent_usd` by the run, and `training_usd` by
+    the steps alone, those of the runs that it goes on from included."""
+    checkpoint_seconds: float = math.inf
+    """Between two checkpoints where `checkpoint_every` is auto."""
 
 
-_FIGURES = {
-    "ssim": _Figure("SSIM"),
-    "ms_ssim": _Figure("MS-SSIM"),
-    "worst_psnr": _Figure("PSNR of the worst clips", " dB", by=" (with the margin)"),
-    "detail": _Figure("detail", by=" (a share of the teacher's)"),
-    "flicker": _Figure("flicker", is_most=True, by=" (a multiple of the teacher's)"),
-}
+class Stopping:
+    """Decides before each step, on rank 0.
+
+    Args:
+        job: with what the run has cost when it was handed over.
+        warned: kinds of the warnings that the run has had before.
+        latest_costs: what the run has cost since, None where there is no news.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        warned: Iterable[str] = (),
+        latest_costs: Callable[[], RunCosts | None] = lambda: None,
+    ) -> None:
+        self._job, self._costs, self._latest_costs = job, job.costs, latest_costs
+        self._warned = set(warned)
+        self._training_usd = Decimal(0)
+        self._counted_at: float | None = None
+
+    def __call__(self, history: Rows, *, best_psnr: float, validate_seconds: float) -> Decision:
+        """The decision on the next step.
+
+        Args:
+            history: rows of the steps before, of a resumed run too.
+            best_psnr: dB, of the best EMA on the validation clips, the start's included.
+            validate_seconds: what the last validation took.
+        """
+        self._costs = self._latest_costs() or self._costs
+        spent_usd = self._costs.spent_by_now()
+        costs = {
+            "spent_usd": f"{spent_usd:.8f}",
+            "training_usd": f"{self._trained(history):.12f}",
+        }
+        stopped, reason, warnings = self._decide(spent_usd, history, best_psnr, validate_seconds)
+        return Decision(
+            stopped=stopped,
+            reason=reason,
+            warnings=tuple(warnings),
+            costs=costs,
+            checkpoint_seconds=self._costs.checkpoint_seconds,
+        )
+
+    def _decide(
+        self, spent_usd: Decimal, history: Rows, best_psnr: float, validate_seconds: float
+    ) -> tuple[str, str, list[tuple[str, str]]]:
+        costs, warnings = self._costs, []
+        if costs.refusal:
+            return OUT_OF_BUDGET, costs.refusal, []
+        seconds = [row["step_seconds"] for row in history[-10:]] or [_UNKNOWN_STEP_SECONDS]
+        # After the step a validation may follow, or the one of a stop; then a checkpoint.
+        budget = decide(
+            costs.budget,
+            spent_usd=spent_usd,
+            rate_usd_per_second=per_second(costs.usd_per_hour),
+            next_step_seconds=2 * (max(seconds) + validate_seconds),
+        )
+        if budget.stop:
+            return OUT_OF_BUDGET, budget.reason, []
+        # Once: a month's limit moves with what others spend. A budget that was raised warns anew.
+        if budget.action != "warn":
+            self._warned.discard("budget")
+        elif "budget" not in self._warned:
+            warnings.append(("budget", budget.reason))
+        if not history or "val_psnr" in history[-1]:
+            found = good_enough(self._job, history, best_psnr=best_psnr)
+            if found is not None:
+                return GOOD_ENOUGH, found.reason, warnings
+            lacks = lacking(self._job, history, best_psnr=best_psnr)
+            if lacks is not None and "not good enough" not in self._warned:
+                warnings.append(("not good enough", lacks))
+        self._warned.update(kind for kind, _ in warnings)
+        return "", "", warnings
+
+    def _trained(self, history: Rows) -> Decimal:
+        """USD of the steps: their time at today's price, without what an interruption took."""
+        now = time.monotonic()
+        if self._counted_at is None:
+            self._training_usd = Decimal(history[-1].get("training_usd", 0) if history else 0)
+        else:
+            price = per_second(self._costs.now_usd_per_hour)
+            self._training_usd += Decimal(now - self._counted_at) * price
+        self._counted_at = now
+        return self._training_usd
 
 
 class Enough(NamedTuple):
@@ -70,52 +160,31 @@ class Enough(NamedTuple):
     """In words, with figures."""
 
 
-class Answer(NamedTuple):
-    """To whether the next step is taken."""
+class _Figure(NamedTuple):
+    """One that a target limits, `val_NAME` in the row of its step."""
 
-    stop: int
-    """`CONTINUE`, `ENOUGH` or `OUT_OF_BUDGET`."""
-    reason: str
-    """Of a stop, in words."""
-    warning: str
-    """Once the warning share of the budget is spent."""
-
-
-def next_step(
-    job: Job, history: Sequence[Mapping[str, Any]], *, best_psnr: float, validate_seconds: float
-) -> Answer:
-    """Whether the budget holds another step, and the student is not good enough without it.
-
-    Args:
-        history, best_psnr: as `good_enough` takes them; it is asked after a validation only.
-        validate_seconds: what the last one took.
-    """
-    if job.costs.refusal:
-        return Answer(OUT_OF_BUDGET, job.costs.refusal, "")
-    steps = [row["step_seconds"] for row in history[-10:]] or [2.0]
-    # After the step a validation may follow, or the one of a stop; then a checkpoint.
-    decision = decide(
-        job.costs.budget,
-        spent_usd=job.costs.spent_by_now(),
-        rate_usd_per_second=per_second(job.costs.usd_per_hour),
-        next_step_seconds=2 * (max(steps) + validate_seconds),
-    )
-    if decision.stop:
-        return Answer(OUT_OF_BUDGET, decision.reason, "")
-    if not history or "val_psnr" in history[-1]:
-        found = good_enough(job, history, best_psnr=best_psnr)
-        if found is not None:
-            return Answer(ENOUGH, found.reason, "")
-    return Answer(CONTINUE, "", decision.reason if decision.action == "warn" else "")
+    label: str
+    unit: str = ""
+    is_most: bool = False
+    """Its limit is the most that is allowed, and not the least."""
+    remark: str = ""
+    """How the limit comes about, where it is not the gate's own."""
 
 
-def good_enough(
-    job: Job, history: Sequence[Mapping[str, Any]], *, best_psnr: float
-) -> Enough | None:
+_FIGURES = {
+    "ssim": _Figure("SSIM"),
+    "ms_ssim": _Figure("MS-SSIM"),
+    "worst_psnr": _Figure("PSNR of the worst clips", " dB", remark=" (with the margin)"),
+    "detail": _Figure("detail", remark=" (a share of the teacher's)"),
+    "flicker": _Figure("flicker", is_most=True, remark=" (a multiple of the teacher's)"),
+}
+
+
+def good_enough(job: Job, history: Rows, *, best_psnr: float) -> Enough | None:
     """Whether a run may stop where it stands; None where it is to go on.
 
     Args:
-        history: a row of each step.
+        history: rows of its validated steps at least.
         best_psnr: dB, of the best EMA on the validation clips.
     """
     limit = job.params.stop_usd_per_tenth_db
@@ -128,10 +197,9 @@ def good_enough(
     )
 
 
-def lacking(job: Job, history: Sequence[Mapping[str, Any]], *, best_psnr: float) -> str | None:
-    """What a student lacks whose PSNR is enough, in words with figures; None where there is no
-    such student, it lacks nothing, or its other figures are not known. Arguments as of
-    `good_enough`."""
+def lacking(job: Job, history: Rows, *, best_psnr: float) -> str | None:
+    """What a student lacks although its PSNR is enough, in words with figures; None where it is
+    not, nothing is missing, or its other figures are not known. Arguments as of `good_enough`."""
     target = job.quality_target
     if target is None or not best_psnr >= target.psnr:
         return None
@@ -139,33 +207,29 @@ def lacking(job: Job, history: Sequence[Mapping[str, Any]], *, best_psnr: float)
     if any(f"val_{name}" not in best for name in target.limits):
         return None
     _, missed = _compared(target, best)
-    return f"{_reached(target, best_psnr)}; but {'; '.join(missed)}" if missed else None
+    return f"{_psnr(target, best_psnr)}; but {'; '.join(missed)}" if missed else None
 
 
-def _best(history: Sequence[Mapping[str, Any]], best_psnr: float) -> Mapping[str, Any]:
+def _best(history: Rows, best_psnr: float) -> Mapping[str, Any]:
     """The row of the best EMA; without figures where it is the start, which no history has."""
     return next((row for row in history if row.get("val_psnr") == best_psnr), {})
 
 
-def _reached(target: QualityTarget, best_psnr: float) -> str:
-    return f"validation PSNR {best_psnr:.2f} dB reaches {target.rationale}"
+def _psnr(target: QualityTarget, best_psnr: float) -> str:
+    return f"validation PSNR {best_psnr:.2f} dB, required >= {target.rationale}"
 
 
 def _compared(target: QualityTarget, best: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Which of the limits are met, and which are not, in words with figures. One whose figure is
-    not known is not met."""
+    """The limits that are met and those that are missed, in words. An unknown figure misses."""
     met: list[str] = []
     missed: list[str] = []
     for name, limit in target.limits.items():
         figure, value = _FIGURES[name], float(best.get(f"val_{name}", math.nan))
-        if math.isnan(value):
-            missed.append(f"{figure.what} is not known")
-            continue
         is_met = value <= limit if figure.is_most else value >= limit
-        does, does_not = ("keeps to", "is above") if figure.is_most else ("reaches", "is below")
+        measured = "unknown" if math.isnan(value) else f"{value:.4g}{figure.unit}"
         (met if is_met else missed).append(
-            f"{figure.what} {value:.4g}{figure.unit} {does if is_met else does_not} "
-            f"{limit:.4g}{figure.unit}{figure.by}"
+            f"{figure.label} {measured}, required {'<=' if figure.is_most else '>='} "
+            f"{limit:.4g}{figure.unit}{figure.remark}"
         )
     return met, missed
 
@@ -178,7 +242,7 @@ def enough(
     target: QualityTarget | None,
     usd_per_tenth_db: Decimal | None,
 ) -> Enough | None:
-    """The target is looked at first, then the price.
+    """By the target first, then by the price.
 
     Args:
         validations: those that count, in order.
@@ -191,41 +255,37 @@ def enough(
     if target is not None and best_psnr >= target.psnr:
         met, missed = _compared(target, best)
         if not missed:
-            return Enough("target", "; ".join((_reached(target, best_psnr), *met)))
+            return Enough("target", "; ".join((_psnr(target, best_psnr), *met)))
     if usd_per_tenth_db is None or len(validations) <= VALIDATIONS:
         return None
-    found = [trend(validations[:-1]), trend(validations)]
-    if not all(slope is not None and slope * usd_per_tenth_db * 10 < 1 for slope in found):
+    slopes = [trend(validations[:-1]), trend(validations)]
+    if not all(slope is not None and slope * usd_per_tenth_db * 10 < 1 for slope in slopes):
         return None
-    slope, recent = found[-1], len(_recent(validations))
-    by, limit = f"by the trend of the last {recent} validations", format_usd(usd_per_tenth_db)
+    slope, recent = slopes[-1], len(_recent(validations))
+    basis, limit = f"by the trend of the last {recent} validations", format_usd(usd_per_tenth_db)
     if slope is None or slope <= 0:
-        said = f"{by} more dollars bring nothing; the limit is {limit} per 0.1 dB"
+        reason = f"{basis} more dollars bring nothing; the limit is {limit} per 0.1 dB"
     else:
         price = format_usd(1 / slope / 10)
-        said = f"{by} another 0.1 dB costs {price}, more than the limit of {limit}"
-    return Enough("marginal cost", said)
+        reason = f"{basis} another 0.1 dB costs {price}, more than the limit of {limit}"
+    return Enough("marginal cost", reason)
 
 
-def curve(
-    history: Sequence[Mapping[str, Any]], params: DistillParams
-) -> list[tuple[Decimal, float]]:
+def curve(history: Rows, params: DistillParams) -> list[tuple[Decimal, float]]:
     """The validations that a price of quality is taken from: those of the whole recipe, after its
     first steps.
 
-    Their dollars are those of the steps themselves (`step_usd`): what an interruption took is no
-    price of quality, nor is what another run has spent.
+    Their dollars are those of the steps themselves (`training_usd`): what an interruption took is
+    no price of quality, nor is what another run has spent.
     """
     first = max(EARLY_SHARE, params.warmup_share) * params.steps
     if params.weight_adversarial > 0:  # PSNR is another one from there on
         first = max(first, params.adversarial_start)
-    usd, found = Decimal(0), []
-    for row in history:
-        usd += Decimal(row.get("step_usd", 0))
-        psnr = row.get("val_psnr", math.nan)
-        if row["step"] > first and math.isfinite(psnr):
-            found.append((usd, float(psnr)))
-    return found
+    return [
+        (Decimal(row.get("training_usd", 0)), float(row["val_psnr"]))
+        for row in history
+        if row["step"] > first and math.isfinite(row.get("val_psnr", math.nan))
+    ]
 
 
 def trend(validations: Curve) -> Decimal | None:
@@ -233,8 +293,8 @@ def trend(validations: Curve) -> Decimal | None:
     recent = _recent(validations)
     slopes = [
         Decimal(psnr - before) / (usd - earlier)
-        for place, (usd, psnr) in enumerate(recent)
-        for earlier, before in recent[:place]
+        for i, (usd, psnr) in enumerate(recent)
+        for earlier, before in recent[:i]
         if usd > earlier
     ]
     return statistics.median(slopes) if slopes else None
@@ -244,3 +304,64 @@ def _recent(validations: Curve) -> Curve:
     """The last third, thinned to `_MOST`, the last one among them."""
     recent = validations[-max(VALIDATIONS, len(validations) // 3) :]
     return recent[::-1][:: math.ceil(len(recent) / _MOST) or 1][::-1]
+
+
+def usd_per_tenth_db(validations: Sequence[tuple[Decimal, float]]) -> Decimal | None:
+    """USD for the last 0.1 dB, from (USD spent by the run, PSNR in dB) of each validation.
+
+    The best student so far is what a run gives, so quality is the running best, which never
+    falls. None where less than two are known or the last `VALIDATIONS` brought nothing.
+    """
+    known = [(usd, psnr) for usd, psnr in validations if math.isfinite(psnr)]
+    best = list(accumulate((psnr for _, psnr in known), max))[-VALIDATIONS:]
+    spent = spent_in_all([usd for usd, _ in known])[-VALIDATIONS:]
+    if len(best) < 2 or not best[-1] > best[0]:
+        return None
+    return (spent[-1] - spent[0]) / Decimal(best[-1] - best[0]) / 10
+
+
+def spent_in_all(spent: Sequence[Decimal]) -> list[Decimal]:
+    """USD of a run and of those that it went on from, at each of its validations.
+
+    Args:
+        spent: by the run of that moment: a new one begins again from nothing, and so falls.
+    """
+    before, found = Decimal(0), []
+    for i, usd in enumerate(spent):
+        if i and usd < spent[i - 1]:
+            before += spent[i - 1]
+        found.append(before + usd)
+    return found
+
+
+def seconds_left(
+    reached: Mapping[int, float], validated: Sequence[int], *, step: int, steps: int
+) -> float | None:
+    """Until all `steps` are done; None before there are two of them.
+
+    Args:
+        reached: the moment (in seconds) at which each step was done; one is left out where the
+            run did not go straight on from it.
+        validated: the steps after which validation clips were decoded, in order. The time of
+            that may lie before or after the moment of the step.
+        step: the last one done.
+    """
+    times = [
+        reached[s + 1] - reached[s]
+        for s in range(step - RECENT_STEPS, step)
+        if s in reached and s + 1 in reached
+    ]
+    if not times:
+        return None
+    step_seconds = statistics.median(times)
+    left = (steps - step) * step_seconds
+    extra = [
+        max(0.0, reached[s + 1] - reached[s - 1] - 2 * step_seconds)
+        for s in validated[-VALIDATIONS:]
+        if all(n in reached for n in (s - 1, s, s + 1))
+    ]
+    if not extra:
+        return left
+    first, last = validated[0], validated[-1]
+    every = (last - first) / (len(validated) - 1) if last > first else first
+    return left + (steps - step) / every * statistics.median(extra)

@@ -1,22 +1,34 @@
-"""The student in training: the decoder, and heads that only training needs.
+"""The student in training: the decoder, heads that only training needs, and a step of it.
 
 Shapes: B batch, C channels, T frames, t latent frames, H W pixels, h w latent positions.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections import defaultdict
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from turbo_vaed.config.schema import DistillParams
+from turbo_vaed.distill.adversarial import Adversary
+from turbo_vaed.distill.checkpoints import Checkpoint
+from turbo_vaed.distill.data import Batch, Clips
+from turbo_vaed.distill.job import Job
+from turbo_vaed.distill.linear_start import start_decoder
+from turbo_vaed.distill.losses import Weights, distillation_losses, perceptual_of
+from turbo_vaed.distill.optimizer import Optimizer, averaged, averaging, learning_rate
+from turbo_vaed.distill.teacher_targets import RecomputedTargets
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 from turbo_vaed.models.alignment import AlignmentHeads
 
+_START_CLIPS = 54
 COMPILE_STEPS = 500
 """`compile: auto` on a GPU: it takes a minute or two, which fewer steps do not bring back."""
 _SIDE, _LARGE, _REPEATS = 512, 2048, 7
@@ -43,21 +55,149 @@ class Student(nn.Module):
         return video, self.heads(features)
 
 
-def averaged(module: nn.Module) -> nn.Module:
-    """The module behind DDP where there are several workers: gradients are averaged, and rank 0's
-    weights are everybody's."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        return nn.parallel.DistributedDataParallel(  # buffers are constants: see `ChannelMean`
-            module, forward_sync_buffers=False, gradient_as_bucket_view=True
+class Training:
+    """The student, its average, optimizer and adversary on one worker, and a step of them all."""
+
+    def __init__(
+        self,
+        job: Job,
+        data: Clips,
+        *,
+        world: int,
+        device: torch.device,
+        precision: str,
+        with_start: bool,
+    ) -> None:
+        """Make the first state.
+
+        Args:
+            data: for the closed-form start.
+            with_start: fit that start, where the params ask for it; rank 0's weights are
+                everybody's.
+        """
+        params = job.params
+        self.params, self.world, self.device = params, world, device
+        self.is_bf16 = precision == "bf16"
+        self.recompute = (
+            RecomputedTargets(
+                job.plan, family=job.teacher_family, weights=job.teacher_weights, device=device
+            )
+            if job.plan.mode == "recompute"
+            else None
         )
-    return module
+        torch.manual_seed(params.seed)
+        self.student = Student(job.student, with_heads=params.weight_feature > 0)
+        decoder = self.student.decoder
+        if with_start and params.start == "linear":
+            crops = data.draw_crops(
+                split="train", size=params.crop, count=_START_CLIPS, seed=params.seed, step=0
+            )
+            batch = data.read(crops, params.crop)
+            start_decoder(decoder, batch.latents, batch.source)
+        self.student.to(device)
+        self.is_compiled = is_to_compile(params, device)
+        model: Any = torch.compile(self.student) if self.is_compiled else self.student
+        self.model = averaged(model)
+        self.perceptual = perceptual_of(params, device)
+        self.weights = Weights(
+            source=params.weight_source,
+            teacher=params.weight_teacher,
+            perceptual=params.weight_perceptual,
+            feature=params.weight_feature,
+        )
+        self.adversary = (
+            Adversary(params, decoder, device, world) if params.weight_adversarial > 0 else None
+        )
+        self.ema: TurboVaedDecoder = copy.deepcopy(decoder)
+        self.optimizer = Optimizer(
+            self.student.parameters(),
+            kind=params.optimizer,
+            betas=params.betas,
+            weight_decay=params.weight_decay,
+        )
 
+    def step(self, batch: Batch, step: int) -> dict[str, float]:
+        """One step of all ranks, after `step` others; its losses and learning rate. Nothing, and no
+        update, where loss or gradient is not finite."""
+        params, began = self.params, time.perf_counter()
+        rate = learning_rate(step, params)
+        adversary = self.adversary if step >= params.adversarial_start else None
+        self.optimizer.zero_grad()
+        sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        decoded = []
+        pieces = batch.to(self.device).split(params.micro_batch)
+        for i, piece in enumerate(pieces, start=1):
+            share = len(piece.latents) / params.batch_size
+            video, parts = self._backward(piece, share, adversary, last=i == len(pieces))
+            decoded.append((video.detach(), piece.source, share))
+            for name, value in parts.items():
+                sums[name] += share * value.detach()
+        if adversary is not None:
+            sums["loss_discriminator"] = adversary.accumulate(decoded)
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        values = torch.stack([*sums.values()])
+        if self.world > 1:
+            dist.all_reduce(values)
+        figures = dict(zip(sums, values.tolist(), strict=True))
+        # All ranks see the same: averaged gradients, and figures of the whole batch.
+        if not (math.isfinite(norm.item()) and all(map(math.isfinite, figures.values()))):
+            if adversary is not None:
+                adversary.forget()
+            return {}
+        self.optimizer.step(rate)
+        if adversary is not None:
+            adversary.step(rate)
+        update_ema(self.ema, self.student.decoder, params.ema_decay, step=step)
+        seconds = round(time.perf_counter() - began, 4)
+        return {"step_seconds": seconds, **figures, "learning_rate": rate}
 
-def averaging(module: nn.Module, *, now: bool) -> AbstractContextManager[None]:
-    """Around a micro-batch of an `averaged` module: its gradients are averaged with the last."""
-    if not now and isinstance(module, nn.parallel.DistributedDataParallel):
-        return module.no_sync()
-    return nullcontext()
+    def _backward(
+        self, batch: Batch, share: float, adversary: Adversary | None, *, last: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradients of a micro-batch that is `share` of the whole batch; its video and losses.
+
+        DDP divides by the number of workers, hence the factor: what comes out is the gradient of
+        the whole batch's mean, whatever the number of workers and of micro-batches.
+        """
+        if self.recompute is not None:
+            batch = self.recompute(batch)
+        with averaging(self.model, now=last):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16):
+                video, projected = self.model(batch.latents)
+            video = video.float()
+            losses = distillation_losses(
+                video,
+                projected,
+                source=batch.source,
+                teacher=batch.teacher,
+                features=batch.features,
+                weights=self.weights,
+                perceptual=self.perceptual,
+            )
+            total = losses.total
+            parts = {"loss": total, **{f"loss_{name}": v for name, v in losses.parts.items()}}
+            if adversary is not None:
+                parts["loss_adversarial"] = adversary.generator_loss(video, total, share)
+                total = total + parts["loss_adversarial"]
+            (share * self.world * total).backward()  # type: ignore[no-untyped-call]
+        return video, parts
+
+    def state(self) -> dict[str, Any]:
+        """`student`, `ema`, `optimizer` and `adversary` of a checkpoint; tensors are not copied."""
+        return {
+            "student": self.student.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "adversary": self.adversary.state() if self.adversary is not None else None,
+        }
+
+    def restore(self, state: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        self.student.load_state_dict(state.student)
+        self.ema.load_state_dict(state.ema)
+        self.optimizer.load_state_dict(state.optimizer)
+        if self.adversary is not None and state.adversary is not None:
+            self.adversary.restore(state.adversary)
 
 
 @torch.no_grad()

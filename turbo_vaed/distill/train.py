@@ -1,9 +1,12 @@
-"""Distillation under Ray Train: workers, restarts, events, and the student that comes out."""
+"""Distillation under Ray Train: the driver, what every worker runs, and what goes between them.
+
+Events go from rank 0 to the driver, and the run's costs from the driver to rank 0, through one
+actor on the driver's node, a `Channel`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import threading
@@ -12,19 +15,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from turbo_vaed.costs.money import plain
-from turbo_vaed.distill.checkpoint import Checkpoint
+from turbo_vaed.distill.checkpoints import Checkpoint, Saver, Store
 from turbo_vaed.distill.job import Job, RunCosts
-from turbo_vaed.distill.stopping import GOOD_ENOUGH, good_enough
-from turbo_vaed.distill.store import Store
+from turbo_vaed.distill.loop import Loop
+from turbo_vaed.distill.stopping import GOOD_ENOUGH, Stopping, good_enough
 from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
 
 _log = logging.getLogger(__name__)
 RAY = "ray"
-"""Ray's own files, beside the checkpoints; nothing that a run goes on from."""
+"""Ray's own files, next to the checkpoints; no run goes on from them."""
 MAX_FAILURES = 20
 """Workers lost without notice in one run. What no new start mends ends the run at once."""
 KEEP_FREED_MEMORY = {
@@ -34,12 +35,19 @@ KEEP_FREED_MEMORY = {
 }
 """For glibc's malloc, bytes. By itself it gives every large tensor back to the system, which clears
 the pages anew at each step: 6 to 12 % of a step on a CPU."""
+FLUSH_SECONDS = 600.0
+"""How long the end of a run waits for its last checkpoint to be written."""
+PATIENCE_SECONDS = 120.0
+"""How long S3 is tried again for the checkpoint to begin with."""
+COSTS_SECONDS = 5.0
+"""How often the driver reports the run's costs."""
 _POLL_SECONDS = 0.5
-_LOOK_SECONDS = 2.0
-PAY_SECONDS = 5.0
-"""How often the workers are told what the run has cost."""
+_REFRESH_SECONDS = 2.0
 _RESIZE_SECONDS = 10.0
 """How often a run on fewer workers looks for more."""
+
+OnEvent = Callable[[dict[str, Any]], None]
+ReportCosts = Callable[[], RunCosts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,35 +59,31 @@ class Distilled:
 
 
 def distill(
-    job: Job,
-    *,
-    storage: str,
-    take: Callable[[dict[str, Any]], None],
-    costs: Callable[[], RunCosts] | None = None,
+    job: Job, *, storage: str, on_event: OnEvent, costs: ReportCosts | None = None
 ) -> Distilled:
     """Run a job to its end, its budget or until its student is good enough, on as many workers as
     there are, within its bounds.
 
     Args:
-        job: what the workers are told.
+        job: the student, its data and its params.
         storage: folder or URL (`s3://bucket/prefix`) for checkpoints, which every worker reaches;
             a run of the same job that was interrupted goes on from the newest whole one in it,
             and so does one that was good enough by other limits.
-        take: gets rank 0's events, in order, from one thread.
-        costs: what the run has cost, asked every `PAY_SECONDS` from that thread; None where no
-            ledger is kept: the workers then go by the clock.
+        on_event: gets rank 0's events, in order, from one thread.
+        costs: what the run has cost, called every `COSTS_SECONDS` from that thread; None without a
+            ledger: the workers then go by the clock.
 
     Raises:
         UserError: more workers than the cluster has room for, or a learning rate that diverges.
-        CorruptFile: data is missing or damaged; the checkpoints are kept.
+        CorruptFile: data is missing or damaged; the checkpoints stay.
         Fault: the workers failed more than `MAX_FAILURES` times.
     """
     storage = storage.rstrip("/")
     store = Store(f"{storage}/{job.name}", keep=job.params.keep_checkpoints)
-    found = store.newest(on_bad=lambda text: None)  # the workers look again, and tell
+    found = store.newest(on_trouble=lambda text: None)  # the workers look again, and report
     if found is None or not is_complete(found[1], job):
-        _fit(job, store, take, storage, costs)
-        found = store.newest(on_bad=lambda text: None)
+        _fit(job, store, storage, on_event, costs)
+        found = store.newest(on_trouble=lambda text: None)
     if found is None or found[1].stopped == "running":
         raise Fault("distillation ended without its last checkpoint; run it again to go on")
     state = found[1]
@@ -90,8 +94,8 @@ def distill(
             f"(it is {job.params.learning_rate:g})"
         )
     if state.stopped == GOOD_ENOUGH:  # by the limits as they are now, which may be other ones
-        still = good_enough(job, state.history, best_psnr=state.best_psnr)
-        state = dataclasses.replace(state, reason=still.reason if still else state.reason)
+        enough = good_enough(job, state.history, best_psnr=state.best_psnr)
+        state = dataclasses.replace(state, reason=enough.reason if enough else state.reason)
     return Distilled(checkpoint=state, store=store)
 
 
@@ -104,26 +108,20 @@ def is_complete(state: Checkpoint, job: Job) -> bool:
 
 
 def _fit(
-    job: Job,
-    store: Store,
-    take: Callable[[dict[str, Any]], None],
-    storage: str,
-    costs: Callable[[], RunCosts] | None,
+    job: Job, store: Store, storage: str, on_event: OnEvent, costs: ReportCosts | None
 ) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-
-    from turbo_vaed.distill.worker import train_worker
 
     least, most = job.params.min_workers, job.params.workers
     on_gpu = _check_room(least)
     # Train V2 puts its own classes here, whose fields are not published.
     scaling: Any = ScalingConfig
     running: Any = RunConfig
-    with _letters(take, costs) as letters:
+    with _channel(on_event, costs) as channel:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"job": job, "store": store.url, "letters": letters},
+            train_loop_config={"job": job, "store": store.url, "channel": channel},
             scaling_config=scaling(
                 num_workers=most if least == most else (least, most),
                 use_gpu=on_gpu,
@@ -146,6 +144,181 @@ def _fit(
             raise _ours(error) from error
 
 
+def train_worker(config: dict[str, Any]) -> None:
+    """Run the loop on this worker.
+
+    Args:
+        config: `job`, a `Job`; `store`, the URL of its checkpoints; `channel`, the handle of a
+            `Channel`.
+
+    Raises:
+        TurboVaedError: what the run cannot go on from; what a new start can mend is retried.
+    """
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    job: Job = config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # the CPU that this worker holds
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "checkpoint_failed":
+            event = _trouble(event["text"], event["step"])
+        config["channel"].put.remote(event)
+
+    store = Store(config["store"], keep=job.params.keep_checkpoints)
+    name, resume = _agreed_start(store, rank, world, on_event)
+    warned = [warning["kind"] for warning in resume.warnings] if resume else []
+    latest = LatestCosts(config["channel"])
+    with Saver(store, on_event) as saver:
+        loop = Loop(
+            job,
+            rank=rank,
+            world=world,
+            device=device,
+            on_event=on_event,
+            save=saver.submit,
+            decide=Stopping(job, warned=warned, latest_costs=latest),
+            interruption=_interruption,
+            resume=resume,
+        )
+        loop.emit_start(name)
+        loop.run()
+        saver.flush(FLUSH_SECONDS)
+
+
+def _agreed_start(
+    store: Store, rank: int, world: int, on_event: OnEvent
+) -> tuple[str | None, Checkpoint | None]:
+    """The newest whole checkpoint: rank 0 chooses, all read the same."""
+    import torch.distributed as dist
+
+    found = None
+    chosen: list[str | None] = [None]
+    if rank == 0:
+        found = store.newest(
+            on_trouble=lambda text: on_event(_trouble(text, 0)), patience_seconds=PATIENCE_SECONDS
+        )
+        chosen = [found[0] if found else None]
+    if world > 1:
+        dist.broadcast_object_list(chosen)
+    (name,) = chosen
+    if name is None:
+        return None, None
+    return name, found[1] if found else store.read(name, patience_seconds=PATIENCE_SECONDS)
+
+
+def _trouble(text: str, step: int) -> dict[str, Any]:
+    return {"event": "warning", "step": step, "at": time.time(), "kind": "checkpoint", "text": text}
+
+
+def _interruption() -> dict[str, Any] | None:
+    """What Ray knows of a worker's node that is being taken away. Every rank joins in."""
+    import ray.train
+
+    found = ray.train.get_preemption_info()
+    if found is None:
+        return None
+    left = None if found.deadline_ms is None else max(0.0, found.deadline_ms / 1000 - time.time())
+    return {"deadline_seconds": left, "ranks": found.preempted_ranks}
+
+
+class Channel:
+    """A Ray actor: events in order, until the driver takes them; and the run's latest costs."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._costs: tuple[RunCosts, float] | None = None
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Add an event."""
+        self._events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        """All events since the last call."""
+        taken, self._events = self._events, []
+        return taken
+
+    def put_costs(self, costs: RunCosts) -> None:
+        """Replace the costs."""
+        self._costs = costs, time.monotonic()
+
+    def costs(self) -> tuple[RunCosts, float] | None:
+        """The latest costs and their age in seconds: machines' clocks differ."""
+        return None if self._costs is None else (self._costs[0], time.monotonic() - self._costs[1])
+
+
+class LatestCosts:
+    """The costs that the driver reported last: waited for once, since this group of workers may
+    begin long after the job was handed over, and then asked for without waiting."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel, self._is_first = channel, True
+        self._ask()
+
+    def _ask(self) -> None:
+        self._asked, self._asked_at = self._channel.costs.remote(), time.monotonic()
+
+    def __call__(self) -> RunCosts | None:
+        import ray
+
+        done, _ = ray.wait([self._asked], timeout=None if self._is_first else 0)
+        self._is_first = False
+        if not done:
+            return None
+        found: tuple[RunCosts, float] | None = ray.get(done[0])
+        waited = time.monotonic() - self._asked_at
+        self._ask()
+        if found is None:
+            return None
+        costs, age_seconds = found
+        return dataclasses.replace(costs, at=time.time() - age_seconds - waited)
+
+
+@contextmanager
+def _channel(on_event: OnEvent, costs: ReportCosts | None) -> Iterator[Any]:
+    """A channel on this node, emptied by a thread until the block ends."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(Channel)
+    channel = actor.options(num_cpus=0, scheduling_strategy=here).remote()
+    is_over = threading.Event()
+
+    def poll() -> None:
+        refreshed, reported = time.monotonic(), -math.inf
+        while True:
+            is_last = is_over.is_set()
+            for event in ray.get(channel.take.remote()):
+                on_event(event)
+            if is_last:
+                return
+            if time.monotonic() - refreshed > _REFRESH_SECONDS:
+                refreshed = time.monotonic()
+                _refresh_machines()
+            if costs is not None and time.monotonic() - reported > COSTS_SECONDS:
+                reported = time.monotonic()
+                try:
+                    channel.put_costs.remote(costs())
+                except Exception as error:  # events go on; workers go by what they know
+                    _log.warning("the run's costs do not reach its workers: %s", error)
+            is_over.wait(_POLL_SECONDS)
+
+    thread = threading.Thread(target=poll, name="distill-events", daemon=True)
+    thread.start()
+    try:
+        yield channel
+    finally:
+        is_over.set()
+        thread.join()
+        ray.kill(channel)
+
+
 def _check_room(least: int) -> bool:
     """Whether the cluster has GPUs; Ray waits for workers that never fit, for ever, at a price."""
     import ray
@@ -161,8 +334,23 @@ def _check_room(least: int) -> bool:
     return on_gpu
 
 
+def _refresh_machines() -> None:
+    """Have Ray Train see at once what became of the machines: by itself it looks every 20 s, and
+    tries in between to place workers on those that are gone."""
+    import ray
+
+    try:
+        coordinator: Any = ray.get_actor(
+            "AutoscalingCoordinator", namespace="AutoscalingCoordinator"
+        )
+    except ValueError:  # not started yet
+        return
+    # A requester that it does not know gets nothing, and all others' share is worked out anew.
+    coordinator.get_reserved_resources.remote("turbo-vaed", recompute=True)
+
+
 def _end_at_once() -> Any:
-    """A callback that ends a run whose worker raised what no new start mends."""
+    """A callback that ends a run when a worker raises what no new start mends."""
     from ray.train import UserCallback
 
     class EndAtOnce(UserCallback):
@@ -179,14 +367,14 @@ def _end_at_once() -> Any:
 
 def _found(error: BaseException) -> TurboVaedError | None:
     """The project's own error in a chain of Ray's wrappers."""
-    seen: list[BaseException] = [error]
-    while seen:
-        each = seen.pop()
+    chain: list[BaseException] = [error]
+    while chain:
+        each = chain.pop()
         if isinstance(each, TurboVaedError):
             return each
         inner = [each.__cause__, getattr(each, "cause", None)]
         inner += list((getattr(each, "worker_failures", None) or {}).values())
-        seen += [e for e in inner if isinstance(e, BaseException)]
+        chain += [e for e in inner if isinstance(e, BaseException)]
     return None
 
 
@@ -197,116 +385,5 @@ def _ours(error: Exception) -> TurboVaedError:
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
-    said = str(root).strip().splitlines()
-    return Fault(f"distillation failed: {said[-1] if said else type(root).__name__}")
-
-
-def _look_at_the_machines() -> None:
-    """Have Ray Train see at once what became of the machines: by itself it looks every 20 s, and
-    tries in between to place workers on those that are gone."""
-    import ray
-
-    try:
-        coordinator: Any = ray.get_actor(
-            "AutoscalingCoordinator", namespace="AutoscalingCoordinator"
-        )
-    except ValueError:  # not started yet
-        return
-    # A requester that it does not know gets nothing, and all others' share is worked out anew.
-    coordinator.get_reserved_resources.remote("turbo-vaed", recompute=True)
-
-
-@contextmanager
-def _letters(
-    take: Callable[[dict[str, Any]], None], costs: Callable[[], RunCosts] | None
-) -> Iterator[Any]:
-    """A letter box on this node, emptied by a thread until the block ends."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from turbo_vaed.distill.worker import LetterBox
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(LetterBox)
-    box = actor.options(num_cpus=0, scheduling_strategy=here).remote()
-    over = threading.Event()
-
-    def empty() -> None:
-        looked, told = time.monotonic(), -math.inf
-        while True:
-            last_look = over.is_set()
-            for event in ray.get(box.take.remote()):
-                take(event)
-            if last_look:
-                return
-            if time.monotonic() - looked > _LOOK_SECONDS:
-                looked = time.monotonic()
-                _look_at_the_machines()
-            if costs is not None and time.monotonic() - told > PAY_SECONDS:
-                told = time.monotonic()
-                try:
-                    box.pay.remote(costs())
-                except Exception as error:  # letters go on; workers count with what they know
-                    _log.warning("workers are not told what the run has cost: %s", error)
-            over.wait(_POLL_SECONDS)
-
-    thread = threading.Thread(target=empty, name="distill-events", daemon=True)
-    thread.start()
-    try:
-        yield box
-    finally:
-        over.set()
-        thread.join()
-        ray.kill(box)
-
-
-def write_student(
-    done: Distilled, job: Job, folder: Path, followed: dict[str, Any]
-) -> dict[str, Any]:
-    """Write `student/` (best EMA weights) and `history.json`; returns the history.
-
-    Args:
-        followed: what the driver saw of the run (restarts, workers, …), for the history.
-    """
-    from turbo_vaed.models import TurboVaedDecoder, save_decoder
-
-    state, limit = done.checkpoint, job.params.stop_usd_per_tenth_db
-    decoder = TurboVaedDecoder(job.student)
-    decoder.load_state_dict(state.best)
-    save_decoder(decoder, folder / "student")
-    facts = json.loads((Path(job.latents) / "latents.json").read_text())
-    history = {
-        "steps": state.history,
-        "stopped": state.stopped,
-        "reason": state.reason,
-        "steps_done": state.step,
-        "steps_planned": job.params.steps,
-        "best_step": state.best_step,
-        "best_val_psnr": state.best_psnr,
-        "student_parameters": sum(p.numel() for p in decoder.parameters()),
-        "teacher_decoder_parameters": facts["teacher_decoder_parameters"],
-        "start": job.params.start,
-        "recipe": recipe(job),
-        "targets": {"mode": job.plan.mode, "reason": job.plan.reason, **job.plan.figures},
-        "spent_usd": state.spent_usd,
-        "target_psnr": None if job.quality_target is None else job.quality_target.psnr,
-        "limit_usd_per_tenth_db": None if limit is None else plain(limit),
-        **followed,
-    }
-    (folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
-    return history
-
-
-def recipe(job: Job) -> dict[str, float]:
-    """The losses that ran, and their weights."""
-    params = job.params
-    weights = {
-        "L1 to the source": params.weight_source,
-        "L1 to the teacher": params.weight_teacher,
-        f"perceptual ({params.perceptual})": (
-            params.weight_perceptual if params.perceptual != "none" else 0.0
-        ),
-        "features": params.weight_feature,
-        "adversarial": params.weight_adversarial,
-    }
-    return {name: weight for name, weight in weights.items() if weight > 0}
+    lines = str(root).strip().splitlines()
+    return Fault(f"distillation failed: {lines[-1] if lines else type(root).__name__}")

@@ -1,25 +1,66 @@
-"""The student on the validation clips: quality, signs of trouble, a picture. Never test clips.
+"""Quality on the validation clips, never on test clips: the student's as it trains, with signs of
+trouble, and the teacher's, which a run with a quality target compares it with.
 
-Shapes: B batch, C channels, T frames, H W pixels.
+Signs of trouble are pure functions that give a short text for a person, or None. They flag, and
+stop nothing: each threshold lies where a healthy run does not come by chance.
+
+Shapes: B batch, C channels, T frames, H W pixels. Videos are (B, 3, T, H, W) in [-1, 1].
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from fsspec.core import url_to_fs
 from torch import Tensor
 
-from turbo_vaed.distill import health
-from turbo_vaed.distill.data import Clips
+from turbo_vaed.dataset.clip_arrays import ClipArray, create_clip_array, open_for_writing
+from turbo_vaed.dataset.clip_pass import Device, pass_over_clips
+from turbo_vaed.dataset.latents import CLIPS_REMEDY, to_network
+from turbo_vaed.distill.data import TARGETS_REMEDY, Clips, read_json
+from turbo_vaed.distill.teacher_cache import CacheWriter, TeacherTargetsSpec
+from turbo_vaed.errors import CorruptFile, DataRefused
 from turbo_vaed.metrics import detail, flicker, ms_ssim, psnr, ssim, summarise_quality
-from turbo_vaed.models import TurboVaedDecoder
+from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """Of frames (T, 3, H, W) in [0, 1] and their source: a number."""
+SPIKE_STEPS = 50
+"""A loss is compared with so many before it: a few seconds to minutes, in which it hardly falls."""
+SPIKE_LEAST_STEPS = 20
+"""With fewer, their spread is not known well enough."""
+SPIKE_DEVIATIONS = 6.0
+"""Robust standard deviations of the logarithm: the demo's 500 steps stay below 3."""
+SPIKE_LEAST_FACTOR = 1.5
+"""Over the median: where batches are all alike, the deviations are next to nothing. The demo's
+steps stay below 1.35."""
+DEAD_SPREAD = 1e-4
+"""Of the median channel's spread. Below it a channel is a constant for whatever reads it."""
+DEAD_SHARE = 0.125
+"""Of a block's channels. The linear start holds one of a block constant, of 8 at the least."""
+LEVEL = 2 / 255
+"""One 8-bit level, in [-1, 1]."""
+COLOUR_LEVELS = 5.0
+"""8-bit levels: 2 units of CIELAB lightness on mid grey, which is just seen side by side. Clips of
+the demo's student, after its few cents, are off by up to 3.4."""
+FLICKER_RATIO = 1.5
+"""Error steps at the boundaries over those within: the demo's teacher and student are at 0.6 to
+1.3."""
+FLICKER_LEVELS = 1.0
+"""8-bit levels that the boundaries must be above the rest: less is seen by nobody."""
+_FACTS, _STORE, _QUALITY = "teacher.json", "teacher.zarr", "quality"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +109,7 @@ def validate(
         if metrics:
             of_clips[place] = torch.stack([of(ours, source) for of in metrics.values()])
         if index == indices[0]:
-            troubles = health.look(video, clip.source, features, student.config)
+            troubles = signs_of_trouble(video, clip.source, features, student.config)
             picture = _picture(source, ours)
     if world > 1:
         dist.all_reduce(sums)
@@ -104,3 +145,200 @@ def _picture(source: Tensor, student: Tensor) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     return file.getvalue()
+
+
+def signs_of_trouble(
+    video: Tensor, source: Tensor, features: Mapping[str, Tensor], config: DecoderConfig
+) -> list[tuple[str, str]]:
+    """Every sign of trouble in a decoded validation clip, as (kind, text).
+
+    Args:
+        video, source: what the student made, and what it should have made.
+        features: its hidden states, of `decode_with_features`.
+    """
+    found = {
+        "dead channels": dead_channels(features),
+        "colour shift": colour_shift(video, source),
+        "flicker": flicker_between_chunks(
+            video, source, frames=config.temporal_compression, keeps_first=config.is_video_dc_ae
+        ),
+    }
+    return [(kind, text) for kind, text in found.items() if text is not None]
+
+
+def loss_spike(losses: Sequence[float]) -> str | None:
+    """Whether the last loss stands out of those of the steps before it; positive ones count.
+
+    Of a spike that lasts, its first step is told.
+    """
+    recent = [math.log(loss) for loss in losses[-SPIKE_STEPS - 2 :] if 0 < loss < math.inf]
+    if len(recent) < SPIKE_LEAST_STEPS + 2:
+        return None
+    before = recent[:-2]
+    median = statistics.median(before)
+    deviation = 1.4826 * statistics.median(abs(value - median) for value in before)
+    limit = median + max(SPIKE_DEVIATIONS * deviation, math.log(SPIKE_LEAST_FACTOR))
+    if recent[-1] <= limit or recent[-2] > limit:
+        return None
+    return (
+        f"the loss jumped to {math.exp(recent[-1]):.4g}, {math.exp(recent[-1] - median):.1f} times "
+        f"the median of the {len(before)} steps before"
+    )
+
+
+def dead_channels(features: Mapping[str, Tensor]) -> str | None:
+    """Blocks of which many channels put out a constant.
+
+    Args:
+        features: hidden states (B, C, T, H, W) by block.
+    """
+    dead = []
+    for name, state in features.items():
+        spread = state.float().std(dim=(0, 2, 3, 4), correction=0)
+        count = int((spread <= DEAD_SPREAD * spread.median()).sum())
+        if count > DEAD_SHARE * len(spread):
+            dead.append(f"{count} of {len(spread)} channels of {name}")
+    if not dead:
+        return None
+    return f"{', '.join(dead)} put out the same everywhere: that width is not used"
+
+
+def colour_shift(video: Tensor, source: Tensor) -> str | None:
+    """Whether the clip's mean red, green or blue is off."""
+    levels = ((video.float() - source.float()).mean(dim=(0, 2, 3, 4)) / LEVEL).tolist()
+    if not max(map(abs, levels)) > COLOUR_LEVELS:
+        return None
+    red, green, blue = levels
+    return f"the mean colour is off by {red:+.1f}, {green:+.1f}, {blue:+.1f} of 255 (R, G, B)"
+
+
+def flicker_between_chunks(
+    video: Tensor, source: Tensor, *, frames: int, keeps_first: bool
+) -> str | None:
+    """Whether the error jumps where the frames of one latent end and those of the next begin.
+
+    Args:
+        frames: of a latent frame.
+        keeps_first: frame 0 is one of the first latent's. Else it has a latent of its own, the
+            next latent's frames begin with frame 1, and the step between the two says nothing:
+            a still is coded better, or worse, for that alone.
+    """
+    error = video.float() - source.float()
+    jumps = (error[:, :, 1:] - error[:, :, :-1]).abs().mean(dim=(0, 1, 3, 4)) / LEVEL
+    after = torch.arange(1, len(jumps) + 1, device=jumps.device)  # the frame that is jumped to
+    at_boundary = (after if keeps_first else after - 1) % frames == 0
+    if not keeps_first:
+        jumps, at_boundary = jumps[1:], at_boundary[1:]
+    if at_boundary.all() or not at_boundary.any():
+        return None
+    between, within = jumps[at_boundary].mean().item(), jumps[~at_boundary].mean().item()
+    if not (between > FLICKER_RATIO * within and between - within > FLICKER_LEVELS):
+        return None
+    return (
+        f"the error changes by {between:.1f} of 255 from one latent frame's frames to the next's, "
+        f"by {within:.1f} within: a flicker every {frames} frames"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherQuality:
+    """Means over the validation clips, against the source."""
+
+    psnr: float
+    """dB."""
+    detail: float
+    flicker: float | None = None
+    """None of clips of one frame."""
+
+
+def teacher_quality(
+    wanted: TeacherTargetsSpec,
+    *,
+    batch_size: int,
+    ray_address: str | None = None,
+    afford: Callable[[float], None] = lambda seconds: None,
+    tell: Callable[[int, int], None] = lambda done, clips: None,
+) -> TeacherQuality:
+    """That of an earlier run with the same, or from Ray.
+
+    Args:
+        wanted: of which teacher, for which clips; its targets are not looked at.
+        batch_size: clips of one call of the teacher.
+        ray_address, afford: as `pass_over_clips` takes them.
+        tell: told how many of how many clips are done, where any has to be.
+
+    Raises:
+        DataRefused: there is no validation clip.
+        CorruptFile: a file of the teacher, or of the clips and latents.
+        TurboVaedError: as `pass_over_clips`, and what `afford` raises.
+    """
+    wanted = replace(wanted, blocks=(), reconstruction=True)
+    files, root = url_to_fs(wanted.targets)
+    try:
+        known = read_json(f"{wanted.targets}/{_FACTS}", TARGETS_REMEDY)
+    except CorruptFile:
+        known = {}
+    if known.get("key") == wanted.key() and _QUALITY in known:  # before, there was PSNR alone
+        return TeacherQuality(**known[_QUALITY])
+    index = read_json(f"{wanted.clips}/clips.json", CLIPS_REMEDY)["clips"]
+    clips = [clip["index"] for clip in index if clip["split"] == "val"]
+    if not clips:
+        raise DataRefused("no clip in the val split; add videos or lower clip.frames")
+    _create(wanted, len(index))
+    tell(0, len(clips))
+    pass_over_clips(
+        Scorer,
+        (wanted,),
+        clips,
+        batch_size=batch_size,
+        label="the teacher on validation clips",
+        ray_address=ray_address,
+        afford=afford,
+        tell=lambda done: tell(done, len(clips)),
+    )
+    means = {}
+    for name in _metrics(_video(wanted)):
+        found = ClipArray(f"{wanted.targets}/{_STORE}", name, remedy=TARGETS_REMEDY)
+        means[name] = float(np.mean([found[clip] for clip in clips]))
+    quality = TeacherQuality(**means)
+    facts = {"key": wanted.key(), _QUALITY: asdict(quality), "clips": len(clips)}
+    files.pipe_file(f"{root}/{_FACTS}", json.dumps(facts).encode())
+    return quality
+
+
+def _video(wanted: TeacherTargetsSpec) -> ClipArray:
+    return ClipArray(f"{wanted.clips}/clips.zarr", "video", remedy=CLIPS_REMEDY)
+
+
+def _metrics(video: ClipArray) -> dict[str, Metric]:
+    """Those that a student's are a share or a multiple of, by name."""
+    return {name: of for name, of in metrics_of(video.shape[1]).items() if name != "ms_ssim"}
+
+
+def _create(wanted: TeacherTargetsSpec, clips: int) -> None:
+    import zarr
+
+    group = zarr.open_group(f"{wanted.targets}/{_STORE}", mode="w", zarr_format=3)
+    for name in _metrics(_video(wanted)):
+        create_clip_array(group, name, clips=clips, shape=(), dtype="float64", is_compressed=False)
+
+
+class Scorer:
+    """A worker of `pass_over_clips`: decodes clips and writes their figures."""
+
+    def __init__(self, wanted: TeacherTargetsSpec, *, device: Device) -> None:
+        self.teacher = CacheWriter(wanted, device=device)
+        self.video = _video(wanted)
+        self.metrics = _metrics(self.video)
+        store = f"{wanted.targets}/{_STORE}"
+        self.arrays = {name: open_for_writing(store, name) for name in self.metrics}
+
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+        """Write the figures of the clips of `index`, and hand the indices back."""
+        clips = [int(i) for i in batch["index"]]
+        decoded = self.teacher.teacher.decode(self.teacher.read(clips)).float().cpu()
+        for clip, video in zip(clips, decoded, strict=True):
+            source = frames(to_network(self.video[clip][None]))
+            for name, of in self.metrics.items():
+                self.arrays[name][clip] = float(of(frames(video[None]), source))
+        return batch

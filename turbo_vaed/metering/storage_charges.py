@@ -11,8 +11,8 @@ from turbo_vaed.costs import Charge, Ledger, total_usd, transfer
 from turbo_vaed.costs.prices import Market
 from turbo_vaed.costs.storage import BUCKET, UNIT, storage_charge
 from turbo_vaed.costs.transfer import CHECKPOINTS, transfer_charge
-from turbo_vaed.distill.bucket import InBucket, in_bucket
 from turbo_vaed.distill.events import read_events
+from turbo_vaed.metering.stored_checkpoints import StoredCheckpoints, stored_checkpoints
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -51,7 +51,7 @@ def charge_storage(
             until[charge.resource] = max(charge.ended_at, until.get(charge.resource, began))
     found = list(_of_disks(workspace, run, began, ended, until))
     if workspace.progress_file.is_file():
-        seen = in_bucket(
+        seen = stored_checkpoints(
             read_events(workspace.progress_file),
             keep=workspace.params.distill.keep_checkpoints,
             now=ended.timestamp(),
@@ -86,13 +86,13 @@ def _of_disks(
 def _of_checkpoints(
     workspace: Workspace,
     run: str,
-    seen: InBucket,
+    seen: StoredCheckpoints,
     place: str,
     free_until: datetime,
     ended: datetime,
 ) -> Iterator[Charge]:
     kept = [(one.size_bytes, _utc(one.began_at), min(_utc(one.ended_at), ended))
-            for one in seen.lying]  # fmt: skip
+            for one in seen.stored]  # fmt: skip
     prices = workspace.params.prices
     if place == BUCKET:
         usd, source = prices.bucket_usd_per_gb_month, BUCKET_SOURCE
@@ -137,7 +137,7 @@ def _kept(
 def _of_transfer(
     workspace: Workspace,
     run: str,
-    seen: InBucket,
+    seen: StoredCheckpoints,
     began: datetime,
     charged_until: Mapping[str, datetime],
 ) -> Iterator[Charge]:

@@ -73,9 +73,9 @@ def pace_key(params: DistillParams, settings: Settings) -> str:
 def keep_pace(workspace: Workspace, history: dict[str, Any]) -> None:
     """Keep when the steps of a run were done, unless they are too few for a pace: what an earlier
     run has kept stands then, which a run that was stopped at once does not undo."""
-    moments = [row["at"] for row in history["steps"]]
-    if pace(moments) is not None:
-        kept = {"pace_key": history["pace_key"], "steps": [{"at": at} for at in moments]}
+    if pace(_moments(history)) is not None:
+        rows = [{"step": row["step"], "at": row["at"]} for row in history["steps"]]
+        kept = {"pace_key": history["pace_key"], "steps": rows}
         (workspace.work / PACE).write_text(json.dumps(kept) + "\n")
 
 
@@ -84,7 +84,7 @@ def measured_pace(workspace: Workspace, settings: Settings) -> Pace | None:
     of another student, of other losses or on other machines."""
     key = pace_key(workspace.params.distill, settings)
     for history in _kept(workspace):
-        found = pace([row["at"] for row in history["steps"]])
+        found = pace(_moments(history))
         if found is not None and history.get("pace_key") == key:
             return found
     return None
@@ -121,15 +121,25 @@ def _beside_steps(
     node_seconds = float(total_usd(group.quantity for group in groups))
     began, ended = min(g.first_at for g in groups), max(g.last_at for g in groups)
     nodes = max(1, round(node_seconds / max(1.0, (ended - began).total_seconds())))
-    in_steps = len(_history(workspace)["steps"]) * measured.mean * nodes
+    rows = _history(workspace)["steps"]
+    in_steps = rows[-1].get("step", len(rows)) * measured.mean * nodes
     return quantise_usd(usd * Decimal(max(0.0, 1 - in_steps / max(node_seconds, 1e-9))))
+
+
+def _moments(history: dict[str, Any]) -> list[float]:
+    """When the last steps of a run were done, as far back as a row follows the one before: of a
+    long run the earlier rows are thinned."""
+    rows = history["steps"]
+    steps = [row.get("step", i) for i, row in enumerate(rows)]
+    gaps = (i for i in range(len(rows) - 1, 0, -1) if steps[i] != steps[i - 1] + 1)
+    return [row["at"] for row in rows[next(gaps, 0) :]]
 
 
 def _history(workspace: Workspace) -> dict[str, Any]:
     """Of the last run; where its steps are too few for a pace, of the last one with enough."""
     found: dict[str, Any] = {}
     for found in _kept(workspace):
-        if pace([row["at"] for row in found["steps"]]) is not None:
+        if pace(_moments(found)) is not None:
             break
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from turbo_vaed.costs.money import format_usd
-from turbo_vaed.distill.outlook import spent_in_all
+from turbo_vaed.distill.stopping import spent_in_all
 from turbo_vaed.report import training
 from turbo_vaed.report.charts import Axis, Series, chart, smoothed
 from turbo_vaed.report.context import ReportContext
@@ -88,7 +88,9 @@ def _window(steps: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _said(steps: Sequence[Mapping[str, Any]]) -> str:
-    return f"{len(steps)} steps; the mean over {_window(steps)} steps is drawn."
+    return (
+        f"{steps[-1]['step'] if steps else 0} steps; the mean over {_window(steps)} steps is drawn."
+    )
 
 
 def _smoothed(steps: Sequence[Mapping[str, Any]], key: str, name: str, tone: str) -> Series:

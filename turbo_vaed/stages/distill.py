@@ -47,6 +47,7 @@ def run(workspace: Workspace) -> dict[str, object]:
     """
     from turbo_vaed.cluster.session import ray_session
     from turbo_vaed.distill import train
+    from turbo_vaed.distill.history import write_student
     from turbo_vaed.distill.progress import ProgressRecorder, report_preparation
 
     settings = Settings.from_environment(workspace.root)
@@ -77,16 +78,22 @@ def run(workspace: Workspace) -> dict[str, object]:
             done = train.distill(
                 job,
                 storage=str(storage),
-                take=recorder.on_event,
+                on_event=recorder.on_event,
                 costs=_costs(workspace, settings, spending, recorder)
                 if workspace.run_context.spent_usd
                 else None,
             )
-        told = recorder.summary() | {
+        summary = recorder.summary() | {
             "pace_key": pace_key(workspace.params.distill, settings),
             "limited_to_usd": _limited_to_usd(workspace, settings),
         }
-        history = train.write_student(done, job, folder, told)
+        history = write_student(
+            done.checkpoint,
+            job,
+            folder,
+            progress_file=workspace.progress_file,
+            summary=summary,
+        )
         keep_pace(workspace, history)
     _tidy(done, others - {job.name}, str(storage), place)
     steps = history["steps"]
@@ -134,7 +141,7 @@ def _tidy(done: Distilled, others: set[str], storage: str, place: Path) -> None:
     steps those before the last, by which it is found complete. One that its budget stopped goes on
     with a larger, one that was good enough with other limits. What cannot be removed is told."""
     from turbo_vaed.distill import train
-    from turbo_vaed.distill.store import Store
+    from turbo_vaed.distill.checkpoints import Store
 
     try:
         if done.checkpoint.stopped == "finished":
@@ -251,7 +258,7 @@ def _target(
     if margin is None:
         return None
     from turbo_vaed.distill.job import QualityTarget
-    from turbo_vaed.distill.teacher_quality import teacher_quality
+    from turbo_vaed.distill.validation import teacher_quality
     from turbo_vaed.gate import least_psnr_db
     from turbo_vaed.gate.evidence import LEAST_DETAIL, LEAST_FLICKER
 

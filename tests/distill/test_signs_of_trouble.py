@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from turbo_vaed.distill.health import (
+from turbo_vaed.distill.validation import (
     colour_shift,
     dead_channels,
     flicker_between_chunks,
-    look,
     loss_spike,
+    signs_of_trouble,
 )
 from turbo_vaed.models import PRESETS
 
@@ -137,6 +137,8 @@ def test_a_video_without_two_kinds_of_steps_says_nothing(
 def test_look_names_every_kind() -> None:
     video, source = wrong_by_chunk([1, 4, 4], levels=40)
     dead = {"mid_block": torch.zeros(1, 8, 3, 2, 2)}
-    kinds = [kind for kind, text in look(video + 0.1, source, dead, PRESETS["tiny-ltx"])]
+    kinds = [
+        kind for kind, text in signs_of_trouble(video + 0.1, source, dead, PRESETS["tiny-ltx"])
+    ]
     assert kinds == ["dead channels", "colour shift", "flicker"]
-    assert look(source, source, features(), PRESETS["tiny-ltx"]) == []
+    assert signs_of_trouble(source, source, features(), PRESETS["tiny-ltx"]) == []

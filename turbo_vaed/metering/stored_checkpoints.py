@@ -1,4 +1,4 @@
-"""What a run's checkpoints take of a bucket, by what was told of them."""
+"""Which checkpoints of a run lay where they were written, and for how long, by its event log."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 
-class Lying(NamedTuple):
-    """A checkpoint in the bucket; moments in Unix seconds."""
+class Stored(NamedTuple):
+    """A checkpoint; moments in Unix seconds."""
 
     size_bytes: int
     began_at: float
@@ -21,14 +21,16 @@ class Fetched(NamedTuple):
     at: float
 
 
-class InBucket(NamedTuple):
-    """Of a run."""
+class StoredCheckpoints(NamedTuple):
+    """Of a run, and how often they were read."""
 
-    lying: list[Lying]
+    stored: list[Stored]
     fetched: list[Fetched]
 
 
-def in_bucket(events: Iterable[Mapping[str, Any]], *, keep: int, now: float) -> InBucket:
+def stored_checkpoints(
+    events: Iterable[Mapping[str, Any]], *, keep: int, now: float
+) -> StoredCheckpoints:
     """The checkpoints that a run has written, and those that were read.
 
     One lies there until `keep` more and another one, for the best step's is kept besides, were
@@ -52,7 +54,7 @@ def in_bucket(events: Iterable[Mapping[str, Any]], *, keep: int, now: float) -> 
             gone.setdefault(len(written) - 2 - keep, at)
         elif event["event"] == "start" and event["checkpoint"] in sizes:
             fetched.append(Fetched(sizes[event["checkpoint"]] * event["world"], at))
-        # The saver's last word comes after the end; what a run's next workers write comes anew.
+        # The last checkpoint is written after the end; a run's next workers write anew.
         if event["event"] == "start":
             ended_at = None
         elif event["event"] == "end" and event["stopped"] in ("finished", "diverged"):
@@ -60,8 +62,8 @@ def in_bucket(events: Iterable[Mapping[str, Any]], *, keep: int, now: float) -> 
     last = now if ended_at is None else ended_at
     if is_kept and written:
         gone[len(written) - 1] = now
-    lying = [
-        Lying(size, began, max(began, gone.get(number, last)))
+    stored = [
+        Stored(size, began, max(began, gone.get(number, last)))
         for number, (size, began) in enumerate(written)
     ]
-    return InBucket(lying, fetched)
+    return StoredCheckpoints(stored, fetched)

@@ -1,7 +1,6 @@
-"""Where checkpoints lie: a folder or a prefix of an S3 bucket. An object is there whole or not.
+"""The bytes of checkpoints: how a state is copied and serialised, and where its bytes lie.
 
-Both places name an object by the hash of its bytes (`name_of(sha256)`), which is known only once
-they are all serialised, and both are left without a trace of an object whose writing failed.
+That is a folder, or a prefix of an S3 bucket: an object is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -9,31 +8,35 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import uuid
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from turbo_vaed.errors import Unreachable, UserError
+import torch
+from torch import Tensor
 
-_PARTIAL = ".partial"
+from turbo_vaed.errors import Unreachable, UserError
+from turbo_vaed.runtime.files import atomic_file
+
+_PLAIN = (int, float, str, bool, type(None))
 _CLIENT = {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 2}}
-"""The client gives up early: who calls knows how long it is worth trying, and tells of it."""
+"""The client gives up early: its caller knows how long it is worth trying, and reports it."""
 
 Reader = io.BufferedReader | io.BytesIO
 Serialise = Callable[[Any], None]
-"""Writes the bytes of one object, the same ones at every call, to what has a `write`."""
+"""Writes the bytes of one object to what has a `write`."""
 
 
-class Place(Protocol):
-    """What a `Store` asks of where its objects lie. `FileNotFoundError`: no such object."""
+class Storage(Protocol):
+    """Named objects. `FileNotFoundError`: there is no such object."""
 
     def names(self) -> list[str]:
-        """Of all objects, in no order, foreign ones among them; none where nothing is yet."""
+        """All objects, in no order, foreign ones among them; none where nothing is yet."""
 
-    def write(self, serialise: Serialise, name_of: Callable[[str], str]) -> tuple[str, int]:
-        """Add an object, or replace that of the same name; returns its name and size in bytes."""
+    def write(self, name: str, serialise: Serialise) -> None:
+        """Add an object, or replace that of the same name."""
 
     def open(self, name: str) -> Reader:
         """An object, to be read and sought in."""
@@ -42,8 +45,8 @@ class Place(Protocol):
         """Remove an object, if it is there."""
 
 
-def place_at(url: str) -> Place:
-    """The place of a folder or of `s3://BUCKET/PREFIX`.
+def storage_at(url: str) -> Storage:
+    """A folder, or `s3://BUCKET/PREFIX`.
 
     Raises:
         UserError: another scheme, or no bucket.
@@ -58,27 +61,6 @@ def place_at(url: str) -> Place:
     raise UserError(f"checkpoints cannot lie at {url!r}: give a folder or s3://BUCKET/PREFIX")
 
 
-class Hashing:
-    """Passes bytes on to `file`, if there is one, and keeps their sha256 and number."""
-
-    def __init__(self, file: Any = None) -> None:
-        self._file, self._sha256, self.size = file, hashlib.sha256(), 0
-
-    def write(self, data: Any) -> int:
-        if self._file is not None:
-            self._file.write(data)
-        self._sha256.update(data)
-        self.size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        """Asked for by `torch.save`; what is behind is flushed by its owner."""
-
-    @property
-    def digest(self) -> str:
-        return self._sha256.hexdigest()
-
-
 class Folder:
     """Partial file, fsync, rename, fsync of the folder: what has its name survives a crash."""
 
@@ -91,42 +73,24 @@ class Folder:
         except FileNotFoundError:
             return []
 
-    def write(self, serialise: Serialise, name_of: Callable[[str], str]) -> tuple[str, int]:
-        """As `Place.write`; a full disk is told as OSError, ENOSPC or EDQUOT."""
-        self._path.mkdir(parents=True, exist_ok=True)
-        self._remove_partials()
-        partial = self._path / f".{uuid.uuid4().hex}{_PARTIAL}"
+    def write(self, name: str, serialise: Serialise) -> None:
+        """As `Storage.write`; a full disk is an OSError, ENOSPC or EDQUOT."""
+        for left in self.names():  # by a writer that died: there is one at a time
+            if left.startswith(".") and left.endswith(".partial"):
+                self.remove(left)
+        with atomic_file(self._path / name) as temporary, temporary.open("xb") as file:
+            serialise(file)
+        descriptor = os.open(self._path, os.O_RDONLY)
         try:
-            with open(partial, "xb") as file:
-                hashing = Hashing(file)
-                serialise(hashing)
-                file.flush()
-                os.fsync(file.fileno())
-            name = name_of(hashing.digest)
-            os.replace(partial, self._path / name)
+            os.fsync(descriptor)
         finally:
-            partial.unlink(missing_ok=True)
-        self._sync()
-        return name, hashing.size
+            os.close(descriptor)
 
     def open(self, name: str) -> Reader:
         return open(self._path / name, "rb")
 
     def remove(self, name: str) -> None:
         (self._path / name).unlink(missing_ok=True)
-
-    def _remove_partials(self) -> None:
-        """A store has one writer: what another one was writing when it died is of no use."""
-        for name in self.names():
-            if name.startswith(".") and name.endswith(_PARTIAL):
-                self.remove(name)
-
-    def _sync(self) -> None:
-        descriptor = os.open(self._path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class Bucket:
@@ -145,7 +109,7 @@ class Bucket:
         )
 
     def names(self) -> list[str]:
-        with _told(self._path):
+        with _s3_errors(self._path):
             try:
                 found = self._files.ls(self._path, detail=False)
             except FileNotFoundError as error:
@@ -154,13 +118,8 @@ class Bucket:
                 return []
         return [path.rpartition("/")[2] for path in found]
 
-    def write(self, serialise: Serialise, name_of: Callable[[str], str]) -> tuple[str, int]:
-        """As `Place.write`. Serialises twice, since the name stands before the first byte is sent:
-        that takes a second per GB; a copy of the bytes would take as much memory again."""
-        hashing = Hashing()
-        serialise(hashing)
-        name = name_of(hashing.digest)
-        with _told(self._path):
+    def write(self, name: str, serialise: Serialise) -> None:
+        with _s3_errors(self._path):
             # Without autocommit, a file that is closed by an error, or by the garbage collector,
             # is not taken for a complete one.
             file = self._files.open(f"{self._path}/{name}", "wb", autocommit=False)
@@ -173,14 +132,13 @@ class Bucket:
                 with suppress(*_failures()):  # S3 keeps the parts, unseen, where this fails too
                     file.discard()
                 raise
-        return name, hashing.size
 
     def open(self, name: str) -> Reader:
-        with _told(self._path):
+        with _s3_errors(self._path):
             return io.BytesIO(self._files.cat_file(f"{self._path}/{name}"))
 
     def remove(self, name: str) -> None:
-        with _told(self._path):
+        with _s3_errors(self._path):
             self._files.rm_file(f"{self._path}/{name}")
 
 
@@ -193,7 +151,7 @@ def _failures() -> tuple[type[BaseException], ...]:
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
+def _s3_errors(path: str) -> Iterator[None]:
     """Errors of S3 as the project's own; FileNotFoundError of an object passes."""
     from botocore.exceptions import NoCredentialsError, ParamValidationError
 
@@ -222,3 +180,64 @@ def _told(path: str) -> Iterator[None]:
         raise UserError(f"s3://{path} is no S3 address: {error}") from error
     except _failures() as error:
         raise Unreachable(f"S3 failed at s3://{path}: {error or type(error).__name__}") from error
+
+
+class Digest:
+    """A file that holds no bytes but their number and sha256."""
+
+    def __init__(self) -> None:
+        self.sha256, self.size = hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Called by `torch.save`."""
+
+
+def serialise(state: Mapping[str, Any], file: Any) -> None:
+    """Write a state to a file, the same bytes at every call."""
+    outer = sys.exception()
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        # Torch's zip writer, unwound by an error of the file, puts a complaint of its own on top.
+        beneath = error.__context__
+        if beneath is None or beneath is outer:
+            raise
+        raise beneath from None
+
+
+def copied(value: Any, into: Any, path: str) -> Any:
+    """A copy on the CPU, in the memory of the tensors of `into` where they are alike.
+
+    Raises:
+        TypeError: `value` is not read back by `torch.load` as it was; `path` names it.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach()
+        if isinstance(into, Tensor) and (into.shape, into.dtype) == (value.shape, value.dtype):
+            return into.copy_(value)
+        # From a GPU several times as fast into pinned memory.
+        return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value)
+    if isinstance(value, dict):
+        known: Any = into if isinstance(into, dict) else {}
+        return {
+            key: item if type(item) in _PLAIN else copied(item, known.get(key), f"{path}[{key!r}]")
+            for key, item in value.items()
+        }
+    if type(value) in (list, tuple):
+        alike = isinstance(into, list | tuple) and len(into) == len(value)
+        known = into if alike else [None] * len(value)
+        return type(value)(
+            item if type(item) in _PLAIN else copied(item, old, f"{path}[{number}]")
+            for number, (item, old) in enumerate(zip(value, known, strict=True))
+        )
+    if type(value) in _PLAIN:
+        return value
+    raise TypeError(
+        f"a checkpoint cannot hold {path}, a {type(value).__name__}: only tensors, numbers, texts, "
+        "None, and dicts, lists and tuples of them are read back"
+    )

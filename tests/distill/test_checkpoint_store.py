@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import multiprocessing
 import os
 import time
@@ -16,8 +17,8 @@ import torch
 
 from tests.distill.checkpoints import make_checkpoint
 from tests.drills.faults import FlakyS3
-from turbo_vaed.distill import places
-from turbo_vaed.distill.store import Store, backoff_seconds
+from turbo_vaed.distill import checkpoints
+from turbo_vaed.distill.checkpoints import Store, backoff_seconds
 from turbo_vaed.errors import CorruptFile, Fault, Unreachable, UserError
 
 
@@ -255,7 +256,7 @@ def test_a_server_in_trouble_is_asked_again(monkeypatch):
         s3.is_down = True
         with pytest.raises(Unreachable, match="S3 failed at s3://checkpoints/run"):
             store.read(name)
-        monkeypatch.setattr("turbo_vaed.distill.store.time.sleep", mend)
+        monkeypatch.setattr("turbo_vaed.distill.checkpoints.time.sleep", mend)
         assert store.read(name, patience_seconds=60).step == 1
 
 
@@ -289,15 +290,15 @@ def test_an_upload_that_breaks_off_leaves_nothing(s3_url, monkeypatch):
 
 
 def write_and_stop_in_the_middle(store, state, in_the_middle):
-    class Stuck(places.Hashing):
-        def write(self, data):
-            if self.size > 10_000:
-                self._file.flush()
-                in_the_middle.set()
-                time.sleep(600)
-            return super().write(data)
+    def stuck(state, file):
+        if isinstance(file, checkpoints.Digest):  # of the name
+            return serialise(state, file)
+        file.write(b"x" * 20_000)
+        file.flush()
+        in_the_middle.set()
+        time.sleep(600)
 
-    places.Hashing = Stuck
+    serialise, checkpoints.serialise = checkpoints.serialise, stuck
     store.write(state)
 
 
@@ -337,11 +338,16 @@ def test_a_write_reaches_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 def test_an_error_of_the_file_is_not_hidden_by_torch(tmp_path, monkeypatch):
     """Its zip writer raises a RuntimeError of its own where a write fails."""
+    serialise = checkpoints.serialise
 
-    def broken(hashing, data):
-        raise OSError(5, "Input/output error")
+    class Broken(io.RawIOBase):
+        def write(self, data):
+            raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("turbo_vaed.distill.places.Hashing.write", broken)
+    def to_broken(state, file):
+        serialise(state, file if isinstance(file, checkpoints.Digest) else Broken())
+
+    monkeypatch.setattr(checkpoints, "serialise", to_broken)
     with pytest.raises(Fault, match=r"no checkpoint written.*Input/output error"):
         Store(str(tmp_path)).write(make_checkpoint(1))
     assert list(tmp_path.iterdir()) == []

@@ -16,9 +16,8 @@ import torch
 
 from tests.distill.checkpoints import make_checkpoint
 from tests.drills.faults import FlakyS3
-from turbo_vaed.distill import saver as saver_module
-from turbo_vaed.distill.saver import Saver
-from turbo_vaed.distill.store import Store
+from turbo_vaed.distill import checkpoints as saver_module
+from turbo_vaed.distill.checkpoints import Saver, Store
 from turbo_vaed.errors import Fault
 
 pytestmark = pytest.mark.timeout(120)
@@ -117,22 +116,22 @@ def test_a_newer_state_replaces_one_that_waits(store):
 def test_a_state_is_not_written_while_a_newer_one_takes_its_memory(store, monkeypatch):
     store.gate, events, second = threading.Event(), [], threading.Event()
 
-    def told(event):
+    def on_event(event):
         events.append(event)
         if len(events) == 2:
             second.set()
 
-    def slow_copy(*arguments, copy=saver_module._copy):
+    def slow_copy(*arguments, copy=saver_module.copied):
         if not store.gate.is_set():
             store.gate.set()
             second.wait(0.2)  # the thread's chance to write the one that waits
         return copy(*arguments)
 
-    with Saver(store, told) as saver:
+    with Saver(store, on_event) as saver:
         saver.submit(make_checkpoint(1))
         assert store.started.wait(60)
         saver.submit(make_checkpoint(2))
-        monkeypatch.setattr(saver_module, "_copy", slow_copy)
+        monkeypatch.setattr(saver_module, "copied", slow_copy)
         saver.submit(make_checkpoint(3))
     assert of(events, "checkpoint") == [1, 3]
 
@@ -178,12 +177,12 @@ def test_flush_does_not_wait_for_a_long_delay(store, monkeypatch):
     store.failures, events = 3, []
     failed_twice = threading.Event()
 
-    def told(event):
+    def on_event(event):
         events.append(event)
         if len(events) == 2:
             failed_twice.set()
 
-    with Saver(store, told) as saver:
+    with Saver(store, on_event) as saver:
         saver.submit(make_checkpoint(1))
         assert failed_twice.wait(60)
         saver.flush(60)
@@ -238,14 +237,14 @@ def test_s3_that_answers_500_for_a_while():
     """It is mended after the states were submitted: a saver that blocks would wait for ever."""
     failed, events = threading.Event(), []
 
-    def told(event):
+    def on_event(event):
         events.append(event)
         if event["event"] == "checkpoint_failed":
             failed.set()
 
     with FlakyS3.started("checkpoints") as s3:
         store = Store("s3://checkpoints/run")
-        with Saver(store, told) as saver:
+        with Saver(store, on_event) as saver:
             saver.submit(make_checkpoint(1))
             saver.flush(60)
             s3.is_down = True
@@ -265,9 +264,8 @@ def test_s3_that_answers_500_for_a_while():
 _FULL_DISK = """
 import sys
 import torch
-from turbo_vaed.distill import saver as saver_module
-from turbo_vaed.distill.saver import Saver
-from turbo_vaed.distill.store import Store
+from turbo_vaed.distill import checkpoints as saver_module
+from turbo_vaed.distill.checkpoints import Saver, Store
 from turbo_vaed.errors import Fault
 from tests.distill.checkpoints import make_checkpoint as make
 
@@ -330,10 +328,10 @@ def test_a_quota_is_a_full_disk(tmp_path, monkeypatch):
     for step in (1, 2):
         store.write(make_checkpoint(step))
 
-    def exceeded(hashing, data):
+    def exceeded(folder, name, serialise):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr("turbo_vaed.distill.places.Hashing.write", exceeded)
+    monkeypatch.setattr("turbo_vaed.distill.checkpoint_storage.Folder.write", exceeded)
     with pytest.raises(Fault, match=r"Disk quota exceeded.*removed 00000001"):
         store.write(make_checkpoint(3))
     assert steps(store) == [2]
