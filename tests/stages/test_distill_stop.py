@@ -20,8 +20,8 @@ from tests import configs
 from tests.distill.checkpoints import make_checkpoint
 from turbo_vaed.cluster import session
 from turbo_vaed.costs import Budget, Spending
-from turbo_vaed.distill import teacher_quality as module
 from turbo_vaed.distill import train
+from turbo_vaed.distill import validation as module
 from turbo_vaed.distill.checkpoints import Store, step_of
 from turbo_vaed.distill.job import Job
 from turbo_vaed.distill.student import Student
