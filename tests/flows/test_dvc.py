@@ -18,7 +18,9 @@ import yaml
 from flows import dvc, runs
 from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db import engine
+from turbo_vaed.distill.curves import write_curves
 from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, Refused, TurboVaedError, UserError
+from turbo_vaed.runtime import files
 
 ENDS = """\
 import sys
@@ -240,3 +242,27 @@ def test_a_stage_waits_for_the_lock_of_dvc(root):
     before = time.monotonic()
     run(root, "clip")
     assert time.monotonic() - before > 5 and (root / "clip").exists()
+
+
+def test_dvc_answers_with_a_customer_s_figures_and_curves(root):
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(Path(__file__).parents[2] / name, root)
+    (root / ".gitignore").write_text("/work/\n")
+    work = root / "work/tiny"
+    for stage, figures in {"distill": {"best_val_psnr_db": 31.5}, "gate": {"fps": 30.0}}.items():
+        files.write_json(work / stage / "figures.json", figures)
+    write_curves([{"step": 1, "loss": 0.5}, {"step": 2, "val_psnr": 31.5}], work / "distill")
+    pipeline.write(root, "tiny", "videos")
+
+    def answer(*arguments: str) -> dict:
+        command = [sys.executable, "-m", "dvc", *arguments, "--json"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    found = answer("metrics", "show")[""]["data"]
+    assert found["work/tiny/distill/figures.json"]["data"] == {"best_val_psnr_db": 31.5}
+    assert found["work/tiny/gate/figures.json"]["data"] == {"fps": 30.0}
+    plots = answer("plots", "show")["data"]
+    points = {name: plot[0]["content"]["data"]["values"] for name, plot in plots.items()}
+    assert [row["psnr_db"] for row in points["tiny validation PSNR"]] == ["31.5"]
+    assert [row["loss"] for row in points["tiny training loss"]] == ["0.5"]

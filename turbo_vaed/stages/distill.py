@@ -47,6 +47,7 @@ def run(workspace: Workspace) -> dict[str, object]:
     """
     from turbo_vaed.cluster.session import ray_session
     from turbo_vaed.distill import train
+    from turbo_vaed.distill.curves import write_curves
     from turbo_vaed.distill.history import write_student
     from turbo_vaed.distill.progress import ProgressRecorder, report_preparation
 
@@ -94,6 +95,7 @@ def run(workspace: Workspace) -> dict[str, object]:
             progress_file=workspace.progress_file,
             summary=summary,
         )
+        write_curves(history["steps"], folder)
         keep_pace(workspace, history)
     _tidy(done, others - {job.name}, str(storage), place)
     steps = history["steps"]
