@@ -307,7 +307,7 @@ def test_gate_explain_says_what_does_not_pass_and_what_to_change(call, explained
         code, out, err = call("gate", "explain", name)
         said = " ".join(out.split())
         assert code == 1 and "2 of 13 checks did not pass" in err
-        assert "between (95%)" in said and "margin" in said and "-1.5" in said
+        assert "95% interval" in said and "margin" in said and "-1.5" in said
         assert "2.5 times too slow: a smaller student than tiny-ltx" in said
         assert "also judged: onnx/fp32 fails (fps, psnr)" in said
         assert "outdated" not in said
@@ -328,7 +328,7 @@ def test_gate_explain_tells_an_old_verdict_from_the_last_runs(call, explained):
     assert "outdated" not in call("gate", "explain", "demo")[1], "it measures again"
     (explained / "export" / "figures.json").write_text('{"executorch-xnnpack/fp32 sha256": "9"}')
     _, out, _ = call("gate", "explain", "demo", "--format", "json")
-    assert json.loads(out)["outdated"] == "the packages were made again since it was given"
+    assert json.loads(out)["outdated"] == "the packages have been exported again since"
 
 
 def test_gate_explain_tells_that_other_limits_are_asked_by_now(call, checkout, explained):
@@ -381,8 +381,8 @@ def test_doctor_names_a_checkout_in_which_no_run_can_begin(call, checkout, monke
 
 def test_the_first_reason_stands_for_the_others() -> None:
     """A reason has semicolons of its own."""
-    assert cli._first("fps is unknown: busy; at least 24 is asked\nflicker\nsize") == (
-        "fps is unknown: busy; at least 24 is asked; and 2 more (--format json)"
+    assert cli._first("fps: required >= 24, not measured: busy; stop it\nflicker\nsize") == (
+        "fps: required >= 24, not measured: busy; stop it; and 2 more (--format json)"
     )
     assert cli._first("every check passes") == "every check passes"
     assert cli._first("") == ""

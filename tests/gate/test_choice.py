@@ -31,15 +31,15 @@ def test_the_profile_decides_between_the_fastest_and_the_best():
     assert choose([GOOD, FAST, BAD], "fastest").name == "int8"
     assert choose([GOOD, FAST, BAD], "best").name == "fp32"
     assert choose([GOOD, FAST, BAD], "best").reason == (
-        "fp32 is of the best PSNR of the 2 that pass, of 3"
+        "fp32 has the best PSNR of the 2 packages that pass, of 3 that were measured"
     )
 
 
-def test_where_none_passes_the_closest_is_shown_and_the_reason_says_so():
+def test_where_none_passes_the_closest_is_chosen_and_the_reason_says_so():
     unsure = candidate("fp16", psnr=27.0, unknown={"fps": "the machine was busy"})
     found = choose([BAD, unsure], "fastest")
     assert found.name == "fp16"
-    assert found.reason == "none of 2 packages passes; fp16 is the closest to it"
+    assert found.reason == "none of 2 packages passes; fp16 is the closest"
 
 
 def test_what_measuring_again_may_clear_is_closer_than_a_doubt_about_quality():

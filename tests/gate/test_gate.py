@@ -73,7 +73,6 @@ def test_good_evidence_passes_every_check():
     assert verdict.result == "passes"
     assert tuple(check.name for check in verdict.checks) == CHECK_NAMES
     assert all(check.passed for check in verdict.checks)
-    assert all("holds" in check.reason for check in verdict.checks)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,6 @@ def test_one_bad_value_fails_exactly_its_check(change, check):
     verdict = verdict_of(replace(GOOD, **change))
     assert verdict.result == "fails"
     assert failed_names(verdict) == {check}
-    assert "misses" in verdict.failed[0].reason
 
 
 @pytest.mark.parametrize(("of_precision", "of_use_case", "limit"), [(60, 40, 60), (40, 50, 50)])
@@ -166,14 +164,14 @@ def test_an_interval_that_crosses_its_limit_is_no_pass(interval, result):
     (check,) = (c for c in verdict.checks if c.name == "psnr")
     assert (check.result, verdict.result) == (result, result)
     assert (check.low, check.high) == interval
-    if result == "inconclusive":
-        assert "may be between 21.90 and 23.00 dB" in check.reason
 
 
 def test_a_measurement_that_is_not_trusted_is_no_pass():
     verdict = verdict_of(replace(GOOD, unknown={"fps": "other processes took 60%"}))
     assert verdict.result == "inconclusive"
-    assert "180.0 fps, but other processes took 60%" in verdict.failed[0].reason
+    (check,) = verdict.failed
+    assert (check.name, check.measured) == ("fps", 180.0)
+    assert "other processes took 60%" in check.reason
 
 
 def test_a_failed_check_is_not_hidden_by_one_that_is_not_certain():
@@ -185,7 +183,7 @@ def test_every_limit_says_why():
     assert all(check.rationale for check in verdict_of(GOOD).checks)
     rationale = {**THRESHOLDS.rationale}
     del rationale["min_ssim"]
-    with pytest.raises(ValueError, match="because: no reason for min_ssim"):
+    with pytest.raises(ValueError, match="rationale: no reason for min_ssim"):
         made_up.use_case(rationale=rationale)
 
 
@@ -195,9 +193,32 @@ def test_a_comparison_with_nothing_fails(field, value):
     assert failed_names(verdict_of(replace(GOOD, **{field: value}))) == CHECKED_BY[field]
 
 
-def test_a_near_miss_is_told_apart_from_its_limit():
-    verdict = verdict_of(replace(GOOD, psnr_db=21.9999, teacher_psnr_db=22.0))
-    assert "21.9999 dB misses the limit; at least 22 dB" in verdict.failed[0].reason
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"psnr_db": 21.0}, "required >= 22 dB, measured 21.00 dB"),
+        ({"psnr_db": 21.9999}, "required >= 22 dB, measured 21.9999 dB"),
+        (
+            {"psnr_db": 22.5, "intervals": {"psnr": (21.9, 23.0)}},
+            "required >= 22 dB, measured 22.50 dB, between 21.90 and 23.00 dB",
+        ),
+        ({"psnr_db": None}, "required >= 22 dB, not measured"),
+        ({"psnr_db": None, "broken": "it hung"}, "required >= 22 dB, not measured: it hung"),
+        (
+            {"unknown": {"psnr": "one clip"}},
+            "required >= 22 dB, measured 28.00 dB, unreliable: one clip",
+        ),
+    ],
+)
+def test_what_a_reason_says(changed, reason):
+    checks = verdict_of(replace(GOOD, teacher_psnr_db=22.0, **changed)).checks
+    (check,) = (check for check in checks if check.name == "psnr")
+    assert check.reason == f"mean PSNR against the source: {reason}"
+
+
+def test_a_share_has_no_unit_in_a_reason():
+    check = verdict_of(replace(GOOD, psnr_db=23.25, teacher_psnr_db=25.0)).checks[0]
+    assert check.reason.endswith("required >= 0.95, measured 0.930")
 
 
 @given(st.floats(15, 50), st.floats(0.5, 1.2), st.floats(15, 50), st.sampled_from([0.999, 1.001]))

@@ -223,7 +223,8 @@ def build_work(
     document("gate", "choice.json", {
         "chosen": "executorch-xnnpack/fp32", "choose": "best",
         "not_measured": {},
-        "reason": "executorch-xnnpack/fp32 is of the best PSNR of the 2 that pass, of 2",
+        "reason": "executorch-xnnpack/fp32 has the best PSNR of the 2 packages that pass, "
+        "of 2 that were measured",
         "candidates": [
             {"name": f"executorch-xnnpack/{precision}", "result": "passes", "not_passed": [],
              "psnr_db": psnr, "parity_psnr_db": 78.3, "median_latency_seconds": seconds,

@@ -12,6 +12,7 @@ import typer
 from turbo_vaed.cli import completion
 from turbo_vaed.cli.tables import Format, show
 from turbo_vaed.errors import GateRefused, UserError
+from turbo_vaed.runtime.files import read_json
 from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def explain(
     """
     from turbo_vaed.gate import advise, read_verdict
 
-    workspace = _poc_of(Settings.from_environment().root, run)
+    workspace = _workspace_of(Settings.from_environment().root, run)
     path = workspace.folder("gate") / "verdict.json"
     if not path.is_file():
         raise UserError(
@@ -55,30 +56,32 @@ def explain(
     if form == "json":
         print(json.dumps(verdict.to_json() | {"advice": advice, "outdated": outdated}))
     else:
-        between = f"between ({verdict.confidence:.0%})"
+        interval = f"{verdict.confidence:.0%} interval"
         rows = [
             {
                 "check": check.name,
                 "result": check.result,
                 "measured": "—" if check.measured is None else f"{check.measured:.4g}",
-                between: "" if check.low is None else f"{check.low:.4g} to {check.high:.4g}",
-                "limit": f"{'≥' if check.direction == 'min' else '≤'} {check.limit:g} {check.unit}",
+                interval: "" if check.low is None else f"{check.low:.4g} to {check.high:.4g}",
+                "required": f"{'>=' if check.direction == 'min' else '<='} {check.limit:g}",
+                "unit": check.unit,
                 "margin": "—" if check.margin is None else f"{check.margin:+.3g}",
                 "rationale": check.rationale,
             }
             for check in verdict.checks
         ]
-        title = f"{workspace.customer}: {verdict.target} {verdict.result} for {verdict.use_case}"
+        result = "is inconclusive" if verdict.result == "inconclusive" else verdict.result
+        title = f"{workspace.customer}: {verdict.target} {result} for {verdict.use_case}"
         if outdated:
-            again = f"turbo-vaed poc {workspace.customer} gives a new one"
-            print(f"This verdict is outdated: {outdated}. {again}.")
+            print(f"This verdict is outdated: {outdated}. "
+                  f"turbo-vaed poc {workspace.customer} makes a new one.")  # fmt: skip
         show(rows, form, title)
         for check in verdict.failed:
             print(f"{check.reason}. What to change: {advice[check.name]}")
         for one in _others(workspace):
             print(one)
         if verdict.needs_approval:
-            print(f"{verdict.use_case} also needs a person's approval: "
+            print(f"A person must approve every promotion for {verdict.use_case}: "
                   f"turbo-vaed registry promote {workspace.customer} VERSION --approved-by NAME "
                   "--reason WHY")  # fmt: skip
     if verdict.result != "passes":
@@ -86,7 +89,7 @@ def explain(
         raise GateRefused(f"{count} of {len(verdict.checks)} checks did not pass")
 
 
-def _poc_of(root: Path, run: str) -> Workspace:
+def _workspace_of(root: Path, run: str) -> Workspace:
     """The customer of that name, or whose last run has that id.
 
     Raises:
@@ -98,7 +101,7 @@ def _poc_of(root: Path, run: str) -> Workspace:
     if run in load.read(root).customers:
         return Workspace.load(root, run)
     for path in sorted((root / "work").glob("*/run.json")):
-        if json.loads(path.read_text(encoding="utf-8")).get("run_id") == run:
+        if read_json(path).get("run_id") == run:
             return Workspace.load(root, path.parent.name)
     raise UserError(
         f"{run!r} is neither a customer in params.yaml nor the id of a customer's last run; "
@@ -107,7 +110,7 @@ def _poc_of(root: Path, run: str) -> Workspace:
 
 
 def _outdated(workspace: Workspace, verdict: Verdict) -> str:
-    """Why a verdict is about something earlier; empty where it is about what there is now."""
+    """Why a verdict is about an earlier state; empty where it is up to date."""
     from turbo_vaed.gate import limits_of
 
     run = _read(workspace.work / "run.json")
@@ -115,7 +118,7 @@ def _outdated(workspace: Workspace, verdict: Verdict) -> str:
         return f"run {run['run_id']} began at {run['started']} and has not reached the gate"
     made = _read(workspace.folder("export") / "figures.json")
     if made and verdict.package_sha256 not in made.values():
-        return "the packages were made again since it was given"
+        return "the packages have been exported again since"
     if verdict.use_case != workspace.params.use_case:
         return f"the use case of {workspace.customer} is {workspace.params.use_case} now"
     if verdict.device != workspace.params.device.name:
@@ -128,7 +131,8 @@ def _outdated(workspace: Workspace, verdict: Verdict) -> str:
 
 
 def _others(workspace: Workspace) -> Iterator[str]:
-    """Of the packages that were not chosen, what keeps them from passing, or that nothing does."""
+    """A line for each package that was not chosen, and one for each of its checks that did not
+    pass."""
     from turbo_vaed.gate import VERDICT_NAME, read_verdict
 
     choice = _read(workspace.folder("gate") / "choice.json")
@@ -171,7 +175,4 @@ def _second_half(validations: list[dict[str, Any]]) -> float | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document
+    return read_json(path) if path.is_file() else {}

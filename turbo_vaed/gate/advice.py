@@ -1,4 +1,5 @@
-"""What to change so that a package passes: per check that does not, from the run's own figures."""
+"""What to change so that a package passes: advice for each check that does not, from the run's own
+figures."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ _QUALITY = ("psnr_retention", "psnr", "ssim", "ms_ssim", "worst_psnr", "detail_r
 _SPEED = ("fps", "latency_ratio")
 _FLAT_DB = 0.01
 _FASTEST = "executorch-xnnpack/int8"
-"""Of all targets that were measured (bench/results/package.json)."""
+"""Among all targets that were measured (bench/results/package.json)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What the advice is drawn from; None and empty where a run does not tell."""
+    """What the advice is drawn from; None and empty where it is unknown."""
 
     steps: int | None
     """That the student was trained for."""
@@ -36,7 +37,7 @@ class RunFacts:
         if self.student == "auto":
             return "a smaller student (a lower distill.student_fraction)"
         return (
-            f"a smaller student than {self.student} (distill.student: auto, and "
+            f"a smaller student than {self.student} (distill.student: auto and a lower "
             "distill.student_fraction)"
         )
 
@@ -46,7 +47,7 @@ class RunFacts:
         if self.student == "auto":
             return "a larger student (a higher distill.student_fraction)"
         return (
-            f"a larger student than {self.student} (distill.student: auto, and "
+            f"a larger student than {self.student} (distill.student: auto and a higher "
             "distill.student_fraction)"
         )
 
@@ -61,36 +62,36 @@ def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
         return _certainty(check, verdict, facts)
     if check.measured is None:
         return (
-            "the package did not run to its end: look at the reason, export it again, or leave "
-            f"{verdict.target} out of export.targets"
+            "the package did not run to the end: look at the reason, export it again, or remove "
+            f"{verdict.target} from export.targets"
         )
     if check.name in _QUALITY:
         return _better(check, facts) + _above_teacher(check, verdict)
     if check.name in _SPEED:
         return _faster(check, facts)
     return {
-        "flicker_ratio": "more steps, or a perceptual loss over frames: distill.perceptual: "
-        "gradient; flicker between chunks is told by the report's training section",
-        "parity_psnr": "the exporter is wrong: nothing is coarser than it has to be in fp32"
+        "flicker_ratio": "more steps, or a perceptual loss over frames (distill.perceptual: "
+        "gradient); the report's training section shows flicker between chunks",
+        "parity_psnr": "the exporter is wrong: rounding in fp32 does not explain it"
         if verdict.target.endswith("/fp32")
-        else "a finer precision, fp32 say, in export.targets"
+        else "a finer precision in export.targets, such as fp32"
         + (
-            "; or a higher export.min_parity_db.int8, which leaves more layers in float"
+            "; or a higher export.min_parity_db.int8, which keeps more layers in float"
             if verdict.target.endswith("/int8")
             else ""
         ),
         "cold_start_seconds": "a smaller package loads faster: int8 or fp16 in export.targets, or "
         f"{facts.smaller}",
-        "peak_memory_mb": "clips of fewer frames or pixels (clip.frames, clip.size, or a shape of "
-        "the device), decoded in windows: docs/on-device.md",
-        "package_mb": f"{_times(check)} too large: int8 has a quarter and fp16 half of fp32's size "
-        f"(export.targets); else {facts.smaller}",
+        "peak_memory_mb": "clips of fewer frames or pixels (clip.frames, clip.size, the device's "
+        "shape), decoded in windows: docs/on-device.md",
+        "package_mb": f"{_times(check)} too large: int8 is a quarter and fp16 half of fp32 "
+        f"(export.targets); otherwise {facts.smaller}",
     }[check.name]
 
 
 def _certainty(check: Check, verdict: Verdict, facts: RunFacts) -> str:
     if check.measured is None:
-        return "it was not measured: use a device that tells it"
+        return "it was not measured: use a device that reports it"
     if check.low is None or check.name in (*_SPEED, "cold_start_seconds"):
         return (
             f"turbo-vaed poc {verdict.customer} measures again; run it when the machine is idle "
@@ -98,32 +99,34 @@ def _certainty(check: Check, verdict: Verdict, facts: RunFacts) -> str:
             "interval is wide"
         )
     if check.margin is not None and check.margin < 0 and check.name in _QUALITY:
-        # A narrower interval around a value that misses the limit would miss it, too.
+        # A narrower interval around a value on the wrong side would make it a failure.
         return _better(check, facts) + _above_teacher(check, verdict)
     clips = "" if facts.test_clips is None else f" than {facts.test_clips}"
     return (
         f"more test clips{clips} (clip.clips_per_video, more videos, or a smaller "
-        "clip.train_share) narrow the interval, as their root; or a better student clears it"
+        "clip.train_share) narrow the interval, with the square root of their number; a better "
+        "student clears the limit"
     )
 
 
 def _above_teacher(check: Check, verdict: Verdict) -> str:
-    """That no student can be expected to reach a PSNR that the teacher has not; "" elsewhere."""
-    kept = next(one.measured for one in verdict.checks if one.name == "psnr_retention")
-    if check.name != "psnr" or check.measured is None or not kept:
+    """A note where the limit is above the teacher's own PSNR, which no student can be expected to
+    reach; empty otherwise."""
+    retention = next(one.measured for one in verdict.checks if one.name == "psnr_retention")
+    if check.name != "psnr" or check.measured is None or not retention:
         return ""
-    teacher = check.measured / kept
+    teacher = check.measured / retention
     if teacher >= check.limit:
         return ""
     return (
         f"; the limit is above the teacher's own {teacher:.2f} dB: lower thresholds.min_psnr, or "
-        "take a better teacher"
+        "use a better teacher"
     )
 
 
 def _better(check: Check, facts: RunFacts) -> str:
     assert check.margin is not None
-    said = f"{abs(check.margin):.3g} {check.unit} short".replace(" share", "")
+    short = f"{abs(check.margin):.3g} {check.unit} short".replace(" share", "")
     if check.name in ("psnr", "worst_psnr") and facts.db_per_doubling and facts.steps:
         gain = facts.db_per_doubling
         if gain > _FLAT_DB:
@@ -131,15 +134,15 @@ def _better(check: Check, facts: RunFacts) -> str:
             if doublings <= 3:
                 steps = round(facts.steps * 2**doublings, -2)
                 return (
-                    f"{said}; the second half of {facts.steps} steps brought {gain:.2f} dB, so "
-                    f"about {steps:,.0f} steps (distill.steps) would do"
+                    f"{short}; the second half of {facts.steps} steps brought {gain:.2f} dB, so "
+                    f"about {steps:,.0f} steps (distill.steps) would be enough"
                 )
             return (
-                f"{said}, and twice the steps bring only {gain:.2f} dB: {facts.larger}, or a "
+                f"{short}, and twice the steps bring only {gain:.2f} dB: {facts.larger}, or a "
                 "better teacher"
             )
     return (
-        f"{said}: more steps (distill.steps), {facts.larger}, or a loss that asks for it "
+        f"{short}: more steps (distill.steps), {facts.larger}, or a perceptual loss "
         "(distill.perceptual)"
     )
 
@@ -148,7 +151,7 @@ def _faster(check: Check, facts: RunFacts) -> str:
     hint = f"{_times(check)} too slow: "
     runtime, _, _ = _FASTEST.partition("/")
     if runtime in facts.runtimes and _FASTEST not in facts.targets:
-        return f"{hint}add {_FASTEST} to export.targets; else {facts.smaller}"
+        return f"{hint}add {_FASTEST} to export.targets; otherwise {facts.smaller}"
     return f"{hint}{facts.smaller}, or fewer pixels (clip.size)"
 
 

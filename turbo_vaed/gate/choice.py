@@ -1,4 +1,4 @@
-"""Which of several packages ships: pure, and said in a sentence."""
+"""Which of several packages ships, and why in a sentence. Pure."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Choice:
 def choose(candidates: Sequence[Candidate], how: How) -> Choice:
     """Of those that pass, the fastest or the one of the best PSNR.
 
-    Where none passes, it is one that ran, with the fewest failed checks, then with the fewest whose
-    uncertainty is not one of times, which another measurement may end, then with the fewest that
-    are not certain; and it ships nowhere: its verdict says why. Among equals the faster one counts,
-    then the better one, then the smaller one, then the first by name.
+    Where none passes it is the closest, which is not promoted: one that ran, with the fewest failed
+    checks, then with the fewest inconclusive checks of quality or size (measuring again may settle
+    times, and nothing else), then with the fewest inconclusive ones. Ties go to the faster one,
+    then the better, then the smaller, then the first by name.
 
     Raises:
         ValueError: there is no candidate.
@@ -49,29 +49,26 @@ def choose(candidates: Sequence[Candidate], how: How) -> Choice:
     passing = [c for c in candidates if c.verdict.result == "passes"]
     if not passing:
         chosen = min(candidates, key=lambda c: (*_shortfall(c), *_order(c, how)))
-        return Choice(
-            name=chosen.name,
-            reason=f"none of {len(candidates)} packages passes; {chosen.name} is the closest to it",
-        )
+        reason = f"none of {len(candidates)} packages passes; {chosen.name} is the closest"
+        return Choice(name=chosen.name, reason=reason)
     chosen = min(passing, key=lambda c: _order(c, how))
     if len(candidates) == 1:
-        return Choice(name=chosen.name, reason="it is the only package, and passes")
-    what = "the fastest" if how == "fastest" else "of the best PSNR"
-    return Choice(
-        name=chosen.name,
-        reason=f"{chosen.name} is {_of(what, len(passing))}, of {len(candidates)}",
-    )
-
-
-def _of(what: str, passing: int) -> str:
-    return "the only one that passes" if passing == 1 else f"{what} of the {passing} that pass"
+        return Choice(name=chosen.name, reason="it is the only package, and it passes")
+    if len(passing) == 1:
+        reason = f"{chosen.name} is the only one of {len(candidates)} packages that passes"
+    else:
+        what = "is the fastest" if how == "fastest" else "has the best PSNR"
+        of = f"{len(passing)} packages that pass, of {len(candidates)} that were measured"
+        reason = f"{chosen.name} {what} of the {of}"
+    return Choice(name=chosen.name, reason=reason)
 
 
 def _shortfall(candidate: Candidate) -> tuple[bool, int, int, int]:
-    open_ = candidate.verdict.failed
-    fails = sum(check.result == "fails" for check in open_)
-    in_doubt = sum(check.result == "inconclusive" and check.name not in TIMED for check in open_)
-    return candidate.psnr_db is None, fails, in_doubt, len(open_) - fails
+    failed = candidate.verdict.failed
+    fails = sum(check.result == "fails" for check in failed)
+    inconclusive = [check for check in failed if check.result == "inconclusive"]
+    not_timed = sum(check.name not in TIMED for check in inconclusive)
+    return candidate.psnr_db is None, fails, not_timed, len(inconclusive)
 
 
 def _order(candidate: Candidate, how: How) -> tuple[float, float, int, str]:

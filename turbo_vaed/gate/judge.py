@@ -57,7 +57,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rule:
-    """How a check is named, computed and said."""
+    """How a check is named and reported."""
 
     name: str
     threshold: str
@@ -70,8 +70,8 @@ class _Rule:
 
 _RULES = (
     _Rule(
-        name="psnr_retention", threshold="min_psnr_retention", what="PSNR kept of the teacher's",
-        unit="share", direction="min", digits=3,
+        name="psnr_retention", threshold="min_psnr_retention",
+        what="PSNR relative to the teacher's", unit="share", direction="min", digits=3,
     ),
     _Rule(
         name="psnr", threshold="min_psnr", what="mean PSNR against the source", unit="dB",
@@ -90,19 +90,19 @@ _RULES = (
         direction="min",
     ),
     _Rule(
-        name="flicker_ratio", threshold="max_flicker", what="flicker over the teacher's",
+        name="flicker_ratio", threshold="max_flicker", what="flicker relative to the teacher's",
         unit="ratio", direction="max",
     ),
     _Rule(
         name="detail_retention", threshold="min_detail_retention",
-        what="fine structure kept of the teacher's", unit="share", direction="min", digits=3,
+        what="fine structure relative to the teacher's", unit="share", direction="min", digits=3,
     ),
     _Rule(
-        name="parity_psnr", threshold="min_parity", what="PSNR of package against PyTorch",
+        name="parity_psnr", threshold="min_parity", what="PSNR of the package against PyTorch",
         unit="dB", direction="min",
     ),
     _Rule(
-        name="fps", threshold="min_fps", what="frames a second on the device", unit="fps",
+        name="fps", threshold="min_fps", what="frames per second on the device", unit="fps",
         direction="min", digits=1,
     ),
     _Rule(
@@ -118,11 +118,11 @@ _RULES = (
         direction="max",
     ),
     _Rule(
-        name="latency_ratio", threshold="max_latency_ratio", what="latency over the teacher's",
-        unit="ratio", direction="max",
+        name="latency_ratio", threshold="max_latency_ratio",
+        what="latency relative to the teacher's", unit="ratio", direction="max",
     ),
 )  # fmt: skip
-PARITY_BECAUSE = "what is further from PyTorch, in this precision, was not converted but changed"
+PARITY_RATIONALE = "further from PyTorch than this, in this precision, the conversion is wrong"
 assert tuple(rule.name for rule in _RULES) == CHECK_NAMES
 
 
@@ -142,7 +142,7 @@ def judge(
 ) -> Verdict:
     """Every check of the evidence against the thresholds; `passes` only if all of them pass.
 
-    `min_parity_psnr` is that of the package's precision; the use case may ask for more.
+    `min_parity_psnr` is that of the package's precision; the use case may require more.
     """
     latency = evidence.latency_seconds
     measured = {
@@ -163,7 +163,7 @@ def judge(
     limits = limits_of(thresholds, min_parity_psnr)
     rationale = dict(thresholds.rationale)
     if min_parity_psnr > thresholds.min_parity:
-        rationale["min_parity"] = PARITY_BECAUSE
+        rationale["min_parity"] = PARITY_RATIONALE
     checks = tuple(
         _check(
             rule,
@@ -197,7 +197,7 @@ def limits_of(thresholds: UseCase, min_parity_psnr: float) -> dict[str, float]:
 
 
 def least_psnr_db(thresholds: UseCase, teacher_psnr_db: float) -> float:
-    """The mean PSNR that both checks of it ask for, where the teacher has so many dB."""
+    """The mean PSNR that its two checks require, with a teacher of `teacher_psnr_db`."""
     return max(thresholds.min_psnr, thresholds.min_psnr_retention * teacher_psnr_db)
 
 
@@ -206,19 +206,20 @@ def _check(
 ) -> Check:
     value = measured if measured is not None and math.isfinite(measured) else None
     low, high = evidence.intervals.get(rule.name, (None, None))
-    bound = "at least" if rule.direction == "min" else "at most"
-    allowed = f"{bound} {_say(limit, rule)} is asked"
     unknown = evidence.unknown.get(rule.name, "")
     if value is None:
         low = high = None
         result: Result = "fails" if evidence.broken else "inconclusive"
-        reason = f"{rule.what}: {evidence.broken or unknown or 'not measured'}; {allowed}"
+        why = evidence.broken or unknown
+        found = "not measured" + (f": {why}" if why else "")
     elif unknown:
         result = "inconclusive"
-        reason = f"{rule.what}: {_say(value, rule, rule.digits)}, but {unknown}; {allowed}"
+        found = f"measured {_format(value, rule, rule.digits)}, unreliable: {unknown}"
     else:
         result = judged(value, low, high, limit, rule.direction)
-        reason = f"{rule.what}: {_told(value, low, high, limit, rule, result)}; {allowed}"
+        found = _measured(value, low, high, limit, rule, result)
+    bound = ">=" if rule.direction == "min" else "<="
+    reason = f"{rule.what}: required {bound} {_format(limit, rule)}, {found}"
     return Check(
         name=rule.name,
         measured=value,
@@ -233,18 +234,18 @@ def _check(
     )
 
 
-def _told(
+def _measured(
     value: float, low: float | None, high: float | None, limit: float, rule: _Rule, result: Result
 ) -> str:
     if result == "inconclusive":
         assert low is not None and high is not None
-        between = f"{low:.{rule.digits}f} and {_say(high, rule, rule.digits)}"
-        return f"{_say(value, rule, rule.digits)}, which may be between {between}"
-    # Digits that tell the two apart: "30.00 dB is below 30.00 dB" explains nothing.
+        between = f"{low:.{rule.digits}f} and {_format(high, rule, rule.digits)}"
+        return f"measured {_format(value, rule, rule.digits)}, between {between}"
+    # Enough digits to distinguish the two: "required >= 30 dB, measured 30.00 dB" explains nothing.
     digits = rule.digits
     while result == "fails" and digits < 12 and f"{value:.{digits}f}" == f"{limit:.{digits}f}":
         digits += 1
-    return f"{_say(value, rule, digits)} {'holds' if result == 'passes' else 'misses'} the limit"
+    return f"measured {_format(value, rule, digits)}"
 
 
 def _ratio(value: float | None, by: float | None) -> float | None:
@@ -254,7 +255,9 @@ def _ratio(value: float | None, by: float | None) -> float | None:
     return value / by
 
 
-def _say(value: float, rule: _Rule, digits: int | None = None) -> str:
-    if digits is None:  # a limit: the digits that a person typed
-        return f"{value:g} {rule.unit}".rstrip()
-    return f"{value:.{digits}f} {rule.unit}".rstrip()
+def _format(value: float, rule: _Rule, digits: int | None = None) -> str:
+    """A number with its unit; a limit (`digits` None) as it was typed. Shares and ratios are bare
+    numbers."""
+    unit = "" if rule.unit in ("share", "ratio") else rule.unit
+    text = f"{value:g}" if digits is None else f"{value:.{digits}f}"
+    return f"{text} {unit}".rstrip()
