@@ -39,8 +39,8 @@ from turbo_vaed.planning.estimate import (
 from turbo_vaed.planning.flops import expected, expected_pace, step_flops, teacher_work
 from turbo_vaed.planning.pricing import reserve_seconds, spending_of
 from turbo_vaed.planning.quote import cheapest_elsewhere, quote
+from turbo_vaed.planning.training_job import run_costs, shared_limit_usd
 from turbo_vaed.settings import Settings
-from turbo_vaed.stages import distill
 from turbo_vaed.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[2]
@@ -517,6 +517,11 @@ def test_a_run_without_steps_leaves_the_pace_of_the_one_before(workspace: Worksp
     assert measured_pace(workspace, settings) is None
 
 
+def recorder(*, horizon_seconds: float) -> Any:
+    run = SimpleNamespace(checkpoint_every_seconds=60.0)
+    return SimpleNamespace(run=run, horizon_seconds=horizon_seconds)
+
+
 def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
     workspace: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -536,16 +541,15 @@ def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
     assert spending.budget.run_usd == 15
     kept = 1 + spending.budget.reserve_usd + 5
     spending.require(3600, "an hour")
-    follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0, ahead_seconds=1800.0)
-    paid = distill._paid(workspace, settings, spending, follower)
-    assert paid().may_spend_usd == 15
+    costs = run_costs(workspace, settings, spending, recorder(horizon_seconds=1800.0))
+    assert costs is not None and costs().budget.run_usd == 15
     hour = spending.usd_per_hour
     assert told == pytest.approx([kept, kept + hour, kept + hour / 2]), "others know of all of it"
-    assert distill._limited_to_usd(workspace, settings) == "20"
+    assert shared_limit_usd(workspace, settings) == "20"
     left[0] = Decimal(6)  # others have used it up
-    assert 0 < paid().may_spend_usd <= 1
+    assert 0 < costs().budget.run_usd <= 1
     assert told[-1] == kept, "what must follow is spent in any case"
-    assert distill._limited_to_usd(workspace, settings) == "6"
+    assert shared_limit_usd(workspace, settings) == "6"
     with pytest.raises(BudgetRefused, match=r"of the \$1\.00 that .* there is a month's: raise it"):
         spending.require(1, "what fitted when the stage began")
     assert told[-1] == kept, "one that is refused tells nobody"
@@ -562,13 +566,13 @@ def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run
     after = DownstreamCost(seconds=3000, usd=Decimal("0.5"))  # and a fifth longer
     run_context = RunContext(spent_usd=lambda: Decimal(1), downstream=lambda: after)
     workspace = dataclasses.replace(workspace, run_context=run_context)
-    follower: Any = SimpleNamespace(checkpoint_every_seconds=60.0, ahead_seconds=60.0)
     for address, own in (("10.0.0.1:6379", 0.0), ("ray://10.0.0.1:10001", 0.08)):
         there = dataclasses.replace(settings, ray_address=address)
         at_start = spending_of(workspace, there, "distill").budget.reserve_usd
         assert float(at_start) == pytest.approx(2 + own + 0.5)
-        paid = distill._paid(workspace, there, spending_of(workspace, there, "distill"), follower)
-        assert paid().reserve_usd == at_start
+        spending = spending_of(workspace, there, "distill")
+        costs = run_costs(workspace, there, spending, recorder(horizon_seconds=60.0))
+        assert costs is not None and costs().budget.reserve_usd == at_start
         nodes += ["c", "d", "e", "f", "g", "h"]
-        assert float(paid().reserve_usd) == pytest.approx(8 + own + 0.5)
+        assert float(costs().budget.reserve_usd) == pytest.approx(8 + own + 0.5)
         del nodes[2:]

@@ -276,6 +276,18 @@ def read_progress(path: Path) -> RunProgress:
     return progress
 
 
+def recorded_jobs(path: Path) -> set[str]:
+    """Names of the jobs that may have left checkpoints: those in the log at `path`, whose storage
+    may be a bucket, and those with a folder next to it.
+
+    Raises:
+        CorruptFile: as `read_events`.
+    """
+    events = read_events(path) if path.is_file() else ()
+    logged = {event["job"] for event in events if event["event"] == "open"}
+    return logged | {folder.name for folder in path.parent.glob("distill-*")}
+
+
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """The events of a log, in order; a last line that was cut short is left out.
 
