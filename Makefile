@@ -59,6 +59,7 @@ docs: $(STAMP) ## build the site of docs/ into site/; a link that leads nowhere 
 	$(BIN)/mkdocs build --strict
 
 golden: setup ## write the golden files of reports again, and show what changed in them
+	$(BIN)/python -m tests.report.golden
 	$(BIN)/python -m tests.report.costs.golden
 
 drills: setup ## break things on purpose and see what a run makes of it; writes docs/drills.md

@@ -24,7 +24,7 @@ from turbo_vaed.registry import promotion
 from turbo_vaed.report.collect import collect
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.report.page import write_report
-from turbo_vaed.report.words import headline
+from turbo_vaed.report.wording import headline
 from turbo_vaed.roi.measured import cost_of_poc
 from turbo_vaed.runtime.files import sha256_file
 from turbo_vaed.settings import Settings

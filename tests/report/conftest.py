@@ -4,35 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.report import work_folder
 from tests.report.browser import Page, open_browser
-from tests.report.work_folder import (
-    FINISHED,
-    STARTED,
-    build_work,
-    cost_summary,
-    moving,
-    noisy,
-)
-from turbo_vaed.report.collect import collect
 from turbo_vaed.report.context import ReportContext
 
 
 @pytest.fixture(scope="session")
 def make_work() -> Callable[..., Path]:
-    """`make_work(folder, **options)`: a full work folder of twelve small clips of two videos."""
-
-    def make(folder: Path, **options: Any) -> Path:
-        videos = [moving(64, 9, i) for i in range(12)]
-        paths = [("bikes.mp4", "lectures/optics.mp4")[i % 2] for i in range(12)]
-        teacher = [noisy(video, 6 + i % 4, 100 + i) for i, video in enumerate(videos)]
-        phone = [noisy(video, 7 + i % 5, 200 + i) for i, video in enumerate(videos)]
-        return build_work(folder, videos, teacher, phone, options.pop("paths", paths), **options)
-
-    return make
+    """`work_folder.make_work`."""
+    return work_folder.make_work
 
 
 @pytest.fixture(scope="session")
@@ -57,21 +40,8 @@ def work(tmp_path_factory: pytest.TempPathFactory, make_work: Callable[..., Path
 
 @pytest.fixture(scope="session")
 def gather() -> Callable[..., ReportContext]:
-    """`collect` with the plain values of a run filled in."""
-
-    def make(work: Path, **options: Any) -> ReportContext:
-        stages = ("validate", "clip", "encode", "distill", "evaluate", "export", "gate")
-        values: dict[str, Any] = {
-            "run_id": "demo-3f9c2a71b04d",
-            "started": STARTED,
-            "finished": FINISHED,
-            "costs": cost_summary(stages),
-            "price": "$0.08 per hour, local (params.yaml)",
-            "shots": 2,
-        }
-        return collect(work, **(values | options))
-
-    return make
+    """`work_folder.gather`."""
+    return work_folder.gather
 
 
 @pytest.fixture(scope="session")

@@ -104,7 +104,7 @@ def test_one_scale_for_phone_and_teacher() -> None:
         teacher=source + 3, phone=source + 12, teacher_psnr=30.0, phone_psnr=29.0,
     )  # fmt: skip
     found = pictures.error_map(shot)
-    assert found["marks"] == ["0", "4", "8", "12", "16 and more"]
+    assert found["marks"] == ["0", "4", "8", "12", "16 or more"]
     assert [(still.name, still.about) for still in found["stills"]] == [
         ("Source", ""),
         ("Teacher", "30.00 dB (clip)"),

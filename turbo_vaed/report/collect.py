@@ -5,7 +5,6 @@ Shapes: N clips, T frames, H height, W width; videos are uint8 (T,H,W,3).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.report.context import Failure, Registration, ReportContext, Shot
 from turbo_vaed.report.shots import pick
 from turbo_vaed.roi.measured import roi_of_run
+from turbo_vaed.runtime.files import read_json
 
 if TYPE_CHECKING:
     from turbo_vaed.config.schema import RoiParams
@@ -53,8 +53,8 @@ def collect(
 
     Args:
         customer: the folder's name where not given.
-        assumptions: of the return on investment, which the page leaves out where they are None.
-        cost_of_poc: what it has to return, None where it is not known.
+        assumptions: of the return on investment; without them the page has none.
+        cost_of_poc: the investment; None where it is unknown.
         shots: how many test clips the page shows at most.
     """
     reader = _Reader(work=work, failed=None if failure is None else failure.stage)
@@ -127,11 +127,11 @@ class _Reader:
         folder = self.folder(stage)
         if folder is None:
             return None
-        return self.attempt(f"{stage}/{name}", lambda: _mapping(folder / name))
+        return self.attempt(f"{stage}/{name}", lambda: read_json(folder / name))
 
     def estimate(self) -> dict[str, Any] | None:
         path = self.work / "estimate.json"
-        return self.attempt("estimate.json", lambda: _mapping(path)) if path.is_file() else None
+        return self.attempt("estimate.json", lambda: read_json(path)) if path.is_file() else None
 
     def manifest(self) -> list[dict[str, Any]] | None:
         folder = self.folder("validate")
@@ -164,13 +164,6 @@ def _known(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(document, dict):
-        raise ValueError(f"expected a JSON object, found {type(document).__name__}")
-    return document
-
-
 def _roi(
     clips: Mapping[str, Any] | None,
     latents: Mapping[str, Any] | None,
@@ -179,7 +172,7 @@ def _roi(
     cost: Input | None,
     assumptions: RoiParams | None,
 ) -> tuple[Roi | None, str]:
-    """The return on investment, or why there is none; neither where nobody assumes anything."""
+    """The return on investment, or why there is none; neither without assumptions."""
     if assumptions is None:
         return None, ""
     try:

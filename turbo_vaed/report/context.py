@@ -1,4 +1,4 @@
-"""What a report is written from: plain values, so that any run, whole or failed, can be shown.
+"""The input of a report: plain values, so that a run can be reported however far it came.
 
 Shapes: T frames, H height, W width; videos are uint8 (T,H,W,3).
 """
@@ -24,10 +24,11 @@ Video = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Where a run ended before its end, in the words of what ended it."""
+    """Where a run ended before its end, and why."""
 
     stage: str
     error: str
+    """The message of what ended it."""
     by_budget: bool = False
     """The budget refused to go on, as opposed to something that broke."""
     is_begun: bool = True
@@ -68,6 +69,18 @@ class Shot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retention:
+    """The share of the teacher's PSNR that is left, and both PSNRs that it is the ratio of."""
+
+    share: float
+    is_packaged: bool
+    """Of the package, on its device; otherwise of the student as it was trained."""
+    psnr_db: float | None
+    teacher_psnr_db: float | None
+    """Of the same clips."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportContext:
     """Everything on the page. A part whose stage was not reached is None or empty."""
 
@@ -77,7 +90,7 @@ class ReportContext:
     finished: datetime
     costs: CostSummary
     price: str = ""
-    """What an hour costs and who says so, for people: `$0.08 per hour, local (params.yaml)`."""
+    """What an hour costs, and the source of that: `$0.08 per hour, local (params.yaml)`."""
     use_case: str = ""
     failure: Failure | None = None
     registration: Registration | None = None
@@ -86,9 +99,9 @@ class ReportContext:
     problems: Sequence[str] = ()
     """Outputs that are there and cannot be read."""
     estimate: Mapping[str, Any] | None = None
-    """What was said before the run of what it would cost; None where no pace was known."""
+    """estimate.json, made before the run; None where no pace was known."""
     customer_usd: Decimal | None = None
-    """Of all of the customer's runs, earlier ones whose stages this one found done among them."""
+    """Cost of all of the customer's runs: earlier ones may have paid for stages of this one."""
 
     validation: Mapping[str, Any] | None = None
     manifest: Sequence[Mapping[str, Any]] = ()
@@ -112,3 +125,39 @@ class ReportContext:
     def stopped_early(self) -> bool:
         """Distillation ended before its planned steps, for the budget."""
         return self.history is not None and self.history.get("stopped") == "budget"
+
+    def check(self, name: str) -> Mapping[str, Any] | None:
+        """A check of the verdict, or None."""
+        checks = (self.verdict or {}).get("checks", ())
+        return next((check for check in checks if check["name"] == name), None)
+
+    def measured(self, check: str) -> float | None:
+        """The measured value of a check, or None."""
+        found = self.check(check)
+        return None if found is None or found["measured"] is None else float(found["measured"])
+
+    @property
+    def retention(self) -> Retention | None:
+        """As the gate judged the package; the student's where no package was measured."""
+        evaluation = self.evaluation
+        teacher = None if evaluation is None else float(evaluation["teacher"]["psnr"]["mean"])
+        share = self.measured("psnr_retention")
+        if share is not None:
+            psnr = self.measured("psnr")
+            return Retention(share=share, is_packaged=True, psnr_db=psnr, teacher_psnr_db=teacher)
+        if evaluation is None or evaluation["retention"]["psnr"] is None:
+            return None
+        return Retention(
+            share=float(evaluation["retention"]["psnr"]),
+            is_packaged=False,
+            psnr_db=float(evaluation["student"]["psnr"]["mean"]),
+            teacher_psnr_db=teacher,
+        )
+
+    @property
+    def parameter_share(self) -> float | None:
+        """Parameters of the student over those of the teacher's decoder."""
+        history = self.history
+        if history is None:
+            return None
+        return float(history["student_parameters"]) / float(history["teacher_decoder_parameters"])

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from markupsafe import Markup
-
 from turbo_vaed.costs.money import format_usd
 from turbo_vaed.distill.stopping import spent_in_all
-from turbo_vaed.report import training
-from turbo_vaed.report.charts import Axis, Series, chart, smoothed
+from turbo_vaed.report.charts import Axis, Drawing, Series, line_chart, smoothed
 from turbo_vaed.report.context import ReportContext
+from turbo_vaed.report.wording import END_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +20,7 @@ class Curve:
 
     title: str
     legend: Sequence[tuple[str, str]]
-    svg: Markup
-    note: str = ""
-    """A sentence below it."""
+    svg: Drawing
 
 
 def curves(context: ReportContext) -> list[Curve]:
@@ -44,13 +40,13 @@ def curves(context: ReportContext) -> list[Curve]:
 
 
 def _drawn(
-    title: str, description: str, x: Axis, y: Axis, series: Sequence[Series], note: str = ""
+    title: str, description: str, x: Axis, y: Axis, series: Sequence[Series]
 ) -> Curve | None:
-    svg = chart(title=title, description=description, x=x, y=y, series=series)
-    if not svg:
+    svg = line_chart(title=title, description=description, x=x, y=y, series=series)
+    if svg is None:
         return None
     legend = {s.tone: s.name for s in series if s.x and not s.faint}
-    return Curve(title=title, legend=list(legend.items()), svg=svg, note=note)
+    return Curve(title=title, legend=list(legend.items()), svg=svg)
 
 
 def _loss(steps: Sequence[Mapping[str, Any]]) -> Curve | None:
@@ -65,7 +61,9 @@ def _loss(steps: Sequence[Mapping[str, Any]]) -> Curve | None:
     if window > 1:
         series.append(Series(name="loss", x=_column(raw, "step"), y=_column(raw, "loss"),
                              tone="phone", faint=True))  # fmt: skip
-    return _drawn("Training loss", _said(steps), Axis(label="step"), Axis(label="loss"), series)
+    return _drawn(
+        "Training loss", _smoothing(steps), Axis(label="step"), Axis(label="loss"), series
+    )
 
 
 def _other_losses(steps: Sequence[Mapping[str, Any]]) -> Curve | None:
@@ -78,8 +76,8 @@ def _other_losses(steps: Sequence[Mapping[str, Any]]) -> Curve | None:
     }
     series = [_smoothed(steps, key, name, tone) for key, (name, tone) in parts.items()]
     return _drawn(
-        "Parts of the loss", _said(steps), Axis(label="step"), Axis(label="part, without weight"),
-        series,
+        "Parts of the loss", _smoothing(steps), Axis(label="step"),
+        Axis(label="part, without weight"), series,
     )  # fmt: skip
 
 
@@ -87,10 +85,9 @@ def _window(steps: Sequence[Mapping[str, Any]]) -> int:
     return max(1, len(steps) // 40)
 
 
-def _said(steps: Sequence[Mapping[str, Any]]) -> str:
-    return (
-        f"{steps[-1]['step'] if steps else 0} steps; the mean over {_window(steps)} steps is drawn."
-    )
+def _smoothing(steps: Sequence[Mapping[str, Any]]) -> str:
+    last = steps[-1]["step"] if steps else 0
+    return f"{last} steps; drawn as the mean over {_window(steps)} steps."
 
 
 def _smoothed(steps: Sequence[Mapping[str, Any]], key: str, name: str, tone: str) -> Series:
@@ -109,12 +106,12 @@ def _quality(history: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
     series = [
         Series(name="student", x=_column(rows, "step"), y=_column(rows, "val_psnr"), tone="phone",
                dots=True),
-        Series(name="kept", x=_column(best, "step"), y=_column(best, "val_psnr"), tone="other",
-               line=False, dots=True),
+        Series(name="best checkpoint", x=_column(best, "step"), y=_column(best, "val_psnr"),
+               tone="other", line=False, dots=True),
     ]  # fmt: skip
-    said = ", ".join(f"{row['val_psnr']:.2f} dB at step {row['step']}" for row in rows[-6:])
+    listed = ", ".join(f"{row['val_psnr']:.2f} dB at step {row['step']}" for row in rows[-6:])
     return _drawn(
-        "Quality while training", said, Axis(label="step"),
+        "Quality while training", listed, Axis(label="step"),
         Axis(label="validation PSNR", unit="dB"), series,
     )  # fmt: skip
 
@@ -130,19 +127,19 @@ def _dollars(history: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
     target = history.get("target_psnr")
     if rows and target is not None:
         ends = [spent[0], spent[-1]]
-        series.append(Series(name="PSNR is enough above", x=ends, y=[target, target], tone="asked"))
+        series.append(Series(name="target PSNR", x=ends, y=[target, target], tone="required"))
     series.append(
-        Series(name=training.END_NAMES.get(history["stopped"], "end"), x=spent[-1:],
+        Series(name=END_NAMES.get(history["stopped"], "end"), x=spent[-1:],
                y=quality[-1:], tone="third", line=False, dots=True)
     )  # fmt: skip
-    said = ", ".join(
+    listed = ", ".join(
         f"{row['val_psnr']:.2f} dB for {format_usd(usd)}"
         for row, usd in list(zip(rows, in_all, strict=True))[-6:]
     )
     label = "spent by the run" + (" and those before it" if in_all != by_run else "")
     return _drawn(
-        "Quality against dollars", said, Axis(label=label, unit="USD"),
-        Axis(label="validation PSNR", unit="dB"), series, note=training.ended(history),
+        "Quality against dollars", listed, Axis(label=label, unit="USD"),
+        Axis(label="validation PSNR", unit="dB"), series,
     )  # fmt: skip
 
 
@@ -151,12 +148,12 @@ def _per_clip(clips: Sequence[Mapping[str, Any]]) -> Curve | None:
     place = list(range(1, len(ranked) + 1))
     series = [
         Series(name=name, x=place, y=[clip[name]["psnr"] for clip in ranked], tone=tone,
-               line=False, dots=True)
-        for name, tone in (("teacher", "teacher"), ("student", "phone"))
+               line=False, dots=True, radius=radius)  # of the same PSNR both are seen
+        for name, tone, radius in (("teacher", "teacher", 5.5), ("student", "phone", 3.5))
     ]  # fmt: skip
-    said = f"{len(ranked)} test clips, from the one that the teacher does best to its worst."
+    listed = f"{len(ranked)} test clips, from the teacher's best to its worst."
     return _drawn(
-        "Test clips", said, Axis(label="test clip, by the teacher's PSNR"),
+        "Test clips", listed, Axis(label="test clip, by the teacher's PSNR"),
         Axis(label="PSNR", unit="dB"), series,
     )  # fmt: skip
 

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from turbo_vaed.report import (
-    device,
+    formatting,
     lineage,
     media,
-    pareto,
+    packages,
     pictures,
     roi,
     tables,
-    training,
-    words,
+    wording,
 )
 from turbo_vaed.report.context import ReportContext, Shot
 from turbo_vaed.report.curves import curves
-from turbo_vaed.report.templating import environment, source, write_whole
+from turbo_vaed.report.templating import environment, source
+from turbo_vaed.runtime.files import write_text
 
 
 def write_report(context: ReportContext, path: Path) -> Path:
@@ -33,7 +33,7 @@ def write_report(context: ReportContext, path: Path) -> Path:
     Raises:
         Fault: a clip could not be encoded.
     """
-    return write_whole(path, render(context))
+    return write_text(path, render(context))
 
 
 def render(context: ReportContext) -> str:
@@ -41,7 +41,8 @@ def render(context: ReportContext) -> str:
     from markupsafe import Markup
 
     found = environment()
-    style, script = (source(found, name) for name in ("style.css", "script.js"))
+    style = "\n".join(source(found, name) for name in ("style.css", "charts.css"))
+    script = source(found, "script.js")
     digest = hashlib.sha256(script.encode()).digest()
     return found.get_template("report.html.j2").render(
         style=Markup(style),
@@ -52,7 +53,7 @@ def render(context: ReportContext) -> str:
 
 
 def _view(context: ReportContext) -> dict[str, Any]:
-    text, tone = words.badge(context)
+    text, tone = wording.badge(context)
     return {
         "customer": context.customer,
         "use_case": context.use_case,
@@ -60,31 +61,31 @@ def _view(context: ReportContext) -> dict[str, Any]:
         "started": f"{context.started:%d %B %Y, %H:%M}",
         "finished": f"{context.finished:%H:%M %Z}".strip(),
         "badge": {"text": text, "tone": tone},
-        "headline": words.headline(context),
+        "headline": wording.headline(context),
         "failure": context.failure,
-        "not_begun": words.not_begun(context),
+        "not_begun": wording.not_begun(context),
         "registration": context.registration,
         "stopped_early": _stopped_early(context),
         "problems": context.problems,
         "budget": tables.budget(context),
         "tiles": tables.tiles(context),
         "shots": pictures.shots(context.shots),
-        "panels_said": pictures.panel_names(context.shots),
+        "panel_names": pictures.panel_names(context.shots),
         "shots_are_scored": context.evaluation is not None,
         "slowed": _slowed(context.shots),
         "error_map": None if context.worst is None else pictures.error_map(context.worst),
-        "packages": pareto.section(context.choice, context.measurement),
+        "packages": packages.section(context.choice, context.measurement),
         "checks": tables.checks(context),
-        "confidence": words.percent((context.verdict or {}).get("confidence"), 0),
+        "confidence": formatting.percent((context.verdict or {}).get("confidence"), 0),
         "needs_approval": bool((context.verdict or {}).get("needs_approval")),
         "quality": tables.quality(context),
-        "device": device.facts(context),
-        "measured_at": device.measured_at(context),
+        "device": wording.device_facts(context),
+        "measured_at": wording.measured_at(context),
         "charts": curves(context),
-        "training": training.training(context),
+        "training": tables.training(context),
         "cost": tables.cost(context),
         "roi": roi.section(context),
-        "data": tables.data(context),
+        "data": lineage.data(context),
         "lineage": lineage.rows(context),
     }
 
@@ -94,9 +95,8 @@ def _stopped_early(context: ReportContext) -> dict[str, Any] | None:
         return None
     history = context.history
     return {
-        "done": words.count(history["steps_done"]),
-        "planned": words.count(history["steps_planned"]),
-        "reason": history.get("reason") or "",
+        "done": formatting.count(history["steps_done"]),
+        "planned": formatting.count(history["steps_planned"]),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turbo_vaed.report import media, words
+from turbo_vaed.report import formatting, media
 from turbo_vaed.report.context import Shot, Video
 
 CRFS = (12, 18, 24, 30)
@@ -23,12 +23,12 @@ MOST_VIDEO_BYTES = 7_500_000
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One of the pictures side by side in a video, and what stands below it."""
+    """One of the pictures side by side in a video, and its caption."""
 
     name: str
     video: Video
-    said: str = ""
-    about: str = ""
+    caption: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,22 +72,22 @@ def shots(context_shots: Sequence[Shot]) -> list[dict[str, Any]]:
 
 
 def panel_names(context_shots: Sequence[Shot]) -> str:
-    """`source, teacher and phone`, or those of them that were reached."""
+    """`source, teacher and package`, or those of them that were reached."""
     names = [panel.name.lower() for panel in _panels(context_shots[0])] if context_shots else []
-    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+    return formatting.enumerated(names)
 
 
 def _panels(shot: Shot) -> list[Panel]:
-    panels = [Panel(name="Source", video=shot.source, said="the customer's video")]
+    panels = [Panel(name="Source", video=shot.source, caption="the customer's video")]
     if shot.teacher is not None:
-        said = words.decibel(shot.teacher_psnr)
-        panels.append(Panel(name="Teacher", video=shot.teacher, said=said))
+        psnr = formatting.decibel(shot.teacher_psnr)
+        panels.append(Panel(name="Teacher", video=shot.teacher, caption=psnr))
     if shot.phone is not None:
-        kept = ""
+        share = ""
         if shot.phone_psnr is not None and shot.teacher_psnr:
-            kept = f"{words.percent(shot.phone_psnr / shot.teacher_psnr)} of the teacher"
-        said = words.decibel(shot.phone_psnr)
-        panels.append(Panel(name="Package", video=shot.phone, said=said, about=kept))
+            share = f"{formatting.percent(shot.phone_psnr / shot.teacher_psnr)} of the teacher's"
+        psnr = formatting.decibel(shot.phone_psnr)
+        panels.append(Panel(name="Package", video=shot.phone, caption=psnr, detail=share))
     return panels
 
 
@@ -106,7 +106,7 @@ def error_map(shot: Shot) -> dict[str, Any]:
         seen.insert(0, ("Teacher", shot.teacher[frame], shot.teacher_psnr))
     stills = [_still("Source", media.png(source), shot, frame)]
     stills += [
-        _still(name, media.png(picture), shot, frame, words.decibel(psnr) + " (clip)")
+        _still(name, media.png(picture), shot, frame, formatting.decibel(psnr) + " (clip)")
         for name, picture, psnr in seen
     ]
     stills += [_error(name, media.absolute_error(source, picture), top, shot, frame)
@@ -120,7 +120,7 @@ def error_map(shot: Shot) -> dict[str, Any]:
         "width": source.shape[1],
         "has_teacher": shot.teacher is not None,
         "top": top,
-        "marks": [*(f"{top * i // 4}" for i in range(4)), f"{top} and more"],
+        "marks": [*(f"{top * i // 4}" for i in range(4)), f"{top} or more"],
         "gradient": media.heat_gradient(),
     }
 

@@ -1,4 +1,4 @@
-"""The return on investment for people: the sentence, the rows, the page's section."""
+"""The return on investment as rows, as a document for programs, and as a section of the page."""
 
 from __future__ import annotations
 
@@ -8,66 +8,18 @@ from typing import Any
 
 from turbo_vaed.costs.money import plain, quantise_usd
 from turbo_vaed.report.context import ReportContext
-from turbo_vaed.report.tornado import spread_of, tornado
-from turbo_vaed.report.words import NEVER, amount, not_begun
+from turbo_vaed.report.formatting import amount
+from turbo_vaed.report.tornado import range_with_unit, tornado
+from turbo_vaed.report.wording import not_begun, return_on_investment
 from turbo_vaed.roi.inputs import INPUTS, Input
 from turbo_vaed.roi.measured import is_demo_teacher
 from turbo_vaed.roi.roi import Result, Roi
 
-_KEPT = Decimal("1e-6")
-"""Decimals of a computed figure that programs get."""
+_DECIMALS = Decimal("1e-6")
+"""Of a computed figure, for programs."""
 _HEADLINE = ("monthly_saving_usd", "payback_months", "break_even_minutes_per_month", "value_usd",
              "phone_realtime")  # fmt: skip
 _LESS_IS_BETTER = ("payback_months", "break_even_minutes_per_month")
-"""Of those; of the others more is."""
-
-
-def sentence(roi: Roi) -> str:
-    """What it saves per month, when it pays back, and what it hinges on most."""
-    likely, saving = roi.likely, roi.result("monthly_saving_usd")
-    horizon = f"{amount(likely.horizon_months)} months"
-    spread = f"({_money(saving.low)} to {_money(saving.high)})"
-    if likely.payback_months is None:
-        start = (
-            "Saves nothing and never pays back: a minute spares "
-            f"{_money(likely.gpu_usd_per_minute)} of GPU and adds "
-            f"{_money(likely.egress_usd_per_minute)} of egress, "
-            f"{_money(-likely.monthly_saving_usd)} more a month than today {spread[:-1]} saved)"
-        )
-    elif likely.value_usd < 0:
-        start = (
-            f"Saves {_money(likely.monthly_saving_usd)} a month {spread} and pays back in "
-            f"{months(likely.payback_months)}, after the horizon of {horizon}"
-        )
-    else:
-        start = (
-            f"Saves {_money(likely.monthly_saving_usd)} a month {spread}, pays back in "
-            f"{months(likely.payback_months)} and is worth {_money(likely.value_usd)} after "
-            f"{horizon}"
-        )
-    most = roi.sensitivities[0]
-    if most.swing_usd == 0:
-        return f"{start}; no input has a range that moves it.{_too_slow(roi)}"
-    hinge = f"it hinges most on “{INPUTS[most.name].label}”, {spread_of(roi, most.name)}"
-    return f"{start}; {hinge}.{_too_slow(roi)}"
-
-
-def _too_slow(roi: Roi) -> str:
-    """A second sentence where a phone cannot show the video while it decodes it."""
-    speed = roi.likely.phone_realtime
-    if speed >= 1:
-        return ""
-    is_measured = roi.input("phone_speedup").kind == "measured"
-    phone = "the phone that was measured" if is_measured else "a phone as assumed"
-    return (
-        f" But {phone} decodes at {amount(speed)} of real time: that is for video "
-        "that is decoded ahead, or needs a smaller frame or student."
-    )
-
-
-def months(value: Decimal | None) -> str:
-    """A number of months for people."""
-    return NEVER if value is None else f"{amount(value)} months"
 
 
 def _money(value: Decimal | None) -> str:
@@ -108,7 +60,7 @@ def sensitivities(roi: Roi) -> list[dict[str, str]]:
     return [
         {
             "input": INPUTS[row.name].label,
-            "range": spread_of(roi, row.name),
+            "range": range_with_unit(roi, row.name),
             "value_at_low": _money(row.at_low_usd),
             "value_at_high": _money(row.at_high_usd),
             "swing": _money(row.swing_usd),
@@ -123,11 +75,11 @@ def document(roi: Roi, customer: str) -> dict[str, Any]:
     def text(value: object) -> object:
         if not isinstance(value, Decimal):
             return value
-        return plain(quantise_usd(value, _KEPT))
+        return plain(quantise_usd(value, _DECIMALS))
 
     return {
         "customer": customer,
-        "sentence": sentence(roi),
+        "sentence": return_on_investment(roi),
         "figures": [{key: text(value) for key, value in row.items()} for row in figures(roi)],
         "sensitivities": [
             {
@@ -142,23 +94,23 @@ def document(roi: Roi, customer: str) -> dict[str, Any]:
 
 
 def _from_worst(row: Mapping[str, str]) -> dict[str, str]:
-    """A row of the results with its bad end first: a payback's is its high one."""
+    """A row of the results with its worse end first, which for a payback is the high one."""
     low, high = row["low"], row["high"]
     worst, best = (high, low) if row["name"] in _LESS_IS_BETTER else (low, high)
     return {**row, "low": worst, "high": best}
 
 
 def section(context: ReportContext) -> Mapping[str, Any] | None:
-    """What the page shows; None where nobody asked for it."""
+    """The page's section; None where nothing is assumed, and for a run that did not begin, which
+    has measured nothing."""
     if context.roi is None:
-        # One that was not begun has measured nothing; the last run's own page has its return.
-        is_told = context.no_roi and not not_begun(context)
-        return {"why_not": context.no_roi} if is_told else None
+        is_wanted = context.no_roi and not not_begun(context)
+        return {"why_not": context.no_roi} if is_wanted else None
     rows = table(context.roi)
     passed = context.verdict is not None and context.verdict["result"] == "passes"
     return {
         "why_not": "",
-        "sentence": sentence(context.roi),
+        "sentence": return_on_investment(context.roi),
         "passed": passed,
         "is_demo": is_demo_teacher(context.latents),
         "headline": [_from_worst(row) for row in rows if row["name"] in _HEADLINE],

@@ -1,19 +1,21 @@
-"""The figures of a report as rows and tiles that the templates take."""
+"""The figures of a run's report, as the tiles and rows that the templates take."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from turbo_vaed.config.stages import STAGES
 from turbo_vaed.costs.money import format_usd
-from turbo_vaed.report import words
+from turbo_vaed.report import formatting, wording
 from turbo_vaed.report.context import ReportContext
+from turbo_vaed.report.formatting import aligned_usd, column_decimals
+from turbo_vaed.report.wording import SIGNS, TONES
 
-MOST_FILES = 200
-"""A longer list of files is cut, the quarantined ones first."""
+MOST_LISTED = 20
+"""Warnings and restarts; the rest is counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,7 @@ class Tile:
 
     name: str
     value: str = "\N{EN DASH}"
-    about: str = "not reached"
+    caption: str = "not reached"
     tone: str = "absent"
 
 
@@ -32,78 +34,64 @@ def tiles(context: ReportContext) -> list[Tile]:
             _latency(context), _memory(context), _dollars(context)]  # fmt: skip
 
 
-TONES = {"fails": "bad", "inconclusive": "warn", "passes": "good"}
-SIGNS = {"fails": "✗", "inconclusive": "?", "passes": "✓"}
-
-
 def _tone(context: ReportContext, check: str) -> str:
-    found = words.check_named(context.verdict, check)
+    found = context.check(check)
     return "" if found is None else TONES[found["result"]]
 
 
-def _limit(check: Mapping[str, Any]) -> str:
-    bound = "at least" if check["direction"] == "min" else "at most"
-    asked = words.measured_and_limit(check["measured"], check["limit"], check["unit"])[1]
-    return f"{bound} {asked} asked"
-
-
 def _retention(context: ReportContext) -> Tile:
-    found = words.retention(context)
+    found = context.retention
     if found is None:
         return Tile(name="PSNR retention")
-    whose = "package" if found.is_packaged else "student"
-    about = f"of the teacher's PSNR, by the {whose}"
-    if found.psnr_db is not None and found.teacher_psnr_db is not None:
-        about = f"{whose} {found.psnr_db:.2f} dB, teacher {found.teacher_psnr_db:.2f} dB"
-    if not found.is_packaged:
-        about += "; no package was measured"
-    return Tile(name="PSNR retention", value=words.percent(found.share), about=about,
+    return Tile(name="PSNR retention", value=formatting.percent(found.share),
+                caption=wording.retention_caption(context),
                 tone=_tone(context, "psnr_retention") if found.is_packaged else "")  # fmt: skip
 
 
 def _parameters(context: ReportContext) -> Tile:
-    share = words.parameter_share(context)
+    share = context.parameter_share
     if share is None or context.history is None:
         return Tile(name="Decoder size")
-    student, teacher = (context.history[key] for key in
-                        ("student_parameters", "teacher_decoder_parameters"))  # fmt: skip
-    about = f"{words.million(student)} of the teacher's {words.million(teacher)} parameters"
-    return Tile(name="Decoder size", value=words.percent(share), about=about, tone="")
+    student, teacher = (
+        formatting.million(context.history[key])
+        for key in ("student_parameters", "teacher_decoder_parameters")
+    )
+    return Tile(name="Decoder size", value=formatting.percent(share),
+                caption=f"{student} of the teacher's {teacher} parameters", tone="")  # fmt: skip
 
 
 def _package(context: ReportContext) -> Tile:
     if context.package is None:
         return Tile(name="Package")
-    check = words.check_named(context.verdict, "package_mb")
-    about = _limit(check) if check else str(context.package["program"])
-    return Tile(name="Package", value=words.size(context.package["size_bytes"]), about=about,
+    check = context.check("package_mb")
+    return Tile(name="Package", value=formatting.size(context.package["size_bytes"]),
+                caption=wording.requirement(check) if check else context.package["program"],
                 tone=_tone(context, "package_mb"))  # fmt: skip
 
 
 def _latency(context: ReportContext) -> Tile:
-    check = words.check_named(context.verdict, "latency_ratio")
-    if check is None or check["measured"] is None:
+    check, measured = context.check("latency_ratio"), context.measured("latency_ratio")
+    if check is None or measured is None:
         return Tile(name="Latency ratio")
-    about = f"of the teacher's on this host; {_limit(check)}"
-    return Tile(name="Latency ratio", value=f"{check['measured']:.2f} {words.TIMES}", about=about,
+    return Tile(name="Latency ratio", value=f"{measured:.2f} {formatting.TIMES}",
+                caption=f"of the teacher's on this host; {wording.requirement(check)}",
                 tone=_tone(context, "latency_ratio"))  # fmt: skip
 
 
 def _memory(context: ReportContext) -> Tile:
-    check = words.check_named(context.verdict, "peak_memory_mb")
-    if check is None or check["measured"] is None:
+    check, measured = context.check("peak_memory_mb"), context.measured("peak_memory_mb")
+    if check is None or measured is None:
         return Tile(name="Peak memory")
-    return Tile(name="Peak memory", value=f"{check['measured']:,.0f} MB", about=_limit(check),
+    return Tile(name="Peak memory", value=f"{measured:,.0f} MB",
+                caption=wording.requirement(check),
                 tone=_tone(context, "peak_memory_mb"))  # fmt: skip
 
 
 def _dollars(context: ReportContext) -> Tile:
-    costs = context.costs
-    if what := words.not_begun(context):  # no part of the budget is there to be spent
-        return Tile(name="Cost of the run", value=format_usd(costs.usd), about=what.lower())
-    about = f"of {format_usd(costs.budget_usd)}, in {words.seconds(_seconds(context))}"
-    return Tile(name="Cost of the run", value=format_usd(costs.usd), about=about,
-                tone="bad" if costs.over_usd > 0 else "good")  # fmt: skip
+    costs, refused = context.costs, wording.not_begun(context)
+    return Tile(name="Cost of the run", value=format_usd(costs.usd),
+                caption=wording.cost_caption(context, _seconds(context)),
+                tone="absent" if refused else "bad" if costs.over_usd > 0 else "good")  # fmt: skip
 
 
 def _seconds(context: ReportContext) -> float:
@@ -112,7 +100,7 @@ def _seconds(context: ReportContext) -> float:
 
 def budget(context: ReportContext) -> dict[str, Any] | None:
     """The bar under the headline; None of a run that may not spend what is left."""
-    if words.not_begun(context):
+    if wording.not_begun(context):
         return None
     costs = context.costs
     return {
@@ -120,7 +108,7 @@ def budget(context: ReportContext) -> dict[str, Any] | None:
         "wasted": format_usd(costs.wasted_usd) if costs.wasted_usd else "",
         "limit": format_usd(costs.budget_usd),
         "some": costs.usd > 0,
-        "share": words.percent(float(costs.budget_share), 2),
+        "share": formatting.percent(float(costs.budget_share), 2),
         "width": f"{min(1.0, float(costs.budget_share)) * 100:.2f}",
         "tone": "warn" if context.stopped_early or costs.over_usd > 0 else "",
     }
@@ -130,14 +118,14 @@ def cost(context: ReportContext) -> dict[str, Any]:
     """A row per stage, those that were reached without a charge too."""
     costs = context.costs
     most = max((row.usd for row in costs.stages), default=Decimal(0))
-    places = _places([row.usd for row in costs.stages])
+    decimals = column_decimals([row.usd for row in costs.stages])
     rows = [
         {
-            "stage": row.stage,
-            "seconds": words.seconds(float(row.node_seconds)),
-            "usd": _aligned(row.usd, places),
-            "wasted": _aligned(row.wasted_usd, places),
-            "share": words.percent(float(row.share)),
+            "stage": wording.stage_label(row.stage),
+            "seconds": formatting.seconds(float(row.node_seconds)),
+            "usd": aligned_usd(row.usd, decimals),
+            "wasted": aligned_usd(row.wasted_usd, decimals),
+            "share": formatting.percent(float(row.share)),
             "width": f"{float(row.usd / most) * 100 if most else 0:.1f}",
             "wasted_width": f"{float(row.wasted_usd / row.usd) * 100:.1f}"
             if row.wasted_usd and row.usd else "",
@@ -149,44 +137,29 @@ def cost(context: ReportContext) -> dict[str, Any]:
         "rows": rows,
         "reused": [stage for stage in _reached(context)
                    if stage not in {row.stage for row in costs.stages}],
-        "seconds": words.seconds(_seconds(context)),
-        "total": _aligned(costs.usd, places),
-        "wasted": _aligned(costs.wasted_usd, places),
+        "seconds": formatting.seconds(_seconds(context)),
+        "total": aligned_usd(costs.usd, decimals),
+        "wasted": aligned_usd(costs.wasted_usd, decimals),
         "any_wasted": costs.wasted_usd > 0,
-        "may_be_spent": not words.not_begun(context),
-        "budget": _aligned(costs.budget_usd, places),
+        "may_be_spent": not wording.not_begun(context),
+        "budget": aligned_usd(costs.budget_usd, decimals),
         "left_name": "Over the budget by" if left < 0 else "Left",
-        "left": _aligned(abs(left), places),
+        "left": aligned_usd(abs(left), decimals),
         "price": context.price,
         "old_prices": costs.old_prices,
-        "estimate": _estimated(context, places),
+        "estimate": _estimate(context, decimals),
     }  # fmt: skip
 
 
-def _estimated(context: ReportContext, places: int) -> str:
-    """What was said before the run, beside what it came to; "" where nothing was, or where the run
-    was not begun: what refused it tells its own estimate."""
-    if context.estimate is None or words.not_begun(context):
-        return ""
+def _estimate(context: ReportContext, decimals: int) -> dict[str, str] | None:
+    """The estimate before the run; None of a run that was refused: the refusal states its own."""
+    if context.estimate is None or wording.not_begun(context):
+        return None
     low, likely, high = (
-        _aligned(Decimal(context.estimate[name]), places)
+        aligned_usd(Decimal(context.estimate[name]), decimals)
         for name in ("low_usd", "likely_usd", "high_usd")
     )
-    return (
-        f"Estimated before the run at {likely} ({low} to {high}), {context.estimate['basis']}; "
-        f"it came to {_aligned(context.costs.usd, places)}."
-    )
-
-
-def _places(amounts: Sequence[Decimal]) -> int:
-    """Decimals that show two digits of the smallest amount that is not zero, 2 to 6."""
-    least = min((amount for amount in amounts if amount > 0), default=Decimal(1))
-    return min(6, max(2, 1 - least.adjusted()))
-
-
-def _aligned(amount: Decimal, places: int) -> str:
-    """Dollars with a fixed number of decimals, so that a column reads down."""
-    return f"${amount:,.{places}f}"
+    return {"low": low, "likely": likely, "high": high, "basis": context.estimate["basis"]}
 
 
 def _reached(context: ReportContext) -> list[str]:
@@ -199,12 +172,13 @@ def checks(context: ReportContext) -> list[dict[str, Any]]:
     """The verdict's checks, the failed ones first, then those that are not certain."""
     rows = []
     for check in (context.verdict or {}).get("checks", ()):
-        measured, limit = words.measured_and_limit(check["measured"], check["limit"], check["unit"])
-        sign = "≥" if check["direction"] == "min" else "≤"
+        measured, limit = formatting.measured_and_limit(
+            check["measured"], check["limit"], check["unit"]
+        )
         rows.append({
-            "label": words.check_label(check["name"]),
+            "label": wording.check_label(check["name"]),
             "measured": measured,
-            "limit": f"{sign} {limit}",
+            "limit": f"{wording.bound(check)} {limit}",
             "result": check["result"],
             "tone": TONES[check["result"]],
             "sign": SIGNS[check["result"]],
@@ -220,7 +194,7 @@ def _between(check: Mapping[str, Any]) -> str:
     if check["low"] is None:
         return ""
     low, high = (
-        words.measured_and_limit(check[end], check["limit"], check["unit"])[0]
+        formatting.measured_and_limit(check[end], check["limit"], check["unit"])[0]
         for end in ("low", "high")
     )
     return f"{low} to {high}"
@@ -231,8 +205,8 @@ def _margin(check: Mapping[str, Any]) -> str:
     margin = check.get("margin")
     if margin is None:
         return ""
-    shown, _ = words.measured_and_limit(abs(margin), check["limit"], check["unit"])
-    return f"{'+' if margin >= 0 else '-'}{shown}"
+    size, _ = formatting.measured_and_limit(abs(margin), check["limit"], check["unit"])
+    return f"{'+' if margin >= 0 else '-'}{size}"
 
 
 def quality(context: ReportContext) -> dict[str, Any] | None:
@@ -240,14 +214,14 @@ def quality(context: ReportContext) -> dict[str, Any] | None:
     found = context.evaluation
     if found is None:
         return None
-    worst = f"worst {words.percent(found['worst_share'], 0)}"
+    worst = f"worst {formatting.percent(found['worst_share'], 0)}"
     phone = (context.measurement or {}).get("quality")
     sources = [("Teacher", found["teacher"]), ("Student", found["student"])]
     sources += [("Package", phone)] if phone else []
     rows = []
     for key, name, digits, unit in (
         ("psnr", "PSNR", 2, " dB"), ("ssim", "SSIM", 4, ""), ("ms_ssim", "MS-SSIM", 4, ""),
-        ("detail", "Fine structure", 4, ""), ("flicker", "Flicker (less is better)", 4, ""),
+        ("detail", "Detail", 4, ""), ("flicker", "Flicker (less is better)", 4, ""),
     ):  # fmt: skip
         if not all(key in source for _, source in sources):
             continue  # clips of one frame have no flicker, older runs no detail
@@ -257,81 +231,38 @@ def quality(context: ReportContext) -> dict[str, Any] | None:
             for _, source in sources
         ]
         kept = found["retention"].get(key)
-        rows.append((name, [*figures, "" if kept is None else words.percent(kept)]))
+        rows.append((name, [*figures, "" if kept is None else formatting.percent(kept)]))
     columns = [f"{who}, {which}" for which in ("mean", worst) for who, _ in sources]
     return {
-        "columns": [*columns, "Student keeps"],
+        "columns": [*columns, "Student's retention"],
         "rows": rows,
         "clips": len(found["clips"]),
     }
 
 
-def data(context: ReportContext) -> dict[str, Any] | None:
-    """Files, split and expectations."""
-    if context.validation is None:
+def training(context: ReportContext) -> dict[str, Any] | None:
+    """How the student was trained, and what went wrong; None where distillation was not reached."""
+    history = context.history
+    if history is None:
         return None
-    found = context.validation
-    quarantined = len(found["quarantined"])
-    lead = f"{found['files']} files, {found['ok']} used, {quarantined} quarantined."
-    if quarantined:
-        lead += " A quarantined file takes no part in training or in any figure."
-    ordered = sorted(context.manifest, key=lambda row: (row["status"] == "ok", row["path"]))
+    price, restarts = history["usd_per_tenth_db"], history["restarts"]
     return {
-        "lead": lead,
-        "files": [_file(row) for row in ordered[:MOST_FILES]],
-        "files_left_out": max(0, len(ordered) - MOST_FILES),
-        "split": None if context.clips is None else _split(context.clips),
-        "expectations": [
-            {
-                "name": row["name"].replace("_", " "),
-                "column": row["column"],
-                "severity": row["severity"],
-                "expected": _plain(row["expected"]),
-                "observed": _plain(row["observed"]),
-                "met": row["success"],
-                "tone": "good" if row["success"]
-                else "bad" if row["severity"] == "critical" else "warn",
-            }
-            for row in found["expectations"]
+        "done": formatting.count(history["steps_done"]),
+        "planned": formatting.count(history["steps_planned"]),
+        "workers": formatting.counted(history["workers"], "worker"),
+        "precision": history["precision"],
+        "start": history["start"],
+        "best_step": history["best_step"],
+        "losses": ", ".join(f"{name} {weight:g}" for name, weight in history["recipe"].items()),
+        "targets": history["targets"],
+        "last_tenth_db": "" if price is None else format_usd(Decimal(price)),
+        "interruptions": wording.interruptions(restarts) if restarts else "",
+        "end": wording.training_end(history),
+        "warnings": history["warnings"][:MOST_LISTED],
+        "warnings_left_out": max(0, len(history["warnings"]) - MOST_LISTED),
+        "restarts": [
+            {**restart, "lost": wording.interruptions([restart])}
+            for restart in restarts[:MOST_LISTED]
         ],
-    }  # fmt: skip
-
-
-def _file(row: Mapping[str, Any]) -> dict[str, Any]:
-    ok = row["status"] == "ok"
-    picture, rate = "", row.get("fps")
-    if row.get("width") and row.get("height"):
-        picture = f"{row['width']:.0f} {words.TIMES} {row['height']:.0f}"
-        picture += f", {rate:.4g} fps" if rate else ""
-        picture += f", {row['codec']}" if row.get("codec") else ""
-    return {
-        "path": row["path"],
-        "ok": ok,
-        "picture": picture,
-        "frames": "" if row.get("frames") is None else f"{row['frames']:.0f}",
-        "length": "" if row.get("seconds") is None else words.seconds(row["seconds"]),
-        "size": words.size(row["bytes"]),
-        "reason": row.get("reason") or "",
+        "restarts_left_out": max(0, len(restarts) - MOST_LISTED),
     }
-
-
-def _split(clips: Mapping[str, Any]) -> dict[str, Any]:
-    how = {
-        "source": "Split by source video: no video has clips in two parts.",
-        "time": "Split by time inside each video, with a gap between the parts.",
-    }
-    counts = clips["counts"]
-    said = how.get(clips["split_by"], f"Split by {clips['split_by']}.")
-    side = f"{clips['size']} {words.TIMES} {clips['size']}"
-    shape = f"Clips of {clips['frames']} frames of {side} pixels."
-    return {
-        "parts": [{"name": name, "count": counts[name]} for name in ("train", "val", "test")],
-        "said": f"{said} Why: {clips['split_reason']}. {shape}",
-        "counts": ", ".join(f"{counts[name]} {name}" for name in ("train", "val", "test")),
-    }
-
-
-def _plain(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

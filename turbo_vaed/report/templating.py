@@ -1,10 +1,8 @@
-"""Pages from the templates of this package: every text escaped, written whole or not at all."""
+"""Pages from the templates of this package, with every text escaped."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -23,7 +21,7 @@ def environment() -> Environment:
 
 
 def source(found: Environment, name: str) -> str:
-    """The text of a file beside the templates, such as style.css."""
+    """The text of a file among the templates, such as style.css."""
     assert found.loader is not None, "environment() gives one"
     return found.loader.get_source(found, name)[0]
 
@@ -35,14 +33,3 @@ def rendered(name: str, *styles: str, **view: Any) -> str:
     found = environment()
     style = Markup("\n").join(Markup(source(found, one)) for one in styles)  # ours, not a user's
     return found.get_template(name).render(style=style, **view)
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write the text to `path`, in full or not at all, and return it; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

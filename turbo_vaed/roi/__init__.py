@@ -1,1 +1,1 @@
-"""What a PoC returns: its inputs, its formula, and what that hinges on."""
+"""The return on investment of a PoC: its inputs, its formula, and which inputs matter most."""

@@ -1,4 +1,4 @@
-"""What goes into the return on investment: every input, what it may be, and who says so."""
+"""The inputs of a return on investment: each a range, measured or assumed, with its source."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Better = Literal["high", "low", "either"]
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """What an input is: for people, with its unit, and what it may be."""
+    """An input's name for people, its unit, and the values that it may have."""
 
     label: str
     unit: str
     kind: Kind
-    """What an input of it is, unless it says that it was measured all the same."""
+    """The usual kind; an assumed quantity may have been measured all the same."""
     better: Better
-    """Which end of the range is the better one for the customer in every case. `either`: the other
-    inputs decide, or it has no part in the money."""
+    """The end of the range that is better for the customer whatever the other inputs are; `either`
+    where those decide, or where it has no part in the money."""
     is_positive: bool = False
     most: Decimal | None = None
 
@@ -94,11 +94,11 @@ INPUTS: Mapping[str, Quantity] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """What one input may be, and who says so.
+    """The range of one input, and its source.
 
     Raises:
-        UserError: an unknown name, a value that is no finite Decimal from 0 on, a range that is
-            not low <= likely <= high, or one that the quantity does not allow.
+        UserError: an unknown name, a value that is not a finite Decimal of 0 or more, a range
+            that is not low <= likely <= high, or one that the quantity does not allow.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Input:
     likely: Decimal
     high: Decimal
     source: str
-    """The file and field of the run, or the key of params.yaml and who says so."""
+    """The file and field of the run, or the key of the configuration and where its values are from."""
     is_measured: bool = False
     """Of a quantity that is otherwise assumed."""
 
@@ -123,7 +123,7 @@ class Input:
             value = getattr(self, end)
             if not isinstance(value, Decimal) or not value.is_finite() or value < 0:
                 raise UserError(
-                    f"ROI: {self.name}.{end} is {value!r}; expected a finite Decimal from 0 on"
+                    f"ROI: {self.name}.{end} is {value!r}; expected a finite Decimal of 0 or more"
                 )
         if not self.low <= self.likely <= self.high:
             raise UserError(
@@ -138,7 +138,7 @@ class Input:
                 f"ROI: {self.name}.high is {self.high}; expected at most {quantity.most}"
             )
         if not self.source:
-            raise UserError(f"ROI: {self.name} has no source; say who says so")
+            raise UserError(f"ROI: {self.name} has no source; name one")
 
     @classmethod
     def exact(cls, name: str, value: Decimal, source: str, *, is_measured: bool = False) -> Input:

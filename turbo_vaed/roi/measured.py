@@ -1,8 +1,7 @@
-"""What a run measured and what params.yaml assumes, as inputs of the return on investment."""
+"""The inputs of a return on investment from what a run measured and the configuration assumes."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,14 +15,15 @@ from turbo_vaed.costs import Ledger, format_usd, total_usd
 from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.roi.inputs import Input
 from turbo_vaed.roi.roi import Roi, calculate
+from turbo_vaed.runtime.files import read_json
 
 CLIPS, PACKAGE = "clip/clips.json", "gate/package/package.json"
 MEASUREMENT, LATENTS = "gate/measurement.json", "encode/latents.json"
 DEMO_TEACHERS = ("a96b1e26feea5637725f8b6758a74506ac0d358cbd2ad09d4e84d913f01fac23",)
-"""Weights below assets/teachers that were made to try the system, by the sha256 that `encode` tells
-of them: any teacher lies below that folder, a customer's too."""
+"""SHA-256 of the weights below assets/teachers that were made to try the system. The folder alone
+does not tell: a customer's teacher lies below it, too."""
 _PHONES = ("adb", "device-farm")
-"""Kinds of devices in params.yaml that are phones."""
+"""Kinds of devices that are phones."""
 
 Document = Mapping[str, Any]
 
@@ -37,14 +37,15 @@ def roi_of_run(
     assumptions: RoiParams,
     latents: Document | None = None,
 ) -> Roi:
-    """The return on investment of what a run left; a document is None where it is not there.
+    """The return on investment from a run's documents; None is one that was not made.
 
     Args:
-        latents: they tell whether the teacher is the demo's, whose seconds are no customer's.
+        latents: latents.json, which has the digest of the teacher's weights: a demo teacher's times
+            are marked as such.
 
     Raises:
-        UserError: a figure was not measured; it says which, and why.
-        CorruptFile: a document is not whole, or package and measurement do not belong together.
+        UserError: a figure was not measured; the message names it and the reason.
+        CorruptFile: a document is damaged, or package and measurement do not belong together.
     """
     absent = [
         f"{what} ({where} was not made)"
@@ -58,7 +59,7 @@ def roi_of_run(
     if measurement is not None and not measurement.get("teacher_latency_seconds"):
         absent.append(f"the seconds of the teacher (no teacher_latency_seconds in {MEASUREMENT})")
     if cost is None:
-        absent.append("what the PoC cost (the ledger holds no charge of this customer)")
+        absent.append("the cost of the PoC (the ledger has no charge of this customer)")
     if absent:
         raise UserError(
             f"no return on investment yet, not measured: {'; '.join(absent)}; a run that reaches "
@@ -68,13 +69,13 @@ def roi_of_run(
     assert cost is not None
     if measurement.get("package_sha256") != package.get("sha256"):
         raise CorruptFile(
-            f"{MEASUREMENT} is about another package than {PACKAGE}; run the stage `gate` again"
+            f"{MEASUREMENT} and {PACKAGE} belong to different packages; run the stage `gate` again"
         )
     try:
         found = _measured(clips, package, measurement, is_demo=is_demo_teacher(latents))
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise CorruptFile(
-            f"{MEASUREMENT}, {PACKAGE} or {CLIPS} is not whole ({type(error).__name__}: {error}); "
+            f"{MEASUREMENT}, {PACKAGE} or {CLIPS} is damaged ({type(error).__name__}: {error}); "
             "run its stage again"
         ) from None
     measured = {one.name for one in found}
@@ -99,14 +100,14 @@ def read_roi(work: Path, *, cost: Input | None, assumptions: RoiParams) -> Roi:
 
 
 def is_demo_teacher(latents: Document | None) -> bool:
-    """Whether what `encode` left is a demo teacher's; False where that is not known."""
+    """Whether latents.json names a demo teacher's weights; False where there is none."""
     return latents is not None and latents.get("teacher_sha256") in DEMO_TEACHERS
 
 
 def cost_of_poc(ledger: Ledger, customer: str) -> Input | None:
-    """Everything that was ever charged to the customer; None where nothing was, which is not 0.
+    """Everything that was ever charged to the customer; None, which is not 0, without a charge.
 
-    Not the last run alone: it may have found most of its stages done, and paid for, before.
+    Not the last run alone: earlier runs may have paid for most of its stages.
     """
     charges = ledger.grouped(customer=customer)
     if not charges:
@@ -132,7 +133,7 @@ def assumed(assumptions: RoiParams) -> list[Input]:
                 low=one.low,
                 likely=one.likely,
                 high=one.high,
-                source=f"params.yaml roi.{field.name}: {one.source}",
+                source=f"roi.{field.name}: {one.source}",
             )
         )
     return found
@@ -147,11 +148,10 @@ def _measured(
     fps = statistics.median(_positive(clip["fps"]) for clip in clips["clips"])
     clips_per_minute = 60 * fps / frames
     clip = f"clips of {frames} frames at {fps.normalize():f} fps ({CLIPS}, {PACKAGE} io)"
-    doubt = str(measurement.get("unreliable_reason") or "")
-    if doubt:
-        doubt = f"; THE GATE DOES NOT TRUST THESE TIMES: {doubt}"
+    reason = str(measurement.get("unreliable_reason") or "")
+    warning = f"; UNRELIABLE TIMES: {reason}" if reason else ""
     if is_demo:
-        doubt += "; THE TEACHER IS THE DEMO'S: of a customer these times say nothing"
+        warning += "; DEMO TEACHER: a customer's times will differ"
 
     def per_minute(name: str, timed: _Timed) -> Input:
         samples = [_positive(seconds) for seconds in measurement[timed.key]]
@@ -162,7 +162,8 @@ def _measured(
             low=low,
             likely=likely,
             high=high,
-            source=f"{MEASUREMENT} {timed.key}: {timed.where}, {len(samples)} runs; {clip}{doubt}",
+            source=f"{MEASUREMENT} {timed.key}: {timed.where}, {len(samples)} runs; "
+            f"{clip}{warning}",
         )
 
     return [
@@ -190,13 +191,13 @@ class _Timed:
     key: str
     """Of measurement.json."""
     threads: int
-    """That a second is of; 1 where it is of a GPU or a phone as a whole."""
+    """CPU threads that were busy; 1 for a GPU or a phone as a whole."""
     where: str
-    """They were taken, and what they are of."""
+    """The machine, and the unit of a second there."""
 
 
 def _teacher(measurement: Document) -> _Timed:
-    """On the GPU of the gate's host, where it had one."""
+    """On the GPU of the gate's host, where it has one."""
     if _is_on_gpu(measurement):
         where = f"GPU s of {measurement['teacher_gpu']}, which small frames may not fill"
         return _Timed(key="teacher_gpu_latency_seconds", threads=1, where=where)
@@ -219,7 +220,7 @@ def _student(measurement: Document) -> _Timed:
     device, threads = measurement["device"], int(measurement["threads"])
     machine = f"on {measurement['machine']}, {_counted(threads)}"
     if _is_of_phone(measurement):
-        # A phone's seconds are what its user waits, on however many threads.
+        # A user waits for the phone, however many threads it uses.
         return _Timed(key="latency_seconds", threads=1, where=f"s of the phone {device}, {machine}")
     place = "this host, no phone" if device == "host" else f"the device {device}"
     return _Timed(
@@ -228,23 +229,23 @@ def _student(measurement: Document) -> _Timed:
 
 
 def _in_place(measurement: Document) -> list[Input]:
-    """The factors that are 1, because what they lead to was measured itself."""
+    """Factors of 1 where the GPU or the phone itself was measured."""
     found = []
     if _is_on_gpu(measurement):
-        said = f"teacher_gpu: the teacher was timed on the GPU itself, {measurement['teacher_gpu']}"
-        found.append(("gpu_speedup", said))
+        gpu = measurement["teacher_gpu"]
+        found.append(("gpu_speedup", f"teacher_gpu: the teacher was timed on a GPU, {gpu}"))
     if _is_of_phone(measurement):
         kind, device = measurement["device_kind"], measurement["device"]
-        said = f"device_kind {kind}: the package was measured on the phone itself, {device}"
-        found.append(("phone_speedup", said))
+        source = f"device_kind {kind}: the package was measured on a phone, {device}"
+        found.append(("phone_speedup", source))
     return [
         Input.exact(
             name,
             Decimal(1),
-            f"{MEASUREMENT} {said}; the assumption of params.yaml roi.{name} is not used",
+            f"{MEASUREMENT} {source}; roi.{name} is not used",
             is_measured=True,
         )
-        for name, said in found
+        for name, source in found
     ]
 
 
@@ -253,7 +254,7 @@ def _is_on_gpu(measurement: Document) -> bool:
 
 
 def _is_of_phone(measurement: Document) -> bool:
-    """False of a measurement that does not tell its device's kind, as old ones do not."""
+    """False without the device's kind, which old measurements lack."""
     kind = measurement.get("device_kind")
     return kind in _PHONES or (kind == "apple" and "iPhone" in measurement["machine"])
 
@@ -264,7 +265,7 @@ def _counted(threads: int) -> str:
 
 def _shape(found: Sequence[int]) -> tuple[int, ...]:
     if len(found) != 5 or any(type(size) is not int or size < 1 for size in found):
-        raise ValueError(f"shape {found!r}; expected five sizes from 1 on")
+        raise ValueError(f"shape {found!r}; expected five sizes of 1 or more")
     return tuple(found)
 
 
@@ -276,12 +277,4 @@ def _positive(value: object) -> Decimal:
 
 
 def _document(path: Path) -> Document | None:
-    if not path.is_file():
-        return None
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFile(f"{path} is no JSON ({error}); run its stage again") from None
-    if not isinstance(document, dict):
-        raise CorruptFile(f"{path} holds no JSON object; run its stage again")
-    return document
+    return read_json(path, remedy="run its stage again") if path.is_file() else None

@@ -1,8 +1,8 @@
-"""What a PoC would return: the money that decoding on phones saves, against what it costs.
+"""The return on investment: what decoding on phones saves, against what the PoC and it cost.
 
-Every input is a range (low, likely, high), measured or assumed, with its source: `roi_inputs`.
-`Case` holds every formula, `calculate` takes it over the ranges. Nothing is discounted, taxed or
-inflated. Money is Decimal, USD; MB and GB are 1e6 and 1e9 bytes.
+Every input is a range (low, likely, high), measured or assumed, with its source (`inputs`).
+`Case` holds every formula, `calculate` evaluates it over the ranges. Nothing is discounted, taxed
+or inflated. Money is Decimal, USD; MB and GB are 1e6 and 1e9 bytes.
 
 Today the cloud decodes every minute and sends video. With the student a share of the minutes is
 sent as latents and decoded on phones; the rest stays as it is.
@@ -143,7 +143,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One computed figure, by its size from `low` to `high`; None is never, above every number."""
+    """One computed figure, from its smallest value to its largest; None is never, the largest."""
 
     name: str
     """A property of Case."""
@@ -171,7 +171,7 @@ class Sensitivity:
 
 @dataclass(frozen=True, kw_only=True)
 class Roi:
-    """The calculation, whole."""
+    """The whole calculation."""
 
     inputs: tuple[Input, ...]
     """In the order of INPUTS."""
@@ -223,7 +223,7 @@ _RESULTS: Mapping[str, tuple[str, str, str]] = {
 
 
 def calculate(inputs: Iterable[Input]) -> Roi:
-    """Every result with the least and the most that the ranges allow, and the sensitivities.
+    """Every result with its smallest and largest value within the ranges, and the sensitivities.
 
     The ends of a result are its exact ends over all combinations of inputs within their ranges:
     everything at its worst at once, and at its best. (Every result is monotone in each input while
@@ -266,10 +266,10 @@ def _complete(inputs: Iterable[Input]) -> dict[str, Input]:
     missing = [name for name in INPUTS if name not in given]
     unmeasured = [name for name in missing if INPUTS[name].kind == "measured"]
     unassumed = [name for name in missing if INPUTS[name].kind == "assumed"]
-    said = [f"not measured: {', '.join(unmeasured)}"] if unmeasured else []
-    said += [f"not assumed: {', '.join(unassumed)}"] if unassumed else []
-    if said:
-        raise UserError(f"no ROI: {'; '.join(said)}; what is unknown is not 0")
+    reasons = [f"not measured: {', '.join(unmeasured)}"] if unmeasured else []
+    reasons += [f"not assumed: {', '.join(unassumed)}"] if unassumed else []
+    if reasons:
+        raise UserError(f"no ROI: {'; '.join(reasons)}; an unknown input is not 0")
     return {name: given[name] for name in INPUTS}
 
 

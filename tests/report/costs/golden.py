@@ -18,7 +18,7 @@ from rich.console import Console
 from tests.report.costs import made_up
 from turbo_vaed.costs.customer_costs import Statement
 from turbo_vaed.costs.months import Month
-from turbo_vaed.report.costs.forms import csv_text, json_text, show_tables
+from turbo_vaed.report.costs.formats import csv_text, json_text, show_tables
 from turbo_vaed.report.costs.page import costs_page
 from turbo_vaed.report.costs.portfolio import portfolio_document, portfolio_page
 

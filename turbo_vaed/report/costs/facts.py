@@ -1,11 +1,10 @@
-"""What lies around a customer's charges: params.yaml, the work folder, the ledger -> a statement.
+"""params.yaml, the work folders and the ledger -> a statement of costs, with what is known besides.
 
-Nothing here ends a report: what cannot be read is not known, and the reason is shown.
+Nothing here ends a report: what cannot be read is unknown, and the reason is reported.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,14 +30,15 @@ from turbo_vaed.costs.statement import (
 )
 from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.gate import VERDICT_NAME, Verdict, read_verdict
+from turbo_vaed.runtime.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What `distill/history.json` says of the last distillation."""
+    """The last distillation, from `distill/history.json`."""
 
     first_at: datetime | None
-    """When its first step was done; None in a history that keeps no times."""
+    """When its first step was done; None in a history without timestamps."""
     last_at: datetime | None
     steps_done: int
     best_psnr: float | None
@@ -49,17 +49,17 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is known of a customer beside its charges; a text says why something is not known."""
+    """What is known of a customer besides its charges; a text is the reason why it is not."""
 
     name: str
     use_case: str | None
-    """None where params.yaml does not say."""
+    """None where the configuration is not valid or has none."""
     is_listed: bool
     """In params.yaml; one that was removed may still have charges."""
     budget: BudgetParams | str
     history: History | str
     retention: float | str
-    """The share of the teacher's PSNR that the device kept; of the last verdict."""
+    """The package's share of the teacher's PSNR, of the last verdict."""
     verdict: Verdict | str
 
 
@@ -168,7 +168,7 @@ def _charges(
 
 def _known(root: Path, files: ConfigFiles, name: str, *, is_listed: bool) -> Known:
     if CUSTOMER_NAME.fullmatch(name) is None:  # a ledger takes any name, a path must not
-        why = "its name can be no customer's, so there is no work folder of it"
+        why = "its name is no valid customer name, so it has no work folder"
         return Known(
             name=name, use_case=None, is_listed=is_listed, budget=_NOT_LISTED,
             history=why, retention=why, verdict=why,
@@ -187,7 +187,7 @@ def _known(root: Path, files: ConfigFiles, name: str, *, is_listed: bool) -> Kno
     )
 
 
-_NOT_LISTED = "it is not in params.yaml any more, which holds the budgets"
+_NOT_LISTED = "it is no longer in params.yaml"
 
 
 def _from_params(files: ConfigFiles, name: str) -> tuple[str | None, BudgetParams | str]:
@@ -202,7 +202,7 @@ def _verdict(path: Path) -> Verdict | str:
     try:
         return read_verdict(path)
     except FileNotFoundError:
-        return "the work folder holds no gate/verdict.json"
+        return "no gate/verdict.json in the work folder"
     except (CorruptFile, OSError) as error:
         return f"its verdict cannot be read ({type(error).__name__})"
 
@@ -214,10 +214,10 @@ def _retention(verdict: Verdict) -> float | str:
 
 def _history(path: Path) -> History | str:
     try:
-        return _parsed(json.loads(path.read_text(encoding="utf-8")))
+        return _parsed(read_json(path))
     except FileNotFoundError:
-        return "the work folder holds no distill/history.json"
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        return "no distill/history.json in the work folder"
+    except (CorruptFile, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         return f"its distill/history.json cannot be read ({type(error).__name__}: {error})"
 
 
@@ -243,12 +243,13 @@ def _distilled(name: str, history: History | str, ledger: Ledger) -> Distillatio
     if isinstance(history, str):
         return history
     if history.first_at is None or history.last_at is None:
-        return "its distill/history.json keeps no times, so which run it belongs to is not known"
+        return "its distill/history.json has no timestamps, so its run is unknown"
     runs = ledger.runs_of_stage(name, DISTILL)
     run = covering(runs, history.first_at, history.last_at)
     if run is None:
         return (
-            f"no one run was charged for the distillation of {history.first_at:%Y-%m-%d %H:%M} to "
-            f"{history.last_at:%Y-%m-%d %H:%M} UTC, which distill/history.json tells of"
+            "no single run was charged for the distillation from "
+            f"{history.first_at:%Y-%m-%d %H:%M} to "
+            f"{history.last_at:%Y-%m-%d %H:%M} UTC in its distill/history.json"
         )
     return Distillation(run=run, steps_kept=history.steps_done, db_gained=history.db_gained)

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from markupsafe import Markup
-
 from turbo_vaed.costs.customer_costs import Figures, Line, RunCost, Statement
 from turbo_vaed.costs.money import format_usd, total_usd
-from turbo_vaed.report.bars import Bar, bars
-from turbo_vaed.report.costs import said
-from turbo_vaed.report.costs.forms import (
-    SUMMARY_COLUMNS,
+from turbo_vaed.report.charts import Bar, Drawing, bar_chart
+from turbo_vaed.report.costs import wording
+from turbo_vaed.report.costs.formats import (
     detail_cells,
     has_spot,
     summary_cells,
 )
+from turbo_vaed.report.costs.wording import SUMMARY_COLUMNS
 from turbo_vaed.report.templating import rendered
+from turbo_vaed.report.wording import stage_label
 
 MOST_MONTHS = 12
 MOST_BARS = 12
@@ -28,10 +27,10 @@ MOST_BARS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A bar chart and what stands above it."""
+    """A bar chart with its title."""
 
     title: str
-    svg: Markup
+    svg: Drawing
 
 
 def costs_page(statement: Statement) -> str:
@@ -39,6 +38,7 @@ def costs_page(statement: Statement) -> str:
     return rendered(
         "costs.html.j2",
         "style.css",
+        "charts.css",
         "costs.css",
         **head(statement, "Costs"),
         columns=[name.capitalize().replace("db", "dB") for name in SUMMARY_COLUMNS],
@@ -46,28 +46,28 @@ def costs_page(statement: Statement) -> str:
         total=summary_cells(statement.total),
         charts=charts(statement),
         runs=[_run(run, statement) for run in statement.runs],
-        notes=said.notes(statement),
+        notes=wording.notes(statement),
     )
 
 
 def head(statement: Statement, kind: str) -> dict[str, Any]:
-    """What the pages of costs begin with."""
+    """The head of every cost page."""
     whom = "All customers" if statement.customer is None else f"Customer {statement.customer}"
     when = "All time" if statement.period is None else statement.period.label
     return {
         "kind": kind,
-        "title": f"{kind} of {said.about(statement)}, {said.period(statement)}",
+        "title": f"{kind} of {wording.about(statement)}, {wording.period(statement)}",
         "dates": _dates(statement),
         "badges": [whom, when],
-        "sentence": said.sentence(statement),
+        "sentence": wording.sentence(statement),
         "meter": _meter(statement.total.figures),
-        "unknown": said.UNKNOWN,
+        "unknown": wording.UNKNOWN,
     }  # fmt: skip
 
 
 def _dates(statement: Statement) -> str:
     if not statement.runs:
-        return said.period(statement)
+        return wording.period(statement)
     first = min(run.first_at for run in statement.runs)
     last = max(run.last_at for run in statement.runs)
     return f"charges from {first:%d %B %Y} to {last:%d %B %Y}"
@@ -84,7 +84,7 @@ def _meter(figures: Figures) -> dict[str, Any] | None:
         f"{format_usd(figures.wasted_usd)} of it wasted",
         "limit": f"{format_usd(left)} left of {format_usd(budget)}"
         if left >= 0
-        else f"{format_usd(abs(left))} above {format_usd(budget)}",
+        else f"{format_usd(abs(left))} over {format_usd(budget)}",
         "some": used > 0,
         "width": f"{used * 100:.2f}",
         "tone": "warn" if left < 0 else "",
@@ -94,31 +94,31 @@ def _meter(figures: Figures) -> dict[str, Any] | None:
 def charts(statement: Statement) -> list[Chart]:
     """Spending by month and by customer; of one customer, by month and by stage."""
     months = statement.months[-MOST_MONTHS:]
-    by_month = bars(
+    by_month = bar_chart(
         title="Spent by month",
         description=f"{len(months)} months up to the end of the period.",
-        rows=[
+        bars=[
             bar(f"{one.month.since:%b %Y}", one.spent_usd, one.wasted_usd) for one in months
         ],
     )  # fmt: skip
     if statement.customer is None:
-        title = f"Spent by customer, {said.period(statement)}"
+        title = f"Spent by customer, {wording.period(statement)}"
         amounts = [
             (one.name, one.figures.spent_usd, one.figures.wasted_usd)
             for one in statement.customers
             if one.runs
         ]
     else:
-        title = f"Spent by stage, {said.period(statement)}"
+        title = f"Spent by stage, {wording.period(statement)}"
         amounts = _by_stage([line for run in statement.runs for line in run.lines])
-    by_other = bars(title=title, description=f"{len(amounts)} bars.", rows=_largest(amounts))
-    found = [Chart(title="Spent by month", svg=by_month), Chart(title=title, svg=by_other)]
-    return [one for one in found if one.svg]
+    by_other = bar_chart(title=title, description=f"{len(amounts)} bars.", bars=_largest(amounts))
+    drawn = (("Spent by month", by_month), (title, by_other))
+    return [Chart(title=name, svg=svg) for name, svg in drawn if svg is not None]
 
 
 def bar(label: str, usd: Decimal, wasted: Decimal) -> Bar:
-    """A bar of dollars. Floats are for drawing alone."""
-    return Bar(label=label, value=float(usd), part=float(wasted), said=format_usd(usd))
+    """A bar of dollars; floats are good enough for drawing."""
+    return Bar(label=label, value=float(usd), bad=float(wasted), text=format_usd(usd))
 
 
 def _by_stage(lines: Sequence[Line]) -> list[tuple[str, Decimal, Decimal]]:
@@ -126,7 +126,11 @@ def _by_stage(lines: Sequence[Line]) -> list[tuple[str, Decimal, Decimal]]:
         return total_usd(amount(line) for line in lines if line.stage == stage)
 
     return [
-        (stage, of(stage, lambda line: line.spent_usd), of(stage, lambda line: line.wasted_usd))
+        (
+            stage_label(stage),
+            of(stage, lambda line: line.spent_usd),
+            of(stage, lambda line: line.wasted_usd),
+        )
         for stage in dict.fromkeys(line.stage for line in lines)
     ]
 
@@ -136,10 +140,10 @@ def _largest(amounts: Sequence[tuple[str, Decimal, Decimal]]) -> list[Bar]:
     ordered = sorted(amounts, key=lambda one: -one[1])
     if len(ordered) <= MOST_BARS:
         return [bar(*one) for one in ordered]
-    kept, rest = ordered[: MOST_BARS - 1], ordered[MOST_BARS - 1 :]
+    dearest, rest = ordered[: MOST_BARS - 1], ordered[MOST_BARS - 1 :]
     name = f"{len(rest)} others"
     return [
-        *(bar(*one) for one in kept),
+        *(bar(*one) for one in dearest),
         bar(name, total_usd(one[1] for one in rest), total_usd(one[2] for one in rest)),
     ]
 
@@ -151,7 +155,11 @@ def _run(run: RunCost, statement: Statement) -> dict[str, Any]:
         "dates": f"{first} to {last}",
         "cells": detail_cells(run.figures, is_spot=has_spot(run)),
         "lines": [
-            (line.stage, line.market, *detail_cells(line, is_spot=line.market == "spot"))
+            (
+                stage_label(line.stage),
+                line.market,
+                *detail_cells(line, is_spot=line.market == "spot"),
+            )
             for line in run.lines
         ],
     }

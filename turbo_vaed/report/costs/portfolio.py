@@ -1,4 +1,4 @@
-"""All customers on one page, for ROI reviews: what each cost, and what came of it."""
+"""All customers on one page, for ROI reviews: the cost and the outcome of each."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from turbo_vaed.costs.ledger import Ledger
 from turbo_vaed.costs.money import format_usd, plain, quantise_usd
 from turbo_vaed.errors import CorruptFile, TurboVaedError, UserError
 from turbo_vaed.gate import Verdict
-from turbo_vaed.report import roi, words
-from turbo_vaed.report.costs import said
+from turbo_vaed.report import formatting
+from turbo_vaed.report.costs import wording
 from turbo_vaed.report.costs.facts import Gathered, History, Known
-from turbo_vaed.report.costs.forms import json_document
+from turbo_vaed.report.costs.formats import json_document
 from turbo_vaed.report.costs.page import charts, head
-from turbo_vaed.report.tables import TONES
 from turbo_vaed.report.templating import rendered
+from turbo_vaed.report.wording import TONES
 from turbo_vaed.roi.measured import cost_of_poc, read_roi
 from turbo_vaed.roi.roi import Roi
 
 _OF_RETURN = ("monthly_saving_usd", "payback_months", "value_usd")
 Returns = Mapping[str, Roi | str]
-"""Customer -> the return on its investment, or why it is not known."""
+"""Customer -> the return on its investment, or why it is unknown."""
 Champions = Mapping[str, int | str | None]
-"""Customer -> the champion's version, None where there is none, or why it is not known."""
+"""Customer -> the champion's version, None where there is none, or why it is unknown."""
 
 
 def find_champions(tracking_uri: str, gathered: Gathered) -> dict[str, int | str | None]:
@@ -45,7 +45,7 @@ def find_champions(tracking_uri: str, gathered: Gathered) -> dict[str, int | str
         try:
             rows = versions(tracking_uri, known.name)
         except TurboVaedError as error:
-            reason = f"the registry does not tell ({error})"
+            reason = f"the registry does not answer ({error})"
             return {one.name: found.get(one.name, reason) for one in gathered.known}
         champions = [row.version for row in rows if CHAMPION in row.aliases]
         found[known.name] = champions[0] if champions else None
@@ -53,7 +53,7 @@ def find_champions(tracking_uri: str, gathered: Gathered) -> dict[str, int | str
 
 
 def find_returns(root: Path, ledger: Ledger, gathered: Gathered) -> dict[str, Roi | str]:
-    """What the last run of each customer would return, with what params.yaml assumes.
+    """What the last run of each customer would return, with the configured assumptions.
 
     Raises:
         Unreachable: the ledger does not answer.
@@ -62,7 +62,7 @@ def find_returns(root: Path, ledger: Ledger, gathered: Gathered) -> dict[str, Ro
     files = load.read(root)
     for known in gathered.known:
         if not known.is_listed:
-            found[known.name] = "it is not in params.yaml any more, which holds the assumptions"
+            found[known.name] = "it is no longer in params.yaml"
             continue
         try:
             assumptions = load.resolve(files, known.name).params().roi
@@ -81,28 +81,32 @@ def portfolio_page(gathered: Gathered, champions: Champions, returns: Returns) -
     return rendered(
         "portfolio.html.j2",
         "style.css",
+        "charts.css",
         "costs.css",
         **head(statement, "Portfolio"),
         customers=rows[:-1],
         total=rows[-1],
         charts=charts(statement),
-        notes=[*said.notes(statement), *_notes(gathered, champions, returns)],
+        notes=[*wording.notes(statement), *_notes(gathered, champions, returns)],
     )
 
 
 def sentence(gathered: Gathered) -> str:
-    """What the page begins with."""
-    return said.sentence(gathered.statement)
+    """The headline of the page."""
+    return wording.sentence(gathered.statement)
 
 
-def shown_rows(gathered: Gathered, champions: Champions, returns: Returns) -> list[dict[str, str]]:
+def terminal_rows(
+    gathered: Gathered, champions: Champions, returns: Returns
+) -> list[dict[str, str]]:
     """`table_rows` for a terminal."""
-    columns = {"name": "customer", "use_case": "use case", "verdict": "last verdict",
-               "best": "best dB", "per_db": "per dB", "saves": "saves a month",
-               "pays_back": "pays back in"}  # fmt: skip
     left_out = ("tone", "judged")
     return [
-        {columns.get(key, key): value for key, value in row.items() if key not in left_out}
+        {
+            wording.PORTFOLIO_COLUMNS.get(key, key): value
+            for key, value in row.items()
+            if key not in left_out
+        }
         for row in table_rows(gathered, champions, returns)
     ]
 
@@ -121,7 +125,7 @@ def table_rows(gathered: Gathered, champions: Champions, returns: Returns) -> li
         "name": "all",
         "use_case": "",
         **_money(statement.total),
-        "verdict": f"{passing} of {judged} pass" if judged else said.UNKNOWN,
+        "verdict": f"{passing} of {judged} pass" if judged else wording.UNKNOWN,
         "tone": "",
         "judged": "",
         "champion": f"{with_champion}",
@@ -160,7 +164,7 @@ def _row(
     customer_cost: CustomerCost, known: Known, champion: int | str | None, found: Roi | str
 ) -> dict[str, str]:
     best, verdict = _best(known), known.verdict
-    text, tone, judged = said.UNKNOWN, "", ""
+    text, tone, judged = wording.UNKNOWN, "", ""
     if isinstance(verdict, Verdict):
         failed = len(verdict.failed)
         text, tone = verdict.result, TONES[verdict.result]
@@ -174,23 +178,23 @@ def _row(
         "tone": tone,
         "judged": judged,
         "champion": _champion(champion),
-        "best": said.UNKNOWN if best is None else words.decibel(best),
-        "retention": said.UNKNOWN
+        "best": wording.UNKNOWN if best is None else formatting.decibel(best),
+        "retention": wording.UNKNOWN
         if isinstance(known.retention, str)
-        else words.percent(known.retention),
+        else formatting.percent(known.retention),
         **_return(found),
     }
 
 
 def _return(found: Roi | str) -> dict[str, str]:
-    """Its likely saving a month, and when it is paid back."""
+    """The likely saving a month, and the payback."""
     if isinstance(found, str):
-        return {"saves": said.UNKNOWN, "pays_back": said.UNKNOWN}
+        return {"saves": wording.UNKNOWN, "pays_back": wording.UNKNOWN}
     saving = found.result("monthly_saving_usd").likely
     assert saving is not None, "a payback alone may be never"
     return {
         "saves": format_usd(saving.quantize(Decimal(1)) if abs(saving) >= 100 else saving),
-        "pays_back": roi.months(found.result("payback_months").likely),
+        "pays_back": formatting.months(found.result("payback_months").likely),
     }
 
 
@@ -206,11 +210,11 @@ def _money(customer_cost: CustomerCost) -> dict[str, str]:
     figures = customer_cost.figures
     return {
         "runs": f"{customer_cost.runs:,}",
-        "spent": said.usd(figures.spent_usd),
-        "budget": said.usd(figures.budget),
-        "left": said.usd(figures.left),
-        "wasted": said.usd(figures.wasted_usd),
-        "per_db": said.usd(figures.per_db),
+        "spent": wording.usd(figures.spent_usd),
+        "budget": wording.usd(figures.budget),
+        "left": wording.usd(figures.left),
+        "wasted": wording.usd(figures.wasted_usd),
+        "per_db": wording.usd(figures.per_db),
     }
 
 
@@ -221,12 +225,12 @@ def _best(known: Known) -> float | None:
 def _champion(found: int | str | None) -> str:
     if found is None:
         return "none"
-    return f"version {found}" if isinstance(found, int) else said.UNKNOWN
+    return f"version {found}" if isinstance(found, int) else wording.UNKNOWN
 
 
 def _notes(gathered: Gathered, champions: Champions, returns: Returns) -> list[str]:
-    """Why an outcome is not known; what costs are not known for is told beside them."""
-    return said.not_known(
+    """Why outcomes are unknown; unknown costs have notes of their own."""
+    return wording.unknown_figures(
         (known.name, name, value)
         for known in gathered.known
         for name, value in (

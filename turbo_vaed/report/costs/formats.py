@@ -16,16 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from turbo_vaed.costs.customer_costs import CustomerCost, Figure, Figures, Line, RunCost, Statement
-from turbo_vaed.costs.money import format_usd, plain, total_usd
-from turbo_vaed.report import words
-from turbo_vaed.report.costs import said
+from turbo_vaed.costs.money import plain, total_usd
+from turbo_vaed.report import formatting
+from turbo_vaed.report.costs import wording
+from turbo_vaed.report.costs.wording import SUMMARY_COLUMNS
+from turbo_vaed.report.wording import stage_label
 
-SUMMARY_COLUMNS = ("runs", "spent", "budget", "left", "saved by spot", "wasted",
-                   "per kept step", "per dB")  # fmt: skip
 MOST_RUNS = 20
-"""Of a terminal's detail, the dearest; more are read by programs."""
+"""The dearest runs, in a terminal; CSV and JSON have all."""
 LEAST_WIDTH = 80
-"""Characters of a table: the summary's nine columns need so many."""
+"""Characters that the summary's nine columns need."""
 CSV_COLUMNS = (
     "customer", "run", "stage", "market", "charges", "node_seconds", "spent_usd", "useful_usd",
     "wasted_usd", "spot_saving_usd", "first_at", "last_at", "note",
@@ -38,7 +38,7 @@ def summary_cells(customer_cost: CustomerCost) -> tuple[str, ...]:
     return (
         f"{customer_cost.runs:,}",
         *(
-            said.usd(amount)
+            wording.usd(amount)
             for amount in (
                 figures.spent_usd,
                 figures.budget,
@@ -58,7 +58,7 @@ def show_tables(statement: Statement, console: Console) -> None:
     In a narrow window cells are folded, below `LEAST_WIDTH` lines are broken: no digit is left out.
     """
     width = max(console.width, LEAST_WIDTH)
-    console.print(Text(said.sentence(statement)))
+    console.print(Text(wording.sentence(statement)))
     headings = [name.replace(" ", "\n", 1) for name in SUMMARY_COLUMNS]
     summary = _table("customer", headings)
     for customer_cost in statement.customers:
@@ -67,12 +67,14 @@ def show_tables(statement: Statement, console: Console) -> None:
         summary.add_section()
         summary.add_row("all", *summary_cells(statement.total))
     console.print(summary, width=width, crop=False)
-    shown = _dearest(statement.runs)
-    if shown:
-        console.print(_detail(shown, statement), width=width, crop=False)
-    if len(shown) < len(statement.runs):
-        console.print(Text(_left_out(shown, statement.runs)))
-    for note in said.notes(statement):
+    listed = _dearest(statement.runs)
+    if listed:
+        console.print(_detail(listed, statement), width=width, crop=False)
+    if len(listed) < len(statement.runs):
+        rest = total_usd(run.figures.spent_usd for run in statement.runs if run not in listed)
+        left_out = len(statement.runs) - len(listed)
+        console.print(Text(wording.runs_left_out(left_out, rest)))
+    for note in wording.notes(statement):
         console.print(Text(note))
 
 
@@ -83,16 +85,6 @@ def _dearest(runs: Sequence[RunCost]) -> list[RunCost]:
     return [run for run in runs if (run.customer, run.run) in names]
 
 
-def _left_out(shown: Sequence[RunCost], runs: Sequence[RunCost]) -> str:
-    usd = total_usd(run.figures.spent_usd for run in runs) - total_usd(
-        run.figures.spent_usd for run in shown
-    )
-    return (
-        f"{len(runs) - len(shown):,} further runs, which spent {format_usd(usd)}, are not shown: "
-        "--format csv has them all, --customer those of one."
-    )
-
-
 def _detail(runs: Sequence[RunCost], statement: Statement) -> Table:
     table = _table("run and stage", ("market", "time", "spent", "wasted", "saved\nby spot"))
     for run in runs:
@@ -100,7 +92,7 @@ def _detail(runs: Sequence[RunCost], statement: Statement) -> Table:
         table.add_row(Text(title), "", *detail_cells(run.figures, is_spot=has_spot(run)))
         for line in run.lines:
             cells = detail_cells(line, is_spot=line.market == "spot")
-            table.add_row(Text(f"  {line.stage}"), line.market, *cells)
+            table.add_row(Text(f"  {stage_label(line.stage)}"), line.market, *cells)
         table.add_section()
     return table
 
@@ -108,10 +100,10 @@ def _detail(runs: Sequence[RunCost], statement: Statement) -> Table:
 def detail_cells(row: Line | Figures, *, is_spot: bool) -> tuple[str, str, str, str]:
     """Time, spent, wasted and, of what ran on spot, the saving."""
     return (
-        words.seconds(float(row.node_seconds)),
-        said.usd(row.spent_usd),
-        said.usd(row.wasted_usd),
-        said.usd(row.saving) if is_spot else "",
+        formatting.seconds(float(row.node_seconds)),
+        wording.usd(row.spent_usd),
+        wording.usd(row.wasted_usd),
+        wording.usd(row.saving) if is_spot else "",
     )
 
 
@@ -134,7 +126,7 @@ def _titled(run: RunCost, statement: Statement) -> str:
 
 
 def csv_text(statement: Statement) -> str:
-    """The detail, RFC 4180: a header, plain decimals, an empty cell for what is not known.
+    """The detail, RFC 4180: a header, plain decimals, an empty cell for what is unknown.
 
     A text that a spreadsheet would take for a formula begins with an apostrophe instead.
     """
@@ -164,21 +156,21 @@ def csv_text(statement: Statement) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Spreadsheets compute what begins so, some after leading spaces."""
+    """A text that a spreadsheet would compute, some after leading spaces, with an apostrophe."""
     return (
         f"'{text}" if text.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
     )
 
 
 def json_text(statement: Statement) -> str:
-    """One document; money, node-seconds and dB as text, null for what is not known."""
+    """One document; money, node-seconds and dB as text, null for what is unknown."""
     return json.dumps(json_document(statement), indent=1, ensure_ascii=False)
 
 
 def json_document(statement: Statement) -> dict[str, Any]:
     """`sentence`, `period`, `customer`, `summary`, `total`, `runs`, `months`, `notes`."""
     return {
-        "sentence": said.sentence(statement),
+        "sentence": wording.sentence(statement),
         "period": None if statement.period is None else str(statement.period),
         "customer": statement.customer,
         "summary": [_customer_cost(customer_cost) for customer_cost in statement.customers],
@@ -192,7 +184,7 @@ def json_document(statement: Statement) -> dict[str, Any]:
             }
             for one in statement.months
         ],
-        "notes": said.notes(statement),
+        "notes": wording.notes(statement),
     }
 
 
