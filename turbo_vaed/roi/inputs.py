@@ -107,7 +107,7 @@ class Input:
     likely: Decimal
     high: Decimal
     source: str
-    """The file and field of the run, or the key of the configuration and where its values are from."""
+    """The file and field of the run, or the key and the source that it names."""
     is_measured: bool = False
     """Of a quantity that is otherwise assumed."""
 
