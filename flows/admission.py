@@ -117,9 +117,7 @@ def to_do_now(workspace: Workspace, settings: Settings) -> ToDo | None:
         Refused: a run of the customer is going on.
     """
     with runs.customer_lock(workspace.work, workspace.customer):
-        return to_do(
-            workspace, settings, dvc.stale_after_params(settings.root, workspace.customer, STAGES)
-        )
+        return to_do(workspace, settings, dvc.stale_after_params(workspace, STAGES))
 
 
 def to_do(workspace: Workspace, settings: Settings, stale: list[str]) -> ToDo | None:

@@ -19,6 +19,8 @@ from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db.engine import BUSY_SECONDS
 from turbo_vaed.errors import Fault, Refused, TurboVaedError
 from turbo_vaed.metering.outcome import Expected, raised
+from turbo_vaed.stages import params
+from turbo_vaed.workspace import Workspace
 
 _BUSY = "is busy, it is being blocked by"
 """What DVC says of a path that another of its processes works on."""
@@ -44,8 +46,6 @@ _HINTS = (
 )
 """What DVC advises after a stage and the flow does by itself: not shown."""
 _TAIL_LINES = 30
-PARAMS_SECONDS = 900.0
-"""For stage `params`: while DVC hashes what another customer's stage has made, it waits."""
 
 
 def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str]:
@@ -63,19 +63,16 @@ def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str
     return [stage for stage, target in zip(stages, targets, strict=True) if target in found]
 
 
-def stale_after_params(root: Path, customer: str, stages: tuple[str, ...]) -> list[str]:
-    """As `stale_stages`, by params.yaml as it is: its stage `params`, which costs nothing, is run
-    where that has changed.
+def stale_after_params(workspace: Workspace, stages: tuple[str, ...]) -> list[str]:
+    """As `stale_stages`, by the workspace's params: their sections are written first, which takes
+    no time and so needs no DVC.
 
     Raises:
-        UserError: params that are not valid.
+        UserError: no teacher, or no perceptual weights, where the params name some.
         Fault: DVC itself failed.
     """
-    stale = stale_stages(root, customer, ("params", *stages))
-    if "params" not in stale:
-        return stale
-    reproduce(root, customer, "params", environment={}, timeout_seconds=PARAMS_SECONDS)
-    return stale_stages(root, customer, stages)
+    params.run(workspace)
+    return stale_stages(workspace.root, workspace.customer, stages)
 
 
 def reproduce(

@@ -32,7 +32,6 @@ from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
 TIMEOUT_SECONDS = {
-    "params": dvc.PARAMS_SECONDS,
     "validate": 3600,
     "clip": 3600,
     "encode": 6 * 3600,
@@ -132,7 +131,7 @@ def poc_flow(customer: str) -> Outcome:
     log = get_run_logger()
     workspace = admission.preflight(settings, customer)
     with runs.customer_lock(workspace.work, customer):
-        stale = _resolve_params_and_status(settings, customer)
+        stale = dvc.stale_after_params(workspace, STAGES)
         todo = admission.to_do(workspace, settings, stale)
         if todo is None:
             last = runs.read(workspace.work)
@@ -208,15 +207,6 @@ def _report_failure(
         what = f"failed at {failed.stage}" if failed.is_begun else "was not begun"
         log.error("run %s %s", run.run_id, what)
         error.add_note(f"report: {written.path}")
-
-
-def _resolve_params_and_status(settings: Settings, customer: str) -> list[str]:
-    """Write the resolved params where they changed; the stages that are stale after that."""
-    stale = dvc.stale_stages(settings.root, customer, ("params", *STAGES))
-    if "params" not in stale:
-        return stale
-    run_stage.with_options(name="params")(settings, customer, "params", {})
-    return dvc.stale_stages(settings.root, customer, STAGES)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turbo_vaed.config import load, pipeline
-from turbo_vaed.config.schema import Params
+from turbo_vaed.config.schema import Params, check_customer_name
+from turbo_vaed.config.sections import read_section
 from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.errors import UserError
 
@@ -25,7 +26,7 @@ class Workspace:
 
     @classmethod
     def load(cls, root: Path, customer: str, run_context: RunContext | None = None) -> Workspace:
-        """The customer's place in the checkout at `root`.
+        """The customer's place in the checkout at `root`, by the configuration as it is now.
 
         Raises:
             UserError: a bad name, an unknown customer, invalid params.
@@ -33,6 +34,26 @@ class Workspace:
         return cls(
             customer=customer,
             params=load.load(root, customer),
+            root=root,
+            run_context=run_context or RunContext(),
+        )
+
+    @classmethod
+    def for_stage(
+        cls, root: Path, customer: str, stage: str, run_context: RunContext | None = None
+    ) -> Workspace:
+        """What a stage gets: its own section of the params, as stage `params` has written it. The
+        files at the root, which a person may edit meanwhile, are not read.
+
+        Raises:
+            UserError: a bad name, or stage `params` has not been run.
+            CorruptFile: the section is not what that stage writes.
+        """
+        check_customer_name(customer)
+        folder = root / "work" / customer / "params"
+        return cls(
+            customer=customer,
+            params=read_section(folder, stage, customer),
             root=root,
             run_context=run_context or RunContext(),
         )
@@ -72,7 +93,7 @@ class Workspace:
         return self.work / "report" / "not-started.html"
 
     def teacher_weights(self) -> Path:
-        """The folder of the teacher's weights, below assets/teachers, which DVC watches."""
+        """The folder of the teacher's weights, below assets/teachers."""
         teachers = (self.root / "assets" / "teachers").resolve()
         path = (self.root / self.params.encode.teacher_weights).resolve()
         if teachers not in path.parents or not path.is_dir():

@@ -84,7 +84,7 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     monkeypatch.setattr(flow.Settings, "from_environment", lambda: None)
     monkeypatch.setattr(admission, "preflight", lambda *_: workspace)
     monkeypatch.setattr(effects, "unchanged", lambda *_: "unchanged")
-    monkeypatch.setattr(flow, "_resolve_params_and_status", lambda *_: [])
+    monkeypatch.setattr(flow.dvc, "stale_after_params", lambda *_: [])
     monkeypatch.setattr(admission, "run_with_more_room", lambda *_: None)
     monkeypatch.setattr(flow, "_run", lambda *given: ran.append(given[2:]))
     found = flow.poc_flow.fn("demo")
@@ -102,7 +102,7 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     monkeypatch.setattr(admission, "run_with_more_room", lambda *_: more)
     flow.poc_flow.fn("demo")
     assert ran[2] == (more, ["distill"], "distill")
-    monkeypatch.setattr(flow, "_resolve_params_and_status", lambda *_: ["validate", "clip"])
+    monkeypatch.setattr(flow.dvc, "stale_after_params", lambda *_: ["validate", "clip"])
     flow.poc_flow.fn("demo")
     assert ran[3][1:] == (["validate", "clip"], ""), "other videos are another training"
 

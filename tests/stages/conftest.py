@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +19,13 @@ from tests import configs
 from tests.exports import exported_once
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.manifest import COLUMNS, write_manifest
+from turbo_vaed.devices.measurement import Measurement
+from turbo_vaed.devices.teacher import TeacherTimes
 from turbo_vaed.export.targets import targets_of
-from turbo_vaed.gate import assessment
+from turbo_vaed.gate import assessment, baseline
 from turbo_vaed.gate.packages import package_folder
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder, load_decoder, save_decoder
-from turbo_vaed.stages import evaluate, export, gate
+from turbo_vaed.stages import evaluate, export, gate, params
 from turbo_vaed.workspace import Workspace
 
 SPLITS = ("train", "test", "val", "test", "test")
@@ -125,9 +128,11 @@ def exports(tmp_path_factory):
 def judged(tmp_path_factory, tiny_teacher):
     """The three stages, run once, with what they returned and what the device put out."""
     workspace = make_workspace(tmp_path_factory.mktemp("root"), tiny_teacher)
-    figures = SimpleNamespace(evaluate=evaluate.run(workspace))
+    params.run(workspace)
+    section = partial(Workspace.for_stage, workspace.root, workspace.customer)
+    figures = SimpleNamespace(evaluate=evaluate.run(section("evaluate")))
     with exported_once(tmp_path_factory):
-        figures.export = export.run(workspace)
+        figures.export = export.run(section("export"))
     kept = tmp_path_factory.mktemp("kept")
 
     def keep(device, package, latents, **arguments):
@@ -138,7 +143,7 @@ def judged(tmp_path_factory, tiny_teacher):
     measure_on = assessment.measure_on
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assessment, "measure_on", keep)
-        figures.gate = gate.run(workspace)
+        figures.gate = gate.run(section("gate"))
     return SimpleNamespace(workspace=workspace, figures=figures, decoded=kept / "decoded.npy")
 
 
@@ -147,6 +152,23 @@ def judged_copy(judged, tmp_path):
     """The same customer in a place of its own, to be damaged."""
     shutil.copytree(judged.workspace.root, tmp_path / "root")
     return dataclasses.replace(judged.workspace, root=tmp_path / "root")
+
+
+@pytest.fixture
+def remeasured(judged, monkeypatch, files):
+    """A gate that takes the measurement made before, with what the device put out changed."""
+    document = files.read(judged.workspace, "gate", "measurement.json")
+
+    def patch(change=lambda decoded: decoded):
+        def again(device, package, latents, *, out_folder, **arguments):
+            np.save(out_folder / "decoded.npy", change(np.load(judged.decoded)))
+            return Measurement.from_json(document)
+
+        monkeypatch.setattr(assessment, "measure_on", again)
+        times = TeacherTimes(machine="a processor", seconds=(1.0, 2.0, 3.0))
+        monkeypatch.setattr(baseline, "measure_teacher", lambda *a, **k: times)
+
+    return patch
 
 
 @pytest.fixture(scope="session")

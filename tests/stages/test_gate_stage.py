@@ -94,23 +94,6 @@ def test_package_agrees_with_pytorch(judged, files):
     assert parity >= 60
 
 
-@pytest.fixture
-def remeasured(judged, monkeypatch, files):
-    """A gate that takes the measurement made before, with what the device put out changed."""
-    document = files.read(judged.workspace, "gate", "measurement.json")
-
-    def patch(change=lambda decoded: decoded):
-        def again(device, package, latents, *, out_folder, **arguments):
-            np.save(out_folder / "decoded.npy", change(np.load(judged.decoded)))
-            return Measurement.from_json(document)
-
-        monkeypatch.setattr(assessment, "measure_on", again)
-        times = TeacherTimes(machine="a processor", seconds=(1.0, 2.0, 3.0))
-        monkeypatch.setattr(baseline, "measure_teacher", lambda *a, **k: times)
-
-    return patch
-
-
 def failed_checks(workspace: Workspace) -> set[str]:
     verdict = read_verdict(workspace.folder("gate") / "verdict.json")
     assert (verdict.result == "passes") == (not verdict.failed)

@@ -55,7 +55,7 @@ def _place(loc: tuple[str | int, ...], owner: Any) -> tuple[Keys, list[Any]]:
     """The keys of a location, without the names that pydantic gives to members of unions, and the
     dataclasses that its last key is a field of."""
     keys: list[str | int] = []
-    holders, below = _dataclasses(owner), _dataclasses(owner)
+    holders, below = dataclasses_in(owner), dataclasses_in(owner)
     for part in loc:
         tagged = [one for one in below if part in _tags(one)] if len(below) > 1 else []
         if tagged:
@@ -67,7 +67,7 @@ def _place(loc: tuple[str | int, ...], owner: Any) -> tuple[Keys, list[Any]]:
         if isinstance(part, str):
             holders = below
             hints = [get_type_hints(one).get(part) for one in below]
-            below = [inner for hint in hints for inner in _dataclasses(hint)]
+            below = [inner for hint in hints for inner in dataclasses_in(hint)]
     return tuple(keys), holders
 
 
@@ -80,8 +80,8 @@ def _tags(owner: Any) -> tuple[Any, ...]:
     return get_args(get_type_hints(owner).get("kind"))
 
 
-def _dataclasses(hint: Any) -> list[Any]:
+def dataclasses_in(hint: Any) -> list[Any]:
     """The dataclasses in a type: itself, or those of a union or a tuple."""
     if dataclasses.is_dataclass(hint):
         return [hint]
-    return [inner for part in get_args(hint) for inner in _dataclasses(part)]
+    return [inner for part in get_args(hint) for inner in dataclasses_in(part)]

@@ -21,7 +21,7 @@ from turbo_vaed.config.money import CandidateParams as CandidateParams
 from turbo_vaed.config.money import PriceParams as PriceParams
 from turbo_vaed.config.roi import Assumption as Assumption
 from turbo_vaed.config.roi import RoiParams as RoiParams
-from turbo_vaed.config.types import STRICT, Count, Positive, PositiveMoney, Share
+from turbo_vaed.config.types import LATER, STRICT, Count, Positive, PositiveMoney, Share
 from turbo_vaed.errors import UserError
 
 CUSTOMER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
@@ -110,12 +110,12 @@ class DistillParams:
     validate_every: Count = 100
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: Annotated[int, Field(ge=0)] = 11
-    student_fraction: Annotated[float, Field(gt=0, le=1)] = 0.175
+    student_fraction: Annotated[float, Field(gt=0, le=1), LATER] = 0.175
     """Of the parameters of the teacher's decoder, where the student is `auto`."""
-    stop_psnr_margin_db: Annotated[float, Field(ge=0)] | None = None
+    stop_psnr_margin_db: Annotated[Annotated[float, Field(ge=0)] | None, LATER] = None
     """dB above what the gate asks of PSNR at which the student is good enough, where it has the
     rest of the quality that the gate asks for, too; None: never."""
-    stop_usd_per_tenth_db: PositiveMoney | None = None
+    stop_usd_per_tenth_db: Annotated[PositiveMoney | None, LATER] = None
     """USD that another 0.1 dB may cost before the student is good enough; None: whatever."""
 
 
@@ -141,7 +141,7 @@ class ExportParams:
         "executorch-xnnpack/int8",
     )
     """What is made of the student, `RUNTIME/PRECISION` each; the gate ships one of them."""
-    shapes: tuple[tuple[Count, Count, Count], ...] = ()
+    shapes: Annotated[tuple[tuple[Count, Count, Count], ...], LATER] = ()
     """(frames, height, width) of the video that further packages of each target are for."""
     calibration_clips: Count = 8
     """Training clips whose latents int8 is calibrated on."""

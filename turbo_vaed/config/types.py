@@ -9,6 +9,14 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+
+class _Later:
+    """Of a field that was added when stages had been hashed without it: where it has its default,
+    no section has it, and so no stage is run again for it. See `turbo_vaed.config.sections`."""
+
+
+LATER = _Later()
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, strict=True)]

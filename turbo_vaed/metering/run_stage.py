@@ -62,7 +62,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> dict[str, Any]:
     run = settings.run_id or new_run_id(customer)
     with Ledger.open(settings.ledger_url) as ledger:
         outbox.post(ledger, settings.outbox_folder)
-        workspace = Workspace.load(settings.root, customer)
+        workspace = Workspace.for_stage(settings.root, customer, name)
         limits = limits_of(workspace.params)
         overhead_usd = settings.machine_overhead_usd  # charged by whoever started the machine
         reservation = reservation_of(

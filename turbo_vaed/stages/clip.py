@@ -7,6 +7,9 @@ from turbo_vaed.dataset.clips import SourceVideo, plan_clips
 from turbo_vaed.dataset.manifest import read_manifest
 from turbo_vaed.workspace import Workspace
 
+STAGE_VERSION = 1
+"""Raised when the same input comes to another output: then DVC runs the stage again."""
+
 
 def run(workspace: Workspace) -> dict[str, object]:
     """Write clip/clips.zarr and clip/clips.json from the good files of the manifest.

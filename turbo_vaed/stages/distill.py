@@ -29,6 +29,9 @@ from turbo_vaed.planning.training_job import (
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
+STAGE_VERSION = 1
+"""Raised when the same input comes to another output: then DVC runs the stage again."""
+
 
 def run(workspace: Workspace) -> dict[str, object]:
     """Distil the customer's student within what is left of the run's budget.

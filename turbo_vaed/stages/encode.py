@@ -17,6 +17,9 @@ from turbo_vaed.planning.pricing import spending_of
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
+STAGE_VERSION = 1
+"""Raised when the same input comes to another output: then DVC runs the stage again."""
+
 
 def run(workspace: Workspace) -> dict[str, object]:
     """Write encode/latents.zarr and encode/latents.json.

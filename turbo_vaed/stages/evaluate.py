@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from turbo_vaed.models import TurboVaedDecoder
 
 
+STAGE_VERSION = 1
+"""Raised when the same input comes to another output: then DVC runs the stage again."""
+
+
 def run(workspace: Workspace) -> dict[str, object]:
     """Write evaluate/evaluation.json: PSNR, SSIM and MS-SSIM per clip, mean and worst share.
 

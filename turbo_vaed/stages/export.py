@@ -18,6 +18,10 @@ from turbo_vaed.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
+STAGE_VERSION = 1
+"""Raised when the same input comes to another output: then DVC runs the stage again."""
+
+
 def run(workspace: Workspace) -> dict[str, object]:
     """Write export/packages/RUNTIME-PRECISION/ for every target: with a program for latents of one
     clip, and one for each further shape of params.yaml.

@@ -16,6 +16,9 @@ from turbo_vaed.gate.test_split import TestSplit, read_evaluation
 from turbo_vaed.runtime.files import write_json
 from turbo_vaed.workspace import Workspace
 
+STAGE_VERSION = 1
+"""Raised when the same input comes to another output: then DVC runs the stage again."""
+
 
 def run(workspace: Workspace) -> dict[str, object]:
     """Judge every package of `export.targets` that runs on the device, and choose what ships.

@@ -1,40 +1,111 @@
-"""Stage `params`: a customer's params, resolved, a file per section.
+"""Stage `params`: a customer's params, resolved, a file per stage.
 
-A DVC stage depends on the file of its own section, so that an edit of params.yaml reruns what it
-touches and nothing more. What else a stage reads stands in its file too.
+A DVC stage depends on the file of its own section, so that an edit of the configuration reruns what
+it touches and nothing more. What else decides what a stage puts out stands in its file as a digest.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from turbo_vaed.config import load
+from turbo_vaed.config.devices import AdbProfile, AppleProfile, DeviceProfile, FarmProfile
+from turbo_vaed.config.sections import sections
 from turbo_vaed.config.stages import STAGES
+from turbo_vaed.errors import UserError
+from turbo_vaed.runtime.digests import DigestCache
+from turbo_vaed.runtime.files import sha256_file, sha256_json, write_text
 from turbo_vaed.workspace import Workspace
+
+_TEACHER_FILES = (".json", ".safetensors")
+_HOST_RUNTIMES = ("executorch", "onnxruntime", "ai-edge-litert", "torch")
+"""Distributions that measuring processes on this host compute with."""
 
 
 def run(workspace: Workspace) -> dict[str, object]:
-    """Write work/CUSTOMER/params/SECTION.yaml for every stage."""
-    resolved = load.scalars(load.plain(workspace.params))
-    sections: dict[str, Any] = {name: resolved[name] for name in STAGES}
-    limits = {key: resolved["budget"][key] for key in ("run_usd", "reserve_seconds")}
-    sections["distill"] = {**sections["distill"], "budget": limits}
-    if resolved["distill"].get("stop_psnr_margin_db") is not None:  # else the gate is not looked at
-        asked = ("min_psnr", "min_psnr_retention", "min_ssim", "min_ms_ssim", "min_worst_psnr",
-                 "max_flicker", "min_detail_retention")  # fmt: skip
-        sections["distill"]["thresholds"] = {key: resolved["thresholds"][key] for key in asked}
-        sections["distill"]["worst_share"] = resolved["evaluate"]["worst_share"]
-    sections["export"] = {**sections["export"], "device_shape": resolved["device"].get("shape")}
-    sections["gate"] = {
-        **sections["gate"],
-        "device": resolved["device"],  # the profile: an edit of it reruns the gate alone
-        "use_case": resolved["use_case"],
-        "thresholds": resolved["thresholds"],
+    """Write work/CUSTOMER/params/STAGE.yaml for every stage, and costs.yaml; a file that says the
+    same as before is left as it is.
+
+    Raises:
+        UserError: no teacher, or no file of perceptual weights, where the params name one.
+    """
+    found = sections(workspace.params)
+    for stage in STAGES:
+        found[stage]["stage_version"] = stage_version(stage)
+    for stage, digests in _digests(workspace).items():
+        found[stage] |= digests
+    folder = workspace.folder("params")
+    changed = []
+    for name, section in found.items():
+        path, text = folder / f"{name}.yaml", yaml.safe_dump(section, sort_keys=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            changed.append(name)
+            write_text(path, text)
+    return {"changed": changed}
+
+
+def stage_version(stage: str) -> int:
+    """`STAGE_VERSION` of a stage's module, read as text: importing it costs seconds."""
+    text = Path(__file__).with_name(f"{stage}.py").read_text(encoding="utf-8")
+    (version,) = re.findall(r"^STAGE_VERSION = (\d+)$", text, re.MULTILINE)
+    return int(version)
+
+
+def _digests(workspace: Workspace) -> dict[str, dict[str, str | None]]:
+    """What decides besides the values, by stage."""
+    params = workspace.params
+    cache = DigestCache(workspace.root / "state" / "digests.json")
+    teacher = cache.sha256_folder(workspace.teacher_weights(), _TEACHER_FILES)
+    return {
+        "encode": {"teacher_sha256": teacher},
+        "distill": {
+            "teacher_sha256": teacher,
+            "perceptual_weights_sha256": _perceptual_weights(workspace, cache),
+        },
+        "gate": {
+            "teacher_sha256": teacher,
+            "runner_sha256": runner_sha256(params.device, workspace.root, cache),
+            "policy_sha256": sha256_json(sections(params)["gate"]["thresholds"]),
+        },
     }
-    sections["validate"] = {**sections["validate"], "source": resolved["source"]}
-    with workspace.writing("params") as folder:
-        for name, section in sections.items():
-            (folder / f"{name}.yaml").write_text(yaml.safe_dump(section, sort_keys=True))
-    return {"sections": len(sections)}
+
+
+def _perceptual_weights(workspace: Workspace, cache: DigestCache) -> str | None:
+    """Of LPIPS' file; None where none is used, or the hub's fixed one."""
+    params = workspace.params.distill
+    if params.perceptual != "lpips" or params.perceptual_weights in (None, "hub"):
+        return None
+    path = workspace.root / str(params.perceptual_weights)
+    try:
+        return cache.sha256(path)
+    except OSError as error:
+        raise UserError(f"distill.perceptual_weights: {error}") from None
+
+
+def runner_sha256(profile: DeviceProfile, root: Path, cache: DigestCache) -> str:
+    """Of what runs packages on a device: the profile's runner, or for this host and a Mac our own
+    and the versions of the libraries that it computes with. The teacher's runner here counts, too.
+    """
+    sources: tuple[str, ...] = ("_teacher_runner.py", "timing.py")
+    parts: dict[str, Any] = {}
+    if isinstance(profile, (AdbProfile, FarmProfile)):
+        runner = root / profile.runner
+        parts["runner"] = cache.sha256(runner) if runner.is_file() else None  # the gate says so
+    elif isinstance(profile, AppleProfile):
+        sources += ("_apple_runner.py",)
+    else:
+        sources += ("_host_runner.py", "_runtimes.py")
+        parts["versions"] = {name: _version(name) for name in _HOST_RUNTIMES}
+    folder = Path(__file__).parents[1] / "devices"
+    return sha256_json(parts | {name: sha256_file(folder / name) for name in sources})
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+STAGE_VERSION = 1
+"""Raised when the same input comes to another output: then DVC runs the stage again."""
+
+
 def run(workspace: Workspace) -> dict[str, object]:
     """Write validate/manifest.parquet, validation.json and data_docs/.
 

@@ -1,0 +1,48 @@
+"""Digests of large files, computed once: a file of the same size and time has the same content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from turbo_vaed.errors import CorruptFile
+from turbo_vaed.runtime.files import read_json, sha256_file, sha256_json, write_json
+
+
+class DigestCache:
+    """SHA-256 of files, remembered in a JSON file by path, size and time of change.
+
+    Processes may share the file: what one of them forgets is computed again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def sha256(self, path: Path) -> str:
+        """The digest of a file's content, in hex.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        stat, known = path.stat(), self._read()
+        key, state = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
+        if known.get(key, [])[:2] == state:
+            return str(known[key][2])
+        digest = sha256_file(path)
+        write_json(self._path, self._read() | {key: [*state, digest]})
+        return digest
+
+    def sha256_folder(self, folder: Path, suffixes: Iterable[str]) -> str:
+        """One digest of all files of `folder` with such suffixes, by their names."""
+        found = {
+            path.relative_to(folder).as_posix(): self.sha256(path)
+            for path in sorted(folder.rglob("*"))
+            if path.suffix in suffixes and path.is_file()
+        }
+        return sha256_json(found)
+
+    def _read(self) -> dict[str, list[object]]:
+        try:
+            return read_json(self._path)
+        except (FileNotFoundError, CorruptFile):
+            return {}
