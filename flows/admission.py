@@ -29,11 +29,9 @@ from turbo_vaed.dataset.manifest import files_in
 from turbo_vaed.distill.job import which_student
 from turbo_vaed.errors import TurboVaedError, UserError
 from turbo_vaed.export import RUNTIMES
-from turbo_vaed.export.shapes import further_shapes
-from turbo_vaed.export.targets import targets_of
 from turbo_vaed.gate import TIMED, VERDICT_NAME, read_verdict
 from turbo_vaed.gate.packages import check_device
-from turbo_vaed.planning.compatibility import student_config
+from turbo_vaed.planning.compatibility import check_params
 from turbo_vaed.planning.environment import check_environment
 from turbo_vaed.planning.estimate import estimate_run, least_usd
 from turbo_vaed.planning.pricing import limits_of, price_of
@@ -66,8 +64,7 @@ def preflight(settings: Settings, customer: str) -> Workspace:
             f"customers.{customer}.source: no folder {workspace.source}"
             + ("; make setup fetches the demo videos" if customer == "demo" else "")
         )
-    further_shapes(workspace.params, student_config(workspace))
-    for target in targets_of(workspace.params.export):
+    for target in check_params(workspace):
         RUNTIMES[target.runtime].check()
     check_device(workspace)
     price_of(workspace.params, settings, "gate")

@@ -17,14 +17,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import uuid
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Annotated, Any
 
 from turbo_vaed.errors import UserError
 
+_MACHINE, _OVERHEAD = "TURBO_VAED_MACHINE", "TURBO_VAED_MACHINE_OVERHEAD_USD"
+_METADATA = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -84,41 +88,88 @@ class Settings:
             UserError: no params.yaml in this folder or any above it; labels or an amount that are
                 none.
         """
-        root = root or find_root()
+        root, found = root or find_root(), _environment()()
         state = root / "state"
         return cls(
             root=root,
-            ledger_url=os.environ.get("TURBO_VAED_LEDGER_URL") or f"sqlite:///{state}/ledger.db",
-            mlflow_tracking_uri=os.environ.get("MLFLOW_TRACKING_URI")
-            or f"sqlite:///{state}/mlflow.db",
-            run_id=os.environ.get("TURBO_VAED_RUN_ID") or None,
-            checkpoints_url=os.environ.get("TURBO_VAED_CHECKPOINTS", "").rstrip("/") or None,
-            ray_address=os.environ.get("RAY_ADDRESS") or None,
-            own_ray_address=os.environ.get("TURBO_VAED_OWN_RAY") or None,
-            machine=_labels("TURBO_VAED_MACHINE"),
-            machine_overhead_usd=_usd("TURBO_VAED_MACHINE_OVERHEAD_USD"),
+            ledger_url=found.ledger_url or f"sqlite:///{state}/ledger.db",
+            mlflow_tracking_uri=found.mlflow_tracking_uri or f"sqlite:///{state}/mlflow.db",
+            run_id=found.run_id,
+            checkpoints_url=found.checkpoints_url,
+            ray_address=found.ray_address,
+            own_ray_address=found.own_ray_address,
+            machine=found.machine,
+            machine_overhead_usd=found.machine_overhead_usd,
         )
 
+    def origins(self) -> dict[str, tuple[object, str]]:
+        """Each setting with its value and where that comes from: a variable, or a default."""
+        variables = {
+            name: str(field.validation_alias) for name, field in _environment().model_fields.items()
+        } | {"root": "TURBO_VAED_ROOT"}
+        return {
+            name: (
+                value,
+                f"environment {variables[name]}"
+                if os.environ.get(variables[name])
+                else "built-in default",
+            )
+            for name, value in vars(self).items()
+        }
 
-def _labels(variable: str) -> dict[str, str]:
-    """The labels in a variable, as `ray start --labels` takes them: NAME=VALUE,…"""
-    found = os.environ.get(variable, "").strip()
-    pairs = [pair.partition("=") for pair in found.split(",") if found]
+
+@functools.cache
+def _environment() -> type[Any]:
+    """The variables that are read, typed. Made late: a shell that completes a name pays for no
+    import of pydantic."""
+    from pydantic import BeforeValidator, Field
+    from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+    def of(variable: str, default: Any = None) -> Any:
+        return Field(default, validation_alias=variable)
+
+    class Environment(BaseSettings):
+        model_config = SettingsConfigDict(
+            env_ignore_empty=True,
+            validate_default=False,
+            case_sensitive=True,
+            extra="ignore",
+            frozen=True,
+        )
+        ledger_url: str | None = of("TURBO_VAED_LEDGER_URL")
+        mlflow_tracking_uri: str | None = of("MLFLOW_TRACKING_URI")
+        run_id: str | None = of("TURBO_VAED_RUN_ID")
+        checkpoints_url: Annotated[
+            str | None, BeforeValidator(lambda found: found.rstrip("/") or None)
+        ] = of("TURBO_VAED_CHECKPOINTS")
+        ray_address: str | None = of("RAY_ADDRESS")
+        own_ray_address: str | None = of("TURBO_VAED_OWN_RAY")
+        machine: Annotated[dict[str, str], NoDecode, BeforeValidator(_labels)] = of(_MACHINE, {})
+        machine_overhead_usd: Annotated[Decimal, BeforeValidator(_usd)] = of(_OVERHEAD, Decimal(0))
+        litert: Path | None = of("TURBO_VAED_LITERT")
+        android_serial: str | None = of("ANDROID_SERIAL")
+        metadata_endpoint: str = of(_METADATA, "http://169.254.169.254")
+
+    return Environment
+
+
+def _labels(found: str) -> dict[str, str]:
+    """Labels as `ray start --labels` takes them: NAME=VALUE,…"""
+    pairs = [pair.partition("=") for pair in found.strip().split(",") if found.strip()]
     if not all(name.strip() and value.strip() for name, _, value in pairs):
         raise UserError(
-            f"{variable} is {found!r}; expected NAME=VALUE,… of `turbo-vaed node labels`"
+            f"{_MACHINE} is {found!r}; expected NAME=VALUE,… of `turbo-vaed node labels`"
         )
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _usd(variable: str) -> Decimal:
-    found = os.environ.get(variable, "").strip() or "0"
+def _usd(found: str) -> Decimal:
     try:
-        usd = Decimal(found)
+        usd = Decimal(found.strip() or "0")
     except InvalidOperation:
         usd = Decimal("NaN")
     if not usd.is_finite() or usd < 0:
-        raise UserError(f"{variable} is {found!r}; expected USD of 0 or more")
+        raise UserError(f"{_OVERHEAD} is {found!r}; expected USD of 0 or more")
     return usd
 
 
@@ -140,12 +191,13 @@ def find_root() -> Path:
 def litert_environment() -> Path:
     """The virtual environment that LiteRT's converter runs in; `make litert` makes it."""
     beside = Path(__file__).resolve().parents[1] / ".venv-litert"
-    return Path(os.environ.get("TURBO_VAED_LITERT") or beside)
+    return _environment()().litert or beside
 
 
 def android_serial() -> str | None:
     """The phone that `adb` takes where nobody names one, by its own variable; None: not set."""
-    return os.environ.get("ANDROID_SERIAL") or None
+    serial: str | None = _environment()().android_serial
+    return serial
 
 
 def metadata_endpoint() -> str:
@@ -154,11 +206,9 @@ def metadata_endpoint() -> str:
     Raises:
         UserError: it is set to what is no URL.
     """
-    found = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or "http://169.254.169.254"
+    found: str = _environment()().metadata_endpoint
     if not found.startswith(("http://", "https://")):
-        raise UserError(
-            f"AWS_EC2_METADATA_SERVICE_ENDPOINT is {found!r}, not a URL: give http://ADDRESS"
-        )
+        raise UserError(f"{_METADATA} is {found!r}, not a URL: give http://ADDRESS")
     return found
 
 

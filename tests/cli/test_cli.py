@@ -191,6 +191,7 @@ def test_a_corrupt_teacher_is_told_before_anything_is_paid(call, checkout):
 
 def test_a_cluster_that_cannot_be_asked_what_its_machines_are_is_told(call, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert call("stage", "params", "demo")[0] == 0
     code, _, err = call("stage", "encode", "demo")
     assert code == 3
     assert "no Ray answers at 127.0.0.1:1" in err
@@ -234,6 +235,7 @@ def test_a_machine_that_cannot_drive_a_run(call, checkout, monkeypatch, lost):
 
 
 def test_empty_folder_is_refused_and_leaves_no_result(call, checkout):
+    assert call("stage", "params", "demo")[0] == 0
     code, _, err = call("stage", "validate", "demo")
     assert code == 1
     assert "demo" in err

@@ -24,6 +24,7 @@ from turbo_vaed.metering.run_stage import run_metered
 from turbo_vaed.registry import client as mlflow_runs
 from turbo_vaed.registry.client import Point, experiment_id
 from turbo_vaed.settings import Settings
+from turbo_vaed.stages import params
 from turbo_vaed.workspace import Workspace
 
 NOBODY = "http://127.0.0.1:9"
@@ -106,12 +107,19 @@ def test_where_nobody_answers_there_is_one_warning_and_no_error(said: list[str])
     assert said[1] == "MLflow lacks 3 figures and pictures of run acme-1 distill"
 
 
+def resolved(root: Path) -> None:
+    """A checkout whose demo has its params resolved, as every stage needs them."""
+    configs.copy_to(root)
+    (root / "assets").symlink_to(Path(__file__).parents[2] / "assets")
+    params.run(Workspace.load(root, "demo"))
+
+
 def test_a_stage_has_a_tracker_of_its_run(
     store: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    configs.copy_to(tmp_path)
+    resolved(tmp_path)
     settings = dataclasses.replace(
         Settings.from_environment(tmp_path),
         run_id="demo-1",
@@ -154,7 +162,7 @@ def test_a_stage_by_hand_keeps_nothing_back_when_it_is_over(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     """And a stage of this machine has the nodes of its cluster metered beside it."""
-    configs.copy_to(tmp_path)
+    resolved(tmp_path)
     settings = dataclasses.replace(
         Settings.from_environment(tmp_path),
         run_id=None,

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from turbo_vaed.cli import completion, cost, devices, ec2, gate
+from turbo_vaed.cli import completion, config, cost, customer, devices, ec2, gate
 from turbo_vaed.cli.tables import Customer, Format, show
 from turbo_vaed.errors import CorruptFile, TurboVaedError, UserError
 from turbo_vaed.settings import ENVIRONMENT, Settings
@@ -29,13 +29,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distil the decoder of a video VAE into one that a phone runs, one PoC per customer.",
 )
-customers = typer.Typer(no_args_is_help=True, help="Customers: who has videos, and for what use.")
 registry = typer.Typer(no_args_is_help=True, help="Versions of a customer's student.")
 reports = typer.Typer(no_args_is_help=True, help="The HTML page of a run.")
 teachers = typer.Typer(no_args_is_help=True, help="The heavy video VAEs that students learn from.")
 distillations = typer.Typer(no_args_is_help=True, help="The training of a student.")
 nodes = typer.Typer(no_args_is_help=True, help="This machine as a node of a Ray cluster.")
-app.add_typer(customers, name="customer")
+app.add_typer(customer.app, name="customer")
+app.add_typer(config.app, name="config")
 app.add_typer(distillations, name="distill")
 app.add_typer(nodes, name="node")
 app.add_typer(cost.app, name="cost")
@@ -124,54 +124,6 @@ def run_stage(
 
     with recorded() as figures:
         figures |= run_metered(Settings.from_environment(), name, customer)
-
-
-@customers.command("add")
-def add_customer(
-    name: Annotated[str, typer.Argument(help="a-z, 0-9, '-' and '_'")],
-    source: Annotated[Path, typer.Option(help="folder of videos")],
-    use_case: Annotated[str, typer.Option(help="a profile under use_cases in params.yaml")],
-) -> None:
-    """Add a customer to params.yaml; its comments stay."""
-    from turbo_vaed.config import pipeline
-    from turbo_vaed.config.edit import add
-    from turbo_vaed.config.load import load
-
-    settings = Settings.from_environment()
-    add(settings.root, name, source=source, use_case=use_case)
-    pipeline.write(settings.root, name, load(settings.root, name).source)
-    print(f"added {name}; run its PoC with: turbo-vaed poc {name}")
-    print(
-        "its teacher is the demo's small one unless you name yours under "
-        f"customers.{name}.encode.teacher_weights in params.yaml"
-    )
-
-
-@customers.command("list")
-def list_customers(form: Format = "table") -> None:
-    """Who is in params.yaml."""
-    from turbo_vaed.config.edit import everyone
-
-    show(everyone(Settings.from_environment().root), form, "customers")
-
-
-@customers.command("show")
-def show_customer(customer: Customer, form: Format = "table") -> None:
-    """Every param of a customer, defaults and overrides merged."""
-    from turbo_vaed.config import load
-
-    found = load.resolve(load.read(Settings.from_environment().root), customer)
-    found.params()  # valid
-    resolved = found.values
-    if form == "json":
-        print(json.dumps(resolved, default=str))
-        return
-    rows = [
-        {"param": f"{key}.{leaf}" if leaf else key, "value": value}
-        for key, section in resolved.items()
-        for leaf, value in (section.items() if isinstance(section, dict) else [("", section)])
-    ]
-    show(rows, form, f"params of {customer}")
 
 
 @registry.command("list")

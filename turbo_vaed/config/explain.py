@@ -82,6 +82,6 @@ def _tags(owner: Any) -> tuple[Any, ...]:
 
 def dataclasses_in(hint: Any) -> list[Any]:
     """The dataclasses in a type: itself, or those of a union or a tuple."""
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return [hint]
     return [inner for part in get_args(hint) for inner in dataclasses_in(part)]

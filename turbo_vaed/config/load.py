@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -260,6 +260,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(one) for key, one in value.items()}
     return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """The values in nested mappings, and in lists of mappings, each with the keys to it."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from leaves(one, (*keys, key))
+    elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+        for number, one in enumerate(value):
+            yield from leaves(one, (*keys, number))
+    else:
+        yield keys, value
 
 
 def scalars(value: Any) -> Any:

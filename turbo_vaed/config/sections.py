@@ -116,7 +116,8 @@ def partial(kind: type[T], values: Mapping[str, Any]) -> T:
         KeyError: the dataclass has no such field.
     """
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if names - _later(kind).keys() <= values.keys():
+    owner: Any = kind
+    if names - _later(owner).keys() <= values.keys():
         return TypeAdapter(kind).validate_python(values)
     hints = get_type_hints(kind, include_extras=True)
     absent = {name: _Absent(kind.__name__, name) for name in names - values.keys()}

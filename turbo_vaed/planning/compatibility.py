@@ -9,6 +9,7 @@ from turbo_vaed.errors import UserError
 from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
+    from turbo_vaed.export import Target
     from turbo_vaed.models import DecoderConfig
     from turbo_vaed.models.teachers import LatentSpec
 
@@ -53,6 +54,20 @@ def student_config(workspace: Workspace) -> DecoderConfig:
     student = PRESETS[name]
     _check_preset(name, student, spec)
     return student
+
+
+def check_params(workspace: Workspace) -> tuple[Target, ...]:
+    """The targets of a customer's params, when student, teacher, clips and packages fit together:
+    what `customer show` accepts, a run accepts.
+
+    Raises:
+        UserError, CorruptFile: as `student_config`, `targets_of` and `further_shapes`.
+    """
+    from turbo_vaed.export.shapes import further_shapes
+    from turbo_vaed.export.targets import targets_of
+
+    further_shapes(workspace.params, student_config(workspace))
+    return targets_of(workspace.params.export)
 
 
 def check_clips(spec: LatentSpec, frames: int, size: int) -> None:
