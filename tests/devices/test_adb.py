@@ -75,7 +75,7 @@ def test_processes_that_agree_are_not_run_again(phone, package, latents, tmp_pat
     assert measured(phone, package, latents, tmp_path).processes == 2
 
 
-def test_a_hot_phone_is_told(phone, package, latents, tmp_path, monkeypatch):
+def test_a_hot_phone_is_reported(phone, package, latents, tmp_path, monkeypatch):
     monkeypatch.setenv("HOT", "2")
     found = measured(phone, package, latents, tmp_path)
     assert found.throttled and "heat" in found.unreliable_reason

@@ -62,7 +62,7 @@ def test_processes_that_disagree_are_run_once_more_and_the_last_ones_kept(
     assert found.latency.high < 0.1
 
 
-def test_a_mac_that_slows_itself_down_is_told(mac, coreml, latents, tmp_path, monkeypatch):
+def test_a_mac_that_slows_itself_down_is_reported(mac, coreml, latents, tmp_path, monkeypatch):
     monkeypatch.setenv("SPEED", "70")
     found = measured(mac, coreml, latents, tmp_path)
     assert found.throttled and "heat" in found.unreliable_reason

@@ -19,7 +19,7 @@ GATE = {
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A configuration of its own; what is written in it is told by `write(devices, **gate)`."""
+    """A configuration of its own; `write(devices, **gate)` writes into it."""
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     monkeypatch.setenv("TURBO_VAED_ROOT", str(tmp_path))
     monkeypatch.delenv("ANDROID_SERIAL", raising=False)
@@ -99,11 +99,11 @@ def test_a_phone_tells_how_far_it_is(call, checkout, package, tmp_path, monkeypa
     assert "ANDROID_SERIAL=R5C, the profile names none" in call("probe", "phone")[1]
 
 
-def test_a_program_that_fails_is_told_to_a_program_too(call, package, monkeypatch):
+def test_a_program_that_fails_is_reported_as_json_too(call, package, monkeypatch):
     monkeypatch.setattr(verbs, "_TIMEOUT_SECONDS", 0.3)
     code, out, err = call("bench", package.folder, "--format", "json")
     assert code == 1 and "stopped after 0.3 s" in json.loads(out)["reason"]
-    assert "executorch-xnnpack/fp32 did not come to its end on host" in err
+    assert "executorch-xnnpack/fp32 failed on host" in err
 
 
 def test_the_list_says_how_each_is_reached_and_what_is_wrong(call, checkout, monkeypatch):

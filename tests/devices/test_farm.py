@@ -186,7 +186,7 @@ def test_what_is_wrong_is_said_and_what_was_used_is_paid(
 
 def test_a_phone_that_is_lost_half_way(phone, paid, package, latents, tmp_path, monkeypatch):
     monkeypatch.setenv("ADB_TROUBLE", "say push adb: error: device offline")
-    with pytest.raises(Fault, match="did not get as far as the runner; Device Farm says FAILED"):
+    with pytest.raises(Fault, match="did not reach the runner; Device Farm says FAILED"):
         measured(phone, package, latents, tmp_path)
     assert len(paid) == 1
 
@@ -236,4 +236,4 @@ def test_a_run_that_cannot_be_tagged_is_measured_all_the_same(
 ):
     service.trouble = "deny TagResource"
     assert isinstance(measured(phone, package, latents, tmp_path), Measurement)
-    assert "the bill will not tell" in caplog.text
+    assert "by its tags" in caplog.text

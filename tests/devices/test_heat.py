@@ -63,7 +63,7 @@ def test_without_sensors_it_is_the_battery():
 
 
 @pytest.mark.parametrize("text", ["", "garbage", f"{MARK}\n", f"{MARK}\ngarbage{{"])
-def test_a_phone_that_tells_nothing_has_told_nothing(text):
+def test_a_phone_that_reports_nothing_has_no_heat(text):
     assert read_heat(text) == Heat(
         temperature_celsius=None, coolest_celsius=None, hottest_celsius=None, throttled=None
     )

@@ -224,7 +224,7 @@ def test_a_process_that_disagrees_is_followed_by_others(runs_of):
 def test_times_that_never_agree_are_refused_and_say_why(runs_of):
     found, processes = runs_of(*(([0.1 * k] * 9, 0.0) for k in (1, 4, 1, 4)))
     assert processes == 4
-    said = "the median lies between 0.1 and 0.4 s in 2 processes, 120% of it apart; 100% is allowed"
+    said = "the median lies between 0.1 and 0.4 s in 2 processes: spread 120%, allowed <= 100%"
     assert said in found.unreliable_reason
 
 

@@ -83,7 +83,7 @@ def test_processes_that_disagree_are_run_once_more_and_the_last_ones_kept(
     assert left(iphone) == []
 
 
-def test_an_iphone_that_was_hot_is_told(iphone, coreml, latents, tmp_path, monkeypatch):
+def test_an_iphone_that_was_hot_is_reported(iphone, coreml, latents, tmp_path, monkeypatch):
     monkeypatch.setenv("HOT", "1")
     found = measured(iphone, coreml, latents, tmp_path)
     assert found.throttled and "heat" in found.unreliable_reason

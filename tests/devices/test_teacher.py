@@ -38,7 +38,9 @@ def test_a_teacher_is_timed_in_bfloat16_in_a_process_of_its_own(tiny_teacher, cl
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_process_computes_where_and_as_it_is_told(tmp_path, clips, monkeypatch, precision):
+def test_the_process_computes_on_the_device_and_in_the_precision_it_is_given(
+    tmp_path, clips, monkeypatch, precision
+):
     decoded = []
 
     def load(family, weights, dtype, device):

@@ -77,7 +77,7 @@ def test_warm_up_ends_when_it_is_steady_or_enough():
 
 def test_samples_end_where_the_interval_is_narrow_or_at_their_most():
     assert len(sample(lambda: 1.0, PLAN)) == 5
-    assert len(sample(lambda: 0.01, PLAN)) == 30  # in less nothing is told of others
+    assert len(sample(lambda: 0.01, PLAN)) == 30  # in less, other processes are not seen
     random = np.random.default_rng(3)
     noisy = sample(lambda: float(random.lognormal(0, 1)), PLAN)
     assert len(noisy) == 50

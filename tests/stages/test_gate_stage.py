@@ -143,7 +143,7 @@ def test_a_gpu_that_fails_the_teacher_fails_no_gate(judged_copy, remeasured, mon
     assert "teacher_gpu_latency_seconds" not in document
 
 
-def test_without_a_gpu_nothing_is_said_of_one(judged_copy, remeasured, monkeypatch, files):
+def test_without_a_gpu_there_are_no_figures_of_one(judged_copy, remeasured, monkeypatch, files):
     remeasured()
     monkeypatch.setattr(baseline, "has_gpu", lambda: False)
     gate.run(judged_copy)
@@ -151,7 +151,7 @@ def test_without_a_gpu_nothing_is_said_of_one(judged_copy, remeasured, monkeypat
     assert not [key for key in document if key.startswith("teacher_gpu")]
 
 
-def test_the_measurement_tells_the_kind_of_its_device(judged_copy, remeasured, files):
+def test_the_measurement_names_the_kind_of_its_device(judged_copy, remeasured, files):
     remeasured()
     phone = AdbProfile(name="pixel", kind="adb", runner="tools/runner")
     params = dataclasses.replace(judged_copy.params, device=phone)
@@ -159,7 +159,7 @@ def test_the_measurement_tells_the_kind_of_its_device(judged_copy, remeasured, f
     assert files.read(judged_copy, "gate", "measurement.json")["device_kind"] == "adb"
 
 
-def test_where_the_machine_was_busy_while_the_teacher_was_timed_the_ratio_is_not_told(
+def test_where_the_machine_was_busy_while_the_teacher_was_timed_the_ratio_is_inconclusive(
     judged_copy, remeasured, monkeypatch, files
 ):
     """It is timed once more, for it may have been a moment; the package's own times stand."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from turbo_vaed.config.schema import GateParams
     from turbo_vaed.costs.run_context import Usage
     from turbo_vaed.devices import Measurement, Plan
-    from turbo_vaed.devices.device import Device, Tell
+    from turbo_vaed.devices.device import Device, ReportProgress
     from turbo_vaed.export import Package
 
 _TIMEOUT_SECONDS = 1800.0
@@ -53,7 +53,7 @@ def list_devices(form: Format = "table") -> None:
 
 @app.command("probe")
 def probe(name: str, form: Format = "table") -> None:
-    """What a device tells of itself, and what is missing; 1 where something is.
+    """What a device reports about itself, and what is missing; ends with 1 where something is.
 
     For example: turbo-vaed devices probe host
     """
@@ -76,25 +76,28 @@ def bench(
     shape: Annotated[
         str | None,
         typer.Option(
-            help="of one of its programs: 9x720x1280  [default: the device's own, else the clips']"
+            help="shape of a program, 9x720x1280  [default: the device's own, else the clips']"
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="of the program  [default: gate.threads]")
+        int | None, typer.Option(min=1, help="threads of the program  [default: gate.threads]")
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=2, help="at most, per process  [default: gate.max_samples]"),
+        typer.Option(min=2, help="most samples per process  [default: gate.max_samples]"),
     ] = None,
     spread: Annotated[
         float | None,
-        typer.Option(help="of the median, to stop at, 0.05 say  [default: gate.max_spread]"),
+        typer.Option(
+            help="width of the median's interval to stop at, 0.05 say  [default: gate.max_spread]"
+        ),
     ] = None,
     form: Format = "table",
 ) -> None:
-    """Measure a package on a device; 1 where it failed or its times cannot be trusted.
+    """Measure a package on a device; ends with 1 where it failed or its times are unreliable.
 
-    Measured as by the gate: what no option says is `gate` in params.yaml's defaults.
+    It is measured as by the gate; where an option is not given, `gate` of the defaults in
+    params.yaml counts.
 
     For example: turbo-vaed devices bench work/demo/gate/package --device host --threads 2
     """
@@ -109,24 +112,24 @@ def bench(
     opened = _shaped(opened, shape, files.profiles.get(name) or {}, name)
     with (
         tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch,
-        _told(name, opened.target, form) as tell,
+        _progress_bar(name, opened.target, form) as report_progress,
     ):
         given = latents or _random_latents(opened, Path(scratch) / "latents.npy")
-        device = _open(files, name, gate.max_background_cpu_share, tell)
+        device = _open(files, name, gate.max_background_cpu_share, report_progress)
         found = measure_on(
             device, opened, given, plan=plan, out_folder=Path(scratch) / "out",
             timeout_seconds=_TIMEOUT_SECONDS,
         )  # fmt: skip
-    said = "two random clips" if latents is None else str(latents)
+    output = "two random clips" if latents is None else str(latents)
     if form == "json":
-        print(json.dumps(found.to_json() | {"target": opened.target, "latents": said}))
+        print(json.dumps(found.to_json() | {"target": opened.target, "latents": output}))
     if isinstance(found, Failed):
-        raise Refused(f"{opened.target} did not come to its end on {name}: {found.reason}")
+        raise Refused(f"{opened.target} failed on {name}: {found.reason}")
     if form != "json":
         title = f"{opened.target} on {name}: {found.machine}, {found.runtime}"
         of = [
             {"figure": "program", "found": opened.programs[opened.at].shape},
-            {"figure": "latents", "found": said},
+            {"figure": "latents", "found": output},
         ]
         show([*_figures(found), *of], form, title)
     if found.unreliable_reason:
@@ -145,8 +148,8 @@ def _shaped(package: Package, shape: str | None, profile: dict[str, Any], name: 
         return package.shaped(own)
     if shape is None:
         if own:
-            print(f"{package.folder}: no program of {name}'s own shape {own} yet; turbo-vaed poc "
-                  f"CUSTOMER makes one where gate.device is {name}. Measured is {has[0]}.",
+            print(f"{package.folder} has no program of {name}'s own shape {own}: {has[0]} is "
+                  f"measured. turbo-vaed poc CUSTOMER makes one where gate.device is {name}.",
                   file=sys.stderr)  # fmt: skip
         return package
     wanted = shape.replace(",", "x").replace(" ", "")
@@ -175,7 +178,7 @@ def _figures(found: Measurement) -> list[dict[str, Any]]:
         "peak memory": f"{found.peak_memory_bytes / 1e6:.0f} MB",
         "heat": heat,
         "energy": "—" if found.energy_joules is None else f"{found.energy_joules:.3g} J a run",
-        "others took": "—"
+        "background CPU share": "—"
         if found.background_cpu_share is None
         else f"{found.background_cpu_share:.0%}",
         "threads": str(found.threads),
@@ -185,18 +188,19 @@ def _figures(found: Measurement) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _told(name: str, target: str, form: str) -> Iterator[Tell]:
-    """A bar that says what a device does, and since how many seconds; yields what to tell it.
+def _progress_bar(name: str, target: str, form: str) -> Iterator[ReportProgress]:
+    """A progress bar of what a device does, with the seconds since it began; yields the callback
+    that moves it.
 
-    The seconds go on by themselves: a process of a measurement may take minutes. Where stdout is
-    for a program there is none.
+    The seconds go on by themselves: a process of a measurement may take minutes. There is no bar
+    where stdout is for a program.
     """
-    from turbo_vaed.devices.device import silent
+    from turbo_vaed.devices.device import no_report
     from turbo_vaed.runtime.progress import progress
 
     if form == "json":
         print(f"{name} measures {target}", file=sys.stderr)
-        yield silent
+        yield no_report
         return
     began, now, is_over = time.monotonic(), (0, ""), threading.Event()
     with progress(f"{name}, %", 100, tells_time=True) as update:
@@ -204,9 +208,9 @@ def _told(name: str, target: str, form: str) -> Iterator[Tell]:
         def draw() -> None:
             update(now[0], f"{now[1]}, {time.monotonic() - began:.0f} s")
 
-        def tell(share: float, words: str) -> None:
+        def report_progress(share: float, text: str) -> None:
             nonlocal now
-            now = (min(99, round(100 * share)), words)
+            now = (min(99, round(100 * share)), text)
             draw()
 
         def tick() -> None:
@@ -216,7 +220,7 @@ def _told(name: str, target: str, form: str) -> Iterator[Tell]:
         ticking = threading.Thread(target=tick, daemon=True)
         ticking.start()
         try:
-            yield tell
+            yield report_progress
         finally:
             is_over.set()
             ticking.join()
@@ -276,10 +280,10 @@ def _plan(
 
 
 def _reached(files: ConfigFiles, name: str) -> str:
-    """Where a profile's device is, in words; what is wrong with the profile where it is."""
+    """How a profile's device is reached, or what is wrong with the profile."""
     from turbo_vaed.config import load
     from turbo_vaed.config.devices import AdbProfile, AppleProfile, FarmProfile
-    from turbo_vaed.devices._adb import chosen_phone
+    from turbo_vaed.devices.adb import chosen_phone
 
     try:
         parsed = load.profile(files, name)
@@ -297,11 +301,11 @@ def _open(
     files: ConfigFiles,
     name: str,
     max_background_cpu_share: float = 1.0,
-    tell: Tell | None = None,
+    report_progress: ReportProgress | None = None,
 ) -> Device:
     """The device of a name in devices.yaml. Raises UserError where there is none."""
     from turbo_vaed.config import load
-    from turbo_vaed.devices.device import silent
+    from turbo_vaed.devices.device import no_report
     from turbo_vaed.devices.opened import open_device
 
     if not name:
@@ -311,12 +315,12 @@ def _open(
         Settings.from_environment().root,
         max_background_cpu_share=max_background_cpu_share,
         charge=_charge,
-        tell=tell or silent,
+        report_progress=report_progress or no_report,
     )
 
 
 def _charge(usage: Usage) -> None:
-    """What a device costs without a run, in the ledger under a customer of its own."""
+    """Charge what a device costs outside a run to a customer of its own, `devices`."""
     from turbo_vaed.costs import Ledger
     from turbo_vaed.metering.run_stage import usage_charge
     from turbo_vaed.settings import new_run_id

@@ -34,7 +34,7 @@ def examine(settings: Settings) -> list[dict[str, Any]]:
     rows.append(
         _row("browser", "ok", browser)
         if browser
-        else _row("browser", "optional", "none on PATH", "only tests and screenshots need it")
+        else _row("browser", "optional", "none on PATH", "for tests and screenshots")
     )
     videos = settings.root / "data" / "demo"
     count = len(list(videos.glob("*.mp4")))
@@ -43,10 +43,8 @@ def examine(settings: Settings) -> list[dict[str, Any]]:
         if count
         else _row("demo videos", "missing", "none in data/demo", "make setup")
     )
-    rows.append(_reach("ledger", settings.ledger_url, lambda: _open_ledger(settings)))
-    rows.append(
-        _reach("MLflow's store", settings.mlflow_tracking_uri, lambda: _open_mlflow(settings))
-    )
+    rows.append(_reach("ledger", lambda: _open_ledger(settings)))
+    rows.append(_reach("MLflow's store", lambda: _open_mlflow(settings)))
     return rows
 
 
@@ -54,7 +52,7 @@ def _litert_row() -> dict[str, Any]:
     try:
         versions = converter_versions()
     except UserError:
-        return _row("LiteRT converter", "optional", "none", "only litert targets: make litert")
+        return _row("LiteRT converter", "optional", "none", "for litert targets: make litert")
     return _row("LiteRT converter", "ok", f"litert-torch {versions['litert-torch']}")
 
 
@@ -62,7 +60,7 @@ def _checkout_row(settings: Settings) -> dict[str, Any]:
     try:
         check_environment(settings.root, settings.root / "work")
     except TurboVaedError as error:
-        return _row("checkout", "missing", "no run can begin in it", str(error))
+        return _row("checkout", "missing", "no run can start in it", str(error))
     return _row("checkout", "ok", "git, folders to write into, room on the disk")
 
 
@@ -74,7 +72,7 @@ def _row(what: str, state: str, found: str | None, todo: str = "") -> dict[str, 
     return {"what": what, "state": state, "found": found, "to_do": todo}
 
 
-def _reach(what: str, where: str, call: Callable[[], None]) -> dict[str, Any]:
+def _reach(what: str, call: Callable[[], None]) -> dict[str, Any]:
     try:
         call()
     except TurboVaedError as error:

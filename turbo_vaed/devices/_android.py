@@ -163,13 +163,13 @@ def read_outputs(
     if not code.isdigit():
         raise Fault(f"{phone.name} left no exit code of the runner, found {code!r}")
     if code != "0":
-        words = _text(folder / "failed.log").strip()[-500:] or "none"
+        last = _text(folder / "failed.log").strip()[-500:] or "none"
         how = {
             str(TIMEOUT_CODE): "was stopped, it took too long",
-            str(LATE_CODE): "was stopped, for all runs together took longer than the device's job "
-            "has for them",
+            str(LATE_CODE): "was stopped: all runs together took longer than the device's job "
+            "allows",
         }.get(code, f"failed with exit code {code}")
-        return Failed(**common, reason=f"the runner {how}; its last words: {words}")
+        return Failed(**common, reason=f"the runner {how}; its last words: {last}")
     out_folder.mkdir(parents=True, exist_ok=True)
     _decoded(folder, package, clips, out_folder / DECODED_NAME)
     runs, heat = [], asdict(_heat.read_heat(_text(folder / "heat")))
@@ -222,9 +222,9 @@ def read_timed(folder: Path, name: str, plan: Plan) -> tuple[float, list[float],
     count = executions(plan)
     if loaded is None or [int(i) for i, _, _ in found] != list(range(1, count + 1)):
         raise Fault(
-            f"the phone's runner told of {len(found)} runs, {count} were asked for; it has to be "
+            f"the phone's runner reported {len(found)} runs, expected {count}; it has to be "
             "executor_runner of ExecuTorch 1.x with logging on "
-            f"(EXECUTORCH_ENABLE_LOGGING, PAL posix); it said: {log[-500:] or 'nothing'}"
+            f"(EXECUTORCH_ENABLE_LOGGING, PAL posix); its log: {log[-500:] or 'nothing'}"
         )
     peak = _peak_bytes(folder, name)
     seconds = [float(ms) / 1000 for _, _, ms in found]
@@ -244,7 +244,7 @@ def _peak_bytes(folder: Path, name: str) -> int:
     kib = [int(found[1]) for found in (at_end, polled) if found is not None]
     if not kib:
         raise Fault(
-            "the phone told no peak memory of the runner: its toybox has no `time -v`, and the "
+            "the phone reported no peak memory of the runner: its toybox has no `time -v`, and the "
             "program ended within 0.1 s, before /proc could be read"
         )
     return max(kib) * 1024

@@ -73,7 +73,7 @@ def peak_memory_bytes() -> int:
 
 
 def throttled() -> bool | None:
-    """Whether the Mac slows itself down for heat; None where it does not tell."""
+    """Whether the Mac slows itself down for heat; None where it does not report it."""
     try:
         done = subprocess.run(["pmset", "-g", "therm"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

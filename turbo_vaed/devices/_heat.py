@@ -1,4 +1,4 @@
-"""How hot an Android phone was while it measured, by what `dumpsys` said of it now and then.
+"""How hot an Android phone was while it measured, by what `dumpsys` reported now and then.
 
 `dumpsys thermalservice` is there from Android 10 on. Lines and enums are those of AOSP's
 ThermalManagerService and of android.os.Temperature.
@@ -27,10 +27,10 @@ _BATTERY = re.compile(r"^\s*temperature: (-?\d+)", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Heat:
-    """Of a phone, over all readings; None where it does not tell. The names are a Measurement's."""
+    """Of a phone, over all readings; None where it reports none. The names are a Measurement's."""
 
     temperature_celsius: float | None
-    """At the end, of the hottest sensor; of the battery where no other is told."""
+    """At the end, of the hottest sensor; of the battery where there is no other."""
     coolest_celsius: float | None
     hottest_celsius: float | None
     throttled: bool | None
@@ -73,8 +73,8 @@ def _read(text: str) -> _Reading:
     celsius = max((value for value, *_ in sensors), default=None)
     if celsius is None and battery is not None:
         celsius = int(battery[1]) / 10
-    told = [] if status is None else [int(status[1]) > 0]
-    throttled = any([hot, *told]) if told or sensors else None
+    reported = [] if status is None else [int(status[1]) > 0]
+    throttled = any([hot, *reported]) if reported or sensors else None
     return _Reading(celsius=celsius, throttled=throttled)
 
 

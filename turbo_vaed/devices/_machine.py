@@ -1,4 +1,4 @@
-"""What this machine tells of itself while a program runs on it; None where it tells nothing.
+"""What this machine reports while a program runs on it; None where it reports nothing.
 
 Linux: /proc and /sys. Elsewhere all of it is None.
 """
@@ -15,7 +15,7 @@ _RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 _LEAST_SECONDS = 0.2
-"""The system counts in hundredths of a second: of a shorter time it tells nothing."""
+"""The system counts in hundredths of a second: a shorter time is not resolved."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,52 @@
-"""The `ssh` and `scp` commands."""
+"""Commands that reach a device, one call with a time limit each; `ssh` and `scp` among them."""
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from turbo_vaed.devices._command import Says, call
 from turbo_vaed.errors import Fault, UserError
 
-_SAYS: Says = (
+KnownFailures = Sequence[tuple[str, type[UserError] | type[Fault], str]]
+"""Text in the output of a failing command, the error that it is, and what to do; the first that is
+found counts."""
+
+
+def call(
+    command: Sequence[str],
+    *,
+    what: str,
+    seconds: float,
+    known_failures: KnownFailures,
+    if_not_installed: str,
+) -> str:
+    """Run it; its stdout.
+
+    Raises:
+        UserError: it is not installed, or a person has to act.
+        Fault: the device is gone or does not answer.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True, text=True, errors="replace", timeout=seconds,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise UserError(if_not_installed) from None
+    except subprocess.TimeoutExpired:
+        raise Fault(f"{what} was stopped after {seconds:g} s without an answer") from None
+    if done.returncode:
+        output = (done.stderr.strip() or done.stdout.strip())[-500:]
+        for text, kind, advice in known_failures:
+            if text in output:
+                raise kind(f"{what}: {output}; {advice}")
+        raise Fault(f"{what} failed with exit code {done.returncode}: {output or 'no output'}")
+    return done.stdout
+
+
+_KNOWN_FAILURES: KnownFailures = (
     ("Permission denied", UserError, "let this computer's key in: ssh-copy-id, and unlock the key"),
     ("Host key verification failed", UserError, "connect once by hand and look at the key"),
     ("Could not resolve hostname", UserError, "correct host in its profile in params.yaml"),
@@ -31,8 +70,8 @@ class Ssh:
     """As ssh takes it: USER@NAME, or a name in its configuration."""
     seconds: float
     """Of one command."""
-    says: Says = ()
-    """What the commands there say, before what ssh does."""
+    known_failures: KnownFailures = ()
+    """Of the commands there; they are looked for before those of ssh."""
 
     def __call__(self, command: str, *, seconds: float | None = None) -> str:
         """Run a line of its shell; the stdout. Raises as `call`."""
@@ -51,6 +90,6 @@ class Ssh:
             command,
             what=what,
             seconds=self.seconds if seconds is None else seconds,
-            says=(*self.says, *_SAYS),
+            known_failures=(*self.known_failures, *_KNOWN_FAILURES),
             if_not_installed="ssh is not installed (apt install openssh-client)",
         )

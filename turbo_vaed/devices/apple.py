@@ -14,7 +14,7 @@ from pathlib import Path
 from turbo_vaed.config.devices import AppleProfile
 from turbo_vaed.devices import _apple_runner, host, timing
 from turbo_vaed.devices._ssh import Ssh
-from turbo_vaed.devices.device import Facts, Handle, Ran, Tell, require_runs, silent
+from turbo_vaed.devices.device import Facts, Handle, Ran, ReportProgress, no_report, require_runs
 from turbo_vaed.devices.measurement import DECODED_NAME, NOT_TOLD, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, TurboVaedError, UserError
@@ -31,7 +31,7 @@ class AppleDevice:
     """A Mac."""
 
     profile: AppleProfile
-    tell: Tell = silent
+    report_progress: ReportProgress = no_report
 
     @property
     def name(self) -> str:
@@ -62,15 +62,15 @@ class AppleDevice:
 
     def push(self, package: Package) -> Handle:
         require_runs(self, package)
-        self.tell(0.0, "runner and program to the Mac")
-        place = f"{self.profile.folder}/{uuid.uuid4().hex}"
-        handle = Handle(package=package, place=place)
+        self.report_progress(0.0, "runner and program to the Mac")
+        location = f"{self.profile.folder}/{uuid.uuid4().hex}"
+        handle = Handle(package=package, location=location)
         try:
-            self._ssh(f"mkdir -p {place}")
-            self._ssh.push(str(package.program_path), f"{place}/{package.program}")
+            self._ssh(f"mkdir -p {location}")
+            self._ssh.push(str(package.program_path), f"{location}/{package.program}")
             for module in (_apple_runner, timing):
                 assert module.__file__ is not None
-                self._ssh.push(module.__file__, f"{place}/")
+                self._ssh.push(module.__file__, f"{location}/")
             self._check_python()
         except TurboVaedError:
             self.remove(handle)
@@ -80,22 +80,22 @@ class AppleDevice:
     def run(self, handle: Handle, latents_npy: Path, plan: Plan, *, timeout_seconds: float) -> Ran:
         """`timeout_seconds` is of each process, as on the host."""
         clips = host.check_latents(latents_npy, handle.package.io.latent_shape)
-        place, limit = handle.place, max(1, int(timeout_seconds))
-        self._ssh.push(str(latents_npy), f"{place}/latents.npy")
+        location, limit = handle.location, max(1, int(timeout_seconds))
+        self._ssh.push(str(latents_npy), f"{location}/latents.npy")
         codes = []
         for i in range(host.REPEATS):
-            self.tell(0.1 + 0.4 * i, f"process {i + 1} of {host.REPEATS} on the Mac")
+            self.report_progress(0.1 + 0.4 * i, f"process {i + 1} of {host.REPEATS} on the Mac")
             arguments = [
                 f"result{i}.json", handle.package.program, "latents.npy", DECODED_NAME,
                 json.dumps(asdict(plan)), self.profile.compute_unit, str(limit),
             ]  # fmt: skip
             command = shlex.join([self.profile.python, "_apple_runner.py", *arguments])
-            said = self._ssh(
-                f"cd {place} && {{ {command} > log 2>&1; echo $?; }}",
+            output = self._ssh(
+                f"cd {location} && {{ {command} > log 2>&1; echo $?; }}",
                 seconds=limit + self.profile.command_seconds,
             )
-            codes.append(said.strip())
-            if said.strip() != "0":
+            codes.append(output.strip())
+            if output.strip() != "0":
                 break
         machine = (
             f"{self._ssh('sysctl -n machdep.cpu.brand_string').strip()}, macOS "
@@ -103,7 +103,12 @@ class AppleDevice:
         )
         facts = {"codes": codes, "machine": machine}
         return Ran(
-            handle=handle, plan=plan, clips=clips, place=place, facts=facts, is_repeatable=True
+            handle=handle,
+            plan=plan,
+            clips=clips,
+            location=location,
+            facts=facts,
+            is_repeatable=True,
         )
 
     def collect(self, ran: Ran, out_folder: Path) -> Measurement | Failed:
@@ -114,14 +119,14 @@ class AppleDevice:
             "machine": str(ran.facts["machine"]),
             "package_sha256": package.sha256,
         }
-        self.tell(0.9, "frames from the Mac")
+        self.report_progress(0.9, "frames from the Mac")
         with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
             folder = Path(scratch)
             if codes[-1] != "0":
                 return self._failed(ran, folder, common, codes[-1])
             for i in range(len(codes)):
-                self._ssh.pull(f"{ran.place}/result{i}.json", str(folder))
-            self._ssh.pull(f"{ran.place}/{DECODED_NAME}", str(folder))
+                self._ssh.pull(f"{ran.location}/result{i}.json", str(folder))
+            self._ssh.pull(f"{ran.location}/{DECODED_NAME}", str(folder))
             runs = [self._read(folder / f"result{i}.json", ran, common) for i in range(len(codes))]
             host.check_decoded(folder / DECODED_NAME, package, ran.clips)
             out_folder.mkdir(parents=True, exist_ok=True)
@@ -131,26 +136,26 @@ class AppleDevice:
     def _check_python(self) -> None:
         """Raises UserError where its Python cannot measure: that is no fault of a package."""
         python = shlex.quote(self.profile.python)
-        said = self._ssh(f"{{ {python} -c {shlex.quote(_CHECK)} 2>&1; echo $?; }}").strip()
-        if said.splitlines()[-1] != "0":
-            words = " ".join(said.splitlines()[:-1])[-300:]
+        output = self._ssh(f"{{ {python} -c {shlex.quote(_CHECK)} 2>&1; echo $?; }}").strip()
+        if output.splitlines()[-1] != "0":
+            last = " ".join(output.splitlines()[:-1])[-300:]
             raise UserError(
-                f"{self.name}: {self.profile.python} there cannot measure: {words}; it has to be "
+                f"{self.name}: {self.profile.python} there cannot measure: {last}; it has to be "
                 f"Python 3.10 or later, with: {self.profile.python} -m pip install coremltools"
             )
 
     def remove(self, handle: Handle) -> None:
         with contextlib.suppress(TurboVaedError):  # it is gone, and what follows says so
-            self._ssh(f"rm -rf {handle.place}")
+            self._ssh(f"rm -rf {handle.location}")
 
     def _failed(self, ran: Ran, folder: Path, common: dict[str, str], code: str) -> Failed:
         if not code.isdigit():
             raise Fault(f"{self.name} left no exit code of the runner, found {code[:200]!r}")
-        self._ssh.pull(f"{ran.place}/log", str(folder))
-        words = (folder / "log").read_text(errors="replace").strip()[-500:] or "none"
+        self._ssh.pull(f"{ran.location}/log", str(folder))
+        last = (folder / "log").read_text(errors="replace").strip()[-500:] or "none"
         how = "took too long" if int(code) == _ALARM else f"failed with exit code {code}"
         return Failed(
-            **common, runtime="Core ML", reason=f"the runner {how}; its last words: {words}"
+            **common, runtime="Core ML", reason=f"the runner {how}; its last words: {last}"
         )
 
     def _read(self, path: Path, ran: Ran, common: dict[str, str]) -> Measurement:

@@ -1,4 +1,4 @@
-"""One protocol for whatever runs a package: push, run, collect; and what it tells of itself."""
+"""One protocol for whatever runs a package: probe, push, run, collect, remove."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ ROUNDS = 2
 """Of a device's processes, at most, until they agree."""
 RAW_DTYPES = {"float32": "<f4", "float16": "<f2"}
 """A package's dtype -> numpy's, in the raw files that a runner on a device reads and writes."""
-Tell = Callable[[float, str], None]
-"""Told what share of a measurement is done, 0 to 1, and in words what comes now."""
+ReportProgress = Callable[[float, str], None]
+"""Called with the share of a measurement that is done, 0 to 1, and with what comes now."""
 
 
-def silent(_share: float, _words: str) -> None:
-    """Tells nobody."""
+def no_report(_share: float, _text: str) -> None:
+    """Reports to nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a device tells of itself; None where it does not tell."""
+    """What a device reports about itself; None where it does not."""
 
     name: str
     kind: str
@@ -48,19 +48,19 @@ class Handle:
     """A package on a device."""
 
     package: Package
-    place: str
-    """Of the package, in the device's own words."""
+    location: str
+    """Where the package lies: a folder on the device, or here for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """A program that has run on a device; what it left is still there."""
+    """A program that has run on a device; its results are still there."""
 
     handle: Handle
     plan: Plan
     clips: int
-    place: str
-    """Of what it left."""
+    location: str
+    """Where its results lie."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What only the device's own `collect` reads."""
     is_repeatable: bool = False
@@ -76,7 +76,7 @@ class Device(Protocol):
         """Of its profile in params.yaml."""
 
     def probe(self) -> Facts:
-        """What it tells of itself; what is missing is a fact, not an error."""
+        """What it reports about itself; what is missing is a fact, not an error."""
 
     @property
     def runtimes(self) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ class Device(Protocol):
         of the latents. A program that crashed or hung has `Failed`."""
 
     def remove(self, handle: Handle) -> None:
-        """Leave nothing behind; a device that is gone is not asked."""
+        """Leave nothing behind; a device that is gone is left alone."""
 
 
 def require_runs(device: Device, package: Package) -> None:
@@ -116,8 +116,8 @@ def measure_on(
 ) -> Measurement | Failed:
     """Push, run, collect, and clean up whatever happens.
 
-    Where the processes are further apart than the plan's `max_spread`, a device that may be asked
-    again is, once, and what it found last is kept.
+    Where the processes are further apart than the plan's `max_spread`, a device that can repeat the
+    measurement at no cost does so once, and the last round counts.
 
     Raises:
         UserError: the latents do not fit, or the device needs a person.

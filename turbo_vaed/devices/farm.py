@@ -28,7 +28,7 @@ import requests
 from turbo_vaed.config.devices import FarmProfile
 from turbo_vaed.costs.run_context import Usage
 from turbo_vaed.devices import _android
-from turbo_vaed.devices.device import Facts, Handle, Ran, Tell, require_runs, silent
+from turbo_vaed.devices.device import Facts, Handle, Ran, ReportProgress, no_report, require_runs
 from turbo_vaed.devices.measurement import Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, TurboVaedError, UserError
@@ -59,15 +59,15 @@ cd "$(dirname "$0")/work"
 left="$DEVICEFARM_LOG_DIR/{left}"
 mkdir -p "$left"
 phone() {{ adb -s "$DEVICEFARM_DEVICE_UDID" "$@"; }}
-phone shell "rm -rf {place}; mkdir -p {place}"
-for file in *; do phone push "$file" "{place}/$file"; done
-phone shell "chmod 755 {place}/{runner}; sh {place}/{script}"
+phone shell "rm -rf {location}; mkdir -p {location}"
+for file in *; do phone push "$file" "{location}/$file"; done
+phone shell "chmod 755 {location}/{runner}; sh {location}/{script}"
 phone shell "getprop ro.product.model" > "$left/model"
 phone shell "getprop ro.product.cpu.abi" > "$left/abi"
 phone shell "getprop ro.build.version.release" > "$left/android"
-for file in *; do phone shell "rm -f {place}/$file"; done
-phone pull "{place}/." "$left"
-phone shell "rm -rf {place}"
+for file in *; do phone shell "rm -f {location}/$file"; done
+phone pull "{location}/." "$left"
+phone shell "rm -rf {location}"
 """
 # Device Farm refuses a package of Python tests without these two.
 _NO_TEST = "def test_nothing():\n    pass\n"
@@ -95,7 +95,7 @@ class FarmDevice:
     tags: Callable[[], Mapping[str, str]] | None = None
     """Of its runs, so that the bill tells them apart."""
     sleep: Callable[[float], None] = time.sleep
-    tell: Tell = silent
+    report_progress: ReportProgress = no_report
 
     @property
     def name(self) -> str:
@@ -133,15 +133,15 @@ class FarmDevice:
         require_runs(self, package)
         _android.check_runner(self._runner, self.name)
         self._ask("get_project", arn=self.profile.project)
-        return Handle(package=package, place=tempfile.mkdtemp(prefix="turbo-vaed-"))
+        return Handle(package=package, location=tempfile.mkdtemp(prefix="turbo-vaed-"))
 
     def run(self, handle: Handle, latents_npy: Path, plan: Plan, *, timeout_seconds: float) -> Ran:
         """`timeout_seconds` is of each process; the whole has the profile's `job_minutes`."""
         # The rest is for the phone's start and for what the script leaves, or Device Farm would
         # stop the job, and a program that is slow would look like a phone that was lost.
         whole_seconds = self.profile.job_minutes * 60 * _SHARE_OF_RUNS
-        place = Path(handle.place)
-        work = place / "work"
+        location = Path(handle.location)
+        work = location / "work"
         work.mkdir()
         shutil.copy(self._runner, work / _android.RUNNER)
         shutil.copy(handle.package.program_path, work / handle.package.program)
@@ -153,7 +153,7 @@ class FarmDevice:
             timeout_seconds=timeout_seconds,
             whole_seconds=whole_seconds,
         )
-        self.tell(0.0, "files to Device Farm")
+        self.report_progress(0.0, "files to Device Farm")
         uploads: list[str] = []
         try:
             package = self._upload("turbo-vaed.zip", f"{TEST}_TEST_PACKAGE", _zip(work), uploads)
@@ -164,10 +164,10 @@ class FarmDevice:
             for arn in uploads:
                 with contextlib.suppress(TurboVaedError):  # they cost nothing
                     self._ask("delete_upload", arn=arn)
-        return Ran(handle=handle, plan=plan, clips=clips, place=str(place / LEFT))
+        return Ran(handle=handle, plan=plan, clips=clips, location=str(location / LEFT))
 
     def collect(self, ran: Ran, out_folder: Path) -> Measurement | Failed:
-        left = Path(ran.place)
+        left = Path(ran.location)
         phone = _android.Phone(
             name=self.name,
             machine=f"{_said(left, 'model')}, {_said(left, 'abi')}, Android "
@@ -178,7 +178,7 @@ class FarmDevice:
         )
 
     def remove(self, handle: Handle) -> None:
-        shutil.rmtree(handle.place, ignore_errors=True)
+        shutil.rmtree(handle.location, ignore_errors=True)
 
     def _upload(self, name: str, kind: str, data: bytes, uploads: list[str]) -> str:
         """Upload a file, and wait until Device Farm has looked at it; its ARN."""
@@ -195,12 +195,12 @@ class FarmDevice:
         if found is None:
             raise Fault(f"Device Farm has not looked at {name} after {_TRANSFER_SECONDS:.0f} s")
         if found["status"] == "FAILED":
-            said = found.get("message") or found.get("metadata") or "no reason"
-            raise Fault(f"Device Farm refuses {name}: {said}")
+            output = found.get("message") or found.get("metadata") or "no reason"
+            raise Fault(f"Device Farm refuses {name}: {output}")
         return arn
 
     def _measure(self, handle: Handle, package: str, specification: str) -> None:
-        """Have a phone run the test; what it left lies in the handle's place then."""
+        """Have a phone run the test; what it left lies at the handle's location then."""
         began = _Begun(at=datetime.now(UTC), clock=time.monotonic())
         run = self._ask(
             "schedule_run",
@@ -222,7 +222,7 @@ class FarmDevice:
 
         def look() -> dict[str, Any] | None:
             found: dict[str, Any] = self._ask("get_run", arn=arn)["run"]
-            self.tell(0.1, f"Device Farm's run is {str(found['status']).lower()}")
+            self.report_progress(0.1, f"Device Farm's run is {str(found['status']).lower()}")
             return found if found["status"] == "COMPLETED" else None
 
         try:
@@ -238,7 +238,7 @@ class FarmDevice:
         try:
             if found.get("result") == "STOPPED":
                 raise Fault(f"{self.name}: the run was stopped in Device Farm, by somebody")
-            self._fetch(arn, found, Path(handle.place) / LEFT)
+            self._fetch(arn, found, Path(handle.location) / LEFT)
         except BaseException:
             self._charge(found, began, is_wasted=True)
             raise
@@ -252,7 +252,7 @@ class FarmDevice:
         try:
             self._ask("tag_resource", ResourceARN=arn, Tags=tags)
         except TurboVaedError as error:
-            _log.warning("the bill will not tell %s apart: %s", arn, error)
+            _log.warning("the bill will not show %s by its tags: %s", arn, error)
 
     def _stop(self, arn: str, began: _Begun) -> str:
         """Stop a run and charge what it used until now; says in a sentence what came of it."""
@@ -266,12 +266,14 @@ class FarmDevice:
         return "It was stopped."
 
     def _fetch(self, arn: str, run: dict[str, Any], target: Path) -> None:
-        self.tell(0.9, "frames from Device Farm")
+        self.report_progress(0.9, "frames from Device Farm")
         artifacts = self._ask("list_artifacts", arn=arn, type="FILE")["artifacts"]
         urls = [found["url"] for found in artifacts if found["type"] == "CUSTOMER_ARTIFACT"]
-        said = f"{run.get('result')}: {run.get('message') or 'no message'}"
+        output = f"{run.get('result')}: {run.get('message') or 'no message'}"
         if not urls:
-            raise Fault(f"{self.name}: the run left no customer artifact; Device Farm says {said}")
+            raise Fault(
+                f"{self.name}: the run left no customer artifact; Device Farm says {output}"
+            )
         try:
             with zipfile.ZipFile(io.BytesIO(_transfer("GET", urls[0]))) as archive:
                 names = [n for n in archive.namelist() if f"{LEFT}/" in n and not n.endswith("/")]
@@ -282,21 +284,21 @@ class FarmDevice:
             raise Fault(f"{self.name}: the artifacts are no archive ({error})") from error
         if not (target / "code").is_file():
             raise Fault(
-                f"{self.name}: the phone did not get as far as the runner; Device Farm says {said}"
+                f"{self.name}: the phone did not reach the runner; Device Farm says {output}"
             )
 
     def _charge(self, run: dict[str, Any], began: _Begun, *, is_wasted: bool) -> None:
-        """Charge the minutes that AWS counts; where it does not tell any of a run that is not
+        """Charge the minutes that AWS counts; where it reports none of a run that is not
         over, all the time since it was scheduled, as far as a job may last."""
         ended = max(began.at, datetime.now(UTC))  # the clock may have been set back
         source = f"params.yaml devices.{self.name}.usd_per_device_minute"
-        told = (run.get("deviceMinutes") or {}).get("metered")
-        if told is not None and (told or run.get("status") == "COMPLETED"):
-            minutes = Decimal(str(told))
+        counted = (run.get("deviceMinutes") or {}).get("metered")
+        if counted is not None and (counted or run.get("status") == "COMPLETED"):
+            minutes = Decimal(str(counted))
         else:
             since = Decimal(int(time.monotonic() - began.clock)) / 60
             minutes = min(since, Decimal(self.profile.job_minutes)).quantize(Decimal("0.01"))
-            source += "; the minutes are those of the clock, AWS has told none"
+            source += "; the minutes are those of the clock, AWS has reported none"
         if self.charge is not None and minutes > 0:
             self.charge(
                 Usage(
@@ -336,9 +338,9 @@ class FarmDevice:
         except NoCredentialsError as error:
             raise UserError(f"AWS Device Farm: {error}; aws configure") from None
         except ClientError as error:
-            said = error.response["Error"]
-            text = f"AWS Device Farm, {operation}: {said.get('Code')}: {said.get('Message')}"
-            if said.get("Code") in _A_PERSONS:
+            output = error.response["Error"]
+            text = f"AWS Device Farm, {operation}: {output.get('Code')}: {output.get('Message')}"
+            if output.get("Code") in _A_PERSONS:
                 raise UserError(
                     f"{text}; look at project and device of devices.{self.name} in params.yaml, "
                     "and at what your AWS role may do (devicefarm:*)"
@@ -361,7 +363,7 @@ _A_PERSONS = (
 def _zip(work: Path) -> bytes:
     """The test package: what is for the phone below `work/`, and what Device Farm wants to see."""
     measure = _MEASURE.format(
-        left=LEFT, place=_PHONE, runner=_android.RUNNER, script=_android.SCRIPT
+        left=LEFT, location=_PHONE, runner=_android.RUNNER, script=_android.SCRIPT
     )
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:

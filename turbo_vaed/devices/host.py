@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import statistics
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from turbo_vaed.devices import _machine
 from turbo_vaed.devices._runtimes import OPENERS
-from turbo_vaed.devices.device import Tell, silent
+from turbo_vaed.devices.device import Facts, Handle, Ran, ReportProgress, no_report
 from turbo_vaed.devices.measurement import DECODED_NAME, Failed, Measurement
 from turbo_vaed.devices.timing import Plan, interval_of_median, together
 from turbo_vaed.errors import CorruptFile, Fault, UserError
@@ -45,7 +48,7 @@ def measure(
     out_folder: Path,
     timeout_seconds: float,
     max_background_cpu_share: float = MAX_BACKGROUND_CPU_SHARE,
-    tell: Tell = silent,
+    report_progress: ReportProgress = no_report,
 ) -> Measurement | Failed:
     """Measure a package on this host, and decode every clip of latents.
 
@@ -54,8 +57,8 @@ def measure(
 
     It is measured in processes of its own until two in a row agree within the plan's spread,
     four times at most. Where they do not, the interval is as wide as they are apart; where that is
-    beyond the plan's `refused_spread`, or others kept the machine busy, it says so
-    (`Measurement.unreliable_reason`).
+    beyond the plan's `refused_spread`, or other processes kept the machine busy,
+    `Measurement.unreliable_reason` says so.
 
     Raises:
         UserError: the latents do not fit the package, or it does not run on this host.
@@ -64,7 +67,7 @@ def measure(
     runtime = _runtime(package)
     found: list[Measurement] = []
     for i in range(TRIES):
-        tell(i / TRIES, f"process {i + 1}, at most {TRIES}")
+        report_progress(i / TRIES, f"process {i + 1}, at most {TRIES}")
         try:
             found.append(_once(package, latents_npy, plan, out_folder, timeout_seconds))
         except ChildFailed as error:
@@ -77,8 +80,8 @@ def measure(
             last, plan, max_background_cpu_share, plan.max_spread
         ):
             break
-    kept = joined(found[-REPEATS:], plan, max_background_cpu_share)
-    return replace(kept, processes=len(found))
+    joint = joined(found[-REPEATS:], plan, max_background_cpu_share)
+    return replace(joint, processes=len(found))
 
 
 def decode(
@@ -178,15 +181,15 @@ def _why_not(
     busy = max((run.background_cpu_share or 0.0 for run in runs), default=0.0)
     if busy > max_background_cpu_share:
         return (
-            f"other processes took {busy:.0%} of this machine meanwhile, at most "
-            f"{max_background_cpu_share:.0%} is allowed: stop them and measure again"
+            f"other processes took {busy:.0%} of this machine meanwhile, allowed <= "
+            f"{max_background_cpu_share:.0%}: stop them and measure again"
         )
     each = [interval_of_median(s, plan.confidence) for run in runs for s in run.seconds_by_process]
     latency = together(each)
     if latency.spread > max_spread:
         return (
             f"the median lies between {latency.low:.4g} and {latency.high:.4g} s in {len(runs)} "
-            f"processes, {latency.spread:.0%} of it apart; {max_spread:.0%} is allowed: "
+            f"processes: spread {latency.spread:.0%}, allowed <= {max_spread:.0%}: "
             "measure on a quiet machine, or allow more samples"
         )
     if any(run.throttled for run in runs):
@@ -252,7 +255,7 @@ def check_latents(path: Path, latent_shape: tuple[int, ...] | None = None) -> in
 
 
 def machine() -> str:
-    """This host in words: processor and system."""
+    """This host's processor and system, for a person."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -276,3 +279,61 @@ def check_decoded(path: Path, package: Package, clips: int) -> None:
             f"the device put out {decoded.dtype} of shape {decoded.shape}, "
             f"the package promises float32 {expected}"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostDevice:
+    """This machine behind the protocol of devices."""
+
+    name: str = "host"
+    max_background_cpu_share: float = MAX_BACKGROUND_CPU_SHARE
+    report_progress: ReportProgress = no_report
+
+    def probe(self) -> Facts:
+        now = _machine.state()
+        return Facts(
+            name=self.name,
+            kind="host",
+            model=machine(),
+            system=f"{platform.system()} {platform.release()}",
+            abi=platform.machine(),
+            free_bytes=shutil.disk_usage(tempfile.gettempdir()).free,
+            temperature_celsius=_machine.between(now, now).temperature_celsius,
+            runtimes=self.runtimes,
+        )
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        return tuple(OPENERS)
+
+    def push(self, package: Package) -> Handle:
+        """It is there already; the folder is for what comes out."""
+        return Handle(package=package, location=tempfile.mkdtemp(prefix="turbo-vaed-"))
+
+    def run(self, handle: Handle, latents_npy: Path, plan: Plan, *, timeout_seconds: float) -> Ran:
+        found = measure(
+            handle.package,
+            latents_npy,
+            plan=plan,
+            out_folder=Path(handle.location),
+            timeout_seconds=timeout_seconds,
+            max_background_cpu_share=self.max_background_cpu_share,
+            report_progress=self.report_progress,
+        )
+        clips = found.clips if isinstance(found, Measurement) else 0
+        return Ran(
+            handle=handle, plan=plan, clips=clips, location=handle.location, facts={"found": found}
+        )
+
+    def collect(self, ran: Ran, out_folder: Path) -> Measurement | Failed:
+        found = ran.facts["found"]
+        if isinstance(found, Measurement):
+            out_folder.mkdir(parents=True, exist_ok=True)
+            shutil.move(Path(ran.location) / DECODED_NAME, out_folder / DECODED_NAME)
+            return found
+        if isinstance(found, Failed):
+            return found
+        raise Fault(f"the host reported {found!r}, expected a measurement")
+
+    def remove(self, handle: Handle) -> None:
+        shutil.rmtree(handle.location, ignore_errors=True)

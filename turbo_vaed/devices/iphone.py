@@ -17,9 +17,16 @@ from typing import Any
 
 from turbo_vaed.config.devices import AppleProfile
 from turbo_vaed.devices import host
-from turbo_vaed.devices._command import Says
-from turbo_vaed.devices._ssh import Ssh
-from turbo_vaed.devices.device import RAW_DTYPES, Facts, Handle, Ran, Tell, require_runs, silent
+from turbo_vaed.devices._ssh import KnownFailures, Ssh
+from turbo_vaed.devices.device import (
+    RAW_DTYPES,
+    Facts,
+    Handle,
+    Ran,
+    ReportProgress,
+    no_report,
+    require_runs,
+)
 from turbo_vaed.devices.measurement import DECODED_NAME, NOT_TOLD, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, TurboVaedError, UserError
@@ -30,7 +37,7 @@ FORMAT = 2
 JOB, RESULTS = "Documents/turbo-vaed", "Documents/turbo-vaed-results"
 """In the app's container. It cannot write where devicectl did, hence a folder of its own."""
 DECODED = "decoded.bin"
-_SAYS: Says = (
+_KNOWN_FAILURES: KnownFailures = (
     ("could not be, unlocked", UserError, "unlock the iPhone, and set Auto-Lock to never"),
     ("Developer Mode", UserError, "switch it on: Settings, Privacy & Security, Developer Mode"),
     ("unable to find utility", UserError, "install Xcode 16 there, and xcode-select -s it"),
@@ -45,7 +52,7 @@ class IphoneDevice:
     """An iPhone; its profile has `iphone` and `app`."""
 
     profile: AppleProfile
-    tell: Tell = silent
+    report_progress: ReportProgress = no_report
 
     @property
     def name(self) -> str:
@@ -54,7 +61,7 @@ class IphoneDevice:
     @property
     def _ssh(self) -> Ssh:
         seconds = self.profile.command_seconds
-        return Ssh(host=self.profile.host, seconds=seconds, says=_SAYS)
+        return Ssh(host=self.profile.host, seconds=seconds, known_failures=_KNOWN_FAILURES)
 
     def probe(self) -> Facts:
         facts = Facts(
@@ -76,8 +83,8 @@ class IphoneDevice:
                 )
         except (TurboVaedError, ValueError, KeyError, TypeError) as error:
             is_ours = isinstance(error, TurboVaedError)
-            said = str(error) if is_ours else f"devicectl told something else: {error!r}"
-            facts = replace(facts, missing=(said,))
+            output = str(error) if is_ours else f"devicectl answered something else: {error!r}"
+            facts = replace(facts, missing=(output,))
         return facts
 
     @property
@@ -87,12 +94,12 @@ class IphoneDevice:
     def push(self, package: Package) -> Handle:
         """To the Mac; devicectl takes a job whole, with its inputs."""
         require_runs(self, package)
-        self.tell(0.0, "program to the Mac")
-        place = f"{self.profile.folder}/{uuid.uuid4().hex}"
-        handle = Handle(package=package, place=place)
+        self.report_progress(0.0, "program to the Mac")
+        location = f"{self.profile.folder}/{uuid.uuid4().hex}"
+        handle = Handle(package=package, location=location)
         try:
-            self._ssh(f"mkdir -p {place}/job {place}/none && touch {place}/none/empty")
-            self._ssh.push(str(package.program_path), f"{place}/job/{package.program}")
+            self._ssh(f"mkdir -p {location}/job {location}/none && touch {location}/none/empty")
+            self._ssh.push(str(package.program_path), f"{location}/job/{package.program}")
         except TurboVaedError:
             self.remove(handle)
             raise
@@ -100,51 +107,51 @@ class IphoneDevice:
 
     def run(self, handle: Handle, latents_npy: Path, plan: Plan, *, timeout_seconds: float) -> Ran:
         """`timeout_seconds` is of each process, as on the host."""
-        place, limit = handle.place, max(1, int(timeout_seconds))
+        location, limit = handle.location, max(1, int(timeout_seconds))
         clips = host.check_latents(latents_npy, handle.package.io.latent_shape)
         name = uuid.uuid4().hex
         job = {"job": name, **self._job(handle.package, plan, clips, limit)}
         with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
             _write_job(job, latents_npy, Path(scratch))
-            self._ssh(f"rm -f {place}/result* {place}/{DECODED}")  # of a round before
+            self._ssh(f"rm -f {location}/result* {location}/{DECODED}")  # of a round before
             for file in sorted(Path(scratch).iterdir()):
-                self._ssh.push(str(file), f"{place}/job/{file.name}")
-        self.tell(0.1, "job to the iPhone")
-        self._copy_to(f"{place}/job")
+                self._ssh.push(str(file), f"{location}/job/{file.name}")
+        self.report_progress(0.1, "job to the iPhone")
+        self._copy_to(f"{location}/job")
         for i in range(host.REPEATS):
-            self.tell(0.2 + 0.3 * i, f"process {i + 1} of {host.REPEATS} on the iPhone")
-            self._launch(place, i, limit)
-            if self._fetch(place, i, name)["state"] != "done":
+            self.report_progress(0.2 + 0.3 * i, f"process {i + 1} of {host.REPEATS} on the iPhone")
+            self._launch(location, i, limit)
+            if self._fetch(location, i, name)["state"] != "done":
                 break
-        return Ran(handle=handle, plan=plan, clips=clips, place=place, is_repeatable=True)
+        return Ran(handle=handle, plan=plan, clips=clips, location=location, is_repeatable=True)
 
     def collect(self, ran: Ran, out_folder: Path) -> Measurement | Failed:
-        self.tell(0.8, "frames from the iPhone")
-        runs, place = [], ran.place
+        self.report_progress(0.8, "frames from the iPhone")
+        runs, location = [], ran.location
         for i in range(host.REPEATS):
-            found = json.loads(self._ssh(f"cat {place}/result{i}.json"))
+            found = json.loads(self._ssh(f"cat {location}/result{i}.json"))
             common = {
                 "device": self.name, "package_sha256": ran.handle.package.sha256,
                 "machine": str(found.get("machine") or "an iPhone that did not say which"),
                 "runtime": str(found.get("runtime") or ran.handle.package.runtime),
             }  # fmt: skip
             if found["state"] != "done":
-                log = self._ssh(f"cat {place}/log{i}").strip()[-500:] or "none"
+                log = self._ssh(f"cat {location}/log{i}").strip()[-500:] or "none"
                 why = found.get("reason") or "it ended before it was done"
                 return Failed(**common, reason=f"the app: {why}; last words on its console: {log}")
             runs.append(self._measurement(found, ran, common))
         with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
-            self._copy_from(DECODED, f"{place}/{DECODED}")
-            self._ssh.pull(f"{place}/{DECODED}", scratch)
+            self._copy_from(DECODED, f"{location}/{DECODED}")
+            self._ssh.pull(f"{location}/{DECODED}", scratch)
             _decoded(Path(scratch) / DECODED, ran, out_folder)
         return host.joined(runs, ran.plan, 1.0)
 
     def remove(self, handle: Handle) -> None:
         """From the Mac; and from the phone, where only what replaces a folder removes it."""
         with contextlib.suppress(TurboVaedError):  # it is gone, and what follows says so
-            self._copy_to(f"{handle.place}/none")
+            self._copy_to(f"{handle.location}/none")
         with contextlib.suppress(TurboVaedError):
-            self._ssh(f"rm -rf {handle.place}")
+            self._ssh(f"rm -rf {handle.location}")
 
     def _job(self, package: Package, plan: Plan, clips: int, seconds: int) -> dict[str, Any]:
         return {
@@ -164,37 +171,37 @@ class IphoneDevice:
             "seconds": seconds,
         }
 
-    def _launch(self, place: str, i: int, limit: int) -> None:
-        """Start the app and wait for its end; its console is log{i}. What came of it is told by
-        what it left, for devicectl's exit code is not documented."""
+    def _launch(self, location: str, i: int, limit: int) -> None:
+        """Start the app and wait for its end; its console is log{i}. Its result is in what it left:
+        devicectl's exit code is not documented."""
         variables = {"TURBO_VAED_JOB": f"{JOB}/job.json", "TURBO_VAED_RESULT": f"result{i}.json"}
         command = self._devicectl(
             "process", "launch", "--console", "--terminate-existing",
             "--environment-variables", json.dumps(variables), str(self.profile.app),
         )  # fmt: skip
         seconds = limit + self.profile.command_seconds
-        self._ssh(f"{command} > {place}/log{i} 2>&1; true", seconds=seconds)
+        self._ssh(f"{command} > {location}/log{i} 2>&1; true", seconds=seconds)
 
-    def _fetch(self, place: str, i: int, job: str) -> dict[str, Any]:
+    def _fetch(self, location: str, i: int, job: str) -> dict[str, Any]:
         """What a process of the app left.
 
         Raises:
             UserError, Fault: nothing of this job, for it was not started, or the phone is gone.
         """
         try:
-            self._copy_from(f"result{i}.json", f"{place}/result{i}.json")
-            return _of_job(json.loads(self._ssh(f"cat {place}/result{i}.json")), job)
+            self._copy_from(f"result{i}.json", f"{location}/result{i}.json")
+            return _of_job(json.loads(self._ssh(f"cat {location}/result{i}.json")), job)
         except UserError:
             raise
         except (Fault, ValueError) as error:  # its console may know better why
-            log = self._ssh(f"tail -c 500 {place}/log{i}").strip() or "nothing"
-            said = (
+            log = self._ssh(f"tail -c 500 {location}/log{i}").strip() or "nothing"
+            output = (
                 f"{self.name}: the app left no result of this job: {error}; its start said: {log}"
             )
-            for words, kind, advice in _SAYS:
-                if words in log:
-                    raise kind(f"{said}; {advice}") from error
-            raise Fault(f"{said}; is {self.profile.app} the app of docs/on-device.md?") from error
+            for text, kind, advice in _KNOWN_FAILURES:
+                if text in log:
+                    raise kind(f"{output}; {advice}") from error
+            raise Fault(f"{output}; is {self.profile.app} the app of docs/on-device.md?") from error
 
     def _measurement(self, found: dict[str, Any], ran: Ran, common: dict[str, str]) -> Measurement:
         plan, io = ran.plan, ran.handle.package.io
@@ -214,8 +221,8 @@ class IphoneDevice:
 
     def _info(self, what: str, *arguments: str) -> dict[str, Any]:
         command = self._devicectl("info", what, *arguments, "--json-output")
-        said = self._ssh(f'f=$(mktemp) && {command} "$f" >&2 && cat "$f" && rm -f "$f"')
-        found: dict[str, Any] = json.loads(said)["result"]
+        output = self._ssh(f'f=$(mktemp) && {command} "$f" >&2 && cat "$f" && rm -f "$f"')
+        found: dict[str, Any] = json.loads(output)["result"]
         return found
 
     @property

@@ -45,7 +45,7 @@ class Measurement:
     """How many clips it decoded."""
     background_cpu_share: float | None = None
     """Of all processors' time while it was timed: what other processes took. The most of the
-    repeats; None where the device does not tell, as with all that follows."""
+    repeats; None where the device does not report it, as with all that follows."""
     temperature_celsius: float | None = None
     """At the end, of the hottest sensor."""
     coolest_celsius: float | None = None
@@ -60,7 +60,7 @@ class Measurement:
     cold_starts: tuple[float, ...] = ()
     """Seconds of each repeat, where there were several."""
     processes: int = 1
-    """How many were measured until those that are kept agreed, or there were enough."""
+    """How many were measured until the last ones agreed, or there were enough."""
     unreliable_reason: str = ""
     """Why its times are no basis for a verdict; empty where they are."""
 
@@ -131,7 +131,7 @@ NOT_TOLD: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A program that did not come to its end on a device: a result like any other."""
+    """A program that failed on a device: a result like any other."""
 
     device: str
     machine: str

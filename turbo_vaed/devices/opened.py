@@ -9,11 +9,10 @@ from turbo_vaed.config.devices import AdbProfile, AppleProfile, DeviceProfile, H
 from turbo_vaed.costs.run_context import Usage
 from turbo_vaed.devices.adb import AdbDevice
 from turbo_vaed.devices.apple import AppleDevice
-from turbo_vaed.devices.device import Device, Tell, silent
+from turbo_vaed.devices.device import Device, ReportProgress, no_report
 from turbo_vaed.devices.farm import FarmDevice
-from turbo_vaed.devices.host import MAX_BACKGROUND_CPU_SHARE
+from turbo_vaed.devices.host import MAX_BACKGROUND_CPU_SHARE, HostDevice
 from turbo_vaed.devices.iphone import IphoneDevice
-from turbo_vaed.devices.this_host import HostDevice
 
 
 def open_device(
@@ -23,7 +22,7 @@ def open_device(
     max_background_cpu_share: float = MAX_BACKGROUND_CPU_SHARE,
     charge: Callable[[Usage], None] | None = None,
     tags: Callable[[], Mapping[str, str]] | None = None,
-    tell: Tell = silent,
+    report_progress: ReportProgress = no_report,
 ) -> Device:
     """The device of a profile, whose relative paths are below `root`.
 
@@ -35,12 +34,16 @@ def open_device(
     """
     if isinstance(profile, HostProfile):
         return HostDevice(
-            name=profile.name, max_background_cpu_share=max_background_cpu_share, tell=tell
+            name=profile.name,
+            max_background_cpu_share=max_background_cpu_share,
+            report_progress=report_progress,
         )
     if isinstance(profile, AdbProfile):
-        return AdbDevice(profile=profile, root=root, tell=tell)
+        return AdbDevice(profile=profile, root=root, report_progress=report_progress)
     if isinstance(profile, AppleProfile) and profile.iphone is not None:
-        return IphoneDevice(profile=profile, tell=tell)
+        return IphoneDevice(profile=profile, report_progress=report_progress)
     if isinstance(profile, AppleProfile):
-        return AppleDevice(profile=profile, tell=tell)
-    return FarmDevice(profile=profile, root=root, charge=charge, tags=tags, tell=tell)
+        return AppleDevice(profile=profile, report_progress=report_progress)
+    return FarmDevice(
+        profile=profile, root=root, charge=charge, tags=tags, report_progress=report_progress
+    )

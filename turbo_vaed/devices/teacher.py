@@ -27,7 +27,7 @@ class TeacherTimes:
     seconds: tuple[float, ...]
     """Per decode of one clip."""
     background_cpu_share: float | None = None
-    """Of all processors' time meanwhile: what other processes took; None where it is not told."""
+    """Of all processors' time meanwhile: what other processes took; None where it is unknown."""
 
 
 def has_gpu() -> bool:

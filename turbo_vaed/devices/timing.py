@@ -1,4 +1,4 @@
-"""Whether a series of run times can be trusted: warm-up, and an interval of the median.
+"""Whether a series of run times is reliable: warm-up, and an interval of the median.
 
 Pure, and the same for every device: a phone reports seconds as this host does.
 """
@@ -20,7 +20,7 @@ _SEED = 0
 _WINDOW = 3
 """Runs that are compared with as many before them."""
 LEAST_SECONDS = 0.3
-"""Of sampling, where the plan has runs for it: in less, what others do cannot be told."""
+"""Of sampling, where the plan has runs for it: in less, what other processes do is not resolved."""
 _STEADY = 0.05
 """Warm is where their medians differ by no more than this share."""
 
@@ -40,7 +40,7 @@ class Plan:
     """Of the interval: 0.95, say."""
     refused_spread: float = 1.0
     """Where processes that were measured again and again are still further apart than this and
-    than `max_spread`, their times are no basis for a verdict; below, the interval says it."""
+    than `max_spread`, their times are no basis for a verdict; below, the interval is as wide."""
 
     @classmethod
     def of(cls, params: GateParams) -> Self:
