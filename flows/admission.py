@@ -108,7 +108,7 @@ class ToDo:
 
 
 def to_do_now(workspace: Workspace, settings: Settings) -> ToDo | None:
-    """As `to_do`, by params.yaml as it is.
+    """As `to_do`, by the configuration as it is.
 
     Raises:
         Refused: a run of the customer is going on.

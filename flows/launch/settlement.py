@@ -134,7 +134,7 @@ def _beside_stages(ledger: Ledger, started: Started, ended: datetime) -> Iterato
             since=started.began,
             until=until,
             usd_per_gb_month=started.volume_usd_per_gb_month,
-            price_source="params.yaml prices.volume_usd_per_gb_month",
+            price_source="prices.volume_usd_per_gb_month",
             market="on-demand",
         )
     rest = up - sum((charge.quantity for charge in stages), start=Decimal(0))

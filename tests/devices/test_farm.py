@@ -93,7 +93,7 @@ def test_its_minutes_are_charged_to_the_run(phone, paid, package, latents, tmp_p
         (charge,) = ledger.charges(run="demo-1")
     assert charge.amount_usd == Decimal("0.5525") and charge.stage == "gate"
     assert charge.resource == "Device Farm (pixel)"
-    assert charge.price_source == "params.yaml devices.pixel.usd_per_device_minute"
+    assert charge.price_source == "devices.pixel.usd_per_device_minute"
 
 
 def test_a_probe_tells_of_the_phone_and_of_what_is_missing(phone, service, tmp_path):

@@ -283,7 +283,7 @@ def return_on_investment(
         Path | None, typer.Option("--chart", help="an SVG file to draw the tornado into")
     ] = None,
 ) -> None:
-    """What a customer's PoC would return: what its last run measured, what params.yaml assumes."""
+    """What a customer's PoC would return: what its last run measured, what finance.yaml assumes."""
     from turbo_vaed.costs import Ledger
     from turbo_vaed.report.roi import document, sensitivities, table
     from turbo_vaed.report.tornado import tornado_svg

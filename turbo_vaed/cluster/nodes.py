@@ -84,7 +84,7 @@ def _rate(book: PriceBook, node: str, labels: Mapping[str, str]) -> Rate:
             f"node {node[:12]} of the Ray cluster bears the labels {dict(labels)}, which do not "
             f"say what it costs: start it with --labels naming {MARKET} ({', '.join(MARKETS)}), "
             f"and for EC2 {INSTANCE_TYPE}, {REGION} and {ZONE} (`turbo-vaed node labels` prints "
-            "them), or set prices.cluster_usd_per_hour in params.yaml for all nodes together"
+            "them), or set prices.cluster_usd_per_hour in finance.yaml for all nodes together"
         )
     resource = labels.get(INSTANCE_TYPE) or "node"
     price = book.require(resource, market, labels.get(REGION, ""), labels.get(ZONE) or None)

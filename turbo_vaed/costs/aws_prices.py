@@ -114,7 +114,7 @@ class Ec2Prices:
             f"the {market} price of {instance_type} in {zone or region} is unknown, and an unknown "
             f"price is not zero: {found}; give AWS credentials that may call "
             + ("ec2:DescribeSpotPriceHistory" if market == "spot" else "pricing:GetProducts")
-            + ", choose another type or zone, or set the price in params.yaml"
+            + ", choose another type or zone, or set the price in finance.yaml"
         )
 
     def quote(

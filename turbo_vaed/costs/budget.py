@@ -65,7 +65,7 @@ class Budget:
         usd_per_hour: Decimal,
         reserve_usd: Decimal = Decimal(0),
     ) -> Budget:
-        """The budget of params.yaml, its reserve in seconds priced at what the nodes cost.
+        """The configured budget, its reserve in seconds priced at what the nodes cost.
 
         Args:
             reserve_usd: kept back on top, for what is not time.
@@ -153,7 +153,7 @@ def check_start(budget: Budget, *, spent_usd: Decimal, usd_per_hour: Decimal | N
     if usd_per_hour is None:
         raise BudgetRefused(
             "the price of this run's machine is unknown, so its budget cannot be kept; set "
-            "prices.local_usd_per_hour in params.yaml to USD per hour (0 is a price)"
+            "prices.local_usd_per_hour in finance.yaml to USD per hour (0 is a price)"
         )
     left_usd = budget.run_usd - budget.reserve_usd - spent_usd
     if left_usd > 0:
@@ -229,5 +229,5 @@ class Spending:
             f"{what} needs {seconds:.0f} s more, {format_usd(usd)}, and of the "
             f"{format_usd(found.usd)} that the run may spend {format_usd(spent)} are spent and "
             f"{format_usd(budget.reserve_usd)} kept back for evaluate, export, gate and "
-            f"report; there is {found.by}: raise it in params.yaml, or lower clip.clips_per_video"
+            f"report; there is {found.by}: raise it in finance.yaml, or lower clip.clips_per_video"
         )

@@ -27,7 +27,7 @@ class Price:
 
 @dataclass(frozen=True, kw_only=True)
 class PriceBook:
-    """The prices that are known: this machine's, from params.yaml, and EC2's."""
+    """The prices that are known: this machine's, as configured, and EC2's."""
 
     local_usd_per_hour: Decimal | None
     ec2: Ec2Prices | None = None
@@ -78,7 +78,7 @@ class PriceBook:
         usd_per_hour = self.usd_per_hour(resource, market)
         if usd_per_hour is None:
             todo = (
-                f"{LOCAL_PRICE_KEY} is null in params.yaml; set it to USD per hour (0 is a price)"
+                f"{LOCAL_PRICE_KEY} is null; set it in finance.yaml to USD per hour (0 is a price)"
                 if market == "local"
                 else f"no price list for {market} machines is at hand; run on market local"
             )
@@ -86,4 +86,4 @@ class PriceBook:
                 f"the price of {resource!r} on market {market!r} is unknown, and an unknown "
                 f"price is not zero: {todo}"
             )
-        return Price(usd_per_hour=usd_per_hour, source=f"params.yaml {LOCAL_PRICE_KEY}")
+        return Price(usd_per_hour=usd_per_hour, source=LOCAL_PRICE_KEY)

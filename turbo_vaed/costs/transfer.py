@@ -13,7 +13,7 @@ CHECKPOINTS = "checkpoints"
 """What is carried out of a bucket."""
 UNIT = "GB"
 """1e9 bytes."""
-SOURCE = "params.yaml prices.transfer_out_usd_per_gb"
+SOURCE = "prices.transfer_out_usd_per_gb"
 
 
 def resource(what: str) -> str:

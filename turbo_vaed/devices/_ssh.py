@@ -49,7 +49,7 @@ def call(
 _KNOWN_FAILURES: KnownFailures = (
     ("Permission denied", UserError, "let this computer's key in: ssh-copy-id, and unlock the key"),
     ("Host key verification failed", UserError, "connect once by hand and look at the key"),
-    ("Could not resolve hostname", UserError, "correct host in its profile in params.yaml"),
+    ("Could not resolve hostname", UserError, "correct host in its profile in devices.yaml"),
     ("No space left", UserError, "free some space there"),
     ("Connection refused", Fault, "switch on Remote Login in its settings, and wake it"),
     ("timed out", Fault, "is it awake and on this network?"),

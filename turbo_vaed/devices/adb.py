@@ -20,7 +20,7 @@ from turbo_vaed.settings import android_serial
 
 _KNOWN_FAILURES: KnownFailures = (
     ("unauthorized", UserError, "unlock the phone and allow USB debugging for this computer"),
-    ("more than one device", UserError, "name one: serial in its profile in params.yaml"),
+    ("more than one device", UserError, "name one: serial in its profile in devices.yaml"),
     ("No space left", UserError, "free some space on the phone"),
     ("no devices", UserError, "connect a phone and turn USB debugging on"),
     ("offline", Fault, "pull the cable and plug it in again, or: adb reconnect"),
@@ -56,7 +56,7 @@ def chosen_phone(profile: AdbProfile) -> Chosen:
         )  # fmt: skip
     if environment not in (None, named):
         raise UserError(
-            f"ANDROID_SERIAL is {environment}, devices.{profile.name}.serial in params.yaml is "
+            f"ANDROID_SERIAL is {environment}, devices.{profile.name}.serial in devices.yaml is "
             f"{named}: expected the same phone; unset ANDROID_SERIAL, or correct the profile"
         )
     return Chosen(serial=named, by=f"serial {named} of the profile")
@@ -189,7 +189,7 @@ class AdbDevice:
         return self._adb("shell", f"getprop {name}").strip() or "unknown"
 
     def _machine(self) -> str:
-        """Which phone it is; the serial where no line of params.yaml tells it."""
+        """Which phone it is; the serial where its profile names none."""
         chosen = chosen_phone(self.profile)
         model, abi = self._get("ro.product.model"), self._get("ro.product.cpu.abi")
         android = self._get("ro.build.version.release")

@@ -73,7 +73,7 @@ class Device(Protocol):
 
     @property
     def name(self) -> str:
-        """Of its profile in params.yaml."""
+        """Of its profile in devices.yaml."""
 
     def probe(self) -> Facts:
         """What it reports about itself; what is missing is a fact, not an error."""

@@ -291,7 +291,7 @@ class FarmDevice:
         """Charge the minutes that AWS counts; where it reports none of a run that is not
         over, all the time since it was scheduled, as far as a job may last."""
         ended = max(began.at, datetime.now(UTC))  # the clock may have been set back
-        source = f"params.yaml devices.{self.name}.usd_per_device_minute"
+        source = f"devices.{self.name}.usd_per_device_minute"
         counted = (run.get("deviceMinutes") or {}).get("metered")
         if counted is not None and (counted or run.get("status") == "COMPLETED"):
             minutes = Decimal(str(counted))
@@ -342,7 +342,7 @@ class FarmDevice:
             text = f"AWS Device Farm, {operation}: {output.get('Code')}: {output.get('Message')}"
             if output.get("Code") in _A_PERSONS:
                 raise UserError(
-                    f"{text}; look at project and device of devices.{self.name} in params.yaml, "
+                    f"{text}; look at project and device of devices.{self.name} in devices.yaml, "
                     "and at what your AWS role may do (devicefarm:*)"
                 ) from None
             raise Fault(text) from error

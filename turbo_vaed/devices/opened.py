@@ -1,4 +1,4 @@
-"""A profile of params.yaml -> the device that it describes."""
+"""A profile of devices.yaml -> the device that it describes."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def further_shapes(params: Params, config: DecoderConfig) -> list[LatentShape]:
         try:
             found.append(config.latent_shape(*shape))
         except ValueError as error:
-            raise UserError(f"params.yaml: {where}: {list(shape)}: {error}") from None
+            raise UserError(f"{where}: {list(shape)}: {error}") from None
     return found
 
 

@@ -1,6 +1,6 @@
 """What a decoder can become: a runtime and a precision, by one name.
 
-`RUNTIMES` is the only list of them; params.yaml, the command line and the tests read it.
+`RUNTIMES` is the only list of them; the configuration, the command line and the tests read it.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def targets_of(params: ExportParams) -> tuple[Target, ...]:
     try:
         return tuple(Target.parse(name) for name in params.targets)
     except ValueError as error:
-        raise UserError(f"params.yaml: export.targets: {error}") from None
+        raise UserError(f"export.targets: {error}") from None
 
 
 def export_student(

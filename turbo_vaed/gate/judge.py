@@ -61,7 +61,7 @@ class _Rule:
 
     name: str
     threshold: str
-    """The limit's name in params.yaml."""
+    """The limit's name in policy.yaml."""
     what: str
     unit: str
     direction: Literal["min", "max"]

@@ -101,7 +101,7 @@ def verify(
     if worst < limit_db:
         raise Fault(
             f"{package.target}: PSNR of the package against PyTorch: required >= {limit_db:g} dB "
-            f"(params.yaml: export.min_parity_db), measured {worst:.1f} dB: the conversion "
+            f"(export.min_parity_db), measured {worst:.1f} dB: the conversion "
             "computes something else, or this precision is too coarse for this student; take "
             "another precision, or look at the exporter"
         )

@@ -19,9 +19,9 @@ from turbo_vaed.workspace import Workspace
 KEPT = {"clip": "clip", "encode": "encode", "targets": "distill"}
 """Folders of a customer that hold clips, latents and the teacher's targets, and the stages that
 write them. Checkpoints are charged by what was told of them, for most are gone by then."""
-SOURCE = "params.yaml prices.storage_usd_per_gb_month"
+SOURCE = "prices.storage_usd_per_gb_month"
 DISK = "disk (checkpoints)"
-BUCKET_SOURCE = "params.yaml prices.bucket_usd_per_gb_month"
+BUCKET_SOURCE = "prices.bucket_usd_per_gb_month"
 Kept = tuple[int, datetime, datetime]
 """Bytes, and the moments between which they were kept."""
 

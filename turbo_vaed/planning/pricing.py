@@ -39,7 +39,7 @@ _LONGER = 1.2
 
 
 def price_book(params: Params, settings: Settings) -> PriceBook:
-    """The prices of params.yaml and of AWS, whose quotes are kept in `state/prices`."""
+    """The configured prices and those of AWS, whose quotes are kept in `state/prices`."""
     return PriceBook(
         local_usd_per_hour=params.prices.local_usd_per_hour,
         ec2=Ec2Prices(
@@ -72,7 +72,7 @@ def nodes_of(
         return steady(_local("node", price))
     together = params.prices.cluster_usd_per_hour
     if together is not None:
-        source = "params.yaml prices.cluster_usd_per_hour"
+        source = "prices.cluster_usd_per_hour"
         return steady(_local("cluster", Price(usd_per_hour=together, source=source)))
     book = price_book(params, settings)
     return lambda: cluster.rates(book, look)
@@ -121,12 +121,12 @@ def price_in_words(params: Params, settings: Settings) -> str:
         return f"{format_usd(price.usd_per_hour)} per hour ({price.source})"
     if settings.on_a_cluster and prices.cluster_usd_per_hour is not None:
         usd = format_usd(prices.cluster_usd_per_hour)
-        return f"{usd} per hour (params.yaml prices.cluster_usd_per_hour)"
+        return f"{usd} per hour (prices.cluster_usd_per_hour)"
     return "each machine at its EC2 price of the time, as charged"
 
 
 def limits_of(params: Params) -> Limits:
-    """The budgets of params.yaml."""
+    """The configured budgets."""
     budget = params.budget
     return Limits(
         run_usd=budget.run_usd,

@@ -86,7 +86,7 @@ def quote(
     run: str | None = None,
     steps: int | None = None,
 ) -> Quote:
-    """What a run would cost on this machine and on every candidate of params.yaml: the steps of
+    """What a run would cost on this machine and on each of `prices.candidates`: the steps of
     `distill`, what is kept back for what follows, and what one of EC2 costs beside its stages.
 
     Args:
