@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_vaed.distill.stopping import seconds_left, spent_in_all, usd_per_tenth_db
+from turbo_vaed.distill.events import seconds_left, spent_in_all, usd_per_tenth_db
 
 usd = st.decimals("0", "95", places=6)
 validations = st.lists(st.tuples(usd, st.floats(10, 50)), max_size=12).map(

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from turbo_vaed.distill.events import VALIDATIONS
 from turbo_vaed.distill.job import QualityTarget
 from turbo_vaed.distill.stopping import (
-    VALIDATIONS,
     Enough,
     curve,
     enough,

@@ -12,16 +12,17 @@ Times are Unix seconds.
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from turbo_vaed.costs.choice import checkpoint_interval_seconds, losses_per_hour
 from turbo_vaed.costs.money import time_usd
-from turbo_vaed.distill.stopping import seconds_left, usd_per_tenth_db
 from turbo_vaed.errors import CorruptFile
 
 INTERRUPTED, LOST = "machine interrupted with notice", "worker lost"
@@ -30,6 +31,10 @@ PREPARING = "preparing"
 """The event of work before the steps. It adds nothing to the run's times."""
 DEFAULT_SAVE_SECONDS, DEFAULT_RESTART_SECONDS = 1.0, 45.0
 """Before any checkpoint or restart: as bench/distill.py measures them, rounded up."""
+VALIDATIONS = 5
+"""The price of quality is taken over this many validations: one alone is mostly noise."""
+RECENT_STEPS = 20
+"""The time of a step is the median of this many: one that waited for something does not count."""
 Event = Mapping[str, Any]
 Interval = tuple[float, float]
 
@@ -308,38 +313,65 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
         yield event
 
 
-class EventLog:
-    """A file of JSON lines, each appended whole or not at all; a full disk delays them."""
+def usd_per_tenth_db(validations: Sequence[tuple[Decimal, float]]) -> Decimal | None:
+    """USD for the last 0.1 dB, from (USD spent by the run, PSNR in dB) of each validation.
 
-    def __init__(self, path: Path, on_error: Callable[[str], None]) -> None:
-        """Open for appending, behind the last whole line.
+    The best student so far is what a run gives, so quality is the running best, which never
+    falls. None where less than two are known or the last `VALIDATIONS` brought nothing.
+    """
+    known = [(usd, psnr) for usd, psnr in validations if math.isfinite(psnr)]
+    best = list(accumulate((psnr for _, psnr in known), max))[-VALIDATIONS:]
+    spent = spent_in_all([usd for usd, _ in known])[-VALIDATIONS:]
+    if len(best) < 2 or not best[-1] > best[0]:
+        return None
+    return (spent[-1] - spent[0]) / Decimal(best[-1] - best[0]) / 10
 
-        Args:
-            on_error: called with a message where lines cannot be written yet.
-        """
-        self._path, self._on_error = path, on_error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        self._size = path.read_bytes().rfind(b"\n") + 1
-        self._pending = b""
 
-    def append(self, event: Event) -> None:
-        """Write an event, and those that could not be written before."""
-        self._pending += json.dumps(event, default=str).encode() + b"\n"
-        try:
-            with self._path.open("r+b") as file:
-                file.truncate(self._size)
-                file.seek(self._size)
-                file.write(self._pending)
-        except OSError as error:
-            self._on_error(f"{self._path} cannot be written, events are kept in memory: {error}")
-            return
-        self._size += len(self._pending)
-        self._pending = b""
+def spent_in_all(spent: Sequence[Decimal]) -> list[Decimal]:
+    """USD of a run and of those that it went on from, at each of its validations.
 
-    def clear(self) -> None:
-        """Start over: the next event replaces the file's content."""
-        self._size, self._pending = 0, b""
+    Args:
+        spent: by the run of that moment: a new one begins again from nothing, and so falls.
+    """
+    before, found = Decimal(0), []
+    for i, usd in enumerate(spent):
+        if i and usd < spent[i - 1]:
+            before += spent[i - 1]
+        found.append(before + usd)
+    return found
+
+
+def seconds_left(
+    reached: Mapping[int, float], validated: Sequence[int], *, step: int, steps: int
+) -> float | None:
+    """Until all `steps` are done; None before there are two of them.
+
+    Args:
+        reached: the moment (in seconds) at which each step was done; one is left out where the
+            run did not go straight on from it.
+        validated: the steps after which validation clips were decoded, in order. The time of
+            that may lie before or after the moment of the step.
+        step: the last one done.
+    """
+    times = [
+        reached[s + 1] - reached[s]
+        for s in range(step - RECENT_STEPS, step)
+        if s in reached and s + 1 in reached
+    ]
+    if not times:
+        return None
+    step_seconds = statistics.median(times)
+    left = (steps - step) * step_seconds
+    extra = [
+        max(0.0, reached[s + 1] - reached[s - 1] - 2 * step_seconds)
+        for s in validated[-VALIDATIONS:]
+        if all(n in reached for n in (s - 1, s, s + 1))
+    ]
+    if not extra:
+        return left
+    first, last = validated[0], validated[-1]
+    every = (last - first) / (len(validated) - 1) if last > first else first
+    return left + (steps - step) / every * statistics.median(extra)
 
 
 def _without(interval: Interval, others: Sequence[Interval]) -> list[Interval]:

@@ -20,8 +20,9 @@ from typing import Any, Self
 
 from turbo_vaed.costs.money import format_usd, plain
 from turbo_vaed.costs.run_context import RunContext
-from turbo_vaed.distill.events import PREPARING, Event, EventLog, RunProgress, read_progress
+from turbo_vaed.distill.events import PREPARING, Event, RunProgress, read_progress
 from turbo_vaed.errors import TurboVaedError, UserError
+from turbo_vaed.runtime.files import JsonLines
 from turbo_vaed.runtime.progress import format_duration, progress
 
 SAMPLES = "samples"
@@ -65,7 +66,7 @@ class ProgressRecorder:
         self._workers_began_at = math.inf  # the last ones
         self._bar = ExitStack()
         self._update_bar: Callable[[int, str], None]
-        self._log = EventLog(path, on_error=lambda text: self._print_once("event log", text))
+        self._log = JsonLines(path, on_error=lambda text: self._print_once("event log", text))
         self.run = read_progress(path)
 
     @property
@@ -254,7 +255,7 @@ def report_preparation(path: Path) -> Iterator[Callable[[str, int, int], None]]:
         CorruptFile: what is at `path` is no event log.
     """
     read_progress(path)
-    log = EventLog(path, on_error=lambda text: print(text, flush=True))
+    log = JsonLines(path, on_error=lambda text: print(text, flush=True))
     last: dict[str, Any] = {}
 
     def write(**facts: Any) -> None:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from turbo_vaed.costs.money import format_usd
-from turbo_vaed.distill.stopping import spent_in_all
+from turbo_vaed.distill.events import spent_in_all
 from turbo_vaed.report.charts import Axis, Drawing, Series, line_chart, smoothed
 from turbo_vaed.report.context import ReportContext
 from turbo_vaed.report.wording import END_NAMES

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, JSON documents, digests.
+"""Files that are whole or not there: atomic writes, JSON documents and lines, digests.
 
 A reader never sees half of what these write, whatever kills the writer, and threads and processes
 may write the same path at once: the last one wins, with all of its own content.
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,3 +110,37 @@ def sha256_json(document: object) -> str:
     """The SHA-256 of a value's canonical JSON, in hex; other types count by their `str`."""
     text = json.dumps(document, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+class JsonLines:
+    """A file of JSON lines, each appended whole or not at all; a full disk delays them."""
+
+    def __init__(self, path: Path, on_error: Callable[[str], None]) -> None:
+        """Open for appending, behind the last whole line.
+
+        Args:
+            on_error: called with a message where lines cannot be written yet.
+        """
+        self._path, self._on_error = path, on_error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        self._size = path.read_bytes().rfind(b"\n") + 1
+        self._pending = b""
+
+    def append(self, document: Mapping[str, Any]) -> None:
+        """Write a line, and those that could not be written before."""
+        self._pending += json.dumps(document, default=str).encode() + b"\n"
+        try:
+            with self._path.open("r+b") as file:
+                file.truncate(self._size)
+                file.seek(self._size)
+                file.write(self._pending)
+        except OSError as error:
+            self._on_error(f"{self._path} cannot be written, its lines are kept in memory: {error}")
+            return
+        self._size += len(self._pending)
+        self._pending = b""
+
+    def clear(self) -> None:
+        """Start over: the next line replaces the file's content."""
+        self._size, self._pending = 0, b""
