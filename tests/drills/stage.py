@@ -92,7 +92,7 @@ def run(
                     patch.object(train, "train_worker", worker),
                 ):
                     return train.distill(job, storage=storage, on_event=take).checkpoint
-            with patch.object(train, "_fit", _fit_here(worker)):
+            with patch.object(train, "_fit", fit_here(worker)):
                 return train.distill(job, storage=storage, on_event=take).checkpoint
 
 
@@ -144,7 +144,7 @@ def forgetful(worker: Worker) -> Worker:
     return work
 
 
-def _fit_here(worker: Worker) -> Callable[..., None]:
+def fit_here(worker: Worker) -> Callable[..., None]:
     """The product's own start of workers, with this process for the only one."""
 
     def fit(job: Any, store: Any, storage: str, on_event: Listen, *_: Any) -> None:

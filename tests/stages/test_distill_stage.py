@@ -1,0 +1,162 @@
+"""The stage `distill` as it is, its workers in this process instead of Ray's: a real student of a
+real teacher's latents, and the ends that a run comes to by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from contextlib import nullcontext
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from tests import configs
+from tests.distill.conftest import smooth_video
+from tests.drills.stage import fit_here
+from turbo_vaed.cluster import session
+from turbo_vaed.dataset.clip_arrays import create_clip_array
+from turbo_vaed.dataset.latents import to_network
+from turbo_vaed.distill import train, validation
+from turbo_vaed.distill.checkpoints import Store
+from turbo_vaed.distill.events import read_events
+from turbo_vaed.distill.validation import TeacherQuality
+from turbo_vaed.models import load_decoder
+from turbo_vaed.models.teachers import load_teacher
+from turbo_vaed.stages import distill
+from turbo_vaed.workspace import Workspace
+
+SPLITS = ("train", "train", "train", "val", "test")
+STEPS = 6
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tiny_teacher: Path) -> Workspace:
+    """A customer with five encoded clips of 5 frames of 32x32; the gate requires next to nothing
+    besides 1 dB."""
+    configs.copy_to(tmp_path)
+    shutil.copytree(tiny_teacher, tmp_path / "assets/teachers/tiny-ltx")
+    workspace = Workspace.load(tmp_path, "demo")
+    params = workspace.params
+    params = dataclasses.replace(
+        params,
+        clip=dataclasses.replace(params.clip, frames=5, size=32),
+        encode=dataclasses.replace(params.encode, tile=None),
+        thresholds=dataclasses.replace(
+            params.thresholds, min_psnr=1.0, min_psnr_retention=0.01, min_ssim=-1.0,
+            min_ms_ssim=-1.0, min_worst_psnr=0.01, max_flicker=1e6, min_detail_retention=0.0,
+        ),
+        distill=dataclasses.replace(
+            params.distill, student="auto", student_fraction=1.0, start="random", steps=STEPS,
+            batch_size=2, micro_batch=2, crop=32, workers=1, weight_teacher=0.0,
+            checkpoint_every=2, validate_every=2, precision="fp32", learning_rate=2e-3,
+            ema_decay=0.5,
+        ),
+    )  # fmt: skip
+    workspace = dataclasses.replace(workspace, params=params)
+    scene = smooth_video(np.random.default_rng(0))  # one, so that six steps show on the others
+    video = np.stack([np.roll(scene, shift, axis=2) for shift, _ in enumerate(SPLITS)])
+    teacher = load_teacher("ltx-video", tiny_teacher)
+    latents = teacher.encode(to_network(video)).numpy()
+    for stage, store, name, values in (
+        ("clip", "clips.zarr", "video", video),
+        ("encode", "latents.zarr", "latents", latents),
+    ):
+        group = zarr.open_group(str(workspace.folder(stage) / store), mode="w", zarr_format=3)
+        array = create_clip_array(
+            group, name, clips=len(values), shape=values.shape[1:], dtype=str(values.dtype),
+            is_compressed=False,
+        )  # fmt: skip
+        array[:] = values
+    clips = [{"index": i, "split": split} for i, split in enumerate(SPLITS)]
+    (workspace.folder("clip") / "clips.json").write_text(json.dumps({"clips": clips}))
+    facts = {"compression": [4, 8, 8], "teacher_decoder_parameters": 10**6, "tiles": 1}
+    facts["teacher_sha256"] = teacher.sha256
+    (workspace.folder("encode") / "latents.json").write_text(json.dumps(facts))
+    return workspace
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "_fit", fit_here(train.train_worker))
+    monkeypatch.setattr(session, "ray_session", lambda *_: nullcontext())
+
+
+def run(workspace: Workspace, usd: str = "95", **changes: Any) -> dict[str, Any]:
+    """The stage with changed params of `distill`; its history."""
+    params = dataclasses.replace(
+        workspace.params,
+        budget=dataclasses.replace(workspace.params.budget, run_usd=Decimal(usd)),
+        distill=dataclasses.replace(workspace.params.distill, **changes),
+    )
+    figures = distill.run(dataclasses.replace(workspace, params=params))
+    history = json.loads((workspace.folder("distill") / "history.json").read_text())
+    assert figures["stopped"] == history["stopped"]
+    assert isinstance(history, dict)
+    return history
+
+
+def weights(workspace: Workspace) -> dict[str, torch.Tensor]:
+    return load_decoder(workspace.folder("distill") / "student").state_dict()
+
+
+def starts(workspace: Workspace) -> list[int | None]:
+    """The step that each start of workers resumed from."""
+    log = read_events(workspace.progress_file)
+    return [event["resumed_from"] for event in log if event["event"] == "start"]
+
+
+def test_a_run_to_its_last_step(workspace: Workspace) -> None:
+    history = run(workspace)
+    assert (history["stopped"], history["steps_done"]) == ("finished", STEPS)
+    assert [row["step"] for row in history["steps"]] == [*range(1, STEPS + 1)]
+    validated = [row["val_psnr"] for row in history["steps"] if "val_psnr" in row]
+    assert validated == sorted(validated), "it learns"
+    assert history["best_val_psnr"] == validated[-1]
+    (folder,) = (workspace.work / "checkpoints").glob("distill-*")
+    _, state = Store(str(folder)).newest(pytest.fail) or pytest.fail("no checkpoint")
+    written = weights(workspace)
+    assert all(torch.equal(weight, written[name]) for name, weight in state.best.items())
+
+
+def test_a_run_that_its_budget_stops_gives_its_start_and_resumes_with_a_larger_one(
+    workspace: Workspace,
+) -> None:
+    history = run(workspace, usd="0.000001")
+    assert (history["stopped"], history["steps_done"]) == ("budget", 0)
+    started = weights(workspace)
+    history = run(workspace)
+    assert (history["stopped"], history["steps_done"]) == ("finished", STEPS)
+    assert starts(workspace) == [None, 0]
+    assert any(not torch.equal(w, started[name]) for name, w in weights(workspace).items())
+
+
+def test_a_run_that_is_good_enough_stops_and_with_another_limit_becomes_what_it_would_have(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher's quality is made up; all else is as a customer has it."""
+    history = run(workspace)
+    first = next(row for row in history["steps"] if row["step"] == 2)
+    whole = weights(workspace)
+    for folder in (workspace.folder("distill"), workspace.work / "checkpoints"):
+        shutil.rmtree(folder)
+
+    teacher = TeacherQuality(psnr=30.0, detail=0.0, flicker=0.0)
+    monkeypatch.setattr(validation, "teacher_quality", lambda *_, **__: teacher)
+    margin = first["val_psnr"] - 1.0
+    history = run(workspace, stop_psnr_margin_db=margin)
+    assert (history["stopped"], history["steps_done"]) == ("good enough", 2)
+    assert history["target_psnr"] == pytest.approx(first["val_psnr"])
+    assert f"{first['val_psnr']:.2f} dB" in history["reason"]
+    assert run(workspace, stop_psnr_margin_db=margin)["stopped"] == "good enough"
+    assert starts(workspace) == [None], "good enough by the same limits: nothing is trained"
+
+    history = run(workspace, stop_psnr_margin_db=None)
+    assert (history["stopped"], history["steps_done"]) == ("finished", STEPS)
+    assert starts(workspace) == [None, 2]
+    assert all(torch.equal(weight, whole[name]) for name, weight in weights(workspace).items())
