@@ -37,6 +37,7 @@ from turbo_vaed.planning.estimate import estimate_run, least_usd
 from turbo_vaed.planning.pricing import limits_of, price_of
 from turbo_vaed.planning.quote import cheapest_elsewhere
 from turbo_vaed.registry import client
+from turbo_vaed.runtime.files import read_json
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -83,7 +84,7 @@ def inconclusive_reason(workspace: Workspace) -> str:
     verdict = read_verdict(workspace.folder("gate") / VERDICT_NAME)
     if verdict.result != "inconclusive" or any(one.name not in TIMED for one in verdict.failed):
         return ""
-    choice = runs.read_json(workspace.folder("gate") / "choice.json")
+    choice = read_json(workspace.folder("gate") / "choice.json")
     (chosen,) = (one for one in choice["candidates"] if one["name"] == choice["chosen"])
     return str(chosen.get("unreliable_reason", ""))
 
@@ -162,7 +163,7 @@ def run_with_more_room(workspace: Workspace, settings: Settings) -> runs.Run | N
     path, last = workspace.folder("distill") / "history.json", runs.read(workspace.work)
     if last is None or not path.is_file():
         return None
-    history = runs.read_json(path)
+    history = read_json(path)
     if history["stopped"] != "budget" or history["limited_to_usd"] is None:
         return None
     with Ledger.open(settings.ledger_url) as ledger:
@@ -299,7 +300,7 @@ def has_begun(workspace: Workspace, run: runs.Run, ledger: Ledger) -> bool:
 def _allowed(workspace: Workspace, run: runs.Run) -> list[tuple[str, str]]:
     """Which student this run was to distil from when on, as `BEGUN` holds it."""
     path = workspace.work / BEGUN
-    kept = runs.read_json(path) if path.is_file() else {}
+    kept = read_json(path) if path.is_file() else {}
     found = kept.get("allowed", []) if kept.get("run") == run.run_id else []
     return [(key, since) for key, since in found]
 

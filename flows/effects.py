@@ -1,4 +1,4 @@
-"""What a run does beside computing: register, promote, report."""
+"""What a run does once its stages have run: register, promote, report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.report.page import write_report
 from turbo_vaed.report.wording import headline
 from turbo_vaed.roi.measured import cost_of_poc
-from turbo_vaed.runtime.files import sha256_file
+from turbo_vaed.runtime.files import read_json, sha256_file
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -64,8 +64,8 @@ class Outcome:
 
 
 def outcome(workspace: Workspace, run: runs.Run, sentence: str) -> Outcome:
-    """The end of a run whose verdict lies in the customer's folder."""
-    verdict = runs.read_json(workspace.folder("gate") / "verdict.json")
+    """What a run came to, by the verdict in the customer's folder."""
+    verdict = read_json(workspace.folder("gate") / "verdict.json")
     if why := inconclusive_reason(workspace):
         sentence += (
             f"\nThis is not evidence against the student ({why}). Run the same command again when "
@@ -79,24 +79,26 @@ def outcome(workspace: Workspace, run: runs.Run, sentence: str) -> Outcome:
     )
 
 
-def unchanged(workspace: Workspace, run: runs.Run) -> Outcome:
-    """The end of a run that had nothing to do: the last one stands."""
+def unchanged(workspace: Workspace) -> Outcome:
+    """Where there is nothing to do: the last run stands."""
+    run = runs.read(workspace.work)
+    assert run is not None
     return outcome(
         workspace, run, f"Nothing changed since run {run.run_id}, which made a {run.alias}."
     )
 
 
 def failure(stage: str, error: Exception, *, is_begun: bool) -> Failure:
-    """What the report says of an error: its own words, or its kind where it has none."""
-    said = str(error) or type(error).__name__
+    """An error as the report has it: its message, or its class where it has none."""
+    message = str(error) or type(error).__name__
     by_budget = isinstance(error, BudgetRefused)
-    return Failure(stage=stage, error=said, by_budget=by_budget, is_begun=is_begun)
+    return Failure(stage=stage, error=message, by_budget=by_budget, is_begun=is_begun)
 
 
 def register(workspace: Workspace, settings: Settings, run: runs.Run) -> Registered:
     """Log the run and its package with MLflow, once for the same package and verdict."""
-    evaluation = runs.read_json(workspace.folder("evaluate") / "evaluation.json")
-    history = runs.read_json(workspace.folder("distill") / "history.json")
+    evaluation = read_json(workspace.folder("evaluate") / "evaluation.json")
+    history = read_json(workspace.folder("distill") / "history.json")
     metrics = {
         f"{who}_{name}_{part}": float(value)
         for who in ("teacher", "student")
@@ -113,7 +115,7 @@ def register(workspace: Workspace, settings: Settings, run: runs.Run) -> Registe
         for key, value in vars(getattr(workspace.params, section)).items()
         if not key.startswith("_")
     }
-    verdict = runs.read_json(workspace.folder("gate") / "verdict.json")
+    verdict = read_json(workspace.folder("gate") / "verdict.json")
     found = promotion.register(
         tracking_uri=settings.mlflow_tracking_uri,
         run_id=run.run_id,

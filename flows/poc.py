@@ -1,17 +1,15 @@
 """One PoC run: Prefect runs the DVC stages, then registers, promotes and reports.
 
-A stage is run by `dvc repro --single-item STAGE@CUSTOMER`, so that a run by hand and this flow
-are the same thing. Stages over unchanged inputs are not run, and cost nothing. `promote` is
-reached through the verdict alone.
+A stage is run by `dvc repro --single-item customers/NAME/dvc.yaml:STAGE`, so that a run by hand and
+this flow are the same thing. Stages over unchanged inputs are not run, and cost nothing.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +20,23 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from flows import admission, dvc, effects, runs
+from flows.admission import ToDo
 from flows.effects import Outcome
 from turbo_vaed.config.schema import Params
 from turbo_vaed.config.stages import RAY_STAGES, STAGES
-from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError
+from turbo_vaed.errors import CorruptFile, Fault
 from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure
+from turbo_vaed.runtime.files import read_json
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
+_OF_A_FAILURE = (
+    "Encountered exception during execution",
+    "Task run failed with",
+    "Finished in state Failed(",
+)
+"""How Prefect's log begins what it has of a failure."""
 TIMEOUT_SECONDS = {
     "validate": 3600,
     "clip": 3600,
@@ -72,17 +78,15 @@ def run_stage(
         timeout_seconds=TIMEOUT_SECONDS[stage],
         force=force,
     )
-    if stage in STAGES:
-        try:
-            show_figures(settings.root / "work" / customer / stage, customer, stage)
-        except Exception:  # the stage is done and paid for; its picture in Prefect is not worth it
-            get_run_logger().warning("no Prefect artifact for %s", stage, exc_info=True)
+    try:
+        publish_figures(settings.root / "work" / customer / stage, customer, stage)
+    except Exception:  # the stage is done and paid for
+        get_run_logger().warning("no Prefect artifact for %s", stage, exc_info=True)
 
 
-def show_figures(folder: Path, customer: str, stage: str) -> None:
-    """The figures that a stage left, as a Prefect artifact."""
-    path = folder / "figures.json"
-    figures = json.loads(path.read_text()) if path.is_file() else {}
+def publish_figures(folder: Path, customer: str, stage: str) -> None:
+    """The figures of a stage as a Prefect artifact."""
+    figures = read_json(folder / "figures.json")
     lines = [f"| {key.replace('_', ' ')} | {value} |" for key, value in figures.items()]
     text = "\n".join([f"## {customer}: {stage}", "", "| figure | value |", "|---|---|", *lines])
     create_markdown_artifact(
@@ -134,96 +138,109 @@ def poc_flow(customer: str) -> Outcome:
         stale = dvc.stale_after_params(workspace, STAGES)
         todo = admission.to_do(workspace, settings, stale)
         if todo is None:
-            last = runs.read(workspace.work)
-            assert last is not None
-            log.info("nothing changed since run %s: no stage to compute", last.run_id)
-            return effects.unchanged(workspace, last)
+            return effects.unchanged(workspace)
         runs.write(workspace.work, todo.run)
         if todo.why:
             log.info("run %s goes on: %s", todo.run.run_id, todo.why)
         try:
-            return _run(workspace, settings, todo.run, todo.stale, todo.forced)
+            return complete(workspace, settings, todo)
         finally:
             admission.release(settings, todo.run)
 
 
-def _run(
-    workspace: Workspace, settings: Settings, run: runs.Run, stale: list[str], forced: str = ""
-) -> Outcome:
-    """The stages from the first stale one on, of which DVC runs `forced` whatever it knows."""
-    log = get_run_logger()
-    reached = stale[0] if stale else "register"
+@dataclass
+class Reached:
+    """How far a run has come: what a report of its failure is about."""
+
+    step: str
+    """A stage, `register` or `promote`."""
+    is_begun: bool = False
+    """Whether it was admitted: its estimate fits the budget."""
     registered: effects.Registered | None = None
-    is_begun = False
+
+
+def complete(workspace: Workspace, settings: Settings, todo: ToDo) -> Outcome:
+    """Run the stages that are to do; register, promote and report what they made; push it.
+
+    Raises:
+        TurboVaedError: as the step that failed; a report of what was reached is written.
+    """
+    log, run = get_run_logger(), todo.run
+    reached = Reached(step=todo.stages[0] if todo.stages else "register")
     try:
-        if stale:
-            log.info("%s", admission.estimate(workspace, settings, run, stale))
-            effects.start_tracking_idle_nodes(workspace, settings, run)
-        is_begun = True
-        with _ray_for(settings, stale) as environment:
-            for stage in STAGES[STAGES.index(stale[0]) :] if stale else ():
-                reached = stage
-                told = {**environment, "TURBO_VAED_RUN_ID": run.run_id}
-                retries = retries_of(stage, workspace.params)
-                attempt = run_stage.with_options(name=stage, retries=retries)
-                attempt(settings, workspace.customer, stage, told, stage == forced)
-        reached = "register"
-        registered = register(workspace, settings, run)
-        reached = "promote"
-        registered = promote(workspace, settings, registered)
+        run_stages(workspace, settings, todo, reached)
+        reached.step = "register"
+        reached.registered = register(workspace, settings, run)
+        reached.step = "promote"
+        reached.registered = promote(workspace, settings, reached.registered)
     except Exception as error:
-        failed = effects.failure(reached, error, is_begun=is_begun)
-        _report_failure(workspace, settings, run, registered, failed, error)
+        report_failure(workspace, settings, run, reached, error)
         raise
-    written = report(workspace, settings, run, registered, None)
+    reported = report(workspace, settings, run, reached.registered, None)
     log.info("dvc push: %s", push(settings, workspace.customer))
-    verdict = runs.verdict_sha256(workspace.work)
-    done = replace(
-        run,
-        status="done",
-        verdict_sha256=verdict,
-        alias=registered.alias,
-        measures_again=False,
+    verdict, alias = runs.verdict_sha256(workspace.work), reached.registered.alias
+    runs.write(
+        workspace.work,
+        replace(run, status="done", verdict_sha256=verdict, alias=alias, measures_again=False),
     )
-    runs.write(workspace.work, done)
-    return effects.outcome(workspace, run, written.sentence)
+    return effects.outcome(workspace, run, reported.sentence)
 
 
-def _report_failure(
-    workspace: Workspace,
-    settings: Settings,
-    run: runs.Run,
-    registered: effects.Registered | None,
-    failed: Failure,
-    error: Exception,
-) -> None:
-    """A report of what was reached; that it fails must not hide the error it is about."""
-    log = get_run_logger()
-    try:
-        written = report(workspace, settings, run, registered, failed)
-    except Exception:
-        log.exception("run %s failed at %s, and its report could not be written", run, failed.stage)
-    else:
-        what = f"failed at {failed.stage}" if failed.is_begun else "was not begun"
-        log.error("run %s %s", run.run_id, what)
-        error.add_note(f"report: {written.path}")
+def run_stages(workspace: Workspace, settings: Settings, todo: ToDo, reached: Reached) -> None:
+    """Admit the run, and run its stages in order; `reached` follows.
+
+    Raises:
+        BudgetRefused: the estimate does not fit the budget.
+        TurboVaedError: as the stage that failed.
+    """
+    if todo.stale:
+        estimate = admission.estimate(workspace, settings, todo.run, todo.stale)
+        get_run_logger().info("%s", estimate)
+        effects.start_tracking_idle_nodes(workspace, settings, todo.run)
+    reached.is_begun = True
+    with own_ray(settings, todo.stages) as environment:
+        for stage in todo.stages:
+            reached.step = stage
+            retries = retries_of(stage, workspace.params)
+            run_stage.with_options(name=stage, retries=retries)(
+                settings,
+                workspace.customer,
+                stage,
+                {**environment, "TURBO_VAED_RUN_ID": todo.run.run_id},
+                force=stage == todo.forced,
+            )
 
 
 @contextmanager
-def _ray_for(settings: Settings, stale: list[str]) -> Iterator[dict[str, str]]:
-    """One local Ray for the stages that need it, unless there is a cluster or no need."""
-    from turbo_vaed.cluster.session import ray_session
-
-    first = STAGES.index(stale[0]) if stale else len(STAGES)
-    needed = any(STAGES.index(stage) >= first for stage in RAY_STAGES)
-    if settings.ray_address or not needed:
+def own_ray(settings: Settings, stages: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """A local Ray for the stages that need one, where there is no cluster; the environment by
+    which they find it."""
+    if settings.ray_address or not set(stages) & set(RAY_STAGES):
         yield {}
         return
+    from turbo_vaed.cluster.session import ray_session
+
     with ray_session():
         import ray
 
         address = ray.get_runtime_context().gcs_address
         yield {"RAY_ADDRESS": address, "TURBO_VAED_OWN_RAY": address}
+
+
+def report_failure(
+    workspace: Workspace, settings: Settings, run: runs.Run, reached: Reached, error: Exception
+) -> None:
+    """Write a report of what was reached; that it fails must not hide the error it is about."""
+    log = get_run_logger()
+    failure = effects.failure(reached.step, error, is_begun=reached.is_begun)
+    try:
+        reported = report(workspace, settings, run, reached.registered, failure)
+    except Exception:
+        log.exception("the report of run %s could not be written", run.run_id)
+    else:
+        error.add_note(f"report: {reported.path}")
+    what = f"failed at {reached.step}" if reached.is_begun else "was not started"
+    log.error("run %s %s", run.run_id, what)
 
 
 def start(settings: Settings, customer: str) -> Outcome:
@@ -232,14 +249,14 @@ def start(settings: Settings, customer: str) -> Outcome:
     Raises:
         TurboVaedError: as the stage that failed; the report of what was reached is written.
     """
-    admission.preflight(settings, customer)  # a user's mistake needs no server to be told
-    for name in ("prefect.task_runs", "prefect.flow_runs"):
-        logging.getLogger(name).addFilter(without_our_tracebacks)
+    admission.preflight(settings, customer)  # a user's mistake is reported before a server starts
+    for handler in logging.getLogger("prefect").handlers:
+        handler.addFilter(is_no_repeated_failure)
     return poc_flow(customer)
 
 
-def without_our_tracebacks(record: logging.LogRecord) -> bool:
-    """An error that was raised on purpose speaks for itself; any other keeps its traceback."""
-    if record.exc_info and isinstance(record.exc_info[1], TurboVaedError):
-        record.exc_info = None
-    return True
+def is_no_repeated_failure(record: logging.LogRecord) -> bool:
+    """False for what Prefect prints of a failure, up to three times: the command prints it, last
+    and once. That a stage is tried again, and why, stays."""
+    text = record.getMessage()
+    return not text.startswith(_OF_A_FAILURE) or " - Retry " in text

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from turbo_vaed.errors import Refused
+from turbo_vaed.runtime import files
 from turbo_vaed.settings import new_run_id
+
+_FILE = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,24 +38,15 @@ class Run:
         return datetime.fromisoformat(self.started)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A document that a run or a stage has written."""
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document
-
-
 def read(work: Path) -> Run | None:
     """The last run of a customer, if there was one."""
-    path = work / "run.json"
-    return Run(**json.loads(path.read_text())) if path.is_file() else None
+    path = work / _FILE
+    return Run(**files.read_json(path)) if path.is_file() else None
 
 
 def write(work: Path, run: Run) -> Run:
-    """Keep `run`, atomically."""
-    work.mkdir(parents=True, exist_ok=True)
-    partial = work / "run.json.partial"
-    partial.write_text(json.dumps(asdict(run)) + "\n")
-    os.replace(partial, work / "run.json")
+    """Record `run` as the customer's last one, atomically; returns it."""
+    files.write_json(work / _FILE, asdict(run), indent=None)
     return run
 
 
@@ -68,7 +59,7 @@ def fresh(customer: str) -> Run:
 def verdict_sha256(work: Path) -> str:
     """Of the verdict that lies in `work` now; empty where there is none."""
     path = work / "gate" / "verdict.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return files.sha256_file(path) if path.is_file() else ""
 
 
 @contextmanager

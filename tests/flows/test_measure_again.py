@@ -86,25 +86,26 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     monkeypatch.setattr(effects, "unchanged", lambda *_: "unchanged")
     monkeypatch.setattr(flow.dvc, "stale_after_params", lambda *_: [])
     monkeypatch.setattr(admission, "run_with_more_room", lambda *_: None)
-    monkeypatch.setattr(flow, "_run", lambda *given: ran.append(given[2:]))
+    monkeypatch.setattr(flow, "complete", lambda _, __, todo: ran.append(todo))
     found = flow.poc_flow.fn("demo")
     if not again:
         assert found == "unchanged" and not ran
         return
-    ((run, stages, forced),) = ran
+    (todo,) = ran
+    run = todo.run
     assert released == [run], "its month is free for others"
     assert (run.run_id, run.status, run.measures_again) == (done.run_id, "open", True)
-    assert (stages, forced) == (["gate"], "gate")
+    assert (todo.stages, todo.forced) == (("gate",), "gate")
     assert runs.read(work) == run
     flow.poc_flow.fn("demo")  # the first one was stopped on its way
     assert ran[1] == ran[0]
     more = runs.fresh("demo")
     monkeypatch.setattr(admission, "run_with_more_room", lambda *_: more)
     flow.poc_flow.fn("demo")
-    assert ran[2] == (more, ["distill"], "distill")
+    assert (ran[2].run, ran[2].stale, ran[2].forced) == (more, ["distill"], "distill")
     monkeypatch.setattr(flow.dvc, "stale_after_params", lambda *_: ["validate", "clip"])
     flow.poc_flow.fn("demo")
-    assert ran[3][1:] == (["validate", "clip"], ""), "other videos are another training"
+    assert (ran[3].stale, ran[3].forced) == (["validate", "clip"], ""), "another training"
 
 
 @pytest.mark.parametrize(
