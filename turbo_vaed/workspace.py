@@ -79,7 +79,7 @@ class Workspace:
 
     @property
     def progress_file(self) -> Path:
-        """What was told of the last distillation, an event a line."""
+        """The event log of the last distillation, an event a line."""
         return self.work / "checkpoints" / "progress.jsonl"
 
     @property

@@ -57,9 +57,9 @@ def representation(x: Tensor, channels: int) -> Tensor:
     mean = rows.mean(0)
     covariance = torch.cov(rows.T).reshape(len(mean), len(mean))
     _, vectors = torch.linalg.eigh(covariance)
-    kept = min(x.shape[1], channels - 1)
-    components = (x.movedim(1, -1) - mean) @ vectors.flip(1)[:, :kept]
-    if 2 * kept + 1 <= channels:
+    count = min(x.shape[1], channels - 1)
+    components = (x.movedim(1, -1) - mean) @ vectors.flip(1)[:, :count]
+    if 2 * count + 1 <= channels:
         components = torch.cat([components, -components], dim=-1)
     norm = components.pow(2).sum(-1).mean().sqrt().clamp_min(1e-6)
     scaled: Tensor = components * (SIGNAL / norm)
@@ -129,7 +129,7 @@ def capture_input(module: nn.Module, call: Callable[[], object]) -> Tensor:
 
 
 class _Reached(Exception):
-    """The layer whose input is wanted."""
+    """Raised at the layer whose input is captured."""
 
 
 @torch.no_grad()

@@ -157,8 +157,8 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint of the same parameters and kind."""
         self._adamw.load_state_dict(state["adamw"])
-        for mine, kept in zip(self._momentum, state["momentum"], strict=True):
-            mine.copy_(kept)
+        for mine, saved in zip(self._momentum, state["momentum"], strict=True):
+            mine.copy_(saved)
 
 
 def _in_blocks(weight: Tensor) -> Tensor:

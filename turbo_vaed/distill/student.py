@@ -224,9 +224,9 @@ def bf16_pays(device: torch.device) -> bool:
 
 def worker_flops(*precisions: str) -> list[float]:
     """Additions and multiplications a second of large products, of one worker of this machine: a
-    GPU where there is one, in each precision that is asked for and pays there; else one thread, in
-    float32. What a CPU has for bfloat16 wants wider layers than a student's, and tells less of its
-    steps.
+    GPU where there is one, in each given precision that pays there; else one thread, in float32:
+    a CPU's units for bfloat16 need wider layers than a student's, so their speed would say less
+    about its steps.
 
     Changes the threads of the process: call it in one of its own.
     """
@@ -240,10 +240,10 @@ def worker_flops(*precisions: str) -> list[float]:
 
 
 def is_to_compile(params: DistillParams, device: torch.device) -> bool:
-    """Whether `torch.compile` is asked for, or pays; see docs/decisions.md for a CPU."""
+    """Whether `torch.compile` is switched on, or pays; see docs/decisions.md for a CPU."""
     if params.compile != "auto":
         return params.compile == "on"
-    # The adaptive weight asks for gradients of the last layer alone: of a compiled student it
+    # The adaptive weight needs gradients of the last layer alone: from a compiled student it
     # gets them by a whole backward pass, twice a step.
     is_long = params.steps >= COMPILE_STEPS
     return device.type == "cuda" and is_long and params.weight_adversarial == 0

@@ -254,25 +254,25 @@ class Channel:
 
 class LatestCosts:
     """The costs that the driver reported last: waited for once, since this group of workers may
-    begin long after the job was handed over, and then asked for without waiting."""
+    begin long after the job was handed over, and then polled without waiting."""
 
     def __init__(self, channel: Any) -> None:
         self._channel, self._is_first = channel, True
-        self._ask()
+        self._request()
 
-    def _ask(self) -> None:
-        self._asked, self._asked_at = self._channel.costs.remote(), time.monotonic()
+    def _request(self) -> None:
+        self._requested, self._requested_at = self._channel.costs.remote(), time.monotonic()
 
     def __call__(self) -> RunCosts | None:
         import ray
 
-        done, _ = ray.wait([self._asked], timeout=None if self._is_first else 0)
+        done, _ = ray.wait([self._requested], timeout=None if self._is_first else 0)
         self._is_first = False
         if not done:
             return None
         found: tuple[RunCosts, float] | None = ray.get(done[0])
-        waited = time.monotonic() - self._asked_at
-        self._ask()
+        waited = time.monotonic() - self._requested_at
+        self._request()
         if found is None:
             return None
         costs, age_seconds = found

@@ -71,7 +71,7 @@ class Validation:
     """dB."""
     ssim: float
     more: Mapping[str, float] = field(default_factory=dict)
-    """Where it was asked for: `ms_ssim`, `detail`, `flicker` of clips of two frames or more, and
+    """With a `worst_share`: `ms_ssim`, `detail`, `flicker` of clips of two frames or more, and
     `worst_psnr`, dB, the mean over the worst share of the clips."""
     troubles: list[tuple[str, str]]
     """Kind and text; of rank 0's first clip."""
@@ -92,7 +92,7 @@ def validate(
     """Decode the validation clips, every rank its part of them.
 
     Args:
-        worst_share: of the clips, whose PSNR is wanted, and with it `more`; None: neither is.
+        worst_share: of the clips, for `more`; None: that is left out, and its time saved.
     """
     indices = data.of_split("val")
     sums = torch.zeros(2, device=device)
@@ -126,7 +126,7 @@ def validate(
 
 
 def metrics_of(frames: int) -> dict[str, Metric]:
-    """Besides SSIM, those that the gate asks of clips of so many frames, by name."""
+    """Besides SSIM, those that the gate limits for clips of so many frames, by name."""
     found: dict[str, Metric] = {"psnr": psnr, "ms_ssim": ms_ssim, "detail": detail}
     return found | {"flicker": flicker} if frames > 1 else found
 
@@ -169,7 +169,7 @@ def signs_of_trouble(
 def loss_spike(losses: Sequence[float]) -> str | None:
     """Whether the last loss stands out of those of the steps before it; positive ones count.
 
-    Of a spike that lasts, its first step is told.
+    Of a spike that lasts, its first step is reported.
     """
     recent = [math.log(loss) for loss in losses[-SPIKE_STEPS - 2 :] if 0 < loss < math.inf]
     if len(recent) < SPIKE_LEAST_STEPS + 2:
@@ -252,43 +252,43 @@ class TeacherQuality:
 
 
 def teacher_quality(
-    wanted: TeacherTargetsSpec,
+    spec: TeacherTargetsSpec,
     *,
     batch_size: int,
     ray_address: str | None = None,
     afford: Callable[[float], None] = lambda seconds: None,
     tell: Callable[[int, int], None] = lambda done, clips: None,
 ) -> TeacherQuality:
-    """That of an earlier run with the same, or from Ray.
+    """Stored by an earlier run with the same teacher and clips, or measured by Ray.
 
     Args:
-        wanted: of which teacher, for which clips; its targets are not looked at.
+        spec: which teacher, and which clips; its targets play no part.
         batch_size: clips of one call of the teacher.
         ray_address, afford: as `pass_over_clips` takes them.
-        tell: told how many of how many clips are done, where any has to be.
+        tell: called with how many of how many clips are done, where any has to be.
 
     Raises:
         DataRefused: there is no validation clip.
         CorruptFile: a file of the teacher, or of the clips and latents.
         TurboVaedError: as `pass_over_clips`, and what `afford` raises.
     """
-    wanted = replace(wanted, blocks=(), reconstruction=True)
-    files, root = url_to_fs(wanted.targets)
+    spec = replace(spec, blocks=(), reconstruction=True)
+    files, root = url_to_fs(spec.targets)
     try:
-        known = read_json(f"{wanted.targets}/{_FACTS}", TARGETS_REMEDY)
+        known = read_json(f"{spec.targets}/{_FACTS}", TARGETS_REMEDY)
     except CorruptFile:
         known = {}
-    if known.get("key") == wanted.key() and _QUALITY in known:  # before, there was PSNR alone
+    if known.get("key") == spec.key() and _QUALITY in known:  # before, there was PSNR alone
         return TeacherQuality(**known[_QUALITY])
-    index = read_json(f"{wanted.clips}/clips.json", CLIPS_REMEDY)["clips"]
+    index = read_json(f"{spec.clips}/clips.json", CLIPS_REMEDY)["clips"]
     clips = [clip["index"] for clip in index if clip["split"] == "val"]
     if not clips:
         raise DataRefused("no clip in the val split; add videos or lower clip.frames")
-    _create(wanted, len(index))
+    _create(spec, len(index))
     tell(0, len(clips))
     pass_over_clips(
         Scorer,
-        (wanted,),
+        (spec,),
         clips,
         batch_size=batch_size,
         label="the teacher on validation clips",
@@ -297,17 +297,17 @@ def teacher_quality(
         tell=lambda done: tell(done, len(clips)),
     )
     means = {}
-    for name in _metrics(_video(wanted)):
-        found = ClipArray(f"{wanted.targets}/{_STORE}", name, remedy=TARGETS_REMEDY)
+    for name in _metrics(_video(spec)):
+        found = ClipArray(f"{spec.targets}/{_STORE}", name, remedy=TARGETS_REMEDY)
         means[name] = float(np.mean([found[clip] for clip in clips]))
     quality = TeacherQuality(**means)
-    facts = {"key": wanted.key(), _QUALITY: asdict(quality), "clips": len(clips)}
+    facts = {"key": spec.key(), _QUALITY: asdict(quality), "clips": len(clips)}
     files.pipe_file(f"{root}/{_FACTS}", json.dumps(facts).encode())
     return quality
 
 
-def _video(wanted: TeacherTargetsSpec) -> ClipArray:
-    return ClipArray(f"{wanted.clips}/clips.zarr", "video", remedy=CLIPS_REMEDY)
+def _video(spec: TeacherTargetsSpec) -> ClipArray:
+    return ClipArray(f"{spec.clips}/clips.zarr", "video", remedy=CLIPS_REMEDY)
 
 
 def _metrics(video: ClipArray) -> dict[str, Metric]:
@@ -315,22 +315,22 @@ def _metrics(video: ClipArray) -> dict[str, Metric]:
     return {name: of for name, of in metrics_of(video.shape[1]).items() if name != "ms_ssim"}
 
 
-def _create(wanted: TeacherTargetsSpec, clips: int) -> None:
+def _create(spec: TeacherTargetsSpec, clips: int) -> None:
     import zarr
 
-    group = zarr.open_group(f"{wanted.targets}/{_STORE}", mode="w", zarr_format=3)
-    for name in _metrics(_video(wanted)):
+    group = zarr.open_group(f"{spec.targets}/{_STORE}", mode="w", zarr_format=3)
+    for name in _metrics(_video(spec)):
         create_clip_array(group, name, clips=clips, shape=(), dtype="float64", is_compressed=False)
 
 
 class Scorer:
     """A worker of `pass_over_clips`: decodes clips and writes their figures."""
 
-    def __init__(self, wanted: TeacherTargetsSpec, *, device: Device) -> None:
-        self.teacher = CacheWriter(wanted, device=device)
-        self.video = _video(wanted)
+    def __init__(self, spec: TeacherTargetsSpec, *, device: Device) -> None:
+        self.teacher = CacheWriter(spec, device=device)
+        self.video = _video(spec)
         self.metrics = _metrics(self.video)
-        store = f"{wanted.targets}/{_STORE}"
+        store = f"{spec.targets}/{_STORE}"
         self.arrays = {name: open_for_writing(store, name) for name in self.metrics}
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
