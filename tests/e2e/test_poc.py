@@ -99,7 +99,7 @@ def first_run(checkout):
 def test_a_run_ends_with_a_judged_registered_package_and_a_report(checkout, first_run):
     assert first_run.returncode == 0, first_run.stdout[-3000:] + first_run.stderr[-3000:]
     work = checkout / "work/tiny"
-    assert "Ready to ship" in first_run.stdout
+    assert "of the teacher's PSNR" in first_run.stdout
     verdict = json.loads((work / "gate/verdict.json").read_text())
     assert verdict["result"] == "passes"
     package = json.loads((work / "gate/package/package.json").read_text())
@@ -214,7 +214,7 @@ def test_a_failing_stage_leaves_its_own_words_and_a_report(checkout, first_run):
     assert failed.stdout.count("> turbo-vaed stage encode") == 2
     page = (checkout / "work/tiny/report/report.html").read_text()
     assert not (checkout / "work/tiny/report/not-started.html").exists()
-    assert "Failed at encode" in page
+    assert 'data-stage="encode"' in page
     assert "the teacher gave latents" in page
     assert not (checkout / "work/tiny/.encode.partial").exists()
 

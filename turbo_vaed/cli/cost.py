@@ -297,7 +297,7 @@ def return_on_investment(
         cost = cost_of_poc(ledger, customer)
     found = read_roi(workspace.work, cost=cost, assumptions=workspace.params.roi)
     if chart is not None:
-        _write_text("--chart", chart, tornado_svg(found, f"{customer}: what the return hinges on"))
+        _write_text("--chart", chart, tornado_svg(found, f"{customer}: what the return depends on"))
     if form == "json":
         print(json.dumps(document(found, customer)))
         return

@@ -28,7 +28,7 @@ class Failure:
 
     stage: str
     error: str
-    """The message of what ended it."""
+    """The message of the error or refusal."""
     by_budget: bool = False
     """The budget refused to go on, as opposed to something that broke."""
     is_begun: bool = True
@@ -116,7 +116,7 @@ class ReportContext:
     """The packages that were judged, and which of them ships."""
     roi: Roi | None = None
     no_roi: str = ""
-    """Why there is no return on investment, where one was asked for."""
+    """Why there is no return on investment, although there are assumptions."""
     shots: Sequence[Shot] = ()
     worst: Shot | None = None
     """The test clip with the lowest PSNR on the phone."""

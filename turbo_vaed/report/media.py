@@ -19,9 +19,9 @@ from turbo_vaed.errors import Fault
 from turbo_vaed.report.context import Video
 
 ENLARGE_BELOW = 320
-"""Pixels: a clip with both sides below is shown at twice its size, each pixel as four."""
+"""Pixels: a clip with both sides below is drawn at twice its size, each pixel as four."""
 SLOW_FPS = 10
-"""Frames per second at which a short clip is shown, so that an eye can follow it."""
+"""Frames per second at which a short clip plays, so that an eye can follow it."""
 SHORT_FRAMES = 48
 """A clip below this many frames is slowed and played there and back."""
 
@@ -49,7 +49,7 @@ def is_slowed(video: Video) -> bool:
 def loop(panels: Sequence[Video], fps: float, *, crf: int = 12) -> bytes:
     """An mp4 (H.264, 4:2:0) of clips (T,H,W,3) side by side that a browser plays in a loop.
 
-    Small clips are doubled first, which also keeps their full colour resolution; short ones are
+    Small clips are doubled first, which also preserves their full colour resolution; short ones are
     slowed to `SLOW_FPS` and play there and back, so that the loop has no jump.
 
     Raises:
@@ -118,15 +118,15 @@ def png(image: NDArray[np.uint8]) -> bytes:
     return target.getvalue()
 
 
-def worst_frame(source: Video, shown: Video) -> int:
+def worst_frame(source: Video, output: Video) -> int:
     """The frame with the largest mean squared error."""
-    error = (source.astype(np.float32) - shown.astype(np.float32)) ** 2
+    error = (source.astype(np.float32) - output.astype(np.float32)) ** 2
     return int(error.mean(axis=(1, 2, 3)).argmax())
 
 
-def absolute_error(source: NDArray[np.uint8], shown: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """|shown - source| of two (H,W,3) images in 8-bit levels, mean over the colours: (H,W)."""
-    error = np.abs(source.astype(np.float32) - shown.astype(np.float32)).mean(axis=2)
+def absolute_error(source: NDArray[np.uint8], output: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """|output - source| of two (H,W,3) images in 8-bit levels, mean over the colours: (H,W)."""
+    error = np.abs(source.astype(np.float32) - output.astype(np.float32)).mean(axis=2)
     return np.asarray(error, dtype=np.float32)
 
 

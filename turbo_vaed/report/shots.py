@@ -48,8 +48,8 @@ def pick(
     def shot(clip: Clip, label: str) -> Shot:
         index = clip["index"]
         video = np.asarray(source[index])
-        taught = None if teacher is None else np.asarray(teacher[0][index])
-        shown = None if phone is None else np.asarray(phone[0][rows[index]])
+        from_teacher = None if teacher is None else np.asarray(teacher[0][index])
+        from_device = None if phone is None else np.asarray(phone[0][rows[index]])
         return Shot(
             index=index,
             label=label,
@@ -57,10 +57,10 @@ def pick(
             start_frame=clip["start_frame"],
             fps=float(clip["fps"]),
             source=video,
-            teacher=taught,
-            phone=shown,
-            teacher_psnr=None if taught is None else _psnr(taught, video),
-            phone_psnr=None if shown is None else _psnr(shown, video),
+            teacher=from_teacher,
+            phone=from_device,
+            teacher_psnr=None if from_teacher is None else _psnr(from_teacher, video),
+            phone_psnr=None if from_device is None else _psnr(from_device, video),
         )
 
     if not scores:
@@ -96,8 +96,8 @@ def _labelled(ranked: Sequence[Clip], most: int) -> list[tuple[Clip, str]]:
             seen.add(clip["path"])
     labels.setdefault(last // 4, "Upper quartile")
     labels.setdefault(last * 3 // 4, "Lower quartile")
-    kept = list(labels.items())[: max(1, most)]
-    return [(ranked[i], label) for i, label in sorted(kept)]
+    chosen = list(labels.items())[: max(1, most)]
+    return [(ranked[i], label) for i, label in sorted(chosen)]
 
 
 def _in_turn(clips: Sequence[Clip], most: int) -> list[Clip]:

@@ -230,8 +230,8 @@ def quality(context: ReportContext) -> dict[str, Any] | None:
             for which in ("mean", "worst")
             for _, source in sources
         ]
-        kept = found["retention"].get(key)
-        rows.append((name, [*figures, "" if kept is None else formatting.percent(kept)]))
+        share = found["retention"].get(key)
+        rows.append((name, [*figures, "" if share is None else formatting.percent(share)]))
     columns = [f"{who}, {which}" for which in ("mean", worst) for who, _ in sources]
     return {
         "columns": [*columns, "Student's retention"],

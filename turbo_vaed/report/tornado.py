@@ -58,7 +58,7 @@ def tornado(roi: Roi) -> Drawing | None:
     )
     return Drawing(
         width=_WIDTH, height=bottom + _BOTTOM, body="".join(parts), kind="tornado",
-        label=f"What the value hinges on. {listed}",
+        label=f"What the value depends on. {listed}",
     )  # fmt: skip
 
 

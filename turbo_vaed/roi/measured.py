@@ -84,7 +84,7 @@ def roi_of_run(
 
 
 def read_roi(work: Path, *, cost: Input | None, assumptions: RoiParams) -> Roi:
-    """The return on investment of what lies in work/CUSTOMER.
+    """The return on investment of the documents in work/CUSTOMER.
 
     Raises:
         UserError, CorruptFile: as `roi_of_run`.
@@ -199,7 +199,7 @@ class _Timed:
 def _teacher(measurement: Document) -> _Timed:
     """On the GPU of the gate's host, where it has one."""
     if _is_on_gpu(measurement):
-        where = f"GPU s of {measurement['teacher_gpu']}, which small frames may not fill"
+        where = f"GPU seconds on {measurement['teacher_gpu']}, which small frames may not fill"
         return _Timed(key="teacher_gpu_latency_seconds", threads=1, where=where)
     threads = int(measurement["threads"])
     machine = measurement.get("teacher_machine")
@@ -207,9 +207,9 @@ def _teacher(measurement: Document) -> _Timed:
         machine = measurement["machine"]
     failed = measurement.get("teacher_gpu_failed")
     where = ", ".join([
-        "CPU-thread s of this host's CPU",
-        f"its GPU failed ({failed})" if failed else "no GPU",
-        *([f"on {machine}"] if machine else []),
+        "CPU-thread seconds on the host",
+        f"whose GPU failed ({failed})" if failed else "which has no GPU",
+        *([str(machine)] if machine else []),
         _counted(threads),
     ])  # fmt: skip
     return _Timed(key="teacher_latency_seconds", threads=threads, where=where)
@@ -218,13 +218,15 @@ def _teacher(measurement: Document) -> _Timed:
 def _student(measurement: Document) -> _Timed:
     """On the device of the gate."""
     device, threads = measurement["device"], int(measurement["threads"])
-    machine = f"on {measurement['machine']}, {_counted(threads)}"
+    machine = f"{measurement['machine']}, {_counted(threads)}"
     if _is_of_phone(measurement):
         # A user waits for the phone, however many threads it uses.
-        return _Timed(key="latency_seconds", threads=1, where=f"s of the phone {device}, {machine}")
-    place = "this host, no phone" if device == "host" else f"the device {device}"
+        return _Timed(
+            key="latency_seconds", threads=1, where=f"seconds on the phone {device}, {machine}"
+        )
+    place = "the host, which is no phone" if device == "host" else f"the device {device}"
     return _Timed(
-        key="latency_seconds", threads=threads, where=f"CPU-thread s of {place}, {machine}"
+        key="latency_seconds", threads=threads, where=f"CPU-thread seconds on {place}, {machine}"
     )
 
 

@@ -98,7 +98,7 @@ def _detail(runs: Sequence[RunCost], statement: Statement) -> Table:
 
 
 def detail_cells(row: Line | Figures, *, is_spot: bool) -> tuple[str, str, str, str]:
-    """Time, spent, wasted and, of what ran on spot, the saving."""
+    """Time, spent, wasted, and the saving where it ran on spot."""
     return (
         formatting.seconds(float(row.node_seconds)),
         wording.usd(row.spent_usd),

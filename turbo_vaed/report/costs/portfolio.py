@@ -33,7 +33,7 @@ Champions = Mapping[str, int | str | None]
 def find_champions(tracking_uri: str, gathered: Gathered) -> dict[str, int | str | None]:
     """The registry's champions, of customers with a verdict: others cannot have one.
 
-    A registry that does not answer is asked once, and is the reason for all.
+    A registry that does not answer is not asked again, and is the reason for all.
     """
     found: dict[str, int | str | None] = {}
     for known in gathered.known:

@@ -52,8 +52,8 @@ def sentence(statement: Statement) -> str:
     whom = statement.customer or formatting.counted(customers, "customer")
     total = statement.total
     if not total.runs:
-        whose = f" for {statement.customer}" if statement.customer else ""
-        return f"Nothing was spent{whose}{when}: the ledger has no charge."
+        name = f" for {statement.customer}" if statement.customer else ""
+        return f"Nothing was spent{name}{when}: the ledger has no charge."
     figures = total.figures
     runs = formatting.counted(total.runs, "run")
     start = f"{usd(figures.spent_usd)} was spent on {runs} for {whom}{when}"
