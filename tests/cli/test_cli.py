@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import shutil
@@ -19,6 +18,7 @@ from typer.main import get_command
 from tests import configs
 from tests.gate import made_up
 from turbo_vaed import cli
+from turbo_vaed.cli import doctor, registry
 from turbo_vaed.config import load
 from turbo_vaed.gate import judge
 from turbo_vaed.workspace import Workspace
@@ -373,8 +373,7 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(call):
 
 
 def test_doctor_names_a_checkout_in_which_no_run_can_begin(call, checkout, monkeypatch):
-    module = importlib.import_module("turbo_vaed.cli.doctor")  # `cli.doctor` is the command
-    monkeypatch.setattr(module, "_open_mlflow", lambda settings: None)  # takes seconds
+    monkeypatch.setattr(doctor, "_open_mlflow", lambda settings: None)  # takes seconds
     (checkout / "work").symlink_to("/proc")  # where root cannot make files either
     rows = {row["what"]: row for row in json.loads(call("doctor", "--format", "json")[1])}
     assert rows["checkout"]["state"] == "missing"
@@ -383,8 +382,8 @@ def test_doctor_names_a_checkout_in_which_no_run_can_begin(call, checkout, monke
 
 def test_the_first_reason_stands_for_the_others() -> None:
     """A reason has semicolons of its own."""
-    assert cli._first("fps: required >= 24, not measured: busy; stop it\nflicker\nsize") == (
+    assert registry._first("fps: required >= 24, not measured: busy; stop it\nflicker\nsize") == (
         "fps: required >= 24, not measured: busy; stop it; and 2 more (--format json)"
     )
-    assert cli._first("every check passes") == "every check passes"
-    assert cli._first("") == ""
+    assert registry._first("every check passes") == "every check passes"
+    assert registry._first("") == ""

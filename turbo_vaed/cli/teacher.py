@@ -1,14 +1,19 @@
-"""Teachers for the command line: what one is, and how to get one."""
+"""`turbo-vaed teacher …`: what a teacher is, and how to get one."""
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from turbo_vaed.cli.tables import Format, show
 from turbo_vaed.errors import UserError
+from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +23,61 @@ _USUAL_FRAMES = 17
 """Long enough for motion, short enough for a small machine."""
 _NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}"
 """Of a teacher's folder."""
+
+app = typer.Typer(no_args_is_help=True, help="The heavy video VAEs that students learn from.")
+Family = Annotated[str, typer.Option("--family", help="ltx-video, hunyuan-video, cogvideox, …")]
+
+
+@app.command("show")
+def show_teacher(
+    weights: Annotated[
+        str, typer.Argument(help="a folder, ORG/NAME@COMMIT or ORG/NAME/SUBFOLDER@COMMIT")
+    ],
+    family: Family,
+    fraction: Annotated[float, typer.Option(help="student's share of the parameters")] = 0.175,
+    form: Format = "table",
+) -> None:
+    """A teacher's latents, the clips that it takes, and the student that `auto` derives."""
+    facts = describe(weights, family, fraction)
+    if form == "json":
+        print(json.dumps(facts))
+        return
+    rows = [
+        {"what": f"{key} {leaf}".replace("_", " "), "value": value}
+        for key, part in facts.items()
+        for leaf, value in (part.items() if isinstance(part, dict) else [("", part)])
+        if leaf not in ("mean", "std", "config")
+    ]
+    show(rows, form, weights)
+
+
+@app.command("fetch")
+def fetch_teacher(
+    hub_id: Annotated[
+        str, typer.Argument(help="ORG/NAME@COMMIT or ORG/NAME/SUBFOLDER@COMMIT, all 40 digits")
+    ],
+    family: Family,
+    name: Annotated[str, typer.Option(help="of the new folder in assets/teachers")],
+) -> None:
+    """Download a teacher from the hub into assets/teachers, and say what to put in params.yaml."""
+    print(fetch(Settings.from_environment().root, hub_id, family, name))
+
+
+@app.command("encode")
+def encode_with_teacher(
+    weights: Annotated[str, typer.Argument(help="as of `teacher show`")],
+    video: Annotated[Path, typer.Argument(help="what to encode")],
+    out: Annotated[Path, typer.Argument(help="a .npy for the latents, float32 (C, t, h, w)")],
+    family: Family,
+    frames: Annotated[int, typer.Option(help="from the start; `teacher show` lists legal counts")],
+    size: Annotated[int, typer.Option(help="pixels, of a square crop from the middle")],
+) -> None:
+    """Latents of a video, in the teacher's own scale: what a package decodes on a phone."""
+    import numpy as np
+
+    latents = encode_video(weights, family, video, frames=frames, size=size)
+    np.save(out.with_suffix(".npy"), latents)
+    print(f"{out.with_suffix('.npy')}: {latents.dtype} {latents.shape}")
 
 
 def describe(weights: str, family: str, fraction: float) -> dict[str, Any]:
