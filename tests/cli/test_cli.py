@@ -19,7 +19,7 @@ from tests import configs
 from tests.gate import made_up
 from turbo_vaed import cli
 from turbo_vaed.cli import doctor, registry
-from turbo_vaed.config import load
+from turbo_vaed.config import load, pipeline
 from turbo_vaed.gate import judge
 from turbo_vaed.workspace import Workspace
 
@@ -189,8 +189,9 @@ def test_a_corrupt_teacher_is_told_before_anything_is_paid(call, checkout):
     assert not (checkout / "work").exists()
 
 
-def test_a_cluster_that_cannot_be_asked_what_its_machines_are_is_told(call, monkeypatch):
+def test_a_cluster_that_cannot_be_asked_what_its_machines_are_is_told(call, checkout, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    pipeline.write(checkout, "demo", "data/demo")
     assert call("stage", "params", "demo")[0] == 0
     code, _, err = call("stage", "encode", "demo")
     assert code == 3
