@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flows import runs
-from flows.admission import inconclusive_reason
-from turbo_vaed.cluster.nodes import own_node
+from flows.to_do import inconclusive_reason
+from turbo_vaed.cluster.nodes import nodes_of, own_node
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.costs import (
     Ledger,
@@ -19,7 +19,7 @@ from turbo_vaed.costs import (
 from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.storage_charges import charge_storage
-from turbo_vaed.planning.pricing import nodes_of, price_in_words
+from turbo_vaed.planning.pricing import price_in_words
 from turbo_vaed.registry import promotion
 from turbo_vaed.report.collect import collect
 from turbo_vaed.report.context import Failure, Registration

@@ -20,8 +20,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from flows import admission, dvc, effects, runs
-from flows.admission import ToDo
 from flows.effects import Outcome
+from flows.to_do import ToDo, to_do
 from turbo_vaed.config.schema import Params
 from turbo_vaed.config.stages import RAY_STAGES, STAGES
 from turbo_vaed.errors import CorruptFile, Fault
@@ -136,7 +136,7 @@ def poc_flow(customer: str) -> Outcome:
     workspace = admission.preflight(settings, customer)
     with runs.customer_lock(workspace.work, customer):
         stale = dvc.stale_after_params(workspace, STAGES)
-        todo = admission.to_do(workspace, settings, stale)
+        todo = to_do(workspace, settings, stale)
         if todo is None:
             return effects.unchanged(workspace)
         runs.write(workspace.work, todo.run)
@@ -194,7 +194,7 @@ def run_stages(workspace: Workspace, settings: Settings, todo: ToDo, reached: Re
         TurboVaedError: as the stage that failed.
     """
     if todo.stale:
-        estimate = admission.estimate(workspace, settings, todo.run, todo.stale)
+        estimate = admission.admit(workspace, settings, todo)
         get_run_logger().info("%s", estimate)
         effects.start_tracking_idle_nodes(workspace, settings, todo.run)
     reached.is_begun = True

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-from flows.admission import ToDo, has_begun
-from turbo_vaed.costs import Ledger, PriceBook, format_usd, require_budget_left
+from flows.to_do import ToDo
+from turbo_vaed.costs import PriceBook, format_usd, require_budget_left
 from turbo_vaed.costs.choice import Choice
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
@@ -17,26 +17,26 @@ from turbo_vaed.planning.ec2_costs import (
     volume_gib,
     volume_usd_per_hour,
 )
-from turbo_vaed.planning.quote import Quote, quote
+from turbo_vaed.planning.quote import Quote, machine_name, quote
 from turbo_vaed.runtime.progress import format_duration
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picked:
-    """The machine of a run, and why it is that one."""
+class Selection:
+    """The machine that a run is started on, and why."""
 
     choice: Choice
     quote: Quote
     minutes: int
-    """After which the machine ends itself: what may be spent is spent by then, at the most that
-    an hour of it can cost."""
+    """After which the machine ends itself: by then it has spent what the run may spend, at the most
+    that an hour of it can cost."""
     volume_gib: int
     machine_overhead_usd: Decimal
     """Of what may be spent, for what the machine costs beside its stages: time, and its volume."""
-    goes_on: bool = False
-    """Whether its training has begun: how many steps are left is known on the machine."""
+    resumes: bool = False
+    """Whether the run resumes its training: only the machine will know how many steps are left."""
 
     @property
     def sentence(self) -> str:
@@ -44,22 +44,21 @@ class Picked:
         machine = self.choice.machine
         assert self.choice.usd is not None and self.choice.steps_usd is not None
         assert machine.usd_per_hour is not None
-        late = ""
-        needed = BEFORE_MINUTES * 60 + self.choice.seconds
-        if needed > self.minutes * 60:
-            late = f", BEFORE the {format_duration(needed)} that it needs with its set-up"
-        cost = f"is expected to cost {format_usd(self.choice.usd)}"
-        if self.goes_on:
-            cost, late = f"goes on, and {cost} at most", ""
-        return (
-            f"{machine.instance_type} {machine.market} in {machine.zone}: the run {cost}, "
-            f"{format_usd(self.choice.steps_usd)} of it for "
-            f"distillation, at {format_usd(machine.usd_per_hour)} an hour; the machine ends itself "
-            f"after {self.minutes} minutes at the latest{late}"
+        cost = f"the run is expected to cost {format_usd(self.choice.usd)}"
+        if self.resumes:
+            cost = f"the run resumes, and is to cost at most {format_usd(self.choice.usd)}"
+        sentence = (
+            f"{machine_name(machine)}: {cost}, {format_usd(self.choice.steps_usd)} of it for "
+            f"distillation, at {format_usd(machine.usd_per_hour)} per hour; the machine ends "
+            f"itself after at most {self.minutes} minutes"
         )
+        needed = BEFORE_MINUTES * 60 + self.choice.seconds
+        if not self.resumes and needed > self.minutes * 60:
+            sentence += f", BEFORE the {format_duration(needed)} that set-up and steps need"
+        return sentence
 
 
-def pick(
+def select_instance(
     workspace: Workspace,
     settings: Settings,
     todo: ToDo,
@@ -67,25 +66,23 @@ def pick(
     instance_type: str | None = None,
     market: str | None = None,
     book: PriceBook | None = None,
-) -> Picked:
+) -> Selection:
     """The EC2 machine on which the customer's run is expected to cost the least.
 
-    A run whose training has begun is not refused for the steps that it would have had before it:
-    it goes on from what it saved, and stops by itself.
+    A run that resumes its training is not refused because of its steps: it goes on from its last
+    checkpoint, and stops by itself.
 
     Args:
         instance_type: of prices.candidates; any by default.
         market: spot or on-demand; either by default.
-        book: of prices; AWS is asked by default.
+        book: of prices; by default those of AWS.
 
     Raises:
-        UserError: no candidate is of that type and market; as `quote`.
-        BudgetRefused: no price is known; it does not fit what the run may spend.
+        UserError: no candidate has that type and market; as `quote`.
+        BudgetRefused: no price is known, or the run does not fit what it may spend.
     """
     steps = workspace.params.distill.steps if "distill" in todo.stages else 0
     found = quote(workspace, settings, book, run=todo.run.run_id, steps=steps)
-    with Ledger.open(settings.ledger_url) as ledger:
-        goes_on = bool(steps) and has_begun(workspace, todo.run, ledger)
     offers = [
         choice
         for choice in found.choices
@@ -98,34 +95,33 @@ def pick(
             dict.fromkeys(c.instance_type for c in workspace.params.prices.candidates)
         )
         raise UserError(
-            f"no EC2 machine of type {instance_type or 'any'} and market {market or 'any'} is in "
-            f"prices.candidates of {workspace.customer}, which has {known or 'none'}"
+            f"prices.candidates of {workspace.customer} has no EC2 machine of type "
+            f"{instance_type or 'any'} and market {market or 'any'}; its types: {known or 'none'}"
         )
     best = offers[0]
     if best.usd is None:
         why = dict.fromkeys(choice.machine.why_unknown for choice in offers)
-        raise BudgetRefused(f"nothing is started: {'; '.join(why)}")
-    require_budget_left(found.may_spend, spent_usd=found.spent_usd)
+        raise BudgetRefused(f"no machine is started: {'; '.join(why)}")
+    require_budget_left(found.limit, spent_usd=found.spent_usd)
     left = found.left_usd
-    name = f"{best.machine.instance_type} {best.machine.market} in {best.machine.zone}"
+    name = machine_name(best.machine)
     assert best.steps_usd is not None
-    least = best.usd - best.steps_usd if goes_on else best.usd
+    least = best.usd - best.steps_usd if todo.resumes else best.usd
     if least > left:
         raise BudgetRefused(
-            f"nothing is started: {name} is the cheapest at {format_usd(least)}, with "
-            "what is kept back for what follows distillation, its start, end and disk, and "
-            f"{format_usd(left)} are left of {found.may_spend.by}; lower distill.steps, or raise "
-            "the budget"
+            f"no machine is started: the cheapest, {name}, costs {format_usd(least)} including "
+            "later stages, start, end and disk, and there is only "
+            f"{format_usd(left)} left of {found.limit.by}; lower distill.steps, or raise the budget"
         )
     most = _on_demand_usd_per_hour(found, best)
     if most is None:
         raise BudgetRefused(
-            f"nothing is started: what {name} can come to is not known, for AWS tells no price on "
-            "demand of it (pricing:GetProducts)"
+            f"no machine is started: the most that {name} can cost is unknown, as AWS gives no "
+            "on-demand price for it (pricing:GetProducts)"
         )
     hours = left / (most + volume_usd_per_hour(workspace))
     assert best.machine.usd_per_hour is not None
-    return Picked(
+    return Selection(
         choice=best,
         quote=found,
         minutes=int(hours * 60),
@@ -133,12 +129,12 @@ def pick(
         machine_overhead_usd=quantise_usd(
             overhead_usd(workspace, best.machine.usd_per_hour, hours)
         ),
-        goes_on=goes_on,
+        resumes=todo.resumes,
     )
 
 
 def _on_demand_usd_per_hour(found: Quote, best: Choice) -> Decimal | None:
-    """What the machine can come to: EC2 takes a spot machine back before it costs more."""
+    """The most that the machine can cost: EC2 takes a spot instance back before it costs more."""
     wanted = (best.machine.instance_type, best.machine.region)
     for choice in found.choices:
         machine = choice.machine

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from flows.launch.launch_config import HOME, folder
 from turbo_vaed.errors import Fault
 from turbo_vaed.planning.ec2_costs import ENDS_ITSELF_MINUTES
-from turbo_vaed.planning.estimate import PACE
+from turbo_vaed.planning.history import PACE_FILE
 from turbo_vaed.workspace import Workspace
 
 EXIT_CODE = "exit-code"
@@ -116,7 +116,7 @@ def _take_over(workspace: Workspace, fetched: Path) -> None:
     folders, for files that are gone there must not stay here. The pace of this machine stays."""
     for made in (fetched / workspace.customer).iterdir():
         here = workspace.work / made.name
-        if made.name in ("ec2", PACE) or made.name.startswith("."):
+        if made.name in ("ec2", PACE_FILE) or made.name.startswith("."):
             continue
         if here.is_dir():
             shutil.rmtree(here)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from flows import runs
-from flows.launch.instance_selection import Picked
+from flows.launch.instance_selection import Selection
 from turbo_vaed.config import pipeline
 from turbo_vaed.costs.money import plain
 from turbo_vaed.costs.tags import ec2_tags, resource_tags
@@ -43,7 +43,7 @@ PASSED_ON = (
 
 
 def configuration(
-    workspace: Workspace, run: runs.Run, picked: Picked, common: dict[str, Any]
+    workspace: Workspace, run: runs.Run, selection: Selection, common: dict[str, Any]
 ) -> dict[str, Any]:
     """What Ray's launcher is told: what is common to all machines, with this one's type, tags and
     files.
@@ -52,7 +52,7 @@ def configuration(
         UserError: `common` lacks what is added to.
     """
     config: dict[str, Any] = copy.deepcopy(common)
-    machine = picked.choice.machine
+    machine = selection.choice.machine
     tags = ec2_tags(resource_tags(run=run.run_id, customer=workspace.customer, stage="poc"))
     kinds = ["instance", "volume"]
     node = node_config(config)
@@ -70,7 +70,7 @@ def configuration(
         kinds.append("spot-instances-request")
     node["TagSpecifications"] = [{"ResourceType": kind, "Tags": tags} for kind in kinds]
     # At boot, so that it holds whatever fails after it, here or there.
-    node["UserData"] = f"#!/bin/sh\nshutdown -h +{picked.minutes}\n"
+    node["UserData"] = f"#!/bin/sh\nshutdown -h +{selection.minutes}\n"
     config["file_mounts"] = _mounts(workspace, setup)
     setup.append(f"grep -q {HOME}.env ~/.bashrc || echo '. {HOME}.env' >> ~/.bashrc")
     return config
@@ -131,7 +131,7 @@ def folder(workspace: Workspace) -> Path:
 
 
 def prepare(
-    workspace: Workspace, settings: Settings, picked: Picked, run: runs.Run, *, name: str
+    workspace: Workspace, settings: Settings, selection: Selection, run: runs.Run, *, name: str
 ) -> Path:
     """Write everything that Ray's launcher reads; returns its configuration, `name`.
 
@@ -153,7 +153,7 @@ def prepare(
     told = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     told |= {
         "RAY_ADDRESS": "auto",
-        "TURBO_VAED_MACHINE_OVERHEAD_USD": plain(picked.machine_overhead_usd),
+        "TURBO_VAED_MACHINE_OVERHEAD_USD": plain(selection.machine_overhead_usd),
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
     lines += [
@@ -164,10 +164,13 @@ def prepare(
     secret = place / ENVIRONMENT
     secret.touch(mode=0o600)
     secret.write_text("\n".join(lines) + "\n")
-    config = configuration(workspace, run, picked, common)
+    config = configuration(workspace, run, selection, common)
     written = place / name
     written.write_text(yaml.safe_dump(config, sort_keys=False))
-    document = {"picked": picked.sentence, **picked.quote.document(workspace.params.budget.run_usd)}
+    document = {
+        "selection": selection.sentence,
+        **selection.quote.document(workspace.params.budget.run_usd),
+    }
     (place / "choice.json").write_text(json.dumps(document, indent=1) + "\n")
     return written
 

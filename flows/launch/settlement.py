@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows import runs
-from flows.launch.instance_selection import Picked
+from flows.launch.instance_selection import Selection
 from flows.launch.launch_config import folder
 from turbo_vaed.costs import Charge, Ledger, Rate, outbox
 from turbo_vaed.costs.meter import UNIT, node_charge
@@ -51,7 +51,7 @@ def record(workspace: Workspace) -> Path:
     return folder(workspace) / "started.json"
 
 
-def note(workspace: Workspace, run: runs.Run, picked: Picked, *, began: datetime) -> Started:
+def note(workspace: Workspace, run: runs.Run, selection: Selection, *, began: datetime) -> Started:
     """Keep what is about to be started.
 
     Raises:
@@ -64,7 +64,7 @@ def note(workspace: Workspace, run: runs.Run, picked: Picked, *, began: datetime
             "ec2 down "
             f"{workspace.customer} charges it"
         )
-    machine = picked.choice.machine
+    machine = selection.choice.machine
     assert machine.usd_per_hour is not None and machine.market != "local"
     started = Started(
         run=run.run_id,
@@ -73,8 +73,8 @@ def note(workspace: Workspace, run: runs.Run, picked: Picked, *, began: datetime
         market=machine.market,
         usd_per_hour=machine.usd_per_hour,
         began=began,
-        minutes=picked.minutes,
-        volume_gib=picked.volume_gib,
+        minutes=selection.minutes,
+        volume_gib=selection.volume_gib,
         volume_usd_per_gb_month=workspace.params.prices.volume_usd_per_gb_month,
     )
     kept = asdict(started) | {

@@ -75,7 +75,7 @@ def test_each_node_has_the_price_of_what_its_labels_say(tmp_path: Path) -> None:
 
 
 def test_a_budget_counts_spot_machines_as_what_they_can_come_to(tmp_path: Path) -> None:
-    assert cluster.most_usd_per_hour(book(tmp_path), nodes(HEAD, SPOT, SPOT)) == Decimal("1.68")
+    assert cluster.most_usd_of_nodes(book(tmp_path), nodes(HEAD, SPOT, SPOT)) == Decimal("1.68")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def on_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[schema.
     settings = dataclasses.replace(
         Settings.from_environment(repository), ray_address="10.0.0.1:6379", own_ray_address=None
     )
-    monkeypatch.setattr(pricing, "price_book", lambda *_: book(tmp_path))
+    monkeypatch.setattr(cluster, "price_book", lambda *_: book(tmp_path))
     return loaded, settings
 
 
@@ -119,11 +119,11 @@ def test_a_stage_on_a_cluster_is_priced_by_the_nodes_that_ray_has(
 ) -> None:
     loaded, settings = on_cluster
     with ray_session(None):
-        assert pricing.price_of(loaded, settings, "distill") == Decimal("0.31")
-        assert pricing.most_usd_per_hour(loaded, settings, "distill") == Decimal("0.8")
-        (rate,) = pricing.nodes_of(loaded, settings, "distill")().values()
+        assert cluster.price_of(loaded, settings, "distill") == Decimal("0.31")
+        assert cluster.most_usd_per_hour(loaded, settings, "distill") == Decimal("0.8")
+        (rate,) = cluster.nodes_of(loaded, settings, "distill")().values()
         assert (rate.resource, rate.market) == ("g6.xlarge", "spot")
-    assert pricing.price_of(loaded, settings, "clip") == Decimal("0.08"), "runs on this machine"
+    assert cluster.price_of(loaded, settings, "clip") == Decimal("0.08"), "runs on this machine"
 
 
 def test_what_a_cluster_waits_between_its_stages_is_charged(
@@ -143,7 +143,7 @@ def test_what_a_cluster_waits_between_its_stages_is_charged(
         assert (waited.stage, waited.resource, waited.useful) == ("waiting", "g6.xlarge", "useful")
         assert waited.quantity > 0
         held, seen = (
-            pricing.nodes_of(workspace.params, settings, "distill"),
+            cluster.nodes_of(workspace.params, settings, "distill"),
             workspace.work / idle_nodes.TRACKING_FILE,
         )
         idle_nodes.start_tracking(ledger, held, seen, run="demo-1", customer="demo")
@@ -186,15 +186,15 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
     monkeypatch.setattr(run_stage, "CLUSTER_SLICE_SECONDS", 0.02)
     seen = workspace.work / idle_nodes.TRACKING_FILE
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        with run_stage._waiting(workspace, settings, ledger, "demo-1", "gate"):
+        with run_stage._metering_idle_nodes(workspace, settings, ledger, "demo-1", "gate"):
             time.sleep(0.1)
         assert ledger.charges() == (), "no run has begun on the cluster"
-        at_first = pricing.nodes_of(
+        at_first = cluster.nodes_of(
             workspace.params, settings, "distill", Watching("10.0.0.1:6379", seconds=1).nodes
         )
         idle_nodes.start_tracking(ledger, at_first, seen, run="demo-1", customer="demo")
         began = time.monotonic()
-        with run_stage._waiting(workspace, settings, ledger, "demo-1", "gate"):
+        with run_stage._metering_idle_nodes(workspace, settings, ledger, "demo-1", "gate"):
             time.sleep(0.5)
             del there["goes"]
             there |= {"comes": HEAD, "unknown": {MARKET: "spot"}}
@@ -229,7 +229,7 @@ def test_a_stage_of_this_machine_needs_no_cluster(
     )()
     with (
         Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger,
-        run_stage._waiting(workspace, settings, ledger, "demo-1", "gate"),
+        run_stage._metering_idle_nodes(workspace, settings, ledger, "demo-1", "gate"),
     ):
         assert "charged when gate has ended: no Ray answers at 127.0.0.1:9" in caplog.text
 
@@ -289,6 +289,6 @@ def test_a_price_of_all_nodes_together_is_asked_of_nobody(
     loaded, settings = on_cluster
     known = dataclasses.replace(loaded.prices, cluster_usd_per_hour=Decimal("3.5"))
     loaded = dataclasses.replace(loaded, prices=known)
-    (rate,) = pricing.nodes_of(loaded, settings, "encode")().values()
+    (rate,) = cluster.nodes_of(loaded, settings, "encode")().values()
     assert (rate.resource, rate.market, rate.usd_per_hour) == ("cluster", "local", Decimal("3.5"))
     assert "cluster_usd_per_hour" in pricing.price_in_words(loaded, settings)

@@ -23,7 +23,7 @@ from turbo_vaed.distill.history import (
     write_student,
 )
 from turbo_vaed.distill.student import Student
-from turbo_vaed.planning.estimate import _moments
+from turbo_vaed.planning.history import _moments
 
 
 def row(step: int, *, validate_every: int = 0, psnr: float = 30.0) -> Row:

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from flows import admission, runs
+from flows import admission, runs, to_do
 from tests import configs
 from tests.costs.charges import charge
 from turbo_vaed.config.devices import parse_profile
 from turbo_vaed.costs import Ledger
 from turbo_vaed.errors import BudgetRefused
-from turbo_vaed.planning.estimate import ESTIMATE, pace_key
+from turbo_vaed.planning.estimate import ESTIMATE_FILE
+from turbo_vaed.planning.history import pace_key
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -72,6 +73,10 @@ def spend(settings: Settings, run: str, **changes: Any) -> None:
         ledger.add(charge(run=run, **changes))
 
 
+def admit(workspace: Workspace, settings: Settings, run: runs.Run, stale: list[str]) -> str:
+    return admission.admit(workspace, settings, to_do.with_stages(workspace, settings, run, stale))
+
+
 @pytest.mark.parametrize("stale", [["gate"], ["export"], ["evaluate", "gate"]])
 def test_a_gate_alone_on_a_phone_that_is_paid_for_has_to_fit(
     workspace: Workspace, settings: Settings, stale: list[str]
@@ -79,13 +84,15 @@ def test_a_gate_alone_on_a_phone_that_is_paid_for_has_to_fit(
     """A stage before the gate is followed by it, though nothing of its own has changed yet."""
     run = runs.fresh("demo")
     poor = changed(workspace, run_usd="5", device=PHONE)
-    with pytest.raises(BudgetRefused, match=r"\$10\.20 at most of a-phone, and \$5\.00") as told:
-        admission.estimate(poor, settings, run, stale)
-    assert "another gate.device" in str(told.value) and "export.targets than 2" in str(told.value)
+    with pytest.raises(
+        BudgetRefused, match=r"at most \$10\.20 .* a-phone.* can spend \$5\.00"
+    ) as told:
+        admit(poor, settings, run, stale)
+    assert "gate.device" in str(told.value) and "export.targets than 2" in str(told.value)
     rich = changed(workspace, run_usd="11", device=PHONE)
-    said = admission.estimate(rich, settings, run, stale)
-    assert said.startswith("estimated at $10.2") and "$11.00 are left" in said
-    here = admission.estimate(changed(workspace, run_usd="5"), settings, run, stale)
+    said = admit(rich, settings, run, stale)
+    assert said.startswith("estimated at $10.2") and "$11.00 left" in said
+    here = admit(changed(workspace, run_usd="5"), settings, run, stale)
     assert here.startswith("estimated at $0.0")
 
 
@@ -93,14 +100,14 @@ def test_a_gate_that_could_not_tell_pays_for_its_phone_again_out_of_what_is_left
     workspace: Workspace, settings: Settings
 ) -> None:
     run, workspace = runs.fresh("demo"), changed(workspace, run_usd="15", device=PHONE)
-    admission.estimate(workspace, settings, run, ["gate"])
+    admit(workspace, settings, run, ["gate"])
     minutes = {"unit": "device-minute", "quantity": Decimal(60), "market": "on-demand"}
     spend(settings, run.run_id, stage="gate", unit_price_usd=Decimal("0.17"), **minutes)
-    with pytest.raises(BudgetRefused, match=r"and \$4\.80 may be spent"):
-        admission.estimate(workspace, settings, run, ["gate"])
+    with pytest.raises(BudgetRefused, match=r"can spend \$4\.80"):
+        admit(workspace, settings, run, ["gate"])
     spend(settings, run.run_id, stage="gate", unit_price_usd=Decimal("0.09"), **minutes)
     with pytest.raises(BudgetRefused, match=r"this run has spent \$15\.60"):
-        admission.estimate(workspace, settings, run, ["gate"])
+        admit(workspace, settings, run, ["gate"])
 
 
 def test_the_second_of_two_runs_may_spend_what_the_first_has_not_reserved(
@@ -113,20 +120,18 @@ def test_the_second_of_two_runs_may_spend_what_the_first_has_not_reserved(
         workspace, params=dataclasses.replace(workspace.params, budget=budget)
     )
     first, second = runs.fresh("demo"), runs.Run(run_id="acme-1", started="", status="open")
-    assert "estimated at $10.2" in admission.estimate(workspace, settings, first, ["gate"])
+    assert "estimated at $10.2" in admit(workspace, settings, first, ["gate"])
     with pytest.raises(BudgetRefused, match=rf"total_month_usd.*reserved \$10.*{first.run_id}"):
-        admission.estimate(workspace, settings, second, ["gate"])
+        admit(workspace, settings, second, ["gate"])
     admission.release(settings, second)
-    assert "estimated at $10.2" in admission.estimate(workspace, settings, first, ["gate"]), (
-        "it goes on"
-    )
+    assert "estimated at $10.2" in admit(workspace, settings, first, ["gate"]), "it goes on"
     there = dataclasses.replace(settings, machine_overhead_usd=Decimal(1))
     admission.release(there, first)  # its machine still costs something: who started it does this
     with pytest.raises(BudgetRefused, match="reserved"):
-        admission.estimate(workspace, settings, second, ["gate"])
+        admit(workspace, settings, second, ["gate"])
     admission.release(settings, second)
     admission.release(settings, first)
-    assert "estimated at $10.2" in admission.estimate(workspace, settings, second, ["gate"])
+    assert "estimated at $10.2" in admit(workspace, settings, second, ["gate"])
 
 
 def test_a_run_that_may_cost_more_than_is_left_reserves_all_of_it(
@@ -139,14 +144,14 @@ def test_a_run_that_may_cost_more_than_is_left_reserves_all_of_it(
     workspace = dataclasses.replace(
         workspace, params=dataclasses.replace(workspace.params, budget=budget)
     )
-    assert "estimated at $0.02" in admission.estimate(workspace, settings, run, ["gate"])
+    assert "estimated at $0.02" in admit(workspace, settings, run, ["gate"])
     with Ledger.open(settings.ledger_url) as ledger:
         (held,) = ledger.reservations(at=datetime.now(UTC))
         spent = ledger.spent(customer=None, since=datetime(2026, 11, 1, tzinfo=UTC),
                              until=datetime.now(UTC))[0]  # fmt: skip
     assert held.unspent_usd == cents - spent
     with pytest.raises(BudgetRefused, match="reserved"):
-        admission.estimate(workspace, settings, runs.fresh("acme"), ["gate"])
+        admit(workspace, settings, runs.fresh("acme"), ["gate"])
 
 
 @pytest.mark.parametrize("steps", [1000, 10**7])
@@ -155,20 +160,20 @@ def test_a_run_that_is_only_asked_about_leaves_nothing_behind(
 ) -> None:
     """Whether it would be refused or not."""
     monkeypatch.setattr(admission, "preflight", lambda *_: changed(workspace, steps=steps))
-    monkeypatch.setattr(admission.dvc, "stale_after_params", lambda *_: ["distill"])
+    monkeypatch.setattr(to_do.dvc, "stale_after_params", lambda *_: ["distill"])
     (workspace.work / ".lock").touch()  # of nobody
     before = sorted(workspace.work.rglob("*"))
     if steps == 1000:
         said = admission.preview(settings, "demo")
-        assert said.startswith("Of demo distill, evaluate, export, gate would be run; estimated at")
+        assert said.startswith("distill, evaluate, export, gate of demo would run; estimated at")
     else:
-        with pytest.raises(BudgetRefused, match=r"cannot fit.*with a budget\.run_usd of"):
+        with pytest.raises(BudgetRefused, match=r"does not fit.*raise budget\.run_usd to"):
             admission.preview(settings, "demo")
     assert sorted(workspace.work.rglob("*")) == before
     with Ledger.open(settings.ledger_url) as ledger:
         assert ledger.reservations(at=datetime.now(UTC)) == ()
     done = runs.Run(run_id="demo-9", started=datetime.now(UTC).isoformat(), status="done")
-    monkeypatch.setattr(admission, "to_do", lambda *_: None)
+    monkeypatch.setattr(admission, "to_do_now", lambda *_: None)
     runs.write(workspace.work, done)
     assert admission.preview(settings, "demo").startswith("Nothing changed")
 
@@ -181,17 +186,17 @@ def test_a_month_that_is_too_small_is_named_with_what_it_would_have_to_be(
         workspace, params=dataclasses.replace(workspace.params, budget=budget)
     )
     said = (
-        r"estimated at \$0\.80 .* may be spent of .* left of budget\.customer_month_usd of \$0\.10 "
-        r".*with a budget\.customer_month_usd that is larger by \$0\.8"
+        r"estimated at \$0\.80 .* of budget\.customer_month_usd of \$0\.10 "
+        r".*raise budget\.customer_month_usd by \$0\.8"
     )
     with pytest.raises(BudgetRefused, match=said):
-        admission.estimate(workspace, settings, runs.fresh("demo"), ["distill"])
+        admit(workspace, settings, runs.fresh("demo"), ["distill"])
 
 
 def begin(workspace: Workspace, settings: Settings) -> runs.Run:
     """A run of 1 USD that was killed while it distilled, with 0.60 USD spent."""
     run = runs.fresh("demo")
-    assert "estimated at $0.80" in admission.estimate(workspace, settings, run, ["distill"])
+    assert "estimated at $0.80" in admit(workspace, settings, run, ["distill"])
     train(settings, run)
     return run
 
@@ -210,15 +215,13 @@ def test_training_that_was_begun_goes_on_without_another_estimate(
 ) -> None:
     workspace = changed(workspace, run_usd="1")
     run = begin(workspace, settings)
-    before = (workspace.work / ESTIMATE).read_bytes()
-    assert admission.estimate(workspace, settings, run, ["distill"]).startswith(
-        f"run {run.run_id} goes on"
-    )
+    before = (workspace.work / ESTIMATE_FILE).read_bytes()
+    assert admit(workspace, settings, run, ["distill"]).startswith(f"run {run.run_id} resumes")
     fewer = changed(workspace, keep_checkpoints=1)  # no other student
-    assert admission.estimate(fewer, settings, run, ["distill", "gate"]).endswith("saved")
-    assert (workspace.work / ESTIMATE).read_bytes() == before
+    assert admit(fewer, settings, run, ["distill", "gate"]).startswith("run ")
+    assert (workspace.work / ESTIMATE_FILE).read_bytes() == before
     other = runs.fresh("demo")
-    assert "estimated at" in admission.estimate(workspace, settings, other, ["distill"])
+    assert "estimated at" in admit(workspace, settings, other, ["distill"])
 
 
 def test_other_steps_are_another_student_and_have_to_fit_what_is_left(
@@ -226,21 +229,17 @@ def test_other_steps_are_another_student_and_have_to_fit_what_is_left(
 ) -> None:
     workspace = changed(workspace, run_usd="1")
     run = begin(workspace, settings)
-    with pytest.raises(BudgetRefused, match=r"it would with distill\.steps of [1-4]\d\d, or"):
-        admission.estimate(changed(workspace, steps=1100), settings, run, ["distill"])
-    assert admission.estimate(workspace, settings, run, ["distill"]).endswith("saved"), (
-        "as it was begun"
-    )
-    few = admission.estimate(changed(workspace, steps=100), settings, run, ["distill"])
-    assert few.startswith("estimated at $0.0") and "$0.40 are left" in few
-    kept_by_few = (workspace.work / ESTIMATE).read_text()
-    assert "goes on" in admission.estimate(workspace, settings, run, ["distill"]), (
-        "this one was charged"
-    )
-    again = admission.estimate(changed(workspace, steps=100), settings, run, ["distill"])
+    with pytest.raises(BudgetRefused, match=r"set distill\.steps to [1-4]\d\d or raise"):
+        admit(changed(workspace, steps=1100), settings, run, ["distill"])
+    assert admit(workspace, settings, run, ["distill"]).startswith("run "), "as it was begun"
+    few = admit(changed(workspace, steps=100), settings, run, ["distill"])
+    assert few.startswith("estimated at $0.0") and "$0.40 left" in few
+    kept_by_few = (workspace.work / ESTIMATE_FILE).read_text()
+    assert "resumes" in admit(workspace, settings, run, ["distill"]), "this one was charged"
+    again = admit(changed(workspace, steps=100), settings, run, ["distill"])
     assert again == few, "and this one was not"
-    (workspace.work / ESTIMATE).write_text(kept_by_few)
-    kept = json.loads((workspace.work / ESTIMATE).read_text())
+    (workspace.work / ESTIMATE_FILE).write_text(kept_by_few)
+    kept = json.loads((workspace.work / ESTIMATE_FILE).read_text())
     assert Decimal(kept["likely_usd"]) > Decimal("0.68"), "of the whole run"
 
 
@@ -250,23 +249,23 @@ def test_a_student_that_was_never_distilled_has_not_begun(
     """It was allowed, and failed before; then another one was distilled in the same run."""
     workspace, run = changed(workspace, run_usd="1"), runs.fresh("demo")
     fewer = changed(workspace, steps=900)
-    assert "estimated at" in admission.estimate(workspace, settings, run, ["distill"])
-    assert "estimated at" in admission.estimate(fewer, settings, run, ["distill"])
+    assert "estimated at" in admit(workspace, settings, run, ["distill"])
+    assert "estimated at" in admit(fewer, settings, run, ["distill"])
     train(settings, run)
-    with pytest.raises(BudgetRefused, match="cannot fit its budget"):
-        admission.estimate(workspace, settings, run, ["distill"])
-    assert admission.estimate(fewer, settings, run, ["distill"]).endswith("saved")
+    with pytest.raises(BudgetRefused, match="does not fit its budget"):
+        admit(workspace, settings, run, ["distill"])
+    assert admit(fewer, settings, run, ["distill"]).startswith("run ")
 
 
 def test_training_begins_anew_where_its_clips_do(workspace: Workspace, settings: Settings) -> None:
     """Those that are made again of the same videos are the same ones."""
     workspace = changed(workspace, run_usd="1")
     run = begin(workspace, settings)
-    assert "goes on" in admission.estimate(workspace, settings, run, ["clip"])
+    assert "resumes" in admit(workspace, settings, run, ["clip"])
     clip = dataclasses.replace(workspace.params.clip, seed=9)
     others = dataclasses.replace(workspace, params=dataclasses.replace(workspace.params, clip=clip))
-    with pytest.raises(BudgetRefused, match="cannot fit its budget"):
-        admission.estimate(others, settings, run, ["clip"])
+    with pytest.raises(BudgetRefused, match="does not fit its budget"):
+        admit(others, settings, run, ["clip"])
 
 
 def test_what_training_left_for_the_last_stages_is_enough_for_the_rest_of_them(
@@ -279,7 +278,7 @@ def test_what_training_left_for_the_last_stages_is_enough_for_the_rest_of_them(
     run = runs.fresh("demo")
     left = Decimal("0.08") * 200 / 3600
     poor = changed(workspace, run_usd=str(left))
-    said = admission.estimate(poor, settings, run, ["export"])
+    said = admit(poor, settings, run, ["export"])
     assert said.startswith("estimated at $0.0066"), "likely all of it"
 
 
@@ -320,12 +319,12 @@ def test_training_that_a_months_limit_stopped_goes_on_where_that_leaves_more(
     limited = dataclasses.replace(
         workspace, params=dataclasses.replace(workspace.params, budget=budget)
     )
-    found = admission.run_with_more_room(limited, settings)
+    found = to_do.run_with_more_budget(limited, settings)
     assert found == (dataclasses.replace(last, status="open") if goes_on else None)
-    todo = admission.to_do(limited, settings, [])  # for a flow and for a machine of EC2
+    todo = to_do.to_do(limited, settings, [])  # for a flow and for a machine of EC2
     assert (todo is not None and todo.forced == "distill") == goes_on
     assert not goes_on or (todo and todo.run == found and todo.stages[0] == "distill")
-    other = admission.to_do(limited, settings, ["clip"])
+    other = to_do.to_do(limited, settings, ["clip"])
     assert other and other.run.run_id != last.run_id, "other clips are another run"
     runs.write(workspace.work, dataclasses.replace(last, run_id="demo-8"))
-    assert admission.run_with_more_room(limited, settings) is None, "another run trained it"
+    assert to_do.run_with_more_budget(limited, settings) is None, "another run trained it"

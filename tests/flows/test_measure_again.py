@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows import admission, effects, runs
+from flows import admission, effects, runs, to_do
 from flows import poc as flow
 from tests.gate import made_up
 from turbo_vaed.gate import judge, write_verdict
@@ -62,7 +62,7 @@ INCONCLUSIVE = {"fps": "inconclusive", "latency_ratio": "inconclusive"}
 )
 def test_what_measuring_again_may_decide(work, open_, unreliable_reason, why):
     """Nothing of a student whose quality is in doubt, whatever the machine did."""
-    found = admission.inconclusive_reason(judged(work, open_, unreliable_reason))
+    found = to_do.inconclusive_reason(judged(work, open_, unreliable_reason))
     assert (why in found) if why else (found == "")
     told = effects.outcome(
         judged(work, open_, unreliable_reason), runs.fresh("demo"), "So it ended."
@@ -81,11 +81,13 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     ran, released = [], []
     monkeypatch.setattr(admission, "release", lambda _, run: released.append(run))
     monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger("test"))
-    monkeypatch.setattr(flow.Settings, "from_environment", lambda: None)
+    settings = SimpleNamespace(ledger_url=f"sqlite:///{work}/ledger.db")
+    monkeypatch.setattr(flow.Settings, "from_environment", lambda: settings)
+    monkeypatch.setattr(to_do, "has_begun", lambda *_: False)
     monkeypatch.setattr(admission, "preflight", lambda *_: workspace)
     monkeypatch.setattr(effects, "unchanged", lambda *_: "unchanged")
     monkeypatch.setattr(flow.dvc, "stale_after_params", lambda *_: [])
-    monkeypatch.setattr(admission, "run_with_more_room", lambda *_: None)
+    monkeypatch.setattr(to_do, "run_with_more_budget", lambda *_: None)
     monkeypatch.setattr(flow, "complete", lambda _, __, todo: ran.append(todo))
     found = flow.poc_flow.fn("demo")
     if not again:
@@ -100,7 +102,7 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
     flow.poc_flow.fn("demo")  # the first one was stopped on its way
     assert ran[1] == ran[0]
     more = runs.fresh("demo")
-    monkeypatch.setattr(admission, "run_with_more_room", lambda *_: more)
+    monkeypatch.setattr(to_do, "run_with_more_budget", lambda *_: more)
     flow.poc_flow.fn("demo")
     assert (ran[2].run, ran[2].stale, ran[2].forced) == (more, ["distill"], "distill")
     monkeypatch.setattr(flow.dvc, "stale_after_params", lambda *_: ["validate", "clip"])
@@ -121,10 +123,10 @@ def test_which_run_goes_on_is_decided_in_one_place(work, result, stale, found):
     """For the flow and for a machine of EC2 alike: one that has nothing to do is not started."""
     workspace = judged(work, INCONCLUSIVE if result == "inconclusive" else {}, BUSY)
     last = runs.write(work, runs.fresh("demo"))
-    assert admission.run_to_do(workspace, stale) == last, "one that is open goes on"
+    assert to_do.run_to_do(workspace, stale) == last, "one that is open goes on"
     verdict = runs.verdict_sha256(work)
     runs.write(work, replace(last, status="done", verdict_sha256=verdict))
-    run = admission.run_to_do(workspace, stale)
+    run = to_do.run_to_do(workspace, stale)
     if found is None:
         assert run is None
     else:

@@ -8,35 +8,46 @@ import itertools
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from flows import admission, runs
+from flows.to_do import ToDo
 from tests import configs
 from tests.costs.listed import NOON, Listed
+from turbo_vaed.cluster import nodes as cluster_nodes
+from turbo_vaed.config.stages import STAGES
 from turbo_vaed.costs import Charge, Ledger, PriceBook, RunReservation, SpendingLimit, per_second
 from turbo_vaed.costs.aws_prices import Ec2Quote
-from turbo_vaed.costs.estimate import Estimate, Pace
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.costs.reservation import FRESH_SECONDS
 from turbo_vaed.costs.run_context import DownstreamCost, RunContext
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.models.teachers import teacher_flops
-from turbo_vaed.planning import estimate, flops, pricing
+from turbo_vaed.planning import pricing
 from turbo_vaed.planning.estimate import (
-    ESTIMATE,
-    downstream,
+    ESTIMATE_FILE,
+    CostRange,
     estimate_run,
-    keep_pace,
-    measured_pace,
-    pace_key,
+    require_fit,
+    save_estimate,
 )
-from turbo_vaed.planning.flops import expected, expected_pace, step_flops, teacher_work
+from turbo_vaed.planning.flops import (
+    Timing,
+    expected_pace,
+    expected_timing,
+    step_flops,
+    teacher_work,
+)
+from turbo_vaed.planning.history import Pace, downstream, pace_key, past_runs, save_pace
 from turbo_vaed.planning.pricing import reserve_seconds, spending_of
 from turbo_vaed.planning.quote import cheapest_elsewhere, quote
 from turbo_vaed.planning.training_job import run_costs, shared_limit_usd
@@ -81,6 +92,34 @@ def book(tmp_path: Path, local: str | None = "0.08") -> PriceBook:
     return PriceBook(local_usd_per_hour=None if local is None else Decimal(local), ec2=ec2)
 
 
+def estimated(
+    workspace: Workspace,
+    settings: Settings,
+    ledger: Ledger,
+    *,
+    stages: Sequence[str] = STAGES,
+    may_spend_usd: Decimal,
+    spent_usd: Decimal = Decimal(0),
+) -> CostRange:
+    """The cost of a run of `stages`, as a flow admits it with a budget of `may_spend_usd`."""
+    todo = ToDo(run=runs.fresh("demo"), stale=[stages[0]])
+    facts = admission.gather_facts(workspace, settings, ledger, todo)
+    facts = dataclasses.replace(facts, stages=tuple(stages), spent_usd=spent_usd)
+    found = estimate_run(facts)
+    save_estimate(workspace.work, found, facts)
+    own = f"budget.run_usd of ${may_spend_usd}"
+    limit = SpendingLimit(usd=may_spend_usd, by=own, is_own_budget=True)
+    offers = partial(cheapest_elsewhere, workspace, settings, book=book(workspace.root))
+    require_fit(found, facts, limit, offers)
+    assert found.cost is not None
+    return found.cost
+
+
+def measured_pace(workspace: Workspace, settings: Settings) -> Pace | None:
+    with Ledger.open(settings.ledger_url) as ledger:
+        return past_runs(workspace, settings, ledger).pace
+
+
 def test_machines_by_what_it_costs_to_finish_there(
     workspace: Workspace, settings: Settings
 ) -> None:
@@ -93,7 +132,7 @@ def test_machines_by_what_it_costs_to_finish_there(
         "g5.xlarge", "spot", "eu-central-1b"
     )  # fmt: skip
     assert found.sentence.startswith("1000 steps are cheapest on g5.xlarge spot in eu-central-1b: ")
-    assert found.sentence.endswith("interruptions included; 4 prices are not known.")
+    assert "4 prices are not known" in found.sentence
     (here,) = [row for row in rows if row["machine"] == "this machine"]
     assert (here["time"], here["steps_usd"], here["speed"]) == ("10:00:46", "$0.801", "measured")
     assert here["usd"] == "$0.808", "with 300 s for what follows"
@@ -103,8 +142,8 @@ def test_machines_by_what_it_costs_to_finish_there(
     assert all(row["zone"].endswith("c") and row["why_unknown"] for row in unknown)
     costs = [choice.usd for choice in found.choices if choice.usd is not None]
     assert costs == sorted(costs)
-    assert "36 s a step on this machine, measured" in found.basis
-    assert "45 s a restart, assumed" in found.basis
+    assert "36 s per step on this machine (measured)" in found.basis
+    assert "45 s per restart (assumed)" in found.basis
 
 
 class ByType(Listed):
@@ -141,7 +180,7 @@ def test_the_cheapest_is_the_one_that_finishes_for_the_least_and_not_its_steps(
         whole = (Decimal(usd) + volume) * Decimal(seconds) / 3600
         assert float(choice.usd or 0) == pytest.approx(float(whole), rel=1e-6)
     named = cheapest_elsewhere(workspace, settings, Decimal(1), by_type)
-    assert named.startswith(", or on c7i.2xlarge on-demand in eu-central-1, where")
+    assert "c7i.2xlarge on-demand in eu-central-1 is expected to cost" in named
 
 
 def test_a_machine_fits_what_is_left_and_not_what_the_budget_was(
@@ -175,7 +214,7 @@ def test_what_was_measured_takes_the_place_of_what_is_assumed(
     workspace.progress_file.write_text("".join(json.dumps(event) + "\n" for event in events))
     found = quote(workspace, settings, book(workspace.root))
     assert (found.save_seconds, found.restart_seconds) == (7.0, 90.0)
-    assert "7 s a checkpoint, measured, and 90 s a restart, measured" in found.basis
+    assert "7 s per checkpoint (measured); 90 s per restart (measured)" in found.basis
 
 
 def test_no_price_at_all(workspace: Workspace, settings: Settings) -> None:
@@ -191,7 +230,7 @@ def test_what_nobody_measured_is_told_by_arithmetic(
     rows: list[dict[str, Any]] = found.rows(Decimal("0.5"))
     (here,) = [row for row in rows if row["machine"] == "this machine"]
     assert here["speed"] == "assumed" and here["usd"] is not None
-    assert "by the student's arithmetic alone, for no run has measured it" in found.basis
+    assert "by arithmetic, as no run has measured it" in found.basis
 
 
 def test_a_student_of_more_work_is_expected_to_take_longer(
@@ -222,7 +261,8 @@ def test_the_teachers_work_is_expected_too(workspace: Workspace, settings: Setti
     assert teacher_work(few, ["distill"]) == (0, pytest.approx(10 * 4 / 4 * one.decode))
     kept = with_distill(workspace, steps=10, teacher_targets="cache")
     assert teacher_work(kept, ["distill"]) == (0, targets / 2)
-    found, less = expected(workspace, settings), expected(workspace, settings, ["distill"])
+    found = expected_timing(workspace, settings)
+    less = expected_timing(workspace, settings, ["distill"])
     assert found is not None and 0 < found.once.least < found.once.mean < found.once.most
     assert less is not None and less.once.mean < found.once.mean
 
@@ -232,22 +272,23 @@ def test_a_first_run_is_estimated_with_its_teacher(
 ) -> None:
     """A teacher that takes five times as long as all steps."""
     pace, once = Pace(least=1, mean=2, most=4), Pace(least=5000, mean=10_000, most=20_000)
-    told = flops.Expected(pace=pace, once=once)
-    monkeypatch.setattr(estimate, "expected", lambda *_: told)
+    timing = Timing(pace=pace, once=once)
+    monkeypatch.setattr(admission, "expected_timing", lambda *_: timing)
     (workspace.folder("distill") / "history.json").unlink()
-    found = estimate_run(workspace, settings, ledger, may_spend_usd=Decimal(95))
-    assert found is not None and "with 2:46:40 of the teacher" in found.basis
+    found = estimated(workspace, settings, ledger, may_spend_usd=Decimal(95))
+    assert "2:46:40 of the teacher" in found.basis
     assert found.seconds == 2000, "of the steps alone"
     reserved = Decimal("0.08") * 300 / 3600 + charge("x", "x", 0, 1).amount_usd
     assert float(found.likely_usd - reserved) == pytest.approx(12_000 * 0.08 / 3600, rel=1e-4)
     assert float(found.low_usd) == pytest.approx(6_000 * 0.08 / 3600, rel=1e-4), (
-        "what follows may need nothing of what is kept back for it"
+        "the later stages may need nothing of what is reserved for them"
     )
     half = Decimal("0.08") * 5_500 / 3600 + reserved
-    with pytest.raises(BudgetRefused, match="with no number of steps"):
-        estimate_run(workspace, settings, ledger, may_spend_usd=half)
+    with pytest.raises(BudgetRefused) as refused:
+        estimated(workspace, settings, ledger, may_spend_usd=half)
+    assert "distill.steps" not in str(refused.value), "no number of steps fits"
     enough = Decimal("0.08") * 6_001 / 3600 + reserved
-    assert estimate_run(workspace, settings, ledger, may_spend_usd=enough) == found
+    assert estimated(workspace, settings, ledger, may_spend_usd=enough) == found
 
 
 def test_interruptions_that_were_seen_weigh_against_those_assumed(
@@ -332,14 +373,14 @@ def ledger(settings: Settings) -> Any:
 def test_an_estimate_is_the_last_runs_pace_and_its_other_stages(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
-    found = estimate_run(workspace, settings, ledger, may_spend_usd=Decimal(95))
+    found = estimated(workspace, settings, ledger, may_spend_usd=Decimal(95))
     assert found is not None
     assert found.seconds == pytest.approx(1000 * 36)
     assert float(found.likely_usd) == pytest.approx((36_000 + 60 + 100 + 40 + 1) * 0.08 / 3600)
-    assert "at 36 s a step and $0.00447 for the rest" in found.basis
-    kept = json.loads((workspace.work / ESTIMATE).read_text())
+    assert "36 s per step and $0.00447 for everything else" in found.basis
+    kept = json.loads((workspace.work / ESTIMATE_FILE).read_text())
     assert Decimal(kept["likely_usd"]) == found.likely_usd and kept["steps"] == 1000
-    few = estimate_run(workspace, settings, ledger, stages=["distill"], may_spend_usd=Decimal(95))
+    few = estimated(workspace, settings, ledger, stages=["distill"], may_spend_usd=Decimal(95))
     assert few is not None
     assert float(few.likely_usd) == pytest.approx((36_000 + 60 + 1) * 0.08 / 3600)
 
@@ -348,19 +389,19 @@ def test_what_follows_distillation_is_estimated_by_what_it_took_last(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     ledger.add(charge("gate", "demo-1", 10_000, 19_000))  # not the last one
-    found = estimate_run(workspace, settings, ledger, stages=["gate"], may_spend_usd=Decimal(1))
-    assert found is not None and "by the 0:40 of gate last time" in found.basis
+    found = estimated(workspace, settings, ledger, stages=["gate"], may_spend_usd=Decimal(1))
+    assert "gate took 0:40 last time" in found.basis
     assert float(found.likely_usd) == pytest.approx(40 * 0.08 / 3600)
     stages = ["evaluate", "export", "gate"]
-    unknown = estimate_run(
+    unknown = estimated(
         workspace, settings, ledger, stages=stages, may_spend_usd=Decimal(2), spent_usd=Decimal(1)
     )
     assert unknown is not None
-    assert float(unknown.likely_usd) == pytest.approx(300 * 0.08 / 3600), "as it is kept back"
-    kept = json.loads((workspace.work / ESTIMATE).read_text())
+    assert float(unknown.likely_usd) == pytest.approx(300 * 0.08 / 3600), "as it is reserved"
+    kept = json.loads((workspace.work / ESTIMATE_FILE).read_text())
     assert Decimal(kept["likely_usd"]) == unknown.likely_usd + 1, "of the whole run"
-    with pytest.raises(BudgetRefused, match=r"\$0\.00 may be spent; take another gate\.device"):
-        estimate_run(
+    with pytest.raises(BudgetRefused, match=r"can spend \$0\.00 .*gate\.device"):
+        estimated(
             workspace,
             settings,
             ledger,
@@ -373,21 +414,21 @@ def test_what_follows_distillation_is_estimated_by_what_it_took_last(
 def test_a_run_to_come_keeps_back_what_devices_can_cost(
     workspace: Workspace, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "devices_usd", lambda params: Decimal("10.2"))
-    with pytest.raises(BudgetRefused, match="what a device can cost"):
-        estimate_run(workspace, settings, ledger, may_spend_usd=Decimal("10.5"))
-    assert estimate_run(workspace, settings, ledger, may_spend_usd=Decimal("11.1")) is not None
+    monkeypatch.setattr(pricing, "devices_usd", lambda params: Decimal("10.2"))
+    with pytest.raises(BudgetRefused, match=r"\$10\.2\d are reserved"):
+        estimated(workspace, settings, ledger, may_spend_usd=Decimal("10.5"))
+    assert estimated(workspace, settings, ledger, may_spend_usd=Decimal("11.1")) is not None
 
 
 def test_nodes_that_waited_and_devices_are_in_the_estimate(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
-    before = estimate_run(workspace, settings, ledger, may_spend_usd=Decimal(95))
+    before = estimated(workspace, settings, ledger, may_spend_usd=Decimal(95))
     waited = charge("waiting", "demo-2", 30_040, 31_040)
     phone = charge("gate", "demo-2", 30_000, 30_500, unit="device-minute")
     ledger.add_all([waited, phone])
-    found = estimate_run(workspace, settings, ledger, may_spend_usd=Decimal(95))
-    assert before is not None and found is not None
+    found = estimated(workspace, settings, ledger, may_spend_usd=Decimal(95))
+    assert before
     assert found.likely_usd - before.likely_usd == waited.amount_usd + phone.amount_usd
 
 
@@ -397,8 +438,8 @@ def test_stages_with_other_params_than_last_time_may_take_longer(
     """A shape was added, say: by what DVC has recorded of the last run of `export`."""
     stages, path = ["export", "gate"], workspace.work / "params" / "export.yaml"
 
-    def found() -> Estimate:
-        told = estimate_run(workspace, settings, ledger, stages=stages, may_spend_usd=Decimal(95))
+    def found() -> CostRange:
+        told = estimated(workspace, settings, ledger, stages=stages, may_spend_usd=Decimal(95))
         assert told is not None
         return told
 
@@ -414,17 +455,17 @@ def test_stages_with_other_params_than_last_time_may_take_longer(
     path.write_text("targets: [a, b]\n")
     after = found()
     assert after.low_usd == before.low_usd and after.high_usd > 2 * before.high_usd
-    assert "the params of export are others since" in after.basis
+    assert "parameters of export have changed since" in after.basis
 
 
 def test_a_pace_of_something_else_is_no_pace(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     other = with_distill(workspace, batch_size=99)
-    found = estimate_run(other, settings, ledger, may_spend_usd=Decimal(95))
-    assert found is not None and "no run has measured these params" in found.basis
+    found = estimated(other, settings, ledger, may_spend_usd=Decimal(95))
+    assert found is not None and "no earlier run has these params" in found.basis
     assert found.low_usd < found.likely_usd / 2 < found.high_usd / 4, "a wide range"
-    assert "at 36 s a step" not in found.basis
+    assert "36 s per step" not in found.basis
     elsewhere = dataclasses.replace(settings, ray_address="10.0.0.1:6379")
     with pytest.raises(UserError, match="unset RAY_ADDRESS"):
         quote(workspace, elsewhere, book(workspace.root))
@@ -436,39 +477,41 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(
     """Half of the 36200 s fit. 300 are kept back, of which the gate takes 40, and for the disk
     what another second costs: 489 steps."""
     half = Decimal("0.08") * 18100 / 3600
-    with pytest.raises(
-        BudgetRefused, match=r"it would with distill\.steps of 489, or with a budget"
-    ):
-        estimate_run(workspace, settings, ledger, may_spend_usd=half)
+    with pytest.raises(BudgetRefused, match=r"set distill\.steps to 489 or raise"):
+        estimated(workspace, settings, ledger, may_spend_usd=half)
     machine = dataclasses.replace(settings, machine_overhead_usd=Decimal("0.5"))
-    with pytest.raises(BudgetRefused, match=r"of 489, or with a budget\.run_usd") as told:
-        estimate_run(workspace, machine, ledger, may_spend_usd=half + machine.machine_overhead_usd)
-    said = re.search(r"budget.run_usd of \$([0-9.]+)", str(told.value))
+    with pytest.raises(BudgetRefused, match=r"to 489 or raise budget\.run_usd") as told:
+        estimated(workspace, machine, ledger, may_spend_usd=half + machine.machine_overhead_usd)
+    said = re.search(r"raise budget.run_usd to \$([0-9.]+[0-9])", str(told.value))
     assert (
-        said
-        and estimate_run(workspace, machine, ledger, may_spend_usd=Decimal(said[1])) is not None
+        said and estimated(workspace, machine, ledger, may_spend_usd=Decimal(said[1])) is not None
     )
     less = with_distill(workspace, steps=489)
-    assert estimate_run(less, settings, ledger, may_spend_usd=half) is not None, "as it was told"
-    with pytest.raises(BudgetRefused, match="would with no number of steps, but with a budget"):
-        estimate_run(workspace, settings, ledger, may_spend_usd=Decimal("0.001"))
+    assert estimated(less, settings, ledger, may_spend_usd=half) is not None, "as it was told"
+    with pytest.raises(BudgetRefused) as refused:
+        estimated(workspace, settings, ledger, may_spend_usd=Decimal("0.001"))
+    assert "distill.steps" not in str(refused.value), "no number of steps fits"
 
 
 def test_what_followed_before_is_kept_back(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     """An hour of gate is more than budget.reserve_seconds; a fifth on top."""
-    assert downstream(ledger, "demo").seconds == 40
+    assert downstream(ledger.grouped(customer="demo")).seconds == 40
     ledger.add(charge("gate", "demo-3", 40_000, 43_600))
-    after = downstream(ledger, "demo")
+    after = downstream(ledger.grouped(customer="demo"))
     assert after.seconds == 3600, "the most of one run, not both"
     failed = dataclasses.replace(charge("gate", "demo-9", 90_000, 90_002), useful="wasted")
     ledger.add(failed)
-    assert downstream(ledger, "demo") == after, "a gate that crashed took no time that counts"
+    assert downstream(ledger.grouped(customer="demo")) == after, (
+        "a gate that crashed took no time that counts"
+    )
     assert after.usd == charge("x", "x", 0, 1).amount_usd, "of the disk"
     volume = charge("machine", "demo-2", 0, 99_000, unit="GB-month")
     ledger.add(dataclasses.replace(volume, resource="volume"))
-    assert downstream(ledger, "demo") == after, "whoever starts a machine keeps its own back"
+    assert downstream(ledger.grouped(customer="demo")) == after, (
+        "whoever starts a machine keeps its own back"
+    )
     assert reserve_seconds(workspace.params, after) == pytest.approx(4320)
     run_context = RunContext(spent_usd=lambda: Decimal(0), downstream=lambda: after)
     spending = spending_of(
@@ -485,13 +528,12 @@ def test_the_machine_on_which_it_would_fit_is_named(
         return cheapest_elsewhere(workspace, settings, Decimal(usd), book(workspace.root))
 
     fits = elsewhere("0.21")
-    assert fits.startswith(", or on g5.xlarge spot in eu-central-1b, where it is expected to cost")
-    assert fits.endswith("(turbo-vaed ec2 run demo)")
-    assert "not on the cheapest of prices.candidates, g5.xlarge" in elsewhere("0.01")
+    assert "g5.xlarge spot in eu-central-1b is expected to cost" in fits
+    assert "turbo-vaed ec2 run demo" in fits
+    costly = elsewhere("0.01")
+    assert "g5.xlarge" in costly and "ec2 run" not in costly
     unknown = PriceBook(local_usd_per_hour=Decimal("0.08"))
-    assert "no price of prices.candidates is known" in cheapest_elsewhere(
-        workspace, settings, Decimal(1), unknown
-    )
+    assert "no price" in cheapest_elsewhere(workspace, settings, Decimal(1), unknown)
     on_a_cluster = dataclasses.replace(settings, ray_address="10.0.0.1:6379")
     assert cheapest_elsewhere(workspace, on_a_cluster, Decimal(1)) == ""
 
@@ -499,12 +541,12 @@ def test_the_machine_on_which_it_would_fit_is_named(
 def test_a_run_without_steps_leaves_the_pace_of_the_one_before(workspace: Workspace) -> None:
     path, settings = workspace.folder("distill") / "history.json", local(workspace.root)
     history = json.loads(path.read_text())
-    keep_pace(workspace, history)
+    save_pace(workspace, history)
     measured = measured_pace(workspace, settings)
     for steps in ([], history["steps"][:3]):
         stopped = history | {"steps": steps}
         path.write_text(json.dumps(stopped))
-        keep_pace(workspace, stopped)
+        save_pace(workspace, stopped)
         assert measured is not None and measured_pace(workspace, settings) == measured
     slower = [{"step": i, "at": 72.0 * i} for i in range(20)]
     path.write_text(json.dumps(history | {"steps": slower}))
@@ -550,7 +592,7 @@ def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
     assert 0 < costs().budget.run_usd <= 1
     assert told[-1] == kept, "what must follow is spent in any case"
     assert shared_limit_usd(workspace, settings) == "6"
-    with pytest.raises(BudgetRefused, match=r"of the \$1\.00 that .* there is a month's: raise it"):
+    with pytest.raises(BudgetRefused, match=r"\$1\.00 .*a month's"):
         spending.require(1, "what fitted when the stage began")
     assert told[-1] == kept, "one that is refused tells nobody"
 
@@ -561,8 +603,8 @@ def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run
     """An hour of them: two nodes of 1 USD an hour when training starts, eight when it stops; and
     this machine, where it is none of them."""
     nodes = ["a", "b"]
-    monkeypatch.setattr(pricing, "ray_session", lambda address: nullcontext())
-    monkeypatch.setattr(pricing.cluster, "most_usd_per_hour", lambda book: Decimal(len(nodes)))
+    monkeypatch.setattr(cluster_nodes, "ray_session", lambda address: nullcontext())
+    monkeypatch.setattr(cluster_nodes, "most_usd_of_nodes", lambda *_: Decimal(len(nodes)))
     after = DownstreamCost(seconds=3000, usd=Decimal("0.5"))  # and a fifth longer
     run_context = RunContext(spent_usd=lambda: Decimal(1), downstream=lambda: after)
     workspace = dataclasses.replace(workspace, run_context=run_context)

@@ -13,8 +13,8 @@ from turbo_vaed.errors import UserError
 from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
-    from flows.admission import ToDo
-    from flows.launch.instance_selection import Picked
+    from flows.launch.instance_selection import Selection
+    from flows.to_do import ToDo
     from turbo_vaed.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, help="A PoC run on a machine that is started for it.")
@@ -33,8 +33,10 @@ def show_config(customer: Customer, instance_type: Type = None, market: Market =
     from flows.launch import launch_config
 
     settings = Settings.from_environment()
-    workspace, todo, picked = _pick(settings, customer, instance_type, market)
-    print(launch_config.prepare(workspace, settings, picked, todo.run, name=launch_config.PLANNED))
+    workspace, todo, selection = _select_instance(settings, customer, instance_type, market)
+    print(
+        launch_config.prepare(workspace, settings, selection, todo.run, name=launch_config.PLANNED)
+    )
 
 
 @app.command("run")
@@ -46,19 +48,20 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     spent. A run that lost its machine goes on with the same command. Start it where the ledger,
     MLflow and the bucket of checkpoints are named by the environment: docs/costs.md.
     """
-    from flows import admission, runs
+    from flows import runs
     from flows.launch import launch, launch_config, settlement
+    from flows.to_do import note_begun
     from turbo_vaed.costs import Ledger
 
     settings = Settings.from_environment()
-    workspace, todo, picked = _pick(settings, customer, instance_type, market)
+    workspace, todo, selection = _select_instance(settings, customer, instance_type, market)
     run = todo.run
     with runs.customer_lock(workspace.work, customer):
         began, clock = datetime.now(UTC), time.monotonic()
-        settlement.note(workspace, run, picked, began=began)
+        settlement.note(workspace, run, selection, began=began)
         try:
             config = launch_config.prepare(
-                workspace, settings, picked, run, name=launch_config.MACHINE
+                workspace, settings, selection, run, name=launch_config.MACHINE
             )
         except BaseException:
             settlement.record(workspace).unlink()  # nothing was started
@@ -68,7 +71,7 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
         try:
             with launch.started(config):
                 if "distill" in todo.stages:
-                    admission.note_begun(workspace, run)
+                    note_begun(workspace, run)
                 ran = launch.run_there(workspace, config)
         finally:
             ended = began + timedelta(seconds=time.monotonic() - clock)
@@ -104,19 +107,22 @@ def end_machine(customer: Customer) -> None:
         print(f"charged what was not charged yet: {format_usd(usd)}")
 
 
-def _pick(
+def _select_instance(
     settings: Settings, customer: str, instance_type: str | None, market: str | None
-) -> tuple[Workspace, ToDo, Picked]:
+) -> tuple[Workspace, ToDo, Selection]:
     """The customer, its run (not written yet), and the machine for it. Ends where nothing is to
     be done."""
     from flows import admission
-    from flows.launch.instance_selection import pick
+    from flows.launch.instance_selection import select_instance
+    from flows.to_do import to_do_now
 
     workspace = admission.preflight(settings, customer)
-    todo = admission.to_do_now(workspace, settings)
+    todo = to_do_now(workspace, settings)
     if todo is None:
         print("Nothing changed since the last run: no machine is needed.")
         raise typer.Exit(0)
-    picked = pick(workspace, settings, todo, instance_type=instance_type, market=market)
-    print(picked.sentence)
-    return workspace, todo, picked
+    selection = select_instance(
+        workspace, settings, todo, instance_type=instance_type, market=market
+    )
+    print(selection.sentence)
+    return workspace, todo, selection

@@ -1,30 +1,39 @@
-"""The nodes of the connected Ray cluster, and what each costs, by the labels that it bears.
+"""The nodes that stages run on, this machine or those of a Ray cluster, and what they cost.
 
-`ray start --labels "$(turbo-vaed node labels)"` gives a node its labels on EC2. Those of Ray itself
-are used where it has them, so that a KubeRay cluster needs one more at most.
+A cluster's nodes are priced by their labels: `ray start --labels "$(turbo-vaed node labels)"` sets
+them on EC2. They are Ray's own where it has them, so that a KubeRay cluster needs one more at most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-from turbo_vaed.costs import PartlyPriced, PriceBook, Rate
+from turbo_vaed.cluster.session import ray_session
+from turbo_vaed.config.schema import Params
+from turbo_vaed.config.stages import RAY_STAGES
+from turbo_vaed.costs import Nodes, PartlyPriced, PriceBook, Rate, steady, total_usd
+from turbo_vaed.costs.aws_prices import Ec2Prices
 from turbo_vaed.costs.prices import MARKETS
 from turbo_vaed.errors import BudgetRefused, UserError
+from turbo_vaed.settings import Settings
 
 INSTANCE_TYPE = "turbo-vaed.io/instance-type"
 MARKET = "ray.io/market-type"
 REGION = "ray.io/availability-region"
 ZONE = "ray.io/availability-zone"
 EC2_MINIMUM_SECONDS = 60
-"""Linux machines are charged by the second, and for a minute at least:
+"""Linux instances are charged by the second, and for at least a minute:
 https://aws.amazon.com/ec2/pricing/on-demand/"""
+NodeList = Callable[[], list[dict[str, Any]]]
+"""Lists nodes in Ray's form: mappings with `NodeID` and `Labels`."""
 
 
 def ray_nodes() -> list[dict[str, Any]]:
-    """What the connected Ray knows of its nodes that are alive."""
+    """The living nodes of the connected Ray."""
     import ray
 
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
@@ -32,25 +41,90 @@ def ray_nodes() -> list[dict[str, Any]]:
 
 
 def own_node(address: str) -> str:
-    """Ray's id of the node that this process runs on; empty for one that is a client from outside.
-    Ray has to be connected."""
+    """Ray's id of the node that this process runs on; empty for a client from outside the cluster.
+    Ray must be connected."""
     import ray
 
     return "" if address.startswith("ray://") else ray.get_runtime_context().get_node_id()
 
 
-def rates(
-    book: PriceBook, nodes: Callable[[], list[dict[str, Any]]] = ray_nodes
-) -> dict[str, Rate]:
-    """What each node of the cluster costs now, by Ray's id of it.
+def price_book(params: Params, settings: Settings) -> PriceBook:
+    """The configured prices and those of AWS, whose quotes are cached in `state/prices`."""
+    return PriceBook(
+        local_usd_per_hour=params.prices.local_usd_per_hour,
+        ec2=Ec2Prices(
+            folder=settings.root / "state" / "prices",
+            max_age=timedelta(hours=params.prices.quote_hours),
+        ),
+    )
+
+
+def nodes_of(params: Params, settings: Settings, stage: str, look: NodeList = ray_nodes) -> Nodes:
+    """The nodes that `stage` uses and their rates, for its meter.
+
+    Args:
+        look: lists a cluster's nodes, by default those of Ray, which must be connected by then.
 
     Raises:
-        PartlyPriced: a node's price is not known, or its labels do not say what it is; holds the
-            rates of the others.
+        BudgetRefused: the price of this machine is unknown; the meter raises the same for EC2
+            instances when it starts.
+    """
+    book, together = price_book(params, settings), params.prices.cluster_usd_per_hour
+    by_ray = _runs_on_cluster(settings, stage)
+    if by_ray and together is not None:
+        source = "prices.cluster_usd_per_hour"
+        return steady(
+            Rate(resource="cluster", market="local", usd_per_hour=together, source=source)
+        )
+    if by_ray or settings.machine:
+        return lambda: rates(book, look if by_ray else _this_machine(settings))
+    price = book.require("node", "local")
+    return steady(
+        Rate(resource="node", market="local", usd_per_hour=price.usd_per_hour, source=price.source)
+    )
+
+
+def price_of(params: Params, settings: Settings, stage: str) -> Decimal:
+    """USD per hour of all nodes that `stage` would run on now.
+
+    Raises:
+        BudgetRefused: the price is unknown.
+        Unreachable: no Ray answers.
+    """
+    nodes = nodes_of(params, settings, stage)
+    with ray_session(settings.ray_address) if _runs_on_cluster(settings, stage) else nullcontext():
+        return total_usd(rate.usd_per_hour for rate in nodes().values())
+
+
+def most_usd_per_hour(
+    params: Params, settings: Settings, stage: str, book: PriceBook | None = None
+) -> Decimal:
+    """The most USD per hour that the nodes of `stage` can cost while it runs; budgets use this.
+
+    Args:
+        book: one that remembers which prices AWS did not give; a fresh one by default.
+
+    Raises: as `price_of`.
+    """
+    by_ray = _runs_on_cluster(settings, stage)
+    by_labels = params.prices.cluster_usd_per_hour is None if by_ray else bool(settings.machine)
+    if not by_labels:
+        return price_of(params, settings, stage)
+    with ray_session(settings.ray_address) if by_ray else nullcontext():
+        look = ray_nodes if by_ray else _this_machine(settings)
+        return most_usd_of_nodes(book or price_book(params, settings), look)
+
+
+def rates(book: PriceBook, look: NodeList = ray_nodes) -> dict[str, Rate]:
+    """What each node costs now, by its id.
+
+    Raises:
+        PartlyPriced: a node's price is unknown, or its labels do not say what it is; has the rates
+            of the other nodes.
     """
     known: dict[str, Rate] = {}
     unknown: list[str] = []
-    for node in nodes():
+    for node in look():
         try:
             known[node["NodeID"]] = _rate(book, node["NodeID"], node.get("Labels") or {})
         except (BudgetRefused, UserError) as error:
@@ -60,16 +134,15 @@ def rates(
     return known
 
 
-def most_usd_per_hour(
-    book: PriceBook, nodes: Callable[[], list[dict[str, Any]]] = ray_nodes
-) -> Decimal:
-    """USD per hour that the nodes can come to: EC2 takes a spot machine back before it costs more
-    than on demand.
+def most_usd_of_nodes(book: PriceBook, look: NodeList = ray_nodes) -> Decimal:
+    """The most USD per hour that the nodes can cost: EC2 takes a spot instance back before it costs
+    more than on demand.
 
-    Raises: as `rates`.
+    Raises:
+        BudgetRefused, UserError: a node's price is unknown, or its labels do not say what it is.
     """
     total = Decimal(0)
-    for node in nodes():
+    for node in look():
         labels = dict(node.get("Labels") or {})
         if labels.get(MARKET) == "spot":
             labels[MARKET] = "on-demand"
@@ -77,12 +150,21 @@ def most_usd_per_hour(
     return total
 
 
+def _runs_on_cluster(settings: Settings, stage: str) -> bool:
+    return stage in RAY_STAGES and settings.on_a_cluster
+
+
+def _this_machine(settings: Settings) -> NodeList:
+    """This machine alone, as Ray lists a node."""
+    return lambda: [{"NodeID": "this machine", "Labels": settings.machine}]
+
+
 def _rate(book: PriceBook, node: str, labels: Mapping[str, str]) -> Rate:
     market = labels.get(MARKET, "")
     if market not in MARKETS or (market != "local" and not labels.get(INSTANCE_TYPE)):
         raise BudgetRefused(
-            f"node {node[:12]} of the Ray cluster bears the labels {dict(labels)}, which do not "
-            f"say what it costs: start it with --labels naming {MARKET} ({', '.join(MARKETS)}), "
+            f"the labels of node {node[:12]} of the Ray cluster, {dict(labels)}, do not say what "
+            f"it costs: start it with --labels naming {MARKET} ({', '.join(MARKETS)}), "
             f"and for EC2 {INSTANCE_TYPE}, {REGION} and {ZONE} (`turbo-vaed node labels` prints "
             "them), or set prices.cluster_usd_per_hour in finance.yaml for all nodes together"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -33,6 +33,7 @@ class HostProfile:
     name: Text
     kind: Literal["host"]
     shape: Shape = None
+    most_usd_per_package: ClassVar[Decimal] = Decimal(0)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -50,6 +51,7 @@ class AdbProfile:
     command_seconds: Positive = 120.0
     """Of one adb command that does not run the program: a push, say."""
     shape: Shape = None
+    most_usd_per_package: ClassVar[Decimal] = Decimal(0)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -75,6 +77,7 @@ class AppleProfile:
     app_runs: Annotated[tuple[AppleRuntime, ...], Field(min_length=1)] = ("coreml",)
     """The packages that it was built for."""
     shape: Shape = None
+    most_usd_per_package: ClassVar[Decimal] = Decimal(0)
 
     def __post_init__(self) -> None:
         if (self.iphone is None) != (self.app is None):
@@ -101,16 +104,14 @@ class FarmProfile:
     """For a phone to be free and to be done; then the run is stopped."""
     shape: Shape = None
 
+    @property
+    def most_usd_per_package(self) -> Decimal:
+        """The most that measuring one package on the device can cost."""
+        jobs = 1 if self.shape is None else 2  # the clips' shape and its own
+        return self.usd_per_device_minute * self.job_minutes * jobs
+
 
 DeviceProfile = HostProfile | AdbProfile | AppleProfile | FarmProfile
-
-
-def most_usd_per_package(profile: DeviceProfile) -> Decimal:
-    """What measuring one package on the device can cost beside this machine."""
-    if isinstance(profile, FarmProfile):
-        jobs = 1 if profile.shape is None else 2  # the clips' shape and its own
-        return profile.usd_per_device_minute * profile.job_minutes * jobs
-    return Decimal(0)
 
 
 _PROFILE: TypeAdapter[DeviceProfile] = TypeAdapter(

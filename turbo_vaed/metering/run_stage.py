@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from turbo_vaed.cluster.nodes import own_node
+from turbo_vaed.cluster.nodes import nodes_of, own_node
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.cluster.watch import Watch
 from turbo_vaed.config import pipeline
@@ -34,8 +34,8 @@ from turbo_vaed.costs.tags import resource_tags
 from turbo_vaed.errors import UserError
 from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.live_metrics import LiveRun
-from turbo_vaed.planning.estimate import downstream
-from turbo_vaed.planning.pricing import limits_of, nodes_of
+from turbo_vaed.planning.history import downstream
+from turbo_vaed.planning.pricing import limits_of
 from turbo_vaed.runtime import files
 from turbo_vaed.settings import Settings, new_run_id
 from turbo_vaed.workspace import Workspace
@@ -93,7 +93,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> dict[str, Any]:
                 # In this order: a slice that is written in between counts twice, never not at all.
                 spent_usd=lambda: meter.unwritten_usd() + ledger.total(run=run),
                 reservation=reservation,
-                downstream=lambda: downstream(ledger, customer),
+                downstream=lambda: downstream(ledger.grouped(customer=customer)),
                 usd_per_hour=meter.usd_per_hour,
                 mark_wasted=meter.mark_wasted,
                 mark_useful_until=meter.mark_useful_until,

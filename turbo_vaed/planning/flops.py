@@ -1,60 +1,69 @@
-"""How long a run should take where none was measured yet: what student and teacher compute, at the
-speed at which the workers multiply."""
+"""How long a run should take where none was measured yet: the FLOPs of student and teacher, at the
+speed of the workers.
+
+A GPU keeps the memory that a process once used on it, so this machine is timed in a process of its
+own: `python -m turbo_vaed.planning.flops RESULT PRECISION [PRECISION ...]`.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.config.stages import STAGES
-from turbo_vaed.costs.estimate import Pace
 from turbo_vaed.dataset.clip_store import read_description
 from turbo_vaed.dataset.manifest import list_files
 from turbo_vaed.errors import Unreachable
 from turbo_vaed.models.teachers import teacher_flops
 from turbo_vaed.planning.compatibility import student_config
+from turbo_vaed.planning.history import Pace
 from turbo_vaed.runtime.isolated import run_module
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
 MOST_SHARE, LIKELY_SHARE, LEAST_SHARE = 0.6, 0.2, 0.03
-"""Of the speed of large products, that training comes to: its depthwise convolutions wait for
-memory. 0.20 is what the demo's student was measured at (docs/decisions.md); the others are wide."""
+"""The share of a worker's speed with large products that training reaches, for its depthwise
+convolutions wait for memory: 0.20 was measured with the demo's student (docs/decisions.md), and the
+range around it is wide."""
 _FORWARD_AND_BACKWARD = 3
 _PATIENCE_SECONDS = 60.0
 _TEACHER_PRECISION = "fp32"
-"""That the passes of the teacher over the clips are made in."""
+"""Of the teacher's passes over the clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
-    """Of a run on so many workers as it would have."""
+class Timing:
+    """How long a run takes on its workers."""
 
     pace: Pace
     """Seconds per step of the student."""
     once: Pace
-    """Seconds of the teacher: encoding, and what the student is trained towards."""
+    """Seconds of the teacher's work, which is done once: encoding, and the student's targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Speed:
-    """Additions and multiplications a second of one worker, and how many there are room for."""
+class _Workers:
+    """FLOP/s of one worker, and how many workers there is room for."""
 
     student: float
     teacher: float
-    places: int
+    count: int
 
 
-def expected(
+def expected_timing(
     workspace: Workspace, settings: Settings, stages: Collection[str] = STAGES
-) -> Expected | None:
-    """By arithmetic alone, on this machine or on a cluster's workers; None where a cluster has no
-    worker free within a minute.
+) -> Timing | None:
+    """The time of a run by arithmetic alone, on this machine or on a cluster's workers; None where
+    a cluster has no free worker within a minute.
 
     Args:
-        stages: that the run will go through.
+        stages: that the run goes through.
 
     Raises:
         UserError, CorruptFile: as `student_config`.
@@ -63,41 +72,35 @@ def expected(
         Fault: this machine could not be measured.
     """
     step, (encoding, targets) = step_flops(workspace), teacher_work(workspace, stages)
-    speed = _speed(workspace, settings)
-    if speed is None:
+    workers = _workers(settings, workspace.params.distill.precision)
+    if workers is None:
         return None
-    workers = min(workspace.params.distill.workers, speed.places)
-    return Expected(
-        pace=_range(step / (speed.student * workers)),
-        once=_range((encoding / speed.places + targets / workers) / speed.teacher),
+    used = min(workspace.params.distill.workers, workers.count)
+    return Timing(
+        pace=_range(step / (workers.student * used)),
+        once=_range((encoding / workers.count + targets / used) / workers.teacher),
     )
 
 
 def expected_pace(workspace: Workspace, settings: Settings) -> Pace | None:
-    """As `expected`, the student's steps alone; it asks for no video.
+    """As `expected_timing`, for the student's steps alone; it needs no videos.
 
-    Raises: as `expected`.
+    Raises: as `expected_timing`.
     """
-    step, speed = step_flops(workspace), _speed(workspace, settings)
-    if speed is None:
+    step = step_flops(workspace)
+    workers = _workers(settings, workspace.params.distill.precision)
+    if workers is None:
         return None
-    return _range(step / (speed.student * min(workspace.params.distill.workers, speed.places)))
-
-
-def _speed(workspace: Workspace, settings: Settings) -> _Speed | None:
-    precision = workspace.params.distill.precision
-    if settings.on_a_cluster:
-        return _on_the_cluster(settings.ray_address, precision)
-    return _here(precision)
+    return _range(step / (workers.student * min(workspace.params.distill.workers, workers.count)))
 
 
 def _range(seconds: float) -> Pace:
-    """Of what would take so many seconds at the full speed of large products."""
+    """The time of work that takes so many seconds at the full speed of large products."""
     return Pace(least=seconds / MOST_SHARE, mean=seconds / LIKELY_SHARE, most=seconds / LEAST_SHARE)
 
 
 def step_flops(workspace: Workspace) -> int:
-    """Additions and multiplications of the student in a step; nothing is computed.
+    """FLOPs of the student in a step, counted without computing anything.
 
     Raises:
         UserError, CorruptFile: as `student_config`.
@@ -117,11 +120,11 @@ def step_flops(workspace: Workspace) -> int:
 
 
 def teacher_work(workspace: Workspace, stages: Collection[str] = STAGES) -> tuple[float, float]:
-    """What the teacher adds and multiplies in `encode`, and for what the student is trained
-    towards: in a pass over the train clips, or in every step where that is less.
+    """FLOPs of the teacher in `encode`, and for the student's targets: in one pass over the train
+    clips, or in every step where that is less.
 
     Args:
-        stages: that the run will go through.
+        stages: that the run goes through.
 
     Raises:
         UserError, CorruptFile: as `teacher_flops`.
@@ -145,10 +148,10 @@ def teacher_work(workspace: Workspace, stages: Collection[str] = STAGES) -> tupl
 
 
 def clip_count(workspace: Workspace, *, is_cut: bool) -> int:
-    """That were cut, or before it at most: as if every file were a long enough video.
+    """How many clips were cut, or before that the most: as if every file were a long enough video.
 
     Raises:
-        CorruptFile: what was cut is not described.
+        CorruptFile: the description of the clips is damaged.
         UserError, DataRefused: there is no file.
     """
     if is_cut:
@@ -156,24 +159,21 @@ def clip_count(workspace: Workspace, *, is_cut: bool) -> int:
     return len(list_files(workspace.source)) * workspace.params.clip.clips_per_video
 
 
-def _here(precision: str) -> _Speed:
-    """Of this machine.
-
-    Raises:
-        Fault: what measures it failed.
-    """
-    found = run_module(  # in a process of its own: a GPU keeps what a process once asked of it
-        "turbo_vaed.planning._worker_speed",
+def _workers(settings: Settings, precision: str) -> _Workers | None:
+    if settings.on_a_cluster:
+        return _workers_of_cluster(settings.ray_address, precision)
+    found = run_module(
+        "turbo_vaed.planning.flops",
         [precision, _TEACHER_PRECISION],
         threads=1,
         timeout_seconds=_PATIENCE_SECONDS,
         what="measuring this machine's speed",
     )
     student, teacher = map(float, found["flops"])
-    return _Speed(student=student, teacher=teacher, places=int(found["places"]))
+    return _Workers(student=student, teacher=teacher, count=int(found["workers"]))
 
 
-def _on_the_cluster(address: str | None, precision: str) -> _Speed | None:
+def _workers_of_cluster(address: str | None, precision: str) -> _Workers | None:
     """None where no worker is free within a minute.
 
     Raises:
@@ -187,14 +187,29 @@ def _on_the_cluster(address: str | None, precision: str) -> _Speed | None:
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         kind = "GPU" if resources.get("GPU", 0) > 0 else "CPU"
         task: Any = ray.remote(worker_flops)
-        asked = {"num_gpus": 1} if kind == "GPU" else {"num_cpus": 1}
+        options = {"num_gpus": 1} if kind == "GPU" else {"num_cpus": 1}
         try:
             student, teacher = ray.get(
-                task.options(**asked).remote(precision, _TEACHER_PRECISION),
+                task.options(**options).remote(precision, _TEACHER_PRECISION),
                 timeout=_PATIENCE_SECONDS,
             )
         except ray.exceptions.GetTimeoutError:
             return None
         except ray.exceptions.RayError as error:
             raise Unreachable(f"the Ray cluster could not run a task: {error}") from error
-        return _Speed(student=student, teacher=teacher, places=max(1, int(resources.get(kind, 0))))
+    return _Workers(student=student, teacher=teacher, count=max(1, int(resources.get(kind, 0))))
+
+
+def _time_this_machine(result: Path, precisions: list[str]) -> None:
+    """Write the FLOP/s of a worker on this machine, and how many workers there is room for."""
+    import torch
+
+    from turbo_vaed.distill.student import worker_flops
+
+    count = torch.cuda.device_count() or os.cpu_count() or 1
+    found = {"flops": worker_flops(*precisions), "workers": count}
+    result.write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _time_this_machine(Path(sys.argv[1]), sys.argv[2:])

@@ -1,120 +1,33 @@
-"""What the nodes of a stage cost: this machine, or the Ray cluster that the environment names;
-and what a stage may spend."""
+"""What a run costs per hour, what it reserves for its last stages, and what a stage may spend."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from datetime import timedelta
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
-from turbo_vaed.cluster import nodes as cluster
-from turbo_vaed.cluster.session import ray_session
-from turbo_vaed.config.devices import most_usd_per_package
+from turbo_vaed.cluster.nodes import most_usd_per_hour, price_book, price_of
 from turbo_vaed.config.schema import Params
-from turbo_vaed.config.stages import RAY_STAGES
 from turbo_vaed.costs import (
     Budget,
     Limits,
-    Nodes,
-    Price,
     PriceBook,
-    Rate,
     Spending,
     format_usd,
     per_second,
-    steady,
-    total_usd,
 )
-from turbo_vaed.costs.aws_prices import Ec2Prices
 from turbo_vaed.costs.money import AMOUNT_QUANTUM
 from turbo_vaed.costs.run_context import DownstreamCost
 from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
-_LONGER = 1.2
-"""Than before, what follows distillation may take."""
-
-
-def price_book(params: Params, settings: Settings) -> PriceBook:
-    """The configured prices and those of AWS, whose quotes are kept in `state/prices`."""
-    return PriceBook(
-        local_usd_per_hour=params.prices.local_usd_per_hour,
-        ec2=Ec2Prices(
-            folder=settings.root / "state" / "prices",
-            max_age=timedelta(hours=params.prices.quote_hours),
-        ),
-    )
-
-
-def nodes_of(
-    params: Params,
-    settings: Settings,
-    stage: str,
-    look: Callable[[], list[dict[str, Any]]] = cluster.ray_nodes,
-) -> Nodes:
-    """The nodes that `stage` holds and their rates, for its meter. Those of a cluster are asked of
-    `look`, by default of Ray, which must be connected by then; this machine, where it is one of
-    EC2, has EC2's price.
-
-    Raises:
-        BudgetRefused: the price of this machine is unknown; of machines of EC2 the meter finds out
-            when it starts.
-    """
-    on_a_cluster = stage in RAY_STAGES and settings.on_a_cluster
-    if not on_a_cluster and settings.machine:
-        own = price_book(params, settings)
-        return lambda: cluster.rates(own, lambda: [_as_node(settings)])
-    if not on_a_cluster:
-        price = price_book(params, settings).require("node", "local")
-        return steady(_local("node", price))
-    together = params.prices.cluster_usd_per_hour
-    if together is not None:
-        source = "prices.cluster_usd_per_hour"
-        return steady(_local("cluster", Price(usd_per_hour=together, source=source)))
-    book = price_book(params, settings)
-    return lambda: cluster.rates(book, look)
-
-
-def price_of(params: Params, settings: Settings, stage: str) -> Decimal:
-    """USD per hour of all nodes that `stage` would run on now.
-
-    Raises:
-        BudgetRefused: the price is unknown.
-        Unreachable: no Ray answers.
-    """
-    nodes = nodes_of(params, settings, stage)
-    if stage not in RAY_STAGES or not settings.on_a_cluster:
-        return total_usd(rate.usd_per_hour for rate in nodes().values())
-    with ray_session(settings.ray_address):
-        return total_usd(rate.usd_per_hour for rate in nodes().values())
-
-
-def most_usd_per_hour(
-    params: Params, settings: Settings, stage: str, book: PriceBook | None = None
-) -> Decimal:
-    """USD per hour that the nodes of `stage` can come to while it runs: what a budget counts with.
-
-    Args:
-        book: one that remembers what AWS did not answer; a fresh one by default.
-
-    Raises: as `price_of`.
-    """
-    if stage not in RAY_STAGES or not settings.on_a_cluster:
-        if not settings.machine:
-            return price_of(params, settings, stage)
-        own = book or price_book(params, settings)
-        return cluster.most_usd_per_hour(own, lambda: [_as_node(settings)])
-    if params.prices.cluster_usd_per_hour is not None:
-        return price_of(params, settings, stage)
-    with ray_session(settings.ray_address):
-        return cluster.most_usd_per_hour(book or price_book(params, settings))
+_RESERVE_FACTOR = 1.2
+"""Of the time that the stages after distillation took before."""
 
 
 def price_in_words(params: Params, settings: Settings) -> str:
-    """For the report, which may be written when the cluster is gone."""
+    """A sentence for the report, which may be written when the cluster is gone."""
     prices = params.prices
     if not settings.on_a_cluster and not settings.machine:
         price = price_book(params, settings).require("node", "local")
@@ -123,6 +36,47 @@ def price_in_words(params: Params, settings: Settings) -> str:
         usd = format_usd(prices.cluster_usd_per_hour)
         return f"{usd} per hour (prices.cluster_usd_per_hour)"
     return "each machine at its EC2 price of the time, as charged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPrices:
+    """What the machines of a run cost, and what is reserved for its last stages."""
+
+    usd_per_hour: Decimal
+    """Of all nodes of `distill` together, now."""
+    most_usd_per_hour: Decimal
+    """The most that they can cost while it runs."""
+    own_usd_per_hour: Decimal
+    """The most that this machine can cost, where it is none of those nodes; else 0."""
+    reserve_usd: Decimal
+    """Reserved for the stages after distillation, without devices."""
+    devices_usd: Decimal
+    """The most that measuring all packages on a paid device can cost."""
+
+
+def run_prices(params: Params, settings: Settings, past: DownstreamCost) -> RunPrices:
+    """The prices of a run that is about to begin.
+
+    Args:
+        past: what the stages after distillation cost in earlier runs.
+
+    Raises:
+        BudgetRefused: a price is unknown.
+        Unreachable: no Ray answers.
+    """
+    price_of(params, settings, "gate")  # unknown, it refuses the run
+    now, own = price_of(params, settings, "distill"), Decimal(0)
+    most = most_usd_per_hour(params, settings, "distill")
+    if _is_outside(settings):
+        own = most_usd_per_hour(params, settings, "gate")
+    seconds = Decimal(str(reserve_seconds(params, past)))
+    return RunPrices(
+        usd_per_hour=now,
+        most_usd_per_hour=most,
+        own_usd_per_hour=own,
+        reserve_usd=seconds * per_second(most + own) + past.usd,
+        devices_usd=devices_usd(params),
+    )
 
 
 def limits_of(params: Params) -> Limits:
@@ -136,9 +90,9 @@ def limits_of(params: Params) -> Limits:
 
 
 def reserve_seconds(params: Params, downstream: DownstreamCost) -> float:
-    """Kept back for what follows distillation: what it took before and a fifth more, and
-    `budget.reserve_seconds` at least."""
-    return max(params.budget.reserve_seconds, downstream.seconds * _LONGER)
+    """Time reserved for the stages after distillation: a fifth more than they took before, and at
+    least `budget.reserve_seconds`."""
+    return max(params.budget.reserve_seconds, downstream.seconds * _RESERVE_FACTOR)
 
 
 def reserve_usd(
@@ -149,11 +103,11 @@ def reserve_usd(
     nodes_usd_per_hour: Decimal,
     book: PriceBook | None = None,
 ) -> Decimal:
-    """Reserved for what follows distillation: its time at `downstream_usd_per_hour`, and what of it
-    is no time.
+    """USD reserved for the stages after distillation: their time at `downstream_usd_per_hour`, and
+    disk, buckets and transfer.
 
     Args:
-        nodes_usd_per_hour: that the nodes of `distill` can come to together.
+        nodes_usd_per_hour: the most that the nodes of `distill` can cost together.
         book: as of `most_usd_per_hour`.
 
     Raises: as `price_of`.
@@ -167,30 +121,35 @@ def downstream_usd_per_hour(
     params: Params, settings: Settings, nodes_usd_per_hour: Decimal, book: PriceBook | None = None
 ) -> Decimal:
     """USD per hour while the stages after distillation run on this machine: of the nodes of
-    `distill`, which wait, and of this machine where it is none of them.
+    `distill`, which are idle by then, and of this machine where it is none of them.
 
     Raises: as `price_of`.
     """
-    if not (settings.on_a_cluster and str(settings.ray_address).startswith("ray://")):
+    if not _is_outside(settings):
         return nodes_usd_per_hour
     return nodes_usd_per_hour + most_usd_per_hour(params, settings, "gate", book)
 
 
+def _is_outside(settings: Settings) -> bool:
+    """Whether this machine is a client of the cluster and none of its nodes."""
+    return settings.on_a_cluster and str(settings.ray_address).startswith("ray://")
+
+
 def downstream_of(workspace: Workspace) -> DownstreamCost:
-    """What the customer's earlier runs have paid after distillation; nothing where no ledger is."""
+    """What the customer's earlier runs paid after distillation; nothing without a ledger."""
     return (
         workspace.run_context.downstream() if workspace.run_context.downstream else DownstreamCost()
     )
 
 
 def devices_usd(params: Params) -> Decimal:
-    """The most that measuring all packages on a device that is paid for can come to."""
-    return most_usd_per_package(params.device) * len(params.export.targets)
+    """The most that measuring all packages on a paid device can cost."""
+    return params.device.most_usd_per_package * len(params.export.targets)
 
 
 def spending_of(workspace: Workspace, settings: Settings, stage: str) -> Spending:
-    """The run's budget, and its spend while `stage` runs: by the ledger, or where none is kept by
-    the time from now on.
+    """The run's budget, and its spend while `stage` runs: by the ledger, or without one by the time
+    from now on.
 
     Raises:
         BudgetRefused: the price is unknown.
@@ -210,9 +169,9 @@ def spending_of(workspace: Workspace, settings: Settings, stage: str) -> Spendin
     if device_usd >= run_usd:
         raise BudgetRefused(
             f"measuring {len(workspace.params.export.targets)} packages on "
-            f"{workspace.params.device.name} can "
-            f"cost {format_usd(device_usd)} of the {format_usd(run_usd)} that the run may spend; "
-            f"there is {by}: raise it, take fewer export.targets, or another gate.device"
+            f"{workspace.params.device.name} can cost {format_usd(device_usd)}, and the run may "
+            f"spend {format_usd(run_usd)}, by {by}: raise that, measure fewer export.targets, or "
+            "choose another gate.device"
         )
     budget = Budget(
         run_usd=run_usd - device_usd,
@@ -230,15 +189,4 @@ def spending_of(workspace: Workspace, settings: Settings, stage: str) -> Spendin
         spent_usd=spent_usd or since,
         reservation=reservation if spent_usd is not None else None,
         overhead_usd=device_usd,
-    )
-
-
-def _as_node(settings: Settings) -> dict[str, Any]:
-    """This machine as Ray would tell of it."""
-    return {"NodeID": "this machine", "Labels": settings.machine}
-
-
-def _local(resource: str, price: Price) -> Rate:
-    return Rate(
-        resource=resource, market="local", usd_per_hour=price.usd_per_hour, source=price.source
     )

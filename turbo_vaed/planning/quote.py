@@ -1,4 +1,4 @@
-"""Where a customer's distillation would cost the least, interruptions included."""
+"""On which machine a customer's run would cost the least, interruptions included."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, Literal
 
+from turbo_vaed.cluster.nodes import price_book
 from turbo_vaed.config.schema import CandidateParams
 from turbo_vaed.costs import (
     Ledger,
@@ -31,27 +32,26 @@ from turbo_vaed.distill.events import (
 )
 from turbo_vaed.errors import UserError
 from turbo_vaed.planning.ec2_costs import BEFORE_MINUTES, ENDS_ITSELF_MINUTES, overhead_usd
-from turbo_vaed.planning.estimate import downstream, measured_pace
 from turbo_vaed.planning.flops import expected_pace
-from turbo_vaed.planning.pricing import devices_usd, limits_of, price_book, reserve_seconds
+from turbo_vaed.planning.history import PastRuns, past_runs
+from turbo_vaed.planning.pricing import devices_usd, limits_of, reserve_seconds
 from turbo_vaed.runtime.progress import format_duration
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
-_MEASURED, _EXPECTED = "measured", "by the student's arithmetic alone, for no run has measured it"
 _ASSUMED_HOURS = 24.0
-"""So much of what was seen weighs as much as an assumed rate of interruptions."""
+"""Hours of observation that weigh as much as an assumed rate of interruptions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quote:
-    """Every machine that could be had, the cheapest as a whole first."""
+    """Every machine that a run could take, the cheapest first."""
 
     sentence: str
     choices: list[Choice]
-    may_spend: SpendingLimit
+    limit: SpendingLimit
     spent_usd: Decimal
-    """Of that, by the run that goes on."""
+    """By the run that goes on, so far."""
     save_seconds: float
     restart_seconds: float
     basis: str
@@ -59,12 +59,12 @@ class Quote:
 
     @property
     def left_usd(self) -> Decimal:
-        """What may still be spent; nothing or less where nothing may."""
-        return self.may_spend.usd - self.spent_usd
+        """What may still be spent; 0 or less where nothing may."""
+        return self.limit.usd - self.spent_usd
 
     def rows(self, budget_usd: Decimal) -> list[dict[str, Any]]:
-        """A table: machine, price, time, money of the steps (`steps_usd`) and of the whole (`usd`),
-        and whether that fits what may still be spent, `budget_usd` at most."""
+        """A table: machine, price, time, USD of the steps (`steps_usd`) and of the run (`usd`), and
+        whether that fits what may still be spent, at most `budget_usd`."""
         return [_row(choice, min(budget_usd, self.left_usd)) for choice in self.choices]
 
     def document(self, budget_usd: Decimal) -> dict[str, Any]:
@@ -86,25 +86,24 @@ def quote(
     run: str | None = None,
     steps: int | None = None,
 ) -> Quote:
-    """What a run would cost on this machine and on each of `prices.candidates`: the steps of
-    `distill`, what is kept back for what follows, and what one of EC2 costs beside its stages.
+    """What a run would cost on this machine and on every machine of `prices.candidates`: the steps
+    of `distill`, what is reserved for the stages after it, and the overhead of an EC2 instance.
 
     Args:
-        book: of prices; AWS is asked by default.
-        run: one that goes on; a fresh one by default.
+        book: of prices; by default those of AWS.
+        run: a run that goes on; a fresh one by default.
         steps: all of `distill.steps` by default.
 
     Raises:
-        UserError: a cluster is named; a candidate that can be no machine; infra/ray/machine.yaml
-            does not tell a machine's volume.
+        UserError: RAY_ADDRESS names a cluster; an invalid candidate; infra/ray/machine.yaml does
+            not give the size of a machine's volume.
         Unreachable: the ledger cannot be read.
     """
     if settings.on_a_cluster:
-        raise UserError("a quote compares with this machine: unset RAY_ADDRESS for it")
+        raise UserError(
+            "a quote compares machines with this one and not with a cluster: unset RAY_ADDRESS"
+        )
     steps = workspace.params.distill.steps if steps is None else steps
-    measured = measured_pace(workspace, settings)
-    pace = measured or expected_pace(workspace, settings)
-    assert pace is not None, "this machine can be timed"
     book = book or price_book(workspace.params, settings)
     seen = read_progress(workspace.progress_file)
     save, restart = (
@@ -112,11 +111,8 @@ def quote(
         seen.restart_seconds or DEFAULT_RESTART_SECONDS,
     )
     with Ledger.open(settings.ledger_url) as ledger:
-        after, spot_type = (
-            downstream(ledger, workspace.customer),
-            _spot_type(ledger, workspace.customer),
-        )
-        may_spend = spending_limit(
+        past = past_runs(workspace, settings, ledger)
+        limit = spending_limit(
             ledger,
             limits_of(workspace.params),
             run=run or "",
@@ -124,10 +120,9 @@ def quote(
             at=datetime.now(UTC),
         )
         spent_usd = ledger.total(run=run) if run else Decimal(0)
-    told = (
-        f"{save:.2g} s a checkpoint, {'assumed' if seen.save_seconds is None else 'measured'}, and "
-        f"{restart:.0f} s a restart, {'assumed' if seen.restart_seconds is None else 'measured'}"
-    )
+    measured, after, spot_type = past.pace, past.downstream, _spot_type(past)
+    pace = measured or expected_pace(workspace, settings)
+    assert pace is not None, "this machine can be timed"
     machines = [
         replace(machine, is_measured=machine.is_measured and measured is not None)
         for machine in _machines(workspace, book, 1 / pace.mean, spot_type, seen)
@@ -142,50 +137,50 @@ def quote(
     return Quote(
         sentence=_sentence(found, steps),
         choices=found,
-        may_spend=may_spend,
+        limit=limit,
         spent_usd=spent_usd,
         save_seconds=save,
         restart_seconds=restart,
-        basis=f"{pace.mean:.3g} s a step on this machine, {_MEASURED if measured else _EXPECTED}; "
-        f"{told}; {format_duration(reserve_seconds(workspace.params, after))} for what "
-        "follows; the "
-        "speed of others as prices.candidates assumes it, and their interruptions where the last "
-        "run did not see any of its own",
+        basis=f"{pace.mean:.3g} s per step on this machine "
+        f"({'measured' if measured else 'by arithmetic, as no run has measured it'}); "
+        f"{save:.2g} s per checkpoint ({_origin(seen.save_seconds)}); "
+        f"{restart:.0f} s per restart ({_origin(seen.restart_seconds)}); "
+        f"{format_duration(reserve_seconds(workspace.params, after))} for the stages after "
+        "distillation; the speed of other machines, and their interruptions where the last run saw "
+        "none, as assumed in prices.candidates",
     )
 
 
 def cheapest_elsewhere(
     workspace: Workspace, settings: Settings, left_usd: Decimal, book: PriceBook | None = None
 ) -> str:
-    """Which other machine would finish for less than `left_usd`, with what follows distillation,
-    as the end of a sentence that tells of other changes; empty on a cluster.
+    """A sentence on the cheapest other machine, and whether a whole run on it costs less than
+    `left_usd`; empty on a cluster.
 
     Raises: as `quote`.
     """
     if settings.on_a_cluster:
         return ""
-    more = f"turbo-vaed cost quote {workspace.customer}"
     try:
         found = quote(workspace, settings, book)
-    except UserError as error:  # of a candidate: what is told here is something else
-        return f", or on a cheaper machine ({more}: {error})"
+    except UserError as error:  # of a candidate, and not of the run that is being estimated
+        return f"Other machines are not compared: {error}"
     offers = [choice for choice in found.choices if choice.machine.region]
     if not offers or offers[0].usd is None:
-        return f", or on a cheaper machine: no price of prices.candidates is known ({more})"
+        return "Other machines are not compared: no price of prices.candidates is known"
     best = offers[0]  # as `turbo-vaed ec2 run` takes it
     assert best.usd is not None
-    name = f"{_name(best.machine)}, where it is expected to cost {format_usd(best.usd)}"
+    cost = f"{machine_name(best.machine)} is expected to cost {format_usd(best.usd)}"
     if best.usd > left_usd:
-        return f", and not on the cheapest of prices.candidates, {name} ({more})"
-    return f", or on {name} (turbo-vaed ec2 run {workspace.customer})"
+        return f"No machine of prices.candidates fits either: the cheapest, {cost}"
+    return f"Or run it on another machine: {cost} (turbo-vaed ec2 run {workspace.customer})"
 
 
 def _rest_usd(
     workspace: Workspace, after: DownstreamCost, machine: Machine, steps_seconds: float
 ) -> Decimal:
-    """What a run on a machine of a known price costs beside its steps: what is kept back for what
-    follows and for devices, and of one of EC2 its volume and the time before its first stage and
-    after its last."""
+    """What a run on a machine of a known price costs besides its steps: what is reserved for the
+    stages after distillation and for devices, and the overhead of an EC2 instance."""
     assert machine.usd_per_hour is not None
     seconds = Decimal(str(reserve_seconds(workspace.params, after)))
     usd = after.usd + devices_usd(workspace.params) + seconds * per_second(machine.usd_per_hour)
@@ -195,17 +190,21 @@ def _rest_usd(
     return quantise_usd(usd)
 
 
-def _spot_type(ledger: Ledger, customer: str) -> str | None:
-    """The one type of spot machine that the customer's last distillation had; None where it had
-    none, or several: what was lost is not told by type."""
-    groups = [g for g in ledger.grouped(customer=customer) if g.stage == "distill"]
+def _origin(measured: float | None) -> str:
+    return "assumed" if measured is None else "measured"
+
+
+def _spot_type(past: PastRuns) -> str | None:
+    """The one type of spot machine that the customer's last distillation ran on; None where it ran
+    on none or on several, since interruptions are not counted by type."""
+    groups = [g for g in past.groups if g.stage == "distill"]
     last = max(groups, key=lambda group: group.last_at, default=None)
     found = {g.resource for g in groups if last and g.run == last.run and g.market == "spot"}
     return found.pop() if len(found) == 1 else None
 
 
 def _interruptions_per_hour(assumed: float, hours: float, seen: int) -> float:
-    """The assumption as if it had been seen for a day, and what was seen since."""
+    """The assumed rate, weighted as a day of observation, together with what was observed."""
     return (assumed * _ASSUMED_HOURS + seen) / (_ASSUMED_HOURS + hours)
 
 
@@ -264,23 +263,22 @@ def _sentence(found: list[Choice], steps: int) -> str:
     if best.usd is None:
         why = dict.fromkeys(choice.machine.why_unknown for choice in found)
         return f"No price is known, so nothing can be run: {'; '.join(why)}."
-    name = _name(best.machine)
-    unknown = sum(choice.usd is None for choice in found)
+    name, unknown = machine_name(best.machine), sum(choice.usd is None for choice in found)
     assert best.steps_usd is not None
-    cost = (
-        f"{format_usd(best.usd)} with what else a run pays there, {format_usd(best.steps_usd)} of "
-        f"it for {format_duration(best.seconds)} of steps, interruptions included"
-    )
     if not steps:
         return f"Without training a run is cheapest on {name}: {format_usd(best.usd)}."
+    cost = (
+        f"{format_usd(best.usd)} for the whole run, {format_usd(best.steps_usd)} of it for "
+        f"{format_duration(best.seconds)} of steps, interruptions included"
+    )
     if unknown == len(found) - 1:
         return f"{steps} steps on {name}: {cost}; no other price is known."
-    sentence = f"{steps} steps are cheapest on {name}: {cost}"
-    return sentence + (f"; {unknown} prices are not known." if unknown else ".")
+    note = f" ({unknown} prices are not known)" if unknown else ""
+    return f"{steps} steps are cheapest on {name}: {cost}{note}."
 
 
-def _name(machine: Machine) -> str:
-    """`g6.xlarge spot in eu-central-1b`."""
+def machine_name(machine: Machine) -> str:
+    """A machine for a sentence: `g6.xlarge spot in eu-central-1b`."""
     where = "" if machine.market == "local" else f" {machine.market} in {machine.zone}"
     return f"{machine.instance_type}{where}"
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 
+from turbo_vaed.cluster.nodes import most_usd_per_hour, price_book
 from turbo_vaed.costs import Spending, per_second
 from turbo_vaed.costs.money import plain
 from turbo_vaed.distill.events import read_progress
@@ -21,7 +22,7 @@ from turbo_vaed.models import DecoderConfig
 from turbo_vaed.models.alignment import aligned_config, block_name
 from turbo_vaed.models.teachers import load_teacher
 from turbo_vaed.planning.compatibility import student_config
-from turbo_vaed.planning.pricing import downstream_of, most_usd_per_hour, price_book, reserve_usd
+from turbo_vaed.planning.pricing import downstream_of, reserve_usd
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 

@@ -17,7 +17,7 @@ from turbo_vaed.distill.progress import ProgressRecorder, report_preparation
 from turbo_vaed.distill.teacher_targets import prepare_teacher_targets
 from turbo_vaed.errors import TurboVaedError
 from turbo_vaed.gate.early_stop import early_stop_target
-from turbo_vaed.planning.estimate import keep_pace, pace_key
+from turbo_vaed.planning.history import pace_key, save_pace
 from turbo_vaed.planning.pricing import spending_of
 from turbo_vaed.planning.training_job import (
     aligned_student,
@@ -98,7 +98,7 @@ def run(workspace: Workspace) -> dict[str, object]:
             summary=summary,
         )
         write_curves(history["steps"], folder)
-        keep_pace(workspace, history)
+        save_pace(workspace, history)
     _remove_stale_checkpoints(done, jobs_before - {job.name}, storage, checkpoints)
     return _figures(history)
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from flows import runs
-from flows.admission import ToDo
+from flows.to_do import ToDo
 from tests import configs
 from tests.costs.listed import Listed
 from tests.flows.launch.places import REPOSITORY
 from turbo_vaed.config.stages import STAGES
 from turbo_vaed.costs import PriceBook
-from turbo_vaed.planning.estimate import pace_key
+from turbo_vaed.planning.history import pace_key
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flows import admission, dvc, runs
-from flows.admission import ToDo
+from flows import admission, dvc, runs, to_do
 from flows.launch import instance_selection, launch, launch_config
+from flows.to_do import ToDo
 from turbo_vaed.cli import app
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import Fault
@@ -27,13 +27,15 @@ def made(
     """The stages that DVC was told to make; none of them is stale."""
     made: list[str] = []
 
-    pick = instance_selection.pick
+    select_instance = instance_selection.select_instance
     monkeypatch.setenv("TURBO_VAED_ROOT", str(settings.root))
     monkeypatch.setattr(dvc, "stale_stages", lambda *_: [])
     monkeypatch.setattr(dvc, "reproduce", lambda root, customer, stage, **_: made.append(stage))
     monkeypatch.setattr(admission, "preflight", lambda *_: workspace)
     monkeypatch.setattr(
-        instance_selection, "pick", lambda *of, **given: pick(*of, **given, book=book)
+        instance_selection,
+        "select_instance",
+        lambda *of, **given: select_instance(*of, **given, book=book),
     )
     monkeypatch.setattr(
         launch_config, "_check_places", lambda settings: None
@@ -45,7 +47,7 @@ def test_a_run_that_a_months_limit_stopped_goes_on_though_params_have_changed(
     workspace: Workspace, run: runs.Run, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a larger limit, say: the sections are written, which costs nothing."""
-    monkeypatch.setattr(admission, "run_with_more_room", lambda *_: run)
+    monkeypatch.setattr(to_do, "run_with_more_budget", lambda *_: run)
     result = CliRunner().invoke(app, ["ec2", "config", "demo"])
     assert result.exit_code == 0, result.output
     assert made == [] and (workspace.work / "params" / "distill.yaml").is_file()
@@ -69,9 +71,7 @@ def test_that_a_run_may_distil_is_kept_when_its_machine_is_up(
 
     monkeypatch.setattr(launch, "started", started)
     monkeypatch.setattr(launch, "run_there", run_there)
-    monkeypatch.setattr(admission, "to_do", lambda *_: todo)
+    monkeypatch.setattr(to_do, "to_do", lambda *_: todo)
     result = CliRunner().invoke(app, ["ec2", "run", "demo"])
     assert isinstance(result.exception, Fault), result.output
-    assert (
-        admission._student_key(workspace) in dict(admission._allowed(workspace, todo.run))
-    ) == is_up
+    assert (to_do._student_key(workspace) in dict(to_do._allowed(workspace, todo.run))) == is_up

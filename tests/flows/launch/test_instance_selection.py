@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from flows import admission, runs
-from flows.admission import ToDo, note_begun
-from flows.launch.instance_selection import pick
+from flows.launch.instance_selection import Selection, select_instance
+from flows.to_do import ToDo, note_begun, with_stages
 from tests.costs.charges import charge
 from tests.costs.listed import Listed
+from turbo_vaed.cluster import nodes
 from turbo_vaed.cluster.nodes import INSTANCE_TYPE, MARKET, REGION, ZONE
 from turbo_vaed.costs import Ledger, PriceBook
 from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
-from turbo_vaed.planning import pricing
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -28,17 +28,17 @@ from turbo_vaed.workspace import Workspace
 def test_the_machine_is_the_cheapest_of_ec2_and_ends_itself_when_the_budget_does(
     workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
-    picked = pick(workspace, settings, todo, book=book)
-    machine = picked.choice.machine
+    selection = select_instance(workspace, settings, todo, book=book)
+    machine = selection.choice.machine
     assert (machine.instance_type, machine.market, machine.zone) == (
         "g5.xlarge", "spot", "eu-central-1b"
     )  # fmt: skip
     volume = 120 * Decimal("0.0952") / 720  # USD an hour
     hours = 95 / (1 + volume)
-    assert picked.minutes == int(hours * 60), "at the 1.00 USD an hour that spot can come to"
-    assert picked.machine_overhead_usd == pytest.approx(Decimal("0.25") / 2 + volume * hours)
-    assert "at $0.25 an hour; the machine ends itself after 5610 minutes" in picked.sentence
-    slower = pick(
+    assert selection.minutes == int(hours * 60), "at the 1.00 USD per hour that spot can cost"
+    assert selection.machine_overhead_usd == pytest.approx(Decimal("0.25") / 2 + volume * hours)
+    assert "$0.25 per hour" in selection.sentence and "5610 minutes" in selection.sentence
+    slower = select_instance(
         workspace, settings, todo, book=book, instance_type="g6.xlarge", market="on-demand"
     )
     assert (slower.choice.machine.instance_type, slower.choice.machine.market) == (
@@ -68,12 +68,14 @@ def test_it_is_the_one_that_finishes_for_the_least_and_not_the_one_whose_steps_c
     workspace = dataclasses.replace(
         workspace, params=dataclasses.replace(workspace.params, distill=few)
     )
-    picked = pick(workspace, settings, todo, book=book)
-    assert picked.choice.machine.instance_type == "c7i.2xlarge"
-    there = pick(workspace, settings, todo, book=book, instance_type="g4dn.xlarge").choice
-    assert there.steps_usd and picked.choice.steps_usd and there.usd and picked.choice.usd
-    assert there.steps_usd < picked.choice.steps_usd and there.usd > picked.choice.usd
-    assert f"is expected to cost ${picked.choice.usd:.3f}, $" in picked.sentence
+    selection = select_instance(workspace, settings, todo, book=book)
+    assert selection.choice.machine.instance_type == "c7i.2xlarge"
+    there = select_instance(
+        workspace, settings, todo, book=book, instance_type="g4dn.xlarge"
+    ).choice
+    assert there.steps_usd and selection.choice.steps_usd and there.usd and selection.choice.usd
+    assert there.steps_usd < selection.choice.steps_usd and there.usd > selection.choice.usd
+    assert f"is expected to cost ${selection.choice.usd:.3f}, $" in selection.sentence
 
 
 def test_a_run_that_has_spent_it_all_starts_no_machine(
@@ -82,7 +84,7 @@ def test_a_run_that_has_spent_it_all_starts_no_machine(
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, quantity=Decimal(1), unit_price_usd=Decimal(95)))
     with pytest.raises(BudgetRefused, match=r"has spent \$95\.00"):
-        pick(workspace, settings, todo, book=book)
+        select_instance(workspace, settings, todo, book=book)
 
 
 def test_a_run_that_lost_its_machine_goes_on_with_less_than_all_steps_would_cost(
@@ -90,37 +92,43 @@ def test_a_run_that_lost_its_machine_goes_on_with_less_than_all_steps_would_cost
 ) -> None:
     """Half of what all steps cost is left: they did not all go with the machine, whose clips and
     latents did. Another student's, and those of other videos, would be begun anew."""
-    whole = pick(workspace, settings, todo, book=book).choice
+
+    def select(workspace: Workspace) -> Selection:
+        now = with_stages(workspace, settings, todo.run, todo.stale)
+        return select_instance(workspace, settings, now, book=book)
+
+    whole = select(workspace).choice
     assert whole.usd and whole.steps_usd
     spent = 95 - quantise_usd(whole.usd - whole.steps_usd / 2)
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=todo.run.run_id, quantity=Decimal(1), unit_price_usd=spent))
     note_begun(workspace, todo.run)  # and lost before its first step
-    with pytest.raises(BudgetRefused, match=r"is the cheapest at .* are left"):
-        pick(workspace, settings, todo, book=book)
+    with pytest.raises(BudgetRefused, match=r"the cheapest, .* left of"):
+        select(workspace)
     with Ledger.open(settings.ledger_url) as ledger:
         now = datetime.now(UTC)
         ledger.add(charge(run=todo.run.run_id, stage="distill", started_at=now, ended_at=now))
-    picked = pick(workspace, settings, todo, book=book)
-    assert picked.goes_on and "the run goes on, and is expected to cost $" in picked.sentence
-    assert admission.estimate(workspace, settings, todo.run, todo.stale).endswith(
-        "training has saved"
-    )
+    selection = select(workspace)
+    assert selection.resumes and "the run resumes" in selection.sentence
+    resumed = with_stages(workspace, settings, todo.run, todo.stale)
+    assert "resumes" in admission.estimate(workspace, settings, resumed)
     other = dataclasses.replace(
         workspace.params, distill=dataclasses.replace(workspace.params.distill, seed=9)
     )
-    with pytest.raises(BudgetRefused, match=r"is the cheapest at .* are left"):
-        pick(dataclasses.replace(workspace, params=other), settings, todo, book=book)
+    with pytest.raises(BudgetRefused, match=r"the cheapest, .* left of"):
+        select(dataclasses.replace(workspace, params=other))
     (workspace.source / "b.mp4").touch()
-    with pytest.raises(BudgetRefused, match=r"is the cheapest at .* are left"):
-        pick(workspace, settings, todo, book=book)
+    with pytest.raises(BudgetRefused, match=r"the cheapest, .* left of"):
+        select(workspace)
 
 
 def test_a_gate_alone_is_not_priced_by_the_steps_of_a_training(
     workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
-    gate = pick(workspace, settings, dataclasses.replace(todo, stale=["gate"]), book=book).choice
-    whole = pick(workspace, settings, todo, book=book).choice
+    gate = select_instance(
+        workspace, settings, dataclasses.replace(todo, stale=["gate"]), book=book
+    ).choice
+    whole = select_instance(workspace, settings, todo, book=book).choice
     assert gate.usd and whole.usd and whole.steps_usd
     assert (gate.seconds, gate.steps_usd) == (0, 0)
     assert gate.usd < whole.usd - whole.steps_usd
@@ -131,14 +139,18 @@ def test_what_was_spent_before_shortens_it(
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, quantity=Decimal(1), unit_price_usd=Decimal(90)))
-    assert pick(workspace, settings, todo, book=book).minutes == 295
+    assert select_instance(workspace, settings, todo, book=book).minutes == 295
 
 
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"instance_type": "p9.huge"}, UserError, "p9.huge .* which has g6.xlarge, g5.xlarge"),
-        ({"book": PriceBook(local_usd_per_hour=Decimal(1))}, BudgetRefused, "nothing is started"),
+        ({"instance_type": "p9.huge"}, UserError, "p9.huge .* g6.xlarge, g5.xlarge"),
+        (
+            {"book": PriceBook(local_usd_per_hour=Decimal(1))},
+            BudgetRefused,
+            "no machine is started",
+        ),
     ],
 )
 def test_nothing_to_be_had(
@@ -150,7 +162,7 @@ def test_nothing_to_be_had(
     words: str,
 ) -> None:
     with pytest.raises(error, match=words):
-        pick(workspace, settings, todo, **change)
+        select_instance(workspace, settings, todo, **change)
 
 
 def test_a_run_that_does_not_fit_its_budget_starts_no_machine(
@@ -160,10 +172,8 @@ def test_a_run_that_does_not_fit_its_budget_starts_no_machine(
     poor = dataclasses.replace(
         workspace, params=dataclasses.replace(workspace.params, budget=budget)
     )
-    with pytest.raises(
-        BudgetRefused, match=r"is the cheapest at .* \$0\.01 are left of budget\.run_usd"
-    ):
-        pick(poor, settings, todo, book=book)
+    with pytest.raises(BudgetRefused, match=r"the cheapest, .* \$0\.01 left of budget\.run_usd"):
+        select_instance(poor, settings, todo, book=book)
 
 
 def test_without_a_price_on_demand_nothing_is_started(
@@ -179,8 +189,8 @@ def test_without_a_price_on_demand_nothing_is_started(
         local_usd_per_hour=Decimal("0.08"),
         ec2=OnlySpot(folder=tmp_path / "prices", max_age=timedelta(hours=1)),
     )
-    with pytest.raises(BudgetRefused, match=r"what g5\.xlarge spot in .* can come to is not"):
-        pick(workspace, settings, todo, book=book)
+    with pytest.raises(BudgetRefused, match=r"g5\.xlarge spot .* unknown"):
+        select_instance(workspace, settings, todo, book=book)
 
 
 def test_a_machine_that_ends_before_the_run_can_says_so(
@@ -191,10 +201,10 @@ def test_a_machine_that_ends_before_the_run_can_says_so(
     tight = dataclasses.replace(
         workspace, params=dataclasses.replace(workspace.params, budget=budget)
     )
-    picked = pick(tight, settings, todo, book=book)
-    assert picked.choice.usd < Decimal("0.27")
-    assert 15 * 60 + picked.choice.seconds > picked.minutes * 60  # its set-up, too
-    assert ", BEFORE the " in picked.sentence
+    selection = select_instance(tight, settings, todo, book=book)
+    assert selection.choice.usd < Decimal("0.27")
+    assert 15 * 60 + selection.choice.seconds > selection.minutes * 60  # its set-up, too
+    assert ", BEFORE the " in selection.sentence
 
 
 def test_a_machine_of_ec2_is_charged_at_its_price_in_every_stage(
@@ -208,12 +218,12 @@ def test_a_machine_of_ec2_is_charged_at_its_price_in_every_stage(
     }
     told = ",".join(f"{name}={value}" for name, value in labels.items())
     monkeypatch.setenv("TURBO_VAED_MACHINE", told)
-    monkeypatch.setattr(pricing, "price_book", lambda *_: book)
+    monkeypatch.setattr(nodes, "price_book", lambda *_: book)
     settings = Settings.from_environment(workspace.root)
-    (rate,) = pricing.nodes_of(workspace.params, settings, "validate")().values()
+    (rate,) = nodes.nodes_of(workspace.params, settings, "validate")().values()
     assert (rate.resource, rate.market) == ("g5.xlarge", "spot")
     assert rate.usd_per_hour == Decimal("0.25")
-    assert pricing.most_usd_per_hour(workspace.params, settings, "distill") == Decimal("1.00")
+    assert nodes.most_usd_per_hour(workspace.params, settings, "distill") == Decimal("1.00")
     monkeypatch.setenv("TURBO_VAED_MACHINE", "g5.xlarge")
     with pytest.raises(UserError, match=r"TURBO_VAED_MACHINE is 'g5\.xlarge'; expected"):
         Settings.from_environment(workspace.root)

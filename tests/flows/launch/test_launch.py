@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from flows import runs
-from flows.admission import ToDo
 from flows.launch import launch, launch_config
-from flows.launch.instance_selection import pick
+from flows.launch.instance_selection import select_instance
+from flows.to_do import ToDo
 from tests.flows.launch.places import on_postgres
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import Fault
@@ -80,9 +80,9 @@ def test_a_run_starts_its_machine_and_ends_it(
     book: PriceBook,
 ) -> None:
     (workspace.work / "gate" / "candidates").mkdir(parents=True)
-    picked = pick(workspace, settings, todo, book=book)
+    selection = select_instance(workspace, settings, todo, book=book)
     config = launch_config.prepare(
-        workspace, on_postgres(settings), picked, run, name=launch_config.MACHINE
+        workspace, on_postgres(settings), selection, run, name=launch_config.MACHINE
     )
     with launch.started(config):
         (machine,) = machines()

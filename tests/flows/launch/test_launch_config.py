@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from flows import runs
-from flows.admission import ToDo
 from flows.launch import launch_config
-from flows.launch.instance_selection import pick
+from flows.launch.instance_selection import select_instance
+from flows.to_do import ToDo
 from tests.flows.launch.places import REPOSITORY, on_postgres
 from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import UserError
@@ -32,9 +32,9 @@ def test_what_would_be_lost_with_the_machine_is_named(
     embedded = dataclasses.replace(
         settings, mlflow_tracking_uri="sqlite:///state/mlflow.db", checkpoints_url="work"
     )
-    picked = pick(workspace, settings, todo, book=book)
+    selection = select_instance(workspace, settings, todo, book=book)
     with pytest.raises(UserError) as told:
-        launch_config.prepare(workspace, embedded, picked, run, name=launch_config.PLANNED)
+        launch_config.prepare(workspace, embedded, selection, run, name=launch_config.PLANNED)
     for name in ("TURBO_VAED_LEDGER_URL", "MLFLOW_TRACKING_URI", "TURBO_VAED_CHECKPOINTS"):
         assert name in str(told.value)
     assert not (workspace.work / "ec2").exists()
@@ -58,9 +58,9 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
     workspace = dataclasses.replace(
         workspace, params=dataclasses.replace(workspace.params, source=str(elsewhere))
     )
-    picked = pick(workspace, settings, todo, book=book)
+    selection = select_instance(workspace, settings, todo, book=book)
     written = launch_config.prepare(
-        workspace, on_postgres(settings), picked, run, name=launch_config.MACHINE
+        workspace, on_postgres(settings), selection, run, name=launch_config.MACHINE
     )
     text = written.read_text()
     config = yaml.safe_load(text)
@@ -72,7 +72,7 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
     assert node["InstanceType"] == "g5.xlarge"
     assert node["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert node["InstanceInitiatedShutdownBehavior"] == "terminate"
-    assert node["UserData"] == f"#!/bin/sh\nshutdown -h +{picked.minutes}\n"
+    assert node["UserData"] == f"#!/bin/sh\nshutdown -h +{selection.minutes}\n"
     tags = {tag["Key"]: tag["Value"] for tag in node["TagSpecifications"][0]["Tags"]}
     assert tags["turbo-vaed:run"] == run.run_id and tags["turbo-vaed:customer"] == "demo"
     kinds = [spec["ResourceType"] for spec in node["TagSpecifications"]]
@@ -100,15 +100,15 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
         text=True,
         check=True,
     )
-    assert shown.stdout == f"s3cr3t 'quoted' auto {picked.machine_overhead_usd}\n"
+    assert shown.stdout == f"s3cr3t 'quoted' auto {selection.machine_overhead_usd}\n"
     assert "AWS_SECRET" not in environment.read_text()
 
 
 def test_on_demand_asks_for_no_zone(
     workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
-    picked = pick(workspace, settings, todo, book=book, market="on-demand")
-    config = launch_config.configuration(workspace, run, picked, template())
+    selection = select_instance(workspace, settings, todo, book=book, market="on-demand")
+    config = launch_config.configuration(workspace, run, selection, template())
     node = config["available_node_types"]["machine"]["node_config"]
     assert "InstanceMarketOptions" not in node and "availability_zone" not in config["provider"]
     assert [s["ResourceType"] for s in node["TagSpecifications"]] == ["instance", "volume"]
@@ -117,10 +117,10 @@ def test_on_demand_asks_for_no_zone(
 def test_a_template_that_lacks_a_part_is_named(
     workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
-    picked = pick(workspace, settings, todo, book=book)
+    selection = select_instance(workspace, settings, todo, book=book)
     with pytest.raises(UserError, match=r"infra/ray/machine\.yaml lacks 'provider'"):
         launch_config.configuration(
-            workspace, run, picked, {k: v for k, v in template().items() if k != "provider"}
+            workspace, run, selection, {k: v for k, v in template().items() if k != "provider"}
         )
 
 
@@ -134,14 +134,16 @@ def test_a_volume_without_a_size_is_refused(
     node_config(changed)["BlockDeviceMappings"] = volumes
     (settings.root / TEMPLATE).write_text(yaml.safe_dump(changed))
     with pytest.raises(UserError, match=r"expected BlockDeviceMappings with Ebs"):
-        pick(workspace, settings, todo, book=book)
+        select_instance(workspace, settings, todo, book=book)
 
 
 def test_a_machine_that_may_be_up_is_not_forgotten(
     workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
-    picked = pick(workspace, settings, todo, book=book)
-    launch_config.prepare(workspace, on_postgres(settings), picked, run, name=launch_config.MACHINE)
+    selection = select_instance(workspace, settings, todo, book=book)
+    launch_config.prepare(
+        workspace, on_postgres(settings), selection, run, name=launch_config.MACHINE
+    )
     for name in (launch_config.MACHINE, launch_config.PLANNED):
         with pytest.raises(UserError, match=r"may be up: .*turbo-vaed ec2 down demo"):
-            launch_config.prepare(workspace, on_postgres(settings), picked, run, name=name)
+            launch_config.prepare(workspace, on_postgres(settings), selection, run, name=name)

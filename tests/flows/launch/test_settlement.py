@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import runs
-from flows.admission import ToDo
 from flows.launch import launch, launch_config, settlement
-from flows.launch.instance_selection import Picked, pick
+from flows.launch.instance_selection import Selection, select_instance
+from flows.to_do import ToDo
 from tests.costs.charges import START, charge
 from turbo_vaed.cli import app
 from turbo_vaed.costs import Ledger, PriceBook
@@ -24,18 +24,18 @@ BEGAN = START - timedelta(minutes=5)
 
 
 @pytest.fixture
-def picked(workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook) -> Picked:
+def selection(workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook) -> Selection:
     launch_config.folder(workspace).mkdir(parents=True)
-    return pick(workspace, settings, todo, book=book)
+    return select_instance(workspace, settings, todo, book=book)
 
 
 def test_what_a_machine_was_up_beside_its_stages_is_charged_once(
-    workspace: Workspace, settings: Settings, run: runs.Run, picked: Picked
+    workspace: Workspace, settings: Settings, run: runs.Run, selection: Selection
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, resource="g5.xlarge", market="spot"))  # 15 s
         ledger.record_reservation(run.run_id, "demo", Decimal(9), at=START)
-        settlement.note(workspace, run, picked, began=BEGAN)
+        settlement.note(workspace, run, selection, began=BEGAN)
         volume, up = settlement.settle(ledger, workspace, ended=BEGAN + timedelta(minutes=10))
         assert {volume.stage, up.stage} == {"machine"} and up.market == "spot"
         assert up.quantity == Decimal(585)
@@ -46,26 +46,26 @@ def test_what_a_machine_was_up_beside_its_stages_is_charged_once(
         assert settlement.settle(ledger, workspace, ended=BEGAN + timedelta(minutes=20)) == ()
         assert ledger.reservations(at=START) == (), "its month is free for others"
         # Cut off between the ledger's word and the end of it.
-        settlement.note(workspace, run, picked, began=BEGAN)
+        settlement.note(workspace, run, selection, began=BEGAN)
         settlement.settle(ledger, workspace, ended=BEGAN + timedelta(minutes=10))
         assert len(ledger.charges()) == 3
 
 
 def test_a_machine_that_is_not_charged_yet_is_not_forgotten(
-    workspace: Workspace, run: runs.Run, picked: Picked
+    workspace: Workspace, run: runs.Run, selection: Selection
 ) -> None:
-    settlement.note(workspace, run, picked, began=BEGAN)
+    settlement.note(workspace, run, selection, began=BEGAN)
     with pytest.raises(UserError, match=r"not charged yet: .*turbo-vaed ec2 down demo"):
-        settlement.note(workspace, run, picked, began=START)
+        settlement.note(workspace, run, selection, began=START)
 
 
 def test_a_machine_ends_itself_soon_after_its_last_stage(
-    workspace: Workspace, settings: Settings, run: runs.Run, picked: Picked
+    workspace: Workspace, settings: Settings, run: runs.Run, selection: Selection
 ) -> None:
     """Days before somebody looks: 5 minutes before its stage of 15 s, and some after it."""
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run=run.run_id, resource="g5.xlarge", market="spot"))
-        settlement.note(workspace, run, picked, began=BEGAN)
+        settlement.note(workspace, run, selection, began=BEGAN)
         volume, up = settlement.settle(ledger, workspace, ended=BEGAN + timedelta(days=5))
     assert up.quantity == 5 * 60 + ENDS_ITSELF_MINUTES * 60
     assert volume.ended_at - volume.started_at == timedelta(
@@ -74,10 +74,10 @@ def test_a_machine_ends_itself_soon_after_its_last_stage(
 
 
 def test_a_clock_that_was_set_back_takes_nothing_off(
-    workspace: Workspace, settings: Settings, run: runs.Run, picked: Picked
+    workspace: Workspace, settings: Settings, run: runs.Run, selection: Selection
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
-        settlement.note(workspace, run, picked, began=BEGAN)
+        settlement.note(workspace, run, selection, began=BEGAN)
         assert settlement.settle(ledger, workspace, ended=BEGAN - timedelta(hours=1)) == ()
         assert ledger.charges() == ()
 
@@ -86,11 +86,11 @@ def test_a_machine_that_outlived_its_process_is_charged_when_it_is_ended(
     workspace: Workspace,
     settings: Settings,
     run: runs.Run,
-    picked: Picked,
+    selection: Selection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It got to no stage: for no longer than its minutes, after which it ended itself."""
-    settlement.note(workspace, run, picked, began=BEGAN)
+    settlement.note(workspace, run, selection, began=BEGAN)
     config = launch_config.folder(workspace) / launch_config.MACHINE
     config.touch()
     ended: list[object] = []
@@ -107,7 +107,7 @@ def test_a_machine_that_outlived_its_process_is_charged_when_it_is_ended(
     with Ledger.open(settings.ledger_url) as ledger:
         up, volume = sorted(ledger.charges(), key=lambda charge: charge.resource)
     assert {up.run, volume.run} == {run.run_id}
-    assert up.quantity == picked.minutes * 60
+    assert up.quantity == selection.minutes * 60
     again = CliRunner().invoke(app, ["ec2", "down", "demo"])
     assert again.exit_code != 0 and "no machine of demo" in str(again.exception)
 
