@@ -19,13 +19,13 @@ import zarr
 from tests import configs
 from tests.distill.conftest import smooth_video
 from tests.drills.stage import fit_here
-from turbo_vaed.cluster import session
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.latents import to_network
-from turbo_vaed.distill import train, validation
+from turbo_vaed.distill import train
 from turbo_vaed.distill.checkpoints import Store
 from turbo_vaed.distill.events import read_events
 from turbo_vaed.distill.validation import TeacherQuality
+from turbo_vaed.gate import early_stop
 from turbo_vaed.models import load_decoder
 from turbo_vaed.models.teachers import load_teacher
 from turbo_vaed.stages import distill
@@ -84,7 +84,7 @@ def workspace(tmp_path: Path, tiny_teacher: Path) -> Workspace:
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "_fit", fit_here(train.train_worker))
-    monkeypatch.setattr(session, "ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr(distill, "ray_session", lambda *_: nullcontext())
 
 
 def run(workspace: Workspace, usd: str = "95", **changes: Any) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def test_a_run_that_is_good_enough_stops_and_with_another_limit_becomes_what_it_
         shutil.rmtree(folder)
 
     teacher = TeacherQuality(psnr=30.0, detail=0.0, flicker=0.0)
-    monkeypatch.setattr(validation, "teacher_quality", lambda *_, **__: teacher)
+    monkeypatch.setattr(early_stop, "teacher_quality", lambda *_, **__: teacher)
     margin = first["val_psnr"] - 1.0
     history = run(workspace, stop_psnr_margin_db=margin)
     assert (history["stopped"], history["steps_done"]) == ("good enough", 2)
