@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from turbo_vaed.config.load import load
 from turbo_vaed.dataset.clips import time_ranges
 from turbo_vaed.distill.linear_start import (
-    blocks,
     capture_input,
     fit_conv,
     hold_constant,
+    pixel_blocks,
     representation,
 )
 from turbo_vaed.models.teachers import load_teacher
@@ -96,15 +96,15 @@ def start_linear(vae: Any, video: Tensor) -> None:
         fit_conv(conv, capture_input(conv, lambda: net(*given)), target, rows_per_unknown=8)
 
     # Encoder: patches, then blocks twice and four times as large in time and space.
-    latents_code = representation(blocks(video, 4, 4 * PATCH), LATENT_CHANNELS + 1)
+    latents_code = representation(pixel_blocks(video, 4, 4 * PATCH), LATENT_CHANNELS + 1)
     latents_code = latents_code / latents_code.std((0, 2, 3, 4), keepdim=True).sqrt()
     latents_code = latents_code / latents_code.std()
     stem = encoder.conv_in.conv
     stem.weight.mul_(0.1)
-    fit(encoder, (video,), stem, representation(blocks(video, 1, PATCH), stem.out_channels))
+    fit(encoder, (video,), stem, representation(pixel_blocks(video, 1, PATCH), stem.out_channels))
     hold_constant(stem, -1)
     for level, down in enumerate(encoder.down_blocks[:2], start=1):
-        code = blocks(video, 2**level, PATCH * 2**level)
+        code = pixel_blocks(video, 2**level, PATCH * 2**level)
         convs = [down.downsamplers[0].conv]
         if down.conv_out is not None:
             convs.append(down.conv_out.conv_shortcut.conv)
@@ -139,7 +139,7 @@ def start_linear(vae: Any, video: Tensor) -> None:
         channels = conv.out_channels // 8
         after = decoder.up_blocks[i + 1] if i + 1 < len(decoder.up_blocks) else None
         room = channels if after is None else DECODER_WIDTHS[::-1][i + 1]
-        carried = representation(blocks(video, 2**level, PATCH * 2**level), room)
+        carried = representation(pixel_blocks(video, 2**level, PATCH * 2**level), room)
         full = torch.cat([carried[:, :, :1], carried], dim=2)
         full = F.pad(full, (0, 0, 0, 0, 0, 0, 0, channels - full.shape[1]))
         b, c, t, h, w = full.shape

@@ -11,10 +11,10 @@ from torch import nn
 from turbo_vaed.distill.data import Clips
 from turbo_vaed.distill.linear_start import (
     SIGNAL,
-    blocks,
     capture_input,
     fit_conv,
     hold_constant,
+    pixel_blocks,
     representation,
     start_decoder,
 )
@@ -25,13 +25,13 @@ from turbo_vaed.models import TurboVaedDecoder
 
 def test_blocks_repeat_the_first_frame():
     video = torch.arange(2 * 3 * 5 * 4 * 4.0).reshape(2, 3, 5, 4, 4)
-    x = blocks(video, 2, 2)
+    x = pixel_blocks(video, 2, 2)
     assert x.shape == (2, 3 * 2 * 2 * 2, 3, 2, 2)
     first = x[:, :, 0].reshape(2, 3, 2, 4, 2, 2)
     assert torch.equal(first[:, :, 0], first[:, :, 1])
     # channel order is (c, t, y, x): the last block's last pixel is the video's last
     assert x[1, -1, -1, -1, -1] == video[1, -1, -1, -1, -1]
-    assert blocks(video[:, :, :4], 2, 2, keeps_first=True).shape[2] == 2
+    assert pixel_blocks(video[:, :, :4], 2, 2, keeps_first=True).shape[2] == 2
 
 
 def test_representation_leaves_a_channel_free_and_pairs_where_it_can():

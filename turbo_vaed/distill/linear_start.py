@@ -32,7 +32,7 @@ _RIDGE = 1e-2
 """Of the mean squared input: directions that few crops cannot distinguish stay small."""
 
 
-def blocks(video: Tensor, t: int, p: int, *, keeps_first: bool = False) -> Tensor:
+def pixel_blocks(video: Tensor, t: int, p: int, *, keeps_first: bool = False) -> Tensor:
     """The pixels under each position: (B, C, T, H, W) -> (B, C*t*p*p, T', H/p, W/p).
 
     A video VAE of temporal compression t gives the first frame a latent of its own: it is
@@ -167,14 +167,14 @@ def start_decoder(decoder: TurboVaedDecoder, latents: Tensor, video: Tensor) -> 
             room = channels
             if i + 1 < len(up_blocks) and (after := _shortcut(up_blocks[i + 1])) is not None:
                 room = min(room, _mixing(after).out_channels)
-            carried = representation(blocks(video, t, p, keeps_first=keeps_first), room)
+            carried = representation(pixel_blocks(video, t, p, keeps_first=keeps_first), room)
             _start_small(upsampler.conv)
             fit(upsampler.conv, _unshuffle(carried, factor, upsampler.dropped))
             hold_constant(upsampler.conv.conv, slice(4 * factor * (channels - 1), None))
     for upsample in decoder.patch_upsamplers():
         p //= 2
         channels = upsample.conv.out_channels // 4
-        carried = representation(blocks(video, 1, p), channels)
+        carried = representation(pixel_blocks(video, 1, p), channels)
         _start_small(upsample)
         fit(upsample, _unshuffle(carried, 1, 0))
         hold_constant(upsample.conv, slice(4 * (channels - 1), None))

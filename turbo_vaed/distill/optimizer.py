@@ -29,7 +29,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _MOMENTUM = 0.95
 _MOST_ROWS = 64
-"""Of a block: wider layers take several, since the iterations grow with the cube of it."""
+"""Of a slice: wider layers take several, since the iterations grow with the cube of it."""
 _RMS = 0.2
 """Of AdamW's updates, as a share of the learning rate."""
 
@@ -143,7 +143,7 @@ class Optimizer:
         gradients = [_gradient(p) for p in self._matrices]
         torch._foreach_lerp_(self._momentum, gradients, 1 - _MOMENTUM)
         nesterov = torch._foreach_lerp(gradients, self._momentum, _MOMENTUM)
-        updates = orthogonal([_in_blocks(x) for x in nesterov])
+        updates = orthogonal([_in_slices(x) for x in nesterov])
         torch._foreach_mul_(self._matrices, 1 - learning_rate * self._weight_decay)
         for parameter, update in zip(self._matrices, updates, strict=True):
             scale = _RMS * max(update.shape[1:]) ** 0.5
@@ -161,15 +161,15 @@ class Optimizer:
             mine.copy_(saved)
 
 
-def _in_blocks(weight: Tensor) -> Tensor:
-    """(O, I, ...) as equal blocks of at most `_MOST_ROWS` rows, (N, R, I*...).
+def _in_slices(weight: Tensor) -> Tensor:
+    """(O, I, ...) as equal slices of at most `_MOST_ROWS` rows, (N, R, I*...).
 
-    Rows of zeros fill the last block; they stay zeros, and change no other row.
+    Rows of zeros fill the last slice; they stay zeros, and change no other row.
     """
     matrix = weight.flatten(1)
-    blocks = math.ceil(len(matrix) / _MOST_ROWS)
-    rows = math.ceil(len(matrix) / blocks)
-    return F.pad(matrix, (0, 0, 0, blocks * rows - len(matrix))).reshape(blocks, rows, -1)
+    slices = math.ceil(len(matrix) / _MOST_ROWS)
+    rows = math.ceil(len(matrix) / slices)
+    return F.pad(matrix, (0, 0, 0, slices * rows - len(matrix))).reshape(slices, rows, -1)
 
 
 def _gradient(parameter: Tensor) -> Tensor:
