@@ -36,15 +36,16 @@ runpy.run_module("dvc", run_name="__main__", alter_sys=True)
 children would with it, so that a stage which takes too long would be killed without booking."""
 _HASHING_SECONDS = 6 * 3600.0
 """`dvc status` hashes a customer's whole folder the first time."""
-_HINTS = (
+_HIDDEN = (
     "Updating lock file",
     "To track the changes with git",
     "git add",
     "To enable auto staging",
     "dvc config core.autostage",
     "Use `dvc push`",
+    "ERROR: failed to reproduce",
 )
-"""What DVC advises after a stage and the flow does by itself: not shown."""
+"""Not printed: advice that the flow follows, and that a stage failed, which the flow reports."""
 _TAIL_LINES = 30
 
 
@@ -158,7 +159,7 @@ def _dvc(
         assert pipe is not None
         for line in pipe:
             kept[name].append(line)
-            if stage and line.strip() and not line.strip().startswith(_HINTS):
+            if stage and line.strip() and not line.strip().startswith(_HIDDEN):
                 print(line, end="", flush=True, file=sys.stdout if name == "out" else sys.stderr)
 
     readers = [threading.Thread(target=drain, args=(name,), daemon=True) for name in kept]

@@ -69,11 +69,11 @@ def override(checkout: Path, **changes: object) -> None:
 def turbo_vaed(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Run the command line as a person would, in the checkout."""
     own = ("TURBO_VAED_ROOT", "TURBO_VAED_RUN_ID", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
-    told = {k: v for k, v in os.environ.items() if k not in own}
+    inherited = {k: v for k, v in os.environ.items() if k not in own}
     return subprocess.run(
         [sys.executable, "-m", "turbo_vaed.cli", *arguments],
         cwd=checkout,
-        env={**told, "PREFECT_HOME": str(checkout / "state/prefect"), **environment},
+        env={**inherited, "PREFECT_HOME": str(checkout / "state/prefect"), **environment},
         capture_output=True,
         text=True,
         timeout=1500,  # two minutes on a quiet machine
@@ -117,6 +117,8 @@ def test_a_run_ends_with_a_judged_registered_package_and_a_report(checkout, firs
     stages = {stage for _, stage in charges(checkout)}
     assert stages == {"validate", "clip", "encode", "distill", "evaluate", "export", "gate"}
     assert list((checkout / "state/dvc-remote").rglob("*.dir"))  # pushed
+    for noise in ("core_worker", "Traceback", "prefect.client", "ERROR"):
+        assert noise not in first_run.stderr, first_run.stderr[-3000:]
     assert not list(work.glob(".*.partial"))
     kept = sorted(p.name for p in (work / "checkpoints").iterdir())
     assert kept[0].startswith("distill-") and kept[1:] == ["progress.jsonl", "samples"]
@@ -127,12 +129,12 @@ def test_a_run_ends_with_a_judged_registered_package_and_a_report(checkout, firs
 
 def test_a_second_run_computes_and_charges_nothing(checkout, first_run):
     before = charges(checkout)
-    lock = (checkout / "dvc.lock").read_bytes()
+    lock = (checkout / "customers/tiny/dvc.lock").read_bytes()
     again = turbo_vaed(checkout, "poc", "tiny")
     assert again.returncode == 0, again.stderr[-3000:]
     assert "Nothing changed" in again.stdout
     assert charges(checkout) == before
-    assert (checkout / "dvc.lock").read_bytes() == lock
+    assert (checkout / "customers/tiny/dvc.lock").read_bytes() == lock
     assert "Running stage" not in again.stdout
     listed = turbo_vaed(checkout, "registry", "list", "tiny", "--format", "json")
     assert len(json.loads(listed.stdout)) == 1
@@ -171,14 +173,16 @@ def test_a_refused_run_leaves_the_page_of_the_last_one(checkout, first_run):
     override(checkout, budget=month)
     refused = turbo_vaed(checkout, "poc", "tiny")
     assert refused.returncode == 1, refused.stdout[-3000:] + refused.stderr[-3000:]
-    assert "customer_month_usd" in refused.stderr
+    (message,) = [line for line in refused.stderr.splitlines() if line.startswith("refused: ")]
+    assert "customer_month_usd" in message
+    assert refused.stderr.count(message.removeprefix("refused: ")) == 1, "printed once"
     assert f"report: {refusal}" in refused.stderr
     said = refusal.read_text()
     assert "The run was not started: " in said and "budget.customer_month_usd" in said
     assert page.read_bytes() == before
 
 
-def test_a_teacher_that_does_not_fit_its_config_is_told_before_anything_is_paid(
+def test_a_teacher_that_does_not_fit_its_config_is_refused_before_anything_is_paid(
     checkout, first_run
 ):
     """Its widths are other ones than its weights': what it computes cannot be estimated."""
@@ -198,7 +202,7 @@ def test_a_teacher_that_does_not_fit_its_config_is_told_before_anything_is_paid(
     assert charges(checkout, "node-second") == before, "but for the disk, no second of any stage"
 
 
-def test_a_failing_stage_leaves_its_own_words_and_a_report(checkout, first_run):
+def test_a_failing_stage_leaves_its_own_error_and_a_report(checkout, first_run):
     """A teacher that puts out NaN: only `encode` finds out, and tries once more."""
     weights = checkout / "assets/teachers/tiny-ltx/diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
@@ -210,7 +214,10 @@ def test_a_failing_stage_leaves_its_own_words_and_a_report(checkout, first_run):
     finally:
         weights.write_bytes(whole)
     assert failed.returncode == 3
-    assert "\nfault: encode: " in failed.stderr and "the teacher gave latents" in failed.stderr
+    outcome = json.loads((checkout / "work/tiny/outcome/encode.json").read_text())
+    assert (outcome["error"], outcome["exit_code"]) == ("Fault", 3)
+    assert f"\nfault: encode: {outcome['message']}" in failed.stderr
+    assert failed.stderr.count(outcome["message"]) == 2, "once for the retry, once at the end"
     assert failed.stdout.count("> turbo-vaed stage encode") == 2
     page = (checkout / "work/tiny/report/report.html").read_text()
     assert not (checkout / "work/tiny/report/not-started.html").exists()

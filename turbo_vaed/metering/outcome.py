@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,21 +69,31 @@ def recorded() -> Iterator[dict[str, Any]]:
     """Record how the block ends, where somebody expects an outcome. It gets a dict for its figures.
 
     An interrupt is not recorded: nobody is left to read it.
+
+    Raises:
+        SystemExit: the block failed, and that is recorded; whoever reads it prints it.
     """
     path, token = os.environ.get(_PATH, ""), os.environ.get(_TOKEN, "")
     figures: dict[str, Any] = {}
 
-    def write(outcome: StageOutcome) -> None:
+    def write(outcome: StageOutcome) -> bool:
         if not path:
-            return
-        with suppress(OSError):  # on a full disk: what the stage ended in matters more
+            return False
+        try:
             files.write_text(Path(path), json.dumps(asdict(outcome), default=str))
+        except OSError:  # a full disk, say: what the stage ended in matters more
+            return False
+        return True
 
     try:
         yield figures
     except Exception as error:
-        write(_failed(error, token))
-        raise
+        outcome = _failed(error, token)
+        if not write(outcome):
+            raise
+        if not isinstance(error, TurboVaedError):
+            traceback.print_exc()
+        raise SystemExit(outcome.exit_code) from None
     write(StageOutcome(token=token, figures=figures))
 
 

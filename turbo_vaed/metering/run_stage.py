@@ -52,9 +52,14 @@ def run_metered(settings: Settings, name: str, customer: str) -> dict[str, Any]:
 
     Raises:
         BudgetRefused: a price is unknown, or a month's budget is used up.
-        UserError: no such stage or customer, invalid params.
+        UserError: no such stage or customer, invalid params; a copy of the checkout, made by DVC.
         TurboVaedError: whatever the stage ends in.
     """
+    if "/.dvc/tmp/exps/" in f"{settings.root.as_posix()}/":
+        raise UserError(
+            "dvc exp run --temp and --queue copy the checkout without its ledger and its videos; "
+            "run dvc exp run without them"
+        )
     if name == "params":
         return _resolve_params(Workspace.load(settings.root, customer))
     if name not in STAGES:
