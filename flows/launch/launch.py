@@ -1,4 +1,4 @@
-"""A machine from its start to its end: the run on it, and what it made."""
+"""Starts a machine, runs the PoC on it, fetches the results and ends the machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Ran(NamedTuple):
 
 @contextmanager
 def started(config: Path) -> Iterator[None]:
-    """The machine, up and set up; it is ended with the block, by a signal, too.
+    """Start and set up the machine; it is ended with the block, also by a signal.
 
     Raises:
         Fault: it could not be started or set up.
@@ -40,7 +40,7 @@ def started(config: Path) -> Iterator[None]:
         try:
             if _ray("up", "--yes", "--no-config-cache", str(config)) != 0:
                 raise Fault(
-                    "the machine could not be started or set up: Ray's launcher says why above"
+                    "the machine could not be started or set up; Ray's launcher says why above"
                 )
             yield
         finally:
@@ -49,7 +49,7 @@ def started(config: Path) -> Iterator[None]:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """A closed terminal or a `kill` ends the block as Ctrl-C does, and not the process at once."""
+    """Let a closed terminal or a `kill` end the block as Ctrl-C does, not the process at once."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
@@ -63,21 +63,21 @@ def _signals_raise() -> Iterator[None]:
 
 
 def end(config: Path) -> None:
-    """End the machine; its configuration goes with it.
+    """End the machine and remove its configuration.
 
     Raises:
         Fault: AWS or Ray refused; it may still cost money.
     """
     if _ray("down", "--yes", str(config)) != 0:
         raise Fault(
-            f"the machine of {config} could not be ended and may still cost money: turbo-vaed ec2 "
-            "down, or the EC2 console; it ends itself when its budget's minutes are over"
+            f"the machine of {config} could not be ended and may still cost money: try turbo-vaed "
+            "ec2 down or the EC2 console; it ends itself when its minutes are over"
         )
     config.unlink(missing_ok=True)
 
 
 def run_there(workspace: Workspace, config: Path) -> Ran:
-    """Run the PoC on the machine and fetch what it made.
+    """Run the PoC on the machine and fetch its results.
 
     Raises:
         Fault: the machine was lost, or cannot be reached any more.
@@ -101,8 +101,8 @@ def run_there(workspace: Workspace, config: Path) -> Ran:
     )
     if not is_whole or not (fetched / EXIT_CODE).is_file():
         raise Fault(
-            "the machine was lost, or cannot be reached; run the same command again to go on from "
-            "the last checkpoint on the machine that is cheapest then"
+            "the machine was lost, or cannot be reached; the same command resumes the run from its "
+            "last checkpoint, on the machine that is cheapest then"
         )
     size = sum(path.stat().st_size for path in fetched.rglob("*") if path.is_file())
     _take_over(workspace, fetched)

@@ -1,5 +1,5 @@
-"""What Ray's cluster launcher is told of a machine: type, tags, files, environment; written below
-`work/CUSTOMER/ec2/`."""
+"""The configuration of a machine for Ray's cluster launcher: type, tags, files, environment; it is
+written below `work/CUSTOMER/ec2/`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from turbo_vaed.workspace import Workspace
 HOME = "~/turbo-vaed"
 """The checkout on the machine."""
 MACHINE, PLANNED = "machine.yaml", "planned.yaml"
-"""What Ray's launcher was told of a machine that may be up; and what it would be told."""
+"""The launcher's configuration of a machine that may be up, and of one that is only planned."""
 ENVIRONMENT, CHECKOUT = "environment", "checkout"
 PASSED_ON = (
     "TURBO_VAED_LEDGER_URL",
@@ -39,17 +39,17 @@ PASSED_ON = (
     "PREFECT_API_URL",
     "PREFECT_API_KEY",
 )
-"""Variables that hold there, too. AWS credentials are not among them: the machine has a role."""
+"""Variables that are passed on to the machine. Not AWS credentials: the machine has a role."""
 
 
 def configuration(
     workspace: Workspace, run: runs.Run, selection: Selection, common: dict[str, Any]
 ) -> dict[str, Any]:
-    """What Ray's launcher is told: what is common to all machines, with this one's type, tags and
-    files.
+    """The launcher's configuration: what all machines have in common, with this one's type, tags
+    and files.
 
     Raises:
-        UserError: `common` lacks what is added to.
+        UserError: `common` lacks a key that is extended.
     """
     config: dict[str, Any] = copy.deepcopy(common)
     machine = selection.choice.machine
@@ -57,7 +57,7 @@ def configuration(
     kinds = ["instance", "volume"]
     node = node_config(config)
     try:
-        # Of the run, so that nobody else's machine is taken for it.
+        # The run's own, so that no other machine is taken for it.
         config["cluster_name"] = f"{config['cluster_name']}-{run.run_id}"
         config["provider"]["region"] = machine.region
         setup = config["setup_commands"]
@@ -126,14 +126,14 @@ def _copy_checkout(workspace: Workspace) -> None:
 
 
 def folder(workspace: Workspace) -> Path:
-    """Where what is told to Ray's launcher is kept, and what it was told of."""
+    """The folder with the launcher's configuration, and the files it names."""
     return workspace.work / "ec2"
 
 
 def prepare(
     workspace: Workspace, settings: Settings, selection: Selection, run: runs.Run, *, name: str
 ) -> Path:
-    """Write everything that Ray's launcher reads; returns its configuration, `name`.
+    """Write everything that Ray's launcher reads; returns the path of its configuration, `name`.
 
     Raises:
         UserError: the ledger, MLflow or checkpoints would be lost with the machine; a machine of
@@ -142,9 +142,8 @@ def prepare(
     place = folder(workspace)
     if (place / MACHINE).exists():
         raise UserError(
-            f"a machine that was started for {workspace.customer} may be up: {place / MACHINE}; "
-            "end it "
-            f"first: turbo-vaed ec2 down {workspace.customer}"
+            f"a machine that was started for {workspace.customer} may be up ({place / MACHINE}): "
+            f"end it first with turbo-vaed ec2 down {workspace.customer}"
         )
     _check_places(settings)
     common = read_template(settings.root)
@@ -158,7 +157,7 @@ def prepare(
     lines = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
     lines += [
         f'export PATH="{HOME.replace("~", "$HOME")}/.venv/bin:$PATH"',
-        # A machine that does not know what it is must not pass for a local one, which costs less.
+        # A machine without labels must not pass for a local one, which costs less.
         'export TURBO_VAED_MACHINE="$(turbo-vaed node labels 2> /dev/null || echo unknown)"',
     ]
     secret = place / ENVIRONMENT
@@ -184,7 +183,4 @@ def _check_places(settings: Settings) -> None:
     if not (settings.checkpoints_url or "").startswith("s3://"):
         lost.append("TURBO_VAED_CHECKPOINTS (s3://BUCKET/PREFIX)")
     if lost:
-        raise UserError(
-            "the machine goes at the end, and what it alone holds goes with it: set "
-            + "; ".join(lost)
-        )
+        raise UserError("these would be lost with the machine when it ends; set " + "; ".join(lost))

@@ -1,4 +1,4 @@
-"""What a machine costs beside its stages: start, set-up, copies, end, and what was fetched."""
+"""Charges what a machine cost outside its stages: start, set-up, copies, end, and downloads."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from turbo_vaed.planning.ec2_costs import ENDS_ITSELF_MINUTES, VOLUME
 from turbo_vaed.workspace import Workspace
 
 STAGE = "machine"
-"""What the ledger has of a machine beside its stages."""
+"""The ledger's stage for what a machine costs outside its stages."""
 RESULTS = "results"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A machine that was started; kept in a file until all of it is charged, so that one that
-    outlived the process that started it is charged, too, when `turbo-vaed ec2 down` ends it."""
+    """A machine that was started; recorded in a file until all of it is charged, so that a machine
+    that outlived the process which started it is charged when `turbo-vaed ec2 down` ends it."""
 
     run: str
     customer: str
     instance_type: str
     market: Literal["spot", "on-demand"]
     usd_per_hour: Decimal
-    """When it was picked."""
+    """When it was selected."""
     began: datetime
     minutes: int
     """After which it ends itself."""
@@ -47,22 +47,21 @@ class Started:
 
 
 def record(workspace: Workspace) -> Path:
-    """Where the machine that was started last is kept."""
+    """The file with the machine that was started last."""
     return folder(workspace) / "started.json"
 
 
 def note(workspace: Workspace, run: runs.Run, selection: Selection, *, began: datetime) -> Started:
-    """Keep what is about to be started.
+    """Record the machine that is about to be started.
 
     Raises:
-        UserError: the one before is not charged yet.
+        UserError: the machine before it is not charged yet.
     """
     path = record(workspace)
     if path.exists():
         raise UserError(
-            f"the last machine of {workspace.customer} is not charged yet: {path}; turbo-vaed "
-            "ec2 down "
-            f"{workspace.customer} charges it"
+            f"the last machine of {workspace.customer} is not charged yet ({path}): run "
+            f"turbo-vaed ec2 down {workspace.customer}"
         )
     machine = selection.choice.machine
     assert machine.usd_per_hour is not None and machine.market != "local"
@@ -90,12 +89,12 @@ def note(workspace: Workspace, run: runs.Run, selection: Selection, *, began: da
 
 
 def settle(ledger: Ledger, workspace: Workspace, *, ended: datetime) -> tuple[Charge, ...]:
-    """Charge what the machine that was started last was up beside its stages, once it has ended,
-    and its volume; nothing where no machine is left to be charged.
+    """Charge the last machine, once it has ended, for its time outside stages and for its volume,
+    and release the run's reservation; nothing where every machine is charged.
 
-    At the price of when it was picked, and for no longer than until it ended itself: soon after
-    its last stage, or when its minutes were over. A clock that was set back meanwhile makes it too
-    little: `turbo-vaed cost reconcile` shows that. The run keeps nothing back of a month any more.
+    At the price when it was selected, and for no longer than until it ended itself: soon after its
+    last stage, or when its minutes were over. If the clock was set back meanwhile, the charge is
+    too low: `turbo-vaed cost reconcile` shows that.
 
     Raises:
         Unreachable: the ledger does not take it; `turbo-vaed ec2 down` does it again.
@@ -106,14 +105,14 @@ def settle(ledger: Ledger, workspace: Workspace, *, ended: datetime) -> tuple[Ch
     kept = json.loads(path.read_text())
     kept |= {name: Decimal(kept[name]) for name in ("usd_per_hour", "volume_usd_per_gb_month")}
     kept["began"] = datetime.fromisoformat(kept["began"])
-    charges = tuple(_beside_stages(ledger, Started(**kept), ended))
+    charges = tuple(_outside_stages(ledger, Started(**kept), ended))
     ledger.add_all(charges)
     ledger.release(kept["run"])
     path.unlink()
     return charges
 
 
-def _beside_stages(ledger: Ledger, started: Started, ended: datetime) -> Iterator[Charge]:
+def _outside_stages(ledger: Ledger, started: Started, ended: datetime) -> Iterator[Charge]:
     known = [c for c in ledger.charges(run=started.run) if c.started_at >= started.began]
     stages = [c for c in known if c.unit == UNIT and c.resource == started.instance_type]
     until = min(ended, started.began + timedelta(minutes=started.minutes))
@@ -123,7 +122,9 @@ def _beside_stages(ledger: Ledger, started: Started, ended: datetime) -> Iterato
     up = Decimal(str((until - started.began).total_seconds()))
     if up <= 0:
         return
-    if not any(charge.resource == VOLUME for charge in known):  # a try that was cut off had it
+    if not any(
+        charge.resource == VOLUME for charge in known
+    ):  # an interrupted attempt has charged it
         yield storage_charge(
             run=started.run,
             customer=started.customer,
@@ -144,7 +145,7 @@ def _beside_stages(ledger: Ledger, started: Started, ended: datetime) -> Iterato
         resource=started.instance_type,
         market=started.market,
         usd_per_hour=started.usd_per_hour,
-        source="start, set-up and end, at the price of when the machine was picked",
+        source="start, set-up and end, at the price when the machine was selected",
     )
     yield node_charge(
         rate, rest, run=started.run, customer=started.customer, stage=STAGE,
@@ -161,7 +162,7 @@ def fetched(
     at: datetime,
     outbox_folder: Path,
 ) -> Charge:
-    """Charge what was fetched out of AWS when the run had ended."""
+    """Charge what was downloaded from AWS when the run had ended."""
     charge = transfer_charge(
         run=run.run_id,
         customer=workspace.customer,

@@ -231,7 +231,7 @@ def test_a_stage_of_this_machine_needs_no_cluster(
         Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger,
         run_stage._metering_idle_nodes(workspace, settings, ledger, "demo-1", "gate"),
     ):
-        assert "charged when gate has ended: no Ray answers at 127.0.0.1:9" in caplog.text
+        assert "no Ray answers at 127.0.0.1:9" in caplog.text
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def test_a_child_sees_a_cluster_and_its_end_without_ending_us(
         process.terminate()
         process.wait()
         monkeypatch.setattr(watch, "SILENT_SECONDS", 0.5)
-        with pytest.raises(Unreachable, match="nobody sees the nodes"):
+        with pytest.raises(Unreachable, match="not known any more"):
             while time.monotonic() < deadline:
                 watching.nodes()
                 time.sleep(0.1)

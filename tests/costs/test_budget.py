@@ -150,6 +150,6 @@ def test_work_that_does_not_fit_is_refused_with_both_sides() -> None:
     spending("3").require(6, "encoding")
     with pytest.raises(BudgetRefused, match=r"encoding needs 8 s more, \$7.50.*\$3.00 are spent"):
         spending("3").require(7.5, "encoding")
-    with pytest.raises(BudgetRefused, match=r"\$1.00 kept back"):
+    with pytest.raises(BudgetRefused, match=r"\$1.00 reserved"):
         spending("9").require(0, "encoding")
     spending("8.9", usd_per_hour="0").require(1e9, "encoding")

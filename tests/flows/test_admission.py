@@ -272,7 +272,7 @@ def test_what_training_left_for_the_last_stages_is_enough_for_the_rest_of_them(
     workspace: Workspace, settings: Settings
 ) -> None:
     """A first run, whose evaluation is done and whose export failed: of the 300 seconds that were
-    kept back 200 are left, and nobody knows yet that the rest needs more."""
+    reserved 200 are left, and nobody knows yet that the rest needs more."""
     with Ledger.open(settings.ledger_url) as ledger:
         ledger.add(charge(run="demo-0", customer="other", stage="gate"))
     run = runs.fresh("demo")

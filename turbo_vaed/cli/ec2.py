@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from flows.to_do import ToDo
     from turbo_vaed.workspace import Workspace
 
-app = typer.Typer(no_args_is_help=True, help="A PoC run on a machine that is started for it.")
+app = typer.Typer(no_args_is_help=True, help="Run a PoC on an EC2 machine that is started for it.")
 
 Type = Annotated[
-    str | None, typer.Option("--type", help="one of prices.candidates; else the cheapest")
+    str | None, typer.Option("--type", help="one of prices.candidates; the cheapest by default")
 ]
 Market = Annotated[
-    Literal["spot", "on-demand"] | None, typer.Option("--market", help="else the cheaper")
+    Literal["spot", "on-demand"] | None, typer.Option("--market", help="by default the cheaper")
 ]
 
 
 @app.command("config")
 def show_config(customer: Customer, instance_type: Type = None, market: Market = None) -> None:
-    """Pick type, market and zone, and write what Ray's launcher would be told; start nothing."""
+    """Select type, market and zone, and write the configuration for the launcher; start nothing."""
     from flows.launch import launch_config
 
     settings = Settings.from_environment()
@@ -41,12 +41,12 @@ def show_config(customer: Customer, instance_type: Type = None, market: Market =
 
 @app.command("run")
 def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = None) -> None:
-    """Run a customer's PoC on the EC2 machine where distillation is expected to cost the least.
+    """Run a customer's PoC on the EC2 machine on which it is expected to cost the least.
 
-    Type, market and zone are those of `turbo-vaed cost quote CUSTOMER`. The machine bears the run's
-    tags, runs `turbo-vaed poc CUSTOMER`, and is ended when that ends, or when what may be spent is
-    spent. A run that lost its machine goes on with the same command. Start it where the ledger,
-    MLflow and the bucket of checkpoints are named by the environment: docs/costs.md.
+    Type, market and zone are those of `turbo-vaed cost quote CUSTOMER`. The machine has the run's
+    tags, runs `turbo-vaed poc CUSTOMER`, and is ended when that ends or the budget is spent. A run
+    that lost its machine resumes with the same command. The environment must name the ledger,
+    MLflow and the bucket of checkpoints: docs/costs.md.
     """
     from flows import runs
     from flows.launch import launch, launch_config, settlement
@@ -88,7 +88,7 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
 
 @app.command("down")
 def end_machine(customer: Customer) -> None:
-    """End a customer's machine, after a crash of `ec2 run`, and charge what is not charged yet."""
+    """End a customer's machine after a crash of `ec2 run`, and charge what is not charged yet."""
     from flows.launch import launch, launch_config, settlement
     from turbo_vaed.costs import Ledger, format_usd, total_usd
     from turbo_vaed.workspace import Workspace
@@ -97,7 +97,7 @@ def end_machine(customer: Customer) -> None:
     workspace = Workspace.load(settings.root, customer)
     config = launch_config.folder(workspace) / launch_config.MACHINE
     if not config.is_file() and not settlement.record(workspace).is_file():
-        raise UserError(f"no machine of {customer} was left by this checkout: no {config}")
+        raise UserError(f"this checkout has no machine of {customer}: no {config}")
     if config.is_file():
         launch.end(config)
     with Ledger.open(settings.ledger_url) as ledger:
@@ -110,8 +110,8 @@ def end_machine(customer: Customer) -> None:
 def _select_instance(
     settings: Settings, customer: str, instance_type: str | None, market: str | None
 ) -> tuple[Workspace, ToDo, Selection]:
-    """The customer, its run (not written yet), and the machine for it. Ends where nothing is to
-    be done."""
+    """The customer, its run (not written yet), and the machine for it. Exits where there is nothing
+    to do."""
     from flows import admission
     from flows.launch.instance_selection import select_instance
     from flows.to_do import to_do_now

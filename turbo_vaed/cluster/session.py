@@ -1,4 +1,4 @@
-"""One way to a Ray: the cluster that is named, the session that runs, or a local one."""
+"""Connects to Ray: to the cluster that is named, the session that is open, or a local Ray."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 @contextmanager
 def ray_session(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
-    """Ray, connected; what this call started or joined is left again at its end.
+    """Connect to Ray for the block; afterwards leave or stop what this call joined or started.
 
     Args:
         address: a cluster (`host:port`, `ray://host:port`, `auto`); None or "local" starts a
@@ -51,7 +51,7 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
 
 
 def _start(cpus: int) -> None:
-    """A local Ray; tried again, since Ray gives its own start 30 s and a busy machine needs more.
+    """Start a local Ray, with retries: Ray allows its start 30 s, and a busy machine needs more.
 
     What a failed attempt leaves behind ends with this process.
     """
@@ -77,7 +77,7 @@ def _start(cpus: int) -> None:
 
 
 def _knock(address: str) -> None:
-    """Ray itself waits for minutes: see first whether anything listens."""
+    """Check first whether anything listens, since Ray itself waits for minutes."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.hostname is None or parts.port is None:
         return

@@ -1,7 +1,7 @@
-"""A cluster's nodes as a child process sees them.
+"""Watches a cluster's nodes through a child process.
 
-A process that is connected to Ray ends with the cluster's head, whatever it was doing. A stage of
-this machine must not: so somebody else is connected for it.
+A process that is connected to Ray ends together with the cluster's head, whatever it was doing. A
+stage on this machine must not, so a child is connected in its place.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from turbo_vaed.errors import Unreachable
 CONNECT_SECONDS = 60.0
 """Ray takes some seconds to connect; a busy machine needs longer."""
 SILENT_SECONDS = 60.0
-"""Without a word for so long it is not known any more which nodes there are."""
+"""After this long without news it is unknown which nodes there are."""
 
 
 class Watch:
-    """The nodes of the cluster at `address`, looked at every `seconds` until the block ends.
+    """Lists the nodes of the cluster at `address` every `seconds` until the block ends.
 
     Raises:
         Unreachable: on entry, where no Ray answers.
@@ -40,12 +40,12 @@ class Watch:
         """Ray's id of this machine; empty where it is none of the nodes."""
 
     def __enter__(self) -> Self:
-        self._said = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill
+        self._stderr = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill
         self._child = subprocess.Popen(
             [sys.executable, "-m", "turbo_vaed.cluster.watch", self._address, str(self._seconds)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             text=True,
         )
         self._first = threading.Event()
@@ -53,7 +53,7 @@ class Watch:
         self._reader.start()
         if not self._first.wait(CONNECT_SECONDS) or not self._seen_at:
             self._end()
-            raise Unreachable(self._last_words() or f"Ray at {self._address} does not answer")
+            raise Unreachable(self._last_error_line() or f"Ray at {self._address} does not answer")
         return self
 
     def __exit__(
@@ -63,28 +63,27 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self._end()
-        self._said.close()
+        self._stderr.close()
 
     def nodes(self) -> list[dict[str, Any]]:
-        """As `ray_nodes`, of the last look.
+        """The nodes as last seen, as `ray_nodes` lists them.
 
         Raises:
-            Unreachable: that was long ago, or the child has ended: which nodes there are is not
-                known.
+            Unreachable: the child has ended, or has sent nothing for a long time.
         """
         is_fresh = time.monotonic() - self._seen_at < SILENT_SECONDS + self._seconds
         if not is_fresh or self._child.poll() is not None:
-            raise Unreachable(f"nobody sees the nodes of the cluster at {self._address} any more")
+            raise Unreachable(f"the nodes of the cluster at {self._address} are not known any more")
         return self._seen
 
     def _read(self) -> None:
         assert self._child.stdout is not None
         for line in self._child.stdout:
             try:
-                told = json.loads(line)
-                self.own_node, self._seen = told["own"], told["nodes"]
+                message = json.loads(line)
+                self.own_node, self._seen = message["own"], message["nodes"]
             except (ValueError, KeyError, TypeError):
-                continue  # a word of Ray's own
+                continue  # a line of Ray's own
             self._seen_at = time.monotonic()
             self._first.set()
         self._first.set()  # it has ended
@@ -96,15 +95,15 @@ class Watch:
         assert self._child.stdout is not None
         self._child.stdout.close()
 
-    def _last_words(self) -> str:
-        self._said.seek(0)
-        lines = self._said.read().strip().splitlines()
-        self._said.close()
+    def _last_error_line(self) -> str:
+        self._stderr.seek(0)
+        lines = self._stderr.read().strip().splitlines()
+        self._stderr.close()
         return lines[-1] if lines else ""
 
 
 def main(address: str, seconds: float) -> None:
-    """Print the nodes, a line of JSON a look, until nobody reads."""
+    """Print the nodes, a line of JSON each time, until nobody reads."""
     with ray_session(address):
         own = own_node(address)
         while True:

@@ -1,7 +1,7 @@
 """The budget: pure functions that say whether a run may go on.
 
 A run has one part that can be cut short (distillation) and a part that cannot (checkpoint,
-evaluate, export, gate, report). The reserve is kept back for the second. So:
+evaluate, export, gate, report), for which the reserve is set aside. So:
 
 - While distillation runs, `decide` is asked before every step and says `stop` as soon as one more
   step would eat into the reserve. A run whose reserve fits therefore never passes its budget.
@@ -41,7 +41,7 @@ class Budget:
     warn_share: Decimal
     """Of `run_usd`: warn from here on."""
     reserve_usd: Decimal
-    """Kept back for what must run after distillation."""
+    """Reserved for what must run after distillation."""
 
     def __post_init__(self) -> None:
         for name in ("run_usd", "warn_share", "reserve_usd"):
@@ -68,7 +68,7 @@ class Budget:
         """The configured budget, its reserve in seconds priced at what the nodes cost.
 
         Args:
-            reserve_usd: kept back on top, for what is not time.
+            reserve_usd: reserved on top, for what is not charged by time.
         """
         return cls(
             run_usd=run_usd,
@@ -130,7 +130,7 @@ def decide(
         action: Action = "stop"
         reason = (
             f"{of}; a further step of up to {format_usd(step_usd)} would eat into the "
-            f"{format_usd(budget.reserve_usd)} kept back for what must follow"
+            f"{format_usd(budget.reserve_usd)} reserved for the stages after it"
         )
     elif spent_usd + step_usd >= warn_usd:
         action = "warn"
@@ -168,7 +168,7 @@ def check_start(budget: Budget, *, spent_usd: Decimal, usd_per_hour: Decimal | N
         action="stop",
         reason=(
             f"{format_usd(spent_usd)} of {format_usd(budget.run_usd)} spent; the "
-            f"{format_usd(budget.reserve_usd)} kept back for evaluate, export, gate and report "
+            f"{format_usd(budget.reserve_usd)} reserved for evaluate, export, gate and report "
             "leave nothing for distillation: the rest runs with the student as it starts, and "
             f"may pass the budget by up to {format_usd(-left_usd)}"
         ),
@@ -179,7 +179,7 @@ def check_start(budget: Budget, *, spent_usd: Decimal, usd_per_hour: Decimal | N
 
 @dataclass(frozen=True, kw_only=True)
 class Spending:
-    """A run as its budget sees it: what it may spend, what it has, and how fast."""
+    """A run as its budget sees it: what it may spend, what it has spent, and how fast."""
 
     budget: Budget
     usd_per_hour: Decimal
@@ -226,8 +226,9 @@ class Spending:
         if affordable > 0 and seconds <= affordable:
             return
         raise BudgetRefused(
-            f"{what} needs {seconds:.0f} s more, {format_usd(usd)}, and of the "
-            f"{format_usd(found.usd)} that the run may spend {format_usd(spent)} are spent and "
-            f"{format_usd(budget.reserve_usd)} kept back for evaluate, export, gate and "
-            f"report; there is {found.by}: raise it in finance.yaml, or lower clip.clips_per_video"
+            f"{what} needs {seconds:.0f} s more, {format_usd(usd)}. Of the "
+            f"{format_usd(found.usd)} that the run may spend, {format_usd(spent)} are spent and "
+            f"{format_usd(budget.reserve_usd)} reserved for evaluate, export, gate and "
+            f"report. The limit is {found.by}: raise it in finance.yaml, or lower "
+            "clip.clips_per_video"
         )

@@ -1,9 +1,9 @@
-"""What a cluster's nodes cost while no stage runs on them: between two stages, until a driver that
-was lost is started again, and to the end of the run.
+"""Charges a cluster's nodes for the time in which no stage runs on them: between two stages, until
+a lost driver is restarted, and until the end of the run.
 
-A meter ends with its stage, and the driver of a cluster may not outlive it. So a stage keeps in a
-file when it last saw each node, and whoever comes next charges the nodes that are still there.
-While a stage runs on this machine alone, a second meter charges them, as they come and go.
+A meter ends with its stage, and the driver may be lost. So a stage records in a file when it last
+saw each node, and whoever comes next charges the nodes that are still there. While a stage runs on
+this machine alone, a second meter charges them as they come and go.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from turbo_vaed.costs.meter import UNIT, node_charge
 from turbo_vaed.errors import Unreachable
 
 TRACKING_FILE = "nodes.json"
-"""In the customer's folder: the run, its nodes, and when they were seen last."""
+"""In the customer's folder: the run, its nodes, and when they were last seen."""
 
 _OF_NODES = (*RAY_STAGES, IDLE_STAGE)
-"""Stages that are charged for a cluster's nodes, not for this machine."""
+"""Stages whose charges are for the cluster's nodes and not for this machine."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """By the clock that can be set, and by the one that cannot."""
+    """A time by the wall clock, which can be set, and by the clock since boot, which cannot."""
 
     at: datetime
     boot: str
-    """Which start of the machine the other one counts from; empty where it does not tell."""
+    """Identifies the boot; empty where the system has no such id."""
     since_boot: float
-    """Seconds, sleep included."""
+    """Seconds, including sleep."""
 
 
 def this_moment() -> Moment:
-    """By the clocks of this machine."""
+    """Now, by the clocks of this machine."""
     try:
         boot = _BOOT_ID.read_text().strip()
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -58,14 +58,14 @@ def this_moment() -> Moment:
 def tracked(
     nodes: Nodes, path: Path, *, run: str, now: Callable[[], Moment] = this_moment
 ) -> Nodes:
-    """The same nodes; whoever asks for them also keeps in the file `path` that they are there."""
+    """The same nodes; reading them also records in the file `path` that they are there."""
 
     def look() -> Mapping[str, Rate]:
         found = nodes()
         try:
             _write(path, run, found, now())
         except OSError as error:  # a full disk: they are charged all the same
-            _log.warning("that nodes are there is not kept: %s", error)
+            _log.warning("the cluster's nodes cannot be recorded: %s", error)
         return found
 
     return look
@@ -81,8 +81,8 @@ def start_tracking(
     own_node: str = "",
     now: Callable[[], Moment] = this_moment,
 ) -> None:
-    """Keep that the nodes are there when a run begins. Where it goes on after a driver that was
-    lost, they are charged for the wait, which is wasted. Arguments as of `charge_idle_nodes`."""
+    """Record the nodes when a run begins. Where it resumes after its driver was lost, they are
+    charged for the time between, as wasted. Arguments as of `charge_idle_nodes`."""
     if not _read(path, run, now())[0]:
         tracked(nodes, path, run=run, now=now)()
         return
@@ -92,20 +92,20 @@ def start_tracking(
 
 
 def is_tracked(path: Path, run: str) -> bool:
-    """Whether `path` keeps nodes for this run."""
+    """Whether `path` has nodes of this run."""
     return bool(_read(path, run, this_moment())[0])
 
 
 def without_node(nodes: Nodes, own_node: str) -> Nodes:
-    """Those that wait while a stage runs on this machine: without this machine itself, and without
-    one whose price is not known. None where `nodes` cannot be reached: whoever comes next charges
-    those that are still there."""
+    """The nodes that are idle while a stage runs on this machine: all but this machine and nodes of
+    unknown price. Empty where the cluster cannot be reached; whoever comes next charges the
+    nodes that are still there."""
 
     def look() -> Mapping[str, Rate]:
         try:
             found = _priced(nodes)
         except Unreachable as error:
-            _log.warning("nodes that wait are not charged now: %s", error)
+            _log.warning("idle nodes are not charged now: %s", error)
             return {}
         return {node: rate for node, rate in found.items() if node != own_node}
 
@@ -116,7 +116,7 @@ def _priced(nodes: Nodes) -> dict[str, Rate]:
     try:
         return dict(nodes())
     except PartlyPriced as error:
-        _log.warning("of the nodes that waited some are not charged: %s", error)
+        _log.warning("some idle nodes are not charged: %s", error)
         return error.known
 
 
@@ -131,15 +131,14 @@ def charge_idle_nodes(
     own_node: str = "",
     now: Callable[[], Moment] = this_moment,
 ) -> list[Charge]:
-    """Charge the nodes that `path` knows of this run and that are still there, from when they were
-    seen last; a node that has gone meanwhile is not charged, for nobody saw when, nor one whose
-    price is not known. A clock that was set meanwhile does not count, unless the machine was
-    started again.
+    """Charge the nodes of this run in `path` that are still there, from when they were last seen.
+    Nodes that have gone are not charged, as nobody saw when, nor are nodes of unknown price.
+    Setting the wall clock meanwhile has no effect, unless the machine was rebooted.
 
     Args:
-        is_wasted: whether they have waited for a driver that was lost.
-        own_node: this machine, where it is one of the nodes: what stages that run on it alone
-            were charged meanwhile, as such a node, is not charged again.
+        is_wasted: whether they were idle because the driver was lost.
+        own_node: this machine, where it is one of the nodes: time for which stages that run on
+            it alone were charged, as for such a node, is not charged again.
 
     Raises:
         Unreachable: the ledger does not take it; the file stays as it is.
@@ -150,10 +149,10 @@ def charge_idle_nodes(
         return []
     held = _priced(nodes)
     charged = [charge for charge in ledger.charges(run=run) if charge.unit == UNIT]
-    # A meter's last slice goes on after its last look; an end to come is of a clock that was wrong.
+    # A meter's last slice ends after its last look; an end in the future comes from a wrong clock.
     ends = [c.ended_at for c in charged if c.stage in _OF_NODES]
     paid_until = [at for at in ends if at <= ended]
-    waited: defaultdict[tuple[Rate, datetime], Decimal] = defaultdict(Decimal)
+    idle: defaultdict[tuple[Rate, datetime], Decimal] = defaultdict(Decimal)
     for node, rate in held.items():
         if node not in last:
             continue
@@ -161,13 +160,13 @@ def charge_idle_nodes(
         seconds = _seconds(began, ended)
         if node == own_node:
             seconds -= _on_this_machine(charged, rate, began)
-        waited[rate, began] += max(Decimal(0), seconds)
+        idle[rate, began] += max(Decimal(0), seconds)
     charges = [
         node_charge(
             rate, seconds, run=run, customer=customer, stage=IDLE_STAGE, began=began, ended=ended,
             is_wasted=is_wasted,
         )
-        for (rate, began), seconds in waited.items()
+        for (rate, began), seconds in idle.items()
         if seconds
     ]  # fmt: skip
     ledger.add_all(charges)
@@ -176,7 +175,7 @@ def charge_idle_nodes(
 
 
 def _on_this_machine(charged: Iterable[Charge], rate: Rate, since: datetime) -> Decimal:
-    """Node-seconds that its own stages were charged, as the node that it is."""
+    """Node-seconds that stages on this machine were charged, as for such a node."""
     own = [
         c for c in charged
         if c.stage not in _OF_NODES and c.started_at >= since
@@ -190,8 +189,8 @@ def _seconds(began: datetime, ended: datetime) -> Decimal:
 
 
 def _read(path: Path, run: str, moment: Moment) -> tuple[list[str], datetime]:
-    """The nodes of this run and when they were seen, by the clock as it goes at `moment`; none
-    where the file is of another run, or is not whole."""
+    """The nodes of this run, and when they were last seen by the wall clock of `moment`; none where
+    the file belongs to another run or is damaged."""
     try:
         document = json.loads(path.read_text())
         nodes, seen = list(document["nodes"]), datetime.fromisoformat(document["at"])

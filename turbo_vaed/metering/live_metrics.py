@@ -1,7 +1,8 @@
-"""Curves and sample frames of a run in flight, in MLflow; a server that is down costs a warning.
+"""Logs curves and sample frames of a running stage to MLflow; if the server is down, the stage goes
+on with a warning.
 
-A thread of its own delivers them, so that training waits for nothing. The MLflow run is found
-again by its tags when the PoC run goes on in another process.
+A background thread sends them, so that training never waits. The MLflow run is found again by its
+tags when the PoC run goes on in another process.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EVERY_SECONDS = 2.0
-"""Between two deliveries."""
+"""Between two attempts to send."""
 AGAIN_SECONDS = 60.0
-"""After one that failed."""
+"""After an attempt that failed."""
 LAST_SECONDS = 30.0
-"""How long the end of a stage waits for the last one."""
+"""How long the end of a stage waits for the last attempt."""
 MOST_POINTS = 200_000
-"""What waits for a server at most, some 50 MB; the oldest go first."""
+"""The most that are buffered, some 50 MB; the oldest are dropped first."""
 
 
 class LiveRun:
-    """The MLflow run of one kind of work of a PoC run, while the `with` block runs.
+    """The MLflow run of one stage of a PoC run, open while the `with` block runs.
 
-    It is made with the first figure or picture, and ends as finished or failed, as the block does.
+    It is created with the first value or picture, and ends as the block does: finished or failed.
 
     Args:
         uri: MLflow's tracking URI.
         run_id: of the PoC run.
-        kind: of the work, a tag.
-        warn: told once that MLflow does not take what is logged, and at the end what it lacks.
+        kind: of work, for a tag: the stage.
+        warn: called once when MLflow fails, and at the end with what MLflow lacks.
         clock: seconds, never going back.
     """
 
@@ -76,18 +77,18 @@ class LiveRun:
         self._status = "FINISHED"
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Figures at a step; returns at once."""
+        """Log values at a step; returns at once."""
         now = round(time.time() * 1000)
         with self._lock:
             self._points += [Point(key, value, now, step) for key, value in values.items()]
 
     def log_picture(self, png: bytes, name: str) -> None:
-        """A PNG, as the artifact `samples/NAME`; returns at once."""
+        """Log a PNG as the artifact `samples/NAME`; returns at once."""
         with self._lock:
             self._pictures.append((png, name))
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._work, name="telemetry", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="live-metrics", daemon=True)
         self._thread.start()
         return self
 
@@ -102,10 +103,10 @@ class LiveRun:
         self._thread.join(LAST_SECONDS)
         missing = self._dropped + len(self._points) + len(self._pictures)
         if missing or self._thread.is_alive():
-            self._warn(f"MLflow lacks {missing} figures and pictures of run {self._name}")
+            self._warn(f"MLflow lacks {missing} values and pictures of run {self._name}")
 
     def deliver(self) -> None:
-        """Hand over what waits, unless MLflow failed less than `AGAIN_SECONDS` ago."""
+        """Send what is buffered, unless MLflow failed less than `AGAIN_SECONDS` ago."""
         if (self._points or self._pictures) and self._clock() >= self._not_before:
             self._attempt(self._send)
 
@@ -118,7 +119,7 @@ class LiveRun:
         try:
             with talking(self._uri):
                 call()
-        except Exception as error:  # of whatever kind: telemetry never ends a run
+        except Exception as error:  # whatever it is: logging never ends a run
             self._client, self._not_before = None, self._clock() + AGAIN_SECONDS
             with self._lock:
                 surplus = max(0, len(self._points) - MOST_POINTS)
@@ -126,8 +127,8 @@ class LiveRun:
             self._dropped += surplus
             if not self._is_warned:
                 self._is_warned = True
-                told = error if isinstance(error, TurboVaedError) else type(error).__name__
-                self._warn(f"the run goes on, its curves are not in MLflow yet: {told}")
+                cause = error if isinstance(error, TurboVaedError) else type(error).__name__
+                self._warn(f"the run goes on, but its curves are not in MLflow yet: {cause}")
 
     def _send(self) -> None:
         client = self._client = self._client or open_tracking(self._uri)

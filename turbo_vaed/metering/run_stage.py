@@ -144,8 +144,8 @@ def _is_on_a_cluster(settings: Settings, stage: str) -> bool:
 def _nodes(
     workspace: Workspace, settings: Settings, ledger: Ledger, run: str, stage: str
 ) -> Iterator[Nodes]:
-    """The nodes of a stage, for its meter. Those of a cluster are connected until the block ends,
-    what they have waited for the stage is charged, and that they are there is kept."""
+    """The nodes of a stage, for its meter. Ray is connected until the block ends; a cluster's nodes
+    are charged for their idle time before the stage, and recorded."""
     held = nodes_of(workspace.params, settings, stage)
     if not _is_on_a_cluster(settings, stage):
         yield held
@@ -167,9 +167,9 @@ def _nodes(
 def _metering_idle_nodes(
     workspace: Workspace, settings: Settings, ledger: Ledger, run: str, stage: str
 ) -> Iterator[None]:
-    """While a stage runs on this machine alone, the cluster's other nodes wait for it, and a meter
-    charges them. Where that cannot be, whoever comes next does: no such stage fails for it, nor
-    where the cluster goes."""
+    """Meter the cluster's other nodes, which are idle while a stage runs on this machine alone.
+    Where that is not possible, whoever comes next charges them: no stage fails because of it, nor
+    because the cluster is gone."""
     seen = workspace.work / idle_nodes.TRACKING_FILE
     if not settings.on_a_cluster or stage in RAY_STAGES or not idle_nodes.is_tracked(seen, run):
         yield
@@ -203,7 +203,7 @@ def _metering_idle_nodes(
             )
             open_.enter_context(meter)
         except Exception as error:  # whatever Ray says
-            _log.warning("the cluster's nodes are charged when %s has ended: %s", stage, error)
+            _log.warning("the cluster's idle nodes are charged after %s: %s", stage, error)
         yield
 
 
@@ -218,7 +218,7 @@ def _formatted(value: object) -> str:
 
 
 def usage_charge(usage: Usage, run: str, customer: str, stage: str) -> Charge:
-    """What a stage has paid for beside its machines, as the ledger takes it."""
+    """A usage as a charge for the ledger."""
     return Charge(
         run=run,
         customer=customer,

@@ -1,5 +1,5 @@
-"""The disk and the bucket that a run's files take, from when they were written to its end; and what
-was fetched out of the bucket."""
+"""Charges a run for storing its files on disk and in a bucket until its end, and for what it read
+out of the bucket."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
 KEPT = {"clip": "clip", "encode": "encode", "targets": "distill"}
-"""Folders of a customer that hold clips, latents and the teacher's targets, and the stages that
-write them. Checkpoints are charged by what was told of them, for most are gone by then."""
+"""Folders of a customer with clips, latents and the teacher's targets, and the stages that write
+them. Checkpoints are charged by the event log, since most are gone by the end."""
 SOURCE = "prices.storage_usd_per_gb_month"
 DISK = "disk (checkpoints)"
 BUCKET_SOURCE = "prices.bucket_usd_per_gb_month"
 Kept = tuple[int, datetime, datetime]
-"""Bytes, and the moments between which they were kept."""
+"""Bytes, and from when to when they were stored."""
 
 
 def charge_storage(
@@ -35,11 +35,11 @@ def charge_storage(
     began: datetime,
     ended: datetime,
 ) -> Decimal:
-    """Charge what is kept at the end of a run, for as long as this run kept it, and what it read
-    out of a bucket where it ran outside of AWS; returns USD.
+    """Charge what is stored at the end of a run, for as long as this run stored it, and what it
+    read out of a bucket if it ran outside AWS; returns USD.
 
-    Files of an earlier run are charged from the beginning of this one: the time between runs is
-    nobody's. Where an earlier try of this run was charged, from there on.
+    Files of an earlier run are charged from the beginning of this one: the time between runs
+    belongs to no run. Where this run was charged before, they are charged from then on.
 
     Raises:
         Unreachable: the ledger does not take it.
@@ -113,7 +113,7 @@ def _kept(
     usd_per_gb_month: Decimal,
     source: str,
 ) -> Iterator[Charge]:
-    """One charge for all that was kept, none where that is nothing."""
+    """One charge for all that was stored; none for nothing."""
     paid = [(size, max(since, free_until), until) for size, since, until in kept]
     paid = [one for one in paid if one[1] < one[2]]
     if not paid:
@@ -141,7 +141,7 @@ def _of_transfer(
     began: datetime,
     charged_until: Mapping[str, datetime],
 ) -> Iterator[Charge]:
-    """A charge per checkpoint that was read since the run began, and was not charged before."""
+    """A charge per checkpoint that was read since the run began and is not charged yet."""
     resource = transfer.resource(CHECKPOINTS)
     for one in seen.fetched:
         at = _utc(one.at)

@@ -145,5 +145,5 @@ def test_a_machine_that_may_be_up_is_not_forgotten(
         workspace, on_postgres(settings), selection, run, name=launch_config.MACHINE
     )
     for name in (launch_config.MACHINE, launch_config.PLANNED):
-        with pytest.raises(UserError, match=r"may be up: .*turbo-vaed ec2 down demo"):
+        with pytest.raises(UserError, match=r"may be up .*turbo-vaed ec2 down demo"):
             launch_config.prepare(workspace, on_postgres(settings), selection, run, name=name)
