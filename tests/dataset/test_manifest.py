@@ -110,5 +110,5 @@ def test_a_missing_folder_and_an_empty_one(tmp_path: Path) -> None:
         list_files(tmp_path / "none")
     (tmp_path / ".DS_Store").touch()
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataRefused, match="holds no file"):
+    with pytest.raises(DataRefused, match="no videos"):
         build_manifest(tmp_path, timeout_seconds=1)

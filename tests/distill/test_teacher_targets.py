@@ -225,13 +225,15 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         assert all(getattr(found, name) > 0 for name in times)
         return dataclasses.replace(found, **times)
 
-    def pass_over(worker, arguments, clips, *, batch_size, afford, tell=lambda done: None, **_):
+    def pass_over(
+        worker, arguments, clips, *, batch_size, afford, report_progress=lambda done: None, **_
+    ):
         made = worker(*arguments, device="cpu")
         for start in range(0, len(clips), batch_size):
             afford(len(clips) - start)
             made({"index": np.array(clips[start : start + batch_size])})
         for done in range(1, len(clips) + 1):
-            tell(done)
+            report_progress(done)
 
     monkeypatch.setattr(teacher_targets, "run_on_worker", run)
     monkeypatch.setattr(teacher_targets, "pass_over_clips", pass_over)

@@ -1,11 +1,10 @@
-"""The probe's child process: `python -m turbo_vaed.dataset._probe_child PATH` prints JSON facts.
+"""The probe's child process: `python -m turbo_vaed.dataset._probe_child FACTS PATH` writes FACTS.
 
 Frames are streamed and shrunk to 72x64 luma at once, so that memory holds one full frame.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbo_vaed.dataset.video import frames_of, open_video
+from turbo_vaed.runtime.files import write_json
 
 WIDTH, HEIGHT = 72, 64
 BT601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -111,4 +111,4 @@ def _shortfall(decoded: int, declared: int, has_rate: bool) -> str | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(probe(Path(sys.argv[1]))))
+    write_json(Path(sys.argv[1]), probe(Path(sys.argv[2])))

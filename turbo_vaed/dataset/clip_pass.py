@@ -35,7 +35,7 @@ def pass_over_clips(
     ray_address: str | None = None,
     workers: int | None = None,
     afford: Callable[[float], None] = lambda seconds: None,
-    tell: Callable[[int], None] = lambda done: None,
+    report_progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Call a worker with every clip once; a batch whose machine was lost is called again.
 
@@ -48,9 +48,9 @@ def pass_over_clips(
         label: of the progress.
         ray_address: as `ray_session` takes it.
         workers: at most so many; as many as Ray has GPUs or CPUs by default.
-        afford: told before the start (0.0) and with every clip how many seconds the rest will take
-            by what the last ones took; what it raises ends the pass.
-        tell: told with every clip how many are done.
+        afford: called before the start (0.0) and with every clip, with the seconds that the rest
+            will take at the pace so far; what it raises ends the pass.
+        report_progress: called with every clip, with the number that are done.
 
     Raises:
         Unreachable: no Ray answers at the address.
@@ -82,7 +82,7 @@ def pass_over_clips(
             done = []
             for clip in track(rows, label, len(clips)):
                 done.append(clip)
-                tell(len(done))
+                report_progress(len(done))
         except ray.exceptions.RayError as error:
             raise _cause(error) from error
     if sorted(done) != sorted(clips):

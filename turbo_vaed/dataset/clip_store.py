@@ -8,7 +8,6 @@ held in memory. The file names no codec: colours are FFmpeg's default conversion
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +18,9 @@ from numpy.typing import NDArray
 
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.clips import Clip, ClipPlan
-from turbo_vaed.dataset.manifest import sha256_of
 from turbo_vaed.dataset.video import frames_of, open_video
 from turbo_vaed.errors import CorruptFile
+from turbo_vaed.runtime.files import read_json, sha256_file, write_json
 from turbo_vaed.runtime.progress import track
 
 
@@ -59,7 +58,7 @@ def write_description(plan: ClipPlan, path: Path) -> None:
         "left_out": [{"path": path, "reason": reason} for path, reason in plan.left_out],
         "clips": [dataclasses.asdict(clip) for clip in plan.clips],
     }
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, document)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -70,13 +69,11 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     remedy = "run the stage `clip` again"
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path, remedy=remedy)
     except FileNotFoundError:
         raise CorruptFile(f"{path} does not exist; {remedy}") from None
-    except ValueError as error:
-        raise CorruptFile(f"{path} is not JSON ({error}); {remedy}") from None
     for key in ("frames", "size", "clips"):
-        if not isinstance(document, dict) or key not in document:
+        if key not in document:
             raise CorruptFile(f"{path} lacks {key!r}; {remedy}")
     return document
 
@@ -125,7 +122,7 @@ def _decode_video(
 
 def _check_unchanged(path: Path, sha256: str) -> None:
     try:
-        found = sha256_of(path)
+        found = sha256_file(path)
     except OSError as error:
         raise CorruptFile(f"{path} cannot be read ({error.strerror}); validate again") from None
     if found != sha256:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from turbo_vaed.dataset.probe import VideoFacts, probe_video
 from turbo_vaed.errors import CorruptFile, DataRefused, UserError
+from turbo_vaed.runtime.files import atomic_file, sha256_file
 from turbo_vaed.runtime.progress import track
 
 if TYPE_CHECKING:
@@ -92,9 +92,7 @@ def list_files(source: Path) -> list[Path]:
         )
     files = files_in(source)
     if not files:
-        raise DataRefused(
-            f"the folder of videos {source} holds no file but documents; put the videos there"
-        )
+        raise DataRefused(f"the folder of videos {source} holds no videos; put the videos there")
     return files
 
 
@@ -105,16 +103,15 @@ def files_in(source: Path) -> list[Path]:
     for folder, folders, names in os.walk(source):
         folders[:] = [f for f in folders if not f.startswith(".")]
         paths = (Path(folder) / n for n in names if not n.startswith("."))
-        kept = (p for p in paths if p.suffix.lower() not in DOCUMENTS)
-        files += [p for p in kept if p.is_file() or p.is_symlink()]
+        candidates = (p for p in paths if p.suffix.lower() not in DOCUMENTS)
+        files += [p for p in candidates if p.is_file() or p.is_symlink()]
     return sorted(files, key=lambda p: os.fsencode(p.relative_to(source)))
 
 
 def write_manifest(manifest: pd.DataFrame, path: Path) -> None:
     """Write `path` whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    manifest.to_parquet(partial, index=False)
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        manifest.to_parquet(partial, index=False)
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
@@ -139,17 +136,11 @@ def read_manifest(path: Path) -> pd.DataFrame:
     return manifest.astype(COLUMNS)[list(COLUMNS)]
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _sha256(path: Path) -> tuple[str | None, str | None]:
     """(sha256, None), or (None, why the file cannot be read)."""
     try:
         path.name.encode()
-        return sha256_of(path), None
+        return sha256_file(path), None
     except UnicodeEncodeError:
         return None, "the file's name is not valid UTF-8: rename it"
     except OSError as error:

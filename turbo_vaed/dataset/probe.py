@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from turbo_vaed.errors import CorruptFile
+from turbo_vaed.runtime.files import read_json
+from turbo_vaed.runtime.isolated import ChildFailed, run_command
+
 CHILD = (sys.executable, "-m", "turbo_vaed.dataset._probe_child")
-"""Called with the file's path; prints one JSON object."""
+"""Called with the JSON file to write and the video's path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,29 +50,21 @@ def probe_video(path: Path, *, timeout_seconds: float, child: Sequence[str] = CH
     try:
         if path.stat().st_size == 0:
             return VideoFacts(error="the file is empty (0 bytes)")
-        done = subprocess.run(
-            [*child, str(path.absolute())],
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=timeout_seconds,
-            cwd=Path(__file__).parents[2],
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return VideoFacts(error=f"the probe did not end within {timeout_seconds:g} s: killed")
     except OSError as error:
         return VideoFacts(error=f"cannot be read: {error.strerror}")
-    if done.returncode:
-        return VideoFacts(error=f"the probe crashed ({_how(done.returncode, done.stderr)})")
-    try:
-        return VideoFacts(**json.loads(done.stdout))
-    except (ValueError, TypeError):
-        return VideoFacts(error=f"the probe's answer cannot be read: {done.stdout[:80]!r}")
-
-
-def _how(code: int, stderr: bytes) -> str:
-    """`signal SIGSEGV`, or the exit code with the child's last word."""
-    if code < 0:
-        return f"signal {signal.Signals(-code).name}"
-    last = stderr.decode(errors="replace").strip().splitlines()[-1:]
-    return f"exit code {code}" + "".join(f": {line}" for line in last)
+    with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch:
+        facts = Path(scratch) / "facts.json"
+        command = [*child, str(facts), str(path.absolute())]
+        try:
+            run_command(
+                command,
+                timeout_seconds=timeout_seconds,
+                what="the probe",
+                folder=Path(__file__).parents[2],
+            )
+            return VideoFacts(**read_json(facts))
+        except ChildFailed as error:
+            last_line = error.output.splitlines()[-1:]
+            return VideoFacts(error=": ".join([f"the probe {error.ending}", *last_line]))
+        except (FileNotFoundError, CorruptFile, TypeError):
+            return VideoFacts(error="the probe left no facts that can be read")

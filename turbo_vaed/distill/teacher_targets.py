@@ -347,7 +347,7 @@ def fill_cache(
             label=_CACHING,
             ray_address=ray_address,
             afford=afford,
-            tell=lambda done: report_progress(before + done, clips),
+            report_progress=lambda done: report_progress(before + done, clips),
         )
     return len(missing)
 

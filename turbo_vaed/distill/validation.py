@@ -294,7 +294,7 @@ def teacher_quality(
         label="the teacher on validation clips",
         ray_address=ray_address,
         afford=afford,
-        tell=lambda done: tell(done, len(clips)),
+        report_progress=lambda done: tell(done, len(clips)),
     )
     means = {}
     for name in _metrics(_video(spec)):

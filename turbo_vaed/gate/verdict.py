@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
-from uuid import uuid4
 
 from turbo_vaed.errors import CorruptFile
+from turbo_vaed.runtime.files import read_json, write_json
 
 VERDICT_NAME = "verdict.json"
 Result = Literal["passes", "fails", "inconclusive"]
@@ -159,17 +157,7 @@ def result_of(checks: tuple[Check, ...]) -> Result:
 
 def write_verdict(verdict: Verdict, folder: Path) -> Path:
     """Write `folder/verdict.json`, in full or not at all."""
-    path = folder / VERDICT_NAME
-    temporary = folder / f".{VERDICT_NAME}.{uuid4().hex}"
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(verdict.to_json(), stream, indent=1, allow_nan=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return write_json(folder / VERDICT_NAME, verdict.to_json())
 
 
 def read_verdict(path: Path) -> Verdict:
@@ -179,12 +167,10 @@ def read_verdict(path: Path) -> Verdict:
         FileNotFoundError: there is none.
         CorruptFile: it is cut short, altered, or contradicts itself.
     """
+    document = read_json(path, remedy="run the gate stage again")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(document, dict):
-            raise ValueError(f"found {type(document).__name__}, expected a mapping")
         return Verdict.from_json(document)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except ValueError as error:
         raise CorruptFile(
             f"{path} is not a whole verdict ({error}); run the gate stage again"
         ) from error

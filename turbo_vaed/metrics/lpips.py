@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from turbo_vaed.errors import CorruptFile, Unreachable, UserError
 from turbo_vaed.metrics.frames import check_pair
 from turbo_vaed.metrics.weights import check_published
+from turbo_vaed.runtime.files import atomic_file
 
 CHANNELS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -169,12 +169,8 @@ def convert_published(vgg16: Path, heads: Path, out: Path) -> None:
         weights |= torch.load(path, map_location="cpu", weights_only=True)
     for depth in range(len(CHANNELS)):
         weights[f"heads.{depth}"] = weights[f"lin{depth}.model.1.weight"].flatten()
-    temporary = Path(out).with_name(f".{Path(out).name}.{uuid4().hex}")
-    try:
+    with atomic_file(Path(out)) as temporary:
         save_file({name: weights[name].contiguous() for name in wanted}, temporary)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _fetch(url: str, path: Path, sha256: str) -> None:
@@ -182,7 +178,7 @@ def _fetch(url: str, path: Path, sha256: str) -> None:
         return
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
-    except RuntimeError as error:  # torch.hub's, for another hash: it has kept nothing
+    except RuntimeError as error:  # torch.hub's, for another hash; it leaves no file
         raise CorruptFile(f"{url} is not the published file: {error}; {HOW_TO_GET}") from error
     except (OSError, HTTPException) as error:
         raise Unreachable(f"{url} does not answer ({error}); {HOW_TO_GET}") from error

@@ -18,7 +18,14 @@ _TAIL_CHARACTERS = 2000
 
 
 class ChildFailed(Fault):
-    """A process that did not come to a good end: what it ran is to blame, or the machine."""
+    """A process that crashed, was killed or took too long, for its program or the machine."""
+
+    def __init__(self, message: str, *, ending: str = "", output: str = "") -> None:
+        super().__init__(message)
+        self.ending = ending
+        """How it ended, as a predicate: `crashed (SIGSEGV)`."""
+        self.output = output
+        """The end of what it wrote to stdout and stderr."""
 
 
 def run_module(
@@ -75,16 +82,19 @@ def run_command(
         try:
             code = process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
-            raise ChildFailed(
-                f"{what} was stopped after {timeout_seconds:g} s without an end; "
-                f"its last words: {_tail(log)}"
-            ) from None
+            ending = f"was stopped after {timeout_seconds:g} s without an end"
+            raise _failed(what, ending, _tail(log)) from None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         if code:
-            raise ChildFailed(f"{what} {_ending(code)}; its last words: {_tail(log)}")
+            raise _failed(what, _ending(code), _tail(log))
+
+
+def _failed(what: str, ending: str, output: str) -> ChildFailed:
+    message = f"{what} {ending}; its last words: {output or 'none'}"
+    return ChildFailed(message, ending=ending, output=output)
 
 
 def _read(result: Path, what: str) -> dict[str, Any]:
@@ -109,4 +119,5 @@ def _ending(code: int) -> str:
 
 def _tail(log: Any) -> str:
     log.seek(0)
-    return log.read().decode("utf-8", "replace").strip()[-_TAIL_CHARACTERS:] or "none"
+    text: str = log.read().decode("utf-8", "replace").strip()[-_TAIL_CHARACTERS:]
+    return text

@@ -7,13 +7,13 @@ stage's business, which knows what it costs: `distill`.
 from __future__ import annotations
 
 import functools
-import json
 
 from turbo_vaed.dataset.clip_store import read_description
 from turbo_vaed.dataset.latents import encode_clips
 from turbo_vaed.models.teachers import describe_teacher, load_teacher
 from turbo_vaed.planning.compatibility import check_clips, check_tile
 from turbo_vaed.planning.pricing import spending_of
+from turbo_vaed.runtime.files import write_json
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -68,7 +68,7 @@ def run(workspace: Workspace) -> dict[str, object]:
             "clips": count,
             "reconstructed": tests,
         }
-        (folder / "latents.json").write_text(json.dumps(document, indent=1) + "\n")
+        write_json(folder / "latents.json", document)
     return {
         "clips": count,
         "latent_shape": list(shape),

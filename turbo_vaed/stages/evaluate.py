@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from turbo_vaed.errors import Fault
 from turbo_vaed.gate.test_split import TestSplit, load_student
+from turbo_vaed.runtime.files import write_json
 from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def run(workspace: Workspace) -> dict[str, object]:
         "worst_clip": split.indices[worst],
     }
     with workspace.writing("evaluate") as folder:
-        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-        (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+        write_json(folder / "evaluation.json", document)
     figures = {
         f"{who}_{name}": quality[name]["mean"]
         for who, quality in (("teacher", of_teacher), ("student", of_student))

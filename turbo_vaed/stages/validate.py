@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from turbo_vaed.dataset.expectations import Expectation, Limits, check_manifest
 from turbo_vaed.dataset.manifest import build_manifest, write_manifest
 from turbo_vaed.errors import DataRefused
+from turbo_vaed.runtime.files import write_json
 from turbo_vaed.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _write_summary(
         "expectations": outcomes,
         "success": success,
     }
-    path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, summary)
 
 
 def _quarantined(manifest: pd.DataFrame) -> list[dict[str, str]]:

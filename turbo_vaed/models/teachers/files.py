@@ -8,7 +8,6 @@ diffusion_pytorch_model.safetensors.index.json and the files that it names
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.models.checkpoint import PICKLES
+from turbo_vaed.runtime.files import read_json, sha256_file
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -60,10 +60,7 @@ class TeacherFiles:
 
     def sha256(self) -> str:
         """Of the weights file; of the digests of all, in the order of their names, if several."""
-        digests = []
-        for path in self.weights:
-            with path.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        digests = [sha256_file(path) for path in self.weights]
         if len(digests) == 1:
             return digests[0]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -140,12 +137,9 @@ def _weight_paths(whole: Path) -> tuple[Path, ...]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(path, remedy=REMEDY)
+    except OSError as error:
         raise CorruptFile(f"the teacher's {path} cannot be read ({error}); {REMEDY}") from None
-    if not isinstance(document, dict):
-        raise CorruptFile(f"{path} must hold a JSON object; {REMEDY}")
-    return document
 
 
 @contextmanager

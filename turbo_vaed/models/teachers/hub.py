@@ -68,7 +68,7 @@ def download(hub_id: str, weights_name: str, into: Path | None = None) -> Path:
     stem = weights_name.removesuffix(".safetensors")
     wanted = (CONFIG_NAME, weights_name, f"{weights_name}.index.json", f"{stem}-*-of-*.safetensors")
     patterns = [prefix + name for name in wanted]
-    with _told(hub_id, weights_name):
+    with _errors_as_ours(hub_id, weights_name):
         found = snapshot_download(
             named["repo"],
             revision=named["commit"],
@@ -102,8 +102,8 @@ def _check_whole(hub_id: str, repo: str, commit: str, patterns: list[str], found
 
 
 @contextmanager
-def _told(hub_id: str, weights_name: str) -> Iterator[None]:
-    """The hub client's errors as ours."""
+def _errors_as_ours(hub_id: str, weights_name: str) -> Iterator[None]:
+    """Raise the hub client's errors as ours."""
     from huggingface_hub import errors
 
     # The root of its transport's errors, whichever package that is of.
