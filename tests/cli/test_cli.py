@@ -170,14 +170,17 @@ def test_unknown_price_is_refused_before_anything_runs(call, checkout):
         ({"clip": {"frames": 8}}, "clip.frames is 8"),
         ({"distill": {"student": "turbo-vaed-ltx"}}, "128 channels"),
         ({"distill": {"student": "mine"}}, "allowed: "),
+        ({"export": {"targets": ["litert/fp64"]}}, "litert/fp64"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_is_paid(call, checkout, changes, said):
+    """By a run and by who only looks."""
     configs.override(checkout, **changes)
-    code, _, err = call("poc", "demo")
-    assert code == 2
-    assert said in err
-    assert not (checkout / "work").exists()
+    for command in (("poc", "demo"), ("customer", "show", "demo")):
+        code, _, err = call(*command)
+        assert code == 2
+        assert said in err
+        assert not (checkout / "work").exists()
 
 
 def test_a_corrupt_teacher_is_told_before_anything_is_paid(call, checkout):

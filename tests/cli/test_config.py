@@ -98,8 +98,6 @@ def test_schemas_take_the_shipped_files_and_refuse_an_unknown_key(root: Path) ->
             document = yaml.safe_load((folder / name).read_text())
             assert check(document), next(Draft202012Validator(schema).iter_errors(document))
         assert not check({**document, "colour": 1})
-    text = (REPOSITORY / name).read_text()
-    assert text.startswith("# yaml-language-server: $schema=schemas/")
 
 
 def test_a_schema_takes_part_of_a_section_and_describes_its_keys() -> None:
