@@ -19,8 +19,9 @@ from tests import configs
 from tests.gate import made_up
 from turbo_vaed import cli
 from turbo_vaed.cli import doctor, registry
-from turbo_vaed.config import load, pipeline
+from turbo_vaed.config import load
 from turbo_vaed.gate import judge
+from turbo_vaed.stages import params
 from turbo_vaed.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -194,8 +195,7 @@ def test_a_corrupt_teacher_is_told_before_anything_is_paid(call, checkout):
 
 def test_a_cluster_that_cannot_be_asked_what_its_machines_are_is_told(call, checkout, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    pipeline.write(checkout, "demo", "data/demo")
-    assert call("stage", "params", "demo")[0] == 0
+    params.run(Workspace.load(checkout, "demo"))
     code, _, err = call("stage", "encode", "demo")
     assert code == 3
     assert "no Ray answers at 127.0.0.1:1" in err
@@ -239,7 +239,7 @@ def test_a_machine_that_cannot_drive_a_run(call, checkout, monkeypatch, lost):
 
 
 def test_empty_folder_is_refused_and_leaves_no_result(call, checkout):
-    assert call("stage", "params", "demo")[0] == 0
+    params.run(Workspace.load(checkout, "demo"))
     code, _, err = call("stage", "validate", "demo")
     assert code == 1
     assert "demo" in err
