@@ -33,7 +33,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_module("dvc", run_name="__main__", alter_sys=True)
 """
 """As `python -m dvc`, with an ear for interrupts: what cron or nohup starts ignores them, and its
-children would with it, so that a stage which takes too long would be killed without booking."""
+children would with it, so that a stage which takes too long would be killed uncharged."""
 _HASHING_SECONDS = 6 * 3600.0
 """`dvc status` hashes a customer's whole folder the first time."""
 _HIDDEN = (
@@ -60,7 +60,7 @@ def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str
     status, errors = _dvc(root, command, {}, timeout_seconds=_HASHING_SECONDS)
     found = json.loads(status.strip().splitlines()[-1]) if status.strip() else {}
     if not isinstance(found, dict):
-        raise Fault(f"dvc status said: {status[-500:]} {errors[-500:]}")
+        raise Fault(f"dvc status printed no JSON object: {status[-500:]} {errors[-500:]}")
     return [stage for stage, target in zip(stages, targets, strict=True) if target in found]
 
 
@@ -113,7 +113,7 @@ def reproduce(
 
 
 def push(root: Path, customer: str, stages: tuple[str, ...]) -> str:
-    """`dvc push` of a customer's outputs to the configured remote; returns what DVC said."""
+    """`dvc push` of a customer's outputs to the configured remote; returns DVC's last line."""
     targets = [_target(customer, stage) for stage in stages]
     out, _ = _dvc(root, ["push", *targets], {}, timeout_seconds=_HASHING_SECONDS)
     return out.strip().splitlines()[-1] if out.strip() else "nothing to push"
@@ -152,17 +152,17 @@ def _dvc(
         text=True,
         start_new_session=True,
     )
-    kept: dict[str, list[str]] = {"out": [], "err": []}
+    output: dict[str, list[str]] = {"out": [], "err": []}
 
     def drain(name: str) -> None:
         pipe = process.stdout if name == "out" else process.stderr
         assert pipe is not None
         for line in pipe:
-            kept[name].append(line)
+            output[name].append(line)
             if stage and line.strip() and not line.strip().startswith(_HIDDEN):
                 print(line, end="", flush=True, file=sys.stdout if name == "out" else sys.stderr)
 
-    readers = [threading.Thread(target=drain, args=(name,), daemon=True) for name in kept]
+    readers = [threading.Thread(target=drain, args=(name,), daemon=True) for name in output]
     for reader in readers:
         reader.start()
     try:
@@ -175,14 +175,14 @@ def _dvc(
         _stop(process)
         for reader in readers:
             reader.join(5)
-    out, errors = "".join(kept["out"]), "".join(kept["err"])
+    out, errors = "".join(output["out"]), "".join(output["err"])
     if code:
         raise _failure(stage or f"dvc {arguments[0]}", code, errors)
     return out, errors
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """Interrupt a process group that still runs, so that it books its waste; then kill it."""
+    """Interrupt a process group that still runs, so that it charges its waste; then kill it."""
     if process.poll() is not None:
         return
     os.killpg(process.pid, signal.SIGINT)

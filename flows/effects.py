@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,17 +31,6 @@ from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Registered:
-    """A version in the registry, and what became of it."""
-
-    name: str
-    version: int
-    mlflow_run_id: str
-    alias: str = ""
-    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +84,7 @@ def failure(stage: str, error: Exception, *, is_begun: bool) -> Failure:
     return Failure(stage=stage, error=message, by_budget=by_budget, is_begun=is_begun)
 
 
-def register(workspace: Workspace, settings: Settings, run: runs.Run) -> Registered:
+def register(workspace: Workspace, settings: Settings, run: runs.Run) -> Registration:
     """Log the run and its package with MLflow, once for the same package and verdict."""
     evaluation = read_json(workspace.folder("evaluate") / "evaluation.json")
     history = read_json(workspace.folder("distill") / "history.json")
@@ -133,35 +122,36 @@ def register(workspace: Workspace, settings: Settings, run: runs.Run) -> Registe
             workspace.folder("gate") / "measurement.json",
         ],
     )
-    return Registered(name=found.name, version=found.version, mlflow_run_id=found.mlflow_run_id)
+    uri = settings.mlflow_tracking_uri
+    return Registration(
+        name=found.name,
+        version=found.version,
+        alias="",
+        mlflow_run=found.mlflow_run_id,
+        mlflow_uri="" if "@" in uri else uri,  # it has a password
+    )
 
 
-def promote(workspace: Workspace, settings: Settings, registered: Registered) -> Registered:
-    """Ask the registry to make the version champion; it says what the version becomes."""
-    outcome = promotion.promote(
+def promote(workspace: Workspace, settings: Settings, registered: Registration) -> Registration:
+    """Let the registry make the version champion, or candidate with the reasons."""
+    promoted = promotion.promote(
         tracking_uri=settings.mlflow_tracking_uri,
         customer=workspace.customer,
         version=registered.version,
     )
-    return Registered(
-        name=registered.name,
-        version=registered.version,
-        mlflow_run_id=registered.mlflow_run_id,
-        alias=outcome.alias,
-        reasons=outcome.reasons,
-    )
+    return replace(registered, alias=promoted.alias, reasons=promoted.reasons)
 
 
 def report(
     workspace: Workspace,
     settings: Settings,
     run: runs.Run,
-    registered: Registered | None,
+    registered: Registration | None,
     failure: Failure | None,
 ) -> Reported:
     """Write the page of what was reached, into work/CUSTOMER/report.
 
-    A run that has not begun leaves the last one's page as it is: it has one beside it.
+    A run that was not started leaves the page of the last one as it is and has a page of its own.
     """
     params = workspace.params
     with Ledger.open(settings.ledger_url) as ledger:
@@ -178,18 +168,7 @@ def report(
         costs=costs,
         price=price_in_words(params, settings),
         lineage=lineage(workspace),
-        registration=None
-        if registered is None
-        else Registration(
-            name=registered.name,
-            version=registered.version,
-            alias=registered.alias,
-            reasons=registered.reasons,
-            mlflow_run=registered.mlflow_run_id,
-            mlflow_uri=settings.mlflow_tracking_uri
-            if "@" not in settings.mlflow_tracking_uri
-            else "",
-        ),
+        registration=registered,
         failure=failure,
         customer=workspace.customer,
         use_case=params.use_case,
@@ -204,8 +183,8 @@ def report(
 
 
 def start_tracking_idle_nodes(workspace: Workspace, settings: Settings, run: runs.Run) -> None:
-    """From here on a cluster's nodes wait for the run's stages. Where they have since a driver that
-    was lost, that is charged as wasted.
+    """Count a cluster's nodes as idle from here on until a stage uses them. Time since the loss of
+    an earlier driver of this run is charged as wasted.
 
     Raises:
         BudgetRefused: a node's price is not known.
@@ -227,7 +206,7 @@ def start_tracking_idle_nodes(workspace: Workspace, settings: Settings, run: run
 def _charge_idle_nodes(
     workspace: Workspace, settings: Settings, ledger: Ledger, run: runs.Run
 ) -> None:
-    """Charge a cluster's nodes to the end of the run; one that has gone by then is not charged."""
+    """Charge a cluster's idle nodes up to the end of the run, but for those that have left."""
     seen = workspace.work / idle_nodes.TRACKING_FILE
     if not settings.on_a_cluster or not seen.is_file():
         return
@@ -241,11 +220,11 @@ def _charge_idle_nodes(
     except Exception:  # the report is worth more than this charge, whatever Ray says
         log.warning("the cluster's nodes are charged to its last stage only", exc_info=True)
     finally:
-        seen.unlink(missing_ok=True)  # until a next try they are nobody's
+        seen.unlink(missing_ok=True)  # no run has them until the next attempt
 
 
 def lineage(workspace: Workspace) -> dict[str, str]:
-    """What the run was made with, beside what verdict and package say themselves."""
+    """What the run was made with that neither verdict nor package records."""
     lock = workspace.dvc_lock
     return {
         "python": platform.python_version(),

@@ -26,7 +26,7 @@ from turbo_vaed.config.schema import Params
 from turbo_vaed.config.stages import RAY_STAGES, STAGES
 from turbo_vaed.errors import CorruptFile, Fault
 from turbo_vaed.planning.pricing import devices_usd
-from turbo_vaed.report.context import Failure
+from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.runtime.files import read_json
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
@@ -97,15 +97,13 @@ def publish_figures(folder: Path, customer: str, stage: str) -> None:
 
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
-def register(workspace: Workspace, settings: Settings, run: runs.Run) -> effects.Registered:
+def register(workspace: Workspace, settings: Settings, run: runs.Run) -> Registration:
     """The package as a version of the customer's model in MLflow, its verdict with it."""
     return effects.register(workspace, settings, run)
 
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
-def promote(
-    workspace: Workspace, settings: Settings, registered: effects.Registered
-) -> effects.Registered:
+def promote(workspace: Workspace, settings: Settings, registered: Registration) -> Registration:
     """`champion` with a passing verdict over exactly those bytes; else `candidate`."""
     return effects.promote(workspace, settings, registered)
 
@@ -115,7 +113,7 @@ def report(
     workspace: Workspace,
     settings: Settings,
     run: runs.Run,
-    registered: effects.Registered | None,
+    registered: Registration | None,
     failure: Failure | None,
 ) -> effects.Reported:
     """The page for an engineer and for a finance person, of what was reached."""
@@ -156,7 +154,7 @@ class Reached:
     """A stage, `register` or `promote`."""
     is_begun: bool = False
     """Whether it was admitted: its estimate fits the budget."""
-    registered: effects.Registered | None = None
+    registered: Registration | None = None
 
 
 def complete(workspace: Workspace, settings: Settings, todo: ToDo) -> Outcome:

@@ -173,7 +173,7 @@ def test_one_flow_at_a_time_for_a_customer(tmp_path):
         pass
 
 
-def test_a_run_is_kept_and_read_back(tmp_path):
+def test_a_run_is_written_and_read_back(tmp_path):
     assert runs.read(tmp_path) is None
     run = runs.write(tmp_path, runs.fresh("acme"))
     assert runs.read(tmp_path) == run

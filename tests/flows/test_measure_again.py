@@ -64,11 +64,13 @@ def test_what_measuring_again_may_decide(work, open_, unreliable_reason, why):
     """Nothing of a student whose quality is in doubt, whatever the machine did."""
     found = to_do.inconclusive_reason(judged(work, open_, unreliable_reason))
     assert (why in found) if why else (found == "")
-    told = effects.outcome(
+    outcome = effects.outcome(
         judged(work, open_, unreliable_reason), runs.fresh("demo"), "So it ended."
     )
-    assert told.sentence.startswith("So it ended.")
-    assert ("Run the same command again" in told.sentence and why in told.sentence) == bool(why)
+    assert outcome.sentence.startswith("So it ended.")
+    assert ("Run the same command again" in outcome.sentence and why in outcome.sentence) == bool(
+        why
+    )
 
 
 @pytest.mark.parametrize(("result", "again"), [("inconclusive", True), ("passes", False)])

@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from turbo_vaed.config import pipeline
 from turbo_vaed.dataset.manifest import read_manifest
 from turbo_vaed.workspace import Workspace
 
@@ -36,7 +37,8 @@ def data_sha256(workspace: Workspace) -> str:
 
 
 def git_revision(root: Path) -> str:
-    """The commit that is checked out, with `-dirty` where tracked files differ from it.
+    """The commit that is checked out, with `-dirty` where tracked files differ from it; but for
+    those in customers/, which the run itself writes.
 
     `unknown` where there is no commit or no git.
     """
@@ -50,7 +52,8 @@ def git_revision(root: Path) -> str:
 
     try:
         revision = git("rev-parse", "--verify", "HEAD")
-        is_dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        code = (".", f":(exclude){pipeline.FOLDER}")
+        is_dirty = bool(git("status", "--porcelain", "--untracked-files=no", "--", *code))
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return f"{revision}-dirty" if is_dirty else revision

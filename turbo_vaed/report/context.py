@@ -42,7 +42,7 @@ class Registration:
     name: str
     version: int
     alias: str
-    """`champion` or `candidate`."""
+    """`champion` or `candidate`; empty where it is registered and not judged for promotion yet."""
     reasons: Sequence[str] = ()
     """Why it is no champion."""
     mlflow_run: str = ""
