@@ -1,4 +1,4 @@
-"""A pass over clips is asked, clip by clip, whether the rest can be afforded."""
+"""A pass over clips checks after every clip whether the budget covers the rest."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip_pass.time, "monotonic", lambda: float(next(seconds)))
 
 
-def test_the_rest_is_told_by_what_the_last_clips_took(clock: None) -> None:
-    told: list[float] = []
-    assert list(clip_pass._afforded("abcd", 4, told.append)) == list("abcd")
-    assert told == [20.0, 10.0], "two clips to go, then one; nothing is known of the first"
+def test_the_rest_is_estimated_from_the_pace_so_far(clock: None) -> None:
+    seconds_left: list[float] = []
+    assert list(clip_pass._within_budget("abcd", 4, seconds_left.append)) == list("abcd")
+    assert seconds_left == [20.0, 10.0], "two clips to go, then one; nothing is known of the first"
 
 
-def test_a_pass_ends_with_what_cannot_be_afforded(clock: None) -> None:
-    def afford(seconds: float) -> None:
+def test_a_pass_ends_when_the_rest_is_beyond_the_budget(clock: None) -> None:
+    def check_budget(seconds: float) -> None:
         if seconds > 25:
             raise BudgetRefused("no more")
 
     seen = []
     with pytest.raises(BudgetRefused):
-        for item in clip_pass._afforded("abcdef", 6, afford):
+        for item in clip_pass._within_budget("abcdef", 6, check_budget):
             seen.append(item)
     assert seen == ["a", "b"]
 
 
-def test_nothing_is_started_that_cannot_be_afforded() -> None:
-    def afford(seconds: float) -> None:
+def test_nothing_starts_that_is_beyond_the_budget() -> None:
+    def check_budget(seconds: float) -> None:
         raise BudgetRefused(f"{seconds:g} s")
 
     with pytest.raises(BudgetRefused, match=r"^0 s$"):
-        clip_pass.pass_over_clips(object, (), [0], batch_size=1, label="x", afford=afford)
+        clip_pass.pass_over_clips(
+            object, (), [0], batch_size=1, label="x", check_budget=check_budget
+        )

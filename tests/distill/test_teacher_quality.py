@@ -35,7 +35,7 @@ def write(store: Path, name: str, values: np.ndarray) -> None:
 
 
 @pytest.fixture
-def wanted(tmp_path: Path, tiny_teacher: Path) -> TeacherTargetsSpec:
+def spec(tmp_path: Path, tiny_teacher: Path) -> TeacherTargetsSpec:
     """Five clips of 5 frames of 32x32, with the teacher's own latents."""
     teacher = load_teacher("ltx-video", tiny_teacher)
     rng = np.random.default_rng(0)
@@ -66,9 +66,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Without Ray: the worker is this process; the clips of every pass are noted."""
     calls: list[list[int]] = []
 
-    def pass_over(worker: Any, arguments: Any, clips: Any, *, batch_size: int, afford: Any,
+    def pass_over(worker: Any, arguments: Any, clips: Any, *, batch_size: int, check_budget: Any,
                   **_: Any) -> None:  # fmt: skip
-        afford(0.0)
+        check_budget(0.0)
         calls.append(list(clips))
         made = worker(*arguments, device="cpu")
         for start in range(0, len(clips), batch_size):
@@ -78,11 +78,11 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return calls
 
 
-def expected(wanted: TeacherTargetsSpec) -> TeacherQuality:
+def expected(spec: TeacherTargetsSpec) -> TeacherQuality:
     """PSNR written down a second time, and unrounded."""
-    video = zarr.open_group(f"{wanted.clips}/clips.zarr", mode="r")["video"][:][VAL]
-    latents = zarr.open_group(f"{wanted.latents}/latents.zarr", mode="r")["latents"][:][VAL]
-    teacher = load_teacher(wanted.family, wanted.weights)
+    video = zarr.open_group(f"{spec.clips}/clips.zarr", mode="r")["video"][:][VAL]
+    latents = zarr.open_group(f"{spec.latents}/latents.zarr", mode="r")["latents"][:][VAL]
+    teacher = load_teacher(spec.family, spec.weights)
     with torch.no_grad():
         decoded = teacher.decode(torch.from_numpy(latents)).clamp(-1, 1).numpy()
     source = video.transpose(0, 4, 1, 2, 3) / 255.0
@@ -103,78 +103,78 @@ def near(found: TeacherQuality) -> Any:
     return pytest.approx(dataclasses.asdict(found), abs=1e-4)
 
 
-def test_it_is_the_mean_over_the_validation_clips_and_is_computed_once(wanted, passes) -> None:
-    found = teacher_quality(wanted, batch_size=2)
-    assert dataclasses.asdict(found) == near(expected(wanted))
-    other = dataclasses.replace(wanted, blocks=(), reconstruction=True)  # another recipe
+def test_it_is_the_mean_over_the_validation_clips_and_is_computed_once(spec, passes) -> None:
+    found = teacher_quality(spec, batch_size=2)
+    assert dataclasses.asdict(found) == near(expected(spec))
+    other = dataclasses.replace(spec, blocks=(), reconstruction=True)  # another recipe
     assert teacher_quality(other, batch_size=1) == found
     assert passes == [VAL]
 
 
-def test_other_clips_or_another_teacher_are_measured_anew(wanted, passes) -> None:
-    first = teacher_quality(wanted, batch_size=2)
-    path = Path(wanted.clips) / "clips.json"
+def test_other_clips_or_another_teacher_are_measured_anew(spec, passes) -> None:
+    first = teacher_quality(spec, batch_size=2)
+    path = Path(spec.clips) / "clips.json"
     clips = json.loads(path.read_text())["clips"]
     clips[4]["split"] = "test"
     path.write_text(json.dumps({"clips": clips}))
-    assert teacher_quality(wanted, batch_size=2) != first
+    assert teacher_quality(spec, batch_size=2) != first
     assert passes == [VAL, VAL[:2]]
 
 
-def test_what_was_cut_short_is_measured_anew(wanted, passes) -> None:
-    found = teacher_quality(wanted, batch_size=2)
-    path = Path(wanted.targets) / "teacher.json"
+def test_what_was_cut_short_is_measured_anew(spec, passes) -> None:
+    found = teacher_quality(spec, batch_size=2)
+    path = Path(spec.targets) / "teacher.json"
     path.write_text(path.read_text()[:-5])
-    assert teacher_quality(wanted, batch_size=2) == found
+    assert teacher_quality(spec, batch_size=2) == found
     assert passes == [VAL, VAL]
 
 
-def test_facts_of_an_earlier_version_are_measured_anew(wanted, passes) -> None:
+def test_facts_of_an_earlier_version_are_measured_anew(spec, passes) -> None:
     """Those of the PSNR alone."""
-    found = teacher_quality(wanted, batch_size=2)
-    path = Path(wanted.targets) / "teacher.json"
+    found = teacher_quality(spec, batch_size=2)
+    path = Path(spec.targets) / "teacher.json"
     facts = json.loads(path.read_text())
     path.write_text(json.dumps({"key": facts["key"], "psnr": found.psnr, "clips": 3}))
-    assert teacher_quality(wanted, batch_size=2) == found
+    assert teacher_quality(spec, batch_size=2) == found
     assert passes == [VAL, VAL]
 
 
-def test_figures_of_every_clip_are_kept(wanted, passes) -> None:
-    found = teacher_quality(wanted, batch_size=2)
-    kept = zarr.open_group(f"{wanted.targets}/teacher.zarr", mode="r")
+def test_figures_of_every_clip_are_kept(spec, passes) -> None:
+    found = teacher_quality(spec, batch_size=2)
+    kept = zarr.open_group(f"{spec.targets}/teacher.zarr", mode="r")
     for name, mean in dataclasses.asdict(found).items():
         assert np.mean(kept[name][:][VAL]) == mean
         assert len(set(kept[name][:][VAL])) == len(VAL)
 
 
-def test_clips_of_one_frame_have_no_flicker(wanted, passes) -> None:
+def test_clips_of_one_frame_have_no_flicker(spec, passes) -> None:
     """The teacher's latents of one frame, and the first frames of the clips."""
-    teacher = load_teacher("ltx-video", Path(wanted.weights))
-    video = zarr.open_group(f"{wanted.clips}/clips.zarr", mode="r")["video"][:][:, :1]
-    write(Path(wanted.clips) / "clips.zarr", "video", video)
+    teacher = load_teacher("ltx-video", Path(spec.weights))
+    video = zarr.open_group(f"{spec.clips}/clips.zarr", mode="r")["video"][:][:, :1]
+    write(Path(spec.clips) / "clips.zarr", "video", video)
     latents = teacher.encode(to_network(video)).numpy()
-    write(Path(wanted.latents) / "latents.zarr", "latents", latents)
-    found = teacher_quality(wanted, batch_size=2)
+    write(Path(spec.latents) / "latents.zarr", "latents", latents)
+    found = teacher_quality(spec, batch_size=2)
     assert found.flicker is None and found.psnr > 0
-    assert teacher_quality(wanted, batch_size=2) == found
+    assert teacher_quality(spec, batch_size=2) == found
     assert passes == [VAL]
 
 
-def test_what_the_budget_does_not_hold_is_not_begun(wanted, passes) -> None:
+def test_what_the_budget_does_not_hold_is_not_begun(spec, passes) -> None:
     def refuse(seconds: float) -> None:
         raise BudgetRefused("nothing is left")
 
     with pytest.raises(BudgetRefused):
-        teacher_quality(wanted, batch_size=2, afford=refuse)
+        teacher_quality(spec, batch_size=2, check_budget=refuse)
     assert passes == []
-    assert not (Path(wanted.targets) / "teacher.json").exists()
+    assert not (Path(spec.targets) / "teacher.json").exists()
 
 
-def test_clips_and_teacher_that_do_not_fit(wanted, passes) -> None:
-    facts = Path(wanted.latents) / "latents.json"
+def test_clips_and_teacher_that_do_not_fit(spec, passes) -> None:
+    facts = Path(spec.latents) / "latents.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"teacher_sha256": "0" * 64}))
     with pytest.raises(CorruptFile, match="run the stage `encode` again"):
-        teacher_quality(wanted, batch_size=2)
-    (Path(wanted.clips) / "clips.json").write_text(json.dumps({"clips": []}))
+        teacher_quality(spec, batch_size=2)
+    (Path(spec.clips) / "clips.json").write_text(json.dumps({"clips": []}))
     with pytest.raises(DataRefused, match="val split"):
-        teacher_quality(wanted, batch_size=2)
+        teacher_quality(spec, batch_size=2)

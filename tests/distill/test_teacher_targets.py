@@ -226,11 +226,18 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         return dataclasses.replace(found, **times)
 
     def pass_over(
-        worker, arguments, clips, *, batch_size, afford, report_progress=lambda done: None, **_
+        worker,
+        arguments,
+        clips,
+        *,
+        batch_size,
+        check_budget,
+        report_progress=lambda done: None,
+        **_,
     ):
         made = worker(*arguments, device="cpu")
         for start in range(0, len(clips), batch_size):
-            afford(len(clips) - start)
+            check_budget(len(clips) - start)
             made({"index": np.array(clips[start : start + batch_size])})
         for done in range(1, len(clips) + 1):
             report_progress(done)
@@ -284,12 +291,12 @@ def test_a_whole_cache_needs_no_teacher_in_a_second_run(spec, measured):
 def test_a_pass_that_the_budget_ends_keeps_its_clips(spec, measured):
     assert plan_teacher_targets(spec, params(), batch_size=1).mode == "cache"
 
-    def afford(seconds):
+    def check_budget(seconds):
         if seconds < 3:
             raise BudgetRefused("no more")
 
     with pytest.raises(BudgetRefused, match="no more"):
-        fill_cache(spec, batch_size=1, afford=afford)
+        fill_cache(spec, batch_size=1, check_budget=check_budget)
     assert len(spec.missing()) == 2
     broke = plan_teacher_targets(spec, params(), batch_size=1, affordable_seconds=lambda: 0.0)
     assert broke.mode == "recompute" and broke.figures == {}
@@ -393,10 +400,10 @@ def test_a_cache_that_takes_longer_than_measured_is_given_up_in_time(spec, monke
         assert affordable_seconds() == 9
         return planned
 
-    def fill(*_: Any, afford: Callable[[float], None], **__: Any) -> None:
+    def fill(*_: Any, check_budget: Callable[[float], None], **__: Any) -> None:
         for seconds in (0.0, 8.0, 10.0, 3.0):
             asked.append(seconds)
-            afford(seconds)
+            check_budget(seconds)
 
     monkeypatch.setattr(teacher_targets, "plan_teacher_targets", plan)
     monkeypatch.setattr(teacher_targets, "fill_cache", fill)

@@ -54,8 +54,8 @@ def teacher(monkeypatch: pytest.MonkeyPatch) -> list[TeacherQuality]:
     """Its quality on the validation clips, to be replaced."""
     known = [TeacherQuality(psnr=30.0, detail=0.8, flicker=0.002)]
 
-    def measure(wanted: Any, *, afford: Any, **_: Any) -> TeacherQuality:
-        afford(0.0)
+    def measure(wanted: Any, *, check_budget: Any, **_: Any) -> TeacherQuality:
+        check_budget(0.0)
         return known[0]
 
     monkeypatch.setattr(early_stop, "teacher_quality", measure)

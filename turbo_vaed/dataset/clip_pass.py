@@ -34,7 +34,7 @@ def pass_over_clips(
     label: str,
     ray_address: str | None = None,
     workers: int | None = None,
-    afford: Callable[[float], None] = lambda seconds: None,
+    check_budget: Callable[[float], None] = lambda seconds: None,
     report_progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Call a worker with every clip once; a batch whose machine was lost is called again.
@@ -48,18 +48,18 @@ def pass_over_clips(
         label: of the progress.
         ray_address: as `ray_session` takes it.
         workers: at most so many; as many as Ray has GPUs or CPUs by default.
-        afford: called before the start (0.0) and with every clip, with the seconds that the rest
-            will take at the pace so far; what it raises ends the pass.
-        report_progress: called with every clip, with the number that are done.
+        check_budget: called before the start with 0.0 and after every clip with the seconds that
+            the rest will take at the pace so far; what it raises ends the pass.
+        report_progress: called after every clip with the number done.
 
     Raises:
         Unreachable: no Ray answers at the address.
-        TurboVaedError: a worker's own, or what `afford` raises.
+        TurboVaedError: a worker's own, or what `check_budget` raises.
         Fault: a worker failed in another way.
     """
     import ray
 
-    afford(0.0)
+    check_budget(0.0)
     with ray_session(ray_address):
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -78,7 +78,9 @@ def pass_over_clips(
             **_resources(device),
         )
         try:
-            rows = _afforded((r["index"] for r in dataset.iter_rows()), len(clips), afford)
+            rows = _within_budget(
+                (r["index"] for r in dataset.iter_rows()), len(clips), check_budget
+            )
             done = []
             for clip in track(rows, label, len(clips)):
                 done.append(clip)
@@ -89,8 +91,10 @@ def pass_over_clips(
         raise Fault(f"Ray Data did {len(done)} of {len(clips)} clips; run the stage again")
 
 
-def _afforded(items: Iterable[T], count: int, afford: Callable[[float], None]) -> Iterator[T]:
-    """`items`, `count` of them, for as long as what the rest will take can be afforded.
+def _within_budget(
+    items: Iterable[T], count: int, check_budget: Callable[[float], None]
+) -> Iterator[T]:
+    """`items`, `count` of them, with a call of `check_budget` after each.
 
     Timed from the first one on, before which Ray and the workers start.
     """
@@ -100,7 +104,7 @@ def _afforded(items: Iterable[T], count: int, afford: Callable[[float], None]) -
         if done == 1:
             began = time.monotonic()
         elif done < count:
-            afford((time.monotonic() - began) / (done - 1) * (count - done))
+            check_budget((time.monotonic() - began) / (done - 1) * (count - done))
 
 
 def run_on_worker(function: Callable[..., T], *arguments: Any, ray_address: str | None = None) -> T:

@@ -42,7 +42,7 @@ def encode_clips(
     batch_size: int,
     ray_address: str | None = None,
     workers: int | None = None,
-    afford: Callable[[float], None] = lambda seconds: None,
+    check_budget: Callable[[float], None] = lambda seconds: None,
 ) -> None:
     """Write `latents` float32 (N,C,t,h,w) and `reconstruction` uint8 (N,T,H,W,3).
 
@@ -56,7 +56,7 @@ def encode_clips(
         batch_size: clips at a time in one worker.
         ray_address: as `ray_session` takes it.
         workers: at most so many; as many as Ray has GPUs or CPUs by default.
-        afford: as `pass_over_clips` takes it.
+        check_budget: as `pass_over_clips` takes it.
 
     Raises:
         CorruptFile: a clip is missing.
@@ -80,7 +80,7 @@ def encode_clips(
         label="encoding clips",
         ray_address=ray_address,
         workers=workers,
-        afford=afford,
+        check_budget=check_budget,
     )
 
 

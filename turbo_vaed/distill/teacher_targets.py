@@ -222,7 +222,7 @@ def prepare_teacher_targets(
                 spec,
                 batch_size=batch_size,
                 ray_address=ray_address,
-                afford=lambda seconds: spending.require(seconds, _CACHING),
+                check_budget=lambda seconds: spending.require(seconds, _CACHING),
                 report_progress=partial(report_progress, _CACHING),
             )
         except BudgetRefused as refusal:  # slower than measured; recomputing costs nothing up front
@@ -315,7 +315,7 @@ def fill_cache(
     *,
     batch_size: int,
     ray_address: str | None = None,
-    afford: Callable[[float], None] = lambda seconds: None,
+    check_budget: Callable[[float], None] = lambda seconds: None,
     report_progress: Callable[[int, int], None] = lambda done, clips: None,
 ) -> int:
     """Fill the cache that `plan_teacher_targets` began; returns how many clips were added.
@@ -326,7 +326,7 @@ def fill_cache(
         spec: as given to `plan_teacher_targets`.
         batch_size: clips of one call of the teacher.
         ray_address: as `ray_session` takes it.
-        afford: as `pass_over_clips` takes it; clips written before it raises stay.
+        check_budget: as `pass_over_clips` takes it; clips written before it raises stay.
         report_progress: called with the cached and the train clips, at the start and per clip.
 
     Raises:
@@ -346,7 +346,7 @@ def fill_cache(
             batch_size=batch_size,
             label=_CACHING,
             ray_address=ray_address,
-            afford=afford,
+            check_budget=check_budget,
             report_progress=lambda done: report_progress(before + done, clips),
         )
     return len(missing)

@@ -256,21 +256,21 @@ def teacher_quality(
     *,
     batch_size: int,
     ray_address: str | None = None,
-    afford: Callable[[float], None] = lambda seconds: None,
-    tell: Callable[[int, int], None] = lambda done, clips: None,
+    check_budget: Callable[[float], None] = lambda seconds: None,
+    report_progress: Callable[[int, int], None] = lambda done, clips: None,
 ) -> TeacherQuality:
     """Stored by an earlier run with the same teacher and clips, or measured by Ray.
 
     Args:
         spec: which teacher, and which clips; its targets play no part.
         batch_size: clips of one call of the teacher.
-        ray_address, afford: as `pass_over_clips` takes them.
-        tell: called with how many of how many clips are done, where any has to be.
+        ray_address, check_budget: as `pass_over_clips` takes them.
+        report_progress: called with how many of how many clips are done, where any has to be.
 
     Raises:
         DataRefused: there is no validation clip.
         CorruptFile: a file of the teacher, or of the clips and latents.
-        TurboVaedError: as `pass_over_clips`, and what `afford` raises.
+        TurboVaedError: as `pass_over_clips`, and what `check_budget` raises.
     """
     spec = replace(spec, blocks=(), reconstruction=True)
     files, root = url_to_fs(spec.targets)
@@ -285,7 +285,7 @@ def teacher_quality(
     if not clips:
         raise DataRefused("no clip in the val split; add videos or lower clip.frames")
     _create(spec, len(index))
-    tell(0, len(clips))
+    report_progress(0, len(clips))
     pass_over_clips(
         Scorer,
         (spec,),
@@ -293,8 +293,8 @@ def teacher_quality(
         batch_size=batch_size,
         label="the teacher on validation clips",
         ray_address=ray_address,
-        afford=afford,
-        report_progress=lambda done: tell(done, len(clips)),
+        check_budget=check_budget,
+        report_progress=lambda done: report_progress(done, len(clips)),
     )
     means = {}
     for name in _metrics(_video(spec)):

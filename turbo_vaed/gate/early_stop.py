@@ -43,8 +43,8 @@ def early_stop_target(
             spec,
             batch_size=workspace.params.encode.batch_size,
             ray_address=ray_address,
-            afford=lambda seconds: spending.require(seconds, _MEASURING),
-            tell=partial(report_progress, _MEASURING),
+            check_budget=lambda seconds: spending.require(seconds, _MEASURING),
+            report_progress=partial(report_progress, _MEASURING),
         )
     except BudgetRefused as refusal:
         print(f"no early stop: {refusal}", flush=True)

@@ -54,7 +54,7 @@ def run(workspace: Workspace) -> dict[str, object]:
             tiles=size // tile,
             batch_size=params.batch_size,
             ray_address=settings.ray_address,
-            afford=lambda seconds: spending.require(seconds, "encoding"),
+            check_budget=lambda seconds: spending.require(seconds, "encoding"),
         )
         document = {
             "family": params.teacher_family,
