@@ -20,6 +20,34 @@ ROOT = Path(__file__).parents[2]
 COST = Input.exact("poc_usd", Decimal("1.25"), "ledger: 1 run")
 LATENTS = {"ltx": (128, 3, 32, 41_900_000), "hunyuan": (16, 5, 8, 40_690_000)}
 """Channels, frames of 17, compression in space; weights of the published student."""
+HAND = {
+    "teacher_seconds_per_minute": "6000",
+    "student_seconds_per_minute": "30",
+    "clip_megapixels": "0.25",
+    "latent_values_per_minute": "5000000",
+    "package_bytes": "50000000",
+    "poc_usd": "95",
+    "minutes_per_month": "20000",
+    "device_share": "0.5",
+    "frame_megapixels": "1",
+    "gpu_speedup": "600",
+    "phone_speedup": "40",
+    "gpu_usd_per_hour": "3.60",
+    "egress_usd_per_gb": "0.10",
+    "video_mb_per_minute": "30",
+    "latent_bytes_per_value": "2",
+    "devices": "1200",
+    "downloads_per_device_year": "4",
+    "integration_usd": "10000",
+    "horizon_months": "36",
+}
+"""An example that was calculated by hand."""
+
+
+def exact(**changes: str) -> list[Input]:
+    """Its inputs, some at another value; none has a range."""
+    values = HAND | changes
+    return [Input.exact(name, Decimal(value), "by hand") for name, value in values.items()]
 
 
 def shipped_assumptions() -> RoiParams:

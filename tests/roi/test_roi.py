@@ -10,37 +10,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.roi.made_up import HAND, exact
 from turbo_vaed.errors import UserError
 from turbo_vaed.roi.inputs import INPUTS, Input
 from turbo_vaed.roi.roi import Case, Roi, calculate
 
-HAND = {
-    "teacher_seconds_per_minute": "6000",
-    "student_seconds_per_minute": "30",
-    "clip_megapixels": "0.25",
-    "latent_values_per_minute": "5000000",
-    "package_bytes": "50000000",
-    "poc_usd": "95",
-    "minutes_per_month": "20000",
-    "device_share": "0.5",
-    "frame_megapixels": "1",
-    "gpu_speedup": "600",
-    "phone_speedup": "40",
-    "gpu_usd_per_hour": "3.60",
-    "egress_usd_per_gb": "0.10",
-    "video_mb_per_minute": "30",
-    "latent_bytes_per_value": "2",
-    "devices": "1200",
-    "downloads_per_device_year": "4",
-    "integration_usd": "10000",
-    "horizon_months": "36",
-}
 CENT = Decimal("0.005")
-
-
-def exact(**changes: str) -> list[Input]:
-    values = HAND | changes
-    return [Input.exact(name, Decimal(value), "by hand") for name, value in values.items()]
 
 
 def likely(**changes: str) -> Case:

@@ -21,7 +21,7 @@ from typing import Any
 
 from tests import configs
 from tests.gate.made_up import evidence as passing
-from tests.roi.test_roi import exact
+from tests.roi.made_up import exact
 from turbo_vaed.costs import Charge, Ledger
 from turbo_vaed.costs.waste import waste_corrections
 from turbo_vaed.gate import Evidence, judge
