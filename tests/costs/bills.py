@@ -44,7 +44,7 @@ def bill(*rows: BillRow, **changes: Any) -> Bill:
     values: dict[str, Any] = {
         "month": NOVEMBER,
         "rows": rows,
-        "asked_at": AFTER,
+        "read_at": AFTER,
         "is_estimated": False,
         "requests": 1,
     }

@@ -300,4 +300,4 @@ def test_a_machine_of_which_nothing_is_told_any_more_has_its_old_price(
     for _ in range(2):
         found = book.require(*ZONE)
         assert found.usd_per_hour == Decimal("0.40")
-        assert old_price_in(found.warning) and "tells none" in found.warning
+        assert old_price_in(found.warning) and "gives none" in found.warning

@@ -101,9 +101,12 @@ def test_an_amount_that_is_none_ends_it(explorer: Explorer, odd: Any, said: str)
         ([page([group("1"), group("1")])], "twice"),
         ([page([group("1")], token="a"), page([group("1")])], "twice"),
         ([page([], token="a"), page([], token="a")], "again and again"),
-        ([page([], TimePeriod={"Start": "2026-10-01", "End": "2026-11-01"})], "told of 2026-10-01"),
-        ([page([], Total={"UnblendedCost": {"Amount": "5", "Unit": "USD"}})], "not by group"),
-        ([{"ResultsByTime": []}], "told nothing"),
+        (
+            [page([], TimePeriod={"Start": "2026-10-01", "End": "2026-11-01"})],
+            "2026-10-01 for 2026-",
+        ),
+        ([page([], Total={"UnblendedCost": {"Amount": "5", "Unit": "USD"}})], "without groups"),
+        ([{"ResultsByTime": []}], "returned nothing"),
     ],
 )
 def test_an_answer_that_makes_no_sense(explorer: Explorer, pages: list[Any], said: str) -> None:

@@ -165,8 +165,8 @@ def test_the_sentence_adds_differences_up_whatever_their_sign() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"asked_at": NOVEMBER.until - HOUR}, "Partial: 2026-11 is not over.*24 hours"),
-        ({"asked_at": NOVEMBER.until + HOUR}, "last day of 2026-11 may be missing"),
+        ({"read_at": NOVEMBER.until - HOUR}, "Partial: 2026-11 is not over.*24 hours"),
+        ({"read_at": NOVEMBER.until + HOUR}, "last day of 2026-11 may be missing"),
         ({"is_estimated": True}, "an estimate"),
         ({"rows": ()}, "activated as cost allocation tags"),
     ],
@@ -179,7 +179,7 @@ def test_a_bill_that_is_not_the_last_word_says_so(changes: dict[str, Any], said:
 
 def test_a_final_bill_has_no_caveats_and_books_nothing_before() -> None:
     rows = (billed("3"),)
-    for changes in ({"asked_at": NOVEMBER.until - HOUR}, {"is_estimated": True}):
+    for changes in ({"read_at": NOVEMBER.until - HOUR}, {"is_estimated": True}):
         early = bill(*rows, **changes)
         assert correction(only(reconcile([charge("1")], early)), early) is None
     found = reconcile([charge("1")], bill(*rows))
@@ -292,7 +292,7 @@ def test_the_document_holds_what_would_be_booked() -> None:
 
 
 def test_rows_that_agree_are_shown_when_asked_for() -> None:
-    found = reconcile([charge("1")], bill(billed("1"), asked_at=AFTER))
+    found = reconcile([charge("1")], bill(billed("1"), read_at=AFTER))
     assert (table(found, every_row=False), document(found, every_row=False)["rows"]) == ([], [])
     assert [row["run"] for row in table(found, every_row=True)] == ["acme-1", "1"]
     assert [row["what"] for row in document(found, every_row=True)["rows"]] == ["agrees"]

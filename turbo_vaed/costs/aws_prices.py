@@ -1,6 +1,6 @@
 """What an EC2 machine costs: spot history and on-demand list prices, cached on disk.
 
-A quote is taken from AWS, kept with the time at which it was taken, and taken again when it is
+A quote is taken from AWS, cached with the time at which it was taken, and taken again when it is
 older than a limit. Where AWS does not answer then, the old one is used and says so. Where there is
 none the price is unknown, which is None and never zero.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from turbo_vaed.costs.money import parse_usd, plain
-from turbo_vaed.costs.price_cache import Kept, keep, read
+from turbo_vaed.costs.price_cache import CachedPrices, read, save
 from turbo_vaed.errors import BudgetRefused, UserError
 
 Ec2Market = Literal["spot", "on-demand"]
@@ -29,9 +29,9 @@ Client = Callable[[str, str], Any]
 MOST_USD_PER_HOUR = Decimal(1000)
 """No machine costs as much; what does is taken for a mistake of the list."""
 HISTORY = timedelta(days=7)
-"""Of spot prices, before the moment that is asked for."""
+"""Of spot prices, before the moment of interest."""
 AGAIN = timedelta(minutes=1)
-"""Until AWS is asked again for a price that it did not tell."""
+"""Until a price that AWS did not give is requested again."""
 _PRICING_REGION = "us-east-1"  # one of the few that answer for all
 _TYPE = re.compile(r"[a-z][a-z0-9-]*\.[a-z0-9-]+")
 _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
@@ -45,7 +45,7 @@ class Ec2Quote:
 
     usd_per_hour: Decimal
     since: datetime
-    """From when on AWS asked this price."""
+    """Since when AWS charges this price."""
     quoted_at: datetime
     """When it was read."""
     source: str
@@ -79,7 +79,7 @@ class Ec2Prices:
     client: Client = boto3_client
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     _silent: dict[str, tuple[datetime, str]] = field(default_factory=dict, compare=False)
-    """Why a file's machine, or a whole service, was not told, and when that was."""
+    """Why there is no price for a file's machine or from a whole service, and since when."""
 
     def usd_per_hour(
         self,
@@ -105,7 +105,7 @@ class Ec2Prices:
 
         Raises:
             BudgetRefused: there is none; the message says why and what to do.
-            UserError: what was asked for can be no machine.
+            UserError: no such machine can exist.
         """
         found = self.quote(instance_type, market, region, zone, at)
         if isinstance(found, Ec2Quote):
@@ -134,10 +134,13 @@ class Ec2Prices:
         _check(instance_type, market, region, zone, at)
         moment, now = at or self.now(), self.now()
         path = self.folder / f"{market}_{zone or region}_{instance_type}.json"
-        kept = read(path)
-        is_old = kept is None or now - kept.quoted_at > self.max_age or kept.quoted_at > now
+        cached = read(path)
+        is_old = cached is None or now - cached.quoted_at > self.max_age or cached.quoted_at > now
         wants_more = (
-            kept is None or moment > kept.quoted_at or moment < kept.begins or kept.quoted_at > now
+            cached is None
+            or moment > cached.quoted_at
+            or moment < cached.begins
+            or cached.quoted_at > now
         )
         warning = ""
         if is_old and wants_more:
@@ -148,34 +151,34 @@ class Ec2Prices:
                     points = self._spot(instance_type, region, zone, min(moment, now))
                 else:
                     points = self._on_demand(instance_type, region)
-                fresh = Kept(quoted_at=now, points=tuple(points))
+                fresh = CachedPrices(quoted_at=now, points=tuple(points))
             except _NoAnswer as error:
                 if not error.is_repeated:
                     about = _service(market, region) if error.is_of_service else path.name
                     self._silent[about] = now, str(error)
-                if kept is None:
+                if cached is None:
                     return str(error)
-                warning = kept.warning(str(error))
+                warning = cached.warning(str(error))
                 _log.warning("%s in %s: %s", instance_type, zone or region, warning)
             else:
-                if kept is not None and kept.points and not fresh.points:
-                    self._silent[path.name] = now, "it tells none of this machine any more"
-                    warning = kept.warning(self._silent[path.name][1])
+                if cached is not None and cached.points and not fresh.points:
+                    self._silent[path.name] = now, "it gives none for this machine any more"
+                    warning = cached.warning(self._silent[path.name][1])
                 else:
-                    kept = fresh if kept is None else kept.with_newer(fresh)
-                    keep(path, kept)
-        assert kept is not None
-        point = kept.at(moment)
+                    cached = fresh if cached is None else cached.with_newer(fresh)
+                    save(path, cached)
+        assert cached is not None
+        point = cached.at(moment)
         if point is None:
-            return f"AWS tells no price at {moment:%Y-%m-%d %H:%M} UTC"
+            return f"AWS gives no price at {moment:%Y-%m-%d %H:%M} UTC"
         since, usd = point
         what = "EC2 spot price history" if market == "spot" else "AWS price list"
         return Ec2Quote(
             usd_per_hour=usd,
             since=since,
-            quoted_at=kept.quoted_at,
+            quoted_at=cached.quoted_at,
             source=f"{what}, {instance_type} in {zone or region}, "
-            f"read {kept.quoted_at:%Y-%m-%dT%H:%MZ}",
+            f"read {cached.quoted_at:%Y-%m-%dT%H:%MZ}",
             warning=warning,
         )
 
@@ -253,20 +256,20 @@ def is_instance_type(resource: str) -> bool:
 
 
 def cached_on_demand(folder: Path, resource: str) -> Decimal | None:
-    """USD per hour of a machine on demand, by what was last read of the list; AWS is not asked.
+    """USD per hour of a machine on demand, by the price list as last read; AWS is not called.
 
     None where the resource is no EC2 type, no quote of it is in `folder`, or regions differ: a
     charge does not say in which one it arose.
     """
     if not is_instance_type(resource):
         return None
-    kept = [read(path) for path in folder.glob(f"on-demand_*_{resource}.json")]
-    prices = {one.points[-1][1] for one in kept if one is not None and one.points}
+    cached = [read(path) for path in folder.glob(f"on-demand_*_{resource}.json")]
+    prices = {one.points[-1][1] for one in cached if one is not None and one.points}
     return prices.pop() if len(prices) == 1 else None
 
 
 class _NoAnswer(Exception):
-    """AWS did not tell a price; why, in words."""
+    """AWS gave no price; the message says why."""
 
     def __init__(self, why: str, *, is_of_service: bool = False, is_repeated: bool = False) -> None:
         super().__init__(why)
@@ -274,7 +277,7 @@ class _NoAnswer(Exception):
 
 
 def _service(market: str, region: str) -> str:
-    """What tells the prices of a market: spot's is one of each region."""
+    """The service that has the prices of a market: for spot, one per region."""
     return f"ec2 in {region}" if market == "spot" else "pricing"
 
 
@@ -313,7 +316,7 @@ def _check(
     if market == "spot" and zone is None:
         raise UserError(f"spot prices differ by zone: name one of {region}, such as {region}a")
     if at is not None and at.utcoffset() is None:
-        raise UserError(f"a price was asked for at {at}, which has no time zone; expected UTC")
+        raise UserError(f"price at {at}: the time has no time zone; expected UTC")
 
 
 def _sane(text: str, instance_type: str) -> Decimal:
@@ -325,10 +328,10 @@ def _sane(text: str, instance_type: str) -> Decimal:
     try:
         usd = parse_usd(text)
     except UserError as error:
-        raise _NoAnswer(f"AWS told a price of {text!r} for {instance_type}") from error
+        raise _NoAnswer(f"AWS gave a price of {text!r} for {instance_type}") from error
     if not 0 < usd < MOST_USD_PER_HOUR:
         raise _NoAnswer(
-            f"AWS told a price of {text} USD per hour for {instance_type}; expected above 0 and "
+            f"AWS gave a price of {text} USD per hour for {instance_type}; expected above 0 and "
             f"below {MOST_USD_PER_HOUR}"
         )
     return usd

@@ -1,7 +1,7 @@
-"""What AWS billed for a month, by customer and run: Cost Explorer, asked by the project's tags.
+"""What AWS billed for a month, by customer and run, from Cost Explorer by the project's tags.
 
 Amounts are unblended cost before credits and refunds, which pay what was used and do not make it
-cheaper. What has the project's tag and no customer or run is told as a row of its own.
+cheaper. Costs with the project's tag but without a customer or run are a row of their own.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Bill:
 
     month: Month
     rows: tuple[BillRow, ...]
-    asked_at: datetime
+    read_at: datetime
     is_estimated: bool
     """AWS may still change it."""
     requests: int
@@ -63,8 +63,8 @@ class Bill:
 
     @property
     def is_partial(self) -> bool:
-        """Whether the month was not over when AWS was asked."""
-        return self.asked_at < self.month.until
+        """Whether the month was not over when the bill was read."""
+        return self.read_at < self.month.until
 
     @property
     def is_final(self) -> bool:
@@ -85,27 +85,29 @@ def month_bill(
         Unreachable: AWS does not answer, throttles beyond its client's five attempts, or fails.
         Fault: its answer makes no sense: not in USD, no amount, another month, a group twice.
     """
-    asked_at = now()
-    if month.since > asked_at:
+    read_at = now()
+    if month.since > read_at:
         raise UserError(
-            f"{month} has not begun, so that nothing is billed; expected {asked_at:%Y-%m} or before"
+            f"{month} has not begun, so that nothing is billed; expected {read_at:%Y-%m} or before"
         )
     pages = _pages(month, client)
     results = [result for page in pages for result in page.get("ResultsByTime", ())]
     if not results:
-        raise Fault(f"Cost Explorer told nothing of {month}, not even that it is empty; ask again")
+        raise Fault(
+            f"Cost Explorer returned nothing for {month}, not even an empty result; try again"
+        )
     rows: dict[tuple[str, ...], BillRow] = {}
     for result in results:
         _check_result(result, month)
         for group in result.get("Groups", ()):
             keys = tuple(group.get("Keys", ()))
             if keys in rows:
-                raise Fault(f"Cost Explorer told {' and '.join(keys)} twice; ask again")
+                raise Fault(f"Cost Explorer returned {' and '.join(keys)} twice; try again")
             rows[keys] = _row(keys, _usd(group.get("Metrics", {}), " and ".join(keys)))
     return Bill(
         month=month,
         rows=tuple(rows.values()),
-        asked_at=asked_at,
+        read_at=read_at,
         is_estimated=any(result.get("Estimated") for result in results),
         requests=len(pages),
     )
@@ -131,19 +133,21 @@ def _pages(month: Month, client: Client) -> list[dict[str, Any]]:
             pages.append(explorer.get_cost_and_usage(**request))
             token = pages[-1].get("NextPageToken")
             if token and token == request.get("NextPageToken"):
-                raise Fault("Cost Explorer tells the same page again and again; ask later")
+                raise Fault("Cost Explorer returns the same page again and again; try later")
             request["NextPageToken"] = token
     return pages
 
 
 def _check_result(result: dict[str, Any], month: Month) -> None:
-    """That it tells of the month, and of nothing but groups."""
+    """Check that it is for the month, and that all costs are in groups."""
     start = result.get("TimePeriod", {}).get("Start")
     if start != f"{month.since:%Y-%m-%d}":
-        raise Fault(f"Cost Explorer was asked for {month} and told of {start}; ask again")
+        raise Fault(f"Cost Explorer returned {start} for {month}; try again")
     total = result.get("Total")
     if total and _usd(total, "the month") != 0:
-        raise Fault(f"Cost Explorer told a total of {month}, {total}, and not by group; ask again")
+        raise Fault(
+            f"Cost Explorer returned a total for {month}, {total}, without groups; try again"
+        )
 
 
 def _usd(metrics: dict[str, Any], what: str) -> Decimal:
@@ -156,19 +160,21 @@ def _usd(metrics: dict[str, Any], what: str) -> Decimal:
     text, unit = found.get("Amount"), found.get("Unit")
     if unit != "USD":
         raise Fault(
-            f"Cost Explorer tells {text} {unit} of {what}; expected USD: the ledger is in USD, and "
-            "no rate between them is known"
+            f"Cost Explorer returned {text} {unit} for {what}; expected USD: the ledger is in "
+            "USD, and no rate between them is known"
         )
     try:
         usd = parse_usd(text)
     except UserError as error:
-        raise Fault(f"Cost Explorer tells an amount of {text!r} of {what}; ask again") from error
+        raise Fault(
+            f"Cost Explorer returned an amount of {text!r} for {what}; try again"
+        ) from error
     exponent = usd.as_tuple().exponent
     assert isinstance(exponent, int), "finite"
     if (usd and usd.adjusted() >= _MOST_DIGITS) or -exponent > _MOST_DECIMALS:
         raise Fault(
-            f"Cost Explorer tells {text} USD of {what}; expected at most {_MOST_DIGITS} digits and "
-            f"{_MOST_DECIMALS} decimals"
+            f"Cost Explorer returned {text} USD for {what}; expected at most {_MOST_DIGITS} "
+            f"digits and {_MOST_DECIMALS} decimals"
         )
     return usd
 
@@ -185,9 +191,9 @@ def _row(keys: tuple[str, ...], usd: Decimal) -> BillRow:
         if found and prefix == key
     ]
     if len(keys) != 2 or len(values) != 2:
-        told = f"Cost Explorer's group {list(keys)} names no customer and run"
+        note = f"Cost Explorer's group {list(keys)} names no customer and run"
         return BillRow(
-            customer=None, run=None, usd=usd, problem="; ".join(filter(None, (told, problem)))
+            customer=None, run=None, usd=usd, problem="; ".join(filter(None, (note, problem)))
         )
     customer, run = values
     return BillRow(customer=customer or None, run=run or None, usd=usd, problem=problem)
@@ -210,7 +216,7 @@ def _asking() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise _told(error.response.get("Error", {}).get("Code", ""), error) from error
+        raise _aws_error(error.response.get("Error", {}).get("Code", ""), error) from error
     except (
         CredentialRetrievalError,
         NoCredentialsError,
@@ -221,10 +227,10 @@ def _asking() -> Iterator[None]:
     ) as error:
         raise UserError(_sign_in(error)) from error
     except BotoCoreError as error:
-        raise Unreachable(f"Cost Explorer does not answer: {error}; ask again later") from error
+        raise Unreachable(f"Cost Explorer does not answer: {error}; try again later") from error
 
 
-def _told(code: str, error: Exception) -> UserError | Unreachable:
+def _aws_error(code: str, error: Exception) -> UserError | Unreachable:
     """What a refusal of AWS means, by its code."""
     if code in _CREDENTIALS:
         return UserError(_sign_in(error))
@@ -244,10 +250,10 @@ def _told(code: str, error: Exception) -> UserError | Unreachable:
             "more are enabled in the console"
         )
     if code in _THROTTLED:
-        return Unreachable(f"Cost Explorer throttles ({error}); ask again in some minutes")
+        return Unreachable(f"Cost Explorer throttles ({error}); try again in some minutes")
     if code in _PAGING:
-        return Unreachable(f"the bill changed while it was read ({error}); ask again")
-    return Unreachable(f"Cost Explorer fails with {code or 'no code'} ({error}); ask again later")
+        return Unreachable(f"the bill changed while it was read ({error}); try again")
+    return Unreachable(f"Cost Explorer fails with {code or 'no code'} ({error}); try again later")
 
 
 def _sign_in(error: Exception) -> str:

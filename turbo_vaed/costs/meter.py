@@ -204,7 +204,7 @@ class Meter:
             try:
                 self._write()
             except Exception as failed:
-                is_stored, told = self._store()
+                is_stored, note = self._store()
                 if not is_stored:
                     print(
                         *outbox_files.lines(self._charges[self._written :]),
@@ -214,11 +214,11 @@ class Meter:
                 missed = f"the ledger did not take all charges of {self._stage}: {failed}"
                 if error is not None:
                     error.add_note(missed)
-                    error.add_note(told)
+                    error.add_note(note)
                 elif is_stored:
-                    _log.error("%s; %s", missed, told)
+                    _log.error("%s; %s", missed, note)
                 else:
-                    failed.add_note(told)
+                    failed.add_note(note)
                     raise
                 return
         if self._error is not None:
@@ -292,11 +292,11 @@ class Meter:
         while not self._stopping.wait(self._interval_seconds):
             try:
                 self.cut()
-            except Exception as error:  # told at the end of the block
+            except Exception as error:  # reported at the end of the block
                 self._error = error
                 with self._lock:
-                    _, told = self._store()
-                _log.warning("charges of %s are late: %s; %s", self._stage, error, told)
+                    _, note = self._store()
+                _log.warning("charges of %s are late: %s; %s", self._stage, error, note)
 
     def _elapsed(self) -> int:
         return self._clock() // 1000 - self._start
@@ -318,10 +318,10 @@ class Meter:
     def _look(self) -> dict[str, Rate]:
         try:
             return dict(self._nodes())
-        except PartlyPriced as error:  # what has a price is charged; who trains is told to stop
+        except PartlyPriced as error:  # what has a price is charged; training is stopped
             _log.warning("%s: %s", self._stage, error)
             return self._held | error.known
-        except Exception as error:  # a cluster whose head is busy, a price that is not told
+        except Exception as error:  # a cluster whose head is busy, a price that is unknown
             _log.warning("nodes of %s are not known, the last ones count: %s", self._stage, error)
             return dict(self._held)
 
@@ -334,8 +334,8 @@ class Meter:
             missing[rate] += max(0, least - (end - self._joined.pop(node)))
         for rate, microseconds in missing.items():
             if microseconds:
-                told = price_source.minimum(rate.source, rate.minimum_seconds)
-                self._charge(replace(rate, source=told), microseconds, end, end)
+                source = price_source.minimum(rate.source, rate.minimum_seconds)
+                self._charge(replace(rate, source=source), microseconds, end, end)
 
     def _charge(self, rate: Rate, microseconds: int, begin: int, end: int) -> None:
         """Of all nodes at one rate."""

@@ -1,4 +1,4 @@
-"""Calendar months in UTC, as AWS bills them and costs are told, and the part of a charge in one."""
+"""Calendar months in UTC, as AWS bills and reports show them, and the part of a charge in one."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class CachedPrices:
     """What the cache holds of a machine: price changes, oldest first, and when they were read."""
 
     quoted_at: datetime
@@ -37,17 +37,17 @@ class Kept:
         """Of a quote that is used although it is old."""
         return f"{OLD_PRICE} {self.quoted_at:%Y-%m-%d %H:%M} UTC: {why}"
 
-    def with_newer(self, other: Kept) -> Kept:
+    def with_newer(self, other: CachedPrices) -> CachedPrices:
         """Both, so that what was paid stays known when AWS has forgotten it."""
         points = dict(self.points) | dict(other.points)
-        return Kept(quoted_at=other.quoted_at, points=tuple(sorted(points.items())))
+        return CachedPrices(quoted_at=other.quoted_at, points=tuple(sorted(points.items())))
 
 
-def read(path: Path) -> Kept | None:
+def read(path: Path) -> CachedPrices | None:
     """The cache of a machine; None where there is none or it cannot be read, for AWS knows."""
     try:
         found = json.loads(path.read_text())
-        return Kept(
+        return CachedPrices(
             quoted_at=datetime.fromisoformat(found["quoted_at"]),
             points=tuple((datetime.fromisoformat(t), Decimal(p)) for t, p in found["points"]),
         )
@@ -58,21 +58,21 @@ def read(path: Path) -> Kept | None:
         return None
 
 
-def keep(path: Path, kept: Kept) -> None:
-    """In the cache; without it AWS is asked again."""
+def save(path: Path, cached: CachedPrices) -> None:
+    """Write to the cache, where that is possible; otherwise the prices are read again."""
     try:
-        _write(path, kept)
+        _write(path, cached)
     except OSError as error:
         _log.warning("price is not cached in %s: %s", path, error)
 
 
-def _write(path: Path, kept: Kept) -> None:
+def _write(path: Path, cached: CachedPrices) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid4().hex}")  # threads write at once
-    points = [(since.isoformat(), plain(usd)) for since, usd in kept.points]
+    points = [(since.isoformat(), plain(usd)) for since, usd in cached.points]
     try:
-        draft.write_text(json.dumps({"quoted_at": kept.quoted_at.isoformat(), "points": points}))
+        draft.write_text(json.dumps({"quoted_at": cached.quoted_at.isoformat(), "points": points}))
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from turbo_vaed.costs.months import Month, usd_within
 
 TOLERANCE_USD = Decimal("0.50")
 TOLERANCE_SHARE = Decimal("0.01")
-"""Of the bill; a difference above either is told."""
+"""Of the bill; a difference above either is reported."""
 CORRECTION_STAGE = "bill"
 UNTAGGED = "untagged"
 BOOKING = (
@@ -149,7 +149,7 @@ class Reconciliation:
             told.append(
                 f"Partial: {self.month} is not over, and Cost Explorer lags by up to 24 hours."
             )
-        elif self.bill.asked_at < self.month.until + timedelta(hours=24):
+        elif self.bill.read_at < self.month.until + timedelta(hours=24):
             told.append(
                 f"Cost Explorer lags by up to 24 hours: the last day of {self.month} may be "
                 "missing on the bill."
@@ -217,7 +217,7 @@ def correction(row: Row, bill: Bill) -> Charge | None:
         customer=row.customer,
         stage=CORRECTION_STAGE,
         resource="AWS",
-        market="on-demand",  # the bill does not tell it from spot
+        market="on-demand",  # the bill does not distinguish it from spot
         quantity=usd,
         unit="USD",
         unit_price_usd=Decimal(1),

@@ -37,7 +37,7 @@ from turbo_vaed.costs.months import Month
 from turbo_vaed.costs.price_source import old_price_in
 
 DISTILL = "distill"
-"""The stage whose charges bought the steps and the dB."""
+"""The stage whose charges paid for the steps and the dB."""
 OF_RUNS_ALONE = "of the runs' budgets alone, for a month's limits count in a report of that month"
 
 _Key = TypeVar("_Key")
@@ -87,7 +87,9 @@ def statement(
     whole = _by((*inside, *outside), _run_of)
     known = {one.name: place for place, one in enumerate(customers)}
     if strangers := {name for name, _ in chosen} - set(known):
-        raise ValueError(f"charges of {', '.join(sorted(strangers))}, of whom nothing was told")
+        raise ValueError(
+            f"charges of {', '.join(sorted(strangers))}, who are not among the customers"
+        )
     runs = tuple(
         _run(found, whole[key], customers[known[key[0]]], on_demand_usd_per_hour)
         for key, found in sorted(
@@ -267,7 +269,7 @@ def _customer_cost(
     *,
     note: str,
 ) -> CustomerCost:
-    """Of a customer; `note` is what is said of what is left, where that is known."""
+    """A customer's costs; `note` explains the figure of what is left, where it is known."""
     none = "no run yet" if period is None else f"no run in {period.label}"
     of_run = customer.run_budget_usd
     if not runs:
@@ -307,7 +309,7 @@ def _total(
 
 
 def _of_all(customer_costs: Sequence[CustomerCost], figure: Callable[[Figures], Figure]) -> Figure:
-    """The sum over customers; a reason names those of whom it is not known."""
+    """The sum over customers; where it is unknown, the reason names those it is unknown for."""
     if not customer_costs:
         return Figure(usd=None, note="no run")
     unknown = [

@@ -1,4 +1,4 @@
-"""Whether student, teacher and clips fit together: asked before anything is paid."""
+"""Checks that student, teacher and clips fit together, before anything is paid."""
 
 from __future__ import annotations
 
