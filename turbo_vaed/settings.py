@@ -88,7 +88,7 @@ class Settings:
             UserError: no params.yaml in this folder or any above it; labels or an amount that are
                 none.
         """
-        root, found = root or find_root(), _environment()()
+        root, found = root or find_root(), _read()
         state = root / "state"
         return cls(
             root=root,
@@ -153,6 +153,21 @@ def _environment() -> type[Any]:
     return Environment
 
 
+def _read() -> Any:
+    """The variables as they are now.
+
+    Raises:
+        UserError: one of them is invalid.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _environment()()
+    except ValidationError as error:  # pydantic wraps what a validator raises
+        first = error.errors()[0]
+        raise UserError(str(first.get("ctx", {}).get("error", first["msg"]))) from None
+
+
 def _labels(found: str) -> dict[str, str]:
     """Labels as `ray start --labels` takes them: NAME=VALUE,…"""
     pairs = [pair.partition("=") for pair in found.strip().split(",") if found.strip()]
@@ -191,12 +206,12 @@ def find_root() -> Path:
 def litert_environment() -> Path:
     """The virtual environment that LiteRT's converter runs in; `make litert` makes it."""
     beside = Path(__file__).resolve().parents[1] / ".venv-litert"
-    return _environment()().litert or beside
+    return _read().litert or beside
 
 
 def android_serial() -> str | None:
     """The phone that `adb` takes where nobody names one, by its own variable; None: not set."""
-    serial: str | None = _environment()().android_serial
+    serial: str | None = _read().android_serial
     return serial
 
 
@@ -206,7 +221,7 @@ def metadata_endpoint() -> str:
     Raises:
         UserError: it is set to what is no URL.
     """
-    found: str = _environment()().metadata_endpoint
+    found: str = _read().metadata_endpoint
     if not found.startswith(("http://", "https://")):
         raise UserError(f"{_METADATA} is {found!r}, not a URL: give http://ADDRESS")
     return found
