@@ -17,6 +17,9 @@ is_supported() {
     return 1
 }
 
+standing=$(version_of "$venv/bin/python") # empty for an environment without pip, too
+"$venv/bin/python" -c 'import pip' 2>/dev/null || standing=
+
 make_with() {
     echo "making $venv with Python $(version_of "$1"), $(command -v "$1")"
     exec "$1" -m venv --clear "$venv"
@@ -25,7 +28,7 @@ make_with() {
 if [ -n "${PYTHON:-}" ]; then
     found=$(version_of "$PYTHON")
     if is_supported "$found"; then
-        if [ "$(version_of "$venv/bin/python")" = "$found" ]; then exit 0; fi
+        if [ "$standing" = "$found" ]; then exit 0; fi
         make_with "$PYTHON"
     fi
     echo "PYTHON=$PYTHON: Python ${found:-that makes environments not found}; supported: $SUPPORTED" >&2
@@ -33,7 +36,7 @@ if [ -n "${PYTHON:-}" ]; then
     exit 1
 fi
 
-if is_supported "$(version_of "$venv/bin/python")"; then exit 0; fi
+if is_supported "$standing"; then exit 0; fi
 for version in $SUPPORTED; do
     if [ "$(version_of "python$version")" = "$version" ]; then make_with "python$version"; fi
 done

@@ -108,6 +108,16 @@ def test_an_environment_that_stands_is_left_as_it_is(path):
     assert set_up(path, "python3.11")[:2] == (0, path / "python3.11")
 
 
+def test_an_environment_without_pip_is_made_again(path):
+    add_python(path, "python3.12", "3.12")
+    set_up(path)
+    bare = 'case "$2" in *pip) exit 1;; esac; echo 3.12'
+    add_program(path.parent / "venv" / "bin", "bare", bare)
+    (path.parent / "venv" / "bin" / "bare").replace(path.parent / "venv" / "bin" / "python")
+    add_python(path, "python3.11", "3.11")
+    assert set_up(path)[:2] == (0, path / "python3.11")
+
+
 def test_pyproject_and_the_script_name_the_same_versions():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     begin = "Programming Language :: Python :: "
