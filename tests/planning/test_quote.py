@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import re
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,13 +20,11 @@ from flows import admission, runs
 from flows.to_do import ToDo
 from tests import configs
 from tests.costs.listed import NOON, Listed
-from turbo_vaed.cluster import nodes as cluster_nodes
 from turbo_vaed.config.stages import STAGES
-from turbo_vaed.costs import Charge, Ledger, PriceBook, RunReservation, SpendingLimit, per_second
+from turbo_vaed.costs import Charge, Ledger, PriceBook, SpendingLimit, per_second
 from turbo_vaed.costs.aws_prices import Ec2Quote
 from turbo_vaed.costs.money import quantise_usd
-from turbo_vaed.costs.reservation import FRESH_SECONDS
-from turbo_vaed.costs.run_context import DownstreamCost, RunContext
+from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.models.teachers import teacher_flops
 from turbo_vaed.planning import pricing
@@ -50,7 +45,6 @@ from turbo_vaed.planning.flops import (
 from turbo_vaed.planning.history import Pace, downstream, pace_key, past_runs, save_pace
 from turbo_vaed.planning.pricing import reserve_seconds, spending_of
 from turbo_vaed.planning.quote import cheapest_elsewhere, quote
-from turbo_vaed.planning.training_job import run_costs, shared_limit_usd
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -557,64 +551,3 @@ def test_a_run_without_steps_leaves_the_pace_of_the_one_before(workspace: Worksp
         json.dumps(history | {"pace_key": "of another student"})
     )
     assert measured_pace(workspace, settings) is None
-
-
-def recorder(*, horizon_seconds: float) -> Any:
-    run = SimpleNamespace(checkpoint_every_seconds=60.0)
-    return SimpleNamespace(run=run, horizon_seconds=horizon_seconds)
-
-
-def test_what_devices_can_cost_is_kept_back_from_the_first_step_to_the_last(
-    workspace: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At the start by the budget, and in all that the workers hear later."""
-    monkeypatch.setattr(pricing, "devices_usd", lambda params: Decimal(5))
-    told: list[Decimal] = []
-    left = [Decimal(20)]
-    reservation = RunReservation(
-        read_limit=lambda: SpendingLimit(usd=left[0], by="a month's", is_own_budget=False),
-        write=told.append,
-        clock=itertools.count(0, FRESH_SECONDS).__next__,
-    )
-    workspace = dataclasses.replace(
-        workspace, run_context=RunContext(spent_usd=lambda: Decimal(1), reservation=reservation)
-    )
-    spending = spending_of(workspace, settings, "distill")
-    assert spending.budget.run_usd == 15
-    kept = 1 + spending.budget.reserve_usd + 5
-    spending.require(3600, "an hour")
-    costs = run_costs(workspace, settings, spending, recorder(horizon_seconds=1800.0))
-    assert costs is not None and costs().budget.run_usd == 15
-    hour = spending.usd_per_hour
-    assert told == pytest.approx([kept, kept + hour, kept + hour / 2]), "others know of all of it"
-    assert shared_limit_usd(workspace, settings) == "20"
-    left[0] = Decimal(6)  # others have used it up
-    assert 0 < costs().budget.run_usd <= 1
-    assert told[-1] == kept, "what must follow is spent in any case"
-    assert shared_limit_usd(workspace, settings) == "6"
-    with pytest.raises(BudgetRefused, match=r"\$1\.00 .*a month's"):
-        spending.require(1, "what fitted when the stage began")
-    assert told[-1] == kept, "one that is refused tells nobody"
-
-
-def test_the_reserve_grows_with_the_cluster_that_waits_while_the_last_stages_run(
-    workspace: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An hour of them: two nodes of 1 USD an hour when training starts, eight when it stops; and
-    this machine, where it is none of them."""
-    nodes = ["a", "b"]
-    monkeypatch.setattr(cluster_nodes, "ray_session", lambda address: nullcontext())
-    monkeypatch.setattr(cluster_nodes, "most_usd_of_nodes", lambda *_: Decimal(len(nodes)))
-    after = DownstreamCost(seconds=3000, usd=Decimal("0.5"))  # and a fifth longer
-    run_context = RunContext(spent_usd=lambda: Decimal(1), downstream=lambda: after)
-    workspace = dataclasses.replace(workspace, run_context=run_context)
-    for address, own in (("10.0.0.1:6379", 0.0), ("ray://10.0.0.1:10001", 0.08)):
-        there = dataclasses.replace(settings, ray_address=address)
-        at_start = spending_of(workspace, there, "distill").budget.reserve_usd
-        assert float(at_start) == pytest.approx(2 + own + 0.5)
-        spending = spending_of(workspace, there, "distill")
-        costs = run_costs(workspace, there, spending, recorder(horizon_seconds=60.0))
-        assert costs is not None and costs().budget.reserve_usd == at_start
-        nodes += ["c", "d", "e", "f", "g", "h"]
-        assert float(costs().budget.reserve_usd) == pytest.approx(8 + own + 0.5)
-        del nodes[2:]

@@ -33,6 +33,8 @@ FIRST_HORIZON_SECONDS, MIN_HORIZON_SECONDS = 600.0, 60.0
 _RECENT_STEPS = 100
 _METRICS = ("loss", "loss_", "val_", "learning_rate", "step_seconds", "spent_usd")
 """How the names of a step's metrics begin."""
+_ENDS = {"budget": "stopped by the budget", "good enough": "stopped early"}
+"""States in words, where they differ."""
 _NO_GAIN = "\N{EM DASH}"
 """In place of a price of quality where nothing was gained."""
 
@@ -340,7 +342,9 @@ def status_rows(status: Mapping[str, Any]) -> list[dict[str, str]]:
     def usd(text: str) -> str:
         return format_usd(Decimal(text))
 
-    state = f"{status['state']}: {status['reason']}" if status["reason"] else status["state"]
+    state = _ENDS.get(status["state"], status["state"])
+    if status["reason"]:
+        state += f": {status['reason']}"
     if status["state"] == "silent":
         state = f"silent for {format_duration(status['silent_seconds'])}"
     if status["doing"]:
@@ -352,7 +356,9 @@ def status_rows(status: Mapping[str, Any]) -> list[dict[str, str]]:
         "step": f"{status['step']} of {status['steps']}" if status["steps"] else "",
         "loss": value("loss", "{:.4f}".format),
         "validation PSNR": value("val_psnr", "{:.2f} dB".format),
-        "best": value("best_val_psnr", lambda psnr: f"{psnr:.2f} dB at step {status['best_step']}"),
+        "best PSNR": value(
+            "best_val_psnr", lambda psnr: f"{psnr:.2f} dB at step {status['best_step']}"
+        ),
         "spent by the run": value("spent_usd", usd),
         "cost of the last 0.1 dB": price or (_NO_GAIN if status["steps"] else ""),
         "time left": value("seconds_left", format_duration),
