@@ -14,12 +14,15 @@ from tests.distill.checkpoints import make_checkpoint
 from turbo_vaed.distill.checkpoints import Store
 from turbo_vaed.distill.history import (
     LAST_STEPS,
+    LOSS,
     MOST_STEPS,
     MOST_VALIDATIONS,
     RECENT_STEPS,
+    VALIDATION,
     Row,
     bounded,
     logged_rows,
+    write_curves,
     write_student,
 )
 from turbo_vaed.distill.student import Student
@@ -156,3 +159,15 @@ def test_without_a_log_the_checkpoint_has_the_validations(make_job, tmp_path: Pa
     history = bounded([row(step, validate_every=10) for step in range(1, 41)])
     _, written = write(make_job(), tmp_path, [], history=history)
     assert [r["step"] for r in written["steps"] if "val_psnr" in r] == [10, 20, 30, 40]
+
+
+def test_a_curve_has_a_row_per_step_that_has_the_value(tmp_path: Path) -> None:
+    steps = [
+        {"step": 0, "val_psnr": 20.5},
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 0.25, "val_psnr": 21.0},
+    ]
+    write_curves(steps, tmp_path)
+    assert (tmp_path / LOSS).read_text().split() == ["step,loss", "1,0.5", "2,0.25"]
+    assert (tmp_path / VALIDATION).read_text().split() == ["step,psnr_db", "0,20.5", "2,21.0"]
+    assert {path.name for path in tmp_path.iterdir()} == {LOSS, VALIDATION}

@@ -18,7 +18,7 @@ import yaml
 from flows import dvc, runs
 from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db import engine
-from turbo_vaed.distill.curves import write_curves
+from turbo_vaed.distill.history import write_curves
 from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, Refused, TurboVaedError, UserError
 from turbo_vaed.runtime import files
 

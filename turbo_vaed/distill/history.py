@@ -1,4 +1,5 @@
-"""What a run remembers of its steps: a bounded part in its checkpoints, history.json at its end.
+"""What a run remembers of its steps: a bounded part in its checkpoints; at its end history.json,
+and the curves as CSV, which `dvc plots` draws.
 
 A row of a step has `step`, `at` (Unix seconds), `step_seconds`, losses, `learning_rate`, costs and,
 where the step was validated, `val_*`. All of them go to the event log as the run goes on.
@@ -6,9 +7,10 @@ where the step was validated, `val_*`. All of them go to the event log as the ru
 
 from __future__ import annotations
 
+import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from turbo_vaed.costs.money import plain
 from turbo_vaed.distill.checkpoints import Checkpoint
 from turbo_vaed.distill.events import read_events
 from turbo_vaed.distill.job import Job
-from turbo_vaed.runtime.files import write_text
+from turbo_vaed.runtime.files import atomic_file, write_text
 
 RECENT_STEPS = 64
 """Of a checkpoint, whatever they are: more than what a loss spike or the next step's time need."""
@@ -24,6 +26,9 @@ MOST_VALIDATIONS = 1000
 """Of a checkpoint: the last ones, and the best. A trend is taken from fewer."""
 MOST_STEPS, LAST_STEPS = 2000, 500
 """Of history.json: about so many rows of a long run, spread evenly, and its last ones."""
+
+LOSS, VALIDATION = "loss.csv", "validation.csv"
+"""Columns: step, loss; and step, psnr_db of the student on the validation clips."""
 
 Row = dict[str, Any]
 
@@ -128,3 +133,17 @@ def recipe(job: Job) -> dict[str, float]:
         "adversarial": params.weight_adversarial,
     }
     return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def write_curves(steps: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write `LOSS` and `VALIDATION` into `folder`.
+
+    Args:
+        steps: the training's history: `step`, `loss` after a step of training, `val_psnr` in dB
+            where it was validated.
+    """
+    for name, key, column in ((LOSS, "loss", "loss"), (VALIDATION, "val_psnr", "psnr_db")):
+        with atomic_file(folder / name) as path, path.open("w", newline="") as stream:
+            rows = csv.writer(stream)
+            rows.writerow(("step", column))
+            rows.writerows((row["step"], row[key]) for row in steps if row.get(key) is not None)

@@ -97,28 +97,28 @@ def validate(
     indices = data.of_split("val")
     sums = torch.zeros(2, device=device)
     metrics = metrics_of(data.video.shape[1]) if worst_share is not None else {}
-    of_clips = torch.zeros(len(indices), len(metrics), dtype=torch.float64, device=device)
+    per_clip = torch.zeros(len(indices), len(metrics), dtype=torch.float64, device=device)
     troubles: list[tuple[str, str]] = []
     picture = None
-    for place, index in list(enumerate(indices))[rank::world]:
+    for i, index in list(enumerate(indices))[rank::world]:
         clip = data.whole(index).to(device)
         video, features = student.decode_with_features(clip.latents)
         video = video.float()
         ours, source = frames(video), frames(clip.source)
         sums += torch.stack([psnr(ours, source), ssim(ours, source)])
         if metrics:
-            of_clips[place] = torch.stack([of(ours, source) for of in metrics.values()])
+            per_clip[i] = torch.stack([of(ours, source) for of in metrics.values()])
         if index == indices[0]:
             troubles = signs_of_trouble(video, clip.source, features, student.config)
             picture = _picture(source, ours)
     if world > 1:
         dist.all_reduce(sums)
         if metrics:
-            dist.all_reduce(of_clips)  # each clip is one rank's, and 0 on the others
+            dist.all_reduce(per_clip)  # each clip is one rank's, and 0 on the others
     mean_psnr, mean_ssim = (sums / len(indices)).tolist()
     more: dict[str, float] = {}
     if worst_share is not None:
-        rows = [dict(zip(metrics, row, strict=True)) for row in of_clips.tolist()]
+        rows = [dict(zip(metrics, row, strict=True)) for row in per_clip.tolist()]
         found = summarise_quality(rows, worst_share)
         more = {"worst_psnr": found.pop("psnr")["worst"]}
         more |= {name: summary["mean"] for name, summary in found.items()}

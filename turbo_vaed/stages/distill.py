@@ -10,9 +10,8 @@ from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.costs import check_start
 from turbo_vaed.distill import train
 from turbo_vaed.distill.checkpoints import Store
-from turbo_vaed.distill.curves import write_curves
 from turbo_vaed.distill.events import recorded_jobs
-from turbo_vaed.distill.history import write_student
+from turbo_vaed.distill.history import write_curves, write_student
 from turbo_vaed.distill.progress import ProgressRecorder, report_preparation
 from turbo_vaed.distill.teacher_targets import prepare_teacher_targets
 from turbo_vaed.errors import TurboVaedError
