@@ -19,6 +19,15 @@ from tests.shared import made_once
 # One thread per process, as a worker computes: sums in another order are other numbers.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Nothing phones home, whoever starts the tests: as the Makefile sets it.
+os.environ |= {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
 # No test asserts times, and on a busy machine the first example of one takes long.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

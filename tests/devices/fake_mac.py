@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "me@studio.local"
-SSH = """#!{python}
+SSH = """#!{python} -IS
 import os, subprocess, sys, time
 arguments = [a for a in sys.argv[1:]]
 while arguments[0] == "-o":
@@ -24,7 +24,7 @@ if trouble == "lost" and "_apple_runner.py" in command:
     sys.exit(255)
 sys.exit(subprocess.run(["sh", "-c", command]).returncode)
 """
-SCP = """#!{python}
+SCP = """#!{python} -IS
 import os, shutil, sys
 from pathlib import Path
 arguments = [a for a in sys.argv[1:] if a != "-rq"]
