@@ -16,10 +16,10 @@ unexport PYTHONDONTWRITEBYTECODE
 SAY_CODE = case $$code in 1) kind="refused";; 2) kind="a user's mistake";; 3) kind="a fault";; \
 	*) kind="stopped";; esac; echo "turbo-vaed exited with $$code ($$kind)" >&2
 
-.PHONY: help setup litert browser poc test lint docs golden drills teacher bench clean
+.PHONY: help setup litert browser poc test test-fast test-nightly lint docs golden mutants drills teacher bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP) data/demo/.fetched ## make the environment in .venv and fetch the demo videos
 
@@ -47,7 +47,14 @@ poc: setup ## run the PoC of CUSTOMER (demo): from videos to a judged package an
 	@$(BIN)/turbo-vaed poc $(CUSTOMER) || { code=$$?; $(SAY_CODE); exit $$code; }
 
 test: setup litert browser lint docs ## run every check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: $(STAMP) ## the checks of a minute: no Ray, servers, browsers or exporters
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not nightly"
+
+test-nightly: setup ## what takes minutes and finds what a faster test of `make test` finds too
+	$(BIN)/python -m pytest -m nightly
 
 lint: $(STAMP) ## style, types and import direction
 	$(BIN)/ruff check .
@@ -61,6 +68,10 @@ docs: $(STAMP) ## build the site of docs/ into site/; a link that leads nowhere 
 golden: setup ## write the golden files of reports again, and show what changed in them
 	$(BIN)/python -m tests.report.golden
 	$(BIN)/python -m tests.report.costs.golden
+
+mutants: setup ## change the code of the gate on purpose and see which change no test notices
+	$(BIN)/uv pip install --quiet --python $(BIN)/python mutmut==3.8.1
+	$(BIN)/mutmut run; $(BIN)/mutmut results
 
 drills: setup ## break things on purpose and see what a run makes of it; writes docs/drills.md
 	$(BIN)/python -m scripts.drills

@@ -38,10 +38,26 @@ LONGEST = ("tests/e2e", "tests/export", "tests/drills", "tests/stages", "tests/d
 MakeVideo = Callable[..., Path]
 
 
+SLOW_FIXTURES = {"browser", "judged", "own_postgres", "postgres", "server"}
+"""Those that start a server or a browser, or that export: a test that takes one is slow."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """In the fast loop a file of slow tests alone is not imported: exporters take seconds."""
+    if "not slow" not in config.option.markexpr or collection_path.suffix != ".py":
+        return None
+    marked = ("pytestmark = pytest.mark.slow\n", "pytestmark = [pytest.mark.slow")
+    return any(mark in collection_path.read_text(encoding="utf-8") for mark in marked) or None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def rank(item: pytest.Item) -> int:
         return next((i for i, at in enumerate(LONGEST) if item.nodeid.startswith(at)), len(LONGEST))
 
+    for item in items:
+        is_on_postgres = item.name.endswith("[postgresql]") or "postgresql-" in item.name
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) or is_on_postgres:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=rank)
 
 
