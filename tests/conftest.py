@@ -50,6 +50,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return any(mark in collection_path.read_text(encoding="utf-8") for mark in marked) or None
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def rank(item: pytest.Item) -> int:
         return next((i for i, at in enumerate(LONGEST) if item.nodeid.startswith(at)), len(LONGEST))
