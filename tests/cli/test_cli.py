@@ -201,6 +201,7 @@ def test_a_cluster_that_cannot_be_asked_what_its_machines_are_is_told(call, chec
     assert "no Ray answers at 127.0.0.1:1" in err
 
 
+@pytest.mark.slow
 def test_a_quote_before_anything_was_measured(call, monkeypatch):
     """By arithmetic; AWS, which does not answer, is asked once for each of its two services."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -268,6 +269,7 @@ def test_missing_argument_is_a_users_mistake(call):
     assert call("poc")[0] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [["gate", "explain"], ["report", "open"]])
 def test_nothing_to_show_yet(call, verb):
     code, _, err = call(*verb, "demo")
@@ -360,6 +362,7 @@ def test_outside_a_checkout(call, monkeypatch, tmp_path_factory):
     assert "TURBO_VAED_ROOT" in err
 
 
+@pytest.mark.slow
 def test_doctor_names_what_is_missing_and_how_to_get_it(call):
     code, out, _ = call("doctor", "--format", "json")
     rows = {row["what"]: row for row in json.loads(out)}

@@ -101,6 +101,7 @@ def test_a_users_mistake(call, arguments, said):
     assert said in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["report", "portfolio"])
 def test_a_page_that_cannot_be_written(call, made, tmp_path, verb):
     (tmp_path / "file").write_text("")
@@ -117,6 +118,7 @@ def test_help_says_what_json_holds(call):
     assert "null is not known" in words
 
 
+@pytest.mark.slow
 def test_a_portfolio(call, made):
     document = configs.read(made)
     del document["customers"]["beta"]

@@ -31,6 +31,8 @@ from turbo_vaed.planning.flops import expected_pace
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPOT = {
     INSTANCE_TYPE: "g6.xlarge",

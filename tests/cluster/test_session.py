@@ -8,6 +8,8 @@ import ray
 from turbo_vaed.cluster.session import START_ATTEMPTS, ray_session
 from turbo_vaed.errors import Fault, Unreachable
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_address_where_nothing_listens() -> None:
     with socket.socket() as free:

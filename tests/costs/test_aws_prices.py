@@ -130,6 +130,7 @@ def test_a_fresh_quote_is_not_asked_for_again_and_an_old_one_is(aws: Aws, tmp_pa
     assert later.usd_per_hour(*ZONE, NOON) == Decimal("0.40")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["ExpiredToken", "RequestLimitExceeded", "UnauthorizedOperation"])
 def test_where_aws_refuses_an_old_quote_is_used_and_says_so(
     aws: Aws, tmp_path: Path, code: str

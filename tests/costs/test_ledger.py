@@ -59,6 +59,7 @@ def shared(
 NUMBERS = st.integers(-(10**38) + 1, 10**38 - 1).map(lambda n: Decimal(n).scaleb(-18, WIDE))
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.lists(NUMBERS | st.decimals(-(10**6), 10**6, places=12), max_size=20))
 def test_no_digit_is_lost(shared: Ledger, numbers: list[Decimal]) -> None:
@@ -112,6 +113,7 @@ def test_charges_that_differ_anywhere_are_two(field: str) -> None:
     assert charge().key != dataclasses.replace(charge(), **{field: other}).key
 
 
+@pytest.mark.slow
 def test_two_writers_at_once_add_each_charge_once(url: str) -> None:
     charges = [charge(15 * n) for n in range(40)]
     added: list[bool] = []
@@ -137,6 +139,7 @@ def test_two_writers_at_once_add_each_charge_once(url: str) -> None:
         assert ledger.charges() == tuple(charges)
 
 
+@pytest.mark.slow
 def test_writers_of_the_same_charges_in_other_orders_do_not_wait_for_each_other(url: str) -> None:
     """PostgreSQL ends one of two that hold what the other one wants."""
     charges = [charge(n) for n in range(1, 1500)]
@@ -174,6 +177,7 @@ print(json.dumps(added))
 """
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_once_lose_nothing_and_double_nothing(url: str) -> None:
     """Three, whose charges overlap, open a ledger that is not there yet in the same moment."""
     children = [

@@ -157,6 +157,7 @@ with Meter(Ledger.open(sys.argv[1]), run="r", customer="c", stage="s", nodes=ste
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_one_slice_at_most(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     child = subprocess.Popen([sys.executable, "-c", CHILD, url], stdout=subprocess.PIPE, text=True)

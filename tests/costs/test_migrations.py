@@ -190,6 +190,7 @@ with Ledger.open(sys.argv[1]) as ledger:
 """
 
 
+@pytest.mark.slow
 def test_processes_upgrade_a_ledger_once(old: str) -> None:
     children = [
         subprocess.Popen(
@@ -312,6 +313,7 @@ print("alembic" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_alembic_is_imported_only_where_an_upgrade_is_due(url: str) -> None:
     def imports() -> str:
         found = subprocess.run([sys.executable, "-c", CHEAP, url], capture_output=True, text=True)
@@ -345,6 +347,7 @@ def test_opening_an_up_to_date_ledger_only_reads_its_revision(
                 and not s.startswith("show ")]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_charges_of_the_old_code_are_the_same_charges(old: str) -> None:
     """Their keys did not change with the tables."""
     with Ledger.open(old) as ledger:

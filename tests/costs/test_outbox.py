@@ -141,6 +141,7 @@ with meter(Memory(10**9), Decimal(3600), interval_seconds=0.1, outbox=Path(sys.a
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_the_ledger_is_away_loses_one_slice_at_most(
     tmp_path: Path,
 ) -> None:

@@ -237,6 +237,7 @@ def test_differences_add_up_to_ledger_less_bill(charges: list[Charge], final: Bi
     assert len(table(found, every_row=False)) == (len(found.differing) + 1) * bool(found.differing)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(CHARGES, BILLS)
 def test_after_its_corrections_the_ledger_agrees(

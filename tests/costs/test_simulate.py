@@ -84,6 +84,7 @@ QUIET_THEN_DEAR = prices({range(100, MINUTES): 2.0})
 EVERY_OTHER_MINUTE = [minute % 2 == 0 for minute in range(MINUTES)]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @example(calm(usd_per_hour=QUIET_THEN_DEAR, skew_minutes=5.0))
 @example(calm(usd_per_hour=QUIET_THEN_DEAR, skew_minutes=-5.0))
@@ -111,6 +112,7 @@ ON_THE_MINUTE = calm(is_up=without(range(5, 6)), step_seconds=60.0)
 """Machines that are taken in the very moment in which a step is done."""
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @example(ON_THE_MINUTE)
 @given(adversarial())
@@ -269,6 +271,7 @@ def test_a_policy_that_forgets_the_step_under_way_overspends() -> None:
     assert len(overspent(forgetful)) > 20
 
 
+@pytest.mark.slow
 def test_a_seed_is_the_same_traces_on_any_number_of_processes() -> None:
     assert simulate(101, seed=3, processes=2) == simulate(101, seed=3, processes=1)
     assert random_trace(3, 7) == random_trace(3, 7)

@@ -31,6 +31,7 @@ def usd(rows: list[Charge] | tuple[Charge, ...], useful: str) -> Decimal:
 MICROSECONDS = st.integers(0, 10**10)
 
 
+@pytest.mark.slow
 @given(
     st.lists(MICROSECONDS, min_size=1, max_size=12),
     st.lists(st.tuples(MICROSECONDS, MICROSECONDS), max_size=8),

@@ -37,6 +37,7 @@ def check(docs: Path, *rows: dict[str, object]) -> tuple[pd.DataFrame, dict[str,
     return checked.set_index("path"), {o.name: o for o in outcomes}
 
 
+@pytest.mark.slow
 def test_each_rule_quarantines_the_file_that_breaks_it_and_no_other(tmp_path: Path) -> None:
     checked, outcomes = check(
         tmp_path,

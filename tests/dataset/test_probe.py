@@ -116,6 +116,7 @@ def test_a_picture_that_changes_size(tmp_path: Path, make_video) -> None:
     assert "changes size at frame 30: 160x144 to 192x144" in probe(both).error
 
 
+@pytest.mark.slow
 def test_a_probe_that_hangs_is_killed(tmp_path: Path) -> None:
     video, pid = tmp_path / "v.mp4", tmp_path / "pid"
     video.write_bytes(b"x")

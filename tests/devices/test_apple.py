@@ -13,6 +13,8 @@ from turbo_vaed.devices.device import measure_on
 from turbo_vaed.devices.opened import open_device
 from turbo_vaed.errors import Fault, UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def mac(tmp_path, monkeypatch, coreml):

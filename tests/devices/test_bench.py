@@ -11,6 +11,8 @@ from tests.devices.small import SHAPE
 from turbo_vaed import cli
 from turbo_vaed.cli import devices as verbs
 
+pytestmark = pytest.mark.slow
+
 GATE = {
     "device": "host", "threads": 1, "max_warmup": 1, "min_samples": 3, "max_samples": 4,
     "max_spread": 50.0, "refused_spread": 50.0, "confidence": 0.95, "max_background_cpu_share": 1.0,

@@ -21,6 +21,8 @@ from turbo_vaed.devices.device import measure_on
 from turbo_vaed.errors import Fault, UserError
 from turbo_vaed.metering.run_stage import usage_charge
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def service(monkeypatch):

@@ -20,6 +20,8 @@ from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.export import IoSpec, export_xnnpack, write_package
 from turbo_vaed.runtime import isolated
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (1, 8, 2, 4, 6)
 PLAN = Plan(
     threads=1, max_warmup=1, min_samples=3, max_samples=3, max_spread=100.0, confidence=0.95

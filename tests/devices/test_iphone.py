@@ -17,6 +17,8 @@ from turbo_vaed.devices.device import measure_on
 from turbo_vaed.devices.opened import open_device
 from turbo_vaed.errors import Fault, UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def iphone(tmp_path, monkeypatch, coreml):

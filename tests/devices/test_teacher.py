@@ -27,6 +27,7 @@ def clips(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_teacher_is_timed_in_bfloat16_in_a_process_of_its_own(tiny_teacher, clips):
     """As on a GPU, on the device that is here."""
     found = teacher.measure_teacher(
@@ -56,6 +57,7 @@ def test_the_process_computes_on_the_device_and_in_the_precision_it_is_given(
     assert json.loads(result.read_text())["machine"] == machine()
 
 
+@pytest.mark.slow
 def test_what_a_device_has_still_to_compute_counts_and_what_came_before_does_not():
     """A decode that only asks, as on a GPU; the clip's copy is asked for and waited for before."""
     due = []

@@ -233,6 +233,7 @@ def test_what_could_not_be_read_back_is_refused(store):
         saver.submit(state)
 
 
+@pytest.mark.slow
 def test_s3_that_answers_500_for_a_while():
     """It is mended after the states were submitted: a saver that blocks would wait for ever."""
     failed, events = threading.Event(), []
@@ -304,6 +305,7 @@ print(steps(), len(os.listdir(folder)))
 """
 
 
+@pytest.mark.slow
 def test_full_disk(tmp_path):
     """The oldest make room; the last whole one stays, whatever does not fit."""
     disk = tmp_path / "disk"

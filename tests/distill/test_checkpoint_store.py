@@ -99,6 +99,7 @@ def test_newest_is_the_latest_step(url):
     assert store.newest(never)[1].step == 100_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut short", "one bit", "empty"])
 def test_a_bad_one_is_told_and_the_one_before_taken(url, raw, damage):
     store = Store(url)
@@ -214,6 +215,7 @@ def test_file_where_the_folder_should_be(tmp_path):
         Store(str(tmp_path / "x")).write(make_checkpoint(1))
 
 
+@pytest.mark.slow
 def test_no_such_bucket(s3_url):
     store = Store("s3://not-there/run")
     for call in (store.names, lambda: store.write(make_checkpoint(1))):
@@ -241,6 +243,7 @@ def test_no_server(s3_url, monkeypatch):
         Store(s3_url).newest(never, patience_seconds=0)
 
 
+@pytest.mark.slow
 def test_a_server_in_trouble_is_asked_again(monkeypatch):
     with FlakyS3.started("checkpoints") as s3:
         store = Store("s3://checkpoints/run")

@@ -147,6 +147,7 @@ def test_features_that_no_crop_of_latents_fits(toy_data):
         Clips(clips=clips, latents=latents, targets=targets)
 
 
+@pytest.mark.slow
 def test_data_in_a_bucket_reads_as_on_a_disk(data, toy_data, s3_url):
     for folder in toy_data:
         fsspec.filesystem("s3").put(f"{folder}/", f"{s3_url}/{folder.name}/", recursive=True)

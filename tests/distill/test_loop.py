@@ -63,6 +63,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 def test_loss_falls_and_validation_rises(make_job):
     run = Run(make_job(steps=40, validate_every=20, checkpoint_every=40, learning_rate=5e-3))
     assert (run.last.stopped, run.last.step) == ("finished", 40)
@@ -74,6 +75,7 @@ def test_loss_falls_and_validation_rises(make_job):
     assert told == {"val_psnr", "val_ssim"}, "nobody asks for more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_resumed_equals_uninterrupted(make_job, tmp_path, recipe):
     job = make_job(steps=6, checkpoint_every=4, **RECIPES[recipe])
@@ -143,6 +145,7 @@ def test_budget_stops_before_the_first_step_and_still_gives_a_student(make_job):
     assert run.last.best
 
 
+@pytest.mark.slow
 def test_budget_stops_on_the_way_keeps_what_was_paid_for_and_goes_on_with_more(
     make_job, monkeypatch
 ):
@@ -194,6 +197,7 @@ def enough_at_20(make_job):
     return whole, job, Run(job)
 
 
+@pytest.mark.slow
 def test_a_run_stops_with_the_validation_that_is_good_enough(enough_at_20):
     whole, _, run = enough_at_20
     last, (end,) = run.last, run.reported("end")
@@ -207,6 +211,7 @@ def test_a_run_stops_with_the_validation_that_is_good_enough(enough_at_20):
     assert [row["learning_rate"] for row in last.history] == rates
 
 
+@pytest.mark.slow
 def test_a_resumed_run_stops_where_the_uninterrupted_one_does(enough_at_20):
     _, job, run = enough_at_20
     assert [state.step for state in run.states] == [10, 20, 20]
@@ -218,6 +223,7 @@ def test_a_resumed_run_stops_where_the_uninterrupted_one_does(enough_at_20):
         assert_same(resumed.last.student, run.last.student)
 
 
+@pytest.mark.slow
 def test_with_looser_limits_a_run_goes_on_to_what_it_would_have_become(enough_at_20, make_job):
     whole, job, run = enough_at_20
     assert not Run(job, resume=run.last).reported("step")
@@ -233,6 +239,7 @@ def lacks(run):
     return [w["text"] for w in run.reported("warning") if w["kind"] == "not good enough"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_psnr_is_enough_goes_on_until_all_that_is_asked_for_is(enough_at_20, make_job):
     """And says once what it lacks."""
     whole, job, run = enough_at_20
@@ -250,6 +257,7 @@ def test_a_run_whose_psnr_is_enough_goes_on_until_all_that_is_asked_for_is(enoug
         assert f"{before:.4g}" in said and f"{limit:.4g}" in said
 
 
+@pytest.mark.slow
 def test_what_is_lacking_is_said_once(enough_at_20, make_job):
     whole, job, _ = enough_at_20
     asks = aimed(make_job(**QUICK), job.quality_target.psnr, ssim=1.0)
@@ -261,6 +269,7 @@ def test_what_is_lacking_is_said_once(enough_at_20, make_job):
     assert not lacks(resumed)
 
 
+@pytest.mark.slow
 def test_a_validation_of_before_that_kept_less_is_not_enough(enough_at_20, make_job):
     """A checkpoint of an earlier version: the run goes on to a better one."""
     whole, job, _ = enough_at_20
@@ -287,6 +296,7 @@ def test_a_budget_that_is_spent_comes_first(make_job):
     assert (run.last.stopped, run.last.step) == ("budget", 0)
 
 
+@pytest.mark.slow
 def test_a_run_stops_where_dollars_bring_nothing(make_job, monkeypatch):
     """A dollar each time somebody asks. Six validations after the tenth that does not count."""
     job = make_job(
@@ -300,6 +310,7 @@ def test_a_run_stops_where_dollars_bring_nothing(make_job, monkeypatch):
     assert "more than the limit of $5.00" in last.reason or "bring nothing" in last.reason
 
 
+@pytest.mark.slow
 def test_a_step_costs_its_own_time_at_todays_price_and_nothing_that_lies_between(
     make_job, monkeypatch
 ):
@@ -337,6 +348,7 @@ def poisoned(step, times):
     return change, reads
 
 
+@pytest.mark.slow
 def test_a_nan_that_does_not_come_again_leaves_no_trace(make_job):
     job = make_job()
     change, reads = poisoned(3, times=1)
@@ -363,6 +375,7 @@ def test_every_step_that_is_left_out_is_told(make_job):
     assert [w["step"] for w in run.last.warnings if w["kind"] == "skipped"] == [2]
 
 
+@pytest.mark.slow
 def test_a_clip_that_went_bad_in_memory_is_read_again(make_job):
     """From the store, where it is whole."""
     job, events, states = make_job(), [], []
@@ -431,6 +444,7 @@ def test_signs_of_trouble_are_flagged_once_an_interval(make_job):
     assert [w["step"] for w in run.last.warnings] == [6], "a checkpoint has the last of a kind"
 
 
+@pytest.mark.slow
 def test_torch_compile_changes_nothing_but_the_speed(make_job):
     plain = Run(make_job(steps=2)).last
     compiled = Run(make_job(steps=2, compile="on")).last

@@ -20,6 +20,8 @@ from turbo_vaed.distill.stopping import Decision, Stopping
 from turbo_vaed.distill.train import LatestCosts
 from turbo_vaed.errors import Unreachable
 
+pytestmark = pytest.mark.slow
+
 
 def costs(
     usd: str,

@@ -323,6 +323,7 @@ def test_a_pass_that_was_killed_continues_with_the_missing_clips(spec, measured)
     assert kept.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_a_cache_in_a_bucket(spec, measured, s3_url):
     there = dataclasses.replace(spec, targets=f"{s3_url}/targets")
     assert plan_teacher_targets(there, params(), batch_size=3).mode == "cache"

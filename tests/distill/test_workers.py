@@ -22,6 +22,8 @@ from turbo_vaed.distill.stopping import Stopping
 from turbo_vaed.distill.validation import validate
 from turbo_vaed.models import TurboVaedDecoder
 
+pytestmark = pytest.mark.slow
+
 
 def run(job, rank=0, world=1):
     """Run a loop to its end; returns the last state that it saved."""

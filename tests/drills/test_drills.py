@@ -12,6 +12,8 @@ from tests.drills import drills, faults
 from tests.drills.drills import DRILLS, carry_out
 from turbo_vaed.distill.checkpoints import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 BY_NAME = {drill.name: drill for drill in DRILLS}
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import configs
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 TINY = {
     "validate": {"min_side": 64},

@@ -23,6 +23,8 @@ from turbo_vaed.export import ExportJob, Package, Target, export_package
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 from turbo_vaed.models.windows import TimeSpec
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "on_device" / "decode.py"
 CONFIG = DecoderConfig(  # little to lower, and a halo that a short program can hold
     latent_channels=4,

@@ -11,6 +11,8 @@ from turbo_vaed.export.graph import ExportError, plain
 from turbo_vaed.export.passes import without_needless_slices, without_steps
 from turbo_vaed.export.quantise import quantised
 
+pytestmark = pytest.mark.slow
+
 WIDE = (64, 96)
 """Of which Winograd's form is made."""
 ATEN = torch.ops.aten

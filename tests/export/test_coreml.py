@@ -25,6 +25,8 @@ from turbo_vaed.gate.parity import verify
 from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.runtime.import_noise import quiet_imports
 
+pytestmark = pytest.mark.slow
+
 with quiet_imports():
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb

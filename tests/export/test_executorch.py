@@ -17,6 +17,8 @@ from turbo_vaed.export import (
 )
 from turbo_vaed.models import PRESETS, DecoderConfig, TurboVaedDecoder
 
+pytestmark = pytest.mark.slow
+
 LATENT_SHAPE = (1, 8, 2, 4, 6)
 
 

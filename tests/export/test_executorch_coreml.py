@@ -10,6 +10,8 @@ from turbo_vaed.export.graph import ExportError
 from turbo_vaed.export.mil import open_mlpackage
 from turbo_vaed.gate.parity import parity_psnr, verify
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (1, 8, 2, 4, 6)
 TARGET = Target.parse("executorch-coreml/fp16")
 

@@ -24,6 +24,8 @@ from turbo_vaed.export import (
 )
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (1, 8, 2, 4, 6)
 MEAN, STD = [0.1 * i for i in range(8)], [1 + 0.2 * i for i in range(8)]
 

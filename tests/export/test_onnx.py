@@ -13,6 +13,8 @@ from turbo_vaed.devices._runtimes import open_program
 from turbo_vaed.export import Package
 from turbo_vaed.models import TurboVaedDecoder
 
+pytestmark = pytest.mark.slow
+
 TARGET = "onnx/fp32"
 
 

@@ -20,6 +20,8 @@ from turbo_vaed.export.quantise import kept_in_float, mse_from_psnr
 from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.models.layers import MIN_WINOGRAD_CHANNELS, FrameConv
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (1, 8, 2, 6, 6)
 WIDTHS = (64, 96)
 """Wide enough that weights are most of the file."""

@@ -22,6 +22,8 @@ from turbo_vaed.distill.history import write_curves
 from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, Refused, TurboVaedError, UserError
 from turbo_vaed.runtime import files
 
+pytestmark = pytest.mark.slow
+
 ENDS = """\
 import sys
 from turbo_vaed.metering.outcome import recorded

@@ -50,6 +50,7 @@ def said() -> list[str]:
     return []
 
 
+@pytest.mark.slow
 def test_curves_and_pictures_are_in_the_run_of_the_customer(store: str, said: list[str]) -> None:
     with live(store, warn=said.append) as run:
         for step in range(1, 301):

@@ -67,6 +67,7 @@ def test_whole_videos_are_drawn_where_there_are_enough():
     assert few[0] > low  # of four videos and fewer, clips are drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clips", [3, 5, 9, 20])
 def test_the_interval_covers_about_as_often_as_it_says_however_few_the_clips(clips):
     random = np.random.default_rng(clips)

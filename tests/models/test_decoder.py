@@ -59,6 +59,7 @@ def formulations(decoder: TurboVaedDecoder) -> dict[str, torch.nn.Module]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_formulation_reproduces_the_published_decoder(
     family: str, monkeypatch: pytest.MonkeyPatch
@@ -102,6 +103,7 @@ def test_reproduces_the_published_features(family: str) -> None:
         torch.testing.assert_close(form(tensors["latents"]), video, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_compiled_and_exported_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "MIN_WINOGRAD_CHANNELS", 1)
     decoder, tensors = golden_decoder("hunyuan")
@@ -175,6 +177,7 @@ def test_published_weights_survive_a_round_trip_bit_for_bit(family: str) -> None
     assert all(torch.equal(weights[name], tensor) for name, tensor in given_back.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "millions"),
     [

@@ -118,12 +118,14 @@ def losses(job: Job) -> tuple[float, float]:
     return sum(found[:3]) / 3, sum(found[-3:]) / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_twenty_steps_lower_the_loss(make_teacher, tmp_path: Path, family: str) -> None:
     first, last = losses(make_job(family, make_teacher(family), tmp_path, 1e-2))
     assert last < 0.7 * first
 
 
+@pytest.mark.slow
 def test_it_is_the_steps_that_lower_it(make_teacher, tmp_path: Path) -> None:
     """The same with a learning rate of next to nothing."""
     first, last = losses(make_job("ltx-video", make_teacher("ltx-video"), tmp_path, 1e-12))

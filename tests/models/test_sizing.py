@@ -75,6 +75,7 @@ def test_the_budget_is_kept_and_used(time: int, space: int, lone: bool, share: f
     assert DecoderConfig.from_published(student.to_published()) == student
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("time", "space", "levels"),
     [
@@ -168,6 +169,7 @@ def test_factors_that_cannot_be(factors: tuple[int, ...], said: str) -> None:
         replace(THIRDS, decoder_temporal_factors=factors)
 
 
+@pytest.mark.slow
 def test_the_linear_start_works_with_any_factor() -> None:
     """Its decoder is at once much nearer to smooth videos than a random one."""
     config = replace(THIRDS, latent_channels=12, decoder_block_out_channels=(16, 48, 64))

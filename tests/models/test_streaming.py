@@ -92,6 +92,7 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
+@pytest.mark.slow
 def test_the_same_memory_for_any_length() -> None:
     """All tensors alive where a frame comes out: after 20 and after 80 latent frames the same."""
     decoder = make(PRESETS["tiny-ltx"])

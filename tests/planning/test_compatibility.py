@@ -41,6 +41,7 @@ def test_a_preset_is_taken_as_it_is(make_workspace) -> None:
     assert student_config(make_workspace(distill={"student": "tiny-ltx"})) == PRESETS["tiny-ltx"]
 
 
+@pytest.mark.slow
 def test_the_weights_are_not_hashed(make_workspace, monkeypatch) -> None:
     """They are gigabytes, and it is asked several times a run."""
     hashed: list[TeacherFiles] = []
@@ -49,6 +50,7 @@ def test_the_weights_are_not_hashed(make_workspace, monkeypatch) -> None:
     assert not hashed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [None, 0.05])
 def test_auto_is_derived_from_the_teacher(make_workspace, fraction: float | None) -> None:
     own = {} if fraction is None else {"student_fraction": fraction}

@@ -216,6 +216,7 @@ def test_no_price_at_all(workspace: Workspace, settings: Settings) -> None:
     assert "No price is known" in found.sentence and "is null" in found.sentence
 
 
+@pytest.mark.slow
 def test_what_nobody_measured_is_told_by_arithmetic(
     workspace: Workspace, settings: Settings
 ) -> None:
@@ -227,6 +228,7 @@ def test_what_nobody_measured_is_told_by_arithmetic(
     assert "by arithmetic, as no run has measured it" in found.basis
 
 
+@pytest.mark.slow
 def test_a_student_of_more_work_is_expected_to_take_longer(
     workspace: Workspace, settings: Settings
 ) -> None:
@@ -236,6 +238,7 @@ def test_a_student_of_more_work_is_expected_to_take_longer(
     assert step_flops(workspace) > 3e9, "convolutions are counted"
 
 
+@pytest.mark.slow
 def test_the_teachers_work_is_expected_too(workspace: Workspace, settings: Settings) -> None:
     """Of the demo: 3 videos of 24 clips at most, until they are cut; a tenth of them is decoded in
     `encode`. Towards its targets the teacher decodes every train clip once, or in every step a
@@ -452,6 +455,7 @@ def test_stages_with_other_params_than_last_time_may_take_longer(
     assert "parameters of export have changed since" in after.basis
 
 
+@pytest.mark.slow
 def test_a_pace_of_something_else_is_no_pace(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:

@@ -108,6 +108,7 @@ DOCTORED_VERDICTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alter", "said"), ALTERED_BYTES)
 def test_altered_bytes_are_refused(
     store: str, make: Make, alter: Callable[[Path, Path], None], said: str

@@ -10,6 +10,7 @@ from turbo_vaed.registry.approval import Approval
 from turbo_vaed.registry.promotion import audit, promote
 
 
+@pytest.mark.slow
 def test_a_person_approves_for_exactly_these_bytes_and_it_is_recorded(
     store: str, make: Make
 ) -> None:

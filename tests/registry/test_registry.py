@@ -230,6 +230,7 @@ def test_a_server_that_is_not_mlflow(tmp_path: Path) -> None:
         web.shutdown()
 
 
+@pytest.mark.slow
 def test_over_http_as_on_a_file(server: str, make: Make, tmp_path: Path) -> None:
     """The whole way against a real server, and nothing left in the working folder."""
     before = set(os.listdir())

@@ -36,6 +36,7 @@ def test_the_facts_of_a_run(work: Path, gather: Gather) -> None:
     assert lost == [(47, "7"), (90, "0")]
 
 
+@pytest.mark.slow
 def test_trouble_is_listed_only_where_there_was_some(
     work: Path, calm: Path, gather: Gather
 ) -> None:

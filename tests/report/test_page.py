@@ -71,6 +71,7 @@ def page(
     return write_report(context, tmp_path_factory.mktemp("page") / "report.html")
 
 
+@pytest.mark.slow
 def test_every_video_plays_and_nothing_is_asked_of_a_network(browser, page: Path) -> None:
     browser.open(page)
     assert browser.evaluate(LOADED)

@@ -44,6 +44,7 @@ def test_an_impossible_size(page: Path, tmp_path: Path) -> None:
         screenshot(page, tmp_path / "page.png", 0, 500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["exit 0", "echo cannot draw >&2; exit 1", "sleep 30"])
 def test_a_browser_that_takes_no_picture_is_a_fault(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str

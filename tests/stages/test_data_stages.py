@@ -19,6 +19,8 @@ from turbo_vaed.errors import BudgetRefused, CorruptFile, DataRefused, UserError
 from turbo_vaed.stages import clip, encode, validate
 from turbo_vaed.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 TEACHER = "assets/teachers/tiny"
 MakePoc = Callable[..., Workspace]

@@ -26,6 +26,8 @@ from turbo_vaed.stages import distill
 from turbo_vaed.stages import params as params_stage
 from turbo_vaed.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 
 

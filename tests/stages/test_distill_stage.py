@@ -31,6 +31,8 @@ from turbo_vaed.models.teachers import load_teacher
 from turbo_vaed.stages import distill
 from turbo_vaed.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 SPLITS = ("train", "train", "train", "val", "test")
 STEPS = 6
 

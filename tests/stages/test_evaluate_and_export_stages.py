@@ -15,6 +15,8 @@ from turbo_vaed.metrics import clip_quality
 from turbo_vaed.stages import evaluate, export
 from turbo_vaed.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 TESTS = [1, 3, 4]
 
 

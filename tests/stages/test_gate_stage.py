@@ -24,6 +24,8 @@ from turbo_vaed.models import load_decoder
 from turbo_vaed.stages import export, gate
 from turbo_vaed.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 TESTS = [1, 3, 4]
 
 

@@ -18,6 +18,8 @@ from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.runtime.isolated import ChildFailed
 from turbo_vaed.stages import export
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def split(judged):

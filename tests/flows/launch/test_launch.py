@@ -71,6 +71,7 @@ def machines() -> list[dict[str, Any]]:
     return [machine for each in found["Reservations"] for machine in each["Instances"]]
 
 
+@pytest.mark.slow
 def test_a_run_starts_its_machine_and_ends_it(
     remote: Path,
     workspace: Workspace,

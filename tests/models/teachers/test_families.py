@@ -222,6 +222,7 @@ def test_the_shapes_are_those_that_the_spec_promises(loaded, family: str) -> Non
         assert torch.isfinite(decoded).all() and decoded.std() > 0.01
 
 
+@pytest.mark.slow
 @EVERY
 def test_its_arithmetic_is_counted_without_doing_it(make_teacher, loaded, family: str) -> None:
     """As it is counted where it is done; and a wider clip is more of it."""

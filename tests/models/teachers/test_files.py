@@ -280,6 +280,7 @@ def test_the_factory_pickles(make_teacher) -> None:
     assert make().sha256 == describe_teacher("ltx-video", folder).sha256
 
 
+@pytest.mark.slow
 def test_loading_is_quiet_and_leaves_logging_as_it_was(make_teacher) -> None:
     """In a process of its own: here diffusers is imported already."""
     code = (

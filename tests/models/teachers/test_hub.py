@@ -22,6 +22,8 @@ import pytest
 
 from tests import configs
 
+pytestmark = pytest.mark.slow
+
 COMMIT, NO_COMMIT = "0123456789abcdef" * 2 + "01234567", "f" * 40
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ROOT = Path(__file__).parents[3]
