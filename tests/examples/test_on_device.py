@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.exports import exported_once
 from turbo_vaed.export import ExportJob, Package, Target, export_package
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
 from turbo_vaed.models.windows import TimeSpec
@@ -51,6 +53,13 @@ def runner() -> ModuleType:
 def decoder() -> TurboVaedDecoder:
     torch.manual_seed(0)
     return TurboVaedDecoder(CONFIG).requires_grad_(False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One decoder is exported by several tests, and by both processes that run them."""
+    with exported_once(tmp_path_factory):
+        yield
 
 
 @pytest.fixture(scope="module")
