@@ -23,7 +23,7 @@ from turbo_vaed.registry.client import (
     find_or_create_run,
     log_points,
     open_tracking,
-    talking,
+    translated_errors,
 )
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class LiveRun:
 
     def _attempt(self, call: Callable[[], None]) -> None:
         try:
-            with talking(self._uri):
+            with translated_errors(self._uri):
                 call()
         except Exception as error:  # whatever it is: logging never ends a run
             self._client, self._not_before = None, self._clock() + AGAIN_SECONDS

@@ -1,4 +1,4 @@
-"""An MLflow that is known to answer, and runs in it."""
+"""An MLflow client that is known to answer, and runs in it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 HEALTH_SECONDS = 5.0
-"""How long a server may take to say that it is up; MLflow's own client retries for minutes."""
+"""How long a server may take to answer; MLflow's own client retries for minutes."""
 _BATCH = 100
 _MOST_METRICS = 1000
-"""In one call, says MLflow."""
+"""The most in one call that MLflow takes."""
 
 
 class Point(NamedTuple):
-    """A figure of a curve."""
+    """A value of a curve."""
 
     key: str
     value: float
@@ -50,7 +50,7 @@ def open_tracking(uri: str) -> MlflowClient:
         )
     from mlflow import MlflowClient
 
-    with talking(uri):
+    with translated_errors(uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     return client
@@ -67,7 +67,7 @@ def experiment_id(client: MlflowClient, uri: str, customer: str) -> str:
     if uri.startswith("sqlite:"):
         folder = Path(sa.make_url(uri).database or "").resolve().parent
         location = (folder / "mlartifacts" / customer).as_uri()
-    with unless_there():
+    with ignoring_existing():
         client.create_experiment(name, artifact_location=location)
     found = client.get_experiment_by_name(name)
     assert found is not None, "it exists or was just made"
@@ -106,7 +106,7 @@ def find_or_create_run(
 
 
 def log_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
-    """Points of a run's curves, in as few calls as MLflow takes; one that is known is no double."""
+    """Points of a run's curves, in as few calls as MLflow takes; sending one again adds none."""
     from mlflow.entities import Metric
 
     metrics = [Metric(*point) for point in points]
@@ -165,8 +165,8 @@ def _check_store_folder(uri: str) -> None:
 
 
 @contextmanager
-def unless_there() -> Iterator[None]:
-    """Creating what another process has created in the same moment is no error."""
+def ignoring_existing() -> Iterator[None]:
+    """Ignore that another process has created the same in the same moment."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -177,13 +177,13 @@ def unless_there() -> Iterator[None]:
 
 
 @contextmanager
-def talking(uri: str) -> Iterator[None]:
-    """MLflow's own errors as ours."""
+def translated_errors(uri: str) -> Iterator[None]:
+    """Raise MLflow's own errors as `Fault`."""
     import sqlalchemy as sa
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except (MlflowException, sa.exc.SQLAlchemyError, OSError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise Fault(f"MLflow at {_shown(uri)} failed: {said}") from error
+        message = str(error).strip().splitlines()[0]
+        raise Fault(f"MLflow at {_shown(uri)} failed: {message}") from error

@@ -8,7 +8,6 @@ would get, hashed them anew, and found a passing verdict over exactly those.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from turbo_vaed.gate import VERDICT_NAME, Result, Verdict, read_verdict
 from turbo_vaed.registry.approval import Approval, approve, is_approved
 from turbo_vaed.registry.client import (
     experiment_id,
+    ignoring_existing,
     log_values,
     open_tracking,
     running,
-    talking,
-    unless_there,
+    translated_errors,
 )
+from turbo_vaed.runtime.files import sha256_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -79,7 +79,7 @@ class VersionRow:
     verdict_result: str
     package_sha256: str
     promotion: str
-    """`champion`, `candidate`, `refused`, or empty where nobody asked."""
+    """`champion`, `candidate`, `refused`, or empty where promotion was not tried."""
     reasons: str
     """A line each."""
     created_at: datetime
@@ -95,7 +95,7 @@ class AuditRow:
     approval_rationale: str
     approved_at: str
     wrong: tuple[str, ...]
-    """What an alias should not be held with; empty where all is well."""
+    """Why the version should not have the alias; empty where all is well."""
 
 
 def model_name(customer: str) -> str:
@@ -123,7 +123,7 @@ def register(
     Args:
         run_id: of the PoC run, a tag of the MLflow run.
         lineage: tags of the run and the version, for instance `git_revision`, `data_sha256`.
-        artifacts: more files and folders to keep with the run.
+        artifacts: more files and folders to log with the run.
 
     Raises:
         GateRefused: the verdict is of another package or another customer.
@@ -139,9 +139,9 @@ def register(
     package, verdict = _load_package(package_folder), read_verdict(verdict_path)
     if mismatch := _binding_mismatch(verdict, customer, package.sha256):
         raise GateRefused(f"cannot register {package_folder}: {'; '.join(mismatch)}")
-    identity = {"package_sha256": package.sha256, "verdict_sha256": _sha256(verdict_path)}
+    identity = {"package_sha256": package.sha256, "verdict_sha256": sha256_file(verdict_path)}
     client = open_tracking(tracking_uri)
-    with talking(tracking_uri):
+    with translated_errors(tracking_uri):
         found = _find(client, name, identity)
         created = found is None
         if found is None:
@@ -184,7 +184,7 @@ def promote(
     """
     name = model_name(customer)
     client = open_tracking(tracking_uri)
-    with talking(tracking_uri):
+    with translated_errors(tracking_uri):
         found = _get_version(client, name, version)
         if approval is not None:
             found = approve(client, found, approval)
@@ -218,7 +218,7 @@ def audit(tracking_uri: str, customer: str) -> tuple[AuditRow, ...]:
     name = model_name(customer)
     client = open_tracking(tracking_uri)
     rows = []
-    with talking(tracking_uri):
+    with translated_errors(tracking_uri):
         for alias, number in sorted(_aliases(client, name).items()):
             version = _get_version(client, name, number)
             reasons, altered = _examine(client, tracking_uri, version, customer)
@@ -240,7 +240,7 @@ def versions(tracking_uri: str, customer: str) -> tuple[VersionRow, ...]:
     """Every version of a customer's model, the newest first; empty where there is none."""
     name = model_name(customer)
     client = open_tracking(tracking_uri)
-    with talking(tracking_uri):
+    with translated_errors(tracking_uri):
         aliases = _aliases(client, name)
         found = _search(client, name)
     return tuple(
@@ -260,7 +260,7 @@ def versions(tracking_uri: str, customer: str) -> tuple[VersionRow, ...]:
 def _examine(
     client: MlflowClient, uri: str, version: ModelVersion, customer: str
 ) -> tuple[list[str], list[str]]:
-    """Why a version is no champion (a gate that says no), and what about it was altered."""
+    """Why a version cannot be champion (its checks), and what about it was altered."""
     import mlflow.artifacts
 
     run_id = version.run_id or ""
@@ -282,7 +282,7 @@ def _examine(
         except CorruptFile as error:
             return [], [str(error).replace(f"{scratch}/", "")]
         altered = _binding_mismatch(verdict, customer, sha256)
-        for what, now in (("package", sha256), ("verdict", _sha256(verdict_path))):
+        for what, now in (("package", sha256), ("verdict", sha256_file(verdict_path))):
             then = version.tags.get(f"{what}_sha256")
             if now != then:
                 altered.append(f"its {what} has sha256 {now}; {then} was registered")
@@ -306,7 +306,7 @@ def _binding_mismatch(verdict: Verdict, customer: str, package_sha256: str) -> l
 
 
 def _load_package(folder: Path) -> Package:
-    """A package, every file verified, and no file in it that nothing was said about."""
+    """A package whose files are all listed and verified."""
     from turbo_vaed.export.package import MANIFEST_NAME, load_package
 
     try:
@@ -315,12 +315,12 @@ def _load_package(folder: Path) -> Package:
         raise CorruptFile(f"not a whole package: {error}") from error
     held = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     if extra := held - {file.name for file in package.files} - {MANIFEST_NAME}:
-        raise CorruptFile(f"{folder} holds files that its package.json does not know: {extra}")
+        raise CorruptFile(f"{folder} has files that are not listed in its package.json: {extra}")
     return package
 
 
 def _leave_only(client: MlflowClient, name: str, version: int, *, alias: str | None) -> None:
-    """Take our aliases off a version, all but one."""
+    """Remove our aliases from a version, except one."""
     for held, at in _aliases(client, name).items():
         if at == version and held in (CHAMPION, CANDIDATE, PREVIOUS) and held != alias:
             client.delete_registered_model_alias(name, held)
@@ -329,8 +329,8 @@ def _leave_only(client: MlflowClient, name: str, version: int, *, alias: str | N
 def _mark(
     client: MlflowClient, name: str, version: int, promotion: str, reasons: Sequence[str]
 ) -> None:
-    said = "\n".join(reasons)[:_TAG_CHARACTERS] or "every check passes"
-    for key, value in (("promotion", promotion), ("promotion_reasons", said)):
+    text = "\n".join(reasons)[:_TAG_CHARACTERS] or "every check passes"
+    for key, value in (("promotion", promotion), ("promotion_reasons", text)):
         client.set_model_version_tag(name, str(version), key, value)
 
 
@@ -370,12 +370,8 @@ def _aliases(client: MlflowClient, name: str) -> dict[str, int]:
 def _create_version(
     client: MlflowClient, name: str, mlflow_run_id: str, tags: Mapping[str, str]
 ) -> ModelVersion:
-    with unless_there():
+    with ignoring_existing():
         client.create_registered_model(name)
     return client.create_model_version(
         name, f"runs:/{mlflow_run_id}/{_PACKAGE}", mlflow_run_id, tags=dict(tags)
     )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
