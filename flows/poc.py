@@ -248,13 +248,20 @@ def start(settings: Settings, customer: str) -> Outcome:
         TurboVaedError: as the stage that failed; the report of what was reached is written.
     """
     admission.preflight(settings, customer)  # a user's mistake is reported before a server starts
-    for handler in logging.getLogger("prefect").handlers:
-        handler.addFilter(is_no_repeated_failure)
+    print_failures_once()
     return poc_flow(customer)
 
 
+def print_failures_once() -> None:
+    """Keep Prefect's accounts of a failure, up to three, off the console, where the command prints
+    the error. A Prefect server gets them."""
+    for handler in logging.getLogger().handlers:
+        if is_no_repeated_failure not in handler.filters:
+            handler.addFilter(is_no_repeated_failure)
+
+
 def is_no_repeated_failure(record: logging.LogRecord) -> bool:
-    """False for what Prefect prints of a failure, up to three times: the command prints it, last
-    and once. That a stage is tried again, and why, stays."""
+    """False for Prefect's own account of a failure; true where it says that it tries again."""
     text = record.getMessage()
-    return not text.startswith(_OF_A_FAILURE) or " - Retry " in text
+    is_account = record.name.startswith("prefect.") and text.startswith(_OF_A_FAILURE)
+    return not is_account or " - Retry " in text

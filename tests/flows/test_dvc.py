@@ -19,7 +19,7 @@ from flows import dvc, runs
 from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db import engine
 from turbo_vaed.distill.history import write_curves
-from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, Refused, TurboVaedError, UserError
+from turbo_vaed.errors import Fault, Refused, TurboVaedError, UserError
 from turbo_vaed.runtime import files
 
 pytestmark = pytest.mark.slow
@@ -104,29 +104,6 @@ def test_a_stage_by_hand_writes_no_outcome(root, monkeypatch):
     with recorded() as figures:
         figures["clips"] = 1
     assert set(root.rglob("*")) == before
-
-
-class State:
-    def __init__(self, error):
-        self.error = error
-
-    def result(self, raise_on_failure):
-        return self.error
-
-
-@pytest.mark.parametrize(
-    ("error", "again"),
-    [
-        (Fault("lost a worker"), True),
-        (CorruptFile("cut"), False),
-        (UserError("no"), False),
-        (BudgetRefused("no"), False),
-    ],
-)
-def test_only_what_may_pass_is_tried_again(error, again):
-    from flows.poc import is_worth_retrying
-
-    assert is_worth_retrying(None, None, State(error)) is again
 
 
 STAGE = """\
