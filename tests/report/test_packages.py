@@ -1,4 +1,4 @@
-"""The picture of the packages: its line, its signs, and what it says without a picture."""
+"""The picture of the packages: its line, its signs, and what a screen reader reads."""
 
 import pytest
 
@@ -23,13 +23,13 @@ def choice(*candidates, **more):
     return {**found, "candidates": list(candidates), "not_measured": {}, **more}
 
 
-def test_the_line_joins_what_no_other_beats_in_both():
+def test_the_pareto_front():
     assert [one["name"] for one in packages.front([FP32, WORSE, INT8])] == ["x/int8", "x/fp32"]
     same = package("x/same", 29.5, 0.03)
     assert [one["name"] for one in packages.front([same, INT8])] == ["x/int8"]
 
 
-def test_results_are_told_apart_by_more_than_colour():
+def test_results_differ_by_more_than_colour():
     unsure = package("x/unsure", 29.8, 0.03, "inconclusive")
     svg = str(packages.picture(choice(INT8, unsure, WORSE)))
     assert (svg.count('<circle class="sign good'), svg.count("l8 8l-8 8l-8 -8z")) == (1, 1)
@@ -37,7 +37,7 @@ def test_results_are_told_apart_by_more_than_colour():
     assert svg.count('class="ring"') == 1 and "x/int8, 2.0 MB, ships" in svg
 
 
-def test_what_does_not_pass_is_not_said_to_ship():
+def test_a_package_that_does_not_pass_does_not_ship():
     svg = str(packages.picture(choice(WORSE, package("x/bad", 20.0, 0.01, "fails"))))
     assert 'class="ring"' in svg and "ships" not in svg
 

@@ -258,7 +258,7 @@ def test_a_failed_run_shows_where_it_failed_and_what_was_reached(
     assert browser.errors() == []
 
 
-def test_a_distillation_that_the_budget_stopped_says_so(
+def test_a_distillation_that_the_budget_stopped_has_a_note(
     browser, tmp_path: Path, make_work: Callable[..., Path], gather: Callable[..., ReportContext]
 ) -> None:
     work = make_work(tmp_path / "demo", stopped="budget")

@@ -149,7 +149,7 @@ def test_the_page_shows_the_sentence_the_kinds_and_the_tornado(
     assert section(render(gather(work))) == ""
 
 
-def test_the_page_tells_what_was_measured_after_all_from_what_is_assumed(
+def test_what_was_measured_is_not_marked_as_assumed(
     work: Path, gather: Gather, assumptions: RoiParams
 ) -> None:
     path = work / "gate/measurement.json"
@@ -200,7 +200,7 @@ def test_a_package_that_fails_the_gate_returns_nothing_yet(
 
 
 @pytest.mark.parametrize("stage", ["validate", "distill", "gate"])
-def test_a_run_that_stopped_early_says_why_there_is_no_return(
+def test_a_run_that_stopped_early_has_the_reason_for_no_return(
     work: Path, gather: Gather, assumptions: RoiParams, stage: str
 ) -> None:
     failure = Failure(stage=stage, error="it broke")

@@ -201,7 +201,7 @@ def test_a_measurement_without_the_teacher_is_not_one(
         (("package", "size_bytes"), "many"),
     ],
 )
-def test_figures_that_cannot_be_are_refused(
+def test_impossible_figures_are_refused(
     documents: Documents, assumptions: RoiParams, place: tuple[str, ...], value: object
 ) -> None:
     changed: Any = copy.deepcopy(documents)

@@ -196,7 +196,7 @@ def test_what_is_missing_is_not_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "ends", "said"),
+    ("name", "ends", "message"),
     [
         ("colour", (1, 1, 1), "unknown input 'colour'"),
         ("devices", (2, 1, 3), "none may be larger"),
@@ -212,9 +212,9 @@ def test_what_is_missing_is_not_nothing() -> None:
         ("device_share", (0, "0.5", "1.1"), "at most 1"),
     ],
 )
-def test_impossible_inputs_are_refused(name: str, ends: tuple[object, ...], said: str) -> None:
+def test_impossible_inputs_are_refused(name: str, ends: tuple[object, ...], message: str) -> None:
     low, middle, high = (Decimal(str(end)) for end in ends)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         Input(name=name, low=low, likely=middle, high=high, source="x")
 
 

@@ -48,7 +48,7 @@ def customer_cost(found: Gathered, name: str) -> CustomerCost:
 
 @pytest.mark.parametrize("number", range(4, 11))
 @pytest.mark.parametrize("customer", [None, "acme", "gone"])
-def test_a_month_is_told_as_by_all_charges_of_all_time(
+def test_a_month_has_the_figures_of_all_charges_of_all_time(
     ledger: Ledger, gathered: Callable[..., Gathered], number: int, customer: str | None
 ) -> None:
     ledger.add(made_up.charge("acme-1", "gate", "10-05 00:00", 60, made_up.ON_DEMAND))

@@ -204,7 +204,7 @@ def test_waste_of_more_than_was_spent_is_no_share(root: Path, tmp_path: Path) ->
     assert "$0.012" in wording.sentence(statement) and "%" not in wording.sentence(statement)
 
 
-def test_spot_that_cost_more_than_on_demand_says_so(root: Path, tmp_path: Path) -> None:
+def test_spot_that_cost_more_than_on_demand_is_no_saving(root: Path, tmp_path: Path) -> None:
     dear = made_up.charge(
         "acme-1", "distill", "08-01 00:00", 3600, Decimal("1.58"), market="spot",
         resource="g5.xlarge",

@@ -125,7 +125,7 @@ def test_many_customers_share_the_last_bar(root: Path, tmp_path: Path) -> None:
     assert f"{30 - MOST_BARS + 1} others: $0.228" in chart  # 19 of $0.012
 
 
-def test_a_portfolio_says_what_came_of_the_money(everyone: Gathered) -> None:
+def test_a_portfolio_has_the_outcome_of_each_customer(everyone: Gathered) -> None:
     *rows, total = portfolio.table_rows(
         everyone, made_up.champions(everyone), made_up.returns(everyone)
     )
@@ -244,9 +244,7 @@ def test_a_statement_of_one_customer_shows_stages(pages: dict[str, str], root: P
     assert "Spent by customer" not in pages["acme"]
 
 
-def test_a_return_is_of_what_the_last_run_measured_or_says_what_was_not(
-    everyone: Gathered, root: Path
-) -> None:
+def test_a_return_needs_what_the_last_run_measured(everyone: Gathered, root: Path) -> None:
     with made_up.ledger(root) as ledger:
         found = portfolio.find_returns(root, ledger, everyone)
     assert "params.yaml" in str(found["gone"])
