@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -29,12 +30,15 @@ from turbo_vaed.models.teachers import FAMILIES, LatentSpec, load_teacher
 
 ROOT = Path(__file__).parents[2]
 SPLITS = ("train", "train", "train", "val")
+BRIGHT = (0.85,) * 4
+COLOURFUL = (0.15, 0.4, 0.65, 0.9)
 STUDENT_PARAMETERS = 170_000
 """About the smallest that there is: the tiny teachers are hardly larger."""
 
 
-def smooth_clips(spec: LatentSpec) -> np.ndarray[Any, Any]:
-    """Drifting gradients, bright ones, uint8 (N,T,H,W,3), a position or two of latents wide."""
+def smooth_clips(spec: LatentSpec, colours: Sequence[float]) -> np.ndarray[Any, Any]:
+    """Drifting gradients about a colour for each clip, uint8 (N,T,H,W,3), a position or two of
+    latents wide."""
     frames, side = spec.nearest_frames(9)[0], max(16, spec.compression_h)
     rng = np.random.default_rng(0)
     t, y, x = np.meshgrid(*(np.linspace(0, 1, n) for n in (frames, side, side)), indexing="ij")
@@ -42,14 +46,23 @@ def smooth_clips(spec: LatentSpec) -> np.ndarray[Any, Any]:
         np.stack([np.sin(a * x + b * y + c * t + d) for a, b, c, d in rng.uniform(-2, 2, (3, 4))])
         for _ in SPLITS
     ]
-    return ((np.stack(clips) * 0.1 + 0.85) * 255).astype(np.uint8).transpose(0, 2, 3, 4, 1)
+    video = np.stack(clips) * 0.1 + np.array(colours)[:, None, None, None, None]
+    return (video.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 4, 1)
 
 
-def make_job(family: str, folder: Path, place: Path, learning_rate: float) -> Job:
+def make_job(
+    family: str,
+    folder: Path,
+    place: Path,
+    learning_rate: float,
+    *,
+    start: str = "random",
+    colours: Sequence[float] = BRIGHT,
+) -> Job:
     """Clips, what the teacher makes of them, and a student for it, as the stages write them."""
     teacher = load_teacher(family, folder)
     spec = teacher.latent_spec
-    clips = smooth_clips(spec)
+    clips = smooth_clips(spec, colours)
     latents = teacher.encode(to_network(clips))
     keep(place / "clip" / "clips.zarr", "video", clips)
     index = [{"index": i, "split": split} for i, split in enumerate(SPLITS)]
@@ -71,7 +84,7 @@ def make_job(family: str, folder: Path, place: Path, learning_rate: float) -> Jo
         params=replace(
             DistillParams(),
             student="auto",
-            start="random",
+            start=start,
             steps=20,
             batch_size=2,
             micro_batch=2,
@@ -131,3 +144,30 @@ def test_it_is_the_steps_that_lower_it(make_teacher, tmp_path: Path) -> None:
     first, last = losses(make_job("ltx-video", make_teacher("ltx-video"), tmp_path, 1e-12))
     assert last > 0.9 * first
     assert torch.isfinite(torch.tensor([first, last])).all()
+
+
+def error_to_blind(job: Job) -> float:
+    """Train; the student's mean squared error on the train clips, over that of the best video which
+    is the same for all of them. A student that does not read its latents has 1 or more."""
+    loop = Loop(job, on_event=lambda event: None, save=lambda state: None)
+    assert loop.run()[0] == "finished"
+    train = slice(SPLITS.count("train"))
+    latents = zarr.open_group(str(Path(job.latents) / "latents.zarr"), mode="r")["latents"][train]
+    pixels = zarr.open_group(str(Path(job.clips) / "clips.zarr"), mode="r")["video"][train]
+    video = to_network(pixels)
+    with torch.no_grad():
+        decoded = loop.training.student.decoder.eval()(torch.from_numpy(latents))
+    blind = video.mean(dim=0, keepdim=True)
+    return float((decoded - video).square().mean() / (blind - video).square().mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_blind", [False, True])
+def test_a_student_reads_its_latents(make_teacher, tmp_path: Path, is_blind: bool) -> None:
+    """A lower loss may be the mean colour, learned without a look at the latents; of clips whose
+    latents are all the same nothing better can be learned."""
+    teacher = make_teacher("ltx-video")
+    job = make_job("ltx-video", teacher, tmp_path, 2e-3, start="linear", colours=COLOURFUL)
+    if is_blind:
+        zarr.open_group(str(tmp_path / "encode" / "latents.zarr"), mode="a")["latents"][:] = 0.5
+    assert (error_to_blind(job) < 0.5) is not is_blind
