@@ -34,7 +34,7 @@ class Selection:
     that an hour of it can cost."""
     volume_gib: int
     machine_overhead_usd: Decimal
-    """Of what may be spent, for what the machine costs beside its stages: time, and its volume."""
+    """Reserved for what the machine costs outside its stages: time, and its volume."""
     resumes: bool = False
     """Whether the run resumes its training: only the machine will know how many steps are left."""
 

@@ -1,5 +1,5 @@
-"""A machine of `turbo-vaed ec2 run`, and what it costs beside its stages: its volume, and the time
-before the first of them and after the last. `infra/ray/machine.yaml` is what all have in common."""
+"""What a machine of `turbo-vaed ec2 run` costs outside its stages: its volume, and the time before
+the first and after the last of them. `infra/ray/machine.yaml` describes what all machines share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from turbo_vaed.workspace import Workspace
 
 TEMPLATE = Path("infra/ray/machine.yaml")
 ENDS_ITSELF_MINUTES = 15
-"""After the run on it has ended, where nobody ends the machine before."""
+"""After its run has ended, unless somebody ends the machine before."""
 BEFORE_MINUTES = 15
-"""What start, set-up and copies are expected to take at most."""
+"""The most that start, set-up and copies are expected to take."""
 VOLUME = "volume"
-"""What a charge for its volume names."""
+"""The resource of a charge for its volume."""
 _MONTH_HOURS = 30 * 24
 
 
@@ -26,7 +26,7 @@ def read_template(root: Path) -> dict[str, Any]:
     """The template of a checkout, as Ray's cluster launcher takes it.
 
     Raises:
-        UserError: it is not there, or no YAML.
+        UserError: it is missing, or is not YAML.
     """
     path = root / TEMPLATE
     try:
@@ -37,10 +37,10 @@ def read_template(root: Path) -> dict[str, Any]:
 
 
 def node_config(template: dict[str, Any]) -> dict[str, Any]:
-    """What it says of the machine itself, in the words of EC2.
+    """The template's EC2 parameters of the machine itself.
 
     Raises:
-        UserError: it says nothing.
+        UserError: it has none.
     """
     try:
         node: dict[str, Any] = template["available_node_types"][template["head_node_type"]]
@@ -54,7 +54,7 @@ def volume_gib(template: dict[str, Any]) -> int:
     """The size of all its volumes together.
 
     Raises:
-        UserError: it has none, or of one it does not say the size.
+        UserError: it has none, or one without a size.
     """
     mappings = node_config(template).get("BlockDeviceMappings") or []
     sizes = [mapping["Ebs"].get("VolumeSize") for mapping in mappings if mapping.get("Ebs")]
@@ -77,8 +77,8 @@ def volume_usd_per_hour(workspace: Workspace) -> Decimal:
 
 
 def overhead_usd(workspace: Workspace, usd_per_hour: Decimal, up_hours: Decimal) -> Decimal:
-    """The most that a machine is expected to cost beside its stages: its volume, for as long as it
-    is up, and start, set-up, copies and end at its price.
+    """The most that a machine is expected to cost outside its stages: its volume while it is up,
+    and start, set-up, copies and end at its price.
 
     Raises:
         UserError: as `volume_usd_per_hour`.
