@@ -167,12 +167,12 @@ class Package:
         There is a line for each file, and one for what package.json says beyond them, so
         that an I/O spec cannot change under a verdict.
         """
-        said = json.dumps(self._said(), sort_keys=True, separators=(",", ":"))
+        contents = json.dumps(self._contents(), sort_keys=True, separators=(",", ":"))
         lines = [f"{file.sha256}  {file.name}" for file in self.files]
-        lines.append(f"{hashlib.sha256(said.encode()).hexdigest()}  {MANIFEST_NAME}")
+        lines.append(f"{hashlib.sha256(contents.encode()).hexdigest()}  {MANIFEST_NAME}")
         return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
-    def _said(self) -> dict[str, Any]:
+    def _contents(self) -> dict[str, Any]:
         return {
             "target": self.target,
             "program": self.programs[0].name,
@@ -263,7 +263,7 @@ def write_package(
         )
         manifest = {
             "format": _FORMAT,
-            **package._said(),
+            **package._contents(),
             "files": [asdict(file) for file in package.files],
             "size_bytes": package.size_bytes,
             "sha256": package.sha256,
