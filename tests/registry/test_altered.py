@@ -103,7 +103,7 @@ DOCTORED_VERDICTS = [
     (_invent_measurements, "its verdict has sha256"),
     (_approve_it, "its verdict has sha256"),
     (_drop_the_checks, "expected psnr_retention"),
-    (_cut_the_verdict_short, "not a whole verdict"),
+    (_cut_the_verdict_short, "verdict.json is not valid JSON"),
     (_lose_the_verdict, "verdict.json missing"),
 ]
 
