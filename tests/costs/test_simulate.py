@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from turbo_vaed.costs import decide
-from turbo_vaed.costs.markets import MINUTES, Market, Trace, random_trace
 from turbo_vaed.costs.oracle import perfect_forecast
 from turbo_vaed.costs.simulate import Replay, _Run, mean_shortfall, replay, simulate, summary
+from turbo_vaed.costs.simulated_markets import MINUTES, Market, Trace, random_trace
 
 
 def calm(**changes: Any) -> Trace:

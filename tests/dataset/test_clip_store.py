@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from turbo_vaed.dataset.clip_store import read_description, write_clips
+from turbo_vaed.dataset.clip_store import cut_clips, read_description
 from turbo_vaed.dataset.clips import ClipPlan, SourceVideo, plan_clips
 from turbo_vaed.errors import CorruptFile
 from turbo_vaed.runtime.files import sha256_file
@@ -41,7 +41,7 @@ def made(tmp_path: Path, make_video) -> tuple[Path, ClipPlan]:
 
 def test_every_clip_holds_the_pixels_of_its_place(made: tuple[Path, ClipPlan]) -> None:
     folder, clips = made
-    write_clips(clips, folder, folder)
+    cut_clips(clips, folder, folder)
     video = zarr.open_array(str(folder / "clips.zarr"), path="video", mode="r")
     assert video.metadata.zarr_format == 3
     assert video.shape == (16, 5, 32, 32, 3) and video.chunks == (1, 5, 32, 32, 3)
@@ -60,7 +60,7 @@ def test_every_clip_holds_the_pixels_of_its_place(made: tuple[Path, ClipPlan]) -
 
 def test_the_description_says_what_the_plan_says(made: tuple[Path, ClipPlan]) -> None:
     folder, clips = made
-    write_clips(clips, folder, folder)
+    cut_clips(clips, folder, folder)
     found = read_description(folder / "clips.json")
     assert found["clips"] == [dataclasses.asdict(clip) for clip in clips.clips]
     assert found["counts"] == clips.counts and sum(found["counts"].values()) == 16
@@ -74,16 +74,16 @@ def test_a_video_that_changed_since_it_was_validated(
     folder, clips = made
     make_video(folder / "b.mp4", frames=27, width=64, height=48, seed=5)
     with pytest.raises(CorruptFile, match=r"b\.mp4 has changed since it was validated"):
-        write_clips(clips, folder, folder)
+        cut_clips(clips, folder, folder)
     (folder / "b.mp4").unlink()
     with pytest.raises(CorruptFile, match=r"b\.mp4 cannot be read"):
-        write_clips(clips, folder, folder)
+        cut_clips(clips, folder, folder)
 
 
 def test_a_video_that_ends_before_its_clips(tmp_path: Path, make_video) -> None:
     path = make_video(tmp_path / "a.mp4", frames=33, width=64, height=48)
     with pytest.raises(CorruptFile, match="ends at frame 33, clips need 50"):
-        write_clips(plan(source(path, 50, 64, 48)), tmp_path, tmp_path)
+        cut_clips(plan(source(path, 50, 64, 48)), tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"frames": 5})])

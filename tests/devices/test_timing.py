@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_vaed.devices.timing import (
-    Interval,
+    MedianInterval,
     Plan,
     interval_of_median,
     is_steady,
@@ -49,7 +49,9 @@ def test_more_samples_narrow_it():
 
 
 def test_what_any_process_allows_is_in_their_interval():
-    found = together([Interval(median=1, low=0.9, high=1.1), Interval(median=2, low=1.9, high=2.2)])
+    found = together(
+        [MedianInterval(median=1, low=0.9, high=1.1), MedianInterval(median=2, low=1.9, high=2.2)]
+    )
     assert (found.median, found.low, found.high) == (1.5, 0.9, 2.2)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_vaed.distill.events import seconds_left, spent_in_all, usd_per_tenth_db
+from turbo_vaed.distill.events import recent_usd_per_tenth_db, seconds_left, spent_in_all
 
 usd = st.decimals("0", "95", places=6)
 validations = st.lists(st.tuples(usd, st.floats(10, 50)), max_size=12).map(
@@ -18,13 +18,17 @@ validations = st.lists(st.tuples(usd, st.floats(10, 50)), max_size=12).map(
 
 def test_the_price_of_quality() -> None:
     known = [(Decimal("0.01"), 30.0), (Decimal("0.02"), 30.5), (Decimal("0.03"), 30.4)]
-    assert usd_per_tenth_db(known[:1]) is None
-    assert usd_per_tenth_db(known[:2]) == pytest.approx(Decimal("0.002"))
-    assert usd_per_tenth_db(known) == pytest.approx(Decimal("0.004"))  # the best stays the best
-    assert usd_per_tenth_db([*known[1:], (Decimal("0.04"), 30.5)]) is None
+    assert recent_usd_per_tenth_db(known[:1]) is None
+    assert recent_usd_per_tenth_db(known[:2]) == pytest.approx(Decimal("0.002"))
+    assert recent_usd_per_tenth_db(known) == pytest.approx(
+        Decimal("0.004")
+    )  # the best stays the best
+    assert recent_usd_per_tenth_db([*known[1:], (Decimal("0.04"), 30.5)]) is None
     later = [*known, *[(Decimal(n), 30.5) for n in range(1, 6)]]
-    assert usd_per_tenth_db(later) is None  # the gain lies too far back
-    assert usd_per_tenth_db([(Decimal(0), float("nan")), *known[:2]]) == usd_per_tenth_db(known[:2])
+    assert recent_usd_per_tenth_db(later) is None  # the gain lies too far back
+    assert recent_usd_per_tenth_db(
+        [(Decimal(0), float("nan")), *known[:2]]
+    ) == recent_usd_per_tenth_db(known[:2])
 
 
 def test_a_run_that_goes_on_from_an_earlier_one_is_not_paid_back() -> None:
@@ -32,12 +36,12 @@ def test_a_run_that_goes_on_from_an_earlier_one_is_not_paid_back() -> None:
     in_all = [Decimal(text) for text in ("0.04", "0.05", "0.06", "0.07", "0.075")]
     assert spent_in_all(spent) == in_all
     known = list(zip(spent, (30.0, 30.1, 30.2, 30.3, 30.5), strict=True))
-    assert usd_per_tenth_db(known) == pytest.approx(Decimal("0.007"))
+    assert recent_usd_per_tenth_db(known) == pytest.approx(Decimal("0.007"))
 
 
 @given(validations)
 def test_the_price_of_quality_is_never_negative_and_tells_what_was_paid(known) -> None:
-    price = usd_per_tenth_db(known)
+    price = recent_usd_per_tenth_db(known)
     if price is None:
         return
     assert price >= 0

@@ -89,7 +89,7 @@ def test_what_came_after_the_checkpoint_resumed_from_is_dropped(path, clock) -> 
         for event in [start(0), *events(1), *events(2), *events(3), start(30, 2)]:
             recorder.on_event(event)
     account = recorder.run
-    assert [known.step for known in account.validations] == list(account.checkpoints) == [1, 2]
+    assert [known.step for known in account.validations] == list(account.checkpoint_times) == [1, 2]
     assert [known["step"] for known in recorder.summary()["warnings"]] == [1, 2]
 
 

@@ -134,7 +134,7 @@ def _told(folder: Path, checkpoints_lost: int) -> tuple[RunProgress, list[tuple[
                 assert found >= known[-1], f"went on from step {found}, not {known[-1]}"
             starts.append((event["world"], found))
     assert account.ended is not None
-    return account, starts, max(0.0, account.checkpoints[STEPS] - account.ended["at"])
+    return account, starts, max(0.0, account.checkpoint_times[STEPS] - account.ended["at"])
 
 
 # --- faults that take no cluster -------------------------------------------------------------

@@ -95,11 +95,11 @@ def test_times_say_at_which_size_they_were_taken(work: Path, gather: Gather) -> 
     found = measured(gather(work), on_device=None)
     assert found.clips is not None and found.measurement is not None
     size = found.clips["size"]
-    assert f" {found.clips['frames']}x{size}x{size} " in wording.measured_at(found)
-    assert wording.measured_at(found) in render(found)
+    assert f" {found.clips['frames']}x{size}x{size} " in wording.measurement_conditions(found)
+    assert wording.measurement_conditions(found) in render(found)
     larger = measured(found, on_device={**found.measurement, "shape": "9x720x1280"})
-    assert " 9x720x1280 " in wording.measured_at(larger)
-    assert wording.measured_at(dataclasses.replace(found, measurement=None)) == ""
+    assert " 9x720x1280 " in wording.measurement_conditions(larger)
+    assert wording.measurement_conditions(dataclasses.replace(found, measurement=None)) == ""
 
 
 def test_each_background_cpu_share_names_what_it_disturbed(work: Path, gather: Gather) -> None:

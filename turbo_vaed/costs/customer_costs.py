@@ -62,7 +62,7 @@ class Figures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class StageCostLine:
     """One stage of a run on one market, in the period."""
 
     stage: str
@@ -95,7 +95,7 @@ class RunCost:
     """Why they were."""
     distilled: Distillation | None
     figures: Figures
-    lines: tuple[Line, ...]
+    lines: tuple[StageCostLine, ...]
     """In the order in which they first started."""
 
 

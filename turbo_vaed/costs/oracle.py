@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from turbo_vaed.costs.markets import MINUTES, Market, Trace
+from turbo_vaed.costs.simulated_markets import MINUTES, Market, Trace
 
 
 @dataclass(frozen=True, kw_only=True)

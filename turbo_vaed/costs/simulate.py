@@ -32,8 +32,8 @@ from typing import Any
 
 from turbo_vaed.costs.budget import Budget, Decision, decide
 from turbo_vaed.costs.choice import BID_STEP, bids, checkpoint_interval_seconds, losses_per_hour
-from turbo_vaed.costs.markets import MINUTES, NOTICE_SECONDS, Market, Trace, random_trace
 from turbo_vaed.costs.oracle import Forecast, perfect_forecast
+from turbo_vaed.costs.simulated_markets import MINUTES, NOTICE_SECONDS, Market, Trace, random_trace
 from turbo_vaed.costs.spot_spending import SKEW_SECONDS, SpotSpending
 
 Policy = Callable[..., Decision]

@@ -19,9 +19,9 @@ from turbo_vaed.costs.customer_costs import (
     Distillation,
     Figure,
     Figures,
-    Line,
     MonthSpent,
     RunCost,
+    StageCostLine,
     Statement,
 )
 from turbo_vaed.costs.ledger import ChargeGroup, Useful
@@ -210,8 +210,10 @@ def _run(
     )
 
 
-def _line(stage: str, market: str, groups: Sequence[ChargeGroup], on_demand: OnDemandPrice) -> Line:
-    return Line(
+def _line(
+    stage: str, market: str, groups: Sequence[ChargeGroup], on_demand: OnDemandPrice
+) -> StageCostLine:
+    return StageCostLine(
         stage=stage,
         market=market,
         charges=sum(g.charges for g in groups),

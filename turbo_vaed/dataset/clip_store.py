@@ -24,7 +24,7 @@ from turbo_vaed.runtime.files import read_json, sha256_file, write_json
 from turbo_vaed.runtime.progress import track
 
 
-def write_clips(plan: ClipPlan, source: Path, folder: Path) -> None:
+def cut_clips(plan: ClipPlan, source: Path, folder: Path) -> None:
     """Decode the plan's clips into `folder`/clips.zarr, and describe them in clips.json.
 
     Args:

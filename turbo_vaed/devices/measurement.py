@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from turbo_vaed.devices.timing import Interval, interval_of_median, together
+from turbo_vaed.devices.timing import MedianInterval, interval_of_median, together
 
 DECODED_NAME = "decoded.npy"
 """What the device put out, in `out_folder`: float32 (N, 3, T, H, W), raw, about [-1, 1]."""
@@ -86,7 +86,7 @@ class Measurement:
             check_seconds("seconds_by_process", seconds)
 
     @property
-    def latency(self) -> Interval:
+    def latency(self) -> MedianInterval:
         """Of the median seconds per run, over all repeats; what no repeat allows is outside."""
         return together([interval_of_median(s, self.confidence) for s in self.seconds_by_process])
 

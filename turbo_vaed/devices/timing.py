@@ -66,7 +66,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval:
+class MedianInterval:
     """Where a median lies, in the samples' unit."""
 
     median: float
@@ -79,7 +79,7 @@ class Interval:
         return (self.high - self.low) / self.median
 
 
-def interval_of_median(samples: Sequence[float], confidence: float) -> Interval:
+def interval_of_median(samples: Sequence[float], confidence: float) -> MedianInterval:
     """The median and its percentile bootstrap interval (Efron 1979), the same for the same samples.
 
     Of one sample nothing is known: the interval is the sample, so ask for several.
@@ -95,16 +95,16 @@ def interval_of_median(samples: Sequence[float], confidence: float) -> Interval:
     tail = (1 - confidence) / 2
     low, high = np.quantile(medians, (tail, 1 - tail))
     median = float(np.median(values))
-    return Interval(median=median, low=min(float(low), median), high=max(float(high), median))
+    return MedianInterval(median=median, low=min(float(low), median), high=max(float(high), median))
 
 
-def together(runs: Sequence[Interval]) -> Interval:
+def together(runs: Sequence[MedianInterval]) -> MedianInterval:
     """What several processes found: the median of their medians, and all that any of them allows.
 
     Processes differ by where their memory lies more than runs within one do, and no number of
     samples in one process shows it.
     """
-    return Interval(
+    return MedianInterval(
         median=statistics.median(run.median for run in runs),
         low=min(run.low for run in runs),
         high=max(run.high for run in runs),

@@ -100,8 +100,8 @@ class RunProgress:
     row: Event = field(default_factory=dict)
     """The last `step` event."""
     validations: list[Validation] = field(default_factory=list)
-    """Without those of lost steps, as are `checkpoints`, `warnings` and `reached`."""
-    checkpoints: dict[int, float] = field(default_factory=dict)
+    """Without those of lost steps, as are `checkpoint_times`, `warnings` and `reached`."""
+    checkpoint_times: dict[int, float] = field(default_factory=dict)
     """Step -> when its checkpoint was written."""
     checkpoint_error: str = ""
     """Why the last attempt to write one failed."""
@@ -131,9 +131,11 @@ class RunProgress:
     """Times without a driver."""
 
     @property
-    def usd_per_tenth_db(self) -> Decimal | None:
+    def recent_usd_per_tenth_db(self) -> Decimal | None:
         """What the last 0.1 dB cost."""
-        return usd_per_tenth_db([(known.spent_usd, known.psnr) for known in self.validations])
+        return recent_usd_per_tenth_db(
+            [(known.spent_usd, known.psnr) for known in self.validations]
+        )
 
     @property
     def seconds_left(self) -> float | None:
@@ -192,7 +194,7 @@ class RunProgress:
             case "validated":  # before a stop, for a step that is logged already
                 self._validated(event)
             case "checkpoint":
-                self.checkpoints[event["step"]], self.checkpoint_error = at, ""
+                self.checkpoint_times[event["step"]], self.checkpoint_error = at, ""
                 self._save_seconds.append(event["seconds"])
             case "checkpoint_failed":
                 self.checkpoint_error = event["text"]
@@ -260,7 +262,7 @@ class RunProgress:
         self.step = step
         self.validations = [known for known in self.validations if known.step <= step]
         self.warnings = [known for known in self.warnings if known["step"] <= step]
-        self.checkpoints = {s: t for s, t in self.checkpoints.items() if s <= step}
+        self.checkpoint_times = {s: t for s, t in self.checkpoint_times.items() if s <= step}
         self.reached = {s: t for s, t in self.reached.items() if s < step}
         self._started = {s: t for s, t in self._started.items() if s < step}
 
@@ -313,7 +315,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
         yield event
 
 
-def usd_per_tenth_db(validations: Sequence[tuple[Decimal, float]]) -> Decimal | None:
+def recent_usd_per_tenth_db(validations: Sequence[tuple[Decimal, float]]) -> Decimal | None:
     """USD for the last 0.1 dB, from (USD spent by the run, PSNR in dB) of each validation.
 
     The best student so far is what a run gives, so quality is the running best, which never

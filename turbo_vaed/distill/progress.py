@@ -144,7 +144,7 @@ class ProgressRecorder:
     def summary(self) -> dict[str, Any]:
         """For the run's history: `workers`, `device`, `precision` and `compiled` of the last group
         of workers, `warnings`, `restarts` and `usd_per_tenth_db`."""
-        price = self.run.usd_per_tenth_db
+        price = self.run.recent_usd_per_tenth_db
         restarts = [
             {
                 "step": restart.step,
@@ -196,7 +196,7 @@ class ProgressRecorder:
             return
         metrics = {key: float(v) for key, v in event.items() if key.startswith(_METRICS)}
         metrics["workers"] = float(self.run.workers)
-        price = self.run.usd_per_tenth_db
+        price = self.run.recent_usd_per_tenth_db
         if "val_psnr" in event and price is not None:
             metrics["usd_per_tenth_db"] = float(price)
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
@@ -231,7 +231,7 @@ class ProgressRecorder:
 
 def headline(run: RunProgress) -> str:
     """A run in a line: loss, validation PSNR, dollars, time left, workers."""
-    price, left, row = run.usd_per_tenth_db, run.seconds_left, run.row
+    price, left, row = run.recent_usd_per_tenth_db, run.seconds_left, run.row
     parts = [f"loss {row['loss']:.4f}"] if "loss" in row else []
     if run.validations:
         parts.append(f"val {run.validations[-1].psnr:.2f} dB")
@@ -299,8 +299,8 @@ def read_status(path: Path, *, customer: str, now: float) -> dict[str, Any]:
     silent = max(0.0, now - max(run.last_at, preparation.last_at if preparation else 0.0))
     state, reason = _state(run, silent)
     best = max(run.validations, key=lambda validation: validation.psnr, default=None)
-    checkpoint = max(run.checkpoints, default=None)
-    price = run.usd_per_tenth_db
+    checkpoint = max(run.checkpoint_times, default=None)
+    price = run.recent_usd_per_tenth_db
     return {
         "customer": customer,
         # preparing, starting, running, silent, failed, or how the run ended: finished, good
@@ -323,7 +323,9 @@ def read_status(path: Path, *, customer: str, now: float) -> dict[str, Any]:
         "seconds_left": run.seconds_left if state == "running" else None,
         "workers": run.workers,
         "checkpoint_step": checkpoint,
-        "checkpoint_age_seconds": None if checkpoint is None else now - run.checkpoints[checkpoint],
+        "checkpoint_age_seconds": None
+        if checkpoint is None
+        else now - run.checkpoint_times[checkpoint],
         "checkpoint_error": run.checkpoint_error,
         "restarts": len(run.restarts),
         "lost_steps": sum(restart.lost_steps for restart in run.restarts),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from turbo_vaed.devices import Failed, Interval, Measurement
+from turbo_vaed.devices import Failed, Measurement, MedianInterval
 from turbo_vaed.devices.timing import interval_of_median
 from turbo_vaed.export import Package
 from turbo_vaed.gate.judge import Evidence
@@ -90,7 +90,7 @@ def _pace(found: Measurement) -> dict[str, tuple[float, float]]:
     }
 
 
-def _ratio(own: Interval, by: Interval) -> tuple[float, float]:
+def _ratio(own: MedianInterval, by: MedianInterval) -> tuple[float, float]:
     return own.low / by.high, own.high / by.low
 
 

@@ -80,7 +80,7 @@ def _view(context: ReportContext) -> dict[str, Any]:
         "needs_approval": bool((context.verdict or {}).get("needs_approval")),
         "quality": tables.quality(context),
         "device": wording.device_facts(context),
-        "measured_at": wording.measured_at(context),
+        "measurement_conditions": wording.measurement_conditions(context),
         "charts": curves(context),
         "training": tables.training(context),
         "cost": tables.cost(context),

@@ -230,7 +230,7 @@ def device_facts(context: ReportContext) -> list[tuple[str, str]]:
     return facts
 
 
-def measured_at(context: ReportContext) -> str:
+def measurement_conditions(context: ReportContext) -> str:
     """The machine and frame size of all times and memory; empty where there are none."""
     found, clips = context.measurement, context.clips
     if found is None or "latency_seconds" not in found:

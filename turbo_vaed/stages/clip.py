@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbo_vaed.dataset.clip_store import write_clips
+from turbo_vaed.dataset.clip_store import cut_clips
 from turbo_vaed.dataset.clips import SourceVideo, plan_clips
 from turbo_vaed.dataset.manifest import read_manifest
 from turbo_vaed.workspace import Workspace
@@ -32,7 +32,7 @@ def run(workspace: Workspace) -> dict[str, object]:
         seed=params.seed,
     )
     with workspace.writing("clip") as folder:
-        write_clips(plan, workspace.source, folder)
+        cut_clips(plan, workspace.source, folder)
     return {
         "clips": len(plan.clips),
         **plan.counts,

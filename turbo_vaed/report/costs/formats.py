@@ -15,7 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from turbo_vaed.costs.customer_costs import CustomerCost, Figure, Figures, Line, RunCost, Statement
+from turbo_vaed.costs.customer_costs import (
+    CustomerCost,
+    Figure,
+    Figures,
+    RunCost,
+    StageCostLine,
+    Statement,
+)
 from turbo_vaed.costs.money import plain, total_usd
 from turbo_vaed.report import formatting
 from turbo_vaed.report.costs import wording
@@ -97,7 +104,7 @@ def _detail(runs: Sequence[RunCost], statement: Statement) -> Table:
     return table
 
 
-def detail_cells(row: Line | Figures, *, is_spot: bool) -> tuple[str, str, str, str]:
+def detail_cells(row: StageCostLine | Figures, *, is_spot: bool) -> tuple[str, str, str, str]:
     """Time, spent, wasted, and the saving where it ran on spot."""
     return (
         formatting.seconds(float(row.node_seconds)),

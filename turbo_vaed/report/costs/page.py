@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from turbo_vaed.costs.customer_costs import Figures, Line, RunCost, Statement
+from turbo_vaed.costs.customer_costs import Figures, RunCost, StageCostLine, Statement
 from turbo_vaed.costs.money import format_usd, total_usd
 from turbo_vaed.report.charts import Bar, Drawing, bar_chart
 from turbo_vaed.report.costs import wording
@@ -121,8 +121,8 @@ def bar(label: str, usd: Decimal, wasted: Decimal) -> Bar:
     return Bar(label=label, value=float(usd), bad=float(wasted), text=format_usd(usd))
 
 
-def _by_stage(lines: Sequence[Line]) -> list[tuple[str, Decimal, Decimal]]:
-    def of(stage: str, amount: Callable[[Line], Decimal]) -> Decimal:
+def _by_stage(lines: Sequence[StageCostLine]) -> list[tuple[str, Decimal, Decimal]]:
+    def of(stage: str, amount: Callable[[StageCostLine], Decimal]) -> Decimal:
         return total_usd(amount(line) for line in lines if line.stage == stage)
 
     return [
