@@ -230,9 +230,12 @@ def test_the_least_psnr_is_where_both_checks_of_it_turn(teacher, retention, leas
     assert bool(fails) == (factor < 1)
 
 
-def test_a_verdict_that_says_cannot_tell_is_read_as_inconclusive():
+def test_a_verdict_of_an_earlier_version_is_read_in_todays_words():
     verdict = verdict_of(replace(GOOD, psnr_db=None))
-    text = json.dumps(verdict.to_json()).replace('"inconclusive"', '"cannot tell"')
+    text = json.dumps(verdict.to_json())
+    for now, then in (("inconclusive", "cannot tell"), ("rationale", "because")):
+        assert f'"{now}"' in text
+        text = text.replace(f'"{now}"', f'"{then}"')
     assert Verdict.from_json(json.loads(text)) == verdict
     assert verdict.result == "inconclusive"
 

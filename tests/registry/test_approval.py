@@ -31,6 +31,17 @@ def test_a_person_approves_for_exactly_these_bytes_and_it_is_recorded(
     assert promote(tracking_uri=store, customer="demo", version=2).alias == "candidate"
 
 
+def test_an_approval_of_an_earlier_version_still_counts(store: str, make: Make) -> None:
+    put(store, make(b"first", needs_approval=True))
+    approval = Approval(by="ada", reason="seen on three phones")
+    promote(tracking_uri=store, customer="demo", version=1, approval=approval)
+    client = MlflowClient(tracking_uri=store)
+    client.delete_model_version_tag("turbo-vaed-demo", "1", "approval_rationale")
+    client.set_model_version_tag("turbo-vaed-demo", "1", "approved_because", approval.reason)
+    (row,) = audit(store, "demo")
+    assert (row.approval_rationale, row.wrong) == (approval.reason, ())
+
+
 def test_an_approval_does_not_make_up_for_a_failed_check(store: str, make: Make) -> None:
     put(store, make(b"bad", psnr_db=20.0, needs_approval=True))
     approval = Approval(by="ada", reason="in a hurry")

@@ -21,6 +21,8 @@ CHECK_NAMES = (
 TIMED = ("fps", "cold_start_seconds", "latency_ratio")
 """Checks of times: measured again on a quieter machine, an inconclusive one may be decided."""
 _FORMAT = 2
+_RENAMED = {"because": "rationale"}
+"""Fields of a check as earlier versions wrote them -> their names now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,8 @@ class Verdict:
 
 def _as_now(document: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a check or a verdict, in today's words: registered verdicts stay readable."""
-    fields = {name: value for name, value in document.items() if name != "margin"}
+    fields = {_RENAMED.get(name, name): value for name, value in document.items()}
+    fields.pop("margin", None)
     if fields["result"] == "cannot tell":
         fields["result"] = "inconclusive"
     return fields

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _APPROVED_SHA256 = "approved_package_sha256"
+_RATIONALE, _EARLIER_RATIONALE = "approval_rationale", "approved_because"
+"""The tag of the reason, and its name in approvals of earlier versions, which still count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +30,22 @@ class Approval:
 
 def is_approved(version: ModelVersion, sha256: str) -> bool:
     """Whether somebody approved exactly these bytes, with a name, a reason and a time."""
-    required = ("approved_by", "approval_rationale", "approved_at")
-    return version.tags.get(_APPROVED_SHA256) == sha256 and all(
-        version.tags.get(key, "").strip() for key in required
-    )
+    tags = version.tags
+    required = (tags.get("approved_by", ""), rationale_of(version), tags.get("approved_at", ""))
+    return tags.get(_APPROVED_SHA256) == sha256 and all(text.strip() for text in required)
+
+
+def rationale_of(version: ModelVersion) -> str:
+    """Why a version was approved; empty where it was not."""
+    tags = version.tags
+    return str(tags.get(_RATIONALE) or tags.get(_EARLIER_RATIONALE, ""))
 
 
 def approve(client: MlflowClient, version: ModelVersion, approval: Approval) -> ModelVersion:
     """Record an approval of a version, for the bytes that were registered."""
     tags = {
         "approved_by": approval.by,
-        "approval_rationale": approval.reason,
+        _RATIONALE: approval.reason,
         "approved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         _APPROVED_SHA256: version.tags.get("package_sha256", ""),
     }

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from turbo_vaed.config.schema import check_customer_name
 from turbo_vaed.errors import CorruptFile, GateRefused, UserError
 from turbo_vaed.gate import VERDICT_NAME, Result, Verdict, read_verdict
-from turbo_vaed.registry.approval import Approval, approve, is_approved
+from turbo_vaed.registry.approval import Approval, approve, is_approved, rationale_of
 from turbo_vaed.registry.client import (
     experiment_id,
     ignoring_existing,
@@ -228,7 +228,7 @@ def audit(tracking_uri: str, customer: str) -> tuple[AuditRow, ...]:
                     alias=alias,
                     version=number,
                     approved_by=version.tags.get("approved_by", ""),
-                    approval_rationale=version.tags.get("approval_rationale", ""),
+                    approval_rationale=rationale_of(version),
                     approved_at=version.tags.get("approved_at", ""),
                     wrong=tuple(wrong),
                 )
