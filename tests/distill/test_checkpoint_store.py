@@ -7,7 +7,8 @@ import io
 import multiprocessing
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from decimal import Decimal
 
 import boto3
 import fsspec
@@ -82,6 +83,16 @@ def test_round_trip(url, raw):
     name, found = Store(url).newest(never)
     assert name == saved.name
     assert plain(found) == plain(state)
+
+
+def test_the_history_of_an_earlier_version_gets_its_dollars(tmp_path):
+    """Or its price of quality would be unknown, and a run that has ended by it would train on."""
+    store = Store(str(tmp_path))
+    rows = [{"step": step, "loss": 0.1, "step_usd": "0.002"} for step in (1, 2, 3)]
+    store.write(replace(make_checkpoint(3), history=[*rows, {"step": 4, "training_usd": "0.007"}]))
+    _, found = store.newest(never)
+    usd = [Decimal(row["training_usd"]) for row in found.history]
+    assert usd == [Decimal(text) for text in ("0.002", "0.004", "0.006", "0.007")]
 
 
 def test_nothing_there(url):

@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -196,12 +197,13 @@ class Store:
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
         try:
-            return Checkpoint(**content)
+            state = Checkpoint(**content)
         except TypeError as error:
             raise UserError(
                 f"{self.url}/{name} was written by another version of turbo_vaed ({error}): finish "
                 "the run with that version, or remove its checkpoints to begin anew"
             ) from error
+        return replace(state, history=_with_training_usd(state.history))
 
     def _verified(self, name: str) -> Reader:
         """An object with the bytes that were written, at its beginning."""
@@ -355,7 +357,6 @@ class Saver:
 
     def _write(self, state: Checkpoint) -> bool:
         """One attempt; a state that could not be written waits again, if no newer one does."""
-        facts = {"step": state.step, "at": time.time()}
         try:
             saved = self._store.write(state)
         except Exception as error:  # whatever it is, it must not end the thread unheard
@@ -365,14 +366,27 @@ class Saver:
                     self._waiting = state
                 else:
                     self._spare = state
-            text = str(error) or type(error).__name__
-            self._on_event({"event": "checkpoint_failed", **facts, "at": time.time(), "text": text})
+            self._report("checkpoint_failed", state, text=str(error) or type(error).__name__)
             return False
-        self._on_event({"event": "checkpoint", **facts, "at": time.time(), **vars(saved)})
+        self._report("checkpoint", state, **vars(saved))
         with self._changed:
             self._cause, self._writing, self._spare = None, False, state
             self._changed.notify_all()
         return True
+
+    def _report(self, event: str, state: Checkpoint, **facts: Any) -> None:
+        self._on_event({"event": event, "step": state.step, "at": time.time(), **facts})
+
+
+def _with_training_usd(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The history with dollars up to each step. Earlier versions had each step's own (`step_usd`),
+    of all steps: without a sum a run that its price of quality has stopped would train on."""
+    usd, rows = Decimal(0), []
+    for row in history:
+        usd += Decimal(row.get("step_usd", 0))
+        is_earlier = "step_usd" in row and "training_usd" not in row
+        rows.append(row | {"training_usd": f"{usd:.12f}"} if is_earlier else row)
+    return rows
 
 
 def step_of(name: str) -> int:
