@@ -30,7 +30,7 @@ def open_device(
         max_background_cpu_share: of all processors' time, allowed to other processes of this host.
         charge: called with what a device that costs money has cost.
         tags: of what AWS bills for it.
-        tell: called with the progress of a measurement.
+        report_progress: called with the progress of a measurement.
     """
     if isinstance(profile, HostProfile):
         return HostDevice(
