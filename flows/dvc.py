@@ -58,7 +58,10 @@ def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str
     targets = [_target(customer, stage) for stage in stages]
     command = ["status", "--json", *targets]
     status, errors = _dvc(root, command, {}, timeout_seconds=_HASHING_SECONDS)
-    found = json.loads(status.strip().splitlines()[-1]) if status.strip() else {}
+    try:
+        found = json.loads(status.strip().splitlines()[-1]) if status.strip() else {}
+    except ValueError:
+        found = None
     if not isinstance(found, dict):
         raise Fault(f"dvc status printed no JSON object: {status[-500:]} {errors[-500:]}")
     return [stage for stage, target in zip(stages, targets, strict=True) if target in found]

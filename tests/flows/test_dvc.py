@@ -245,3 +245,10 @@ def test_dvc_answers_with_a_customer_s_figures_and_curves(root):
     points = {name: plot[0]["content"]["data"]["values"] for name, plot in plots.items()}
     assert [row["psnr_db"] for row in points["tiny validation PSNR"]] == ["31.5"]
     assert [row["loss"] for row in points["tiny training loss"]] == ["0.5"]
+
+
+@pytest.mark.parametrize("status", ["{}\nUpdate available\n", "[]\n"])
+def test_a_status_that_is_no_json_object_is_a_fault(tmp_path, monkeypatch, status):
+    monkeypatch.setattr(dvc, "_dvc", lambda *_, **__: (status, "a warning of DVC"))
+    with pytest.raises(Fault, match="a warning of DVC"):
+        dvc.stale_stages(tmp_path, "tiny", ("clip",))
