@@ -149,7 +149,7 @@ def report(
     registered: Registration | None,
     failure: Failure | None,
 ) -> Reported:
-    """Write the page of what was reached, into work/CUSTOMER/report.
+    """Write the page of the stages that ran, into work/CUSTOMER/report.
 
     A run that was not started leaves the page of the last one as it is and has a page of its own.
     """

@@ -116,7 +116,7 @@ def report(
     registered: Registration | None,
     failure: Failure | None,
 ) -> effects.Reported:
-    """The page for an engineer and for a finance person, of what was reached."""
+    """The page for an engineer and for a finance person, of the stages that ran."""
     return effects.report(workspace, settings, run, registered, failure)
 
 
@@ -161,7 +161,7 @@ def complete(workspace: Workspace, settings: Settings, todo: ToDo) -> Outcome:
     """Run the stages that are to do; register, promote and report what they made; push it.
 
     Raises:
-        TurboVaedError: as the step that failed; a report of what was reached is written.
+        TurboVaedError: as the step that failed; a report of the stages that ran is written.
     """
     log, run = get_run_logger(), todo.run
     reached = Reached(step=todo.stages[0] if todo.stages else "register")
@@ -228,7 +228,7 @@ def own_ray(settings: Settings, stages: tuple[str, ...]) -> Iterator[dict[str, s
 def report_failure(
     workspace: Workspace, settings: Settings, run: runs.Run, reached: Reached, error: Exception
 ) -> None:
-    """Write a report of what was reached; that it fails must not hide the error it is about."""
+    """Write a report of the stages that ran; if that fails, the run's error must not be lost."""
     log = get_run_logger()
     failure = effects.failure(reached.step, error, is_begun=reached.is_begun)
     try:
@@ -245,7 +245,7 @@ def start(settings: Settings, customer: str) -> Outcome:
     """Run the flow for one customer and return what it came to.
 
     Raises:
-        TurboVaedError: as the stage that failed; the report of what was reached is written.
+        TurboVaedError: as the stage that failed; a report of the stages that ran is written.
     """
     admission.preflight(settings, customer)  # a user's mistake is reported before a server starts
     print_failures_once()

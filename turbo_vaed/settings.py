@@ -216,7 +216,7 @@ def android_serial() -> str | None:
 
 
 def metadata_endpoint() -> str:
-    """Where an EC2 machine reads what is said of it, by the variable of all AWS clients.
+    """The address of the instance metadata, by the variable that all AWS clients read.
 
     Raises:
         UserError: it is set to what is no URL.

@@ -149,12 +149,12 @@ def prepare(
     common = read_template(settings.root)
     place.mkdir(parents=True, exist_ok=True)
     _copy_checkout(workspace)
-    told = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
-    told |= {
+    variables = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    variables |= {
         "RAY_ADDRESS": "auto",
         "TURBO_VAED_MACHINE_OVERHEAD_USD": plain(selection.machine_overhead_usd),
     }
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     lines += [
         f'export PATH="{HOME.replace("~", "$HOME")}/.venv/bin:$PATH"',
         # A machine without labels must not pass for a local one, which costs less.

@@ -109,7 +109,8 @@ def test_a_cluster_that_does_not_answer_goes_on_being_charged(
         running.cut()
         clock.now += 10 * 10**9
     assert total_usd(c.quantity for c in ledger.rows) == 20
-    assert "nodes of clip are not known, the last ones count: the head is gone" in caplog.text
+    assert "cannot list the nodes of stage clip" in caplog.text
+    assert "the head is gone" in caplog.text
 
 
 def test_nodes_that_have_a_price_are_charged_beside_one_that_has_none() -> None:

@@ -131,7 +131,7 @@ def test_checkpoints_in_a_bucket_are_charged_and_what_was_fetched_from_there(
 
 def test_a_transfer_of_less_than_nothing_is_refused() -> None:
     for size, usd in ((-1, "0.09"), (1, "-0.09")):
-        with pytest.raises(UserError, match="expected 0 or more of both"):
+        with pytest.raises(UserError, match="neither may be negative"):
             transfer_charge(
                 run="r", customer="c", stage="s", what="w", size_bytes=size, began=NOON,
                 ended=NOON, usd_per_gb=Decimal(usd),

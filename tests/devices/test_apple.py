@@ -107,7 +107,7 @@ def test_a_runner_that_crashes_or_hangs_is_a_result(
     ("trouble", "error", "said"),
     [
         ("lost", Fault, "went away"),
-        ("garbage", Fault, "studio reported nonsense"),
+        ("garbage", Fault, "studio sent an invalid report"),
         ("say scp scp: write: No space left on device", UserError, "free some space"),
         ("say ssh me@studio.local: Permission denied (publickey).", UserError, "ssh-copy-id"),
         ("say ssh ssh: connect to host: Connection refused", Fault, "Remote Login"),

@@ -132,7 +132,7 @@ LOCKED = "Unable to launch com.example.bench because the device was not, or coul
         ("another app", Fault, "is com.example.bench the app of"),
         ("stale", Fault, r"found \{'job': '0000"),
         ("garbage", Fault, "no result of this job: Expecting value"),
-        ("forgetful", Fault, "iphone reported nonsense: missing: throttled"),
+        ("forgetful", Fault, "iphone sent an invalid report: missing: throttled"),
         ("short frames", Fault, "put out 10 bytes for 2 clips, expected"),
     ],
 )

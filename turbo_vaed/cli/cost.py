@@ -164,7 +164,7 @@ def reconcile_bill(
 ) -> None:
     """Compare the ledger with AWS' bill of a month, by customer and run; change neither.
 
-    Tells every difference above 1 % of the bill or 0.50 USD, and returns 1 where there is one.
+    Lists every difference above 1 % of the bill or 0.50 USD, and exits with 1 if there is any.
     AWS charges 0.01 USD for each page that Cost Explorer is asked for; nothing is booked.
     """
     from turbo_vaed.costs import Ledger
@@ -209,7 +209,7 @@ def simulate_budgets(
     from turbo_vaed.runtime.progress import progress
 
     with progress("traces", traces) as update:
-        replays = simulate(traces, seed, told=lambda done: update(done, ""))
+        replays = simulate(traces, seed, report_done=lambda done: update(done, ""))
     found = summary(replays)
     if chart is not None:
         _write_text("--chart", chart, simulation_svg(replays))
@@ -253,7 +253,7 @@ def quote_machines(customer: Customer, form: Format = "table") -> None:
     """Where a customer's distillation would cost the least: type, market and zone.
 
     Expected cost to finish all steps, interruptions and what they make be done again included. It
-    asks AWS for prices; those that it does not tell are shown as unknown, with the reason.
+    asks AWS for prices; those that AWS does not return are shown as unknown, with the reason.
     """
     from turbo_vaed.planning.quote import quote
     from turbo_vaed.workspace import Workspace

@@ -74,7 +74,7 @@ class Metadata:
             except requests.RequestException as error:
                 found = f"no instance metadata at {self._base} ({type(error).__name__})"
                 continue
-            if status < 400 or status >= 500:  # up; if it is in trouble, polling tells of it
+            if status < 400 or status >= 500:  # up; polling reports its server errors
                 return
             found = f"{self._base}/api/token answers {status}: the metadata may be switched off"
         raise Unreachable(
@@ -97,8 +97,8 @@ class Metadata:
             action, deadline = str(found["action"]), _moment(found["time"])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"spot/instance-action is no notice: {text[:200]!r}") from error
-        told = f"EC2 will {action} this machine at {deadline:%H:%M:%S} UTC"
-        return Notice(kind="interruption", text=told, deadline=deadline)
+        warning = f"EC2 will {action} this machine at {deadline:%H:%M:%S} UTC"
+        return Notice(kind="interruption", text=warning, deadline=deadline)
 
     def rebalance(self, seconds: float) -> Notice | None:
         """The recommendation to leave this machine, if there is one: within `seconds` from now.
@@ -114,9 +114,9 @@ class Metadata:
             noticed = _moment(json.loads(text)["noticeTime"])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"recommendations/rebalance is no notice: {text[:200]!r}") from error
-        told = f"EC2 recommends since {noticed:%H:%M:%S} UTC to leave this machine"
+        advice = f"EC2 has recommended leaving this machine since {noticed:%H:%M:%S} UTC"
         deadline = datetime.now(UTC) + timedelta(seconds=seconds)
-        return Notice(kind="rebalance", text=told, deadline=deadline)
+        return Notice(kind="rebalance", text=advice, deadline=deadline)
 
     def machine(self) -> dict[str, str]:
         """The labels by which this machine's price is found, from what the metadata says of it.
@@ -174,7 +174,7 @@ class Watcher:
     Args:
         metadata: of this machine.
         drain: drains the node for a notice; raises Fault where it could not.
-        say: told in a sentence of every notice, what came of it, and of trouble when it changes.
+        say: called with a sentence for every notice, for its outcome, and for each new problem.
         rebalance_seconds: what a rebalance recommendation leaves to finish.
     """
 
@@ -309,10 +309,10 @@ def _ray(arguments: Sequence[str]) -> str:
     except subprocess.TimeoutExpired as error:
         raise Unreachable(f"Ray did not answer within {_RAY_SECONDS:g} s") from error
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip() or error.stdout.strip() or "nothing").splitlines()[-1]
+        last_line = (error.stderr.strip() or error.stdout.strip() or "nothing").splitlines()[-1]
         raise Unreachable(
-            f"Ray says: {said}; does a node run on this machine (ray status)? Else set RAY_ADDRESS "
-            "or give --node-id"
+            f"Ray says: {last_line}; does a node run on this machine (ray status)? Else set "
+            "RAY_ADDRESS or give --node-id"
         ) from error
     return done.stdout
 

@@ -21,8 +21,8 @@ from turbo_vaed.errors import UserError
 Text = Annotated[str, Field(min_length=1)]
 AppleRuntime = Literal["coreml", "executorch-coreml", "executorch-xnnpack"]
 Shape = tuple[Count, Count, Count] | None
-"""Frames, height, width of what an app decodes at once on the device: packages get a program of it,
-whose speed and memory the gate judges there. None: the clips'."""
+"""Frames, height and width that an app decodes per call on the device. Packages get a program for
+this shape, and the gate judges its speed and memory on the device. None: the clips' shape."""
 ComputeUnit = Literal["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL"]
 
 

@@ -29,7 +29,7 @@ class CandidateParams:
     instance_type: str
     region: str
     zones: tuple[str, ...]
-    """Whose spot prices are compared."""
+    """Availability zones between which spot prices are compared."""
     speed: Annotated[float, Field(gt=0, le=1e6)]
     """Times the steps per second of the machine of this checkout."""
     interruptions_per_hour: Annotated[float, Field(ge=0, le=60)]

@@ -127,7 +127,7 @@ class EvaluateParams:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ParityParams:
-    """The least PSNR, in dB, of what a package puts out against PyTorch, by its precision."""
+    """The least PSNR, in dB, of a package's output against PyTorch's, by its precision."""
 
     fp32: Positive = 80.0
     fp16: Positive = 45.0
@@ -189,8 +189,8 @@ class UseCase:
     min_detail_retention: Annotated[float, Field(ge=-1, le=1)]
     """Of the teacher's `turbo_vaed.metrics.detail`."""
     min_parity: Positive
-    """Of what a device puts out, against PyTorch; `export.min_parity_db` counts where it is more,
-    which is about one precision."""
+    """PSNR, in dB, of a device's output against PyTorch's; `export.min_parity_db` of the package's
+    precision applies instead where it is higher."""
     min_fps: Positive
     max_cold_start_seconds: Positive
     max_peak_memory_mb: Positive

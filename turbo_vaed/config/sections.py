@@ -1,9 +1,9 @@
 """Sections of a customer's params: what each DVC stage reads, and nothing else.
 
-work/NAME/params/STAGE.yaml holds the values that decide what a stage puts out, and digests of what
-else does; DVC hashes it. work/NAME/params/costs.yaml holds what a stage is paid with, prices and
-budgets, which are no input of what it puts out: no DVC stage depends on it. All are written when a
-run begins, and an edit of the root files reaches the next run.
+work/NAME/params/STAGE.yaml holds the values that determine a stage's output, and digests of its
+other inputs; DVC hashes it. work/NAME/params/costs.yaml holds prices and budgets, which do not
+affect any output: no DVC stage depends on it. All are written when a run begins, so an edit of the
+root files takes effect in the next run.
 """
 
 from __future__ import annotations

@@ -112,8 +112,8 @@ def decide(
 
     Returns:
         `stop` when the step could eat into the reserve; `warn` when it passes the warning
-        share; else `continue`. While every step keeps to what was said, spend + reserve never
-        passes the budget.
+        share; else `continue`. As long as no step takes longer or costs more than these
+        arguments, spend + reserve never passes the budget.
 
     Raises:
         ValueError: a negative or non-finite duration or rate.

@@ -122,7 +122,7 @@ def expected_seconds(
 class Machine:
     """A machine that could be had, and what it costs an hour.
 
-    `steps_per_second` is measured, or estimated and said so by `is_measured`.
+    `steps_per_second` is measured if `is_measured`, otherwise estimated.
     """
 
     instance_type: str
@@ -165,8 +165,8 @@ def choices(
     prices last.
 
     Args:
-        rest_usd: what is paid beside the steps on a machine of a known price whose steps take so
-            many seconds; nothing by default.
+        rest_usd: USD of everything but the steps, from a machine of known price and the seconds
+            that the steps take on it; 0 by default.
 
     Raises:
         UserError: a machine that makes no step, a negative or non-finite value.

@@ -90,9 +90,9 @@ class RunCost:
     distill_usd: Decimal
     """What distillation cost it, outside the period too."""
     old_usd: Decimal
-    """Of what it spent, at prices that were older than they should be."""
+    """The part of what it spent that was charged at outdated prices."""
     old_prices: tuple[str, ...]
-    """Why they were."""
+    """Why those prices were outdated."""
     distilled: Distillation | None
     figures: Figures
     lines: tuple[StageCostLine, ...]

@@ -322,11 +322,15 @@ class Meter:
             _log.warning("%s: %s", self._stage, error)
             return self._held | error.known
         except Exception as error:  # a cluster whose head is busy, a price that is unknown
-            _log.warning("nodes of %s are not known, the last ones count: %s", self._stage, error)
+            _log.warning(
+                "cannot list the nodes of stage %s, so still charging for those last seen: %s",
+                self._stage,
+                error,
+            )
             return dict(self._held)
 
     def _charge_minimum(self, gone: Set[str], end: int) -> None:
-        """What nodes that are gone still cost: time that was paid for and was not there."""
+        """Charge the rest of the minimum time of nodes that are gone."""
         missing: Counter[Rate] = Counter()
         for node in gone & self._joined.keys():  # others were here before the stage, for long
             rate = self._held[node]

@@ -16,7 +16,7 @@ def wasted(source: str, reason: str) -> str:
 
 
 def minimum(source: str, seconds: int) -> str:
-    """Of a charge for time that was paid for and was not there; it is told whatever is cut."""
+    """Of a charge for paid time after the node had gone; its suffix is never cut off."""
     suffix = f"{_MINIMUM}{seconds} s"
     return source[: LENGTH - len(suffix)] + suffix
 

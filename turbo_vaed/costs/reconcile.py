@@ -144,24 +144,24 @@ class Reconciliation:
     @property
     def caveats(self) -> tuple[str, ...]:
         """What stands between these figures and the last word, in sentences."""
-        told = []
+        sentences = []
         if self.bill.is_partial:
-            told.append(
+            sentences.append(
                 f"Partial: {self.month} is not over, and Cost Explorer lags by up to 24 hours."
             )
         elif self.bill.read_at < self.month.until + timedelta(hours=24):
-            told.append(
+            sentences.append(
                 f"Cost Explorer lags by up to 24 hours: the last day of {self.month} may be "
                 "missing on the bill."
             )
         if self.bill.is_estimated:
-            told.append("AWS calls the bill an estimate, which may still change.")
+            sentences.append("AWS calls the bill an estimate, which may still change.")
         if self.ledger_usd and not self.bill.rows:
-            told.append(
+            sentences.append(
                 "The bill has nothing with the project's tag: see in docs/costs.md whether the "
                 "tags are activated as cost allocation tags."
             )
-        return tuple(told)
+        return tuple(sentences)
 
 
 def reconcile(charges: Iterable[Charge], bill: Bill) -> Reconciliation:
@@ -184,9 +184,9 @@ def reconcile(charges: Iterable[Charge], bill: Bill) -> Reconciliation:
         for found in bill.rows
         for key in [(found.customer or "", found.run or "")]
     ]
-    told = {(row.customer or "", row.run or "") for row in rows}
+    on_bill = {(row.customer or "", row.run or "") for row in rows}
     for key, usd in ledger.items():
-        if key not in told:
+        if key not in on_bill:
             missing = BillRow(customer=key[0] or None, run=key[1] or None, usd=Decimal(0))
             row = _row(missing, usd, apart.get(key))
             rows.append(row if row.what == "agrees" else replace(row, what="ledger only"))
@@ -311,19 +311,19 @@ def not_billed(found: Reconciliation) -> list[dict[str, str]]:
 
 def remarks(found: Reconciliation) -> list[str]:
     """What stands below the table."""
-    told = [
+    sentences = [
         f"* {row.customer or UNTAGGED} {row.run or UNTAGGED}: {row.note}"
         for row in found.differing
         if row.note
     ]
     if found.not_billed:
-        told.append(
+        sentences.append(
             f"Not billed by AWS: {_usd(found.not_billed_usd)} of market local in "
             f"{len(found.not_billed)} run{'s' * (len(found.not_billed) != 1)}."
         )
     if found.differing:
-        told.append(BOOKING)
-    return told
+        sentences.append(BOOKING)
+    return sentences
 
 
 def _written(charge: Charge | None) -> dict[str, str] | None:
@@ -340,8 +340,8 @@ def _written(charge: Charge | None) -> dict[str, str] | None:
 
 
 def _billed_to(charge: Charge) -> tuple[str, str]:
-    """Customer and run whose tags the bill has for it. Buckets are billed as a whole, and what is
-    carried out of them with them: under the project's tag alone."""
+    """The customer and run under whose tags AWS bills a charge. Buckets and the transfer of
+    checkpoints out of them are billed as a whole, under the project's tag alone."""
     is_shared = charge.resource in (storage.BUCKET, transfer.resource(transfer.CHECKPOINTS))
     return ("", "") if is_shared else (charge.customer, charge.run)
 

@@ -65,7 +65,8 @@ class RunReservation:
     Args:
         read_limit: what the limits allow the run to spend in all, now.
         write: records the most that the run may spend in all.
-        overhead_usd: part of both, for costs outside of what is claimed.
+        overhead_usd: included in what `read_limit` returns and `write` gets, for costs outside of
+            what is reserved here.
         clock: seconds, never going back.
     """
 

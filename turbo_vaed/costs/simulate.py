@@ -189,8 +189,9 @@ class _Run:
     def _next_steps(self) -> tuple[int, bool]:
         """How many steps may be taken at once, and whether a save follows.
 
-        The answers are those to a question before every step: spending grows by the bid at most,
-        so what is allowed as a whole is allowed step by step; what is not is asked for in halves.
+        The result is that of asking the policy before every step: spending grows by the bid at
+        most, so if all of the steps together are allowed, each of them is. If they are not, half
+        as many are tried.
         """
         if not self.unsaved:
             interval = checkpoint_interval_seconds(
@@ -312,17 +313,17 @@ def simulate(
     seed: int,
     *,
     processes: int | None = None,
-    told: Callable[[int], None] = lambda _: None,
+    report_done: Callable[[int], None] = lambda _: None,
 ) -> list[Replay]:
     """Replays of the first `traces` traces of a seed, in order, whatever the number of processes.
 
     Args:
-        told: takes how many are done.
+        report_done: called with the number of replays that are done.
     """
     found: list[Replay] = []
     for batch in _batches(traces, seed, processes or os.cpu_count() or 1):
         found += batch
-        told(len(found))
+        report_done(len(found))
     return found
 
 

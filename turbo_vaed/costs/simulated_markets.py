@@ -29,7 +29,7 @@ class Trace:
     is_up: list[bool]
     """Whether there are machines in that minute, for who bids its price."""
     has_notice: list[bool]
-    """Whether an interruption in that minute is told two minutes before."""
+    """Whether an interruption in that minute is announced two minutes before."""
     quoted_until: list[int]
     """The minute up to which prices are known in that minute; -1 is none."""
     skew_minutes: float

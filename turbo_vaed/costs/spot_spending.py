@@ -33,10 +33,11 @@ _PAD = 2 * _REACH
 
 
 class SpotSpending:
-    """Takes what was used and tells what it cost at most; never lower than the bill.
+    """An upper bound on the cost of the machines used so far: never lower than the bill.
 
     Args:
-        usd_per_hour: by minute of the market's time. Only what is said to be quoted is read.
+        usd_per_hour: by minute of the market's time. Only minutes before the `quoted_until` of
+            `settle` are read.
     """
 
     def __init__(self, usd_per_hour: Sequence[float]) -> None:
@@ -49,11 +50,12 @@ class SpotSpending:
 
     @property
     def open(self) -> list[tuple[float, float]]:
-        """Times of the run's clock that machines were held in and whose quotes are not there."""
+        """Periods of the run's clock in which machines were used and which are not yet settled."""
         return [(start, end) for start, end, _ in self._open]
 
     def used(self, start: float, end: float, bid_usd_per_hour: float) -> None:
-        """Machines were held between two times of the run's clock, after all told before."""
+        """Record that machines were held from `start` to `end` by the run's clock. Periods are
+        recorded in order of time."""
         if end <= start:
             return
         if self._open:
@@ -64,7 +66,7 @@ class SpotSpending:
         self._open.append((start, end, bid_usd_per_hour))
 
     def settle(self, quoted_until: int) -> None:
-        """Quotes of the market's minutes before `quoted_until` are there."""
+        """Price what was used by quotes, known for the market's minutes before `quoted_until`."""
         known = 60.0 * quoted_until - SKEW_SECONDS
         while self._open and self._open[0][0] < known:
             start, end, bid = self._open.popleft()
@@ -74,11 +76,11 @@ class SpotSpending:
             self._add(start, end, bid)
 
     def at_most_usd(self) -> float:
-        """At most this was spent on all that was used."""
+        """USD that everything used so far has cost at most."""
         return self.settled_usd() + math.fsum((b - a) * bid for a, b, bid in self._open) / 3600
 
     def settled_usd(self) -> float:
-        """The part of it whose quotes are there."""
+        """The part of it that is settled by quotes."""
         return float(self._settled.max())
 
     def _add(self, start: float, end: float, bid: float) -> None:

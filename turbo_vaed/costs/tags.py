@@ -1,4 +1,4 @@
-"""The tags by which AWS's bill is told apart by customer and run, in the forms of its APIs.
+"""The tags that split AWS's bill by customer and run, in the forms of its APIs.
 
 What starts machines, volumes or buckets for a run puts `ec2_tags(resource_tags(...))` on them;
 what only the project as a whole can be billed for (a shared bucket, a database) carries `PROJECT`

@@ -42,7 +42,7 @@ def transfer_charge(
     """
     if size_bytes < 0 or usd_per_gb < 0:
         raise UserError(
-            f"transfer: {size_bytes} bytes at {usd_per_gb} USD per GB; expected 0 or more of both"
+            f"transfer: {size_bytes} bytes at {usd_per_gb} USD per GB; neither may be negative"
         )
     quantity = share(Decimal(size_bytes), 1, 10**9, PRICE_QUANTUM)
     return Charge(

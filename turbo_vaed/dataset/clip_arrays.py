@@ -47,7 +47,7 @@ def open_for_writing(store: str, name: str) -> Any:
 
 
 class ClipArray:
-    """An array with a chunk per clip, for reading; a chunk is read whole, whatever is asked of."""
+    """A read-only array with a chunk per clip; a chunk is read whole, even for a part of it."""
 
     def __init__(self, store: str, name: str, *, remedy: str) -> None:
         """Open the array `name` of the Zarr group at `store`.

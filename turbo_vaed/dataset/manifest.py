@@ -75,7 +75,7 @@ DOCUMENTS = frozenset((
     ".csv", ".docx", ".html", ".json", ".jsonl", ".md", ".pdf", ".srt", ".tsv", ".txt", ".vtt",
     ".xlsx", ".xml", ".yaml", ".yml",
 ))  # fmt: skip
-"""Suffixes of what lies beside videos and is none: no bad video either."""
+"""Suffixes of documents that lie next to videos: they are ignored, not reported as bad videos."""
 
 
 def list_files(source: Path) -> list[Path]:

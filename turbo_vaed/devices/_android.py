@@ -13,7 +13,7 @@ from pathlib import Path
 
 from turbo_vaed.devices import _heat, host
 from turbo_vaed.devices.device import RAW_DTYPES
-from turbo_vaed.devices.measurement import DECODED_NAME, NOT_TOLD, Failed, Measurement
+from turbo_vaed.devices.measurement import DECODED_NAME, NOT_REPORTED, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, UserError
 from turbo_vaed.export.package import Package
@@ -182,10 +182,10 @@ def read_outputs(
                 "confidence": plan.confidence, "seconds_by_process": [seconds],
                 "frames": package.io.video_shape[2], "cold_start_seconds": cold,
                 "peak_memory_bytes": peak, "baseline_memory_bytes": None, "clips": clips,
-                **NOT_TOLD, **heat,
+                **NOT_REPORTED, **heat,
             })  # fmt: skip
         except ValueError as error:
-            raise Fault(f"{phone.name} reported nonsense: {error}") from error
+            raise Fault(f"{phone.name} sent an invalid report: {error}") from error
         runs.append(found)
     return host.joined(runs, plan, 1.0)
 
@@ -234,7 +234,7 @@ def read_timed(folder: Path, name: str, plan: Plan) -> tuple[float, list[float],
 
 def _peak_bytes(folder: Path, name: str) -> int:
     """Most resident memory of one process: what the kernel counted until its end where the phone's
-    `time -v` tells, else the last VmHWM, which misses what came in its last 0.1 s.
+    `time -v` reports it, else the last VmHWM, which misses what came in its last 0.1 s.
 
     Raises:
         Fault: neither is there.

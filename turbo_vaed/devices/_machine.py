@@ -46,7 +46,7 @@ class Meanwhile:
     """At the end."""
     coolest_celsius: float | None
     hottest_celsius: float | None
-    """Of its beginning and its end: what a sensor said in between would be work of its own."""
+    """Of the readings at the beginning and the end: reading a sensor in between would add load."""
 
 
 def state() -> State:

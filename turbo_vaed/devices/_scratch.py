@@ -18,7 +18,7 @@ _NAME = re.compile(rf"(\d+) ({PREFIX}([0-9a-f]{{8}})-(\d+)-[0-9a-f]{{12}})")
 
 
 def new_name() -> str:
-    """A folder's name that tells this machine and this process."""
+    """A folder's name that identifies this machine and this process."""
     return f"{PREFIX}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
@@ -67,5 +67,5 @@ def _machine() -> str:
         space = str(Path("/proc/self/ns/pid").readlink())
     except OSError:  # no Linux, no containers
         space = ""
-    said = f"{platform.node()} {uuid.getnode()} {space}"
-    return hashlib.sha256(said.encode()).hexdigest()[:8]
+    identity = f"{platform.node()} {uuid.getnode()} {space}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:8]

@@ -15,7 +15,7 @@ from turbo_vaed.config.devices import AppleProfile
 from turbo_vaed.devices import _apple_runner, host, timing
 from turbo_vaed.devices._ssh import Ssh
 from turbo_vaed.devices.device import Facts, Handle, Ran, ReportProgress, no_report, require_runs
-from turbo_vaed.devices.measurement import DECODED_NAME, NOT_TOLD, Failed, Measurement
+from turbo_vaed.devices.measurement import DECODED_NAME, NOT_REPORTED, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, TurboVaedError, UserError
 from turbo_vaed.export.package import Package
@@ -165,9 +165,10 @@ class AppleDevice:
             runtime = f"Core ML (coremltools {found.pop('coremltools')})"
             samples = found.pop("latency_seconds")
             return Measurement.from_json({
-                **NOT_TOLD, **found, **common, "runtime": runtime, "seconds_by_process": [samples],
+                **NOT_REPORTED, **found, **common,
+                "runtime": runtime, "seconds_by_process": [samples],
                 "threads": plan.threads, "confidence": plan.confidence,
                 "frames": package.io.video_shape[2], "clips": ran.clips,
             })  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Fault(f"{self.name} reported nonsense: {error}") from error
+            raise Fault(f"{self.name} sent an invalid report: {error}") from error

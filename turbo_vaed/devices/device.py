@@ -121,7 +121,7 @@ def measure_on(
 
     Raises:
         UserError: the latents do not fit, or the device needs a person.
-        Fault: the device was lost, or reported nonsense.
+        Fault: the device was lost, or sent an invalid report.
     """
     handle = device.push(package)
     try:

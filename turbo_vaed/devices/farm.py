@@ -91,9 +91,9 @@ class FarmDevice:
     profile: FarmProfile
     root: Path = Path()
     charge: Callable[[Usage], None] | None = None
-    """Told of the minutes that AWS counts, of runs that came to nothing too."""
+    """Called with the minutes that AWS counts, also for runs that failed."""
     tags: Callable[[], Mapping[str, str]] | None = None
-    """Of its runs, so that the bill tells them apart."""
+    """Tags of its runs, by which the bill distinguishes them."""
     sleep: Callable[[float], None] = time.sleep
     report_progress: ReportProgress = no_report
 

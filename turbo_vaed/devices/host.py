@@ -31,7 +31,7 @@ DISTRIBUTIONS = {
     "litert": "ai-edge-litert",
     "onnx": "onnxruntime",
 }
-"""Whose version a measurement names, by runtime."""
+"""The distribution of each runtime; a measurement records its version."""
 REPEATS = 2
 """Processes that must agree."""
 TRIES = 4
@@ -62,7 +62,7 @@ def measure(
 
     Raises:
         UserError: the latents do not fit the package, or it does not run on this host.
-        Fault: a process reported nonsense.
+        Fault: a process sent an invalid report.
     """
     runtime = _runtime(package)
     found: list[Measurement] = []
@@ -121,7 +121,7 @@ def _once(
             }
         )
     except ValueError as error:
-        raise Fault(f"{_runtime(package)} reported nonsense: {error}") from error
+        raise Fault(f"{_runtime(package)} sent an invalid report: {error}") from error
 
 
 def _run(
@@ -273,11 +273,11 @@ def check_decoded(path: Path, package: Package, clips: int) -> None:
     try:
         decoded = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise Fault(f"the device left no whole {path.name}: {error}") from error
+        raise Fault(f"the device's {path.name} is missing or incomplete: {error}") from error
     if decoded.dtype != np.float32 or decoded.shape != expected:
         raise Fault(
-            f"the device put out {decoded.dtype} of shape {decoded.shape}, "
-            f"the package promises float32 {expected}"
+            f"the device's output is {decoded.dtype} of shape {decoded.shape}; the package "
+            f"declares float32 of shape {expected}"
         )
 
 

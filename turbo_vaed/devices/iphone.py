@@ -27,7 +27,7 @@ from turbo_vaed.devices.device import (
     no_report,
     require_runs,
 )
-from turbo_vaed.devices.measurement import DECODED_NAME, NOT_TOLD, Failed, Measurement
+from turbo_vaed.devices.measurement import DECODED_NAME, NOT_REPORTED, Failed, Measurement
 from turbo_vaed.devices.timing import Plan
 from turbo_vaed.errors import Fault, TurboVaedError, UserError
 from turbo_vaed.export.package import Package
@@ -196,7 +196,8 @@ class IphoneDevice:
         except (Fault, ValueError) as error:  # its console may know better why
             log = self._ssh(f"tail -c 500 {location}/log{i}").strip() or "nothing"
             output = (
-                f"{self.name}: the app left no result of this job: {error}; its start said: {log}"
+                f"{self.name}: the app left no result of this job: {error}; "
+                f"its start printed: {log}"
             )
             for text, kind, advice in _KNOWN_FAILURES:
                 if text in log:
@@ -207,12 +208,12 @@ class IphoneDevice:
         plan, io = ran.plan, ran.handle.package.io
         try:
             return Measurement.from_json({
-                **NOT_TOLD, **found, **common, "seconds_by_process": [found["latency_seconds"]],
+                **NOT_REPORTED, **found, **common, "seconds_by_process": [found["latency_seconds"]],
                 "threads": plan.threads, "confidence": plan.confidence, "clips": ran.clips,
                 "frames": io.video_shape[2],
             })  # fmt: skip
         except (ValueError, KeyError) as error:
-            raise Fault(f"{self.name} reported nonsense: {error}") from error
+            raise Fault(f"{self.name} sent an invalid report: {error}") from error
 
     def _devicectl(self, verb: str, what: str, *arguments: str) -> str:
         """A line for the Mac's shell."""

@@ -121,12 +121,12 @@ class Measurement:
         return cls(**values)
 
 
-NOT_TOLD: Mapping[str, Any] = {
+NOT_REPORTED: Mapping[str, Any] = {
     "background_cpu_share": None, "energy_joules": None, "temperature_celsius": None,
     "coolest_celsius": None, "hottest_celsius": None, "unreliable_reason": "", "processes": 1,
     "cold_starts": (),
 }  # fmt: skip
-"""Of one process on a device that tells nothing of these, for `Measurement.from_json`."""
+"""Fields that a device does not report, of one process, for `Measurement.from_json`."""
 
 
 @dataclass(frozen=True, kw_only=True)

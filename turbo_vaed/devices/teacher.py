@@ -55,7 +55,7 @@ def measure_teacher(
     Raises:
         UserError: the family or the latents file is not possible.
         CorruptFile: the teacher's files are missing or damaged.
-        Fault: the process crashed, hung, was killed, or reported nonsense.
+        Fault: the process crashed, hung, was killed, or sent an invalid report.
     """
     check_latents(latents_npy)
     describe_teacher(family, weights)
@@ -74,7 +74,7 @@ def measure_teacher(
     try:
         check_seconds("latency_seconds", seconds)
     except ValueError as error:
-        raise Fault(f"{what} reported nonsense: {error}") from error
+        raise Fault(f"{what} sent an invalid report: {error}") from error
     if not isinstance(machine, str) or not machine:
-        raise Fault(f"{what} reported nonsense: machine: found {machine!r}, expected its name")
+        raise Fault(f"{what} sent an invalid report: machine: found {machine!r}, expected its name")
     return TeacherTimes(machine=machine, seconds=seconds, background_cpu_share=others)

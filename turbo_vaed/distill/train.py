@@ -85,7 +85,7 @@ def distill(
         _fit(job, store, storage, on_event, costs)
         found = store.newest(on_trouble=lambda text: None)
     if found is None or found[1].stopped == "running":
-        raise Fault("distillation ended without its last checkpoint; run it again to go on")
+        raise Fault("distillation ended without a final checkpoint; run it again to resume")
     state = found[1]
     if state.stopped == "diverged":
         store.clear()  # nothing to go on from

@@ -58,9 +58,9 @@ def _copying_only_input(layout: Any) -> Any:
     """The channels-last copy of an int8 convolution's input, of that alone.
 
     ExecuTorch puts the copy before whatever the input was computed from, as far back as first
-    arguments lead, and under all that uses it. Slices that it had passed by then are told of one
-    layout and get the other: the program is written, and does not run ("Propagating input shapes
-    failed").
+    arguments lead, and under all that uses it. Slices that the pass
+    has visited by then expect one layout and get the other: the program is written, but does not
+    run ("Propagating input shapes failed").
     """
     from torch import channels_last
 

@@ -1,7 +1,7 @@
 """An interpreter of Core ML's programs (MIL) by PyTorch, for machines without Core ML.
 
-Of what a decoder consists of and no more; another operation is an error, not a guess. It reads the
-package as it was written. Each result is rounded to the type that the program declares for it,
+It supports the operations that a decoder consists of; any other is an error. It reads the package
+as it was written. Each result is rounded to the type that the program declares for it,
 while sums inside an operation are of float32: a phone's may be coarser.
 
 Source of what the operations mean: coremltools 9.0, `converters/mil/mil/ops/defs`.

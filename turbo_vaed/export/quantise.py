@@ -27,7 +27,7 @@ _CONV = torch.ops.aten.conv2d.default
 _RANKED_ON = 3
 """Clips of the calibration, from its first to its last: one alone may be an easy one."""
 MARGIN_DB = 2.0
-"""More than is asked: other clips are worse than those of the calibration."""
+"""Added to the required parity: other clips come out worse than those of the calibration."""
 
 
 def quantised(

@@ -100,7 +100,7 @@ def assess(
         evaluation: the content of evaluation.json.
 
     Raises:
-        Fault: the device was lost, or reported nonsense.
+        Fault: the device was lost, or sent an invalid report.
     """
     folder.mkdir(parents=True)
     params = workspace.params

@@ -57,7 +57,7 @@ def time_teacher(workspace: Workspace, latents_npy: Path) -> Baseline:
 
     Raises:
         CorruptFile: the teacher's files are missing or damaged.
-        Fault: the process on the CPU crashed, hung, was killed, or reported nonsense.
+        Fault: the process on the CPU crashed, hung, was killed, or sent an invalid report.
     """
     allowed = workspace.params.gate.max_background_cpu_share
     cpu = _time(workspace, latents_npy, "cpu", "float32")

@@ -19,7 +19,7 @@ class Candidate:
     """`executorch-xnnpack/int8`."""
     verdict: Verdict
     psnr_db: float | None
-    """Of what the device put out, against the source."""
+    """Of the device's output, against the source."""
     latency_seconds: float | None
     """Median."""
     size_bytes: int

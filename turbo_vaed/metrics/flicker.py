@@ -29,8 +29,8 @@ def flicker(frames: Tensor, reference: Tensor) -> Tensor:
     a over one whole frame inside a clip gives a * sqrt(2 / (T - 1)).
 
     Raises:
-        ValueError: wrong shape, values outside [0, 1], NaN, or a single frame: nothing follows
-            it, so that a 0 would be said of what was not measured.
+        ValueError: wrong shape, values outside [0, 1], NaN, or a single frame, which has
+            no next frame to compare with.
     """
     return flicker_steps(frames, reference).square().mean(dim=-1).sqrt()
 

@@ -92,7 +92,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 def load_i3d(
     path: Path, *, sha256: str = I3D_SHA256, device: torch.device | str = "cpu"
 ) -> VideoFeatures:
-    """The features of a TorchScript I3D file, the published one unless told, on a device.
+    """The features of a TorchScript I3D file, by default the published one, on a device.
 
     A TorchScript file is a program, so that nothing of it is read before its hash is right. It
     is called as the published one is: (B, 3, T, 224, 224) in [-1, 1], `rescale=False`,

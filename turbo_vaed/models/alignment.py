@@ -31,7 +31,7 @@ Shape = tuple[int, int, int, int]
 
 
 class FeatureShapes(NamedTuple):
-    """Of some latents (C, t, h, w), and of what the teacher's blocks make of them, by name."""
+    """Of latents (C, t, h, w), and of the outputs of the teacher's blocks for them, by block."""
 
     latents: Shape
     features: dict[str, Shape]

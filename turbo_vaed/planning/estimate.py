@@ -20,20 +20,20 @@ from turbo_vaed.runtime.progress import format_duration
 ESTIMATE_FILE = "estimate.json"
 """In the customer's folder: the estimate of the last run, for its report."""
 UNFORESEEN = Decimal("1.2")
-"""The high end of a range: the slowest tenth all the way, and a fifth on top for restarts."""
+"""Factor of a range's high end, for restarts; its steps are as slow as the slowest tenth."""
 _CHANGED_PARAMS = Decimal(3)
-"""The high end for stages whose parameters have changed, in times of what they took last."""
+"""Factor of the high end for stages whose parameters have changed, on the time they took last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostRange:
-    """USD of what a run still has to do, and what that rests on."""
+    """USD that the rest of a run will cost, and the basis of that estimate."""
 
     low_usd: Decimal
     likely_usd: Decimal
     high_usd: Decimal
     seconds: float
-    """Of the steps, the likely one."""
+    """The likely time of the remaining steps."""
     basis: str
 
     def __str__(self) -> str:

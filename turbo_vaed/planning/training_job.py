@@ -98,8 +98,8 @@ def training_job(
 def run_costs(
     workspace: Workspace, settings: Settings, spending: Spending, recorder: ProgressRecorder
 ) -> Callable[[], RunCosts] | None:
-    """Returns what tells the workers, while they train, the run's costs and how often to save; None
-    without a ledger: they then go by the clock."""
+    """Returns a function that reads the run's costs and checkpoint interval, for the workers while
+    they train; None without a ledger: they then go by the clock."""
     if workspace.run_context.spent_usd is None:
         return None
     book = price_book(workspace.params, settings)

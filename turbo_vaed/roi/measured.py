@@ -21,7 +21,7 @@ CLIPS, PACKAGE = "clip/clips.json", "gate/package/package.json"
 MEASUREMENT, LATENTS = "gate/measurement.json", "encode/latents.json"
 DEMO_TEACHERS = ("a96b1e26feea5637725f8b6758a74506ac0d358cbd2ad09d4e84d913f01fac23",)
 """SHA-256 of the weights below assets/teachers that were made to try the system. The folder alone
-does not tell: a customer's teacher lies below it, too."""
+does not identify them: a customer's teacher lies below it, too."""
 _PHONES = ("adb", "device-farm")
 """Kinds of devices that are phones."""
 

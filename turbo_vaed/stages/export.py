@@ -53,7 +53,7 @@ def run(workspace: Workspace) -> dict[str, object]:
                     target, place, decoder, shapes, training, least_parity_db=limit_db
                 )
                 found = verify_programs(package, decoder, tests, limit_db=limit_db)
-            except CorruptFile:  # of what all packages are made of
+            except CorruptFile:  # an input of all packages is damaged
                 raise
             except Fault as error:
                 log.warning("%s is left out: %s", target, error)

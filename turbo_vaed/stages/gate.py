@@ -30,7 +30,7 @@ def run(workspace: Workspace) -> dict[str, object]:
     Raises:
         CorruptFile: an input is missing or damaged.
         UserError: none of the packages runs on the device.
-        Fault: a device reported nonsense.
+        Fault: a device sent an invalid report.
     """
     split = TestSplit.open(workspace)
     evaluation = read_evaluation(workspace, split)

@@ -87,9 +87,9 @@ def _perceptual_weights(workspace: Workspace, cache: DigestCache) -> str | None:
 
 
 def runner_sha256(profile: DeviceProfile, root: Path, cache: DigestCache) -> str:
-    """Of what runs packages on a device: the profile's runner, or for this host and a Mac our own
-    and the versions of the libraries that it computes with. The teacher's runner here counts, too.
-    """
+    """The digest of the programs that run packages on a device: the profile's runner, for a Mac our
+    own, for this host our own and the versions of the libraries that it computes with. It covers
+    the program that runs the teacher on this host, too."""
     sources: tuple[str, ...] = ("_teacher_runner.py", "timing.py")
     parts: dict[str, Any] = {}
     if isinstance(profile, (AdbProfile, FarmProfile)):

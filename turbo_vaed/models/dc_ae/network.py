@@ -301,5 +301,5 @@ def check_weights(config: DcAeConfig, shapes: Mapping[str, tuple[int, ...]]) -> 
         "unexpected": sorted(shapes.keys() - wanted.keys()),
         "of another shape": other,
     }
-    if said := [f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys]:
-        raise ValueError("these weights do not fit the config; " + "; ".join(said))
+    if parts := [f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys]:
+        raise ValueError("these weights do not fit the config; " + "; ".join(parts))
