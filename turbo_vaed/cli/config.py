@@ -78,7 +78,7 @@ def migrate_config(
             f"{', '.join(taken)} exist in {root} already: --force replaces them by what {source} "
             "says"
         )
-    for name, text in texts.items():
+    for name, text in reversed(texts.items()):  # params.yaml last: it has everything until then
         print(write_text(root / name, text))
 
 

@@ -46,7 +46,9 @@ def _line(found: Any, keys: Keys, holders: list[Any], where: Callable[[Keys], st
         return place + "missing"
     if found["type"] == "value_error":
         return place + str(found["msg"]).removeprefix("Value error, ")
-    if found["type"].startswith("union_tag"):
+    if found["type"] == "union_tag_not_found":
+        return f"{place}the key {found['ctx']['discriminator']} is missing"
+    if found["type"] == "union_tag_invalid":
         return place + str(found["msg"])
     return f"{place}found {found['input']!r}; {found['msg'].lower()}"
 

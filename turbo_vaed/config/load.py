@@ -142,9 +142,17 @@ def read(root: Path) -> ConfigFiles:
             if key not in OWN_KEYS[file.name]:
                 raise UserError(_misplaced(file, (key,), OWN_KEYS[file.name]))
     defaults = found.params.document.get("defaults") or {}
+    if not isinstance(defaults, Mapping):
+        raise UserError(f"{found.params.where(('defaults',))} must be a mapping")
     for key in OWN_KEYS[FINANCE]:
         if key in defaults:
             raise UserError(_misplaced(found.params, ("defaults", key), ()))
+    for key, owner in {"thresholds": POLICY, "device": DEVICES}.items():
+        if key in defaults:
+            raise UserError(
+                f"{found.params.where(('defaults', key))} would have no effect: write it in "
+                f"{owner} for all customers, or below customers.NAME.{key} for one"
+            )
     return found
 
 
@@ -182,7 +190,7 @@ def resolve(files: ConfigFiles, customer: str) -> Resolved:
         )
     gate = named["gate"] if isinstance(named["gate"], Mapping) else {}
     device = gate.get("device")
-    _named_profile(files, device, asker.place(("gate", "device")))
+    named_profile = _named_profile(files, device, asker.place(("gate", "device")))
     layers = (
         *team,
         Layer(file=files.policy, at=("use_cases", use_case), under=("thresholds",)),
@@ -191,7 +199,7 @@ def resolve(files: ConfigFiles, customer: str) -> Resolved:
     )
     values = _merged(layers)
     values["thresholds"] = _with_reasons(files, customer, use_case, values["thresholds"])
-    values["device"] = {"kind": "host", **values.get("device", {}), "name": device}
+    values["device"] = {**named_profile, **values.get("device", {}), "name": device}
     for key in ("name", "kind"):
         if layers[-1].where(("device", key)):
             raise UserError(
