@@ -20,6 +20,8 @@ from turbo_vaed.planning.history import PACE_FILE
 from turbo_vaed.workspace import Workspace
 
 EXIT_CODE = "exit-code"
+MADE, PIPELINE = "made", "pipeline"
+"""Among what is fetched: the customer's folder in work/, and the one in customers/."""
 
 
 class Ran(NamedTuple):
@@ -93,11 +95,12 @@ def run_there(workspace: Workspace, config: Path) -> Ran:
     fetched = place / "fetched"
     shutil.rmtree(fetched, ignore_errors=True)
     fetched.mkdir(parents=True)
-    lock = workspace.dvc_lock.relative_to(workspace.root)
-    wanted = (EXIT_CODE, f"work/{workspace.customer}/", str(lock))
+    # The folder of the lock, which is there before the lock is: no stage may have succeeded.
+    pipeline = workspace.dvc_lock.parent.relative_to(workspace.root)
+    wanted = {EXIT_CODE: EXIT_CODE, MADE: f"work/{workspace.customer}/", PIPELINE: f"{pipeline}/"}
     is_whole = _ray("exec", str(config), command) == 0 and all(
-        _ray("rsync-down", str(config), f"{HOME}/{there}", str(fetched / Path(there).name)) == 0
-        for there in wanted
+        _ray("rsync-down", str(config), f"{HOME}/{there}", str(fetched / here)) == 0
+        for here, there in wanted.items()
     )
     if not is_whole or not (fetched / EXIT_CODE).is_file():
         raise Fault(
@@ -114,15 +117,17 @@ def run_there(workspace: Workspace, config: Path) -> Ran:
 def _take_over(workspace: Workspace, fetched: Path) -> None:
     """What the run made takes the place of what was here: of this customer alone, and whole
     folders, for files that are gone there must not stay here. The pace of this machine stays."""
-    for made in (fetched / workspace.customer).iterdir():
+    for made in (fetched / MADE).iterdir():
         here = workspace.work / made.name
         if made.name in ("ec2", PACE_FILE) or made.name.startswith("."):
             continue
         if here.is_dir():
             shutil.rmtree(here)
         os.replace(made, here)
-    workspace.dvc_lock.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(fetched / workspace.dvc_lock.name, workspace.dvc_lock)
+    lock = fetched / PIPELINE / workspace.dvc_lock.name
+    if lock.is_file():
+        workspace.dvc_lock.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(lock, workspace.dvc_lock)
 
 
 def _ray(*arguments: str) -> int:

@@ -272,7 +272,11 @@ def test_every_value_names_the_place_that_it_comes_from(root, keys, origin):
         ("  distill:\n    steps: 7", "  distill: 7", ["params.yaml:2", "mapping", "found 7"]),
         ("defaults:", "devices:", ["params.yaml:1 devices", "devices.yaml", "config migrate"]),
         ("  distill:\n    steps", "  roi:\n    steps", ["params.yaml:2", "finance.yaml"]),
-        ("  distill:\n    steps: 7", "  thresholds: {min_psnr: 40}", ["params.yaml:2", "policy.yaml"]),
+        (
+            "  distill:\n    steps: 7",
+            "  thresholds: {min_psnr: 40}",
+            ["params.yaml:2", "policy.yaml"],
+        ),
         ("  distill:\n    steps: 7", "  device: {shape: null}", ["params.yaml:2", "devices.yaml"]),
         ("defaults:\n  distill:\n    steps: 7", "defaults: 7", ["params.yaml:1", "mapping"]),
         ("kind: host", "kind: toaster", ["devices.yaml:2", "'toaster'", "'adb'"]),

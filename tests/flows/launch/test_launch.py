@@ -33,8 +33,8 @@ echo "{name} $*" >> {folder}/calls
 for last; do :; done
 case "{name} $last" in
   "rsync "*/fetched/exit-code) echo 1 > "$last";;
-  "rsync "*/fetched/demo) mkdir -p "$last/gate"; echo there > "$last/gate/verdict.json";;
-  "rsync "*/fetched/dvc.lock) cp {folder}/dvc.lock "$last";;
+  "rsync "*/fetched/made) mkdir -p "$last/gate"; echo there > "$last/gate/verdict.json";;
+  "rsync "*/fetched/pipeline) mkdir "$last"; cp {folder}/dvc.lock "$last";;
 esac
 """
 THEIR_LOCK = {"schema": "2.0", "stages": {"gate": {"cmd": "new"}}}
@@ -142,6 +142,33 @@ def test_a_lost_machine_is_told_and_ended(
     with pytest.raises(Fault, match="was lost"), launch.started(Path("m.yaml")):
         launch.run_there(workspace, Path("m.yaml"))
     assert (given[:2], given[-1]) == (["up", "exec"], "down")
+
+
+def test_a_first_run_that_no_stage_of_succeeded_is_no_lost_machine(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC has written no lock by then, there as here."""
+
+    def ray(verb: str, *arguments: str) -> int:
+        if verb != "rsync-down":
+            return 0
+        source, target = arguments[1].removeprefix(launch_config.HOME), Path(arguments[2])
+        if source == f"/{launch.EXIT_CODE}":
+            target.write_text("1\n")
+        elif source == "/work/demo/":
+            (target / "report").mkdir(parents=True)
+            (target / "report" / "report.html").write_text("refused")
+        elif source == "/customers/demo/":
+            target.mkdir()
+            (target / "dvc.yaml").touch()
+        else:
+            return 23  # as rsync ends for what is not there
+        return 0
+
+    monkeypatch.setattr(launch, "_ray", ray)
+    assert launch.run_there(workspace, Path("m.yaml")).exit_code == 1
+    assert workspace.report.read_text() == "refused"
+    assert not workspace.dvc_lock.exists()
 
 
 def test_a_closed_terminal_ends_the_machine(launcher: Callable[..., list[str]]) -> None:
