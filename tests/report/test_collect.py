@@ -99,6 +99,22 @@ def test_an_output_cut_short_is_named_on_the_page(copy: Path, gather: Gather, na
     assert f"{name} could not be read" in render(found)
 
 
+def test_a_gate_of_an_earlier_version_has_its_part_of_the_page(copy: Path, gather: Gather) -> None:
+    for name in ("verdict.json", "choice.json"):
+        path, text = copy / "gate" / name, (copy / "gate" / name).read_text()
+        document = json.loads(text.replace('"rationale"', '"because"'))
+        for one in document.get("candidates", []):
+            one |= {"result": "cannot tell", "distrust": "it was busy"}
+        path.write_text(json.dumps(document))
+    found = gather(copy)
+    assert found.problems == () and found.verdict is not None
+    assert all(check["rationale"] for check in found.verdict["checks"])
+    assert found.choice is not None
+    for one in found.choice["candidates"]:
+        assert (one["result"], one["unreliable_reason"]) == ("inconclusive", "it was busy")
+    assert "it was busy" in render(found)
+
+
 def test_frames_of_other_clips_are_never_shown_as_these(copy: Path, gather: Gather) -> None:
     group = zarr.open_group(copy / "gate" / "frames.zarr", mode="a")
     group.attrs["indices"] = [0, *group.attrs["indices"][1:]]

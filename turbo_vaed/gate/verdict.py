@@ -127,9 +127,12 @@ def _as_now(document: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a check or a verdict, in today's words: registered verdicts stay readable."""
     fields = {_RENAMED.get(name, name): value for name, value in document.items()}
     fields.pop("margin", None)
-    if fields["result"] == "cannot tell":
-        fields["result"] = "inconclusive"
-    return fields
+    return fields | {"result": result_as_now(fields["result"])}
+
+
+def result_as_now(result: str) -> str:
+    """A result as it is called today: earlier versions wrote `cannot tell`."""
+    return "inconclusive" if result == "cannot tell" else result
 
 
 def judged(

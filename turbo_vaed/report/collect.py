@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from turbo_vaed.config.stages import STAGES
 from turbo_vaed.errors import CorruptFile, UserError
+from turbo_vaed.gate.verdict import VERDICT_NAME, read_verdict, result_as_now
 from turbo_vaed.report.context import Failure, Registration, ReportContext, Shot
 from turbo_vaed.report.shots import pick
 from turbo_vaed.roi.measured import roi_of_run
@@ -60,8 +61,8 @@ def collect(
     reader = _Reader(work=work, failed=None if failure is None else failure.stage)
     clips = reader.json("clip", "clips.json")
     evaluation = reader.json("evaluate", "evaluation.json")
-    verdict = reader.json("gate", "verdict.json")
-    choice = reader.json("gate", "choice.json")
+    verdict = reader.read("gate", VERDICT_NAME, lambda path: read_verdict(path).to_json())
+    choice = reader.read("gate", "choice.json", _choice)
     package = reader.json("gate", "package/package.json")
     measurement = reader.json("gate", "measurement.json")
     latents = reader.json("encode", "latents.json")
@@ -124,10 +125,13 @@ class _Reader:
             return None
 
     def json(self, stage: str, name: str) -> dict[str, Any] | None:
+        return self.read(stage, name, read_json)
+
+    def read(self, stage: str, name: str, read: Callable[[Path], _T]) -> _T | None:
         folder = self.folder(stage)
         if folder is None:
             return None
-        return self.attempt(f"{stage}/{name}", lambda: read_json(folder / name))
+        return self.attempt(f"{stage}/{name}", lambda: read(folder / name))
 
     def estimate(self) -> dict[str, Any] | None:
         path = self.work / "estimate.json"
@@ -157,6 +161,15 @@ class _Reader:
         group = zarr.open_group(folder / store, mode="r")
         array = ClipArray(str(folder / store), name, remedy=f"run the stage `{stage}` again")
         return array, dict(group.attrs) | dict(group[name].attrs)
+
+
+def _choice(path: Path) -> dict[str, Any]:
+    """choice.json in today's words: a run that is refused reports what an earlier version left."""
+    document = read_json(path)
+    for candidate in document["candidates"]:
+        candidate["result"] = result_as_now(candidate["result"])
+        candidate.setdefault("unreliable_reason", candidate.get("distrust", ""))
+    return document
 
 
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -148,7 +148,8 @@ def _measured(
     fps = statistics.median(_positive(clip["fps"]) for clip in clips["clips"])
     clips_per_minute = 60 * fps / frames
     clip = f"clips of {frames} frames at {fps.normalize():f} fps ({CLIPS}, {PACKAGE} io)"
-    reason = str(measurement.get("unreliable_reason") or "")
+    # `distrust` in measurements of earlier versions.
+    reason = str(measurement.get("unreliable_reason") or measurement.get("distrust") or "")
     warning = f"; UNRELIABLE TIMES: {reason}" if reason else ""
     if is_demo:
         warning += "; DEMO TEACHER: a customer's times will differ"
