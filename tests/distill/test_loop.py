@@ -8,6 +8,7 @@ import itertools
 import math
 import time
 from decimal import Decimal
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -445,8 +446,12 @@ def test_signs_of_trouble_are_flagged_once_an_interval(make_job):
 
 
 @pytest.mark.slow
-def test_torch_compile_changes_nothing_but_the_speed(make_job):
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.nightly)]
+)
+def test_torch_compile_changes_nothing_but_the_speed(make_job, monkeypatch, backend):
     plain = Run(make_job(steps=2)).last
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     compiled = Run(make_job(steps=2, compile="on")).last
     for name, tensor in plain.student.items():
         assert torch.allclose(tensor, compiled.student[name], atol=1e-5), name
