@@ -86,8 +86,10 @@ def _window(steps: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _smoothing(steps: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of a long run are thinned, so a mean over rows is not one over so many steps."""
     last = steps[-1]["step"] if steps else 0
-    return f"{last} steps; drawn as the mean over {_window(steps)} steps."
+    rows = "steps" if last == len(steps) else f"of {len(steps)} recorded steps"
+    return f"{last} steps; drawn as the mean over {_window(steps)} {rows}."
 
 
 def _smoothed(steps: Sequence[Mapping[str, Any]], key: str, name: str, tone: str) -> Series:

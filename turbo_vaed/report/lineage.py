@@ -51,7 +51,8 @@ def _registered(context: ReportContext) -> list[tuple[str, str, bool]]:
     known = context.registration
     if known is None:
         return [("Model version", "not registered", False)]
-    listed = [("Model version", f"{known.name} version {known.version}, {known.alias}", False)]
+    alias = f", {known.alias}" if known.alias else ""
+    listed = [("Model version", f"{known.name} version {known.version}{alias}", False)]
     if known.mlflow_run:
         where = f" at {known.mlflow_uri}" if known.mlflow_uri else ""
         listed.append(("MLflow run", f"{known.mlflow_run}{where}", True))

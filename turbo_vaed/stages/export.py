@@ -24,7 +24,7 @@ STAGE_VERSION = 1
 
 def run(workspace: Workspace) -> dict[str, object]:
     """Write export/packages/RUNTIME-PRECISION/ for every target: with a program for latents of one
-    clip, and one for each of `export.shapes`.
+    clip, and one for each further shape of `export.shapes` and of the gate's device.
 
     Each program is run and compared with PyTorch: parity.json. A package of which one program
     crashes or computes something else is left out, and left_out.json has the reason; the other

@@ -23,9 +23,9 @@ STAGE_VERSION = 1
 def run(workspace: Workspace) -> dict[str, object]:
     """Judge every package of `export.targets` that runs on the device, and choose what ships.
 
-    Writes gate/candidates/NAME/ with verdict.json, measurement.json and frames.zarr of each;
-    choice.json; and those three of the chosen one beside package/, which is what ships. A verdict
-    that fails is a result like any other: the stage has done its work.
+    Writes gate/candidates/NAME/ with verdict.json and measurement.json of each; choice.json; and
+    verdict.json, measurement.json and frames.zarr of the chosen one beside package/, which is what
+    ships. A verdict that fails is a result like any other: the stage has done its work.
 
     Raises:
         CorruptFile: an input is missing or damaged.
@@ -73,8 +73,8 @@ def run(workspace: Workspace) -> dict[str, object]:
 
 
 def _ship(chosen: Assessment, assessments: Sequence[Assessment], folder: Path) -> None:
-    """Copy the chosen package and its results to `folder`; of the others the frames go, which are
-    large and read by nothing."""
+    """Copy the chosen package and its results to `folder`. Frames stay there alone: they are large,
+    and those of other candidates are read by nothing."""
     for name in RESULTS:
         source = chosen.folder / name
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, folder / name)
