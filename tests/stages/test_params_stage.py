@@ -91,6 +91,8 @@ def test_a_changed_teacher_is_seen_and_another_customers_is_not(
 ) -> None:
     shutil.copytree(root / TEACHER, root / "assets/teachers/of-another-customer")
     assert changed() == set()
+    (root / TEACHER / "training.json").write_text("{}")
+    assert changed() == set(), "it is no part of what a teacher computes"
     path = root / TEACHER / "config.json"
     path.write_text(path.read_text() + "\n")
     assert changed() == {"encode", "distill", "gate"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from turbo_vaed.errors import CorruptFile
@@ -32,12 +32,12 @@ class DigestCache:
         write_json(self._path, self._read() | {key: [*state, digest]})
         return digest
 
-    def sha256_folder(self, folder: Path, suffixes: Iterable[str]) -> str:
-        """One digest of all files of `folder` with such suffixes, by their names."""
+    def sha256_folder(self, folder: Path, patterns: Collection[str]) -> str:
+        """One digest of all files of `folder` that match one of such patterns, by their names."""
         found = {
             path.relative_to(folder).as_posix(): self.sha256(path)
             for path in sorted(folder.rglob("*"))
-            if path.suffix in suffixes and path.is_file()
+            if any(path.match(pattern) for pattern in patterns) and path.is_file()
         }
         return sha256_json(found)
 

@@ -21,7 +21,7 @@ from turbo_vaed.runtime.digests import DigestCache
 from turbo_vaed.runtime.files import sha256_file, sha256_json, write_text
 from turbo_vaed.workspace import Workspace
 
-_TEACHER_FILES = (".json", ".safetensors")
+_TEACHER_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _HOST_RUNTIMES = ("executorch", "onnxruntime", "ai-edge-litert", "torch")
 """Distributions that measuring processes on this host compute with."""
 
