@@ -44,19 +44,3 @@ def test_it_is_written_again_only_where_something_has_changed(root: Path) -> Non
     with (root / "dvc.yaml").open("a") as template:
         template.write("plots: []\n")
     assert pipeline.write(root, "acme", "elsewhere")
-
-
-def test_what_a_common_lock_has_of_a_customer_becomes_its_own_lock(root: Path) -> None:
-    entries = {name: {"cmd": name} for name in ("clip@acme", "gate@acme", "clip@other")}
-    (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": entries}))
-    pipeline.write(root, "acme", "videos")
-    own = pipeline.folder(root, "acme") / "dvc.lock"
-    assert read(own) == {
-        "schema": "2.0",
-        "stages": {"clip": {"cmd": "clip@acme"}, "gate": {"cmd": "gate@acme"}},
-    }
-    own.write_text("schema: '2.0'\n")
-    pipeline.write(root, "acme", "videos")
-    assert own.read_text() == "schema: '2.0'\n", "an own lock is never overwritten"
-    pipeline.write(root, "new", "videos")
-    assert not (pipeline.folder(root, "new") / "dvc.lock").exists()

@@ -191,26 +191,6 @@ def test_a_customer_reads_and_writes_its_own_lock_only(root):
     assert (other / "dvc.lock").read_text() == "damaged"
 
 
-def test_what_the_common_lock_of_an_old_checkout_has_is_not_made_again(root):
-    """Its entries become the customer's own, and DVC finds nothing stale by them."""
-    shutil.copy(Path(__file__).parents[2] / "dvc.yaml", root)
-    for file in ("videos/a", "work/tiny/params/validate.yaml", "work/tiny/validate/b"):
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).write_text("x: 1\n")
-    pipeline.write(root, "tiny", "videos")
-    assert dvc.stale_stages(root, "tiny", ("validate",)) == ["validate"]
-    own = pipeline.folder(root, "tiny")
-    target = "customers/tiny/dvc.yaml:validate"
-    command = [sys.executable, "-m", "dvc", "commit", "-q", "-f", target]
-    subprocess.run(command, cwd=root, check=True)
-    lock = yaml.safe_load((own / "dvc.lock").read_text())
-    shutil.rmtree(own)
-    common = {f"validate@{name}": lock["stages"]["validate"] for name in ("tiny", "other")}
-    (root / "dvc.lock").write_text(yaml.safe_dump(lock | {"stages": common}))
-    pipeline.write(root, "tiny", "videos")
-    assert dvc.stale_stages(root, "tiny", ("validate",)) == []
-
-
 def test_a_stage_waits_for_the_lock_of_dvc(root):
     """Another customer's output is hashed meanwhile, say: what has been computed is not lost."""
     from zc.lockfile import LockFile

@@ -28,18 +28,13 @@ def folder(root: Path, customer: str) -> Path:
 def write(root: Path, customer: str, source: str) -> bool:
     """Bring the customer's dvc.yaml up to date; returns whether it had to be written.
 
-    Where the checkout still has one dvc.lock for all customers, and this one has none of its own,
-    its stages are copied from there: what they made is not made again.
-
     Args:
         source: the customer's videos, relative to `root` or absolute.
     """
-    place = folder(root, customer)
     template = yaml.safe_load((root / TEMPLATE).read_text(encoding="utf-8"))
     filled = _fill(template, {"${customer}": customer, "${source}": source})
     text = _HEADER + yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
-    _copy_from_common_lock(root / "dvc.lock", place / "dvc.lock", customer)
-    path = place / "dvc.yaml"
+    path = folder(root, customer) / "dvc.yaml"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     write_text(path, text)
@@ -56,19 +51,3 @@ def _fill(node: Any, values: dict[str, str]) -> Any:
         for placeholder, value in values.items():
             node = node.replace(placeholder, value)
     return node
-
-
-def _copy_from_common_lock(common: Path, own: Path, customer: str) -> None:
-    """The entries `STAGE@CUSTOMER` of a lock that all customers share, as `STAGE`."""
-    if own.is_file() or not common.is_file():
-        return
-    whole = yaml.safe_load(common.read_text(encoding="utf-8")) or {}
-    suffix = f"@{customer}"
-    stages = {
-        name.removesuffix(suffix): entry
-        for name, entry in whole.get("stages", {}).items()
-        if name.endswith(suffix)
-    }
-    if stages:
-        document = {"schema": whole["schema"], "stages": stages}
-        write_text(own, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
