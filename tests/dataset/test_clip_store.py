@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from turbo_vaed.dataset.clip_store import cut_clips, read_description
+from turbo_vaed.dataset.clip_store import cut_clips, read_description, write_description
 from turbo_vaed.dataset.clips import ClipPlan, SourceVideo, plan_clips
 from turbo_vaed.errors import CorruptFile
 from turbo_vaed.runtime.files import sha256_file
@@ -66,6 +66,16 @@ def test_the_description_says_what_the_plan_says(made: tuple[Path, ClipPlan]) ->
     assert found["counts"] == clips.counts and sum(found["counts"].values()) == 16
     assert (found["frames"], found["size"], found["split_by"]) == (5, 32, "time")
     assert found["split_reason"] == clips.split_reason and found["left_out"] == []
+
+
+def test_the_bytes_of_a_description_stay_what_they_were(tmp_path: Path) -> None:
+    """A checkpoint is found by them: other bytes, and paid training begins anew."""
+    video = SourceVideo(
+        path="Straße.mp4", sha256="0" * 64, width=48, height=32, frames=60, fps=25.0
+    )
+    write_description(plan(video), tmp_path / "clips.json")
+    digest = "c56007ff46035ff70f2c25061e1dac032cf45e3772b82e9eaf53230fec26270a"
+    assert sha256_file(tmp_path / "clips.json") == digest
 
 
 def test_a_video_that_changed_since_it_was_validated(

@@ -8,6 +8,7 @@ held in memory. The file names no codec: colours are FFmpeg's default conversion
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.clips import Clip, ClipPlan
 from turbo_vaed.dataset.video import frames_of, open_video
 from turbo_vaed.errors import CorruptFile
-from turbo_vaed.runtime.files import read_json, sha256_file, write_json
+from turbo_vaed.runtime.files import read_json, sha256_file, write_text
 from turbo_vaed.runtime.progress import track
 
 
@@ -48,7 +49,11 @@ def cut_clips(plan: ClipPlan, source: Path, folder: Path) -> None:
 
 
 def write_description(plan: ClipPlan, path: Path) -> None:
-    """clips.json: the plan as plain JSON, with the count of each split."""
+    """clips.json: the plan as plain JSON, with the count of each split.
+
+    Its bytes are part of a student's identity (`distill.job.data_key`): where they are others, the
+    customer's training begins anew.
+    """
     document = {
         "split_by": plan.split_by,
         "split_reason": plan.split_reason,
@@ -58,7 +63,7 @@ def write_description(plan: ClipPlan, path: Path) -> None:
         "left_out": [{"path": path, "reason": reason} for path, reason in plan.left_out],
         "clips": [dataclasses.asdict(clip) for clip in plan.clips],
     }
-    write_json(path, document)
+    write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_description(path: Path) -> dict[str, Any]:
