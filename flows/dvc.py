@@ -23,7 +23,7 @@ from turbo_vaed.stages import params
 from turbo_vaed.workspace import Workspace
 
 _BUSY = "is busy, it is being blocked by"
-"""What DVC says of a path that another of its processes works on."""
+"""DVC's message about a path that another of its processes works on."""
 _INTERRUPT_SECONDS = 2 * BUSY_SECONDS + 15.0
 """What a stage gets to end its charges and its children, before it is killed: the slice that it
 writes and its last one may each have to wait for another writer of the ledger."""
@@ -197,7 +197,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def _failure(what: str, code: int, errors: str) -> TurboVaedError:
-    """What DVC itself says of its end."""
+    """The error for a DVC that failed by itself, from its last messages."""
     lines = errors.splitlines()
     if any(line.startswith("ERROR:") and _BUSY in line for line in lines):
         return Refused(f"{what}: another DVC process works on the same files; wait for its end")

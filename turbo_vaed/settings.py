@@ -10,7 +10,7 @@
 | `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
 | `TURBO_VAED_MACHINE` | this machine's labels (`turbo-vaed node labels`): its price | a local one |
 | `TURBO_VAED_MACHINE_OVERHEAD_USD` | what the run's machine costs outside its stages | 0 |
-| `TURBO_VAED_LITERT` | the environment of LiteRT's converter | `.venv-litert` beside this code |
+| `TURBO_VAED_LITERT` | the environment of LiteRT's converter | `.venv-litert` next to this code |
 | `ANDROID_SERIAL` | the phone of an `adb` profile without a serial | the only one |
 | `AWS_EC2_METADATA_SERVICE_ENDPOINT` | where `node watch` reads notices | EC2's own address |
 """
@@ -48,12 +48,12 @@ ENVIRONMENT = {
 tries for minutes, a slow machine may take its time to start Prefect's own server, and Ray Train
 looks often whether a worker is lost and waits shortly for one that will not come back (that is
 the time to find room for it, not the time that it takes to start). At Ray's own niceness of 15 its
-workers starve beside anything else that runs."""
+workers starve next to anything else that runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the environment says."""
+    """Settings from the environment."""
 
     root: Path
     ledger_url: str
@@ -205,8 +205,8 @@ def find_root() -> Path:
 
 def litert_environment() -> Path:
     """The virtual environment that LiteRT's converter runs in; `make litert` makes it."""
-    beside = Path(__file__).resolve().parents[1] / ".venv-litert"
-    return _read().litert or beside
+    default = Path(__file__).resolve().parents[1] / ".venv-litert"
+    return _read().litert or default
 
 
 def android_serial() -> str | None:

@@ -76,14 +76,14 @@ def test_what_a_device_has_still_to_compute_counts_and_what_came_before_does_not
 
 
 @pytest.mark.parametrize(
-    ("reported", "said"),
+    ("reported", "problem"),
     [
         ({"latency_seconds": [], "machine": "m"}, "no sample"),
         ({"latency_seconds": [0.1, -1], "machine": "m"}, "found -1"),
         ({"latency_seconds": [0.1]}, "machine: found None"),
     ],
 )
-def test_nonsense_of_the_process_is_a_fault(tiny_teacher, clips, monkeypatch, reported, said):
+def test_an_invalid_report_is_a_fault(tiny_teacher, clips, monkeypatch, reported, problem):
     monkeypatch.setattr(teacher, "run_module", lambda *_, **__: reported)
-    with pytest.raises(Fault, match=said):
+    with pytest.raises(Fault, match=problem):
         teacher.measure_teacher("ltx-video", tiny_teacher, clips, plan=PLAN, timeout_seconds=9)

@@ -3,7 +3,7 @@
 Read of the instance metadata (IMDSv2, a token first), every few seconds:
 
 - `spot/instance-action`: EC2 takes the machine at a given time, two minutes ahead
-- `events/recommendations/rebalance`: EC2 thinks that it will soon, and says no time
+- `events/recommendations/rebalance`: EC2 expects to do so soon, and gives no time
 
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/rebalance-recommendations.html
@@ -44,7 +44,7 @@ print(wanted)
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """What EC2 says of this machine's future."""
+    """EC2's notice that it takes this machine, or may do so soon."""
 
     kind: Literal["interruption", "rebalance"]
     text: str
@@ -119,7 +119,7 @@ class Metadata:
         return Notice(kind="rebalance", text=advice, deadline=deadline)
 
     def machine(self) -> dict[str, str]:
-        """The labels by which this machine's price is found, from what the metadata says of it.
+        """The labels by which this machine's price is found, from the metadata.
 
         Raises:
             Unreachable: it does not answer, or does not know.
@@ -192,7 +192,7 @@ class Watcher:
         self._trouble: dict[str, str] = {}
 
     def poll(self) -> None:
-        """One look; whatever the metadata answers, it only says so."""
+        """Look once at the metadata; any error of it is only reported."""
         self._look("interruption", self._metadata.interruption)
         if not self._drained:  # a node is left once; only a deadline that was not known is news
             self._look("rebalance", lambda: self._metadata.rebalance(self._rebalance_seconds))

@@ -1,8 +1,8 @@
 """The four files of a checkout -> the params of one customer, each value with where it comes from.
 
 params.yaml has the `defaults` of the team and the `customers`, policy.yaml the use cases,
-devices.yaml the devices, finance.yaml budget, prices and assumptions. What none of them says is
-built in (`turbo_vaed.config.schema`).
+devices.yaml the devices, finance.yaml budget, prices and assumptions. What none of them sets has
+a default in `turbo_vaed.config.schema`.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def resolve(files: ConfigFiles, customer: str) -> Resolved:
 
 
 def team_gate(files: ConfigFiles) -> GateParams:
-    """How packages are measured where no customer says otherwise.
+    """How packages are measured unless a customer overrides it.
 
     Raises:
         UserError: it is not valid.

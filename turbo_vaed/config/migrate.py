@@ -75,7 +75,7 @@ def migrate(path: Path) -> dict[str, str]:
 
 
 def _check(file: YamlFile, found: Mapping[str, str]) -> None:
-    """Refuse to split a file whose parts do not say what the whole did."""
+    """Refuse to split a file whose parts would not mean what the whole did."""
     before = _with_new_names(file.document)
     defaults = before.get("defaults") or {}
     expected = {

@@ -200,7 +200,7 @@ class UseCase:
     choose: Literal["fastest", "best"]
     """Of the packages that pass: the fastest one, or the one of the best PSNR."""
     rationale: Mapping[str, Annotated[str, Field(min_length=1)]]
-    """Why each limit is what it is; shown beside what was measured."""
+    """Why each limit is what it is; shown next to what was measured."""
 
     def __post_init__(self) -> None:
         limits = {

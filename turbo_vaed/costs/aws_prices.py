@@ -1,8 +1,8 @@
 """What an EC2 machine costs: spot history and on-demand list prices, cached on disk.
 
 A quote is taken from AWS, cached with the time at which it was taken, and taken again when it is
-older than a limit. Where AWS does not answer then, the old one is used and says so. Where there is
-none the price is unknown, which is None and never zero.
+older than a limit. Where AWS does not answer then, the old one is used and marked as
+such. Where there is none the price is unknown, which is None and never zero.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 A run has one part that can be cut short (distillation) and a part that cannot (checkpoint,
 evaluate, export, gate, report), for which the reserve is set aside. So:
 
-- While distillation runs, `decide` is asked before every step and says `stop` as soon as one more
-  step would eat into the reserve. A run whose reserve fits therefore never passes its budget.
+- While distillation runs, `decide` is called before every step and returns `stop` as soon as
+  one more step would eat into the reserve. A run whose reserve fits therefore never passes its
+  budget.
 - A budget that is above zero but does not even hold the reserve stops distillation before its
   first step; the student is then what it started as, and the rest still runs, so that the
-  customer gets a report for the money and the report says by how much the floor of a run is
+  customer gets a report for the money and the report shows by how much the floor of a run is
   above the budget. What is spent beyond it is that floor and never a step of training.
 - Work before it that can only be done as a whole (encoding) is refused, by `Spending.require`, as
   soon as the rest of it does not fit.

@@ -30,7 +30,7 @@ class Distillation:
 
 @dataclass(frozen=True, kw_only=True)
 class Customer:
-    """What is known of a customer beside its charges; a text says why something is not known."""
+    """What is known of a customer besides its charges; a text explains what is not known."""
 
     name: str
     run_budget_usd: Decimal | str

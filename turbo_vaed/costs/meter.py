@@ -302,8 +302,8 @@ class Meter:
         return self._clock() // 1000 - self._start
 
     def _slice(self, found: dict[str, Rate]) -> None:
-        """A charge per rate from the last cut to now; it is useful until somebody says that it was
-        not."""
+        """A charge per rate from the last cut to now; it counts as useful until it is marked as
+        wasted."""
         begin, end = self._cut_at, self._elapsed()
         if end <= begin:
             return

@@ -1,4 +1,4 @@
-"""What a charge says of its price: where it was read, how old that was, and what it was for."""
+"""The source of a charge's price: where it was read, how old it was, and what it was for."""
 
 from __future__ import annotations
 

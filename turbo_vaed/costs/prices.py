@@ -64,8 +64,8 @@ class PriceBook:
         zone: str | None = None,
         at: datetime | None = None,
     ) -> Price:
-        """The price, for a step that is about to cost money. A quote that is older than it should
-        be says so in its source, and with it every charge.
+        """The price, for a step that is about to cost money. The source of an outdated quote, and
+        so of every charge by it, says that it is outdated.
 
         Raises:
             BudgetRefused: the price is unknown; the message names what to do.

@@ -92,7 +92,7 @@ class LocalRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconciliation:
-    """A month of the ledger beside its bill."""
+    """A month of the ledger compared with its bill."""
 
     bill: Bill
     rows: tuple[Row, ...]
@@ -201,7 +201,7 @@ def reconcile(charges: Iterable[Charge], bill: Bill) -> Reconciliation:
 
 
 def correction(row: Row, bill: Bill) -> Charge | None:
-    """The charge that would make the ledger say what the bill says, for a person to book.
+    """The charge that would make the ledger agree with the bill, for a person to book.
 
     None where there is nothing to correct or no run to charge, where the bill is not final or
     cannot be relied on, and where the ledger may hold the same as local charges.

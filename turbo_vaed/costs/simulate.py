@@ -5,12 +5,13 @@ hours in which no quote comes), when they are taken away (one by one and in burs
 without notice), and by how much its clock is wrong. `replay` lets `decide` train through it.
 
 The policy knows no future. Before every step it asks `decide`, with the bid for its machines as the
-rate and with what `SpotSpending` says as spent. Its bids rise from the lowest that may be granted
-(`bids`); it saves as often as interruptions without notice ask for (`losses_per_hour`), before a
-machine that is announced to go, and when it stops. It holds machines whenever there are any.
+rate and with the spending that `SpotSpending` reports. Its bids rise from the lowest that may be
+granted (`bids`); it saves as often as interruptions without notice require (`losses_per_hour`),
+before a machine that is announced to go, and when it stops. It holds machines whenever there are
+any.
 
 Why it cannot overspend, whatever the market does: a machine is never billed above its bid; what
-`SpotSpending` says is never below the bill; `decide` lets a step go on only if that, the step at
+`SpotSpending` reports is never below the bill; `decide` lets a step go on only if that, the step at
 its bid and the reserve are within the budget; and the reserve holds the last save and the rest of
 the run at the highest price. So after every step, however it went, the bill and the reserve are
 within the budget. docs/budget.md says it at length.

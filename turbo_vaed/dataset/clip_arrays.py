@@ -2,7 +2,7 @@
 
 Zarr reads a missing chunk as zeros, and leaves chunks of zeros out when it writes. Here they are
 written, and reading what is missing is an error. A chunk is one file, or one object of a bucket,
-that appears whole: Zarr writes beside it and renames. Places are folders or fsspec URLs (s3://…).
+that appears whole: Zarr writes next to it and renames. Places are folders or fsspec URLs (s3://…).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def whole_chunks(store: str, name: str) -> set[int]:
     files, root = url_to_fs(store)
     chunks = f"{root.rstrip('/')}/{name}/c"
     found = files.find(chunks, detail=True).items()
-    # c/CLIP/0/…/0; a write that was killed leaves a file of another name beside it.
+    # c/CLIP/0/…/0; a write that was killed leaves a file of another name next to it.
     return {
         int(PurePosixPath(path).relative_to(chunks).parts[0])
         for path, facts in found

@@ -2,7 +2,7 @@
 
 It needs Python 3.10, numpy and coremltools. Its arguments: RESULT PACKAGE LATENTS DECODED PLAN
 COMPUTE_UNIT SECONDS; after so many it ends itself. It imports nothing of the project but the file
-that lies beside it.
+that lies next to it.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def read_heat(text: str) -> Heat:
 
 
 def _read(text: str) -> _Reading:
-    """Throttled is a phone that says so itself, or one with a sensor at what its maker calls
+    """Throttled is a phone that reports it, or one with a sensor at what its maker calls
     moderate or more: some makers slow a phone down and leave the status at none."""
     now = _NOW.search(text)  # the cached ones, which come before, are old
     sensors = [

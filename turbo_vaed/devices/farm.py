@@ -255,7 +255,7 @@ class FarmDevice:
             _log.warning("the bill will not show %s by its tags: %s", arn, error)
 
     def _stop(self, arn: str, began: _Begun) -> str:
-        """Stop a run and charge what it used until now; says in a sentence what came of it."""
+        """Stop a run and charge what it used until now; returns the outcome as a sentence."""
         try:
             self._ask("stop_run", arn=arn)
             found = self._ask("get_run", arn=arn)["run"]

@@ -25,7 +25,7 @@ from turbo_vaed.models.layers import FrameConv, SeparableConv, fold_frames, unfo
 from turbo_vaed.models.timeline import Whole
 
 CONSTANT = 24.0
-"""Value of the constant channel; large beside the signal's norm, so that norms vary little."""
+"""Value of the constant channel; large next to the signal's norm, so that norms vary little."""
 SIGNAL = 3.0
 """Root of the summed squares of a representation's channels."""
 _RIDGE = 1e-2

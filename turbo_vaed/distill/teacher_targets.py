@@ -182,7 +182,7 @@ def choose(costs: CacheCosts, setting: Literal["auto", "cache"]) -> tuple[Mode, 
     if no_budget:
         return "recompute", no_budget
     if setting == "cache":
-        return "cache", "as distill.teacher_targets says"
+        return "cache", "as set by distill.teacher_targets"
     if no_disk:
         return "recompute", no_disk
     if no_memory:
@@ -264,7 +264,7 @@ def plan_teacher_targets(
     if not spec.arrays:
         return plan(mode="none", reason="none: no loss with a weight above 0 uses them")
     if params.teacher_targets == "recompute":
-        reason = "recomputed in every step, as distill.teacher_targets says"
+        reason = "recomputed in every step, as set by distill.teacher_targets"
         return plan(mode="recompute", reason=reason)
     known = read_measurement(spec)
     if known is None:

@@ -76,7 +76,7 @@ class Validation:
     troubles: list[tuple[str, str]]
     """Kind and text; of rank 0's first clip."""
     picture: bytes | None
-    """A PNG of it: source beside student, the middle frame; rank 0 only."""
+    """A PNG of it: source next to student, the middle frame; rank 0 only."""
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PROGRAM_NAME = "decoder.mlpackage"
 PRECISIONS = ("fp16",)
 MODEL = "com.apple.CoreML/model.mlmodel"
-"""Below a package's `Data`: the program; its weights lie beside it."""
+"""Below a package's `Data`: the program; its weights lie next to it."""
 _DEBUG_FILE = "executorch_debug_handle_mapping.json"
 
 

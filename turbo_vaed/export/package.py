@@ -215,7 +215,7 @@ def write_package(
 ) -> Package:
     """Copy `program` (a file, or a folder such as .mlpackage) into a new package `folder`.
 
-    The package is made beside its place and renamed into it; one that was there before
+    The package is made next to its place and renamed into it; one that was there before
     is replaced.
 
     Args:

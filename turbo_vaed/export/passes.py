@@ -32,7 +32,7 @@ def without_needless_slices(graph: fx.GraphModule) -> fx.GraphModule:
     joined is a slice of that, or that itself.
 
     Most taps of a convolution over time see frames as they were before a first and a last one were
-    put beside them. For a runtime each of the two is a copy of a layer's whole input.
+    put next to them. For a runtime each of the two is a copy of a layer's whole input.
     """
     for node in list(graph.graph.nodes):
         if node.target is _SLICE and (found := _within_a_part(node)) is not None:

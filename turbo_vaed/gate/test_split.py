@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TestSplit:
-    """The test clips, in the order of clips.json; a clip is read when it is asked for."""
+    """The test clips, in the order of clips.json; a clip is read on access."""
 
     clips: tuple[Mapping[str, Any], ...]
     """Their entries in clips.json."""

@@ -138,7 +138,7 @@ def result_as_now(result: str) -> str:
 def judged(
     value: float, low: float | None, high: float | None, limit: float, direction: str
 ) -> Result:
-    """What the interval says, or the value where it is exact."""
+    """The result by the interval, or by the value where it is exact."""
     ends = [value if low is None else low, value if high is None else high]
     right = [end >= limit if direction == "min" else end <= limit for end in ends]
     return "passes" if all(right) else "inconclusive" if any(right) else "fails"

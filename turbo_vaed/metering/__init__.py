@@ -1,1 +1,1 @@
-"""What runs beside a stage and charges for it: its seconds, idle nodes, storage, live metrics."""
+"""Runs alongside a stage and charges for it: its seconds, idle nodes, storage, live metrics."""

@@ -92,7 +92,7 @@ class Lpips(nn.Module):
     def from_hub(cls) -> Lpips:
         """The network with the published weights, fetched by torch.hub into its folder, once.
 
-        528 MB, which stay there as torchvision's would, and a converted file of 59 MB beside.
+        528 MB, which stay there as torchvision's would, and a converted file of 59 MB next to them.
         What comes is no more than bytes until its sha256 is right.
 
         Raises:

@@ -23,7 +23,7 @@ def save_decoder(decoder: TurboVaedDecoder, folder: Path) -> None:
     """Write both files (published names and layouts, float32), each in full or not at all.
 
     The weights carry the config in their metadata, so that a crash between the two
-    renames (new weights beside an old config) is found on reading.
+    renames (new weights with an old config) is found on reading.
 
     Raises:
         ValueError: the decoder was made for inference, and has the published weights no more.

@@ -132,7 +132,7 @@ class DecoderConfig:
 
     def _check_alignment(self, levels: int) -> None:
         # The projected width is the teacher's business; the student's must be what this
-        # decoder has at that block. Goldens keep full-width heads beside reduced
+        # decoder has at that block. Goldens keep full-width heads next to reduced
         # decoders, so that is checked where heads are built, not here.
         blocks, widths = self.aligned_blks_indices, self.aligned_feature_projection_dim
         for name in ("aligned_blks_indices", "aligned_feature_projection_dim"):

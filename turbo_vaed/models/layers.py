@@ -8,7 +8,7 @@ Mobile runtimes have no 3-D convolution and CPUs are slow at it, so there is non
 one of three taps in time is one over the channels of three frames, or a sum of three; or, for
 inference, two frames at once by four instead of six: Winograd's minimal filtering F(2, 3) along
 time (Lavin and Gray, arXiv 1509.09308). A depthwise one is a sum of depthwise 2-D ones, one per
-tap in time. Space is padded by zeros; what stands beside the first and the last frame is
+tap in time. Space is padded by zeros; what comes before the first and after the last frame is
 `timeline.py`'s business. Means over channels are 1x1 convolutions with constant weights, which
 keeps a lowered graph in one piece.
 

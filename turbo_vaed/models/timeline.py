@@ -1,4 +1,4 @@
-"""What stands beside a frame in time: all frames at once, or chunk by chunk.
+"""The frames next to a frame in time: all frames at once, or chunk by chunk.
 
 Shapes: frames are folded into the batch with time outermost, (T*B, C, H, W).
 

@@ -59,7 +59,7 @@ def open_tracking(uri: str) -> MlflowClient:
 def experiment_id(client: MlflowClient, uri: str, customer: str) -> str:
     """The id of `turbo-vaed/CUSTOMER`, made if it is missing.
 
-    A store without a server keeps the artifacts beside it. Raises UserError where it is deleted.
+    A store without a server keeps the artifacts next to it. Raises UserError where it is deleted.
     """
     import sqlalchemy as sa
 

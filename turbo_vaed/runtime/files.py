@@ -21,7 +21,7 @@ from turbo_vaed.errors import CorruptFile
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it takes the place of `path`, flushed to disk,
+    """A temporary file next to `path` to write to; it takes the place of `path`, flushed to disk,
     when the block ends well, and is gone otherwise. Missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.partial")
@@ -36,7 +36,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty temporary folder beside `path`, which takes the place of `path` when the block ends
+    """An empty temporary folder next to `path`, which takes the place of `path` when the block ends
     well and is gone otherwise. What was at `path` stays until then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     marker = uuid4().hex

@@ -24,7 +24,7 @@ def run(workspace: Workspace) -> dict[str, object]:
     """Judge every package of `export.targets` that runs on the device, and choose what ships.
 
     Writes gate/candidates/NAME/ with verdict.json and measurement.json of each; choice.json; and
-    verdict.json, measurement.json and frames.zarr of the chosen one beside package/, which is what
+    verdict.json, measurement.json and frames.zarr of the chosen one next to package/, which is what
     ships. A verdict that fails is a result like any other: the stage has done its work.
 
     Raises:

@@ -150,7 +150,7 @@ class LatentSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFacts:
-    """What the files of a teacher say, read without building the network."""
+    """Facts from the files of a teacher, read without building the network."""
 
     family: str
     latent_spec: LatentSpec

@@ -1,6 +1,6 @@
 """The family dc-ae-video: Open-Sora 2.0's Video DC-AE, written in `turbo_vaed.models.dc_ae`.
 
-Published as hpcai-tech/Open-Sora-v2-Video-DC-AE on the hub, one file beside the diffusion model's
+Published as hpcai-tech/Open-Sora-v2-Video-DC-AE on the hub, one file next to the diffusion model's
 and no config: the file's name is the model's. Other folders have a config.json as
 `DcAeConfig.from_published` takes it.
 
@@ -33,7 +33,7 @@ _OTHER_NAMES = ("model.safetensors", DIFFUSERS_NAME)
 
 
 def read(family: str, folder: Path) -> tuple[TeacherFiles, LatentSpec]:
-    """The files of the teacher in `folder` and what they say of its latents."""
+    """The files of the teacher in `folder`, and its latents by their config."""
     name = _weights_name(folder)
     is_published = name == WEIGHTS_NAME
     files = read_files(

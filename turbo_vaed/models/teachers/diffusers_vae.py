@@ -46,7 +46,7 @@ class Row:
     compression: Callable[[Config], tuple[int, int]]
     """In time and in space."""
     has_statistics_in_weights: bool = False
-    """Whether mean and std of the latents are tensors beside the weights, not in the config."""
+    """Whether mean and std of the latents are tensors next to the weights, not in the config."""
     has_statistics_per_frame: bool = False
     """Whether mean and std may have values for each latent frame, see `LatentSpec.mean`."""
     latent_frames_step: int = 1
@@ -215,7 +215,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
 
 
 def read(family: str, folder: Path) -> tuple[TeacherFiles, LatentSpec]:
-    """The files of the teacher in `folder` and what they say of its latents."""
+    """The files of the teacher in `folder`, and its latents by their config."""
     row = ROWS[family]
     files = read_files(folder, class_name=row.class_name, needed=row.needed)
     path = folder / CONFIG_NAME

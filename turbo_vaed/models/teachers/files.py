@@ -28,7 +28,7 @@ REMEDY = "restore the teacher's folder, or point encode.teacher_weights at anoth
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFiles:
-    """The files of one teacher; the weights are opened when they are asked for."""
+    """The files of one teacher; the weights are opened on first use."""
 
     folder: Path
     config: Mapping[str, Any]

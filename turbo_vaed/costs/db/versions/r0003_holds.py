@@ -1,5 +1,5 @@
-"""What runs that are not over keep back for themselves. No charges: a run says it anew as it goes,
-and takes its row away at its end, so that the table is not append only."""
+"""What runs that are not over have reserved. These are no charges: a run updates its row as it goes
+and removes it at its end, so the table is not append only."""
 
 from __future__ import annotations
 
