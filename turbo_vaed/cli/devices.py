@@ -203,7 +203,7 @@ def _progress_bar(name: str, target: str, form: str) -> Iterator[ReportProgress]
         yield no_report
         return
     began, now, is_over = time.monotonic(), (0, ""), threading.Event()
-    with progress(f"{name}, %", 100, tells_time=True) as update:
+    with progress(f"{name}, %", 100, has_own_estimate=True) as update:
 
         def draw() -> None:
             update(now[0], f"{now[1]}, {time.monotonic() - began:.0f} s")

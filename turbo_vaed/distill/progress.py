@@ -88,7 +88,7 @@ class ProgressRecorder:
 
     def __enter__(self) -> Self:
         self._record("open", **self._opening)
-        bar = progress("distill: step", self._steps, tells_time=True)
+        bar = progress("distill: step", self._steps, has_own_estimate=True)
         self._update_bar = self._bar.enter_context(bar)
         return self
 

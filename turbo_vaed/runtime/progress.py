@@ -26,21 +26,21 @@ _BAR_WIDTH = 20
 
 @contextmanager
 def progress(
-    label: str, total: int, *, tells_time: bool = False
+    label: str, total: int, *, has_own_estimate: bool = False
 ) -> Iterator[Callable[[int, str], None]]:
     """Show progress of `label` towards `total`; yields `update(done, detail)`.
 
     What is printed meanwhile stands above the bar.
 
     Args:
-        tells_time: the details say how long it will take, and better than the bar could.
+        has_own_estimate: the details show the time left, more accurately than the bar could.
     """
     if sys.stdout.isatty():
         columns: list[ProgressColumn] = [
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=_BAR_WIDTH),
             MofNCompleteColumn(),
-            *([] if tells_time else [TimeRemainingColumn()]),
+            *([] if has_own_estimate else [TimeRemainingColumn()]),
             TextColumn("{task.fields[detail]}", markup=False, table_column=Column(ratio=1)),
         ]
         with Progress(*columns, console=Console(file=sys.stdout), expand=True) as bar:
