@@ -12,10 +12,7 @@ from flows import runs
 from flows.to_do import inconclusive_reason
 from turbo_vaed.cluster.nodes import nodes_of, own_node
 from turbo_vaed.cluster.session import ray_session
-from turbo_vaed.costs import (
-    Ledger,
-    summarise,
-)
+from turbo_vaed.costs import Ledger, summarise
 from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.storage_charges import charge_storage
@@ -192,10 +189,8 @@ def start_tracking_idle_nodes(workspace: Workspace, settings: Settings, run: run
     """
     if not settings.on_a_cluster:
         return
-    nodes, seen = (
-        nodes_of(workspace.params, settings, "distill"),
-        workspace.work / idle_nodes.TRACKING_FILE,
-    )
+    nodes = nodes_of(workspace.params, settings, "distill")
+    seen = workspace.work / idle_nodes.TRACKING_FILE
     with ray_session(settings.ray_address), Ledger.open(settings.ledger_url) as ledger:
         own = own_node(settings.ray_address or "")
         idle_nodes.start_tracking(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -21,11 +19,13 @@ from turbo_vaed.costs.storage import storage_charge
 from turbo_vaed.costs.transfer import transfer_charge
 from turbo_vaed.errors import UserError
 from turbo_vaed.planning.ec2_costs import ENDS_ITSELF_MINUTES, VOLUME
+from turbo_vaed.runtime.files import read_json, write_json
 from turbo_vaed.workspace import Workspace
 
 STAGE = "machine"
 """The ledger's stage for what a machine costs outside its stages."""
 RESULTS = "results"
+_AMOUNTS = ("usd_per_hour", "volume_usd_per_gb_month")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +76,8 @@ def note(workspace: Workspace, run: runs.Run, selection: Selection, *, began: da
         volume_gib=selection.volume_gib,
         volume_usd_per_gb_month=workspace.params.prices.volume_usd_per_gb_month,
     )
-    kept = asdict(started) | {
-        "usd_per_hour": plain(started.usd_per_hour),
-        "volume_usd_per_gb_month": plain(started.volume_usd_per_gb_month),
-        "began": began.isoformat(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(kept, indent=1) + "\n")
-    os.replace(partial, path)
+    amounts = {name: plain(getattr(started, name)) for name in _AMOUNTS}
+    write_json(path, asdict(started) | amounts | {"began": began.isoformat()})
     return started
 
 
@@ -98,16 +91,18 @@ def settle(ledger: Ledger, workspace: Workspace, *, ended: datetime) -> tuple[Ch
 
     Raises:
         Unreachable: the ledger does not take it; `turbo-vaed ec2 down` does it again.
+        CorruptFile: the record of the machine is damaged.
     """
     path = record(workspace)
     if not path.is_file():
         return ()
-    kept = json.loads(path.read_text())
-    kept |= {name: Decimal(kept[name]) for name in ("usd_per_hour", "volume_usd_per_gb_month")}
-    kept["began"] = datetime.fromisoformat(kept["began"])
-    charges = tuple(_outside_stages(ledger, Started(**kept), ended))
+    document = read_json(path)
+    amounts = {name: Decimal(document[name]) for name in _AMOUNTS}
+    began = datetime.fromisoformat(document["began"])
+    started = Started(**document | amounts | {"began": began})
+    charges = tuple(_outside_stages(ledger, started, ended))
     ledger.add_all(charges)
-    ledger.release(kept["run"])
+    ledger.release(started.run)
     path.unlink()
     return charges
 
@@ -122,9 +117,8 @@ def _outside_stages(ledger: Ledger, started: Started, ended: datetime) -> Iterat
     up = Decimal(str((until - started.began).total_seconds()))
     if up <= 0:
         return
-    if not any(
-        charge.resource == VOLUME for charge in known
-    ):  # an interrupted attempt has charged it
+    # An interrupted attempt to settle may have charged the volume.
+    if not any(charge.resource == VOLUME for charge in known):
         yield storage_charge(
             run=started.run,
             customer=started.customer,

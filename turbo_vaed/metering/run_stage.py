@@ -180,13 +180,11 @@ def _metering_idle_nodes(
             watch = open_.enter_context(
                 Watch(settings.ray_address or "", seconds=CLUSTER_SLICE_SECONDS)
             )
-            own, priced = (
-                watch.own_node,
-                nodes_of(workspace.params, settings, "distill", watch.nodes),
-            )
+            own = watch.own_node
+            priced = nodes_of(workspace.params, settings, "distill", watch.nodes)
 
             def held() -> Mapping[str, Rate]:
-                return priced() if watch.nodes() else {}  # a price of all together asks nobody
+                return priced() if watch.nodes() else {}  # one price for all reads no nodes
 
             idle_nodes.charge_idle_nodes(
                 ledger, held, seen, run=run, customer=customer, own_node=own

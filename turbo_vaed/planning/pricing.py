@@ -137,9 +137,8 @@ def _is_outside(settings: Settings) -> bool:
 
 def downstream_of(workspace: Workspace) -> DownstreamCost:
     """What the customer's earlier runs paid after distillation; nothing without a ledger."""
-    return (
-        workspace.run_context.downstream() if workspace.run_context.downstream else DownstreamCost()
-    )
+    downstream = workspace.run_context.downstream
+    return downstream() if downstream else DownstreamCost()
 
 
 def devices_usd(params: Params) -> Decimal:

@@ -1,1 +1,1 @@
-"""One module per DVC stage, each with one public function: `run(poc)`."""
+"""One module per DVC stage, each with one public function: `run(workspace)`."""

@@ -55,7 +55,7 @@ def test_a_machine_that_is_not_charged_yet_is_not_forgotten(
     workspace: Workspace, run: runs.Run, selection: Selection
 ) -> None:
     settlement.note(workspace, run, selection, began=BEGAN)
-    with pytest.raises(UserError, match=r"not charged yet: .*turbo-vaed ec2 down demo"):
+    with pytest.raises(UserError, match="turbo-vaed ec2 down demo"):
         settlement.note(workspace, run, selection, began=START)
 
 
