@@ -8,7 +8,6 @@ from functools import partial
 from flows import runs
 from flows.to_do import ToDo, note_begun, to_do_now
 from turbo_vaed.cluster.nodes import price_of
-from turbo_vaed.config import pipeline
 from turbo_vaed.costs import (
     Ledger,
     format_usd,
@@ -58,7 +57,6 @@ def preflight(settings: Settings, customer: str) -> Workspace:
     with Ledger.open(settings.ledger_url) as ledger:
         outbox.post(ledger, settings.outbox_folder)
     client.open_tracking(settings.mlflow_tracking_uri)
-    pipeline.write(settings.root, customer, workspace.params.source)
     return workspace
 
 

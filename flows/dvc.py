@@ -68,13 +68,15 @@ def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str
 
 
 def stale_after_params(workspace: Workspace, stages: tuple[str, ...]) -> list[str]:
-    """As `stale_stages`, by the workspace's params: their sections are written first, which takes
-    no time and so needs no DVC.
+    """As `stale_stages`, by the workspace's params: the customer's pipeline and the sections of its
+    params are written first, which takes no time and so needs no DVC. The customer's lock must be
+    held: a run that goes on must not be given others.
 
     Raises:
         UserError: no teacher, or no perceptual weights, where the params name some.
         Fault: DVC itself failed.
     """
+    pipeline.write(workspace.root, workspace.customer, workspace.params.source)
     params.run(workspace)
     return stale_stages(workspace.root, workspace.customer, stages)
 

@@ -16,11 +16,13 @@ import pytest
 import yaml
 
 from flows import dvc, runs
+from tests import configs
 from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db import engine
 from turbo_vaed.distill.history import write_curves
 from turbo_vaed.errors import Fault, Refused, TurboVaedError, UserError
 from turbo_vaed.runtime import files
+from turbo_vaed.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -189,6 +191,17 @@ def test_a_customer_reads_and_writes_its_own_lock_only(root):
     lock = yaml.safe_load((pipeline.folder(root, "tiny") / "dvc.lock").read_text())
     assert list(lock["stages"]) == ["clip"]
     assert (other / "dvc.lock").read_text() == "damaged"
+
+
+def test_a_pipeline_is_brought_up_to_date_with_the_params(tmp_path, monkeypatch):
+    """Under the customer's lock, and so never below a run that goes on."""
+    configs.copy_to(tmp_path)
+    shutil.copy(Path(__file__).parents[2] / "dvc.yaml", tmp_path)
+    monkeypatch.setattr(dvc.params, "run", lambda workspace: {})
+    monkeypatch.setattr(dvc, "stale_stages", lambda root, customer, stages: list(stages))
+    assert dvc.stale_after_params(Workspace.load(tmp_path, "demo"), ("clip",)) == ["clip"]
+    made = yaml.safe_load((pipeline.folder(tmp_path, "demo") / "dvc.yaml").read_text())
+    assert "data/demo" in made["stages"]["validate"]["deps"]
 
 
 def test_a_stage_waits_for_the_lock_of_dvc(root):
