@@ -54,6 +54,7 @@ customers:
   demo:
     source: data/demo
     thresholds: {because: {min_psnr: ours}}
+  acme: {source: x, gate: {max_others_share: 0.4}, thresholds: {because: {min_psnr: theirs}}}
 """
 
 
@@ -127,6 +128,11 @@ def test_an_old_file_is_split_with_its_comments(root: Path, tmp_path: Path) -> N
     assert load.team_gate(files).max_background_cpu_share == 0.5
     assert files.use_cases["education"]["rationale"] == {"min_psnr": "faces look smeared below it"}
     assert files.customers["demo"]["thresholds"] == {"rationale": {"min_psnr": "ours"}}
+    assert files.customers["acme"] == {
+        "source": "x",
+        "gate": {"max_background_cpu_share": 0.4},
+        "thresholds": {"rationale": {"min_psnr": "theirs"}},
+    }
     assert files.finance.document == {
         "budget": {"run_usd": 12},
         "prices": {"local_usd_per_hour": 0.5},

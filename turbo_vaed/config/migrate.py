@@ -106,17 +106,18 @@ def _with_new_names(value: Any) -> Any:
 
 
 def _renamed(node: yaml.Node | None, lines: list[str]) -> list[str]:
-    """The lines with the keys of the past renamed where they stand."""
+    """The lines with the keys of the past renamed where they stand, the last one first: a longer
+    name moves what is to the right of it."""
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
+        for key, value in reversed(node.value):
+            lines = _renamed(value, lines)
             new = RENAMED.get(key.value) if isinstance(key, yaml.ScalarNode) else None
             at, column = key.start_mark.line, key.start_mark.column
             if new and lines[at][column:].startswith(key.value):
                 rest = lines[at][column + len(key.value) :]
                 lines[at] = lines[at][:column] + new + rest
-            lines = _renamed(value, lines)
     elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
+        for value in reversed(node.value):
             lines = _renamed(value, lines)
     return lines
 
