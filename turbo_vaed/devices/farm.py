@@ -195,8 +195,8 @@ class FarmDevice:
         if found is None:
             raise Fault(f"Device Farm has not looked at {name} after {_TRANSFER_SECONDS:.0f} s")
         if found["status"] == "FAILED":
-            output = found.get("message") or found.get("metadata") or "no reason"
-            raise Fault(f"Device Farm refuses {name}: {output}")
+            reason = found.get("message") or found.get("metadata") or "no reason"
+            raise Fault(f"Device Farm refuses {name}: {reason}")
         return arn
 
     def _measure(self, handle: Handle, package: str, specification: str) -> None:
@@ -269,10 +269,10 @@ class FarmDevice:
         self.report_progress(0.9, "frames from Device Farm")
         artifacts = self._ask("list_artifacts", arn=arn, type="FILE")["artifacts"]
         urls = [found["url"] for found in artifacts if found["type"] == "CUSTOMER_ARTIFACT"]
-        output = f"{run.get('result')}: {run.get('message') or 'no message'}"
+        result = f"{run.get('result')}: {run.get('message') or 'no message'}"
         if not urls:
             raise Fault(
-                f"{self.name}: the run left no customer artifact; Device Farm says {output}"
+                f"{self.name}: the run left no customer artifact; Device Farm says {result}"
             )
         try:
             with zipfile.ZipFile(io.BytesIO(_transfer("GET", urls[0]))) as archive:
@@ -284,7 +284,7 @@ class FarmDevice:
             raise Fault(f"{self.name}: the artifacts are no archive ({error})") from error
         if not (target / "code").is_file():
             raise Fault(
-                f"{self.name}: the phone did not reach the runner; Device Farm says {output}"
+                f"{self.name}: the phone did not reach the runner; Device Farm says {result}"
             )
 
     def _charge(self, run: dict[str, Any], began: _Begun, *, is_wasted: bool) -> None:
@@ -338,9 +338,9 @@ class FarmDevice:
         except NoCredentialsError as error:
             raise UserError(f"AWS Device Farm: {error}; aws configure") from None
         except ClientError as error:
-            output = error.response["Error"]
-            text = f"AWS Device Farm, {operation}: {output.get('Code')}: {output.get('Message')}"
-            if output.get("Code") in _A_PERSONS:
+            answer = error.response["Error"]
+            text = f"AWS Device Farm, {operation}: {answer.get('Code')}: {answer.get('Message')}"
+            if answer.get("Code") in _A_PERSONS:
                 raise UserError(
                     f"{text}; look at project and device of devices.{self.name} in devices.yaml, "
                     "and at what your AWS role may do (devicefarm:*)"

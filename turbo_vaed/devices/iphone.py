@@ -83,8 +83,8 @@ class IphoneDevice:
                 )
         except (TurboVaedError, ValueError, KeyError, TypeError) as error:
             is_ours = isinstance(error, TurboVaedError)
-            output = str(error) if is_ours else f"devicectl answered something else: {error!r}"
-            facts = replace(facts, missing=(output,))
+            problem = str(error) if is_ours else f"devicectl answered something else: {error!r}"
+            facts = replace(facts, missing=(problem,))
         return facts
 
     @property
@@ -195,14 +195,16 @@ class IphoneDevice:
             raise
         except (Fault, ValueError) as error:  # its console may know better why
             log = self._ssh(f"tail -c 500 {location}/log{i}").strip() or "nothing"
-            output = (
+            problem = (
                 f"{self.name}: the app left no result of this job: {error}; "
                 f"its start printed: {log}"
             )
             for text, kind, advice in _KNOWN_FAILURES:
                 if text in log:
-                    raise kind(f"{output}; {advice}") from error
-            raise Fault(f"{output}; is {self.profile.app} the app of docs/on-device.md?") from error
+                    raise kind(f"{problem}; {advice}") from error
+            raise Fault(
+                f"{problem}; is {self.profile.app} the app of docs/on-device.md?"
+            ) from error
 
     def _measurement(self, found: dict[str, Any], ran: Ran, common: dict[str, str]) -> Measurement:
         plan, io = ran.plan, ran.handle.package.io
