@@ -64,9 +64,7 @@ def test_a_run_in_flight(tmp_path: Path) -> None:
     assert found.loss == 1 / 80
     assert (found.val_psnr, found.best_val_psnr, found.best_step) == (31.4, 31.6, 60)
     assert found.spent_usd == "0.011"
-    assert float(found.recent_usd_per_tenth_db) == pytest.approx(
-        0.0015
-    )  # 0.4 dB from 50 s to 110 s
+    assert float(found.usd_per_tenth_db) == pytest.approx(0.0015)  # 0.4 dB from 50 s to 110 s
     assert found.seconds_left == pytest.approx(420)
     assert found.workers == 1
     assert (found.checkpoint_step, found.checkpoint_age_seconds) == (40, 64)

@@ -18,7 +18,7 @@ from turbo_vaed.config.sections import sections
 from turbo_vaed.config.stages import STAGES
 from turbo_vaed.errors import UserError
 from turbo_vaed.runtime.digests import DigestCache
-from turbo_vaed.runtime.files import sha256_file, sha256_json, write_text
+from turbo_vaed.runtime.files import sha256_json, write_text
 from turbo_vaed.workspace import Workspace
 
 _TEACHER_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
@@ -87,21 +87,16 @@ def _perceptual_weights(workspace: Workspace, cache: DigestCache) -> str | None:
 
 
 def runner_sha256(profile: DeviceProfile, root: Path, cache: DigestCache) -> str:
-    """The digest of the programs that run packages on a device: the profile's runner, for a Mac our
-    own, for this host our own and the versions of the libraries that it computes with. It covers
-    the program that runs the teacher on this host, too."""
-    sources: tuple[str, ...] = ("_teacher_runner.py", "timing.py")
-    parts: dict[str, Any] = {}
+    """The digest of what runs packages on a device and is not ours: the profile's runner, and on
+    this host the versions of the libraries that measuring processes compute with. Our own part is
+    the gate's `STAGE_VERSION`: a comment in it measures no phone again."""
+    facts: dict[str, Any] = {}
     if isinstance(profile, (AdbProfile, FarmProfile)):
         runner = root / profile.runner
-        parts["runner"] = cache.sha256(runner) if runner.is_file() else None  # the gate says so
-    elif isinstance(profile, AppleProfile):
-        sources += ("_apple_runner.py",)
-    else:
-        sources += ("_host_runner.py", "_runtimes.py")
-        parts["versions"] = {name: _version(name) for name in _HOST_RUNTIMES}
-    folder = Path(__file__).parents[1] / "devices"
-    return sha256_json(parts | {name: sha256_file(folder / name) for name in sources})
+        facts["runner"] = cache.sha256(runner) if runner.is_file() else None  # the gate says so
+    elif not isinstance(profile, AppleProfile):
+        facts["versions"] = {name: _version(name) for name in _HOST_RUNTIMES}
+    return sha256_json(facts)
 
 
 def _version(distribution: str) -> str | None:
