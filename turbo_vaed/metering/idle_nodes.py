@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -18,12 +17,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from uuid import uuid4
 
 from turbo_vaed.config.stages import IDLE_STAGE, RAY_STAGES
 from turbo_vaed.costs import Charge, Ledger, Nodes, PartlyPriced, Rate, total_usd
 from turbo_vaed.costs.meter import UNIT, node_charge
 from turbo_vaed.errors import Unreachable
+from turbo_vaed.runtime.files import write_json
 
 TRACKING_FILE = "nodes.json"
 """In the customer's folder: the run, its nodes, and when they were last seen."""
@@ -212,8 +211,4 @@ def _write(path: Path, run: str, nodes: Iterable[str], moment: Moment) -> None:
         "boot": moment.boot,
         "since_boot": moment.since_boot,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A meter's threads write at once.
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    partial.write_text(json.dumps(document) + "\n")
-    os.replace(partial, path)
+    write_json(path, document, indent=None)

@@ -23,7 +23,7 @@ from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.costs.run_context import DownstreamCost
 from turbo_vaed.costs.statement import run_that_covers
 from turbo_vaed.planning.ec2_costs import VOLUME
-from turbo_vaed.runtime.files import write_json
+from turbo_vaed.runtime.files import read_json, write_json
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -189,12 +189,13 @@ def past_runs(workspace: Workspace, settings: Settings, ledger: Ledger) -> PastR
 
     Raises:
         Unreachable: the ledger cannot be read.
+        CorruptFile: a history is damaged.
     """
     files = (workspace.folder("distill") / "history.json", workspace.work / PACE_FILE)
     return PastRuns(
         customer=workspace.customer,
         groups=ledger.grouped(customer=workspace.customer),
-        histories=tuple(json.loads(path.read_text()) for path in files if path.is_file()),
+        histories=tuple(read_json(path) for path in files if path.is_file()),
         pace_key=pace_key(workspace.params.distill, settings),
         changed_stages=_changed_stages(
             workspace.root, workspace.work / "params", workspace.dvc_lock
