@@ -49,6 +49,9 @@ _HIDDEN = (
     "ERROR: failed to reproduce",
 )
 """Not printed: advice that the flow follows, and that a stage failed, which the flow reports."""
+_RAY_RESTARTS = "has constructor arguments in the object store and max_restarts > 0"
+"""Of a line that Ray's core worker prints as an error for every actor of Ray Data: its arguments
+live as long as the pass over the data, so that a lost actor is started again. Not printed."""
 _TAIL_LINES = 30
 
 
@@ -174,7 +177,8 @@ def _dvc(
             output[name].append(line)
             if line.startswith(_RUNS):
                 clock.append(time.monotonic())
-            if stage and line.strip() and not line.strip().startswith(_HIDDEN):
+            is_noise = line.strip().startswith(_HIDDEN) or _RAY_RESTARTS in line
+            if stage and line.strip() and not is_noise:
                 print(line, end="", flush=True, file=sys.stdout if name == "out" else sys.stderr)
 
     readers = [threading.Thread(target=drain, args=(name,), daemon=True) for name in output]
