@@ -109,7 +109,7 @@ def test_the_peak_is_what_the_kernel_counted_until_the_end(
 
 def test_a_phone_whose_toybox_does_not_count_is_looked_at(phone, package, latents, tmp_path):
     (tmp_path / "commands" / "toybox").unlink()
-    assert measured(phone, package, latents, tmp_path).peak_memory_bytes > 10e6
+    assert measured(phone, package, latents, tmp_path).peak_memory_bytes > 20e6
 
 
 LOSE = """
