@@ -282,10 +282,10 @@ def test_without_adb_it_says_how_to_get_it(phone, package, latents, tmp_path, mo
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ({"name": "x", "kind": "fax"}, r"devices\.x\.kind: found 'fax'; allowed: host, adb, apple"),
+        ({"name": "x", "kind": "fax"}, r"devices\.x.*'fax'.*'adb'"),
         ({"name": "x", "kind": "adb"}, r"devices\.x\.runner: missing"),
         ({"name": "x", "kind": "host", "wings": 2}, r"devices\.x\.wings: unknown key"),
-        ([], "expected a mapping"),
+        ([], r"found \[\]"),
     ],
 )
 def test_a_profile_that_cannot_be_is_refused_with_its_path(document, said):
