@@ -134,7 +134,7 @@ def test_too_little_left_is_refused_and_the_evidence_is_kept(
 
 def test_an_empty_and_a_missing_folder(make_workspace: MakePoc) -> None:
     workspace = make_workspace()
-    with pytest.raises(DataRefused, match="holds no file"):
+    with pytest.raises(DataRefused, match=str(workspace.source)):
         validate.run(workspace)
     workspace.source.rmdir()
     with pytest.raises(UserError, match="videos does not exist"):
