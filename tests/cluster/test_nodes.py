@@ -51,7 +51,7 @@ class Listed(Ec2Prices):
         known = {("g6.xlarge", "spot"): "0.31", ("g6.xlarge", "on-demand"): "0.8"}
         usd = known.get((instance_type, market))
         if usd is None:
-            return "AWS tells no price"
+            return "AWS gives no price"
         return Ec2Quote(
             usd_per_hour=Decimal(usd), since=NOON, quoted_at=NOON, source="a list", warning="old"
         )

@@ -58,7 +58,7 @@ def billed(
 
 
 def group(usd: str, customer: str = "acme", run: str = "acme-1", unit: str = "USD") -> Any:
-    """As Cost Explorer tells it."""
+    """As Cost Explorer returns it."""
     return {
         "Keys": [f"turbo-vaed:customer${customer}", f"turbo-vaed:run${run}"],
         "Metrics": {"UnblendedCost": {"Amount": usd, "Unit": unit}},

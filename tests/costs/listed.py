@@ -1,4 +1,4 @@
-"""EC2 prices without AWS; what AWS says is tested with `Ec2Prices` itself."""
+"""EC2 prices without AWS; AWS's answers are tested with `Ec2Prices` itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPOT_USD = {"eu-central-1a": "0.40", "eu-central-1b": "0.25"}
-"""A quarter of the price on demand; of zone c AWS tells none."""
+"""A quarter of the price on demand; of zone c AWS gives none."""
 
 
 class Listed(Ec2Prices):
@@ -25,5 +25,5 @@ class Listed(Ec2Prices):
     ) -> Ec2Quote | str:
         usd = "1.00" if market == "on-demand" else SPOT_USD.get(zone or "")
         if usd is None:
-            return "AWS tells no price"
+            return "AWS gives no price"
         return Ec2Quote(usd_per_hour=Decimal(usd), since=NOON, quoted_at=NOON, source="a list")

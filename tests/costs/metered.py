@@ -15,7 +15,7 @@ PRICE = Decimal("0.08")
 
 
 class Clock:
-    """Nanoseconds that move when the test says so."""
+    """Nanoseconds that move when the test moves them."""
 
     def __init__(self, start: int = 123_456_789_012_345) -> None:
         self.now = start
@@ -25,7 +25,7 @@ class Clock:
 
 
 class Memory(Ledger):
-    """Charges in a list; fails as often as it is told to, after or before it keeps them."""
+    """Charges in a list; fails as often as the test asks, after or before storing them."""
 
     def __init__(self, failures: int = 0, *, keeps: bool = False) -> None:
         self.kept: dict[str, Charge] = {}

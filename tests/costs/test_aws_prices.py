@@ -126,13 +126,13 @@ def test_a_fresh_quote_is_not_asked_for_again_and_an_old_one_is(aws: Aws, tmp_pa
     aws.spot(page((-1, "0.70")))
     later = prices(aws, tmp_path, NOON + timedelta(hours=2))
     assert later.usd_per_hour(*ZONE) == Decimal("0.70")
-    # What AWS no longer tells stays known.
+    # A price that AWS no longer returns stays known.
     assert later.usd_per_hour(*ZONE, NOON) == Decimal("0.40")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", ["ExpiredToken", "RequestLimitExceeded", "UnauthorizedOperation"])
-def test_where_aws_refuses_an_old_quote_is_used_and_says_so(
+def test_an_old_quote_is_used_and_marked_where_aws_refuses(
     aws: Aws, tmp_path: Path, code: str
 ) -> None:
     aws.spot(page((5, "0.40")))
@@ -158,14 +158,14 @@ def test_where_nothing_is_known_a_paid_step_is_refused(tmp_path: Path, error: Ex
     assert not list(tmp_path.iterdir())
 
 
-def test_a_type_that_does_not_exist_is_told(aws: Aws, tmp_path: Path) -> None:
+def test_an_unknown_instance_type_is_refused(aws: Aws, tmp_path: Path) -> None:
     aws.fails("InvalidParameterValue", "Invalid instance type g5.xlarge")
     with pytest.raises(UserError, match=r"no EC2 machine is called 'g5\.xlarge'"):
         prices(aws, tmp_path).require(*ZONE)
 
 
 @pytest.mark.parametrize("price", ["0", "-0.4", "NaN", "Infinity", "1e9", "free"])
-def test_an_absurd_price_is_none(aws: Aws, tmp_path: Path, price: str) -> None:
+def test_an_absurd_price_is_taken_for_none(aws: Aws, tmp_path: Path, price: str) -> None:
     aws.spot(page((5, price)))
     assert prices(aws, tmp_path).usd_per_hour(*ZONE) is None
 
@@ -183,23 +183,23 @@ def test_the_list_price(aws: Aws, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("products", "said"),
+    ("products", "message"),
     [
         ([product(CNY="9.1")], "CNY"),
         ([product(), product(USD="2.0")], "2 prices"),
         ([], "no price"),
     ],
 )
-def test_a_list_that_cannot_be_used(
-    aws: Aws, tmp_path: Path, products: list[str], said: str
+def test_a_price_list_that_cannot_be_used_is_refused(
+    aws: Aws, tmp_path: Path, products: list[str], message: str
 ) -> None:
     aws.listed(*products)
-    with pytest.raises(BudgetRefused, match=said):
+    with pytest.raises(BudgetRefused, match=message):
         prices(aws, tmp_path).require(*LIST)
 
 
 def test_a_quote_from_the_future_is_old(aws: Aws, tmp_path: Path) -> None:
-    """The clock went back: what was read cannot be told from what is stale."""
+    """The clock went back: a fresh quote cannot be distinguished from a stale one."""
     aws.spot(page((5, "0.40")))
     prices(aws, tmp_path, NOON + timedelta(days=1)).require(*ZONE)
     aws.spot(page((2, "0.50")))
@@ -215,7 +215,7 @@ def test_a_broken_cache_is_read_from_aws_again(aws: Aws, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "message"),
     [
         (("g5 xlarge", "spot", "eu-central-1", "eu-central-1a"), "instance type"),
         (("../g5.xlarge", "spot", "eu-central-1", "eu-central-1a"), "instance type"),
@@ -225,10 +225,10 @@ def test_a_broken_cache_is_read_from_aws_again(aws: Aws, tmp_path: Path) -> None
         (("g5.xlarge", "cheap", "eu-central-1", "eu-central-1a"), "spot, on-demand"),
     ],
 )
-def test_what_can_be_no_machine_is_refused(
-    tmp_path: Path, asked: tuple[Any, ...], said: str
+def test_an_invalid_machine_is_refused_without_asking_aws(
+    tmp_path: Path, asked: tuple[Any, ...], message: str
 ) -> None:
-    with nobody_asks() as client, pytest.raises(UserError, match=said):
+    with nobody_asks() as client, pytest.raises(UserError, match=message):
         prices(client, tmp_path).quote(*asked)
 
 
@@ -242,7 +242,7 @@ def test_a_moment_without_a_time_zone_is_refused(tmp_path: Path) -> None:
     [("g5.xlarge", True), ("u-6tb1.metal", True), ("trn1.32xlarge", True), ("node", False),
      ("my.laptop", False), ("", False), ("*", False), ("../g5.xlarge", False)],
 )  # fmt: skip
-def test_which_resources_are_machines_of_ec2(resource: str, expected: bool) -> None:
+def test_instance_types_of_ec2_are_recognised(resource: str, expected: bool) -> None:
     assert is_instance_type(resource) is expected
 
 
@@ -257,7 +257,7 @@ def test_the_cached_list_price_is_found_without_a_region_and_without_aws(
     assert cached_on_demand(tmp_path / "none", "g5.xlarge") is None
 
 
-def test_a_cached_price_is_not_known_where_regions_differ(tmp_path: Path) -> None:
+def test_a_cached_price_that_differs_between_regions_is_unknown(tmp_path: Path) -> None:
     def keep(region: str, text: str) -> None:
         (tmp_path / f"on-demand_{region}_g5.xlarge.json").write_text(text)
 
@@ -271,7 +271,7 @@ def test_a_cached_price_is_not_known_where_regions_differ(tmp_path: Path) -> Non
     assert cached_on_demand(tmp_path, "g5.xlarge") is None
 
 
-def test_a_service_that_does_not_answer_is_not_asked_for_every_machine(tmp_path: Path) -> None:
+def test_a_service_that_does_not_answer_is_not_asked_again_for_a_minute(tmp_path: Path) -> None:
     """A minute later it is, and so is another region's at once."""
     asked: list[tuple[str, str]] = []
 
@@ -290,10 +290,8 @@ def test_a_service_that_does_not_answer_is_not_asked_for_every_machine(tmp_path:
     assert len(asked) == 3
 
 
-def test_a_machine_of_which_nothing_is_told_any_more_has_its_old_price(
-    aws: Aws, tmp_path: Path
-) -> None:
-    """And says so, for as long as nothing else is told."""
+def test_a_machine_that_is_no_longer_quoted_keeps_its_old_price(aws: Aws, tmp_path: Path) -> None:
+    """With a warning, for as long as AWS quotes no other."""
     aws.spot(page((5, "0.40")))
     prices(aws, tmp_path).require(*ZONE)
     aws.spot(page())

@@ -77,7 +77,7 @@ def test_a_negative_amount_is_marked(explorer: Explorer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("odd", "said"),
+    ("odd", "refusal"),
     [
         (group("1", unit="CNY"), "1 CNY.*expected USD"),
         (group("NaN"), "amount of 'NaN'"),
@@ -89,14 +89,16 @@ def test_a_negative_amount_is_marked(explorer: Explorer) -> None:
         ({**group("1"), "Metrics": {"UnblendedCost": {"Unit": "USD"}}}, "amount of None"),
     ],
 )
-def test_an_amount_that_is_none_ends_it(explorer: Explorer, odd: Any, said: str) -> None:
+def test_an_invalid_amount_in_the_bill_is_a_fault(
+    explorer: Explorer, odd: Any, refusal: str
+) -> None:
     explorer.answers(page([group("1", "fine", "fine-1"), odd]))
-    with pytest.raises(Fault, match=said):
+    with pytest.raises(Fault, match=refusal):
         ask(explorer)
 
 
 @pytest.mark.parametrize(
-    ("pages", "said"),
+    ("pages", "refusal"),
     [
         ([page([group("1"), group("1")])], "twice"),
         ([page([group("1")], token="a"), page([group("1")])], "twice"),
@@ -109,9 +111,11 @@ def test_an_amount_that_is_none_ends_it(explorer: Explorer, odd: Any, said: str)
         ([{"ResultsByTime": []}], "returned nothing"),
     ],
 )
-def test_an_answer_that_makes_no_sense(explorer: Explorer, pages: list[Any], said: str) -> None:
+def test_an_inconsistent_answer_is_a_fault(
+    explorer: Explorer, pages: list[Any], refusal: str
+) -> None:
     explorer.answers(*pages)
-    with pytest.raises(Fault, match=said):
+    with pytest.raises(Fault, match=refusal):
         ask(explorer)
 
 
@@ -148,7 +152,7 @@ def test_an_estimate_on_any_page_is_an_estimate(explorer: Explorer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "kind", "said"),
+    ("code", "message", "kind", "refusal"),
     [
         ("ExpiredTokenException", "expired", UserError, "sign in again"),
         ("UnrecognizedClientException", "no", UserError, "sign in again"),
@@ -167,11 +171,11 @@ def test_an_estimate_on_any_page_is_an_estimate(explorer: Explorer) -> None:
         ("InternalServerError", "oops", Unreachable, "InternalServerError"),
     ],
 )
-def test_a_refusal_says_what_to_do(
-    explorer: Explorer, code: str, message: str, kind: type[Exception], said: str
+def test_a_refusal_of_aws_names_the_remedy(
+    explorer: Explorer, code: str, message: str, kind: type[Exception], refusal: str
 ) -> None:
     explorer.fails(code, message)
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=refusal):
         ask(explorer)
 
 
@@ -183,7 +187,7 @@ def test_a_second_page_that_fails_leaves_no_half_bill(explorer: Explorer) -> Non
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "said"),
+    ("error", "kind", "refusal"),
     [
         (EndpointConnectionError(endpoint_url="http://x"), Unreachable, "does not answer"),
         (ReadTimeoutError(endpoint_url="http://x"), Unreachable, "does not answer"),
@@ -191,11 +195,13 @@ def test_a_second_page_that_fails_leaves_no_half_bill(explorer: Explorer) -> Non
         (UnauthorizedSSOTokenError(), UserError, "sign in again"),
     ],
 )
-def test_no_answer_and_no_credentials(error: Exception, kind: type[Exception], said: str) -> None:
+def test_no_answer_and_no_credentials(
+    error: Exception, kind: type[Exception], refusal: str
+) -> None:
     def client(service: str, region: str) -> Any:
         raise error
 
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=refusal):
         month_bill(NOVEMBER, client=client, now=lambda: AFTER)
 
 

@@ -106,7 +106,7 @@ def test_an_unknown_price_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"run": "0"}, "run_usd is 0"),
         ({"run": "-1"}, "run_usd is -1"),
@@ -115,8 +115,8 @@ def test_an_unknown_price_is_refused() -> None:
         ({"reserve": "-0.01"}, "reserve_usd"),
     ],
 )
-def test_impossible_budgets_are_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_impossible_budgets_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         budget(**changes)
 
 
@@ -139,14 +139,14 @@ def spending(spent: str, usd_per_hour: str = "3600", **limits: str) -> Spending:
     )
 
 
-def test_what_is_left_as_time() -> None:
+def test_the_money_left_as_affordable_seconds() -> None:
     assert spending("3").affordable_seconds() == 6
     assert spending("9").affordable_seconds() == 0
     assert spending("12").affordable_seconds() == 0
     assert spending("3", usd_per_hour="0").affordable_seconds() == float("inf")
 
 
-def test_work_that_does_not_fit_is_refused_with_both_sides() -> None:
+def test_work_that_does_not_fit_is_refused_with_its_cost_and_what_is_left() -> None:
     spending("3").require(6, "encoding")
     with pytest.raises(BudgetRefused, match=r"encoding needs 8 s more, \$7.50.*\$3.00 are spent"):
         spending("3").require(7.5, "encoding")

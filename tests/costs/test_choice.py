@@ -54,7 +54,7 @@ def test_the_expected_time_is_the_mean_of_many_runs() -> None:
 
 
 @pytest.mark.parametrize("per_hour", [0.02, 0.2, 1.0])
-def test_no_other_interval_is_much_better(per_hour: float) -> None:
+def test_no_other_checkpoint_interval_is_much_better(per_hour: float) -> None:
     ours = expected_seconds(36_000, interruptions_per_hour=per_hour, **PLAN)
     best = min(
         expected_seconds(
@@ -65,7 +65,7 @@ def test_no_other_interval_is_much_better(per_hour: float) -> None:
     assert ours <= 1.005 * best
 
 
-def test_youngs_example() -> None:
+def test_the_checkpoint_interval_of_youngs_example() -> None:
     # Two minutes between square root of 2 x 5 s x 24 h and the save.
     assert checkpoint_interval_seconds(5, 1 / 24) == pytest.approx(math.sqrt(864_000) - 5)
     assert checkpoint_interval_seconds(5, 0) == math.inf
@@ -118,7 +118,7 @@ def test_the_cheapest_to_finish_comes_first_and_unknown_prices_last() -> None:
     )
 
 
-def test_it_is_the_whole_that_is_compared_and_not_the_steps_alone() -> None:
+def test_machines_are_compared_by_the_whole_run_and_not_by_its_steps_alone() -> None:
     """A dear machine that is done with its steps at once, and has to be paid for an hour more."""
     fast = machine(usd_per_hour=Decimal("0.66"), steps_per_second=40, interruptions_per_hour=0.0)
     slow = machine(usd_per_hour=Decimal("0.41"), steps_per_second=8, interruptions_per_hour=0.0)
@@ -148,7 +148,7 @@ def test_a_machine_that_never_gets_there_is_no_choice() -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-def test_impossible_values_are_told(value: float) -> None:
+def test_impossible_rates_and_durations_are_refused(value: float) -> None:
     for name in ("save_seconds", "restart_seconds"):
         with pytest.raises(UserError, match=name):
             expected_seconds(10, interruptions_per_hour=0.1, **(PLAN | {name: value}))
@@ -162,7 +162,7 @@ usd = st.decimals(min_value="0.001", max_value=100, places=4)
 
 
 @given(lowest=usd, price=usd, most=usd)
-def test_the_first_bid_that_is_granted_is_not_far_above_the_price(
+def test_the_first_granted_bid_is_close_to_the_price(
     lowest: Decimal, price: Decimal, most: Decimal
 ) -> None:
     tried = list(bids(lowest, most))
@@ -175,12 +175,12 @@ def test_the_first_bid_that_is_granted_is_not_far_above_the_price(
 
 
 @pytest.mark.parametrize(("lowest", "most"), [("0", "1"), ("1", "0"), ("-1", "1"), ("NaN", "1")])
-def test_bids_without_end_are_refused(lowest: str, most: str) -> None:
+def test_bids_that_would_never_end_are_refused(lowest: str, most: str) -> None:
     with pytest.raises(UserError, match="more than 0"):
         list(bids(Decimal(lowest), Decimal(most)))
 
 
-def test_losses_are_expected_by_what_was_seen() -> None:
+def test_expected_losses_follow_those_observed() -> None:
     assert losses_per_hour(0, 0) == pytest.approx(0.2)
     assert losses_per_hour(0, 95) == pytest.approx(0.01)
     assert losses_per_hour(500, 995) == pytest.approx(0.5, rel=0.01)

@@ -73,7 +73,7 @@ def test_no_digit_is_lost(shared: Ledger, numbers: list[Decimal]) -> None:
     assert shared.total(run=run) == total_usd(numbers)
 
 
-def test_numbers_come_back_without_filling_zeros(url: str) -> None:
+def test_numbers_come_back_without_trailing_zeros(url: str) -> None:
     with Ledger.open(url) as ledger:
         ledger.add(charge(quantity=Decimal("15.000")))
         assert str(ledger.charges()[0].quantity) == "15"
@@ -108,7 +108,7 @@ def test_the_same_charge_twice_is_one(url: str) -> None:
 @pytest.mark.parametrize(
     "field", [f.name for f in dataclasses.fields(Charge) if f.type in ("str", "Market", "Useful")]
 )
-def test_charges_that_differ_anywhere_are_two(field: str) -> None:
+def test_charges_that_differ_in_any_field_are_two(field: str) -> None:
     other = {"market": "spot", "useful": "wasted"}.get(field, "other")
     assert charge().key != dataclasses.replace(charge(), **{field: other}).key
 
@@ -221,7 +221,7 @@ def test_rows_cannot_be_changed(url: str, statement: str) -> None:
 
 
 def test_a_row_cannot_be_replaced(url: str) -> None:
-    """SQLite's INSERT OR REPLACE removes the old row and tells no trigger."""
+    """SQLite's INSERT OR REPLACE removes the old row without firing a trigger."""
     verb = "INSERT OR REPLACE" if url.startswith("sqlite") else "INSERT"
     names = ", ".join(column.name for column in CHARGES.columns)
     changed = names.replace("customer", "'other'")
@@ -272,17 +272,17 @@ def test_by_stage_is_in_the_order_of_the_run(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"price_source": "x" * 401}, "price_source 'x+' … has 401 characters; at most 400"),
         ({"run": "a\0b"}, "no NUL"),
     ],
 )
-def test_what_a_ledger_cannot_keep_is_refused_by_both(
-    url: str, changes: dict[str, Any], said: str
+def test_values_that_a_ledger_cannot_store_are_refused_by_sqlite_and_postgresql(
+    url: str, changes: dict[str, Any], message: str
 ) -> None:
     with Ledger.open(url) as ledger:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             ledger.add_all([charge(), charge(**changes)])
         assert ledger.charges() == ()
         assert ledger.add_all([]) == 0
@@ -290,7 +290,7 @@ def test_what_a_ledger_cannot_keep_is_refused_by_both(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"run": ""}, "run is ''"),
         ({"market": "free"}, "allowed: spot, on-demand, local"),
@@ -303,6 +303,6 @@ def test_what_a_ledger_cannot_keep_is_refused_by_both(
         ({"ended_at": START - timedelta(seconds=1)}, "before it starts"),
     ],
 )
-def test_an_impossible_charge_is_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_an_impossible_charge_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         charge(**changes)

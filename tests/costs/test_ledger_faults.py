@@ -18,7 +18,7 @@ from turbo_vaed.errors import CorruptFile, Unreachable, UserError
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("not a url", "not a SQLAlchemy URL"),
         ("nosuchdb://ann:secret@host/x", "nosuchdb"),
@@ -31,10 +31,10 @@ from turbo_vaed.errors import CorruptFile, Unreachable, UserError
         ("sqlite:///:memory:", "keeps nothing"),
     ],
 )
-def test_a_bad_url_is_the_users_mistake(url: str, said: str) -> None:
+def test_a_bad_url_is_the_users_mistake(url: str, message: str) -> None:
     with pytest.raises(UserError, match="TURBO_VAED_LEDGER_URL") as caught:
         Ledger.open(url)
-    assert said in str(caught.value) and "secret" not in str(caught.value)
+    assert message in str(caught.value) and "secret" not in str(caught.value)
 
 
 def test_postgres_without_a_driver_named_is_psycopg(postgres: Postgres) -> None:
@@ -72,8 +72,8 @@ def test_a_file_that_was_damaged(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
-    said = "database disk image is malformed"
-    with pytest.raises(CorruptFile, match=said), Ledger.open(url) as ledger:
+    message = "database disk image is malformed"
+    with pytest.raises(CorruptFile, match=message), Ledger.open(url) as ledger:
         ledger.charges()
 
 
@@ -87,9 +87,7 @@ def test_a_file_that_may_not_be_written(tmp_path: Path) -> None:
         assert ledger.charges() == (charge(),)
 
 
-def test_a_database_that_somebody_keeps_locked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_locked_database_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "BUSY_SECONDS", 0.05)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         ledger.add(charge())
@@ -144,7 +142,7 @@ def test_a_batch_is_all_or_none(url: str) -> None:
         assert ledger.charges() == () and ledger.grouped() == ()
 
 
-def test_a_wrong_password_is_told_and_not_shown(postgres: Postgres) -> None:
+def test_a_wrong_password_is_refused_and_never_printed(postgres: Postgres) -> None:
     with pytest.raises(Unreachable, match=r"authentication failed.*correct the user or") as caught:
         Ledger.open(postgres.url("postgres", password="not-the-secret"))
     assert "ann:***@" in str(caught.value) and "not-the-secret" not in str(caught.value)
@@ -187,8 +185,8 @@ def test_a_connection_that_breaks_is_made_again_unnoticed(postgres: Postgres) ->
         assert ledger.add(charge(15))
 
 
-def test_a_commit_that_nobody_heard_of_is_no_double(url: str) -> None:
-    """The database took the charges and was gone before it said so."""
+def test_an_unacknowledged_commit_is_not_written_twice(url: str) -> None:
+    """The database committed the charges and was lost before it answered."""
     with Ledger.open(url) as ledger:
 
         def hang_up(connection: sa.Connection) -> None:
@@ -203,7 +201,7 @@ def test_a_commit_that_nobody_heard_of_is_no_double(url: str) -> None:
         assert ledger.charges() == (charge(), charge(15))
 
 
-def test_a_meter_brings_later_what_a_locked_ledger_did_not_take(
+def test_a_meter_writes_later_what_a_locked_ledger_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_SECONDS", 0.05)

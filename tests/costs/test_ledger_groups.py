@@ -89,7 +89,7 @@ def test_groups_of_a_customer_and_a_run(url: str) -> None:
                 assert set(ledger.charges(customer=customer, run=run)) == set(expected)
 
 
-def test_a_start_is_in_from_since_and_out_at_until(url: str) -> None:
+def test_since_is_included_and_until_is_excluded(url: str) -> None:
     since, until = START + timedelta(seconds=150), START + timedelta(seconds=450)
     expected = [c for c in MANY if since <= c.started_at < until]
     assert len(expected) == 20
@@ -103,7 +103,7 @@ def test_a_start_is_in_from_since_and_out_at_until(url: str) -> None:
         assert ledger.grouped(since=until, until=since) == ()
 
 
-def test_months_that_meet_share_no_charge_and_lose_none(url: str) -> None:
+def test_adjacent_months_share_no_charge_and_lose_none(url: str) -> None:
     """The last microsecond of a month is in it, the first of the next is not."""
     next_month = datetime(2026, 12, 1, tzinfo=UTC)
     late = [
@@ -126,7 +126,7 @@ def test_groups_come_by_their_first_start_and_then_by_name(url: str) -> None:
         assert [group.run for group in ledger.grouped()] == ["b", "c", "a"]
 
 
-def test_a_correction_takes_away(url: str) -> None:
+def test_a_correction_is_subtracted_from_its_group(url: str) -> None:
     back = charge(quantity=Decimal(-15))
     with Ledger.open(url) as ledger:
         ledger.add_all([charge(), back])
@@ -152,7 +152,7 @@ def test_a_time_without_a_zone_is_refused(url: str) -> None:
         ledger.grouped(since=datetime(2026, 11, 1))
 
 
-def test_groups_of_the_runs_that_began_something_meanwhile(url: str) -> None:
+def test_groups_can_be_limited_to_runs_that_started_something_in_a_period(url: str) -> None:
     """To the microsecond, and of a run all that lies in the time that is asked for."""
     late = charge(1000, run="late", stage="gate"), charge(0, run="late")
     with Ledger.open(url) as ledger:
@@ -186,7 +186,7 @@ def test_what_was_spent_and_wasted_is_what_the_groups_add_up_to(url: str) -> Non
             )
 
 
-def test_who_has_charges_and_when_a_runs_stage_had_them(url: str) -> None:
+def test_customers_with_charges_and_the_times_of_a_runs_stage(url: str) -> None:
     with Ledger.open(url) as ledger:
         assert ledger.customers() == ()
         ledger.add_all(
@@ -245,7 +245,7 @@ def test_sums_of_a_group_and_their_parts_agree(url: str) -> None:
     assert total_usd(parts) == whole == total_usd(c.amount_usd for c in MANY)
 
 
-def test_the_span_is_from_the_first_beginning_to_the_last(url: str) -> None:
+def test_the_span_is_from_the_first_start_to_the_last(url: str) -> None:
     with Ledger.open(url) as ledger:
         assert ledger.span() is None
         ledger.add_all([charge(100), charge(7, stage="gate"), charge(900, customer="acme")])

@@ -80,7 +80,7 @@ def test_the_nearest_limit_counts_and_is_named(ledger: Ledger) -> None:
     assert found.usd == 15 and "total_month_usd" in found.by
 
 
-def test_a_month_that_is_used_up_refuses(ledger: Ledger) -> None:
+def test_a_used_up_month_refuses_a_run(ledger: Ledger) -> None:
     require_budget_left(of(ledger, "10.01", None))
     for limits in (("10", None), (None, "30"), ("9", None)):
         with pytest.raises(BudgetRefused, match=r"_month_usd.*in 2026-11"):
@@ -88,7 +88,7 @@ def test_a_month_that_is_used_up_refuses(ledger: Ledger) -> None:
     assert of(ledger, "10", None, at=NOW + timedelta(days=7)).usd == 15, "December, and 5 spent"
 
 
-def test_what_the_run_has_spent_itself_is_no_longer_left(ledger: Ledger) -> None:
+def test_the_runs_own_spend_reduces_what_is_left(ledger: Ledger) -> None:
     found = of(ledger, "30", None)
     require_budget_left(found, spent_usd=Decimal("19.99"))
     with pytest.raises(BudgetRefused, match=r"customer_month_usd.*this run has spent \$20\.00"):

@@ -28,7 +28,7 @@ from turbo_vaed.errors import Unreachable, UserError
     st.booleans(),
 )
 @settings(deadline=None)
-def test_any_split_costs_the_same_to_the_last_digit(
+def test_slices_of_any_length_cost_the_same_to_the_last_digit(
     nanoseconds: list[int], price: Decimal, nodes: int, fails: bool
 ) -> None:
     ledger, clock = Memory(), Clock()
@@ -69,7 +69,7 @@ def test_a_free_machine_is_metered_too() -> None:
     assert [(c.quantity, c.amount_usd) for c in ledger.rows] == [(Decimal(1), Decimal(0))]
 
 
-def test_a_block_that_raises_is_wasted_altogether() -> None:
+def test_all_time_of_a_block_that_raises_is_wasted() -> None:
     ledger, clock = Memory(), Clock()
     with pytest.raises(ZeroDivisionError), meter(ledger, clock=clock) as running:
         clock.now += 1800 * 10**9
@@ -83,7 +83,7 @@ def test_a_block_that_raises_is_wasted_altogether() -> None:
     assert len(ledger.rows) == 4
 
 
-def test_what_the_ledger_does_not_have_yet() -> None:
+def test_unwritten_usd_is_what_the_ledger_lacks() -> None:
     ledger, clock = Memory(), Clock()
     with meter(ledger, clock=clock) as running:
         clock.now += 1800 * 10**9
@@ -123,7 +123,7 @@ def test_a_ledger_that_stays_away_is_an_error_at_the_end() -> None:
         time.sleep(0.1)
 
 
-def test_the_blocks_own_error_comes_first() -> None:
+def test_an_error_of_the_block_is_raised_before_the_ledgers() -> None:
     with pytest.raises(ZeroDivisionError) as caught, meter(Memory(10**9)):
         raise ZeroDivisionError
     assert "did not take all charges of clip: the ledger is gone" in caught.value.__notes__[0]
@@ -179,7 +179,7 @@ def test_a_killed_process_loses_one_slice_at_most(tmp_path: Path) -> None:
     assert ledger.total() == total_usd(c.quantity for c in rows)  # a dollar a second
 
 
-def test_a_clock_that_is_set_back_between_two_stages_loses_and_doubles_nothing(
+def test_a_clock_set_back_between_two_stages_neither_loses_nor_doubles_charges(
     tmp_path: Path,
 ) -> None:
     """What a stage takes is counted by a clock that never goes back; only its dates are wrong."""

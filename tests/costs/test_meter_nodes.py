@@ -32,8 +32,8 @@ def by_resource(rows: list[Charge]) -> dict[str, tuple[Decimal, Decimal]]:
 
 def test_every_node_is_charged_at_its_own_rate() -> None:
     ledger, clock = Memory(), Clock()
-    held = {"a": spot("0.36"), "b": spot("0.36"), "head": rate(Decimal("0.1"), "t3.small")}
-    with meter(ledger, clock=clock, nodes=lambda: held) as running:
+    nodes = {"a": spot("0.36"), "b": spot("0.36"), "head": rate(Decimal("0.1"), "t3.small")}
+    with meter(ledger, clock=clock, nodes=lambda: nodes) as running:
         clock.now += 3600 * 10**9
         assert running.usd == Decimal("0.82")
         assert running.usd_per_hour() == Decimal("0.82")
@@ -46,15 +46,15 @@ def test_every_node_is_charged_at_its_own_rate() -> None:
 
 def test_nodes_are_charged_from_joining_to_leaving() -> None:
     ledger, clock = Memory(), Clock()
-    held = {"a": spot("36", "a")}
-    with meter(ledger, clock=clock, nodes=lambda: dict(held)) as running:
+    nodes = {"a": spot("36", "a")}
+    with meter(ledger, clock=clock, nodes=lambda: dict(nodes)) as running:
         clock.now += 100 * 10**9
         running.cut()
-        held["b"] = spot("72", "b")  # joins within the next slice
+        nodes["b"] = spot("72", "b")  # joins within the next slice
         clock.now += 10 * 10**9
         running.cut()
         clock.now += 100 * 10**9
-        del held["a"]  # leaves within this one
+        del nodes["a"]  # leaves within this one
         running.cut()
         clock.now += 90 * 10**9
     assert by_resource(ledger.rows) == {
@@ -66,13 +66,13 @@ def test_nodes_are_charged_from_joining_to_leaving() -> None:
 
 def test_a_node_that_is_gone_within_the_minimum_costs_the_rest_of_it() -> None:
     ledger, clock = Memory(), Clock()
-    held = {"old": spot("36", "old")}
-    with meter(ledger, clock=clock, nodes=lambda: dict(held)) as running:
+    nodes = {"old": spot("36", "old")}
+    with meter(ledger, clock=clock, nodes=lambda: dict(nodes)) as running:
         clock.now += 5 * 10**9
-        held["brief"] = spot("72", "brief")
+        nodes["brief"] = spot("72", "brief")
         running.cut()
         clock.now += 15 * 10**9
-        held.clear()
+        nodes.clear()
         running.cut()
         running.cut()
         assert running.usd == Decimal("0.2") + Decimal("1.2")
@@ -84,16 +84,16 @@ def test_a_node_that_is_gone_within_the_minimum_costs_the_rest_of_it() -> None:
 
 def test_a_new_price_counts_from_the_slice_that_sees_it() -> None:
     ledger, clock = Memory(), Clock()
-    held = {"a": spot("36")}
-    with meter(ledger, clock=clock, nodes=lambda: dict(held)) as running:
+    nodes = {"a": spot("36")}
+    with meter(ledger, clock=clock, nodes=lambda: dict(nodes)) as running:
         clock.now += 10 * 10**9
-        held["a"] = spot("360")
+        nodes["a"] = spot("360")
         running.cut()
         clock.now += 10 * 10**9
     assert [(c.quantity, c.amount_usd) for c in ledger.rows] == [(10, Decimal("0.1")), (10, 1)]
 
 
-def test_a_cluster_that_does_not_answer_goes_on_being_charged(
+def test_a_cluster_that_does_not_answer_is_still_charged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     ledger, clock, fails = Memory(), Clock(), [False]
@@ -113,7 +113,7 @@ def test_a_cluster_that_does_not_answer_goes_on_being_charged(
     assert "the head is gone" in caplog.text
 
 
-def test_nodes_that_have_a_price_are_charged_beside_one_that_has_none() -> None:
+def test_nodes_with_a_price_are_charged_next_to_one_without() -> None:
     ledger, clock, joined = Memory(), Clock(), [False]
 
     def nodes() -> dict[str, Rate]:
@@ -132,22 +132,22 @@ def test_nodes_that_have_a_price_are_charged_beside_one_that_has_none() -> None:
     assert total_usd(c.quantity for c in ledger.rows) == 10 + 20 + 20
 
 
-def test_the_source_of_a_price_is_cut_to_what_a_ledger_keeps(tmp_path: Path) -> None:
-    clock, held = Clock(), {}
+def test_a_long_price_source_is_cut_to_the_ledgers_length(tmp_path: Path) -> None:
+    clock, nodes = Clock(), {}
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         long = rate(Decimal(36), source="x" * 999, minimum_seconds=60)
-        with meter(ledger, clock=clock, nodes=lambda: dict(held)) as running:
+        with meter(ledger, clock=clock, nodes=lambda: dict(nodes)) as running:
             clock.now += 10**9
-            held["a"] = long
+            nodes["a"] = long
             running.cut()
             clock.now += 10**9
-            held.clear()
+            nodes.clear()
         sources = {c.price_source for c in ledger.charges()}
     assert {len(source) for source in sources} == {400}
     assert any(source.endswith("x; minimum of 60 s") for source in sources)
 
 
-def test_nothing_runs_where_the_price_is_not_known_at_the_start() -> None:
+def test_a_stage_whose_price_is_unknown_at_the_start_does_not_run() -> None:
     def nodes() -> dict[str, Rate]:
         raise BudgetRefused("no price")
 
@@ -167,15 +167,15 @@ looks = st.lists(
 
 @given(looks)
 @settings(deadline=None)
-def test_whatever_comes_and_goes_the_rows_add_up_to_what_the_meter_says(
+def test_rows_add_up_to_the_meters_total_whatever_nodes_come_and_go(
     looks: list[tuple[int, dict[str, str]]],
 ) -> None:
-    ledger, clock, held = Memory(), Clock(), {"a": spot("0.1", "x")}
-    with meter(ledger, clock=clock, nodes=lambda: dict(held)) as running:
+    ledger, clock, nodes = Memory(), Clock(), {"a": spot("0.1", "x")}
+    with meter(ledger, clock=clock, nodes=lambda: dict(nodes)) as running:
         for nanoseconds, found in looks:
             clock.now += nanoseconds
-            held.clear()
-            held.update({node: spot(usd, f"at {usd}") for node, usd in found.items()})
+            nodes.clear()
+            nodes.update({node: spot(usd, f"at {usd}") for node, usd in found.items()})
             running.cut()
     assert running.usd == total_usd(c.amount_usd for c in ledger.rows)
     assert all(c.amount_usd >= 0 and c.quantity >= 0 for c in ledger.rows)

@@ -56,7 +56,7 @@ def old(url: str) -> str:
 
 
 def shape(url: str) -> dict[str, Any]:
-    """All that a database says of its tables, triggers among it."""
+    """Everything that a database reports of its tables, triggers included."""
     engine = connect(url)
     with engine.connect() as connection:
         look = sa.inspect(connection)
@@ -79,7 +79,7 @@ def shape(url: str) -> dict[str, Any]:
     return {**found, "triggers": [tuple(row) for row in rows]}
 
 
-def test_a_ledger_of_before_keeps_every_row(old: str) -> None:
+def test_a_ledger_of_an_earlier_version_keeps_every_row(old: str) -> None:
     with Ledger.open(old) as ledger:
         charges = ledger.charges()
         assert len(charges) == OLD_CHARGES
@@ -99,7 +99,7 @@ def test_a_ledger_of_before_keeps_every_row(old: str) -> None:
         ]
 
 
-def test_a_ledger_of_before_knows_its_charges_and_groups_again(old: str) -> None:
+def test_an_upgraded_ledger_does_not_take_its_charges_twice(old: str) -> None:
     with Ledger.open(old) as ledger:
         there = ledger.charges()
         groups = ledger.grouped()
@@ -111,7 +111,7 @@ def test_a_ledger_of_before_knows_its_charges_and_groups_again(old: str) -> None
         assert count == len(groups)
 
 
-def test_a_ledger_of_before_becomes_what_a_new_one_is(
+def test_an_upgraded_ledger_has_the_tables_of_a_new_one(
     old: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if old.startswith("sqlite"):
@@ -123,7 +123,7 @@ def test_a_ledger_of_before_becomes_what_a_new_one_is(
     assert shape(old) == shape(new)
 
 
-def test_a_ledger_of_before_was_the_first_revision(old: str) -> None:
+def test_the_first_revision_makes_the_tables_of_ledgers_without_one(old: str) -> None:
     """What revision 0001 makes is what the code before migrations made."""
     adopted = shape(old)
     engine = connect(old)
@@ -152,8 +152,8 @@ def test_a_ledger_of_every_earlier_revision_keeps_its_rows(
         command.stamp(config, "0001")
         command.upgrade(config, revision)
     engine.dispose()
-    test_a_ledger_of_before_keeps_every_row(old)
-    test_a_ledger_of_before_becomes_what_a_new_one_is(old, tmp_path, request)
+    test_a_ledger_of_an_earlier_version_keeps_every_row(old)
+    test_an_upgraded_ledger_has_the_tables_of_a_new_one(old, tmp_path, request)
 
 
 def test_rows_stay_append_only_after_an_upgrade(old: str) -> None:
@@ -276,7 +276,7 @@ def test_a_ledger_of_newer_code_is_refused_and_left_alone(url: str) -> None:
         assert ledger.add(charge())
 
 
-def test_a_table_of_somebody_else_is_refused_and_left_alone(url: str) -> None:
+def test_a_table_of_another_program_is_refused_and_left_alone(url: str) -> None:
     run_sql(url, "CREATE TABLE charges (key VARCHAR(64), volts INTEGER)")
     before = shape(url)
     with pytest.raises(UserError, match=r"no ledger's .*missing: amount_usd, .*unknown: volts"):
@@ -300,7 +300,7 @@ def test_the_tables_are_what_the_revisions_make(url: str) -> None:
         assert compare_metadata(context, METADATA) == []
 
 
-def test_the_newest_revision_is_the_one_that_code_asks_for() -> None:
+def test_the_code_requires_the_newest_revision() -> None:
     scripts = ScriptDirectory(str(Path(migrate.__file__).parent))
     assert scripts.get_heads() == [REVISION]
 
@@ -314,7 +314,7 @@ print("alembic" in sys.modules)
 
 
 @pytest.mark.slow
-def test_alembic_is_imported_only_where_an_upgrade_is_due(url: str) -> None:
+def test_alembic_is_imported_only_for_an_upgrade(url: str) -> None:
     def imports() -> str:
         found = subprocess.run([sys.executable, "-c", CHEAP, url], capture_output=True, text=True)
         return found.stdout

@@ -60,7 +60,7 @@ def test_format(amount: str, expected: str) -> None:
 
 @settings(deadline=None)
 @given(st.decimals(min_value="-1e6", max_value="1e6", allow_nan=False, places=12))
-def test_only_nothing_looks_free(amount: Decimal) -> None:
+def test_only_zero_is_formatted_as_zero(amount: Decimal) -> None:
     assert (format_usd(amount) == "$0.00") == (amount == 0)
 
 
@@ -87,7 +87,7 @@ def test_an_hour_costs_the_hourly_price() -> None:
     assert per_second(Decimal("0.08")) == Decimal("0.000022222222222222")
 
 
-def test_plain_text_has_one_form() -> None:
+def test_equal_amounts_have_one_plain_text() -> None:
     values = ("0.080", "8e-2", "10", "-0", "1e3")
     assert [plain(Decimal(t)) for t in values] == ["0.08", "0.08", "10", "0", "1000"]
 

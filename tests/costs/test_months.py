@@ -29,7 +29,7 @@ def months(start: datetime, end: datetime) -> list[Month]:
     return [Month(year=n // 12, number=n % 12 + 1) for n in range(first - 1, last + 2)]
 
 
-def test_months_meet() -> None:
+def test_adjacent_months_meet() -> None:
     assert (NOVEMBER.since, NOVEMBER.until) == (datetime(2026, 11, 1, tzinfo=UTC), MIDNIGHT)
     assert (DECEMBER.since, DECEMBER.until) == (MIDNIGHT, datetime(2027, 1, 1, tzinfo=UTC))
     assert Month.parse("2026-11") == NOVEMBER and str(NOVEMBER) == "2026-11"
@@ -53,7 +53,7 @@ def test_months_meet() -> None:
         "٢٠٢٦-08",
     ],
 )
-def test_what_is_no_month(text: str) -> None:
+def test_a_text_that_is_not_a_month_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="expected YYYY-MM"):
         Month.parse(text)
 
@@ -71,7 +71,7 @@ def test_the_parts_of_a_charge_add_up_to_it(usd: Decimal, start: datetime, span:
     assert [None if p is None else p.copy_negate() for p in cancelled] == parts
 
 
-def test_a_part_is_its_share_of_the_time() -> None:
+def test_a_part_of_a_charge_is_in_proportion_to_its_time() -> None:
     one = charge(
         "3", started_at=MIDNIGHT - timedelta(hours=1), ended_at=MIDNIGHT + timedelta(hours=2)
     )
@@ -90,7 +90,7 @@ def test_a_moment_lies_in_one_month() -> None:
     assert (usd_within(one, NOVEMBER), usd_within(one, DECEMBER)) == (None, 1)
 
 
-def test_the_ledger_gives_what_touches_a_month(tmp_path: Path) -> None:
+def test_the_ledger_returns_every_charge_that_overlaps_a_month(tmp_path: Path) -> None:
     second = timedelta(seconds=1)
     spans = {
         "before": (NOVEMBER.since - 2 * second, NOVEMBER.since - second),

@@ -95,9 +95,9 @@ def test_a_stage_that_ends_well_without_its_ledger_is_done_and_leaves_its_charge
     folder, clock = tmp_path / "outbox", Clock()
     with meter(Memory(AWAY), clock=clock, outbox=folder) as running:
         clock.now += 3600 * 10**9
-    (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
     (path,) = folder.iterdir()
-    assert "$0.08" in told.message and str(path) in told.message
+    assert "$0.08" in error.message and str(path) in error.message
     with pytest.raises(Unreachable):
         outbox.post(Away(), folder)  # type: ignore[arg-type]
     assert posted(folder, tmp_path / "ledger.db") == running.usd == Decimal("0.08")
@@ -181,7 +181,7 @@ def test_charges_that_cannot_be_stored_are_printed(
     assert {one.useful for one in printed} == ({"useful", "wasted"} if fails else {"useful"})
 
 
-def test_a_file_that_is_cut_is_named_and_stays(tmp_path: Path) -> None:
+def test_a_truncated_outbox_file_is_named_and_kept(tmp_path: Path) -> None:
     path = outbox.store([charge()], tmp_path / "outbox")
     path.write_text(path.read_text()[:50])
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:  # noqa: SIM117

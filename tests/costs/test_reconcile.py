@@ -1,4 +1,4 @@
-"""The ledger against the bill: every difference is told, and they add up."""
+"""The ledger against the bill: every difference is reported, and they add up."""
 
 from __future__ import annotations
 
@@ -52,13 +52,15 @@ def only(found: Reconciliation) -> Row:
         ("0", "0", "agrees"),
     ],
 )
-def test_a_difference_is_told_above_either_limit(ledger: str, billed_usd: str, what: str) -> None:
+def test_a_difference_above_either_limit_is_reported(
+    ledger: str, billed_usd: str, what: str
+) -> None:
     row = only(reconcile([charge(ledger)], bill(billed(billed_usd))))
     assert row.what == what
     assert row.difference_usd == Decimal(ledger) - Decimal(billed_usd)
 
 
-def test_what_one_side_alone_has() -> None:
+def test_runs_that_only_the_bill_or_only_the_ledger_has_are_rows() -> None:
     found = reconcile([charge("0.02")], bill(billed("0.03", run="acme-2"), billed("9", "b", "b-1")))
     assert [(row.run, row.what, row.difference_usd) for row in found.rows] == [
         ("b-1", "bill only", -9),
@@ -67,7 +69,7 @@ def test_what_one_side_alone_has() -> None:
     ]
 
 
-def test_a_run_is_told_apart_by_customer() -> None:
+def test_runs_of_two_customers_with_one_name_are_two_rows() -> None:
     found = reconcile([charge("1")], bill(billed("1", customer="other")))
     assert {(row.customer, row.what) for row in found.rows} == {
         ("acme", "ledger only"),
@@ -163,7 +165,7 @@ def test_the_sentence_adds_differences_up_whatever_their_sign() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"read_at": NOVEMBER.until - HOUR}, "Partial: 2026-11 is not over.*24 hours"),
         ({"read_at": NOVEMBER.until + HOUR}, "last day of 2026-11 may be missing"),
@@ -171,10 +173,10 @@ def test_the_sentence_adds_differences_up_whatever_their_sign() -> None:
         ({"rows": ()}, "activated as cost allocation tags"),
     ],
 )
-def test_a_bill_that_is_not_the_last_word_says_so(changes: dict[str, Any], said: str) -> None:
+def test_a_bill_that_may_still_change_has_a_caveat(changes: dict[str, Any], expected: str) -> None:
     found = reconcile([charge("1")], bill(**{"rows": (billed("1"),), **changes}))
     (caveat,) = found.caveats
-    assert re.search(said, caveat)
+    assert re.search(expected, caveat)
 
 
 def test_a_final_bill_has_no_caveats_and_books_nothing_before() -> None:
@@ -231,9 +233,9 @@ def test_differences_add_up_to_ledger_less_bill(charges: list[Charge], final: Bi
     sizes = [abs(row.difference_usd) for row in found.rows]
     assert sizes == sorted(sizes, reverse=True)
     for row in found.rows:
-        told = abs(row.difference_usd) > Decimal("0.5")
-        told |= abs(row.difference_usd) * 100 > abs(row.bill_usd)
-        assert (row.what != "agrees") is told
+        differs = abs(row.difference_usd) > Decimal("0.5")
+        differs |= abs(row.difference_usd) * 100 > abs(row.bill_usd)
+        assert (row.what != "agrees") is differs
     assert len(table(found, every_row=False)) == (len(found.differing) + 1) * bool(found.differing)
 
 

@@ -106,7 +106,7 @@ def test_a_month_that_differs(call: Call, explorer: Explorer, ledger_file: Path)
     assert rows_of(ledger_file) == before
 
 
-def test_all_rows(call: Call, explorer: Explorer) -> None:
+def test_every_row_is_printed_on_request(call: Call, explorer: Explorer) -> None:
     explorer.answers(march(group("50.30"), group("8", "zeta", "zeta-1")))
     code, out, _ = call("--month", "2024-03", "--all")
     assert code == 0
@@ -123,7 +123,7 @@ def test_a_narrow_terminal_cuts_no_name_short(
     assert out.count("q") == 61
 
 
-def test_json(call: Call, explorer: Explorer) -> None:
+def test_a_reconciliation_as_json(call: Call, explorer: Explorer) -> None:
     explorer.answers(march(group("50"), group("11.10", "zeta", "zeta-1")))
     code, out, _ = call("--month", "2024-03", "--format", "json")
     found = json.loads(out)
@@ -139,7 +139,7 @@ def test_json(call: Call, explorer: Explorer) -> None:
 
 
 @pytest.mark.parametrize("month", ["2024-13", "march", "2099-01"])
-def test_a_month_that_cannot_be_is_not_asked_for(
+def test_an_invalid_month_is_refused_without_asking_aws(
     call: Call, explorer: Explorer, month: str
 ) -> None:
     code, out, err = call("--month", month)
@@ -151,14 +151,16 @@ def test_a_month_that_cannot_be_is_not_asked_for(
     ("refusal", "expected"),
     [("ExpiredTokenException", 2), ("AccessDeniedException", 2), ("LimitExceededException", 3)],
 )
-def test_what_aws_refuses(call: Call, explorer: Explorer, refusal: str, expected: int) -> None:
+def test_a_refusal_of_aws_is_printed_with_its_exit_code(
+    call: Call, explorer: Explorer, refusal: str, expected: int
+) -> None:
     explorer.fails(refusal)
     code, out, err = call("--month", "2024-03")
     assert (code, out) == (expected, "")
     assert refusal in err
 
 
-def test_help_tells_what_a_call_costs(call: Call) -> None:
+def test_help_has_the_price_of_a_call(call: Call) -> None:
     code, out, _ = call("--help")
     assert code == 0
     assert "0.01 USD" in out

@@ -151,7 +151,7 @@ def test_of_two_claims_at_once_the_second_to_write_sees_the_first(ledger: Ledger
     assert reserved(ledger)["demo-1"] == 0, "it does not fit, so others are not blocked by it"
 
 
-def test_a_claim_within_the_last_one_does_not_read_the_ledger_for_some_seconds(
+def test_a_claim_below_the_last_one_does_not_read_the_ledger_for_some_seconds(
     ledger: Ledger,
 ) -> None:
     now = [0.0]
@@ -203,7 +203,7 @@ class Run:
             self.ledger.release(self.name)
 
     def hear(self) -> None:
-        """Three steps ahead: a driver that is heard tells more often."""
+        """Three steps ahead: a driver that can be reached is called more often."""
         if not self.is_stopped and not self.is_over:
             least = self.spent + self.reserve
             self.may_spend = self.reservation.claim(least + 3 * self.step, least_usd=least).usd
@@ -250,7 +250,7 @@ class Run:
     st.lists(st.tuples(st.integers(0, 3), st.sampled_from("bhhgggwf")), max_size=120),
     st.integers(60, 400),
 )
-def test_runs_side_by_side_never_pass_the_month_that_they_share(
+def test_concurrent_runs_never_pass_the_month_that_they_share(
     tmp_path_factory: pytest.TempPathFactory,
     kinds: list[tuple[int, int]],
     moments: list[tuple[int, str]],

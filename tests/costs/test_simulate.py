@@ -1,4 +1,4 @@
-"""The policy on random markets, and what the simulator says of policies that are wrong."""
+"""The policy on random markets, and how the simulator exposes policies that are wrong."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ ON_THE_MINUTE = calm(is_up=without(range(5, 6)), step_seconds=60.0)
 @settings(deadline=None, max_examples=30)
 @example(ON_THE_MINUTE)
 @given(adversarial())
-def test_to_ask_for_many_steps_at_once_is_to_ask_before_each(trace: Trace) -> None:
+def test_deciding_on_many_steps_at_once_equals_deciding_before_each(trace: Trace) -> None:
     many, one = _Run(trace, decide), OneByOne(trace, decide)
     many.train()
     one.train()
@@ -139,7 +139,7 @@ class OneByOne(_Run):
         return (1, self.unsaved + 1 >= self.save_every) if steps else (0, True)
 
 
-def test_on_a_calm_market_the_forecast_makes_what_arithmetic_says() -> None:
+def test_on_a_calm_market_the_forecast_equals_arithmetic() -> None:
     found = replay(calm())
     # 10 USD less 3 min at 2 USD/h are 9.9 hours; a minute of start, and one checkpoint.
     assert found.oracle_steps == (9.9 * 3600 - 60 - 6) // 10
@@ -149,7 +149,7 @@ def test_on_a_calm_market_the_forecast_makes_what_arithmetic_says() -> None:
     assert 9.95 < found.spent_usd <= 10
 
 
-def test_the_forecast_leaves_out_what_is_of_no_use() -> None:
+def test_the_forecast_leaves_out_time_that_trains_nothing() -> None:
     up = without(range(1, MINUTES, 2))
     trace = calm(is_up=up)
     assert perfect_forecast(trace, Market(trace)).train_seconds == 0  # 60 s, and 66 to no avail
@@ -157,29 +157,29 @@ def test_the_forecast_leaves_out_what_is_of_no_use() -> None:
     assert perfect_forecast(short, Market(short)).train_seconds == pytest.approx(24 * 9.9 * 60)
 
 
-def test_an_interruption_costs_the_way_back_to_the_checkpoint() -> None:
+def test_an_interruption_without_notice_loses_the_steps_since_the_checkpoint() -> None:
     up = without(range(95, 96))
-    told = replay(calm(is_up=up, has_notice=[True] * MINUTES))
-    untold = replay(calm(is_up=up))
-    assert untold.interruptions == told.interruptions == 1
-    assert told.lost_steps <= 1  # the one that the save took the time of
-    assert untold.lost_steps > 0
-    assert untold.shortfall.interruptions == pytest.approx(
-        untold.lost_steps / untold.oracle_steps, abs=1 / untold.oracle_steps
+    noticed = replay(calm(is_up=up, has_notice=[True] * MINUTES))
+    sudden = replay(calm(is_up=up))
+    assert sudden.interruptions == noticed.interruptions == 1
+    assert noticed.lost_steps <= 1  # the one that the save took the time of
+    assert sudden.lost_steps > 0
+    assert sudden.shortfall.interruptions == pytest.approx(
+        sudden.lost_steps / sudden.oracle_steps, abs=1 / sudden.oracle_steps
     )
-    assert untold.steps < told.steps
+    assert sudden.steps < noticed.steps
 
 
-def test_a_notice_saves_nothing_that_could_not_be_written_in_its_time() -> None:
+def test_a_notice_too_short_to_write_a_checkpoint_saves_nothing() -> None:
     up = without(range(95, 96))
     slow = {"is_up": up, "checkpoint_seconds": 121.0}
-    found = [replay(calm(**slow, has_notice=[told] * MINUTES)) for told in (True, False)]
+    found = [replay(calm(**slow, has_notice=[notice] * MINUTES)) for notice in (True, False)]
     assert found[0].lost_steps == found[1].lost_steps > 0
 
 
-def test_what_no_quote_tells_counts_at_the_bid() -> None:
+def test_time_without_a_quote_counts_at_the_bid() -> None:
     found = replay(calm(quoted_until=[-1] * MINUTES))
-    # It believes to have spent a quarter more, and keeps back as much.
+    # It assumes to have spent a quarter more, and reserves as much.
     assert found.spent_usd == pytest.approx(0.1 + 9.9 / 1.25, abs=0.1)
     assert found.shortfall.unquoted == pytest.approx(0.2, abs=0.01)
 
@@ -217,25 +217,27 @@ COSTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("cause", "less", "more"), COSTS, ids=[cause for cause, *_ in COSTS])
-def test_each_cause_takes_its_share(cause: str, less: Any, more: Any) -> None:
+def test_each_cause_has_its_share_of_the_shortfall(cause: str, less: Any, more: Any) -> None:
     low, high = replay(calm(**less)), replay(calm(**more))
     assert getattr(high.shortfall, cause) > getattr(low.shortfall, cause) + 1e-4
     assert high.share_of_oracle < low.share_of_oracle
 
 
-def test_a_long_step_leaves_more_that_is_too_little_for_one() -> None:
+def test_a_long_step_leaves_a_larger_unused_rest() -> None:
     short, long = replay(calm(step_seconds=1.0)), replay(calm(step_seconds=1000.0))
     assert short.shortfall.last_step < 0.001 < long.shortfall.last_step
 
 
 @pytest.mark.parametrize("dearer", [{"finish_seconds": 900.0}, {"restart_seconds": 240.0}])
-def test_what_must_follow_takes_steps_from_both(dearer: dict[str, float]) -> None:
+def test_dearer_later_stages_leave_fewer_steps_to_policy_and_forecast(
+    dearer: dict[str, float],
+) -> None:
     low, high = replay(calm()), replay(calm(**dearer))
     assert high.steps < low.steps
     assert high.oracle_steps < low.oracle_steps
 
 
-def test_the_policy_keeps_every_budget_and_most_of_the_steps() -> None:
+def test_the_policy_never_overspends_and_takes_most_of_the_possible_steps() -> None:
     replays = simulate(200, seed=5, processes=1)
     found = summary(replays)
     assert (found["traces"], found["overspent"], found["worst_overspend_usd"]) == (200, 0, 0.0)

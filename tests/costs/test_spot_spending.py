@@ -47,7 +47,9 @@ minutes = st.one_of(st.floats(-5, 5), st.sampled_from([-5.0, 0.0, 5.0]))
 
 @settings(deadline=None)
 @given(use=uses(), skew=minutes, quoted=st.lists(st.integers(-1, 30), max_size=4))
-def test_no_clock_makes_the_bill_higher(use: Use, skew: float, quoted: list[int]) -> None:
+def test_no_clock_skew_makes_the_bill_higher_than_reported(
+    use: Use, skew: float, quoted: list[int]
+) -> None:
     spending = SpotSpending(use.prices + [0.01] * 20)
     usd = 0.0
     for number, (start, end, bid) in enumerate(use.spans):
@@ -63,7 +65,7 @@ def test_no_clock_makes_the_bill_higher(use: Use, skew: float, quoted: list[int]
 
 @settings(deadline=None)
 @given(use=uses(), skew=minutes, until=st.integers(0, 30))
-def test_nothing_is_read_that_is_not_quoted_yet(use: Use, skew: float, until: int) -> None:
+def test_prices_that_are_not_quoted_yet_are_never_read(use: Use, skew: float, until: int) -> None:
     found = []
     for later in (0.01, 1000.0):
         spending = SpotSpending(use.prices[:until] + [later] * (60 - until))
@@ -85,7 +87,7 @@ def test_what_is_quoted_counts_at_its_price_and_the_rest_at_its_bid() -> None:
     assert spending.at_most_usd() == spending.settled_usd() == pytest.approx(1)
 
 
-def test_one_clock_cannot_be_ahead_and_behind() -> None:
+def test_a_clock_is_never_taken_to_be_both_ahead_and_behind() -> None:
     """A jump before and one after: a clock that is wrong has run into one of them."""
     prices = [9.0] * 20 + [1.0] * 60 + [9.0] * 60
     spending = SpotSpending(prices)

@@ -169,7 +169,7 @@ def test_waste_is_booked_as_pairs_and_counted_once(tmp_path: Path) -> None:
         assert one.saving.usd == Decimal("0.64")  # waste was paid for on spot, too
 
 
-def test_a_saving_says_what_it_lacks() -> None:
+def test_a_saving_that_is_unknown_names_the_missing_price() -> None:
     def saving(*found: ChargeGroup) -> Figure:
         return stated(found).total.figures.saving
 
@@ -282,7 +282,7 @@ def test_without_a_run_the_month_allows_no_more_than_its_limit() -> None:
         assert figures.budget.note == f"no run in August 2026; a run may spend {most}"
 
 
-def test_budgets_that_are_not_known_stay_so() -> None:
+def test_an_unknown_budget_stays_unknown() -> None:
     gone = customer("gone", run_budget_usd="removed")
     found = stated([group(), group(customer="gone")], customer(), gone)
     acme, other = found.customers
@@ -324,7 +324,7 @@ def test_a_step_and_a_db_cost_what_distillation_did_in_all_months() -> None:
     assert other.figures.per_db.usd is None and "acme-1" in other.figures.per_db.note
 
 
-def test_all_is_what_all_distillations_cost_over_all_their_steps() -> None:
+def test_the_total_price_of_a_step_is_all_distillation_costs_over_all_steps() -> None:
     def of(name: str, steps: int, db_gained: str | None) -> Customer:
         gained = None if db_gained is None else Decimal(db_gained)
         return customer(
@@ -341,16 +341,16 @@ def test_all_is_what_all_distillations_cost_over_all_their_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("distilled", "said"),
+    ("distilled", "note"),
     [
         ("its history is gone", "its history is gone"),
         (Distillation(run="acme-1", steps_kept=0, db_gained=Decimal(0)), "no step was kept"),
         (Distillation(run="acme-9", steps_kept=5, db_gained=Decimal(1)), "run acme-9"),
     ],
 )
-def test_why_a_step_has_no_price(distilled: Distillation | str, said: str) -> None:
+def test_why_a_step_has_no_price(distilled: Distillation | str, note: str) -> None:
     figures = stated([group()], customer(distilled=distilled)).customers[0].figures
-    assert figures.per_step.usd is None and said in figures.per_step.note
+    assert figures.per_step.usd is None and note in figures.per_step.note
     assert figures.per_db.usd is None and figures.per_db.note
 
 
@@ -379,12 +379,12 @@ def test_runs_at_once_are_apart_and_in_order() -> None:
     ]
 
 
-def test_a_stranger_is_a_mistake_of_the_caller() -> None:
+def test_charges_of_an_unknown_customer_are_the_callers_mistake() -> None:
     with pytest.raises(ValueError, match="beta"):
         stated([group(customer="beta")])
 
 
-def test_a_history_belongs_to_the_one_run_that_was_charged_meanwhile() -> None:
+def test_a_history_belongs_to_the_only_run_charged_during_it() -> None:
     nine, ten, noon = (datetime(2026, 8, 1, hour, tzinfo=UTC) for hour in (9, 10, 12))
     found = [
         group(),
@@ -398,7 +398,7 @@ def test_a_history_belongs_to_the_one_run_that_was_charged_meanwhile() -> None:
     assert run_that_covers([], "acme", ten, noon) is None
 
 
-def test_what_was_charged_at_an_old_price_is_said_with_its_reason() -> None:
+def test_charges_at_an_old_price_have_a_note_with_the_reason() -> None:
     """Of two runs one, and of that its spot machine."""
     old = f"{OLD_PRICE} 2026-07-31 09:00 UTC: AWS says ExpiredToken"
     found = stated(

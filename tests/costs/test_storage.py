@@ -36,7 +36,7 @@ def charge(size_bytes: int, days: float, usd: str = "0.02") -> Any:
     )  # fmt: skip
 
 
-def test_a_gigabyte_for_a_month() -> None:
+def test_the_price_of_a_gigabyte_for_a_month() -> None:
     found = charge(10**9, 30)
     assert (found.quantity, found.unit, found.amount_usd) == (1, "GB-month", Decimal("0.02"))
     assert charge(5 * 10**9, 3).amount_usd == Decimal("0.01")
@@ -55,7 +55,7 @@ def test_any_size_and_time_is_a_charge_to_the_last_digit(
     assert abs(found.amount_usd - exact) < Decimal("1e-9") + exact * Decimal("1e-15")
 
 
-def test_what_a_run_kept_is_charged_once_and_only_for_its_own_time(tmp_path: Path) -> None:
+def test_the_storage_of_a_run_is_charged_once_and_for_its_own_time(tmp_path: Path) -> None:
     configs.copy_to(tmp_path)
     workspace = Workspace.load(tmp_path, "demo")
     prices = dataclasses.replace(workspace.params.prices, storage_usd_per_gb_month=Decimal(720))
@@ -85,7 +85,7 @@ def test_what_a_run_kept_is_charged_once_and_only_for_its_own_time(tmp_path: Pat
     ]
 
 
-def test_checkpoints_in_a_bucket_are_charged_and_what_was_fetched_from_there(
+def test_checkpoints_in_a_bucket_and_downloads_from_it_are_charged(
     tmp_path: Path,
 ) -> None:
     """A GB for two hours at a dollar an hour; it was read by two workers. Nothing comes twice."""
@@ -129,7 +129,7 @@ def test_checkpoints_in_a_bucket_are_charged_and_what_was_fetched_from_there(
         assert late == 1, "an earlier run's, from this one's beginning; fetched before it"
 
 
-def test_a_transfer_of_less_than_nothing_is_refused() -> None:
+def test_a_negative_transfer_is_refused() -> None:
     for size, usd in ((-1, "0.09"), (1, "-0.09")):
         with pytest.raises(UserError, match="neither may be negative"):
             transfer_charge(

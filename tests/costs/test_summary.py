@@ -55,7 +55,7 @@ def test_summary_against_the_budget(tmp_path: Path) -> None:
         found.usd = Decimal(0)  # type: ignore[misc]
 
 
-def test_an_old_price_is_told_once_with_its_reason(tmp_path: Path) -> None:
+def test_an_old_price_is_reported_once_with_its_reason(tmp_path: Path) -> None:
     why = f"{OLD_PRICE} 2026-11-21 09:00 UTC: AWS does not answer"
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         ledger.add_all(charge(i, run="r", price_source=f"AWS price list; {why}") for i in range(2))

@@ -25,7 +25,7 @@ def test_the_tags_of_a_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"customer": "a/b"}, "customer name 'a/b' is not allowed"),
         ({"customer": ""}, "customer name"),
@@ -37,28 +37,28 @@ def test_the_tags_of_a_stage() -> None:
         ({"stage": "a&b"}, "turbo-vaed:stage.*allowed are"),
     ],
 )
-def test_what_aws_does_not_take_is_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_values_that_aws_would_refuse_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         resource_tags(**{"run": "r", "customer": "acme", "stage": "clip", **changes})
 
 
 @pytest.mark.parametrize("key", ["", "aws:run", "AWS:run", "k" * 129, "a*b"])
-def test_keys_that_aws_does_not_take(key: str) -> None:
+def test_keys_that_aws_would_refuse_are_refused(key: str) -> None:
     with pytest.raises(UserError, match="tag"):
         check_tag(key, "value")
 
 
-def test_the_longest_that_aws_takes() -> None:
+def test_the_longest_tag_that_aws_accepts() -> None:
     check_tag("k" * 128, "v" * 256)
 
 
 @given(st.text("abcÄ7 _.:/=+-@", min_size=1, max_size=40).filter(lambda t: t == t.strip()))
-def test_the_form_of_ec2_keeps_every_character(run: str) -> None:
+def test_ec2_tags_keep_every_character(run: str) -> None:
     tags = resource_tags(run=run, customer="acme", stage="clip")
     assert {tag["Key"]: tag["Value"] for tag in ec2_tags(tags)} == tags
 
 
-def test_s3_takes_it_for_a_bucket(s3_url: str) -> None:
+def test_s3_accepts_the_tags_for_a_bucket(s3_url: str) -> None:
     s3, bucket = boto3.client("s3"), s3_url.split("/")[2]
     tags = resource_tags(run="a b+c=d", customer="acme", stage="distill")
     s3.put_bucket_tagging(Bucket=bucket, Tagging={"TagSet": ec2_tags(tags)})

@@ -95,7 +95,7 @@ def test_the_parts_of_a_charge_add_up_to_it_exactly() -> None:
     assert usd(ledger.rows, "wasted") == time_usd(7_000_000, price) > 0
 
 
-def test_waste_reaches_up_to_now_and_no_further() -> None:
+def test_waste_ends_at_the_present() -> None:
     ledger, clock = Memory(), Clock()
     with meter(ledger, clock=clock, usd_per_hour=Decimal(3600)) as running:
         clock.now += 10 * SECOND
@@ -105,7 +105,7 @@ def test_waste_reaches_up_to_now_and_no_further() -> None:
     assert (usd(ledger.rows, "useful"), usd(ledger.rows, "wasted")) == (10, 10)
 
 
-def test_slices_that_meet_share_a_pair_which_names_the_reason() -> None:
+def test_adjacent_slices_share_a_pair_of_corrections_with_the_reason() -> None:
     ledger, clock = Memory(), Clock()
     with meter(ledger, clock=clock) as running:
         for _ in range(5):
@@ -117,11 +117,11 @@ def test_slices_that_meet_share_a_pair_which_names_the_reason() -> None:
     assert (wasted.started_at, wasted.ended_at, wasted.quantity) == (at(20), at(70), 50)
     assert back.amount_usd == -wasted.amount_usd
     assert (back.useful, wasted.useful) == ("useful", "wasted")
-    said = "a test; wasted: steps 41 to 50 were lost with a worker"
-    assert back.price_source == wasted.price_source == said
+    source = "a test; wasted: steps 41 to 50 were lost with a worker"
+    assert back.price_source == wasted.price_source == source
 
 
-def test_a_long_reason_is_cut_to_what_a_ledger_keeps() -> None:
+def test_a_long_reason_is_cut_to_the_ledgers_length() -> None:
     ledger, clock = Memory(), Clock()
     with meter(ledger, clock=clock) as running:
         clock.now += SECOND
@@ -129,7 +129,7 @@ def test_a_long_reason_is_cut_to_what_a_ledger_keeps() -> None:
     assert {len(c.price_source) for c in ledger.rows[1:]} == {price_source.LENGTH}
 
 
-def test_what_a_process_before_this_one_was_charged(tmp_path: Path) -> None:
+def test_charges_of_an_earlier_process_count(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     dollar = {"usd_per_hour": Decimal(3600)}
     with Ledger.open(url) as ledger:
@@ -163,7 +163,9 @@ def test_what_a_process_before_this_one_was_charged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kept", "useful"), [([], 0), ([4], 4), ([4, 8], 8), ([8, 4], 4), ([-5], 0), ([99], 10)]
 )
-def test_what_was_kept_outlives_the_blocks_end(kept: list[int], useful: int) -> None:
+def test_time_kept_as_useful_stays_useful_when_the_block_fails(
+    kept: list[int], useful: int
+) -> None:
     ledger, clock = Memory(), Clock()
     with (
         pytest.raises(ZeroDivisionError),
@@ -176,7 +178,7 @@ def test_what_was_kept_outlives_the_blocks_end(kept: list[int], useful: int) -> 
     assert (usd(ledger.rows, "useful"), usd(ledger.rows, "wasted")) == (useful, 10 - useful)
 
 
-def test_a_ledger_that_is_away_gets_the_pair_later() -> None:
+def test_an_unreachable_ledger_gets_the_corrections_later() -> None:
     ledger, clock = Memory(), Clock()
     with meter(ledger, clock=clock, usd_per_hour=Decimal(3600)) as running:
         clock.now += 10 * SECOND

@@ -84,11 +84,11 @@ def carry_out(
     """Run a drill in an empty folder, and judge it.
 
     Raises:
-        AssertionError: the run broke a promise; says which.
+        AssertionError: the run broke a promise; the message names it.
     """
     write_toy_data(folder)
     state = drill.run(folder, machines) if drill.on_ray else drill.run(folder)
-    account, starts, waited_seconds = _told(folder, drill.checkpoints_lost)
+    progress, starts, waited_seconds = _read_progress(folder, drill.checkpoints_lost)
     rows = [row["step"] for row in state.history]
     assert (state.step, state.stopped, rows) == (STEPS, "finished", [*range(1, STEPS + 1)])
     with Ledger.open(stage.ledger_url(folder)) as ledger:
@@ -96,10 +96,10 @@ def carry_out(
     wasted = total_usd(c.amount_usd for c in charges if c.useful == "wasted")
     corrections = [c for c in charges if "wasted" in c.price_source]
     assert total_usd(c.amount_usd for c in corrections) == 0
-    steps_lost = sum(restart.lost_steps for restart in account.restarts)
-    told = total_usd(restart.usd for restart in account.restarts)
-    assert bool(wasted) == bool(told), f"{wasted} USD wasted, {account.restarts}"
-    assert wasted <= told + _CLOSING_USD, f"{wasted} USD wasted, {account.restarts}"
+    steps_lost = sum(restart.lost_steps for restart in progress.restarts)
+    reported = total_usd(restart.usd for restart in progress.restarts)
+    assert bool(wasted) == bool(reported), f"{wasted} USD wasted, {progress.restarts}"
+    assert wasted <= reported + _CLOSING_USD, f"{wasted} USD wasted, {progress.restarts}"
     difference = max(
         (ours[name] - theirs[name]).abs().max().item()
         for ours, theirs in (
@@ -111,7 +111,7 @@ def carry_out(
     )
     assert difference <= drill.bound, f"weights differ by {difference:g}"
     return Outcome(
-        seconds_lost=sum(restart.seconds for restart in account.restarts) + waited_seconds,
+        seconds_lost=sum(restart.seconds for restart in progress.restarts) + waited_seconds,
         steps_lost=steps_lost,
         wasted_usd=wasted,
         difference=difference,
@@ -119,12 +119,14 @@ def carry_out(
     )
 
 
-def _told(folder: Path, checkpoints_lost: int) -> tuple[RunProgress, list[tuple[int, int]], float]:
-    """The account of a run, the workers and step of each of its starts, and how many seconds its
+def _read_progress(
+    folder: Path, checkpoints_lost: int
+) -> tuple[RunProgress, list[tuple[int, int]], float]:
+    """The progress of a run, the workers and step of each of its starts, and how many seconds its
     end had to wait for its last checkpoint."""
-    account, starts, written = RunProgress(), [], [0]
+    progress, starts, written = RunProgress(), [], [0]
     for event in read_events(stage.progress_file(folder)):
-        account.add(event)
+        progress.add(event)
         if event["event"] == "checkpoint":
             written.append(event["step"])
         if event["event"] == "start":
@@ -133,8 +135,8 @@ def _told(folder: Path, checkpoints_lost: int) -> tuple[RunProgress, list[tuple[
             if starts:
                 assert found >= known[-1], f"went on from step {found}, not {known[-1]}"
             starts.append((event["world"], found))
-    assert account.ended is not None
-    return account, starts, max(0.0, account.checkpoint_times[STEPS] - account.ended["at"])
+    assert progress.ended is not None
+    return progress, starts, max(0.0, progress.checkpoint_times[STEPS] - progress.ended["at"])
 
 
 # --- faults that take no cluster -------------------------------------------------------------

@@ -58,7 +58,7 @@ def run(
         listen: gets the events after the recorder.
     """
     job = make_job(folder, workers=workers)
-    lock = threading.Lock()  # here a worker's threads tell for themselves
+    lock = threading.Lock()  # here a worker's threads report events themselves
     with Ledger.open(ledger_url(folder)) as ledger:
         meter = Meter(
             ledger,

@@ -1,4 +1,4 @@
-"""What `gate explain` says to change: a knob that there is, and figures of the run."""
+"""What `gate explain` advises to change: a parameter that exists, with figures of the run."""
 
 from dataclasses import replace
 
@@ -24,11 +24,11 @@ def advice(facts=FACTS, **changed):
     return found
 
 
-def test_nothing_is_to_change_where_all_pass():
+def test_there_is_no_advice_where_every_check_passes():
     assert advice() == {}
 
 
-def test_steps_follow_from_what_the_second_half_of_them_brought():
+def test_the_steps_advised_follow_from_the_gain_of_the_second_half():
     found = advice(psnr_db=20.0, teacher_psnr_db=20.0)
     assert "2 dB short" in found["psnr"] and "about 2,000 steps (distill.steps)" in found["psnr"]
     flat = advice(replace(FACTS, db_per_doubling=0.1), psnr_db=20.0, teacher_psnr_db=20.0)
@@ -37,20 +37,20 @@ def test_steps_follow_from_what_the_second_half_of_them_brought():
     assert "more steps (distill.steps)" in unknown["psnr"]
 
 
-def test_what_is_slow_is_told_of_a_precision_that_was_not_tried():
+def test_a_slow_package_is_advised_to_try_another_precision():
     found = advice(latency_seconds=0.5, teacher_latency_seconds=0.2)
     assert found["latency_ratio"].startswith("2.5 times too slow: add executorch-xnnpack/int8")
     tried = replace(FACTS, targets=("executorch-xnnpack/fp32", "executorch-xnnpack/int8"))
     elsewhere = replace(FACTS, runtimes=("coreml",))
     for facts in (tried, elsewhere):
-        said = advice(facts, latency_seconds=0.5)["fps"]
-        assert "a smaller student than tiny-ltx (distill.student: auto" in said
-        assert "int8" not in said
+        message = advice(facts, latency_seconds=0.5)["fps"]
+        assert "a smaller student than tiny-ltx (distill.student: auto" in message
+        assert "int8" not in message
     derived = replace(tried, student="auto")
     assert "a lower distill.student_fraction" in advice(derived, latency_seconds=0.5)["fps"]
 
 
-def test_what_is_uncertain_asks_for_more_clips_or_a_quiet_machine():
+def test_an_inconclusive_check_is_advised_more_clips_or_a_quiet_machine():
     clips = advice(intervals={"psnr": (21.0, 29.0)})
     assert "more test clips than 9" in clips["psnr"]
     below = advice(psnr_db=21.5, teacher_psnr_db=21.8, intervals={"psnr": (20.0, 23.0)})["psnr"]
@@ -62,7 +62,7 @@ def test_what_is_uncertain_asks_for_more_clips_or_a_quiet_machine():
 
 
 @pytest.mark.parametrize(
-    ("changed", "check", "said"),
+    ("changed", "check", "message"),
     [
         ({"package_bytes": 80e6}, "package_mb", "2.0 times too large: int8"),
         ({"peak_memory_bytes": 2e9}, "peak_memory_mb", "decoded in windows"),
@@ -72,10 +72,10 @@ def test_what_is_uncertain_asks_for_more_clips_or_a_quiet_machine():
         ({"ssim": 0.1}, "ssim", "a larger student than tiny-ltx"),
     ],
 )
-def test_each_check_has_its_knob(changed, check, said):
-    assert said in advice(**changed)[check]
+def test_each_check_has_its_own_advice(changed, check, message):
+    assert message in advice(**changed)[check]
 
 
-def test_a_package_that_crashed_is_to_be_looked_at_first():
+def test_a_package_that_crashed_is_advised_to_be_examined_first():
     found = advice(broken="it crashed", ssim=None)
     assert "look at the reason" in found["ssim"]

@@ -27,7 +27,7 @@ GOOD = candidate("fp32", psnr=28.2, latency=0.05)
 BAD = candidate("fp8", psnr=20.0, latency=0.01)
 
 
-def test_the_profile_decides_between_the_fastest_and_the_best():
+def test_the_profile_chooses_between_fastest_and_best():
     assert choose([GOOD, FAST, BAD], "fastest").name == "int8"
     assert choose([GOOD, FAST, BAD], "best").name == "fp32"
     assert choose([GOOD, FAST, BAD], "best").reason == (
@@ -35,14 +35,14 @@ def test_the_profile_decides_between_the_fastest_and_the_best():
     )
 
 
-def test_where_none_passes_the_closest_is_chosen_and_the_reason_says_so():
+def test_where_no_package_passes_the_closest_is_chosen():
     unsure = candidate("fp16", psnr=27.0, unknown={"fps": "the machine was busy"})
     found = choose([BAD, unsure], "fastest")
     assert found.name == "fp16"
     assert found.reason == "none of 2 packages passes; fp16 is the closest"
 
 
-def test_what_measuring_again_may_clear_is_closer_than_a_doubt_about_quality():
+def test_a_package_to_measure_again_is_closer_than_one_of_uncertain_quality():
     """However many checks of times a busy machine leaves open."""
     busy = dict.fromkeys(TIMED, "the machine was busy")
     times = candidate("fp32", latency=0.05, unknown=busy)
@@ -51,7 +51,7 @@ def test_what_measuring_again_may_clear_is_closer_than_a_doubt_about_quality():
     assert choose([doubt, times], "fastest").name == "fp32"
 
 
-def test_equals_are_told_apart_by_size_and_then_by_name():
+def test_equal_packages_are_ordered_by_size_and_then_by_name():
     small = candidate("z", size=1)
     assert choose([candidate("a"), small], "fastest").name == "z"
     assert choose([candidate("b"), candidate("a")], "fastest").name == "a"
@@ -76,7 +76,7 @@ CANDIDATES = st.lists(
 
 
 @given(CANDIDATES, st.sampled_from(["fastest", "best"]))
-def test_nothing_that_passes_is_better_in_both_than_what_ships(candidates, how):
+def test_no_passing_package_is_both_faster_and_better_than_the_chosen_one(candidates, how):
     name = choose(candidates, how).name
     chosen = next(one for one in candidates if one.name == name)
     passing = [one for one in candidates if one.verdict.result == "passes"]
@@ -93,7 +93,7 @@ def test_the_order_of_the_packages_does_not_matter(candidates, random):
     assert choose(candidates, "fastest") == choose(shuffled, "fastest")
 
 
-def test_a_package_that_crashed_is_never_before_one_that_ran():
+def test_a_package_that_crashed_is_never_chosen_before_one_that_ran():
     gone = replace(
         candidate("gone", broken="it crashed", ssim=None), psnr_db=None, latency_seconds=None
     )

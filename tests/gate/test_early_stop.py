@@ -97,7 +97,7 @@ def test_without_a_margin_the_teacher_is_not_measured(
     assert target(workspace, None) is None
 
 
-def test_a_teacher_that_hardly_flickers_or_clips_that_cannot(
+def test_a_flicker_limit_has_a_least_value_and_needs_a_teachers_flicker(
     workspace: Workspace, teacher: list[TeacherQuality]
 ) -> None:
     teacher[0] = dataclasses.replace(teacher[0], flicker=LEAST_FLICKER / 10)

@@ -97,7 +97,7 @@ def test_one_bad_value_fails_exactly_its_check(change, check):
 
 
 @pytest.mark.parametrize(("of_precision", "of_use_case", "limit"), [(60, 40, 60), (40, 50, 50)])
-def test_parity_is_asked_by_the_precision_and_by_the_use_case(of_precision, of_use_case, limit):
+def test_parity_is_required_by_the_precision_and_by_the_use_case(of_precision, of_use_case, limit):
     strict = made_up.use_case(min_parity=of_use_case)
     verdict = verdict_of(GOOD, strict, min_parity_psnr=of_precision)
     (check,) = (c for c in verdict.checks if c.name == "parity_psnr")
@@ -105,7 +105,7 @@ def test_parity_is_asked_by_the_precision_and_by_the_use_case(of_precision, of_u
     assert (check.rationale == "min_parity is asked") is (of_use_case > of_precision)
 
 
-def test_margins_stand_in_the_document_and_are_not_believed():
+def test_margins_are_computed_again_when_a_verdict_is_read():
     verdict = verdict_of(replace(GOOD, psnr_db=23.5, package_bytes=41e6))
     document = verdict.to_json()
     margins = {check["name"]: check["margin"] for check in document["checks"]}
@@ -145,7 +145,7 @@ def test_what_was_not_measured_is_inconclusive(field, value):
         assert "not measured" in check.reason
 
 
-def test_of_a_broken_package_every_check_without_a_value_fails():
+def test_every_check_without_a_value_fails_for_a_broken_package():
     nothing = dict.fromkeys(set(CHECKED_BY) - {"package_bytes", "teacher_psnr_db"}, None)
     verdict = verdict_of(replace(GOOD, **nothing, broken="it crashed (SIGSEGV)"))
     assert verdict.result == "fails"
@@ -157,7 +157,7 @@ def test_of_a_broken_package_every_check_without_a_value_fails():
     ("interval", "result"),
     [((22.0, 23.0), "passes"), ((21.9, 23.0), "inconclusive"), ((20.0, 21.9), "fails")],
 )
-def test_an_interval_that_crosses_its_limit_is_no_pass(interval, result):
+def test_an_interval_across_its_limit_does_not_pass(interval, result):
     evidence = replace(GOOD, psnr_db=sum(interval) / 2, teacher_psnr_db=20.0,
                        intervals={"psnr": interval})  # fmt: skip
     verdict = verdict_of(evidence)
@@ -166,7 +166,7 @@ def test_an_interval_that_crosses_its_limit_is_no_pass(interval, result):
     assert (check.low, check.high) == interval
 
 
-def test_a_measurement_that_is_not_trusted_is_no_pass():
+def test_an_unreliable_measurement_does_not_pass():
     verdict = verdict_of(replace(GOOD, unknown={"fps": "other processes took 60%"}))
     assert verdict.result == "inconclusive"
     (check,) = verdict.failed
@@ -174,12 +174,12 @@ def test_a_measurement_that_is_not_trusted_is_no_pass():
     assert "other processes took 60%" in check.reason
 
 
-def test_a_failed_check_is_not_hidden_by_one_that_is_not_certain():
+def test_a_failed_check_is_not_hidden_by_an_inconclusive_one():
     verdict = verdict_of(replace(GOOD, ssim=0.1, unknown={"fps": "it was loaded"}))
     assert verdict.result == "fails"
 
 
-def test_every_limit_says_why():
+def test_every_limit_has_a_rationale():
     assert all(check.rationale for check in verdict_of(GOOD).checks)
     rationale = {**THRESHOLDS.rationale}
     del rationale["min_ssim"]
@@ -210,7 +210,7 @@ def test_a_comparison_with_nothing_fails(field, value):
         ),
     ],
 )
-def test_what_a_reason_says(changed, reason):
+def test_the_reason_of_a_check_has_required_and_measured_value(changed, reason):
     checks = verdict_of(replace(GOOD, teacher_psnr_db=22.0, **changed)).checks
     (check,) = (check for check in checks if check.name == "psnr")
     assert check.reason == f"mean PSNR against the source: {reason}"
@@ -222,7 +222,7 @@ def test_a_share_has_no_unit_in_a_reason():
 
 
 @given(st.floats(15, 50), st.floats(0.5, 1.2), st.floats(15, 50), st.sampled_from([0.999, 1.001]))
-def test_the_least_psnr_is_where_both_checks_of_it_turn(teacher, retention, least, factor):
+def test_at_the_least_psnr_both_psnr_checks_begin_to_pass(teacher, retention, least, factor):
     thresholds = replace(THRESHOLDS, min_psnr=least, min_psnr_retention=retention)
     psnr = factor * least_psnr_db(thresholds, teacher)
     verdict = verdict_of(replace(GOOD, psnr_db=psnr, teacher_psnr_db=teacher), thresholds)
@@ -230,7 +230,7 @@ def test_the_least_psnr_is_where_both_checks_of_it_turn(teacher, retention, leas
     assert bool(fails) == (factor < 1)
 
 
-def test_a_verdict_of_an_earlier_version_is_read_in_todays_words():
+def test_a_verdict_of_an_earlier_version_is_read_with_its_old_keys():
     verdict = verdict_of(replace(GOOD, psnr_db=None))
     text = json.dumps(verdict.to_json())
     for now, then in (("inconclusive", "cannot tell"), ("rationale", "because")):
@@ -295,7 +295,7 @@ def test_a_verdict_is_read_back_as_written(tmp_path):
         assert [p.name for p in tmp_path.iterdir()] == ["verdict.json"]
 
 
-def test_no_verdict_is_no_verdict(tmp_path):
+def test_a_missing_verdict_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_verdict(tmp_path / "verdict.json")
 

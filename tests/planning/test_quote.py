@@ -146,7 +146,7 @@ class ByType(Listed):
     def quote(self, instance_type: str, market: str, *where: Any) -> Ec2Quote | str:
         usd = {"g4dn.xlarge": "0.66", "c7i.2xlarge": "0.41"}.get(instance_type)
         if usd is None or market != "on-demand":
-            return "AWS tells no price"
+            return "AWS gives no price"
         return Ec2Quote(usd_per_hour=Decimal(usd), since=NOON, quoted_at=NOON, source="a list")
 
 

@@ -55,7 +55,7 @@ def test_it_is_the_one_that_finishes_for_the_least_and_not_the_one_whose_steps_c
         def quote(self, instance_type: str, market: str, *where: Any) -> Ec2Quote | str:
             usd = {"g4dn.xlarge": "0.66", "c7i.2xlarge": "0.41"}.get(instance_type)
             if usd is None or market != "on-demand":
-                return "AWS tells no price"
+                return "AWS gives no price"
             found = super().quote(instance_type, market, *where)
             assert isinstance(found, Ec2Quote)
             return dataclasses.replace(found, usd_per_hour=Decimal(usd))
