@@ -1,7 +1,7 @@
 """AWS Device Farm on loopback: its API, its uploads, and a phone that is this machine.
 
 A scheduled run is done as Device Farm would: the package is unpacked and the commands of the test
-specification are run beside an `adb` (`fake_phone`). It misbehaves as `trouble` says.
+specification are run beside an `adb` (`fake_phone`). `trouble` selects how it misbehaves.
 """
 
 import io
@@ -127,7 +127,7 @@ class Farm:
             self._run()
         minutes = MINUTES if self.status == "COMPLETED" else 0.0
         return {"run": {
-            "arn": RUN, "status": self.status, "result": self.result, "message": "all said",
+            "arn": RUN, "status": self.status, "result": self.result, "message": "all green",
             "deviceMinutes": {"total": minutes, "metered": minutes, "unmetered": 0.0},
         }}  # fmt: skip
 

@@ -1,6 +1,6 @@
 """An iPhone on the fake Mac: an `xcrun devicectl` that knows the options that are asked of it and
 no others, the container of an app, and an app that does what docs/on-device.md asks. Its Core ML is
-our interpreter where `MAC_IS_REAL` is set. They misbehave as `IPHONE_TROUBLE` says."""
+our interpreter where `MAC_IS_REAL` is set. `IPHONE_TROUBLE` selects how they misbehave."""
 
 import sys
 from pathlib import Path

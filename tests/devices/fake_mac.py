@@ -1,5 +1,5 @@
 """A Mac that is this machine: `ssh` and `scp` that stay here, and a Python whose Core ML is our
-interpreter of its programs where `MAC_IS_REAL` is set. They misbehave as `MAC_TROUBLE` says."""
+interpreter of its programs where `MAC_IS_REAL` is set. `MAC_TROUBLE` selects how they misbehave."""
 
 import os
 import sys

@@ -1,6 +1,8 @@
 """A Mac behind a fake `ssh`, whose shell is this machine's: the runner that it is given is the
 real one, and what it calls Core ML is our interpreter of the package."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -55,7 +57,7 @@ def test_a_package_is_measured_in_core_ml_and_its_frames_come_back(
     assert left(mac) == []
 
 
-def test_processes_that_disagree_are_run_once_more_and_the_last_ones_kept(
+def test_processes_that_disagree_are_repeated_once_and_the_last_ones_count(
     mac, coreml, latents, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MAC_TROUBLE", "unsteady")
@@ -70,56 +72,56 @@ def test_a_mac_that_slows_itself_down_is_reported(mac, coreml, latents, tmp_path
     assert found.throttled and "heat" in found.unreliable_reason
 
 
-def test_a_probe_tells_of_the_mac_and_of_what_is_missing(mac, monkeypatch):
+def test_a_probe_reports_the_mac_and_what_is_missing(mac, monkeypatch):
     facts = mac[0].probe()
     assert (facts.model, facts.system) == ("Apple M4 Pro", "macOS 26.1")
     assert facts.free_bytes > 0 and facts.missing == ()
     monkeypatch.setenv("MAC_TROUBLE", "no coremltools")
-    assert "-m pip install coremltools" in mac[0].probe().missing[0]
+    assert "pip install coremltools" in mac[0].probe().missing[0]
 
 
-def test_a_mac_that_cannot_measure_is_no_fault_of_the_package(
+def test_a_mac_without_coremltools_is_not_a_failure_of_the_package(
     mac, coreml, latents, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MAC_TROUBLE", "no coremltools")
-    with pytest.raises(UserError, match=r"cannot measure: .*No module named 'coremltools'"):
+    with pytest.raises(UserError, match=r"ModuleNotFoundError: .*'coremltools'"):
         measured(mac, coreml, latents, tmp_path)
     assert left(mac) == []
 
 
 @pytest.mark.parametrize(
-    ("trouble", "seconds", "said"),
+    ("trouble", "seconds", "message"),
     [
-        ("crash", 60.0, "failed with exit code 1; its last words: Error in declaring network"),
-        ("hang", 5.0, "took too long"),
+        ("crash", 60.0, r"exit code 1\b.*Error in declaring"),
+        ("hang", 5.0, "too long"),
     ],
 )
 def test_a_runner_that_crashes_or_hangs_is_a_result(
-    mac, coreml, latents, tmp_path, monkeypatch, trouble, seconds, said
+    mac, coreml, latents, tmp_path, monkeypatch, trouble, seconds, message
 ):
     monkeypatch.setenv("MAC_TROUBLE", trouble)
     found = measured(mac, coreml, latents, tmp_path, seconds)
-    assert isinstance(found, Failed) and said in found.reason
+    assert isinstance(found, Failed) and re.search(message, found.reason), found.reason
     assert left(mac) == []
 
 
 @pytest.mark.parametrize(
-    ("trouble", "error", "said"),
+    ("trouble", "error", "message"),
     [
         ("lost", Fault, "went away"),
-        ("garbage", Fault, "studio sent an invalid report"),
-        ("say scp scp: write: No space left on device", UserError, "free some space"),
+        ("garbage", Fault, "studio .*invalid report: Expecting value"),
+        ("say scp scp: write: No space left on device", UserError, "No space"),
         ("say ssh me@studio.local: Permission denied (publickey).", UserError, "ssh-copy-id"),
         ("say ssh ssh: connect to host: Connection refused", Fault, "Remote Login"),
         ("say ssh Host key verification failed.", UserError, "by hand"),
         ("say ssh ssh: Could not resolve hostname studio.local", UserError, "correct host"),
     ],
 )
-def test_what_is_wrong_is_said_with_what_to_do(
-    mac, coreml, latents, tmp_path, monkeypatch, trouble, error, said
+def test_an_error_of_the_connection_is_raised_with_its_remedy(
+    mac, coreml, latents, tmp_path, monkeypatch, trouble, error, message
 ):
     monkeypatch.setenv("MAC_TROUBLE", trouble)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         measured(mac, coreml, latents, tmp_path)
     assert not (tmp_path / "out" / "decoded.npy").exists()
 
@@ -131,20 +133,20 @@ def test_an_ssh_that_hangs_is_stopped(mac, coreml, latents, tmp_path, monkeypatc
         measured((open_device(profile, tmp_path), mac[1]), coreml, latents, tmp_path)
 
 
-def test_it_runs_core_mls_packages_alone(mac, package, latents, tmp_path):
+def test_a_mac_runs_core_ml_packages_only(mac, package, latents, tmp_path):
     assert package.runtime not in mac[0].runtimes
-    with pytest.raises(UserError, match="runs packages for coreml only"):
+    with pytest.raises(UserError, match=rf"{package.target}: studio .*\bcoreml only"):
         measured(mac, package, latents, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"host": "me@studio; rm -rf /"}, r"devices\.x\.host: found 'me@studio; rm"),
         ({"compute_unit": "TPU"}, r"devices\.x\.compute_unit: found 'TPU'"),
         ({"folder": "relative"}, r"devices\.x\.folder: found 'relative'"),
     ],
 )
-def test_a_profile_that_cannot_be_is_refused_with_its_path(change, said):
-    with pytest.raises(UserError, match=said):
+def test_an_invalid_profile_is_refused_with_the_path_of_its_key(change, message):
+    with pytest.raises(UserError, match=message):
         parse_profile({"name": "x", "kind": "apple", "host": "studio", **change})

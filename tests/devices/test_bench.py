@@ -1,6 +1,7 @@
 """`turbo-vaed devices …`: what a person asks of a device without a run."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -51,7 +52,7 @@ def call(checkout, monkeypatch, capsys):
     return run
 
 
-def test_it_measures_as_the_gate_does_where_no_option_says_otherwise(call, checkout, package):
+def test_without_options_bench_measures_as_the_gate_does(call, checkout, package):
     checkout(min_samples=5, max_samples=5, threads=2)
     code, out, err = call("bench", package.folder, "--format", "json")
     found = json.loads(out)  # nothing else is on stdout
@@ -75,18 +76,18 @@ def test_a_spread_that_cannot_be_reached_takes_all_processes(call, package):
     assert (code, found["processes"], found["unreliable_reason"]) == (0, 4, "")
 
 
-def test_a_person_sees_how_far_it_is_and_a_table(call, package, monkeypatch):
+def test_progress_and_a_table_are_printed_for_a_person(call, package, monkeypatch):
     monkeypatch.setattr("turbo_vaed.runtime.progress._LINE_EVERY_SECONDS", 0.0)
     code, out, _ = call("bench", package.folder)
     assert code == 0
     assert "host, % 0/100  process 1, at most 4, 0 s" in out
     assert "% 25/100  process 2, at most 4" in out and "100/100  done" in out
-    assert "process 1, at most 4, 1 s" in out  # the seconds go on while nobody tells anything
-    for said in ("median", "peak memory", "4, 4 in 2 of 2 processes", "two random clips"):
-        assert said in out
+    assert "process 1, at most 4, 1 s" in out  # the seconds go on while nothing is reported
+    for fact in ("median", "peak memory", "4, 4 in 2 of 2", "random"):
+        assert fact in out
 
 
-def test_a_phone_tells_how_far_it_is(call, checkout, package, tmp_path, monkeypatch):
+def test_the_progress_of_a_phone_is_printed(call, checkout, package, tmp_path, monkeypatch):
     monkeypatch.setattr("turbo_vaed.runtime.progress._LINE_EVERY_SECONDS", 0.0)
     runner = make_phone(tmp_path, monkeypatch, SHAPE, package.io.video_shape)
     profile = {"kind": "adb", "runner": str(runner), "folder": str(tmp_path / "storage")}
@@ -94,21 +95,21 @@ def test_a_phone_tells_how_far_it_is(call, checkout, package, tmp_path, monkeypa
     monkeypatch.setenv("ANDROID_SERIAL", SERIAL)
     code, out, err = call("bench", package.folder, "--device", "phone")
     assert code == 0, err
-    for said in ("runner and program to", "latents to", "2 timed processes", "frames from"):
-        assert said in out
-    assert "ANDROID_SERIAL=R5C" in out and "31 to 31 °C, did not slow down" in out
-    assert "ANDROID_SERIAL=R5C, the profile names none" in call("list")[1]
-    assert "ANDROID_SERIAL=R5C, the profile names none" in call("probe", "phone")[1]
+    for percent in (0, 10, 20, 90, 100):
+        assert f"{percent}/100" in out
+    assert "31 to 31 °C" in out
+    for printed in (out, call("list")[1], call("probe", "phone")[1]):
+        assert "ANDROID_SERIAL=R5C" in printed
 
 
 def test_a_program_that_fails_is_reported_as_json_too(call, package, monkeypatch):
     monkeypatch.setattr(verbs, "_TIMEOUT_SECONDS", 0.3)
     code, out, err = call("bench", package.folder, "--format", "json")
     assert code == 1 and "stopped after 0.3 s" in json.loads(out)["reason"]
-    assert "executorch-xnnpack/fp32 failed on host" in err
+    assert re.search("executorch-xnnpack/fp32 .*host", err)
 
 
-def test_the_list_says_how_each_is_reached_and_what_is_wrong(call, checkout, monkeypatch):
+def test_the_list_has_the_address_and_the_error_of_each_device(call, checkout, monkeypatch):
     runner = {"kind": "adb", "runner": "r"}
     checkout({
         "host": {"kind": "host"}, "phone": runner, "mine": {**runner, "serial": "R5C"},
@@ -120,35 +121,34 @@ def test_the_list_says_how_each_is_reached_and_what_is_wrong(call, checkout, mon
     assert code == 0
     assert (reached["host"], reached["studio"]) == ("here", "ssh me@studio.local")
     assert reached["phone"].startswith("ANDROID_SERIAL=XYZ")
-    assert "expected the same phone" in reached["mine"] and "'fax'" in reached["odd"]
+    assert re.search("XYZ.*R5C", reached["mine"]) and "'fax'" in reached["odd"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: no such folder; expected a package's folder, for instance"),
-        (["."], "no package.json there; expected a package's folder"),
-        (
-            ["PACKAGE", "--device", "fridge"],
-            "no profile of the device 'fridge'",
-        ),
-        (["PACKAGE", "--latents", "none.npy"], "none.npy is not a .npy file of latents"),
+        (["nowhere"], "nowhere: no such folder"),
+        (["."], "package.json"),
+        (["PACKAGE", "--device", "fridge"], "'fridge'"),
+        (["PACKAGE", "--latents", "none.npy"], "none.npy"),
         (["PACKAGE", "--spread", "0"], "max_spread: found 0.0, expected above 0"),
         (["PACKAGE", "--spread", "nan"], "max_spread: found nan"),
-        (["PACKAGE", "--samples", "1"], "'--samples': Input should be greater than or equal to 2"),
-        (["PACKAGE", "--threads", "0"], "'--threads': Input should be greater than or equal to 1"),
+        (["PACKAGE", "--samples", "1"], "'--samples'"),
+        (["PACKAGE", "--threads", "0"], "'--threads'"),
     ],
 )
-def test_a_mistake_is_said_with_what_to_do(call, package, arguments, said, tmp_path, monkeypatch):
+def test_a_mistake_is_refused_by_the_argument_that_caused_it(
+    call, package, arguments, message, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     code, out, err = call(
         "bench", *(str(package.folder) if a == "PACKAGE" else a for a in arguments)
     )
     assert code == 2
-    assert said in " ".join((out + err).replace("│", " ").split())
+    assert message in " ".join((out + err).replace("│", " ").split())
 
 
-def test_a_gate_that_cannot_be_is_named(call, checkout, package):
+def test_an_invalid_gate_section_is_refused_by_its_key(call, checkout, package):
     checkout(threads=0)
     code, _, err = call("bench", package.folder)
     assert code == 2 and "defaults.gate" in err and "threads" in err

@@ -1,4 +1,4 @@
-"""What Android says of its heat, in the words of AOSP's ThermalManagerService."""
+"""The temperatures that Android reports, in the format of AOSP's ThermalManagerService."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def limit(hot, kind=3, name="skin"):
     )
 
 
-def test_the_span_is_of_the_hottest_sensor_over_all_looks():
+def test_the_temperature_span_is_that_of_the_hottest_sensor():
     found = reading(*(thermal(sensor(c), sensor(c - 5, 0, "cpu")) for c in (30.5, 41.0, 38.25)))
     assert found == Heat(
         temperature_celsius=38.25, coolest_celsius=30.5, hottest_celsius=41.0, throttled=False
@@ -50,11 +50,11 @@ def test_the_span_is_of_the_hottest_sensor_over_all_looks():
         sensor(0.0),
     ],
 )
-def test_what_is_no_temperature_is_left_out(other):
+def test_values_that_are_no_temperature_are_left_out(other):
     assert reading(thermal(sensor(30), other)).hottest_celsius == 30
 
 
-def test_without_sensors_it_is_the_battery():
+def test_without_sensors_the_batterys_temperature_counts():
     for none in ((), (sensor(0.0),)):
         assert reading(thermal(*none)).temperature_celsius == 31.2
     assert reading(f"Can't find service: thermalservice\n{BATTERY}") == Heat(
@@ -63,7 +63,7 @@ def test_without_sensors_it_is_the_battery():
 
 
 @pytest.mark.parametrize("text", ["", "garbage", f"{MARK}\n", f"{MARK}\ngarbage{{"])
-def test_a_phone_that_reports_nothing_has_no_heat(text):
+def test_a_phone_that_reports_no_heat_has_none(text):
     assert read_heat(text) == Heat(
         temperature_celsius=None, coolest_celsius=None, hottest_celsius=None, throttled=None
     )
@@ -82,5 +82,5 @@ def test_a_phone_that_reports_nothing_has_no_heat(text):
         ([thermal(sensor(40, status=2))], True),
     ],
 )
-def test_throttled_is_by_the_status_or_by_what_the_maker_calls_moderate(looks, throttled):
+def test_throttling_is_known_by_the_status_or_by_the_makers_thresholds(looks, throttled):
     assert reading(*looks).throttled is throttled

@@ -68,7 +68,7 @@ def test_every_clip_is_decoded_as_pytorch_does(measured, decoder, latents):
     assert [p.name for p in measured[1].iterdir()] == ["decoded.npy"]
 
 
-def test_figures_are_those_of_a_run(measured, package):
+def test_a_measurement_has_the_figures_of_its_run(measured, package):
     measurement = measured[0]
     assert [len(seconds) for seconds in measurement.seconds_by_process] == [3, 3]
     assert (measurement.threads, measurement.warmup, measurement.clips) == (1, 1, 5)
@@ -135,12 +135,12 @@ def test_a_program_that_crashes_is_a_result_with_its_last_words(latents, package
     spoiled = write_package(tmp_path / "package", junk, package.io)  # its sha256 is right
     found = measure(spoiled, latents, out_folder=tmp_path / "out", **COUNTS)
     assert isinstance(found, Failed)
-    assert re.search(r"executorch.* failed with exit code 1.*(?s:.)*Error", found.reason)
+    assert re.search(r"executorch.* exit code 1\b(?s:.)*Error", found.reason)
     assert found.package_sha256 == spoiled.sha256
     assert not (tmp_path / "out" / "decoded.npy").exists()
 
 
-def test_a_program_that_puts_out_something_else_is_a_fault(latents, package, tmp_path):
+def test_a_program_whose_output_has_another_shape_is_a_fault(latents, package, tmp_path):
     _, _, frames, height, width = package.io.video_shape
     lying = replace(package.io, video_shape=(1, 3, frames + 1, height, width))
     spoiled = write_package(tmp_path / "package", package.program_path, lying)
@@ -159,7 +159,7 @@ def test_an_altered_package_is_refused(package, tmp_path):
     folder = write_package(tmp_path / "package", package.program_path, package.io).folder
     program = folder / "decoder.pte"
     program.write_bytes(program.read_bytes()[:-1])
-    with pytest.raises(CorruptFile, match=r"decoder\.pte.*run the export stage again"):
+    with pytest.raises(CorruptFile, match=r"decoder\.pte"):
         open_package(folder)
     with pytest.raises(CorruptFile, match=r"package\.json"):
         open_package(tmp_path / "none")
@@ -168,7 +168,7 @@ def test_an_altered_package_is_refused(package, tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((2, 8, 2, 4, 7), np.float32), "the package takes"),
+        (np.zeros((2, 8, 2, 4, 7), np.float32), r"\(2, 8, 2, 4, 7\).*\(1, 8, 2, 4, 6\)"),
         (np.zeros((2, 8, 2, 4, 6)), "float64"),
         (np.zeros((0, 8, 2, 4, 6), np.float32), "shape"),
         (np.zeros((8, 2, 4, 6), np.float32), "shape"),
@@ -180,7 +180,7 @@ def test_latents_that_do_not_fit_are_refused(package, tmp_path, array, message):
         measure(package, tmp_path / "latents.npy", out_folder=tmp_path, **COUNTS)
 
 
-def test_latents_that_are_no_array_are_refused(package, tmp_path):
+def test_latents_that_are_not_a_npy_file_are_refused(package, tmp_path):
     (tmp_path / "latents.npy").write_text("text")
     for path in (tmp_path / "latents.npy", tmp_path / "none.npy"):
         with pytest.raises(UserError, match=r"not a \.npy file"):
@@ -217,38 +217,33 @@ def test_two_processes_that_agree_are_enough(runs_of):
     assert (found.latency.low, found.latency.high) == (0.1, 0.101)
 
 
-def test_a_process_that_disagrees_is_followed_by_others(runs_of):
+def test_processes_are_repeated_until_they_agree(runs_of):
     found, processes = runs_of(([0.2] * 9, 0.0), ([0.1] * 9, 0.0), ([0.1] * 9, 0.0))
     assert (processes, found.unreliable_reason, found.latency.median) == (3, "", 0.1)
     assert found.processes == 3
 
 
-def test_times_that_never_agree_are_refused_and_say_why(runs_of):
+def test_times_that_never_agree_are_unreliable_with_their_spread(runs_of):
     found, processes = runs_of(*(([0.1 * k] * 9, 0.0) for k in (1, 4, 1, 4)))
     assert processes == 4
-    said = "the median lies between 0.1 and 0.4 s in 2 processes: spread 120%, allowed <= 100%"
-    assert said in found.unreliable_reason
+    assert re.search(r"0\.1 and 0\.4 s.*120%.*<= 100%", found.unreliable_reason)
 
 
-def test_times_that_disagree_by_less_are_an_interval_that_says_so(runs_of):
+def test_times_within_the_refused_spread_widen_the_interval(runs_of):
     found, processes = runs_of(*(([0.1 * k] * 9, 0.0) for k in (1, 2, 1, 2)))
     assert (processes, found.unreliable_reason) == (4, "")
     assert (found.latency.low, found.latency.high) == (0.1, 0.2)
 
 
-def test_a_machine_that_is_kept_busy_is_refused_and_says_so(runs_of):
+def test_times_on_a_busy_machine_are_unreliable_with_its_cpu_share(runs_of):
     found, processes = runs_of(*(([0.1] * 9, 0.5) for _ in range(4)))
     assert processes == 4
-    assert "other processes took 50% of this machine meanwhile" in found.unreliable_reason
-    assert (
-        runs_of(*(([0.1] * 9, 0.5) for _ in range(4)), max_background_cpu_share=1.0)[
-            0
-        ].unreliable_reason
-        == ""
-    )
+    assert re.search("other processes .*50%.*<= 25%", found.unreliable_reason)
+    allowed, _ = runs_of(*(([0.1] * 9, 0.5) for _ in range(4)), max_background_cpu_share=1.0)
+    assert allowed.unreliable_reason == ""
 
 
-def test_what_others_do_on_this_machine_is_seen():
+def test_the_cpu_share_of_other_processes_is_measured():
     burn = "import time; end = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
     others = [subprocess.Popen([sys.executable, "-c", burn]) for _ in range(os.cpu_count() or 1)]
     try:
@@ -278,15 +273,15 @@ WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text({!r})"
     ("code", "message"),
     [
         ("import os; os.abort()", r"crashed \(SIGABRT\)"),
-        ("import os; os.kill(os.getpid(), 9)", "SIGKILL.*memory runs out"),
-        ("import sys; sys.exit('out of cheese')", "exit code 1.*out of cheese"),
+        ("import os; os.kill(os.getpid(), 9)", "SIGKILL.*memory"),
+        ("import sys; sys.exit('out of cheese')", "exit code 1.*cheese"),
         ("print('x' * 9999); raise ValueError('late words')", "late words"),
-        ("", "left no result"),
+        ("", "no result"),
         (WRITE.format('{"latency'), "not JSON"),
         (WRITE.format("[1]"), "left list"),
     ],
 )
-def test_a_bad_end_is_a_fault(code, message, tmp_path, monkeypatch):
+def test_a_child_that_fails_is_a_fault_with_its_last_words(code, message, tmp_path, monkeypatch):
     with pytest.raises(Fault, match=f"(?s)the device.*{message}") as caught:
         run_code(code, tmp_path, monkeypatch)
     assert len(str(caught.value)) < 3000
@@ -317,7 +312,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_the_runner_knows_no_model():
+def test_the_runner_imports_no_model_and_no_exporter():
     """What the child loads is its memory: the runtime and PyTorch, no model and no exporter."""
     code = (
         "import sys; import turbo_vaed.devices._host_runner as r\n"

@@ -58,7 +58,7 @@ def test_the_process_computes_on_the_device_and_in_the_precision_it_is_given(
 
 
 @pytest.mark.slow
-def test_what_a_device_has_still_to_compute_counts_and_what_came_before_does_not():
+def test_pending_work_of_the_device_is_timed_and_earlier_work_is_not():
     """A decode that only asks, as on a GPU; the clip's copy is asked for and waited for before."""
     due = []
 

@@ -35,20 +35,20 @@ def test_the_unit_does_not_matter(seconds, factor):
     assert (other.low, other.high) == pytest.approx((one.low * factor, one.high * factor))
 
 
-def test_the_interval_covers_as_often_as_it_says():
+def test_the_interval_covers_as_often_as_its_confidence():
     random = np.random.default_rng(1)
     series = random.lognormal(0, 0.3, (400, 30))  # its median is 1
     held = sum(f.low <= 1 <= f.high for f in (interval_of_median(s, 0.95) for s in series))
     assert 0.91 <= held / 400 <= 0.99
 
 
-def test_more_samples_narrow_it():
+def test_more_samples_narrow_the_interval():
     random = np.random.default_rng(2)
     few, many = (interval_of_median(random.lognormal(0, 0.3, n), 0.95).spread for n in (10, 1000))
     assert many < few / 4
 
 
-def test_what_any_process_allows_is_in_their_interval():
+def test_the_interval_contains_those_of_all_processes():
     found = together(
         [MedianInterval(median=1, low=0.9, high=1.1), MedianInterval(median=2, low=1.9, high=2.2)]
     )
@@ -65,11 +65,11 @@ def test_what_any_process_allows_is_in_their_interval():
         ([1.0, 1.0, 1.0, 1.0, 9.0, 1.0], True),  # one busy moment is no trend
     ],
 )
-def test_steady_is_where_the_last_runs_are_as_fast_as_those_before(seconds, steady):
+def test_times_are_steady_once_the_last_runs_are_as_fast_as_those_before(seconds, steady):
     assert is_steady(seconds) == steady
 
 
-def test_warm_up_ends_when_it_is_steady_or_enough():
+def test_warm_up_ends_when_times_are_steady_or_at_its_most():
     falling = iter([5.0, 4.0, 3.0, 2.0] + [1.0] * 20)
     assert warm_up(lambda: next(falling), 20) == 9
     never = iter(2.0**k for k in range(30))
@@ -77,7 +77,7 @@ def test_warm_up_ends_when_it_is_steady_or_enough():
     assert warm_up(lambda: 1.0, 0) == 0
 
 
-def test_samples_end_where_the_interval_is_narrow_or_at_their_most():
+def test_sampling_ends_when_the_interval_is_narrow_or_at_its_most():
     assert len(sample(lambda: 1.0, PLAN)) == 5
     assert len(sample(lambda: 0.01, PLAN)) == 30  # in less, other processes are not seen
     random = np.random.default_rng(3)

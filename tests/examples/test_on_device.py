@@ -115,7 +115,7 @@ def test_its_windows_give_the_frames_of_decoding_at_once(
     assert expected.std() > 10, "a video in which a difference shows"
 
 
-def test_a_package_of_half_precision_is_given_and_gives_float16(
+def test_a_half_precision_package_takes_and_returns_float16(
     runner: ModuleType, decoder: TurboVaedDecoder, tmp_path: Path
 ) -> None:
     package = packaged(decoder, tmp_path, "fp16")

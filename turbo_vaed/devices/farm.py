@@ -170,8 +170,8 @@ class FarmDevice:
         left = Path(ran.location)
         phone = _android.Phone(
             name=self.name,
-            machine=f"{_said(left, 'model')}, {_said(left, 'abi')}, Android "
-            f"{_said(left, 'android')} (AWS Device Farm)",
+            machine=f"{_read_fact(left, 'model')}, {_read_fact(left, 'abi')}, Android "
+            f"{_read_fact(left, 'android')} (AWS Device Farm)",
         )
         return _android.read_outputs(
             left, phone, ran.handle.package, ran.plan, ran.clips, out_folder
@@ -386,6 +386,6 @@ def _transfer(method: str, url: str, data: bytes | None = None) -> bytes:
     return answer.content
 
 
-def _said(folder: Path, name: str) -> str:
+def _read_fact(folder: Path, name: str) -> str:
     path = folder / name
     return path.read_text(errors="replace").strip() if path.is_file() else "unknown"
