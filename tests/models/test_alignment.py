@@ -68,7 +68,7 @@ def test_alignment_heads() -> None:
 def test_heads_that_do_not_fit_the_decoder_are_refused() -> None:
     published = json.loads((GOLDEN / "turbo-vaed-hunyuan-small.json").read_text())
     config = DecoderConfig.from_published(published)  # full-width heads beside a reduced decoder
-    with pytest.raises(ValueError, match="found 512 student channels for up_block_0, allowed: 32"):
+    with pytest.raises(ValueError, match=r"found 512 .*up_block_0, allowed: 32"):
         AlignmentHeads(config)
 
 
@@ -130,14 +130,14 @@ def published_teacher(family: str) -> Teacher:
 
 
 @pytest.mark.parametrize("preset", FAMILIES_OF)
-def test_the_published_alignments_are_found_again(preset: str) -> None:
+def test_the_published_alignments_are_derived_from_shapes(preset: str) -> None:
     published = PRESETS[preset]
     bare = replace(published, aligned_blks_indices=(), aligned_feature_projection_dim=())
     assert aligned_config(bare, published_teacher(FAMILIES_OF[preset])) == published
 
 
 @pytest.mark.parametrize(("width", "blocks"), [(456, (2,)), (568, (2,)), (336, (0, 1, 2))])
-def test_a_student_of_about_the_published_widths_is_aligned_alike(
+def test_a_student_of_nearly_the_published_widths_is_aligned_the_same(
     width: int, blocks: tuple[int, ...]
 ) -> None:
     config = replace(
@@ -216,7 +216,7 @@ def test_align_by_shapes_alone() -> None:
     assert align(config, {**deep, "up_block_1": (64, 5, 16, 16)}, student).aligned_blks_indices == (
         0, 1,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"no block can be aligned.*weight_feature to 0"):
+    with pytest.raises(ValueError, match=r"distill\.weight_feature"):
         align(config, {"mid_block": (96, 3, 3, 3)}, student)
     with pytest.raises(ValueError, match="latents: found shape"):
         student_shapes(config, (31, 3, 2, 2))

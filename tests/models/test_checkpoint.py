@@ -48,7 +48,7 @@ def test_missing_and_damaged_files_are_named(tiny: TurboVaedDecoder, tmp_path: P
     whole = weights.read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], b"not a safetensors file"):
         weights.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"model\.safetensors: not a whole"):
+        with pytest.raises(ValueError, match=r"model\.safetensors: .*whole"):
             load_decoder(tmp_path)
     weights.write_bytes(whole)
     (tmp_path / "config.json").write_text("{")
@@ -56,7 +56,7 @@ def test_missing_and_damaged_files_are_named(tiny: TurboVaedDecoder, tmp_path: P
         load_decoder(tmp_path)
 
 
-def test_diffusers_name_is_taken_and_pickles_are_not(
+def test_the_file_name_of_diffusers_is_accepted_and_pickles_are_not(
     tiny: TurboVaedDecoder, tmp_path: Path
 ) -> None:
     save_decoder(tiny, tmp_path)
@@ -65,7 +65,7 @@ def test_diffusers_name_is_taken_and_pickles_are_not(
     assert load_decoder(tmp_path).config == tiny.config
     renamed.unlink()
     torch.save(tiny.published_state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin: pickled weights are refused"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: pickled"):
         load_decoder(tmp_path)
 
 
@@ -73,7 +73,7 @@ def test_weights_beside_another_config_are_refused(tiny: TurboVaedDecoder, tmp_p
     save_decoder(tiny, tmp_path)
     other = replace(tiny.config, is_video_dc_ae=True)  # of the same weight shapes
     (tmp_path / "config.json").write_text(json.dumps(other.to_published()))
-    with pytest.raises(ValueError, match="saved with another config"):
+    with pytest.raises(ValueError, match="another config"):
         load_decoder(tmp_path)
 
 

@@ -77,7 +77,7 @@ def test_squares_and_sums_do_not_overflow_in_half_precision(layer: nn.Module) ->
         ((3, 3, 1, 64, 32), (3, 16, 1, 2, 1)),  # images
     ],
 )
-def test_sizes(
+def test_sizes_of_videos_and_latents(
     golden: tuple[DcAe, dict[str, Tensor]], video: tuple[int, ...], latents: tuple[int, ...]
 ) -> None:
     network, _ = golden
@@ -128,7 +128,7 @@ def test_wrong_weights_are_listed(golden: tuple[DcAe, dict[str, Tensor]]) -> Non
     for part in (
         "missing: decoder.project_in.main.conv.bias",
         "unexpected: wings.weight",
-        "of another shape: encoder.project_in.conv.bias (4,) for (8,)",
+        "shape: encoder.project_in.conv.bias (4,) for (8,)",
     ):
         assert part in str(caught.value)
     check_weights(network.config, {k: tuple(v.shape) for k, v in network.state_dict().items()})
@@ -158,16 +158,16 @@ def test_configs_by_name_and_by_fields() -> None:
         ({"width_list": [8, 8, 16, 32, 32, 3.5]}, "width_list: .* integers >= 1"),
         ({"width_list": [8, 16, 32, 32]}, "width_list: .* at least 6 stages"),
         ({"width_list": [8, 8, 16, 48, 32, 32]}, "width_list: .* multiples of 32 from entry 3"),
-        ({"width_list": [8, 8, 24, 32, 32, 32]}, "width_list: .* neighbours that divide"),
+        ({"width_list": [8, 8, 24, 32, 32, 32]}, "width_list: .* neighbours"),
         ({"depth": 0}, r"encoder_depth_list: found \(0, 0"),
         ({"depth": None}, r"encoder_depth_list: found \(None"),
-        ({"encoder_depth_list": [1] * 6}, "encoder_depth_list: .* nothing beside depth = 1"),
+        ({"encoder_depth_list": [1] * 6}, "encoder_depth_list: .* depth = 1"),
         ({"scaling_factor": 0}, "scaling_factor: found 0, allowed: a finite number > 0"),
         ({"scaling_factor": float("nan")}, "scaling_factor: found nan"),
         ({"scaling_factor": None}, "scaling_factor: found None"),
         ({"wings": 2}, "wings: found 2, allowed: only latent_channels, width_list"),
         ({"_class_name": "AutoencoderDC"}, "_class_name: found 'AutoencoderDC'"),
-        ({"model_name": "dc-ae-f32t4c128"}, "depth: found 1, allowed: nothing beside model_name"),
+        ({"model_name": "dc-ae-f32t4c128"}, "depth: found 1, .*model_name"),
     ],
 )
 def test_bad_configs_are_refused_by_field(change: dict[str, Any], message: str) -> None:
@@ -190,6 +190,6 @@ def test_depth_lists_are_as_long_as_the_widths() -> None:
 
 
 @pytest.mark.parametrize("given", ["dc-ae-f32c32-in-1.0", {"model_name": 3}, ["dc-ae-f32t4c128"]])
-def test_what_is_not_published_is_refused(given: Any) -> None:
+def test_an_unpublished_config_is_refused(given: Any) -> None:
     with pytest.raises(ValueError, match=r"model_name: found .* dc-ae-f32t4c128|config: found"):
         DcAeConfig.from_published(given)

@@ -129,7 +129,7 @@ def test_winograd_is_the_same_for_any_number_of_frames(frames: int, batch: int) 
     torch.testing.assert_close(conv(x, Whole(batch)), direct, atol=1e-5, rtol=0)
 
 
-def test_half_precision_stays_near(tiny: TurboVaedDecoder) -> None:
+def test_half_precision_stays_close(tiny: TurboVaedDecoder) -> None:
     tiny.requires_grad_(False)
     latents = torch.randn(1, 32, 3, 8, 8)
     error = tiny.for_inference(torch.bfloat16)(latents.bfloat16()).float() - tiny(latents)
@@ -149,9 +149,9 @@ def test_for_inference_leaves_the_decoder_alone(tiny: TurboVaedDecoder) -> None:
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
     assert not any(p.requires_grad for p in tiny.for_inference().parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in tiny.state_dict().items())
-    with pytest.raises(ValueError, match="made for inference"):
+    with pytest.raises(ValueError, match="for inference"):
         save_decoder(tiny.for_inference(), Path("nowhere"))
-    with pytest.raises(ValueError, match="made for inference"):
+    with pytest.raises(ValueError, match="for inference"):
         tiny.for_inference().for_inference()
     with pytest.raises(ValueError, match="dtype: found float16"):
         tiny.for_inference(torch.float16)
@@ -270,5 +270,5 @@ def test_latents_that_are_not_finite_are_refused(tiny: TurboVaedDecoder, value: 
     latents = torch.zeros(1, 32, 2, 4, 4)
     latents[0, 3, 1, 2, 2] = value
     for decode in (tiny, tiny.decode_with_features, lambda z: list(stream(tiny, z))):
-        with pytest.raises(ValueError, match="latents: found NaN or infinity"):
+        with pytest.raises(ValueError, match="latents: found NaN"):
             decode(latents)

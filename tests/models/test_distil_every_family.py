@@ -138,7 +138,7 @@ def test_twenty_steps_lower_the_loss(make_teacher, tmp_path: Path, family: str) 
 
 
 @pytest.mark.slow
-def test_it_is_the_steps_that_lower_it(make_teacher, tmp_path: Path) -> None:
+def test_a_negligible_learning_rate_leaves_the_loss_as_it_was(make_teacher, tmp_path: Path) -> None:
     """The same with a learning rate of next to nothing."""
     first, last = losses(make_job("ltx-video", make_teacher("ltx-video"), tmp_path, 1e-12))
     assert last > 0.9 * first
@@ -162,7 +162,7 @@ def error_to_blind(job: Job) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("steps", "reads"), [(60, True), (1, False)])
-def test_steps_teach_a_student_to_read_its_latents(
+def test_training_teaches_a_student_to_read_its_latents(
     make_teacher, tmp_path: Path, steps: int, reads: bool
 ) -> None:
     """A lower loss may be the mean colour, learned without a look at the latents. The start is a

@@ -41,7 +41,7 @@ def joined(decoder: TurboVaedDecoder, latents: Tensor, **options: object) -> Ten
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("frames", [1, 2, 15])
 @pytest.mark.parametrize("chunk", [1, 2, 4])
-def test_equals_decoding_at_once(name: str, frames: int, chunk: int) -> None:
+def test_streaming_equals_decoding_at_once(name: str, frames: int, chunk: int) -> None:
     decoder = make(CONFIGS[name])
     latents = torch.randn(2, 32, frames, 3, 2)
     whole = decoder(latents)
@@ -69,7 +69,7 @@ def test_frames_come_early_and_no_piece_is_large() -> None:
     assert max(sizes) <= 4 + 2, "a latent frame's worth, and the last convolutions' look-ahead"
 
 
-def test_without_the_context_the_frames_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_their_context_frames_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks decoded each for itself: what the test above would catch."""
     decoder = make(PRESETS["tiny-ltx"])
     latents = torch.randn(1, 32, 12, 3, 3)
@@ -93,7 +93,7 @@ def live_bytes() -> int:
 
 
 @pytest.mark.slow
-def test_the_same_memory_for_any_length() -> None:
+def test_streaming_takes_the_same_memory_for_any_length() -> None:
     """All tensors alive where a frame comes out: after 20 and after 80 latent frames the same."""
     decoder = make(PRESETS["tiny-ltx"])
     pieces = (torch.zeros(1, 32, 1, 4, 4) for _ in range(100))
@@ -107,7 +107,7 @@ def test_the_same_memory_for_any_length() -> None:
     assert early == late > 100_000, "contexts are counted"
 
 
-def test_tiles_are_equal_not_blended() -> None:
+def test_tiles_are_exact_and_not_blended() -> None:
     decoder = make(NARROW)
     reach = halo(NARROW)
     latents = torch.randn(2, 4, 3, 2 * reach + 3, 3 * reach)
@@ -116,7 +116,7 @@ def test_tiles_are_equal_not_blended() -> None:
     torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=0)
 
 
-def test_the_halo_is_the_true_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_halo_is_as_wide_as_the_receptive_field(monkeypatch: pytest.MonkeyPatch) -> None:
     """A latent `halo` away from a tile counts for it, and one farther away does not."""
     decoder = make(NARROW)
     reach, scale = halo(NARROW), NARROW.spatial_compression
@@ -142,18 +142,18 @@ def test_halo_of_the_presets(name: str) -> None:
     assert halo(PRESETS[name]) == expected[name]
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_tiles_chunks_and_shapes_are_refused() -> None:
     decoder = make(NARROW)
     latents = torch.randn(1, 4, 2, 20, 20)
     with pytest.raises(ValueError, match=r"tile: found 2x20 latents, allowed: \d+ or more"):
         stream(decoder, latents, tile=(2, 20))
     with pytest.raises(ValueError, match="chunk: found 0"):
         stream(decoder, latents, chunk=0)
-    with pytest.raises(ValueError, match="latents: found no chunk"):
+    with pytest.raises(ValueError, match="latents: found no"):
         list(stream(decoder, []))
     with pytest.raises(ValueError, match=r"latents: found shape \(1, 5"):
         stream(decoder, torch.zeros(1, 5, 2, 3, 3))
     with pytest.raises(ValueError, match=r"latents: found shape \(3, 3\)"):
         stream(decoder, torch.zeros(3, 3))
-    with pytest.raises(ValueError, match=r"after one of \(1, 4, 1, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"\(1, 4, 1, 3, 4\).*\(1, 4, 1, 3, 3\)"):
         list(stream(decoder, [torch.zeros(1, 4, 1, 3, 3), torch.zeros(1, 4, 1, 3, 4)]))

@@ -69,7 +69,7 @@ def test_windows_equal_decoding_at_once(config: DecoderConfig, more: int, furthe
 
 @settings(max_examples=40)
 @given(config=configs())
-def test_the_halo_is_tight(config: DecoderConfig) -> None:
+def test_the_halo_is_no_larger_than_needed(config: DecoderConfig) -> None:
     """In a window from the middle of a video the frames of the halo are wrong, to the last one,
     and no other is."""
     time = config.time_spec
@@ -85,7 +85,7 @@ def test_the_halo_is_tight(config: DecoderConfig) -> None:
     assert wrong.tolist() == [True] * before + [False] * right + [True] * after
 
 
-def test_an_overlap_one_smaller_is_seen() -> None:
+def test_an_overlap_that_is_one_too_small_is_noticed() -> None:
     """Of the exact overlap not a latent frame can be spared, where nothing was rounded up."""
     config = DecoderConfig(
         latent_channels=3,
@@ -121,7 +121,7 @@ def test_halo_of_the_presets(name: str, halo: tuple[int, int], overlap: int) -> 
 TIME = TimeSpec(frames_per_latent=4, first_latent_frames=1, halo_frames=(2, 6))
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_windows_are_refused() -> None:
     with pytest.raises(ValueError, match="latents: found 2 frames, allowed: 3 or more"):
         list(TIME.windows(2, length=3, overlap=1))
     with pytest.raises(
@@ -147,7 +147,7 @@ def test_too_short_an_overlap_is_cut_where_both_are_equally_good() -> None:
     further=st.integers(0, 9),
     data=st.data(),
 )
-def test_no_frame_is_missing_or_shown_twice(
+def test_no_frame_is_missing_or_repeated(
     ratio: int,
     is_first_alone: bool,
     halo: tuple[int, int],
@@ -166,6 +166,6 @@ def test_no_frame_is_missing_or_shown_twice(
     assert shown == list(range(time.frames(length + further)))
 
 
-def test_one_window_keeps_everything() -> None:
+def test_one_window_keeps_every_frame() -> None:
     (only,) = TIME.windows(3, length=3, overlap=1)
     assert (only.start, only.stop, only.kept_start, only.kept_stop) == (0, 3, 0, 9)

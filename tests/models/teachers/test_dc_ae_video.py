@@ -49,7 +49,7 @@ def assert_refused(folder: Path, error: type[Exception], message: str) -> None:
             call(FAMILY, folder)
 
 
-def test_the_published_numbers_through_a_folder(tmp_path: Path) -> None:
+def test_a_teachers_folder_gives_the_published_numbers(tmp_path: Path) -> None:
     with safe_open(GOLDEN, framework="pt") as file:
         (tmp_path / "config.json").write_text(file.metadata()["config"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -96,9 +96,7 @@ def test_the_published_file_needs_no_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(8, 32, 64), (12, 64, 32), (16, 32, 32)])
-def test_the_shapes_are_those_that_the_spec_says(
-    teacher: Teacher, frames: int, height: int, width: int
-) -> None:
+def test_shapes_agree_with_the_spec(teacher: Teacher, frames: int, height: int, width: int) -> None:
     spec = teacher.latent_spec
     assert spec.legal_frames(frames) and spec.legal_size(height, width)
     video = torch.rand(2, 3, frames, height, width) * 2 - 1
@@ -108,13 +106,13 @@ def test_the_shapes_are_those_that_the_spec_says(
     assert tuple(video.shape[1:]) == spec.video_shape(*latents.shape[2:])
 
 
-def test_a_video_has_one_code(teacher: Teacher) -> None:
+def test_a_sample_of_the_code_equals_its_mean(teacher: Teacher) -> None:
     video = torch.rand(1, 3, 8, 32, 32) * 2 - 1
     mean, sample = teacher.encode(video), teacher.encode(video, torch.Generator().manual_seed(1))
     assert torch.equal(mean, sample)
 
 
-def test_dtype_is_taken(tiny: Path) -> None:
+def test_the_requested_dtype_is_used(tiny: Path) -> None:
     rough = load_teacher(FAMILY, tiny, torch.bfloat16)
     latents = rough.encode(torch.zeros(1, 3, 8, 32, 32))
     assert latents.dtype == rough.decode(latents).dtype == torch.bfloat16
@@ -170,26 +168,24 @@ def test_the_published_student_aligns_with_these_features() -> None:
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 3, 9, 32, 32), "found 9 frames, allowed: 4k, at least 8; the nearest are 8 and 12"),
-        ((1, 3, 4, 32, 32), "found 4 frames, allowed: 4k, at least 8; the nearest are 8 and 12"),
-        ((1, 3, 1, 32, 32), "found 1 frames, allowed: 4k, at least 8"),
-        ((1, 3, 8, 48, 32), "found 48x32 pixels, allowed: multiples of 32x32"),
+        ((1, 3, 9, 32, 32), r"found 9 frames.*4k, .*\b8\b.*\b8 and 12"),
+        ((1, 3, 4, 32, 32), r"found 4 frames.*4k, .*\b8\b.*\b8 and 12"),
+        ((1, 3, 1, 32, 32), r"found 1 frames.*4k, .*\b8\b"),
+        ((1, 3, 8, 48, 32), r"found 48x32 pixels.*\b32x32"),
         ((1, 1, 8, 32, 32), r"video: found shape \(1, 1, 8, 32, 32\)"),
     ],
 )
-def test_videos_that_it_does_not_take(
+def test_videos_of_a_wrong_shape_are_refused(
     teacher: Teacher, shape: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         teacher.encode(torch.zeros(shape))
 
 
-def test_latents_that_it_does_not_take(teacher: Teacher) -> None:
+def test_latents_of_a_wrong_shape_or_value_are_refused(teacher: Teacher) -> None:
     with pytest.raises(ValueError, match=r"latents: found shape .* allowed: \(B, 16, t, h, w\)"):
         teacher.decode(torch.zeros(1, 8, 2, 1, 1))
-    with pytest.raises(
-        ValueError, match="latents: found 1 frames; the nearest allowed are 2 and 3"
-    ):
+    with pytest.raises(ValueError, match=r"latents: found 1 frames.*\b2 and 3"):
         teacher.decode(torch.zeros(1, 16, 1, 1, 1))
     with pytest.raises(ValueError, match="latents: found NaN"):
         teacher.decode(torch.full((1, 16, 2, 1, 1), math.nan))
@@ -201,33 +197,31 @@ def test_latents_that_it_does_not_take(teacher: Teacher) -> None:
         teacher.decode_with_features(torch.zeros(1, 16, 2, 1, 1), ["up_block_6"])
 
 
-def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
-    assert_refused(
-        tmp_path / "no", UserError, r"no does not exist; put .* F32T4C128_AE\.safetensors"
-    )
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    assert_refused(tmp_path / "no", UserError, r"/no .* F32T4C128_AE\.safetensors")
 
 
 def test_pickled_weights_are_refused_unread(copy: Path) -> None:
     (copy / "F32T4C128_AE.pt").write_bytes(b"no pickle")
-    assert_refused(copy, UserError, r"pickled weights \(F32T4C128_AE\.pt\)")
+    assert_refused(copy, UserError, r"\(F32T4C128_AE\.pt\)")
 
 
-def test_two_weights_files_are_one_too_many(copy: Path) -> None:
+def test_two_weights_files_are_refused(copy: Path) -> None:
     shutil.copy(copy / "model.safetensors", copy / "F32T4C128_AE.safetensors")
-    assert_refused(copy, UserError, "F32T4C128_AE.safetensors and model.safetensors: leave one")
+    assert_refused(copy, UserError, r"F32T4C128_AE\.safetensors and model\.safetensors")
 
 
-def test_no_weights_and_no_config(copy: Path) -> None:
+def test_missing_weights_and_a_missing_config_are_refused(copy: Path) -> None:
     (copy / "config.json").unlink()
-    assert_refused(copy, CorruptFile, r"config\.json cannot be read")
+    assert_refused(copy, CorruptFile, r"config\.json")
     (copy / "model.safetensors").unlink()
-    assert_refused(copy, CorruptFile, r"F32T4C128_AE\.safetensors cannot be read")
+    assert_refused(copy, CorruptFile, r"F32T4C128_AE\.safetensors")
 
 
-def test_weights_that_are_cut_short(copy: Path) -> None:
+def test_truncated_weights_are_refused(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert_refused(copy, CorruptFile, r"model\.safetensors cannot be read")
+    assert_refused(copy, CorruptFile, r"model\.safetensors")
 
 
 def test_missing_and_unexpected_keys_are_listed(copy: Path) -> None:
@@ -237,26 +231,26 @@ def test_missing_and_unexpected_keys_are_listed(copy: Path) -> None:
     assert_refused(
         copy,
         CorruptFile,
-        r"missing: decoder\.project_in\.main\.conv\.weight; unexpected: wings; restore",
+        r"missing: decoder\.project_in\.main\.conv\.weight; unexpected: wings",
     )
 
 
-def test_the_published_name_means_the_published_config(copy: Path) -> None:
+def test_a_file_of_the_published_name_implies_the_published_config(copy: Path) -> None:
     (copy / "config.json").unlink()
     (copy / "model.safetensors").rename(copy / "F32T4C128_AE.safetensors")
-    assert_refused(copy, CorruptFile, r"of another shape: .* for \(128, 3, 3, 3, 3\)")
+    assert_refused(copy, CorruptFile, r"shape: .* for \(128, 3, 3, 3, 3\)")
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"_class_name": "AutoencoderKLLTXVideo", "patch_size": 4}, "_class_name: found 'Auto"),
-        (TINY | {"latent_channels": 32}, r"of another shape: decoder\.project_in"),
+        (TINY | {"latent_channels": 32}, r"shape: decoder\.project_in"),
         (TINY | {"latent_channels": -1}, "latent_channels: found -1"),
         ({"model_name": "dc-ae-f32c32-in-1.0"}, "model_name: found 'dc-ae-f32c32-in-1.0'"),
         ([], r"config\.json"),
     ],
 )
-def test_a_config_that_does_not_fit(copy: Path, config: object, message: str) -> None:
+def test_a_config_that_does_not_fit_is_refused(copy: Path, config: object, message: str) -> None:
     (copy / "config.json").write_text(json.dumps(config))
     assert_refused(copy, CorruptFile, message)
