@@ -116,32 +116,32 @@ def test_customer_add_keeps_comments_and_is_listed(call, checkout, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["a/b", "--source", ".", "--use-case", "education"], "not allowed"),
         (["a b", "--source", ".", "--use-case", "education"], "not allowed"),
-        (["acme", "--source", ".", "--use-case", "fun"], "unknown use case 'fun'"),
-        (["acme", "--source", "nowhere", "--use-case", "education"], "not a folder"),
+        (["acme", "--source", ".", "--use-case", "fun"], "'fun'"),
+        (["acme", "--source", "nowhere", "--use-case", "education"], "nowhere"),
         (["acme", "--source", "s3://b/p", "--use-case", "education"], "S3"),
     ],
 )
-def test_customer_add_refuses(call, checkout, arguments, said):
+def test_customer_add_refuses(call, checkout, arguments, message):
     before = (checkout / "params.yaml").read_bytes()
     code, _, err = call("customer", "add", *arguments)
     assert code == 2
-    assert said in err
+    assert message in err
     assert (checkout / "params.yaml").read_bytes() == before
     assert [path.name for path in checkout.glob("*.partial")] == []
 
 
 @pytest.mark.parametrize("name", ["a/b", "a b", "nobody"])
-def test_poc_of_a_name_that_is_no_customer(call, name):
+def test_poc_refuses_a_name_that_is_not_a_customer(call, name):
     code, _, err = call("poc", name)
     assert code == 2
-    assert "not allowed" in err or "unknown customer" in err
+    assert name in err
 
 
-def test_unknown_key_in_params(call, checkout):
+def test_an_unknown_key_in_params_is_refused(call, checkout):
     configs.override(checkout, distill={"stepz": 3})
     code, _, err = call("poc", "demo")
     assert code == 2
@@ -149,7 +149,7 @@ def test_unknown_key_in_params(call, checkout):
 
 
 @pytest.mark.parametrize("budget", [0, -3])
-def test_budget_of_zero_or_less(call, checkout, budget):
+def test_a_budget_of_zero_or_less_is_refused(call, checkout, budget):
     configs.override(checkout, budget={"run_usd": budget})
     code, _, err = call("poc", "demo")
     assert code == 2
@@ -165,7 +165,7 @@ def test_unknown_price_is_refused_before_anything_runs(call, checkout):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"distill": {"crop": 60}}, "distill.crop is 60"),
         ({"clip": {"frames": 8}}, "clip.frames is 8"),
@@ -174,17 +174,19 @@ def test_unknown_price_is_refused_before_anything_runs(call, checkout):
         ({"export": {"targets": ["litert/fp64"]}}, "litert/fp64"),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_is_paid(call, checkout, changes, said):
-    """By a run and by who only looks."""
+def test_params_that_do_not_fit_are_refused_before_anything_is_paid(
+    call, checkout, changes, message
+):
+    """By a run and by `customer show`."""
     configs.override(checkout, **changes)
     for command in (("poc", "demo"), ("customer", "show", "demo")):
         code, _, err = call(*command)
         assert code == 2
-        assert said in err
+        assert message in err
         assert not (checkout / "work").exists()
 
 
-def test_a_corrupt_teacher_is_told_before_anything_is_paid(call, checkout):
+def test_a_corrupt_teacher_is_refused_before_anything_is_paid(call, checkout):
     weights = checkout / "assets/teachers/tiny-ltx/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     code, _, err = call("poc", "demo")
@@ -193,26 +195,25 @@ def test_a_corrupt_teacher_is_told_before_anything_is_paid(call, checkout):
     assert not (checkout / "work").exists()
 
 
-def test_a_cluster_that_cannot_be_asked_what_its_machines_are_is_told(call, checkout, monkeypatch):
+def test_an_unreachable_ray_cluster_ends_a_stage_with_its_address(call, checkout, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     params.run(Workspace.load(checkout, "demo"))
     code, _, err = call("stage", "encode", "demo")
     assert code == 3
-    assert "no Ray answers at 127.0.0.1:1" in err
+    assert "127.0.0.1:1" in err
 
 
 @pytest.mark.slow
-def test_a_quote_before_anything_was_measured(call, monkeypatch):
+def test_a_quote_before_any_measurement_is_by_arithmetic(call, monkeypatch):
     """By arithmetic; AWS, which does not answer, is asked once for each of its two services."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     code, out, _ = call("cost", "quote", "demo")
     assert code == 0
-    assert "500 steps on this machine: $" in out and "no other price is known" in out
-    assert "by arithmetic" in " ".join(out.split())
-    assert "16 prices are unknown: AWS does not answer" in out
+    assert re.search(r"500 steps .*\$\d", out) and "by arithmetic" in " ".join(out.split())
+    assert "16 prices are unknown" in out
 
 
-def test_unreachable_mlflow(call, checkout, monkeypatch):
+def test_an_unreachable_mlflow_is_refused_before_anything_runs(call, checkout, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     code, _, err = call("poc", "demo")
     assert code == 3
@@ -220,7 +221,7 @@ def test_unreachable_mlflow(call, checkout, monkeypatch):
     assert not (checkout / "work").exists()
 
 
-def test_no_folder_of_videos(call, checkout):
+def test_a_missing_folder_of_videos_is_refused_with_the_command_to_make_it(call, checkout):
     (checkout / "data/demo").rmdir()
     code, _, err = call("poc", "demo")
     assert code == 2
@@ -228,7 +229,9 @@ def test_no_folder_of_videos(call, checkout):
 
 
 @pytest.mark.parametrize("lost", ["git", "work"])
-def test_a_machine_that_cannot_drive_a_run(call, checkout, monkeypatch, lost):
+def test_a_machine_without_git_or_a_writable_work_folder_is_refused(
+    call, checkout, monkeypatch, lost
+):
     if lost == "git":
         monkeypatch.setenv("PATH", str(checkout))
     else:
@@ -252,14 +255,14 @@ def test_empty_folder_is_refused_and_leaves_no_result(call, checkout):
     assert stage["spent_usd"] == stage["wasted_usd"]  # the stage failed: its seconds bought nothing
 
 
-def test_teacher_outside_the_teachers_folder(call, checkout):
+def test_a_teacher_outside_the_teachers_folder_is_refused(call, checkout):
     configs.override(checkout, encode={"teacher_weights": "data/demo"})
     code, _, err = call("poc", "demo")
     assert code == 2
     assert "assets/teachers" in err
 
 
-def test_unknown_stage(call):
+def test_an_unknown_stage_is_refused(call):
     code, _, err = call("stage", "dance", "demo")
     assert code == 2
     assert "validate" in err
@@ -271,7 +274,7 @@ def test_missing_argument_is_a_users_mistake(call):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", [["gate", "explain"], ["report", "open"]])
-def test_nothing_to_show_yet(call, verb):
+def test_before_the_first_run_explain_and_report_name_the_command_to_start_one(call, verb):
     code, _, err = call(*verb, "demo")
     assert code == 2
     assert "turbo-vaed poc demo" in err
@@ -280,10 +283,10 @@ def test_nothing_to_show_yet(call, verb):
 @pytest.fixture
 def explained(checkout: Path) -> Path:
     """The folder of a customer's run whose package was judged too slow."""
-    work, asked = checkout / "work" / "demo", Workspace.load(checkout, "demo").params
+    work, given = checkout / "work" / "demo", Workspace.load(checkout, "demo").params
     verdict = judge(
         made_up.evidence(latency_seconds=0.5, teacher_latency_seconds=0.2), customer="demo",
-        use_case="education", thresholds=asked.thresholds, min_parity_psnr=80.0,
+        use_case="education", thresholds=given.thresholds, min_parity_psnr=80.0,
         package_sha256="a" * 64, data_sha256="b" * 64, git_revision="c" * 40,
         created="2026-11-27T10:00:00+00:00", target="executorch-xnnpack/fp32",
     )  # fmt: skip
@@ -309,52 +312,54 @@ def explained(checkout: Path) -> Path:
     return work
 
 
-def test_gate_explain_says_what_does_not_pass_and_what_to_change(call, explained):
+def explain(call) -> tuple[int, dict[str, Any]]:
+    """The exit code and the document of `gate explain demo --format json`."""
+    code, out, _ = call("gate", "explain", "demo", "--format", "json")
+    return code, json.loads(out)
+
+
+def test_gate_explain_prints_failed_checks_and_advice(call, explained):
     """By the customer, and by the id of its last run."""
     for name in ("demo", "demo-1"):
         code, out, err = call("gate", "explain", name)
-        said = " ".join(out.split())
-        assert code == 1 and "2 of 13 checks did not pass" in err
-        assert "95% interval" in said and "margin" in said and "-1.5" in said
-        assert "2.5 times too slow: a smaller student than tiny-ltx" in said
-        assert "also judged: onnx/fp32 fails (fps, psnr)" in said
-        assert "outdated" not in said
-    code, out, _ = call("gate", "explain", "demo", "--format", "json")
-    found = json.loads(out)
+        printed = " ".join(out.split())
+        assert code == 1 and "2 of 13" in err
+        assert "95% interval" in printed and "margin" in printed and "-1.5" in printed
+        assert "2.5 times too slow" in printed and "tiny-ltx" in printed
+        assert "onnx/fp32 fails (fps, psnr)" in printed
+        assert "outdated" not in printed
+    code, found = explain(call)
     assert code == 1 and set(found["advice"]) == {"fps", "latency_ratio"}
     assert (found["outdated"], found["checks"][-1]["margin"]) == ("", -1.5)
     assert call("gate", "explain", "demo-7")[0] == 2
 
 
-def test_gate_explain_tells_an_old_verdict_from_the_last_runs(call, explained):
+def test_gate_explain_marks_a_verdict_older_than_the_last_run(call, explained):
     run = {"run_id": "demo-2", "started": "2026-11-27T11:00:00+00:00", "status": "open"}
     (explained / "run.json").write_text(json.dumps(run))
     _, out, _ = call("gate", "explain", "demo-2")
-    assert "verdict is outdated: run demo-2 began at" in " ".join(out.split())
+    assert re.search("outdated: .*demo-2", " ".join(out.split()))
     run |= {"started": "2026-11-27T09:30:00+00:00"}
     (explained / "run.json").write_text(json.dumps(run))
     assert "outdated" not in call("gate", "explain", "demo")[1], "it measures again"
     (explained / "export" / "figures.json").write_text('{"executorch-xnnpack/fp32 sha256": "9"}')
-    _, out, _ = call("gate", "explain", "demo", "--format", "json")
-    assert json.loads(out)["outdated"] == "the packages have been exported again since"
+    assert "exported again" in explain(call)[1]["outdated"]
 
 
-def test_gate_explain_tells_that_other_limits_are_asked_by_now(call, checkout, explained):
+def test_gate_explain_marks_a_verdict_under_other_limits_as_outdated(call, checkout, explained):
     configs.override(checkout, thresholds={"min_psnr": 31.5})
-    said = " ".join(call("gate", "explain", "demo")[1].split())
-    assert "outdated: other limits are in force now: psnr 31.5. turbo-vaed poc demo" in said
+    printed = " ".join(call("gate", "explain", "demo")[1].split())
+    assert re.search(r"outdated: .*: psnr 31\.5\. turbo-vaed poc demo ", printed)
     (explained / "gate" / "verdict.json").write_text(
         (explained / "gate" / "verdict.json").read_text().replace('"host"', '"a-phone"')
     )
     configs.copy_to(checkout)
-    said = " ".join(call("gate", "explain", "demo")[1].split())
-    assert "gate.device is host now, not a-phone" in said
+    assert re.search(r"gate\.device .*host.*a-phone", explain(call)[1]["outdated"])
     configs.override(checkout, use_case="inspection")
-    said = " ".join(call("gate", "explain", "demo")[1].split())
-    assert "the use case of demo is inspection now" in said
+    assert "inspection" in explain(call)[1]["outdated"]
 
 
-def test_outside_a_checkout(call, monkeypatch, tmp_path_factory):
+def test_outside_a_checkout_the_error_names_turbo_vaed_root(call, monkeypatch, tmp_path_factory):
     monkeypatch.delenv("TURBO_VAED_ROOT")
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     code, _, err = call("customer", "list")
@@ -369,12 +374,9 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(call):
     assert rows["torch"]["state"] == "ok"
     assert rows["ledger"]["state"] == rows["mlflow"]["state"] == "ok"
     assert rows["checkout"]["state"] == "ok"
-    assert rows["demo videos"] == {
-        "what": "demo videos",
-        "state": "missing",
-        "found": "none in data/demo",
-        "to_do": "make setup",
-    }
+    videos = rows["demo videos"]
+    assert (videos["state"], videos["to_do"]) == ("missing", "make setup")
+    assert "data/demo" in videos["found"]
     assert rows["LiteRT converter"]["found"] == "litert-torch 0.10.0"
     assert code == 3
 
@@ -387,10 +389,10 @@ def test_doctor_names_a_checkout_in_which_no_run_can_begin(call, checkout, monke
     assert str(checkout / "work") in rows["checkout"]["to_do"]
 
 
-def test_the_first_reason_stands_for_the_others() -> None:
+def test_the_first_reason_and_the_number_of_others_are_printed() -> None:
     """A reason has semicolons of its own."""
-    assert registry._first("fps: required >= 24, not measured: busy; stop it\nflicker\nsize") == (
-        "fps: required >= 24, not measured: busy; stop it; and 2 more (--format json)"
-    )
-    assert registry._first("every check passes") == "every check passes"
+    first = registry._first("fps: not measured: busy; stop it\nflicker\nsize")
+    assert first.startswith("fps: not measured: busy; stop it;")
+    assert "2 more" in first and "--format json" in first and "flicker" not in first
+    assert registry._first("passes") == "passes"
     assert registry._first("") == ""

@@ -49,17 +49,17 @@ def ask(checkout, monkeypatch, capsys):
     "words",
     [("poc", ""), ("gate", "explain", ""), ("cost", "report", "--customer", "")],
 )
-def test_customers_of_this_checkout(ask, words):
+def test_customers_of_this_checkout_are_completed(ask, words):
     assert ask(*words) == ["acme", "zenith"]
 
 
-def test_commands_and_what_is_half_typed(ask):
+def test_commands_and_partial_words_are_completed(ask):
     assert "roi" in ask("cost", "")
     assert ask("poc", "z") == ["zenith"]
     assert ask("stage", "e") == [stage for stage in STAGES if stage.startswith("e")]
 
 
-def test_the_script_that_bash_is_given_completes(checkout):
+def test_the_script_for_bash_completes(checkout):
     script = """
         eval "$(_TURBO_VAED_COMPLETE=source_bash turbo-vaed)"
         COMP_WORDS=(turbo-vaed poc ""); COMP_CWORD=2

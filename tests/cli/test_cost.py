@@ -44,7 +44,7 @@ def test_a_report_in_every_form(call, made):
     assert json.loads(out)["period"] == "2026-07"
 
 
-def test_on_demand_prices_are_those_that_aws_told_before(call, made):
+def test_on_demand_prices_come_from_the_cache_of_aws_prices(call, made):
     arguments = ("cost", "report", "--customer", "acme", "--format", "json")
     _, out, _ = call(*arguments)
     total = json.loads(out)["total"]
@@ -60,7 +60,7 @@ def test_on_demand_prices_are_those_that_aws_told_before(call, made):
     assert json.loads(out)["total"]["spot_saving_usd"] == "4.32"
 
 
-def test_a_page_lies_in_state_or_where_it_is_asked_for(call, made, tmp_path):
+def test_a_page_is_written_to_state_or_to_the_path_given(call, made, tmp_path):
     code, out, _ = call("cost", "report", "--format", "html", "--month", "2026-08")
     path = made / "state/reports/costs-all-2026-08.html"
     assert (code, out.strip()) == (0, str(path))
@@ -73,7 +73,7 @@ def test_a_page_lies_in_state_or_where_it_is_asked_for(call, made, tmp_path):
     assert "Customer acme" in own.read_text()
 
 
-def test_a_strange_name_makes_no_strange_file(call, made):
+def test_a_customer_name_with_slashes_makes_a_safe_file_name(call, made):
     with Ledger.open(f"sqlite:///{made}/state/ledger.db") as ledger:
         charge = next(made_up.charges())
         ledger.add(type(charge)(**{**vars(charge), "customer": "../../up"}))
@@ -83,9 +83,9 @@ def test_a_strange_name_makes_no_strange_file(call, made):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["report", "--customer", "nobody"], "unknown customer 'nobody'"),
+        (["report", "--customer", "nobody"], "'nobody'"),
         (["report", "--month", "2026-13"], "expected YYYY-MM"),
         (["report", "--month", "August"], "expected YYYY-MM"),
         (["portfolio", "--month", "2026"], "expected YYYY-MM"),
@@ -95,31 +95,32 @@ def test_a_strange_name_makes_no_strange_file(call, made):
         (["report", "demo"], "demo"),
     ],
 )
-def test_a_users_mistake(call, arguments, said):
+def test_a_users_mistake_is_refused_by_its_argument(call, arguments, message):
     code, _, err = call("cost", *arguments)
     assert code == 2
-    assert said in err
+    assert message in err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["report", "portfolio"])
-def test_a_page_that_cannot_be_written(call, made, tmp_path, verb):
+def test_a_page_that_cannot_be_written_is_refused(call, made, tmp_path, verb):
     (tmp_path / "file").write_text("")
     code, _, err = call("cost", verb, "--format", "html", "--out", str(tmp_path / "file" / "x"))
     assert code == 2
-    assert "cannot be written" in err
+    assert str(tmp_path / "file") in err
 
 
-def test_help_says_what_json_holds(call):
+def test_help_lists_the_keys_of_the_json_report(call):
     _, out, _ = call("cost", "report", "--help")
     words = " ".join(out.replace("│", " ").split())
-    for name in ("sentence", "period", "customer", "summary", "total", "runs", "months", "notes"):
+    for name in (
+        "sentence", "period", "customer", "summary", "total", "runs", "months", "notes", "null"
+    ):  # fmt: skip
         assert name in words
-    assert "null is not known" in words
 
 
 @pytest.mark.slow
-def test_a_portfolio(call, made):
+def test_a_portfolio_in_every_form(call, made):
     document = configs.read(made)
     del document["customers"]["beta"]
     configs.write(made, document)

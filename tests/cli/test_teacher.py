@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from turbo_vaed.models.teachers import load_teacher
 TEACHER = Path(__file__).parents[2] / "assets/teachers/tiny-ltx"
 
 
-def test_encode_writes_the_latents_of_the_middle(
+def test_encode_writes_the_latents_of_the_middle_of_the_picture(
     monkeypatch, capsys, tmp_path, tiny_teacher, make_video
 ) -> None:
     """Those that the teacher makes of the first frames, as PyAV reads them."""
@@ -43,9 +44,9 @@ def test_encode_writes_the_latents_of_the_middle(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("9", "256"), "v.mp4: found 160x144 pixels, --size asks for 256x256"),
-        (("13", "32"), "v.mp4: found 12 frames, --frames asks for 13"),
-        (("10", "32"), "v.mp4: video: found 10 frames, allowed"),
+        (("9", "256"), r"v\.mp4: found 160x144 pixels, --size .*256x256"),
+        (("13", "32"), r"v\.mp4: found 12 frames, --frames .*13"),
+        (("10", "32"), r"v\.mp4: .*found 10 frames, allowed"),
     ],
 )
 def test_encode_refuses_a_video_that_does_not_fit(
@@ -57,7 +58,7 @@ def test_encode_refuses_a_video_that_does_not_fit(
     arguments = ["--family", "ltx-video", "--frames", frames, "--size", size]
     monkeypatch.setattr(sys, "argv", [*verb, *arguments])
     assert cli.main() == 2
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "o.npy").exists()
 
 
@@ -96,66 +97,71 @@ def test_a_teacher_as_json_names_the_student_for_it(show) -> None:
 def test_a_teacher_as_a_table(show) -> None:
     code, out, _ = show(str(TEACHER), "--family", "ltx-video")
     assert code == 0
-    for said in ("ltx-video", "4k+1", "multiples of 8", "5793116", "student widths"):
-        assert said in out
+    for fact in ("ltx-video", "4k+1", "multiples of 8", "5793116", "student widths"):
+        assert fact in out
 
 
-def test_a_share_that_is_too_small_is_told_and_is_no_fault(show) -> None:
+def test_a_share_that_is_too_small_is_reported_as_impossible(show) -> None:
     arguments = (str(TEACHER), "--family", "ltx-video", "--fraction", "0.001", "--format", "json")
     code, out, _ = show(*arguments)
     assert code == 0
     student = json.loads(out)["student"]
-    assert "smallest student" in student["impossible"]
+    assert "0.001" in student["impossible"]
     assert "config" not in student
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
-        ((str(TEACHER), "--family", "vae"), 2, "unknown teacher family 'vae'; known: ltx-video"),
-        ((str(TEACHER), "--family", "mochi"), 2, "not the config of a AutoencoderKLMochi"),
-        (("no/such-folder", "--family", "mochi"), 2, "'no/such-folder' is no folder, and no model"),
+        ((str(TEACHER), "--family", "vae"), 2, "'vae'; known: ltx-video"),
+        ((str(TEACHER), "--family", "mochi"), 2, "AutoencoderKLMochi, but of AutoencoderKLLTX"),
+        (("no/such-folder", "--family", "mochi"), 2, "'no/such-folder'"),
         ((str(TEACHER),), 2, "--family"),
         *(
-            ((str(TEACHER), "--family", "ltx-video", "--fraction", share), 2, f"{said}; allowed:")
-            for share, said in (("2", "2.0"), ("nan", "nan"), ("0", "0.0"), ("-0.1", "-0.1"))
+            ((str(TEACHER), "--family", "ltx-video", "--fraction", share), 2, f"{value}; allowed:")
+            for share, value in (("2", "2.0"), ("nan", "nan"), ("0", "0.0"), ("-0.1", "-0.1"))
         ),
     ],
 )
-def test_users_mistakes(show, arguments: tuple[str, ...], code: int, said: str) -> None:
+def test_a_users_mistake_is_refused_by_its_argument(
+    show, arguments: tuple[str, ...], code: int, message: str
+) -> None:
     found, _, err = show(*arguments)
     assert found == code
-    assert said in err
+    assert message in err
 
 
 @pytest.mark.parametrize(
     "name", ["", ".", "..", ".hidden", "a/b", "../a", "a\0b", "a b", "a\n", "ä", "a" * 101]
 )
-def test_a_name_that_is_no_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"--name .* is not allowed: .* at most 100"):
+def test_a_name_that_is_not_a_plain_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"--name .*\b100\b"):
         fetch(tmp_path, f"org/tiny@{'0' * 40}", "wan-2.1", name)
 
 
 @pytest.mark.parametrize(
     "model", ["org/name/../teachers/tiny", "org/name/./vae", "org/name/.git", "../name", "org/.."]
 )
-def test_a_model_that_leads_elsewhere(tmp_path: Path, show, model: str) -> None:
+def test_a_hub_id_with_path_parts_that_begin_with_a_dot_is_refused(
+    tmp_path: Path, show, model: str
+) -> None:
     hub_id = f"{model}@{'0' * 40}"
-    with pytest.raises(UserError, match="no part begins with a dot"):
+    with pytest.raises(UserError, match=f"{re.escape(repr(hub_id))}.* a dot"):
         fetch(tmp_path, hub_id, "wan-2.1", "mine")
     assert not list(tmp_path.iterdir())
     code, _, err = show(hub_id, "--family", "wan-2.1")
-    assert (code, "no part begins with a dot" in err) == (2, True)
+    assert (code, repr(hub_id) in err) == (2, True)
 
 
 @pytest.mark.parametrize("model", ["org/a--b", "org/x.git", "org/a..b", f"org/{'a' * 100}"])
-def test_a_model_that_the_hub_does_not_allow(tmp_path: Path, model: str) -> None:
-    with pytest.raises(UserError, match="is no name on the hub: "):
-        fetch(tmp_path, f"{model}@{'0' * 40}", "wan-2.1", "mine")
+def test_a_name_that_the_hub_does_not_allow_is_refused(tmp_path: Path, model: str) -> None:
+    hub_id = f"{model}@{'0' * 40}"
+    with pytest.raises(UserError, match=f"{re.escape(repr(hub_id))} .*name on the hub"):
+        fetch(tmp_path, hub_id, "wan-2.1", "mine")
 
 
 @pytest.mark.parametrize("verb", ["show", "fetch"])
-def test_help(monkeypatch, capsys, verb: str) -> None:
+def test_help_describes_hub_ids(monkeypatch, capsys, verb: str) -> None:
     monkeypatch.setattr(sys, "argv", ["turbo-vaed", "teacher", verb, "--help"])
     assert cli.main() == 0
     assert "ORG/NAME" in capsys.readouterr().out

@@ -51,7 +51,7 @@ def test_an_approval_does_not_make_up_for_a_failed_check(store: str, make: Make)
 
 
 @pytest.mark.parametrize("missing", ["approved_by", "approval_rationale", "approved_at"])
-def test_an_approval_of_nobody_is_none_and_the_audit_says_so(
+def test_an_approval_without_a_name_reason_or_date_does_not_count(
     store: str, make: Make, missing: str
 ) -> None:
     put(store, make(b"first", needs_approval=True))
@@ -60,7 +60,8 @@ def test_an_approval_of_nobody_is_none_and_the_audit_says_so(
     client = MlflowClient(tracking_uri=store)
     client.delete_model_version_tag("turbo-vaed-demo", "1", missing)
     (row,) = audit(store, "demo")
-    assert row.wrong == ("use case inspection needs a person's approval",)
+    (wrong,) = row.wrong
+    assert "inspection" in wrong and "approval" in wrong
     assert promote(tracking_uri=store, customer="demo", version=1).alias == "candidate"
-    with pytest.raises(ValueError, match="who approves, and why"):
+    with pytest.raises(ValueError, match="by is empty"):
         Approval(by=" ", reason="x")

@@ -4,6 +4,7 @@ import base64
 import functools
 import http.server
 import os
+import re
 import socket
 import threading
 import time
@@ -41,9 +42,10 @@ def test_register_logs_the_run_with_its_lineage(store: str, make: Make, tmp_path
     assert run.data.metrics == {"psnr": 30.0, "retention/psnr": 1.0}
     assert len(run.data.params) == 230 and run.data.params["p229"] == "229"
     tags = client.get_model_version("turbo-vaed-demo", "1").tags
-    for held in (run.data.tags, tags):
-        assert held["git_revision"] == "0123abc" and held["data_sha256"] == "d" * 64
-        assert held["package_sha256"] == sha256 and held["turbo_vaed_run_id"] == "demo-1"
+    for found_tags in (run.data.tags, tags):
+        assert found_tags["git_revision"] == "0123abc" and found_tags["data_sha256"] == "d" * 64
+        assert found_tags["package_sha256"] == sha256
+        assert found_tags["turbo_vaed_run_id"] == "demo-1"
     assert tags["verdict_result"] == "passes"
     assert artifact(store, found, "dvc.lock").read_text() == lock.read_text()
     assert artifact(store, found, "docs/index.html").read_text() == "<p>"
@@ -51,7 +53,7 @@ def test_register_logs_the_run_with_its_lineage(store: str, make: Make, tmp_path
     assert load_package(artifact(store, found, "package")).sha256 == sha256
 
 
-def test_artifacts_stay_beside_the_store(store: str, make: Make, tmp_path: Path) -> None:
+def test_artifacts_are_stored_next_to_the_store(store: str, make: Make, tmp_path: Path) -> None:
     found = put(store, make())
     assert artifact(store, found, "package").is_relative_to(tmp_path / "mlartifacts" / "demo")
     assert not Path("mlruns").exists()
@@ -75,7 +77,7 @@ def test_another_verdict_or_package_is_another_version(store: str, make: Make) -
     assert put(store, make(b"other bytes")).version == 3
 
 
-def test_customers_are_kept_apart(store: str, make: Make) -> None:
+def test_the_versions_of_customers_are_separate(store: str, make: Make) -> None:
     put(store, make())
     other = put(store, make(customer="acme"), customer="acme")
     assert (other.name, other.version, other.created) == ("turbo-vaed-acme", 1, True)
@@ -83,8 +85,8 @@ def test_customers_are_kept_apart(store: str, make: Make) -> None:
     assert versions(store, "nobody") == ()
 
 
-def test_a_run_that_breaks_is_a_failed_run_and_no_version(store: str, make: Make) -> None:
-    with pytest.raises(Fault, match="MLflow at sqlite"):
+def test_a_run_that_fails_to_register_makes_no_version(store: str, make: Make) -> None:
+    with pytest.raises(Fault, match=r"MLflow .*sqlite:"):
         put(store, make(), metrics={"not a | metric": 1.0})
     client = MlflowClient(tracking_uri=store)
     runs = client.search_runs([experiment_id(client, store, "demo")])
@@ -113,10 +115,10 @@ def test_a_passing_version_becomes_champion_and_the_old_one_previous(
     ("changes", "reason"),
     [
         ({"psnr_db": 25.0}, "measured 25.00 dB"),
-        ({"needs_approval": True}, "needs a person's approval"),
+        ({"needs_approval": True}, "approval"),
     ],
 )
-def test_a_version_that_is_not_passed_is_candidate_with_the_reasons(
+def test_a_version_that_does_not_pass_is_a_candidate_with_the_reasons(
     store: str, make: Make, changes: dict[str, Any], reason: str
 ) -> None:
     put(store, make(b"good"))
@@ -124,29 +126,29 @@ def test_a_version_that_is_not_passed_is_candidate_with_the_reasons(
     put(store, make(b"bad", **changes))
     found = promote(tracking_uri=store, customer="demo", version=2)
     assert found.alias == "candidate" and found.previous_champion is None
-    assert any(reason in said for said in found.reasons)
+    assert any(reason in text for text in found.reasons)
     assert aliases(store) == {"champion": 1, "candidate": 2}
     newest, oldest = versions(store, "demo")
     assert reason in newest.reasons and newest.promotion == "candidate"
-    assert (oldest.promotion, oldest.reasons) == ("champion", "every check passes")
+    assert oldest.promotion == "champion" and reason not in oldest.reasons
 
 
-def test_a_champion_by_hand_loses_the_alias_when_it_is_looked_at(store: str, make: Make) -> None:
+def test_a_champion_set_by_hand_loses_the_alias_when_it_is_promoted(store: str, make: Make) -> None:
     put(store, make(psnr_db=20.0))
     MlflowClient(tracking_uri=store).set_registered_model_alias("turbo-vaed-demo", "champion", "1")
     promote(tracking_uri=store, customer="demo", version=1)
     assert aliases(store) == {"candidate": 1}
 
 
-def test_users_mistakes(store: str, make: Make, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.json does not exist"):
+def test_users_mistakes_are_refused_by_name(store: str, make: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.json"):
         put(store, make(), artifacts=[tmp_path / "gone.json"])
-    with pytest.raises(UserError, match="customer name 'a/b' is not allowed"):
+    with pytest.raises(UserError, match="'a/b'"):
         put(store, make(), customer="a/b")
-    with pytest.raises(UserError, match="has no version 7; there are: none"):
+    with pytest.raises(UserError, match=r"version 7; .*: none"):
         promote(tracking_uri=store, customer="demo", version=7)
     put(store, make())
-    with pytest.raises(UserError, match="has no version 7; there are: 1"):
+    with pytest.raises(UserError, match=r"version 7; .*: 1$"):
         promote(tracking_uri=store, customer="demo", version=7)
     with pytest.raises(UserError, match=r"expected http://…"):
         open_tracking("file:///somewhere")
@@ -159,29 +161,29 @@ def test_a_deleted_experiment_is_named(store: str, make: Make) -> None:
         put(store, make())
 
 
-def test_a_store_whose_folder_cannot_be_made(tmp_path: Path) -> None:
+def test_a_store_whose_folder_cannot_be_made_is_unreachable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Unreachable, match="cannot be made"):
+    with pytest.raises(Unreachable, match=re.escape(f"{tmp_path}/file")):
         open_tracking(f"sqlite:///{tmp_path}/file/mlflow.db")
 
 
-def test_a_store_that_is_no_database(tmp_path: Path) -> None:
+def test_a_store_that_is_not_a_database_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("lecture notes " * 100)
-    with pytest.raises(Fault, match="not a database"):
+    with pytest.raises(Fault, match=re.escape(f"{tmp_path}/mlflow.db")):
         open_tracking(f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def test_an_unreachable_server_is_said_at_once() -> None:
+def test_an_unreachable_server_is_refused_at_once() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(Unreachable) as caught:
         promote(tracking_uri=f"http://ann:secret@127.0.0.1:{port}", customer="demo", version=1)
-    assert time.monotonic() - began < 10
-    said = str(caught.value)
-    assert f"http://ann:***@127.0.0.1:{port}" in said and "MLFLOW_TRACKING_URI" in said
-    assert "secret" not in said
+    assert time.monotonic() - start < 10
+    message = str(caught.value)
+    assert f"http://ann:***@127.0.0.1:{port}" in message and "MLFLOW_TRACKING_URI" in message
+    assert "secret" not in message
 
 
 @pytest.fixture
@@ -193,9 +195,11 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
-def test_a_server_that_never_answers(silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_is_unreachable(
+    silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("turbo_vaed.registry.client.HEALTH_SECONDS", 0.5)
-    with pytest.raises(Unreachable, match="no MLflow server answers"):
+    with pytest.raises(Unreachable, match=rf"{silent_server} .*MLFLOW_TRACKING_URI"):
         open_tracking(silent_server)
 
 
@@ -221,17 +225,19 @@ def test_credentials_in_the_uri_reach_the_server(status: int) -> None:
     assert seen[0] == "Basic " + base64.b64encode(b"ann:secret").decode()
 
 
-def test_a_server_that_is_not_mlflow(tmp_path: Path) -> None:
+def test_a_server_that_is_not_mlflow_is_refused(tmp_path: Path) -> None:
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
         threading.Thread(target=web.serve_forever, daemon=True).start()
-        with pytest.raises(Unreachable, match="answers 404 to /health; is it an MLflow server"):
+        with pytest.raises(Unreachable, match="404 to /health"):
             open_tracking(f"http://127.0.0.1:{web.server_port}")
         web.shutdown()
 
 
 @pytest.mark.slow
-def test_over_http_as_on_a_file(server: str, make: Make, tmp_path: Path) -> None:
+def test_a_registry_over_http_behaves_as_one_on_a_file(
+    server: str, make: Make, tmp_path: Path
+) -> None:
     """The whole way against a real server, and nothing left in the working folder."""
     before = set(os.listdir())
     made = make()
@@ -248,11 +254,11 @@ def test_over_http_as_on_a_file(server: str, make: Make, tmp_path: Path) -> None
     edit(doctored, lambda d: d.update(needs_approval=False))
     doctored.write_text(doctored.read_text() + " ")
     client.log_artifact(first.mlflow_run_id, str(doctored))
-    with pytest.raises(GateRefused, match="its verdict has sha256"):
+    with pytest.raises(GateRefused, match="verdict has sha256"):
         promote(tracking_uri=server, customer="demo", version=1)
     assert aliases(server) == {"candidate": 2}
     assert set(os.listdir()) == before
 
 
-def test_model_names() -> None:
+def test_the_model_of_a_customer_has_its_name() -> None:
     assert model_name("acme-2") == "turbo-vaed-acme-2"
