@@ -17,7 +17,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip_pass.time, "monotonic", lambda: float(next(seconds)))
 
 
-def test_the_rest_is_estimated_from_the_pace_so_far(clock: None) -> None:
+def test_the_remaining_time_is_estimated_from_the_pace_so_far(clock: None) -> None:
     seconds_left: list[float] = []
     assert list(clip_pass._within_budget("abcd", 4, seconds_left.append)) == list("abcd")
     assert seconds_left == [20.0, 10.0], "two clips to go, then one; nothing is known of the first"
@@ -35,7 +35,7 @@ def test_a_pass_ends_when_the_rest_is_beyond_the_budget(clock: None) -> None:
     assert seen == ["a", "b"]
 
 
-def test_nothing_starts_that_is_beyond_the_budget() -> None:
+def test_a_pass_beyond_the_budget_does_not_start() -> None:
     def check_budget(seconds: float) -> None:
         raise BudgetRefused(f"{seconds:g} s")
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 
 import av
@@ -58,7 +60,7 @@ def test_every_clip_holds_the_pixels_of_its_place(made: tuple[Path, ClipPlan]) -
         np.testing.assert_array_equal(video[clip.index], expected)
 
 
-def test_the_description_says_what_the_plan_says(made: tuple[Path, ClipPlan]) -> None:
+def test_the_description_agrees_with_the_plan(made: tuple[Path, ClipPlan]) -> None:
     folder, clips = made
     cut_clips(clips, folder, folder)
     found = read_description(folder / "clips.json")
@@ -68,7 +70,7 @@ def test_the_description_says_what_the_plan_says(made: tuple[Path, ClipPlan]) ->
     assert found["split_reason"] == clips.split_reason and found["left_out"] == []
 
 
-def test_the_bytes_of_a_description_stay_what_they_were(tmp_path: Path) -> None:
+def test_the_bytes_of_a_description_never_change(tmp_path: Path) -> None:
     """A checkpoint is found by them: other bytes, and paid training begins anew."""
     video = SourceVideo(
         path="Straße.mp4", sha256="0" * 64, width=48, height=32, frames=60, fps=25.0
@@ -78,29 +80,29 @@ def test_the_bytes_of_a_description_stay_what_they_were(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "clips.json") == digest
 
 
-def test_a_video_that_changed_since_it_was_validated(
+def test_a_video_changed_since_validation_is_refused(
     made: tuple[Path, ClipPlan], make_video
 ) -> None:
     folder, clips = made
     make_video(folder / "b.mp4", frames=27, width=64, height=48, seed=5)
-    with pytest.raises(CorruptFile, match=r"b\.mp4 has changed since it was validated"):
+    with pytest.raises(CorruptFile, match=r"b\.mp4 has changed"):
         cut_clips(clips, folder, folder)
     (folder / "b.mp4").unlink()
-    with pytest.raises(CorruptFile, match=r"b\.mp4 cannot be read"):
+    with pytest.raises(CorruptFile, match=rf"b\.mp4 .*{os.strerror(errno.ENOENT)}"):
         cut_clips(clips, folder, folder)
 
 
-def test_a_video_that_ends_before_its_clips(tmp_path: Path, make_video) -> None:
+def test_a_video_that_ends_before_its_clips_is_refused(tmp_path: Path, make_video) -> None:
     path = make_video(tmp_path / "a.mp4", frames=33, width=64, height=48)
-    with pytest.raises(CorruptFile, match="ends at frame 33, clips need 50"):
+    with pytest.raises(CorruptFile, match=r"a\.mp4 .*frame 33, .*\b50"):
         cut_clips(plan(source(path, 50, 64, 48)), tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"frames": 5})])
 def test_a_broken_description_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "clips.json"
-    with pytest.raises(CorruptFile, match="does not exist; run the stage `clip` again"):
+    with pytest.raises(CorruptFile, match=r"clips\.json .*stage `clip`"):
         read_description(path)
     path.write_text(content)
-    with pytest.raises(CorruptFile, match=r"clips\.json.*run the stage `clip` again"):
+    with pytest.raises(CorruptFile, match=r"clips\.json.*stage `clip`"):
         read_description(path)

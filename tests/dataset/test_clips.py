@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,7 +124,7 @@ def test_the_clips_of_a_time_split_lie_in_its_time_ranges() -> None:
         assert start <= clip.start_frame and clip.start_frame + 9 <= stop
 
 
-def test_the_shares_are_kept_as_well_as_slots_allow() -> None:
+def test_split_shares_are_met_as_closely_as_slots_allow() -> None:
     ranges = time_ranges(9 * 102, frames=9, train_share=0.7, val_share=0.12)
     slots = {split: (stop - start) // 9 for split, (start, stop) in ranges.items()}
     assert slots == {"train": 70, "val": 12, "test": 18}
@@ -138,7 +140,7 @@ def test_few_slots_give_several_crops_and_one_position_gives_one() -> None:
     assert len(exact.clips) == 3
 
 
-def test_the_seed_moves_crops_and_sources() -> None:
+def test_another_seed_gives_other_crops_and_sources() -> None:
     videos = [video(i) for i in range(8)]
     one, other = plan(videos, seed=1), plan(videos, seed=2)
     assert [(c.y, c.x) for c in one.clips] != [(c.y, c.x) for c in other.clips]
@@ -149,23 +151,19 @@ def test_the_seed_moves_crops_and_sources() -> None:
 
 def test_a_short_and_a_small_source_are_left_out_and_named() -> None:
     found = plan([video(0), video(1, frames=8), video(2, width=15), video(3, frames=44)])
-    assert found.left_out == (
-        ("01.mp4", "8 frames, a clip has 9"),
-        ("02.mp4", "15x48 pixels, a crop has 16x16"),
-    )
+    (short, why_short), (small, why_small) = found.left_out
+    assert (short, small) == ("01.mp4", "02.mp4")
+    assert re.search(r"8 frames.*\b9$", why_short) and re.search("15x48.*16x16", why_small)
     assert {c.split for c in found.clips if c.path == "03.mp4"} == {"train"}
-    assert found.split_reason == (
-        "2 sources, fewer than 5: each is cut by time, with a guard gap of one clip (9 frames) "
-        "between train, val and test; too short for all three, train only: 03.mp4"
-    )
+    assert re.search(r"2 sources.*\(9 frames\).*train only: 03\.mp4$", found.split_reason)
 
 
-def test_no_test_clip_is_a_refusal_that_says_what_to_do() -> None:
-    with pytest.raises(DataRefused, match=r"no test clip is left.*video of at least 45 frames"):
+def test_a_plan_without_a_test_clip_is_refused_with_the_length_needed() -> None:
+    with pytest.raises(DataRefused, match=r"test clip.* 45 frames"):
         plan([video(0, frames=44), video(1, frames=44)])
 
 
-def test_no_usable_source_is_a_refusal_that_names_them() -> None:
+def test_a_plan_without_a_usable_source_is_refused_with_the_reasons() -> None:
     with pytest.raises(DataRefused, match=r"(?s)9 frames and 16x16.*00\.mp4: 8 frames"):
         plan([video(0, frames=8)])
     with pytest.raises(DataRefused):

@@ -46,7 +46,7 @@ SHAPE = (8, 2, 2, 2)
 encode = partial(encode_clips, latent_shape=SHAPE, reconstructed=(), batch_size=2)
 
 
-def test_pixels_survive_the_way_there_and_back() -> None:
+def test_pixels_survive_conversion_and_back() -> None:
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 4, 8, 8, 1).repeat(3, axis=-1)
     network = to_network(pixels)
     assert tuple(network.shape) == (1, 3, 4, 8, 8)
@@ -56,7 +56,7 @@ def test_pixels_survive_the_way_there_and_back() -> None:
 
 
 @pytest.mark.usefixtures("session")
-def test_every_clip_is_encoded_and_those_asked_for_are_decoded(
+def test_every_clip_is_encoded_and_the_chosen_ones_are_decoded(
     clips: str, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "latents.zarr")
@@ -76,18 +76,18 @@ def test_every_clip_is_encoded_and_those_asked_for_are_decoded(
     decoded = to_pixels(teacher.decode(expected)).astype(int)
     for clip in (0, 1, 2, 4):
         assert np.abs(pictures[clip] - decoded[clip]).max() <= 1
-    with pytest.raises(CorruptFile, match="'reconstruction' of clip 3 is missing; look"):
+    with pytest.raises(CorruptFile, match=r"'reconstruction' .*clip 3 .*missing.*look"):
         ClipArray(out, "reconstruction", remedy="look")[3]
     assert ray.is_initialized(), "a session that was there before stays"
 
 
 @pytest.mark.usefixtures("session")
-def test_what_breaks_in_a_worker_keeps_its_words(
+def test_an_error_in_a_worker_keeps_its_class_and_message(
     clips: str, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "latents.zarr")
     gone = partial(load_teacher, "ltx-video", tmp_path / "gone")
-    with pytest.raises(UserError, match=r"folder .*gone does not exist; put config"):
+    with pytest.raises(UserError, match=r"/gone .*config\.json"):
         encode(clips, out, make_codec=gone)
     make = partial(load_teacher, "ltx-video", tiny_teacher)
     with pytest.raises(Fault, match=r"gave latents \(8, 2, 2, 2\).*\(9, 2, 2, 2\) were expected"):
@@ -96,22 +96,22 @@ def test_what_breaks_in_a_worker_keeps_its_words(
 
 def half(number: int, *, device: str) -> tuple[float, str, int]:
     if number % 2:
-        raise UserError(f"{number} is odd; give an even number")
+        raise UserError(f"{number} is odd")
     return number / 2, device, os.getpid()
 
 
 @pytest.mark.usefixtures("session")
-def test_one_call_on_a_worker() -> None:
+def test_a_function_runs_on_a_worker_and_its_error_comes_back() -> None:
     result, device, process = run_on_worker(half, 6)
     assert (result, device) == (3, "cpu") and process != os.getpid()
-    with pytest.raises(UserError, match=r"^3 is odd; give an even number$"):
+    with pytest.raises(UserError, match=r"^3 is odd$"):
         run_on_worker(half, 3)
 
 
 def test_a_lost_clip_is_not_encoded_as_a_black_one(
     clips: str, tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    """In this process: it is the worker's business, whoever calls it."""
+    """In this process: a worker behaves the same wherever it runs."""
     out = str(tmp_path / "latents.zarr")
     group = zarr.open_group(out, mode="w", zarr_format=3)
     for name, one, dtype in (("latents", SHAPE, "f4"), ("reconstruction", (5, 16, 16, 3), "u1")):
@@ -120,11 +120,11 @@ def test_a_lost_clip_is_not_encoded_as_a_black_one(
     worker = Encoder(make, clips, out, SHAPE, frozenset(), device="cpu")
     shutil.rmtree(Path(clips) / "video" / "c" / "4")
     worker({"index": np.array([3])})
-    with pytest.raises(CorruptFile, match=r"'video' of clip 4 is missing; run `dvc checkout`"):
+    with pytest.raises(CorruptFile, match=r"'video' .*clip 4 .*missing.*`dvc checkout`"):
         worker({"index": np.array([3, 4])})
 
 
-def test_tiles_are_encoded_each_for_itself(clips: str, tiny_teacher: Path, tmp_path: Path) -> None:
+def test_tiles_are_encoded_independently(clips: str, tiny_teacher: Path, tmp_path: Path) -> None:
     """In this process, as above; of a batch of two one clip is cut and one is not."""
     out = str(tmp_path / "latents.zarr")
     group = zarr.open_group(out, mode="w", zarr_format=3)
@@ -145,7 +145,7 @@ def test_tiles_are_encoded_each_for_itself(clips: str, tiny_teacher: Path, tmp_p
             np.testing.assert_allclose(latents[3][..., row, column], expected, atol=1e-5)
 
 
-def test_tiles_are_put_together_again() -> None:
+def test_tiles_are_cut_and_assembled_without_loss() -> None:
     x = torch.arange(2 * 3 * 2 * 6 * 12).reshape(2, 3, 2, 6, 12)
     tiles = cut(x, 3)
     assert tiles.shape == (18, 3, 2, 2, 4)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -46,9 +48,9 @@ def test_a_row_per_file_with_its_reason(manifest: pd.DataFrame) -> None:
         "a.avi", "b.mp4", "gone.mp4", "sub/c.mp4", "sub/copy.mp4", "z\\xff.mp4"
     ]  # fmt: skip
     assert list(rows.index[rows["status"] == "ok"]) == ["b.mp4", "sub/c.mp4"]
-    assert "does not decode" in rows.at["a.avi", "reason"]
-    assert "No such file" in rows.at["gone.mp4", "reason"]
-    assert "not valid UTF-8" in rows.at["z\\xff.mp4", "reason"]
+    assert "decode" in rows.at["a.avi", "reason"]
+    assert os.strerror(errno.ENOENT) in rows.at["gone.mp4", "reason"]
+    assert "UTF-8" in rows.at["z\\xff.mp4", "reason"]
     assert rows.loc[["b.mp4", "sub/c.mp4"], "reason"].isna().all()
 
 
@@ -56,7 +58,7 @@ def test_a_duplicate_names_its_original_and_keeps_its_facts(manifest: pd.DataFra
     rows = manifest.set_index("path")
     copy = rows.loc["sub/copy.mp4"]
     assert (copy["status"], copy["duplicate_of"]) == ("quarantined", "b.mp4")
-    assert copy["reason"] == "exact copy of b.mp4" and pd.isna(copy["error"])
+    assert "b.mp4" in copy["reason"] and pd.isna(copy["error"])
     assert copy["frames"] == 30 and copy["phash"] == rows.at["b.mp4", "phash"]
     assert pd.isna(rows.at["b.mp4", "duplicate_of"])
 
@@ -68,7 +70,7 @@ def test_bytes_and_sha256_are_the_files_own(manifest: pd.DataFrame, folder: Path
     assert row["sha256"] == hashlib.sha256(content).hexdigest()
 
 
-def test_it_comes_back_from_parquet_as_it_was(manifest: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_manifest_survives_parquet(manifest: pd.DataFrame, tmp_path: Path) -> None:
     path = tmp_path / "manifest.parquet"
     write_manifest(manifest, path)
     pd.testing.assert_frame_equal(read_manifest(path), manifest)
@@ -94,19 +96,19 @@ def test_a_write_that_fails_leaves_the_old_file(
 
 def test_a_broken_manifest_is_named(manifest: pd.DataFrame, tmp_path: Path) -> None:
     path = tmp_path / "manifest.parquet"
-    with pytest.raises(CorruptFile, match=r"manifest\.parquet does not exist; run the stage"):
+    with pytest.raises(CorruptFile, match=r"manifest\.parquet .*stage `validate`"):
         read_manifest(path)
     write_manifest(manifest, path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(CorruptFile, match="not a parquet file"):
+    with pytest.raises(CorruptFile, match=r"manifest\.parquet .*parquet file"):
         read_manifest(path)
     manifest.drop(columns=["sha256"]).to_parquet(path)
-    with pytest.raises(CorruptFile, match="lacks the columns sha256"):
+    with pytest.raises(CorruptFile, match=r"manifest\.parquet .*columns sha256"):
         read_manifest(path)
 
 
-def test_a_missing_folder_and_an_empty_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none does not exist; put the videos there"):
+def test_a_missing_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "none"))):
         list_files(tmp_path / "none")
     (tmp_path / ".DS_Store").touch()
     (tmp_path / "folder").mkdir()

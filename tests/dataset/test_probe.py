@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ def probe(path: Path) -> VideoFacts:
     return probe_video(path, timeout_seconds=60)
 
 
-def test_the_facts_of_a_good_video(tmp_path: Path, make_video) -> None:
+def test_a_good_video_has_its_facts(tmp_path: Path, make_video) -> None:
     facts = probe(make_video(tmp_path / "odd size.mp4", frames=20, width=161, height=99, fps=10))
     assert facts.error is None
     assert (facts.width, facts.height, facts.frames) == (161, 99, 20)
@@ -36,7 +38,7 @@ def test_black_and_frozen_videos_are_measured(tmp_path: Path, make_video) -> Non
     assert frozen.frozen_share > 0.9 and frozen.motion < 0.001
 
 
-def test_the_perceptual_hash_survives_coding_and_tells_scenes_apart(
+def test_the_perceptual_hash_survives_coding_and_differs_between_scenes(
     tmp_path: Path, make_video
 ) -> None:
     fine, coarse, other = (
@@ -50,7 +52,7 @@ def test_the_perceptual_hash_survives_coding_and_tells_scenes_apart(
     assert distance(fine, coarse) <= 6 < 12 <= distance(fine, other)
 
 
-def test_a_truncated_video(tmp_path: Path, make_video) -> None:
+def test_a_truncated_video_is_reported(tmp_path: Path, make_video) -> None:
     """With its index lost nothing decodes; with the index in front a part does, and is named."""
     behind = make_video(tmp_path / "behind.mp4")
     front = make_video(tmp_path / "front.mp4", container_options={"movflags": "faststart"})
@@ -58,34 +60,35 @@ def test_a_truncated_video(tmp_path: Path, make_video) -> None:
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) * 2 // 3])
     facts = probe(behind)
-    assert "does not decode as a video" in facts.error and facts.frames is None
+    assert "decode" in facts.error and facts.frames is None
     facts = probe(front)
     assert 0 < facts.frames < 30
     assert f"after {facts.frames} frames" in facts.error or "cut short" in facts.error
 
 
-def test_a_video_that_ends_early_without_a_word(tmp_path: Path, make_video) -> None:
-    """AVI just stops: only its header knows how many frames there were."""
+def test_an_avi_that_ends_early_is_reported_by_its_frame_count(tmp_path: Path, make_video) -> None:
+    """AVI has no end mark: only its header knows how many frames there were."""
     path = make_video(tmp_path / "v.avi")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 2 // 3])
     facts = probe(path)
-    assert facts.error == f"cut short: {facts.frames} of 30 declared frames decode"
+    assert 0 < facts.frames < 30 and f"{facts.frames} of 30" in facts.error
 
 
 @pytest.mark.parametrize("content", [b"a letter, not a video\n" * 200, b"\x00" * 5000])
-def test_a_file_that_is_no_video(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_video_is_reported(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "letter.mp4").write_bytes(content)
-    assert "does not decode as a video" in probe(tmp_path / "letter.mp4").error
+    facts = probe(tmp_path / "letter.mp4")
+    assert "decode" in facts.error and facts.frames is None
 
 
-def test_an_empty_file_and_a_missing_one(tmp_path: Path) -> None:
+def test_an_empty_and_a_missing_file_are_reported(tmp_path: Path) -> None:
     (tmp_path / "zero.mp4").touch()
-    assert probe(tmp_path / "zero.mp4").error == "the file is empty (0 bytes)"
-    assert "No such file" in probe(tmp_path / "none.mp4").error
+    assert "0 bytes" in probe(tmp_path / "zero.mp4").error
+    assert os.strerror(errno.ENOENT) in probe(tmp_path / "none.mp4").error
 
 
-def test_an_audio_only_file(tmp_path: Path) -> None:
+def test_an_audio_only_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "talk.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000)
@@ -93,7 +96,7 @@ def test_an_audio_only_file(tmp_path: Path) -> None:
         silence.rate = 16000
         container.mux(stream.encode(silence))
         container.mux(stream.encode(None))
-    assert probe(path).error == "holds no video stream, only audio"
+    assert "only audio" in probe(path).error
 
 
 def test_a_playlist_cannot_reach_another_customers_video(tmp_path: Path, make_video) -> None:
@@ -105,15 +108,15 @@ def test_a_playlist_cannot_reach_another_customers_video(tmp_path: Path, make_vi
     with av.open(str(playlist)) as container:
         assert container.streams.video, "FFmpeg alone follows it"
     facts = probe(playlist)
-    assert "does not decode as a video" in facts.error and facts.frames is None
+    assert "decode" in facts.error and facts.frames is None
 
 
-def test_a_picture_that_changes_size(tmp_path: Path, make_video) -> None:
+def test_a_video_that_changes_size_is_reported(tmp_path: Path, make_video) -> None:
     first = make_video(tmp_path / "a.ts", width=160)
     second = make_video(tmp_path / "b.ts", width=192)
     both = tmp_path / "both.ts"
     both.write_bytes(first.read_bytes() + second.read_bytes())
-    assert "changes size at frame 30: 160x144 to 192x144" in probe(both).error
+    assert re.search(r"frame 30: 160x144 .*192x144", probe(both).error)
 
 
 @pytest.mark.slow
@@ -123,23 +126,25 @@ def test_a_probe_that_hangs_is_killed(tmp_path: Path) -> None:
     code = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(120)"
     start = time.monotonic()
     facts = probe_video(video, timeout_seconds=5, child=[sys.executable, "-S", "-c", code])
-    assert facts == VideoFacts(error="the probe was stopped after 5 s without an end")
+    assert facts == VideoFacts(error=facts.error) and "stopped after 5 s" in facts.error
     assert time.monotonic() - start < 60
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         ("import os; os.abort()", "crashed (SIGABRT)"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed (SIGKILL)"),
-        ("raise SystemExit('no memory left')", "exit code 1: no memory left"),
-        ("pass", "left no facts"),
-        ("import sys; open(sys.argv[1], 'w').write('nonsense')", "left no facts"),
+        ("raise SystemExit('no memory')", "exit code 1: no memory"),
+        ("pass", "no facts"),
+        ("import sys; open(sys.argv[1], 'w').write('nonsense')", "no facts"),
     ],
 )
-def test_a_probe_that_crashes_is_a_row(tmp_path: Path, code: str, said: str) -> None:
+def test_a_probe_that_crashes_is_reported_in_its_row(
+    tmp_path: Path, code: str, message: str
+) -> None:
     (tmp_path / "v.mp4").write_bytes(b"x")
     child = [sys.executable, "-S", "-c", code]
-    assert said in probe_video(tmp_path / "v.mp4", timeout_seconds=60, child=child).error
+    assert message in probe_video(tmp_path / "v.mp4", timeout_seconds=60, child=child).error

@@ -48,13 +48,13 @@ def test_a_decoder_computes_the_same_by_frames(form, batch, least_bytes):
         assert len(calls(frames, CAT)) == 1, "the video alone is joined"
 
 
-def test_what_is_small_stays_as_it_is():
+def test_small_tensors_stay_as_they_are():
     decoder, latents = plain(small_decoder().requires_grad_(False), SHAPE), torch.randn(SHAPE)
     graph = graph_of(decoder, latents)
     assert by_frames(graph) is graph
 
 
-def test_only_from_the_first_large_tensor_on():
+def test_decoding_by_frames_begins_at_the_first_large_tensor():
     class Grows(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             x = torch.relu(x)
@@ -68,7 +68,7 @@ def test_only_from_the_first_large_tensor_on():
     assert torch.equal(frames(x), graph(x))
 
 
-def test_the_taps_of_one_frame_are_computed_once_and_share_its_rounding():
+def test_each_frames_taps_are_computed_once_with_the_same_rounding():
     decoder, latents = plain(small_decoder().requires_grad_(False), SHAPE), torch.randn(SHAPE)
     graph = without_needless_slices(graph_of(decoder, latents))
     exported = torch.export.export(graph, (latents,))
@@ -97,7 +97,7 @@ def test_an_operation_in_place_changes_nothing_that_is_read_later():
 
 
 @pytest.mark.parametrize("kind", ["read later", "a view", "of which there is a view"])
-def test_what_somebody_else_reads_is_not_changed_in_place(kind):
+def test_a_tensor_with_another_reader_is_not_changed_in_place(kind):
     class InPlace(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = x * 2

@@ -62,7 +62,7 @@ def test_gains_and_offsets_that_training_moved_are_computed_too(tmp_path: Path) 
     assert verify(package, decoder, latents, limit_db=50).parity_psnr_db < 100
 
 
-def test_a_conversion_that_computes_something_else_is_caught(
+def test_a_conversion_that_computes_something_else_is_refused(
     made: tuple[TurboVaedDecoder, Package],
 ) -> None:
     decoder, package = made
@@ -181,7 +181,7 @@ def test_every_operation_has_its_test() -> None:
     assert set(CASES) == set(OPERATIONS)
 
 
-def test_an_operation_that_nobody_wrote_is_refused(tmp_path: Path) -> None:
+def test_an_operation_without_an_interpreter_is_refused(tmp_path: Path) -> None:
     path = saved(lambda x: mb.tanh(x=x), tmp_path / "one.mlpackage")
-    with pytest.raises(ExportError, match=r"no interpreter for tanh; .*There are: add, batch_norm"):
+    with pytest.raises(ExportError, match=r"\btanh\b.*: add, batch_norm"):
         open_mlpackage(path)

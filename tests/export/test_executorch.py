@@ -75,7 +75,7 @@ def program(decoder: TurboVaedDecoder, tmp_path_factory: pytest.TempPathFactory)
     return path
 
 
-def test_program_agrees_with_eager(decoder: TurboVaedDecoder, program: Path) -> None:
+def test_a_program_agrees_with_eager_pytorch(decoder: TurboVaedDecoder, program: Path) -> None:
     latents = torch.randn(LATENT_SHAPE)
     scale = torch.arange(8).reshape(1, 8, 1, 1, 1)
     expected = decoder(latents * (1 + 0.2 * scale) + 0.1 * scale)
@@ -102,7 +102,7 @@ def test_a_graph_that_splits_is_refused(tmp_path: Path) -> None:
             return torch.sort(x, dim=1).values
 
     decoder.mid_block.resnets[0].norm1 = Sorted()
-    with pytest.raises(ExportError, match=r"XNNPACK took \d+ subgraphs and left outside: .*sort"):
+    with pytest.raises(ExportError, match=r"\d+ subgraphs .*: .*sort"):
         export_xnnpack(decoder, latent_shape=LATENT_SHAPE, folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -189,9 +189,9 @@ def test_a_package_has_a_program_for_each_shape(anything: Path, io: IoSpec, tmp_
     assert package.size_bytes == seen.size_bytes == 704
     assert seen.sha256 == package.sha256 != alone.sha256
     assert seen.shaped("3x64x96") == package
-    with pytest.raises(ValueError, match="found 9x9x9, the package has 3x64x96, 3x64x192"):
+    with pytest.raises(ValueError, match=r"found 9x9x9, .*3x64x96, 3x64x192"):
         package.shaped("9x9x9")
-    with pytest.raises(ValueError, match="two are one"):
+    with pytest.raises(ValueError, match="3x64x96, 3x64x96"):
         write_package(tmp_path / "twice", anything, io, further=[(other, io)])
     seen.program_path.write_bytes(b"WIDE")
     with pytest.raises(ValueError, match="decoder-3x64x192"):
@@ -226,7 +226,7 @@ def test_a_tampered_description_is_refused(anything: Path, io: IoSpec, tmp_path:
         {"target": "onnx/fp32"},
     ):
         path.write_text(json.dumps(good | change))
-        with pytest.raises(ValueError, match=r"package\.json: not a valid package description"):
+        with pytest.raises(ValueError, match=r"package\.json: not a valid"):
             load_package(tmp_path / "package")
     path.write_text("{")
     with pytest.raises(ValueError, match=r"package\.json"):
@@ -252,8 +252,8 @@ def test_nothing_is_left_of_a_write_that_failed(
 
 
 def test_missing_programs_and_tools_are_refused(anything: Path, io: IoSpec, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no such program"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pte"):
         write_package(tmp_path / "package", tmp_path / "nothing.pte", io)
-    with pytest.raises(ValueError, match="'not-a-tool', which is not installed"):
+    with pytest.raises(ValueError, match="'not-a-tool'"):
         write_package(tmp_path / "package", anything, io, tools=["not-a-tool"])
     assert not (tmp_path / "package").exists()

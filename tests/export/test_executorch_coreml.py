@@ -50,7 +50,7 @@ def test_latents_are_scaled_inside(decoder, tmp_path):
         assert parity_psnr(video, decoder(latents * 2 + 0.5)) > 50
 
 
-def test_it_has_the_same_bytes_every_time(package, decoder, tmp_path):
+def test_a_program_has_the_same_bytes_every_time(package, decoder, tmp_path):
     again = export_package(TARGET, tmp_path / "p", job(decoder, tmp_path))
     assert again.sha256 == package.sha256
 

@@ -30,7 +30,7 @@ def slices(graph: torch.fx.GraphModule) -> int:
         (1, (1, 4), "slice of cat"),  # along another dimension
     ],
 )
-def test_a_slice_of_the_joined_is_one_of_that_which_it_lies_in(dim, bounds, of):
+def test_a_slice_of_a_concatenation_becomes_one_of_the_tensor_it_lies_in(dim, bounds, of):
     class Joined(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             whole = torch.cat([x[:1] * 2, x, x[-1:] * 3])
@@ -45,7 +45,7 @@ def test_a_slice_of_the_joined_is_one_of_that_which_it_lies_in(dim, bounds, of):
     assert (f"slice of {used.args[0].name}" if used.target is SLICE else used.name) == of
 
 
-def test_a_decoder_has_fewer_and_computes_the_same():
+def test_a_decoder_has_fewer_slices_and_computes_the_same():
     latents = torch.randn(SHAPE)
     decoder = plain(small_decoder().requires_grad_(False), SHAPE)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_a_decoder_has_fewer_and_computes_the_same():
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 8, 9])
-def test_frames_in_turns_are_cut_without_steps(frames):
+def test_interleaved_frames_are_cut_without_steps(frames):
     """By a wide convolution in Winograd's form, which takes every second frame."""
     conv = layers.FrameConv(layers.MIN_WINOGRAD_CHANNELS, 2).requires_grad_(False)
     layers.fold(conv, "winograd", torch.contiguous_format)

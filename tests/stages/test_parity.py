@@ -36,7 +36,7 @@ def test_every_package_has_its_parity_on_held_out_clips(judged, files):
     assert found["parity_psnr_db"] == pytest.approx(gate, abs=0.1)
 
 
-def test_a_conversion_that_computes_something_else_is_caught(judged, split, tmp_path):
+def test_a_conversion_that_computes_something_else_is_refused(judged, split, tmp_path):
     """Planted: a program of the same shapes, whole and runnable, with one layer's taps in the
     wrong order, as a converter that turns time round would leave them."""
     student = load_student(judged.workspace)
