@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import socket
 import subprocess
 import sys
@@ -45,7 +46,7 @@ RATE = Rate(resource="node", market="local", usd_per_hour=Decimal("0.08"), sourc
 
 
 class Listed(Ec2Prices):
-    """Prices without AWS; what AWS says is tested with `Ec2Prices` itself."""
+    """Prices without AWS; AWS's answers are tested with `Ec2Prices` itself."""
 
     def quote(self, instance_type: str, market: str, *where: Any) -> Ec2Quote | str:
         known = {("g6.xlarge", "spot"): "0.31", ("g6.xlarge", "on-demand"): "0.8"}
@@ -65,7 +66,7 @@ def nodes(*labels: dict[str, str]) -> Any:
     return lambda: [{"NodeID": f"n{i}", "Labels": found} for i, found in enumerate(labels)]
 
 
-def test_each_node_has_the_price_of_what_its_labels_say(tmp_path: Path) -> None:
+def test_each_node_has_the_price_of_its_labels(tmp_path: Path) -> None:
     found = cluster.rates(book(tmp_path), nodes(HEAD, SPOT, {**SPOT, MARKET: "on-demand"}))
     assert [(r.resource, r.market, r.usd_per_hour, r.minimum_seconds) for r in found.values()] == [
         ("node", "local", Decimal("0.08"), 0),
@@ -76,23 +77,23 @@ def test_each_node_has_the_price_of_what_its_labels_say(tmp_path: Path) -> None:
     assert list(found) == ["n0", "n1", "n2"]
 
 
-def test_a_budget_counts_spot_machines_as_what_they_can_come_to(tmp_path: Path) -> None:
+def test_a_budget_counts_spot_machines_at_their_on_demand_price(tmp_path: Path) -> None:
     assert cluster.most_usd_of_nodes(book(tmp_path), nodes(HEAD, SPOT, SPOT)) == Decimal("1.68")
 
 
 @pytest.mark.parametrize(
-    ("labels", "words"),
+    ("labels", "message"),
     [
-        ({}, "do not say what it costs"),
+        ({}, "labels"),
         ({MARKET: "auction"}, r"spot, on-demand, local"),
         ({MARKET: "spot"}, r"turbo-vaed node labels"),
-        ({**SPOT, INSTANCE_TYPE: "p9.huge"}, r"spot price of p9\.huge in eu-central-1b is unknown"),
+        ({**SPOT, INSTANCE_TYPE: "p9.huge"}, r"spot .*p9\.huge .*eu-central-1b"),
     ],
 )
-def test_a_node_whose_price_is_not_known_is_named(
-    tmp_path: Path, labels: dict[str, str], words: str
+def test_a_node_whose_price_is_unknown_is_refused_by_its_labels(
+    tmp_path: Path, labels: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(BudgetRefused, match=words):
+    with pytest.raises(BudgetRefused, match=message):
         cluster.rates(book(tmp_path), nodes(labels))
 
 
@@ -128,7 +129,7 @@ def test_a_stage_on_a_cluster_is_priced_by_the_nodes_that_ray_has(
     assert cluster.price_of(loaded, settings, "clip") == Decimal("0.08"), "runs on this machine"
 
 
-def test_what_a_cluster_waits_between_its_stages_is_charged(
+def test_idle_time_of_a_cluster_between_stages_is_charged(
     on_cluster: tuple[schema.Params, Settings], connected: None, tmp_path: Path
 ) -> None:
     """From when the last one looked to when the next begins; a run that goes on had lost its
@@ -155,7 +156,7 @@ def test_what_a_cluster_waits_between_its_stages_is_charged(
     assert pace is not None and pace.mean > 0
 
 
-def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_as_waiting(
+def test_nodes_that_come_and_go_during_a_local_stage_are_charged_as_idle(
     on_cluster: tuple[schema.Params, Settings],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -195,14 +196,14 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
             workspace.params, settings, "distill", Watching("10.0.0.1:6379", seconds=1).nodes
         )
         idle_nodes.start_tracking(ledger, at_first, seen, run="demo-1", customer="demo")
-        began = time.monotonic()
+        start = time.monotonic()
         with run_stage._metering_idle_nodes(workspace, settings, ledger, "demo-1", "gate"):
             time.sleep(0.5)
             del there["goes"]
             there |= {"comes": HEAD, "unknown": {MARKET: "spot"}}
-            half = time.monotonic() - began
+            half = time.monotonic() - start
             time.sleep(0.5)
-        whole = time.monotonic() - began
+        whole = time.monotonic() - start
         for_node = {(g.resource, g.market): float(g.quantity) for g in ledger.grouped()}
         assert {group.stage for group in ledger.grouped()} == {"waiting"}
         assert for_node == {
@@ -219,7 +220,7 @@ def test_nodes_that_come_and_go_while_a_stage_runs_on_this_machine_are_charged_a
         assert len(ledger.charges()) == before + 1
 
 
-def test_a_stage_of_this_machine_needs_no_cluster(
+def test_a_local_stage_runs_without_its_cluster(
     on_cluster: tuple[schema.Params, Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, settings = on_cluster
@@ -233,7 +234,7 @@ def test_a_stage_of_this_machine_needs_no_cluster(
         Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger,
         run_stage._metering_idle_nodes(workspace, settings, ledger, "demo-1", "gate"),
     ):
-        assert "no Ray answers at 127.0.0.1:9" in caplog.text
+        assert "127.0.0.1:9" in caplog.text
 
 
 @pytest.fixture
@@ -257,7 +258,7 @@ def head() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     process.wait()
 
 
-def test_a_child_sees_a_cluster_and_its_end_without_ending_us(
+def test_a_child_process_watches_a_cluster_and_survives_its_end(
     head: tuple[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, process = head
@@ -276,7 +277,7 @@ def test_a_child_sees_a_cluster_and_its_end_without_ending_us(
         process.terminate()
         process.wait()
         monkeypatch.setattr(watch, "SILENT_SECONDS", 0.5)
-        with pytest.raises(Unreachable, match="not known any more"):
+        with pytest.raises(Unreachable, match=re.escape(address)):
             while time.monotonic() < deadline:
                 watching.nodes()
                 time.sleep(0.1)
@@ -285,7 +286,7 @@ def test_a_child_sees_a_cluster_and_its_end_without_ending_us(
     assert watching._child.poll() is not None
 
 
-def test_a_price_of_all_nodes_together_is_asked_of_nobody(
+def test_a_price_of_the_whole_cluster_needs_no_request(
     on_cluster: tuple[schema.Params, Settings],
 ) -> None:
     loaded, settings = on_cluster

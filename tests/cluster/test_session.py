@@ -11,19 +11,19 @@ from turbo_vaed.errors import Fault, Unreachable
 pytestmark = pytest.mark.slow
 
 
-def test_an_address_where_nothing_listens() -> None:
+def test_an_address_where_nothing_listens_is_unreachable() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     assert not ray.is_initialized()
     with (
-        pytest.raises(Unreachable, match=f"no Ray answers at 127.0.0.1:{port}"),
+        pytest.raises(Unreachable, match=rf"127\.0\.0\.1:{port}\b"),
         ray_session(f"127.0.0.1:{port}"),
     ):
         pass
 
 
-def test_a_start_that_fails_is_tried_again_and_then_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_fails_three_times_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = []
 
     def too_slow(**_: object) -> None:
@@ -31,6 +31,6 @@ def test_a_start_that_fails_is_tried_again_and_then_told(monkeypatch: pytest.Mon
         raise Exception("The current node timed out during startup")
 
     monkeypatch.setattr(ray, "init", too_slow)
-    with pytest.raises(Fault, match=r"did not start in 3 attempts.*timed out"), ray_session():
+    with pytest.raises(Fault, match=r"3 attempts.*timed out"), ray_session():
         pass
     assert len(attempts) == START_ATTEMPTS == 3

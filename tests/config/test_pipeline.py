@@ -25,7 +25,7 @@ def read(path: Path) -> dict:
 
 
 @pytest.mark.parametrize("source", ["data/acme", "/mnt/Vidéos: alle #1"])
-def test_it_names_one_customer_and_leaves_no_placeholder(root: Path, source: str) -> None:
+def test_a_pipeline_names_its_customer_and_has_no_placeholder_left(root: Path, source: str) -> None:
     assert pipeline.write(root, "acme", source)
     path = pipeline.folder(root, "acme") / "dvc.yaml"
     made = read(path)
@@ -37,7 +37,7 @@ def test_it_names_one_customer_and_leaves_no_placeholder(root: Path, source: str
     assert source in made["stages"]["validate"]["deps"]
 
 
-def test_it_is_written_again_only_where_something_has_changed(root: Path) -> None:
+def test_a_pipeline_is_written_again_only_where_something_has_changed(root: Path) -> None:
     assert pipeline.write(root, "acme", "videos")
     assert not pipeline.write(root, "acme", "videos")
     assert pipeline.write(root, "acme", "elsewhere")

@@ -60,7 +60,7 @@ def test_a_checkout_with_a_customer_and_a_use_case_alone_has_the_built_in_defaul
     assert config.load(tmp_path, "demo") == params
 
 
-def test_what_the_files_give_is_what_is_built_in(document, load):
+def test_the_shipped_files_agree_with_the_built_in_defaults(document, load):
     """A team that removes a line which it never changed changes nothing."""
     found = load(document)
     for field in dataclasses.fields(Params):
@@ -79,7 +79,7 @@ def test_a_customer_overrides_any_leaf_and_no_other(document, load):
     assert after.clip == before.clip
 
 
-def test_a_customers_own_limit_does_not_keep_the_reason_of_the_old_one(document, load):
+def test_a_customers_own_limit_replaces_the_rationale_of_the_old_one(document, load):
     document["customers"]["demo"]["thresholds"] = {"min_psnr": 30, "min_ssim": 0.60}
     rationale = load(document).thresholds.rationale
     profile = document["use_cases"]["education"]
@@ -109,7 +109,7 @@ def test_money_keeps_the_digits_that_were_typed(document, load):
     assert load(document).distill.stop_usd_per_tenth_db == Decimal("0.1")
 
 
-def test_an_assumption_keeps_its_digits_and_what_a_customer_does_not_name(document, load):
+def test_an_assumption_keeps_its_digits_and_the_defaults_of_other_keys(document, load):
     document["customers"]["demo"]["roi"] = {"egress_usd_per_gb": {"likely": 0.07}}
     egress = load(document).roi.egress_usd_per_gb
     assert (egress.low, egress.likely) == (Decimal("0.02"), Decimal("0.07"))
@@ -170,17 +170,17 @@ def test_bad_values_are_refused_by_their_path(document, load, path, value, said)
 
 
 @pytest.mark.parametrize("name", ["a/b", "a b", "../x", "", "Ä", "-x", "a" * 49, "A", "no", "123"])
-def test_names_that_are_no_customer_names(document, load, name):
+def test_invalid_customer_names_are_refused(document, load, name):
     with pytest.raises(UserError, match="not allowed"):
         load(document, name)
 
 
-def test_unknown_customer_is_told_how_to_be_added(document, load):
+def test_an_unknown_customer_is_refused_with_the_command_to_add_it(document, load):
     with pytest.raises(UserError, match="customer add nobody"):
         load(document, "nobody")
 
 
-def test_unknown_top_level_key(document, tmp_path):
+def test_an_unknown_top_level_key_is_refused(document, tmp_path):
     configs.write(tmp_path, document)
     with (tmp_path / "params.yaml").open("a") as file:
         file.write("default: {}\n")
@@ -188,7 +188,7 @@ def test_unknown_top_level_key(document, tmp_path):
         config.load(tmp_path, "demo")
 
 
-def test_file_that_is_no_yaml(tmp_path):
+def test_a_file_that_is_not_yaml_is_refused(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("a: [1\n")
     with pytest.raises(UserError, match="not valid YAML"):
@@ -200,7 +200,7 @@ def test_file_that_is_no_yaml(tmp_path):
         read_yaml(tmp_path / "none.yaml")
 
 
-def test_what_was_read_is_not_changed_by_resolving_it(document, tmp_path):
+def test_resolving_does_not_change_what_was_read(document, tmp_path):
     document["customers"]["demo"] |= {"thresholds": {"min_psnr": 30}, "distill": {"steps": 7}}
     files = config.read(configs.write(tmp_path, document))
     before = copy.deepcopy(files.params.document), copy.deepcopy(files.policy.document)
@@ -255,7 +255,7 @@ def root(tmp_path):
         (("roi", "devices", "low"), config.BUILT_IN),
     ],
 )
-def test_every_value_names_the_place_that_it_comes_from(root, keys, origin):
+def test_every_value_has_its_origin(root, keys, origin):
     assert config.resolve(config.read(root), "demo").origin(keys) == origin
 
 
@@ -299,7 +299,7 @@ def test_a_customer_overrides_its_devices_profile(root):
     assert config.load(root, "demo").device.shape == (5, 32, 32)
 
 
-def test_three_hundred_customers_are_read_in_no_time(root):
+def test_three_hundred_customers_are_read_within_seconds(root):
     with (root / "params.yaml").open("a") as file:
         for number in range(300):
             file.write(f"  c{number}: {{source: x, distill: {{steps: {number + 1}}}}}\n")

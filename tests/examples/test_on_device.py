@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -158,7 +159,7 @@ def test_it_plans_as_the_library_does(
 
 
 def test_it_writes_an_mp4(decoder: TurboVaedDecoder, package: Package, tmp_path: Path) -> None:
-    """By the command line, which says how far it is and that a short overlap is not exact."""
+    """By the command line, which prints progress and that a short overlap is not exact."""
     latents = make_latents(LENGTH + 5)
     np.save(tmp_path / "latents.npy", latents)
     done = run(package.folder, tmp_path / "latents.npy", tmp_path / "v.mp4", "--overlap", 2)
@@ -222,20 +223,20 @@ def test_of_several_lengths_it_takes_the_longest_that_fits(runner: ModuleType) -
         return {"name": name, "io": {"latent_shape": [1, 4, length, 8, 12]}}
 
     package = {
-        "program": "of a clip",
+        "program": "short",
         "io": program("", 3)["io"],
         "further": [program("long", 9), program("longer", 33)],
     }
     found = [runner.program_for(package, (4, frames, 8, 12))[0] for frames in (3, 20, 33)]
-    assert found == ["of a clip", "long", "longer"]
+    assert found == ["short", "long", "longer"]
 
 
 def test_it_refuses_what_does_not_fit(package: Package, tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.zeros((4, LENGTH, 8, 16), np.float32))
     done = run(package.folder, tmp_path / "wide.npy", tmp_path / "v.mp4")
     assert done.returncode == 1
-    said = f"found latents (4, {LENGTH}, 8, 16), the package takes (4, {LENGTH} or more, 8, 12)"
-    assert said in done.stderr
+    shapes = rf"found .*\(4, {LENGTH}, 8, 16\).*\(4, {LENGTH} or more, 8, 12\)"
+    assert re.search(shapes, done.stderr), done.stderr
 
 
 def test_what_is_not_its_package_is_refused(
@@ -245,8 +246,8 @@ def test_what_is_not_its_package_is_refused(
     assert runner.read_package(package.folder) == whole
     (tmp_path / "decoder.pte").write_bytes(b"another")
     for change, message in (
-        ({}, "decoder.pte: not the file that package.json describes"),
-        ({"format": 3}, "format 3, this runner reads 4"),
+        ({}, r"decoder\.pte: .*package\.json"),
+        ({"format": 3}, r"format 3, .*\b4\b"),
         ({"target": "litert/fp32"}, "for litert/fp32"),
     ):
         (tmp_path / "package.json").write_text(json.dumps({**whole, **change}))

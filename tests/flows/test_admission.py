@@ -1,9 +1,10 @@
-"""What a run is refused for, or said to cost, before it begins or goes on."""
+"""What a run is estimated to cost, and refused for, before it starts or resumes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -78,35 +79,33 @@ def admit(workspace: Workspace, settings: Settings, run: runs.Run, stale: list[s
 
 
 @pytest.mark.parametrize("stale", [["gate"], ["export"], ["evaluate", "gate"]])
-def test_a_gate_alone_on_a_phone_that_is_paid_for_has_to_fit(
+def test_a_gate_on_a_paid_phone_has_to_fit_the_budget(
     workspace: Workspace, settings: Settings, stale: list[str]
 ) -> None:
     """A stage before the gate is followed by it, though nothing of its own has changed yet."""
     run = runs.fresh("demo")
     poor = changed(workspace, run_usd="5", device=PHONE)
-    with pytest.raises(
-        BudgetRefused, match=r"at most \$10\.20 .* a-phone.* can spend \$5\.00"
-    ) as told:
+    with pytest.raises(BudgetRefused, match=r"\$10\.20 .* a-phone.* \$5\.00") as refusal:
         admit(poor, settings, run, stale)
-    assert "gate.device" in str(told.value) and "export.targets than 2" in str(told.value)
+    assert re.search(r"gate\.device.*export\.targets .*2", str(refusal.value))
     rich = changed(workspace, run_usd="11", device=PHONE)
-    said = admit(rich, settings, run, stale)
-    assert said.startswith("estimated at $10.2") and "$11.00 left" in said
+    estimate = admit(rich, settings, run, stale)
+    assert estimate.startswith("estimated at $10.2") and "$11.00 left" in estimate
     here = admit(changed(workspace, run_usd="5"), settings, run, stale)
     assert here.startswith("estimated at $0.0")
 
 
-def test_a_gate_that_could_not_tell_pays_for_its_phone_again_out_of_what_is_left(
+def test_repeating_an_inconclusive_gate_has_to_fit_what_is_left(
     workspace: Workspace, settings: Settings
 ) -> None:
     run, workspace = runs.fresh("demo"), changed(workspace, run_usd="15", device=PHONE)
     admit(workspace, settings, run, ["gate"])
     minutes = {"unit": "device-minute", "quantity": Decimal(60), "market": "on-demand"}
     spend(settings, run.run_id, stage="gate", unit_price_usd=Decimal("0.17"), **minutes)
-    with pytest.raises(BudgetRefused, match=r"can spend \$4\.80"):
+    with pytest.raises(BudgetRefused, match=r"\$4\.80"):
         admit(workspace, settings, run, ["gate"])
     spend(settings, run.run_id, stage="gate", unit_price_usd=Decimal("0.09"), **minutes)
-    with pytest.raises(BudgetRefused, match=r"this run has spent \$15\.60"):
+    with pytest.raises(BudgetRefused, match=r"spent \$15\.60"):
         admit(workspace, settings, run, ["gate"])
 
 
@@ -146,16 +145,16 @@ def test_a_run_that_may_cost_more_than_is_left_reserves_all_of_it(
     )
     assert "estimated at $0.02" in admit(workspace, settings, run, ["gate"])
     with Ledger.open(settings.ledger_url) as ledger:
-        (held,) = ledger.reservations(at=datetime.now(UTC))
+        (reservation,) = ledger.reservations(at=datetime.now(UTC))
         spent = ledger.spent(customer=None, since=datetime(2026, 11, 1, tzinfo=UTC),
                              until=datetime.now(UTC))[0]  # fmt: skip
-    assert held.unspent_usd == cents - spent
+    assert reservation.unspent_usd == cents - spent
     with pytest.raises(BudgetRefused, match="reserved"):
         admit(workspace, settings, runs.fresh("acme"), ["gate"])
 
 
 @pytest.mark.parametrize("steps", [1000, 10**7])
-def test_a_run_that_is_only_asked_about_leaves_nothing_behind(
+def test_a_preview_writes_and_reserves_nothing(
     workspace: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """Whether it would be refused or not."""
@@ -164,10 +163,11 @@ def test_a_run_that_is_only_asked_about_leaves_nothing_behind(
     (workspace.work / ".lock").touch()  # of nobody
     before = sorted(workspace.work.rglob("*"))
     if steps == 1000:
-        said = admission.preview(settings, "demo")
-        assert said.startswith("distill, evaluate, export, gate of demo would run; estimated at")
+        preview = admission.preview(settings, "demo")
+        assert preview.startswith("distill, evaluate, export, gate of demo ")
+        assert "estimated at $" in preview
     else:
-        with pytest.raises(BudgetRefused, match=r"does not fit.*raise budget\.run_usd to"):
+        with pytest.raises(BudgetRefused, match=r"raise budget\.run_usd"):
             admission.preview(settings, "demo")
     assert sorted(workspace.work.rglob("*")) == before
     with Ledger.open(settings.ledger_url) as ledger:
@@ -178,18 +178,15 @@ def test_a_run_that_is_only_asked_about_leaves_nothing_behind(
     assert admission.preview(settings, "demo").startswith("Nothing changed")
 
 
-def test_a_month_that_is_too_small_is_named_with_what_it_would_have_to_be(
+def test_a_months_limit_that_is_too_small_is_named_with_the_amount_missing(
     workspace: Workspace, settings: Settings
 ) -> None:
     budget = dataclasses.replace(workspace.params.budget, customer_month_usd=Decimal("0.1"))
     workspace = dataclasses.replace(
         workspace, params=dataclasses.replace(workspace.params, budget=budget)
     )
-    said = (
-        r"estimated at \$0\.80 .* of budget\.customer_month_usd of \$0\.10 "
-        r".*raise budget\.customer_month_usd by \$0\.8"
-    )
-    with pytest.raises(BudgetRefused, match=said):
+    numbers = r"\$0\.80 .*budget\.customer_month_usd .*\$0\.10 .*customer_month_usd by \$0\.8"
+    with pytest.raises(BudgetRefused, match=numbers):
         admit(workspace, settings, runs.fresh("demo"), ["distill"])
 
 
@@ -210,7 +207,7 @@ def train(settings: Settings, run: runs.Run) -> None:
     )  # fmt: skip
 
 
-def test_training_that_was_begun_goes_on_without_another_estimate(
+def test_training_resumes_without_another_estimate(
     workspace: Workspace, settings: Settings
 ) -> None:
     workspace = changed(workspace, run_usd="1")
@@ -224,26 +221,26 @@ def test_training_that_was_begun_goes_on_without_another_estimate(
     assert "estimated at" in admit(workspace, settings, other, ["distill"])
 
 
-def test_other_steps_are_another_student_and_have_to_fit_what_is_left(
+def test_other_steps_make_another_student_that_has_to_fit_what_is_left(
     workspace: Workspace, settings: Settings
 ) -> None:
     workspace = changed(workspace, run_usd="1")
     run = begin(workspace, settings)
-    with pytest.raises(BudgetRefused, match=r"set distill\.steps to [1-4]\d\d or raise"):
+    with pytest.raises(BudgetRefused, match=r"distill\.steps to [1-4]\d\d "):
         admit(changed(workspace, steps=1100), settings, run, ["distill"])
     assert admit(workspace, settings, run, ["distill"]).startswith("run "), "as it was begun"
     few = admit(changed(workspace, steps=100), settings, run, ["distill"])
     assert few.startswith("estimated at $0.0") and "$0.40 left" in few
-    kept_by_few = (workspace.work / ESTIMATE_FILE).read_text()
+    saved_for_few = (workspace.work / ESTIMATE_FILE).read_text()
     assert "resumes" in admit(workspace, settings, run, ["distill"]), "this one was charged"
     again = admit(changed(workspace, steps=100), settings, run, ["distill"])
     assert again == few, "and this one was not"
-    (workspace.work / ESTIMATE_FILE).write_text(kept_by_few)
-    kept = json.loads((workspace.work / ESTIMATE_FILE).read_text())
-    assert Decimal(kept["likely_usd"]) > Decimal("0.68"), "of the whole run"
+    (workspace.work / ESTIMATE_FILE).write_text(saved_for_few)
+    saved = json.loads((workspace.work / ESTIMATE_FILE).read_text())
+    assert Decimal(saved["likely_usd"]) > Decimal("0.68"), "of the whole run"
 
 
-def test_a_student_that_was_never_distilled_has_not_begun(
+def test_a_student_that_was_never_distilled_does_not_resume(
     workspace: Workspace, settings: Settings
 ) -> None:
     """It was allowed, and failed before; then another one was distilled in the same run."""
@@ -252,23 +249,25 @@ def test_a_student_that_was_never_distilled_has_not_begun(
     assert "estimated at" in admit(workspace, settings, run, ["distill"])
     assert "estimated at" in admit(fewer, settings, run, ["distill"])
     train(settings, run)
-    with pytest.raises(BudgetRefused, match="does not fit its budget"):
+    with pytest.raises(BudgetRefused, match=r"estimated at .*budget\.run_usd"):
         admit(workspace, settings, run, ["distill"])
     assert admit(fewer, settings, run, ["distill"]).startswith("run ")
 
 
-def test_training_begins_anew_where_its_clips_do(workspace: Workspace, settings: Settings) -> None:
+def test_training_does_not_resume_with_other_clips(
+    workspace: Workspace, settings: Settings
+) -> None:
     """Those that are made again of the same videos are the same ones."""
     workspace = changed(workspace, run_usd="1")
     run = begin(workspace, settings)
     assert "resumes" in admit(workspace, settings, run, ["clip"])
     clip = dataclasses.replace(workspace.params.clip, seed=9)
     others = dataclasses.replace(workspace, params=dataclasses.replace(workspace.params, clip=clip))
-    with pytest.raises(BudgetRefused, match="does not fit its budget"):
+    with pytest.raises(BudgetRefused, match=r"estimated at .*budget\.run_usd"):
         admit(others, settings, run, ["clip"])
 
 
-def test_what_training_left_for_the_last_stages_is_enough_for_the_rest_of_them(
+def test_the_reserve_that_is_left_pays_for_the_last_stages(
     workspace: Workspace, settings: Settings
 ) -> None:
     """A first run, whose evaluation is done and whose export failed: of the 300 seconds that were
@@ -278,8 +277,8 @@ def test_what_training_left_for_the_last_stages_is_enough_for_the_rest_of_them(
     run = runs.fresh("demo")
     left = Decimal("0.08") * 200 / 3600
     poor = changed(workspace, run_usd=str(left))
-    said = admit(poor, settings, run, ["export"])
-    assert said.startswith("estimated at $0.0066"), "likely all of it"
+    estimate = admit(poor, settings, run, ["export"])
+    assert estimate.startswith("estimated at $0.0066"), "likely all of it"
 
 
 @pytest.mark.parametrize(
@@ -292,7 +291,7 @@ def test_what_training_left_for_the_last_stages_is_enough_for_the_rest_of_them(
         ("finished", "12", "10", "95", "12", False),
     ],
 )
-def test_training_that_a_months_limit_stopped_goes_on_where_that_leaves_more(
+def test_training_that_a_months_limit_stopped_resumes_once_more_is_left(
     workspace: Workspace,
     settings: Settings,
     stopped: str,
@@ -304,14 +303,14 @@ def test_training_that_a_months_limit_stopped_goes_on_where_that_leaves_more(
 ) -> None:
     """Forty days after the run has spent `spent` of the `had` that its month had left."""
     path, usd = workspace.folder("distill") / "history.json", Decimal(spent)
-    told = {"stopped": stopped, "limited_to_usd": had}
-    path.write_text(json.dumps(json.loads(path.read_text()) | told))
-    began = datetime.now(UTC) - timedelta(days=40)
+    end = {"stopped": stopped, "limited_to_usd": had}
+    path.write_text(json.dumps(json.loads(path.read_text()) | end))
+    start = datetime.now(UTC) - timedelta(days=40)
     spend(
-        settings, "demo-7", stage="distill", started_at=began, ended_at=began, amount_usd=usd,
+        settings, "demo-7", stage="distill", started_at=start, ended_at=start, amount_usd=usd,
         quantity=Decimal(1), unit_price_usd=usd,
     )  # fmt: skip
-    last = runs.Run(run_id="demo-7", started=began.isoformat(), status="done")
+    last = runs.Run(run_id="demo-7", started=start.isoformat(), status="done")
     runs.write(workspace.work, last)
     budget = dataclasses.replace(
         workspace.params.budget, run_usd=Decimal(run_usd), customer_month_usd=Decimal(limit)

@@ -86,7 +86,7 @@ def test_a_stage_ends_in_the_error_that_it_raised(root, error, kind, message):
     assert (type(raised.value).__name__, str(raised.value)) == (kind, message)
 
 
-def test_a_stage_that_was_killed_is_a_fault_and_the_last_outcome_is_not_taken_for_its_own(root):
+def test_a_killed_stage_is_a_fault_and_an_old_outcome_is_ignored(root):
     (root / "stage.py").write_text(ENDS.format(error="errors.UserError('an old mistake')"))
     add_stage(root, "clip", cmd=f"{sys.executable} stage.py")
     with pytest.raises(UserError):
@@ -172,7 +172,7 @@ def test_a_run_is_written_and_read_back(tmp_path):
     assert runs.verdict_sha256(tmp_path) == ""
 
 
-def test_a_gate_that_measures_again_is_run_and_leaves_its_last_verdict_until_then(root):
+def test_a_repeated_gate_keeps_its_last_verdict_until_the_new_one_is_whole(root):
     """DVC neither takes the new measurement out of its cache nor removes the last one before it."""
     real = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]["gate"]
     (out,) = real["outs"]
@@ -225,7 +225,7 @@ def test_a_stage_waits_for_the_lock_of_dvc(root):
     assert time.monotonic() - before > 5 and (root / "clip").exists()
 
 
-def test_dvc_answers_with_a_customer_s_figures_and_curves(root):
+def test_dvc_reports_a_customers_figures_and_curves(root):
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(Path(__file__).parents[2] / name, root)
     (root / ".gitignore").write_text("/work/\n")

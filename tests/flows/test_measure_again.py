@@ -60,7 +60,9 @@ INCONCLUSIVE = {"fps": "inconclusive", "latency_ratio": "inconclusive"}
         (INCONCLUSIVE | {"flicker_ratio": "inconclusive"}, BUSY, ""),
     ],
 )
-def test_what_measuring_again_may_decide(work, open_, unreliable_reason, why):
+def test_only_checks_that_measuring_again_may_decide_repeat_the_gate(
+    work, open_, unreliable_reason, why
+):
     """Nothing of a student whose quality is in doubt, whatever the machine did."""
     found = to_do.inconclusive_reason(judged(work, open_, unreliable_reason))
     assert (why in found) if why else (found == "")
@@ -74,7 +76,7 @@ def test_what_measuring_again_may_decide(work, open_, unreliable_reason, why):
 
 
 @pytest.mark.parametrize(("result", "again"), [("inconclusive", True), ("passes", False)])
-def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, result, again):
+def test_a_run_started_again_repeats_only_the_gate(work, monkeypatch, result, again):
     workspace = judged(work, INCONCLUSIVE if again else {}, BUSY if again else "")
     done = runs.write(work, runs.fresh("demo"))
     verdict = runs.verdict_sha256(work)
@@ -121,7 +123,7 @@ def test_a_run_started_again_goes_on_with_the_gate_alone(work, monkeypatch, resu
         ("inconclusive", ["gate"], "fresh"),
     ],
 )
-def test_which_run_goes_on_is_decided_in_one_place(work, result, stale, found):
+def test_admission_and_flow_agree_on_the_run_that_resumes(work, result, stale, found):
     """For the flow and for a machine of EC2 alike: one that has nothing to do is not started."""
     workspace = judged(work, INCONCLUSIVE if result == "inconclusive" else {}, BUSY)
     last = runs.write(work, runs.fresh("demo"))

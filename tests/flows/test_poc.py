@@ -28,7 +28,7 @@ class State:
         (BudgetRefused("no"), False),
     ],
 )
-def test_only_what_may_pass_is_tried_again(error, again):
+def test_only_errors_that_may_pass_are_retried(error, again):
     assert poc.is_worth_retrying(None, None, State(error)) is again
 
 
@@ -43,7 +43,7 @@ def test_only_what_may_pass_is_tried_again(error, again):
         ("flows.effects", "Finished in state Failed( is nothing of Prefect's", True),
     ],
 )
-def test_a_failure_is_left_to_the_command_to_print(name, message, is_printed):
+def test_a_failure_is_printed_by_the_command_only(name, message, is_printed):
     (console,) = [h for h in logging.getLogger().handlers if isinstance(h, PrefectConsoleHandler)]
     before = list(console.filters)
     try:

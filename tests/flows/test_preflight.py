@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
         ("shapes", [[16, 256, 256]], r"export\.shapes: \[16, 256, 256\]: frames: found 16"),
     ],
 )
-def test_it_is_refused_first(
+def test_a_missing_litert_environment_is_refused_first(
     key: str, value: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TURBO_VAED_LITERT", str(tmp_path / "nothing"))
@@ -42,7 +42,7 @@ def test_it_is_refused_first(
     assert not (tmp_path / "state").exists(), "neither ledger nor MLflow was opened"
 
 
-def test_a_gate_on_a_device_that_is_paid_for_each_time_is_not_tried_again() -> None:
+def test_a_gate_on_a_paid_device_is_not_retried() -> None:
     params = Workspace.load(configs.FOLDER, "demo").params
     assert [retries_of(stage, params) for stage in ("clip", "distill", "gate")] == [0, 1, 1]
     paid = {

@@ -48,7 +48,7 @@ def path(tmp_path: Path) -> Path:
     return found
 
 
-def test_nodes_that_wait_are_charged_once(ledger: Ledger, path: Path) -> None:
+def test_idle_nodes_are_charged_once(ledger: Ledger, path: Path) -> None:
     """A minute and a half of all three. The one that came since is charged by who first saw it."""
     held = {"a": SPOT, "b": SPOT, "head": HEAD, "new": SPOT}
     found = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(90))
@@ -68,7 +68,7 @@ def test_a_node_that_is_gone_is_not_charged(ledger: Ledger, path: Path) -> None:
     assert found.quantity == Decimal(90)
 
 
-def test_the_wait_for_a_lost_driver_is_wasted(ledger: Ledger, path: Path) -> None:
+def test_idle_time_after_a_lost_driver_is_wasted(ledger: Ledger, path: Path) -> None:
     """The run goes on, with whatever stage. The wait begins where the driver's last slice ended, a
     little after its last look; what comes after it, is useful again."""
     ledger.add(charge(stage="distill", resource="g6.xlarge", market="spot"))  # 15 s from START on
@@ -80,14 +80,14 @@ def test_the_wait_for_a_lost_driver_is_wasted(ledger: Ledger, path: Path) -> Non
     assert (then.useful, then.quantity) == ("useful", Decimal(5))
 
 
-def test_another_runs_nodes_are_nobodys(ledger: Ledger, path: Path) -> None:
+def test_nodes_of_another_run_are_not_charged(ledger: Ledger, path: Path) -> None:
     other = {"run": "demo-2", "customer": "demo"}
     assert charge_idle_nodes(ledger, lambda: {"a": SPOT}, path, **other, now=lambda: after(9)) == []
     path.write_text("{cut short")
     assert charge_idle_nodes(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(9)) == []
 
 
-def test_a_clock_that_was_set_meanwhile_does_not_count(ledger: Ledger, path: Path) -> None:
+def test_a_changed_wall_clock_does_not_change_idle_time(ledger: Ledger, path: Path) -> None:
     """A year forward while a minute went by, then back again."""
     held, year = {"a": SPOT}, 365 * 86400.0
     for seconds, set_forward in ((60, year), (120, 0), (180, -year)):
@@ -97,7 +97,7 @@ def test_a_clock_that_was_set_meanwhile_does_not_count(ledger: Ledger, path: Pat
         assert found[0].ended_at == now.at
 
 
-def test_after_a_start_of_the_machine_its_clock_counts(ledger: Ledger, path: Path) -> None:
+def test_after_a_reboot_the_wall_clock_counts(ledger: Ledger, path: Path) -> None:
     held = {"a": SPOT}
     back = after(-60, boot="second")
     assert charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: back) == []
@@ -107,13 +107,13 @@ def test_after_a_start_of_the_machine_its_clock_counts(ledger: Ledger, path: Pat
     assert found.quantity == Decimal(60), "as long as the clock says since"
 
 
-def test_the_clocks_of_this_machine() -> None:
+def test_both_clocks_of_this_machine_are_read() -> None:
     first, second = this_moment(), this_moment()
     assert first.boot == second.boot != "" and 0 < first.since_boot <= second.since_boot
     assert abs(datetime.now(UTC) - second.at) < timedelta(minutes=1)
 
 
-def test_stages_of_this_machine_shorten_no_other_nodes_wait(ledger: Ledger, path: Path) -> None:
+def test_local_stages_do_not_shorten_other_nodes_idle_time(ledger: Ledger, path: Path) -> None:
     """Ten minutes of two spot machines, on one of which the gate ran and was charged for."""
     gate = charge(30, stage="gate", resource="g6.xlarge", market="spot", quantity=Decimal(500),
                   ended_at=after(530).at)  # fmt: skip
@@ -124,7 +124,7 @@ def test_stages_of_this_machine_shorten_no_other_nodes_wait(ledger: Ledger, path
     assert found.quantity == Decimal(2 * 600 - 500)
 
 
-def test_a_driver_outside_the_cluster_is_no_node_of_it(ledger: Ledger, path: Path) -> None:
+def test_a_driver_outside_the_cluster_is_not_charged_as_a_node(ledger: Ledger, path: Path) -> None:
     ledger.add(
         charge(0, stage="gate", resource="node", quantity=Decimal(90), ended_at=after(90).at)
     )
@@ -132,7 +132,9 @@ def test_a_driver_outside_the_cluster_is_no_node_of_it(ledger: Ledger, path: Pat
     assert found.quantity == Decimal(90)
 
 
-def test_a_node_without_a_price_takes_no_other_with_it(ledger: Ledger, path: Path) -> None:
+def test_a_node_without_a_price_does_not_keep_others_from_being_charged(
+    ledger: Ledger, path: Path
+) -> None:
     def nodes() -> dict[str, Rate]:
         raise PartlyPriced("b is of an unknown type", {"a": SPOT})
 
@@ -140,7 +142,7 @@ def test_a_node_without_a_price_takes_no_other_with_it(ledger: Ledger, path: Pat
     assert found.quantity == Decimal(90)
 
 
-def test_a_run_begins_to_wait_before_its_first_stage(ledger: Ledger, tmp_path: Path) -> None:
+def test_idle_time_begins_before_the_first_stage(ledger: Ledger, tmp_path: Path) -> None:
     path = tmp_path / "nodes.json"
     start_tracking(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(0))
     assert ledger.charges() == ()
@@ -149,7 +151,7 @@ def test_a_run_begins_to_wait_before_its_first_stage(ledger: Ledger, tmp_path: P
     assert (found.quantity, found.useful) == (Decimal(60), "useful")
 
 
-def test_nodes_that_nobody_sees_any_more_are_left_to_who_comes_next(
+def test_nodes_that_cannot_be_listed_are_charged_by_the_next_meter(
     ledger: Ledger, path: Path
 ) -> None:
     """The child that looks was killed: its record stays, and the nodes with it."""

@@ -46,13 +46,15 @@ def curve(uri: str, run: Run, key: str) -> list[tuple[int, float]]:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def warnings() -> list[str]:
     return []
 
 
 @pytest.mark.slow
-def test_curves_and_pictures_are_in_the_run_of_the_customer(store: str, said: list[str]) -> None:
-    with live(store, warn=said.append) as run:
+def test_curves_and_pictures_are_in_the_run_of_the_customer(
+    store: str, warnings: list[str]
+) -> None:
+    with live(store, warn=warnings.append) as run:
         for step in range(1, 301):
             run.log_metrics({"loss": 1 / step, "loss_source": 0.5, "workers": 2}, step)
         run.log_picture(b"\x89PNG one", "step-000100.png")
@@ -69,10 +71,10 @@ def test_curves_and_pictures_are_in_the_run_of_the_customer(store: str, said: li
     assert listed == ["samples/step-000100.png", "samples/step-000200.png"]
     fetched = client.download_artifacts(found.info.run_id, listed[1])
     assert Path(fetched).read_bytes() == b"\x89PNG two"
-    assert said == []
+    assert warnings == []
 
 
-def test_a_run_that_goes_on_in_another_process_is_found_again(store: str) -> None:
+def test_a_run_resumed_in_another_process_is_found_again(store: str) -> None:
     with pytest.raises(RuntimeError), live(store) as run:
         run.log_metrics({"loss": 0.5}, 1)
         raise RuntimeError("lost")
@@ -97,15 +99,15 @@ def test_a_stage_that_logs_nothing_makes_no_run(monkeypatch: pytest.MonkeyPatch)
         pass
 
 
-def test_where_nobody_answers_there_is_one_warning_and_no_error(said: list[str]) -> None:
-    run = live(NOBODY, warn=said.append)
+def test_without_a_server_there_are_warnings_and_no_error(warnings: list[str]) -> None:
+    run = live(NOBODY, warn=warnings.append)
     run.log_metrics({"loss": 0.5, "val_psnr": 30.0}, 1)
     run.deliver()
     with run:
         run.log_picture(b"png", "step-000001.png")
-    assert len(said) == 2
-    assert "curves are not in MLflow yet: no MLflow server answers at http://127.0.0.1:9" in said[0]
-    assert "lacks 3 " in said[1] and "acme-1 distill" in said[1]
+    assert len(warnings) == 2
+    assert "curves" in warnings[0] and "http://127.0.0.1:9" in warnings[0]
+    assert "lacks 3 " in warnings[1] and "acme-1 distill" in warnings[1]
 
 
 def resolved(root: Path) -> None:
@@ -159,7 +161,7 @@ def test_a_stage_has_a_tracker_of_its_run(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_stage_by_hand_keeps_nothing_back_when_it_is_over(
+def test_a_stage_run_by_hand_leaves_no_reservation(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     """And a stage of this machine has the nodes of its cluster metered beside it."""
@@ -198,7 +200,7 @@ def test_a_stage_by_hand_keeps_nothing_back_when_it_is_over(
 
 
 class FakeClient:
-    """Takes points, unless it is told to fail."""
+    """Takes points, unless it is set to fail."""
 
     def __init__(self) -> None:
         self.points: list[Point] = []
@@ -230,11 +232,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     return fake
 
 
-def test_a_server_that_comes_back_gets_everything_and_is_not_asked_too_often(
-    fake: FakeClient, said: list[str]
+def test_a_server_that_comes_back_gets_every_point_and_few_calls_before(
+    fake: FakeClient, warnings: list[str]
 ) -> None:
     now = 0.0
-    run = live(NOBODY, warn=said.append, clock=lambda: now)
+    run = live(NOBODY, warn=warnings.append, clock=lambda: now)
     run.log_metrics({"loss": 0.5}, 1)
     for now in (0.0, 1.0, AGAIN_SECONDS - 1):  # noqa: B007
         run.deliver()
@@ -255,14 +257,14 @@ def test_a_server_that_comes_back_gets_everything_and_is_not_asked_too_often(
     run.deliver()
     assert [point.step for point in fake.points] == [1, 2, 3]
     assert fake.opened == 4  # a client that failed is not trusted again
-    assert len(said) == 1
+    assert len(warnings) == 1
 
 
-def test_what_waits_is_bounded_and_the_newest_is_kept(
-    fake: FakeClient, said: list[str], monkeypatch: pytest.MonkeyPatch
+def test_the_queue_is_bounded_and_keeps_the_newest_points(
+    fake: FakeClient, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_metrics, "MOST_POINTS", 3)
-    run = live(NOBODY, warn=said.append)
+    run = live(NOBODY, warn=warnings.append)
     for step in range(5):
         run.log_metrics({"loss": 0.5}, step)
     run.deliver()
@@ -270,10 +272,10 @@ def test_what_waits_is_bounded_and_the_newest_is_kept(
     with run:
         pass
     assert [point.step for point in fake.points] == [2, 3, 4]
-    assert len(said) == 2 and "lacks 2 " in said[1]
+    assert len(warnings) == 2 and "lacks 2 " in warnings[1]
 
 
-def test_points_go_in_as_few_calls_as_mlflow_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_are_sent_in_as_few_calls_as_mlflow_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
     class Client:

@@ -57,7 +57,7 @@ def mean_of(values):
 
 
 def test_whole_videos_are_drawn_where_there_are_enough():
-    """Ten clips of a video tell no more than one: their interval must not be narrower."""
+    """Ten clips of a video are no more evidence than one: their interval must not be narrower."""
     values = [k for k in range(6) for _ in range(10)]
     videos = [f"{k}.mp4" for k in values]
     low, high = bootstrap(mean_of(values), videos, 0.95)
@@ -93,5 +93,5 @@ def test_the_interval_of_equal_clips_is_a_point():
     ("groups", "confidence"), [([], 0.95), (["a"], 0.95), (["a", "b"], 0.0), (["a", "b"], 1.0)]
 )
 def test_one_clip_has_no_interval(groups, confidence):
-    with pytest.raises(ValueError, match="expected two clips or more"):
+    with pytest.raises(ValueError, match="two clips"):
         bootstrap(mean_of([1.0, 2.0]), groups, confidence)

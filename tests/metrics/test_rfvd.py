@@ -133,13 +133,13 @@ def test_what_has_no_rfvd_is_refused(shape, features, message):
 
 
 class StandIn(torch.nn.Module):
-    """Called as the published I3D is; its features tell how."""
+    """Called as the published I3D is; its features hold the arguments of the call."""
 
     def forward(self, video: torch.Tensor, rescale: bool, resize: bool, return_features: bool):
         batch, channels, frames, height, width = video.shape
-        told = [float(v) for v in (rescale, resize, return_features)]
-        told += [float(channels), float(frames), float(height), float(width)]
-        facts = torch.tensor(told).expand(batch, 7)
+        arguments = [float(v) for v in (rescale, resize, return_features)]
+        arguments += [float(channels), float(frames), float(height), float(width)]
+        facts = torch.tensor(arguments).expand(batch, 7)
         corners = video[:, :, [0, -1]].mean(dim=(3, 4)).flatten(1)
         return torch.cat([facts, corners], dim=1)
 

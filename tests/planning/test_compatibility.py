@@ -42,7 +42,7 @@ def test_a_preset_is_taken_as_it_is(make_workspace) -> None:
 
 
 @pytest.mark.slow
-def test_the_weights_are_not_hashed(make_workspace, monkeypatch) -> None:
+def test_checking_params_does_not_hash_the_weights(make_workspace, monkeypatch) -> None:
     """They are gigabytes, and it is asked several times a run."""
     hashed: list[TeacherFiles] = []
     monkeypatch.setattr(TeacherFiles, "sha256", hashed.append)
@@ -61,42 +61,43 @@ def test_auto_is_derived_from_the_teacher(make_workspace, fraction: float | None
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
-        ({"distill": {"student": "mine"}}, "distill.student is 'mine'; allowed: auto, turbo-vaed"),
+        ({"distill": {"student": "mine"}}, "distill.student .*'mine'; allowed: auto, turbo-vaed"),
         (
             {"distill": {"student": "turbo-vaed-dc"}},
-            "decodes 128 channels at compression 4 in time and 32 in space with no frame alone; "
-            "the teacher's latents have 32, 4 and 8 with the first frame alone; set .* to auto",
+            r"\b128\b.*\b4\b.*\b32\b.*teacher.*\b32, 4 and 8\b.*distill\.student.* auto",
         ),
         (
             {"distill": {"student": "auto", "student_fraction": 0.01}},
-            "no student for the teacher assets/.*budget_fraction: found 0.01.*set .*fraction",
+            r"assets/.*budget_fraction: found 0\.01.*distill\.student_fraction",
         ),
         ({"clip": {"frames": 16}}, r"clip.frames is 16; .* 4k\+1 frames: set .* to 13 or 17"),
         ({"clip": {"size": 100}}, "clip.size is 100; .* multiples of 8: .* to 96 or 104"),
         ({"distill": {"crop": 60}}, "distill.crop is 60; .* multiples of 8: .* to 56 or 64"),
-        ({"distill": {"crop": 32}}, "encode.tile is 64, distill.crop 32: .* set both to the same"),
-        ({"encode": {"tile": 48}}, "encode.tile is 48, which does not divide clip.size, 128: set"),
+        ({"distill": {"crop": 32}}, r"encode\.tile is 64, distill\.crop 32"),
+        ({"encode": {"tile": 48}}, r"encode\.tile is 48, .*clip\.size, 128"),
         ({"encode": {"tile": 60}}, "encode.tile is 60; .* multiples of 8: .* to 56 or 64"),
-        ({"encode": {"teacher_family": "mochi"}}, "not the config of a AutoencoderKLMochi"),
+        ({"encode": {"teacher_family": "mochi"}}, "AutoencoderKLMochi, .*AutoencoderKLLTXVideo"),
     ],
 )
-def test_what_does_not_fit(make_workspace, overrides: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=f"(?s){said}"):
+def test_params_that_do_not_fit_together_are_refused(
+    make_workspace, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"(?s){message}"):
         student_config(make_workspace(**overrides))
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value", "said"),
+    ("section", "key", "value", "message"),
     [
         ("distill", "student_fraction", 0, "distill.student_fraction"),
         ("distill", "student_fraction", 1.5, "distill.student_fraction"),
         ("encode", "teacher_family", "vae", "encode.teacher_family: found 'vae'; .*'cosmos'"),
     ],
 )
-def test_params_that_cannot_be(
-    make_workspace, section: str, key: str, value: object, said: str
+def test_impossible_params_are_refused(
+    make_workspace, section: str, key: str, value: object, message: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         make_workspace(**{section: {key: value}})

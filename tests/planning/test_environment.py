@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,34 +30,34 @@ def check(root: Path) -> None:
     environment.check_environment(root, root / "work" / "demo")
 
 
-def test_a_checkout_that_will_do_is_left_as_it_is(checkout):
+def test_a_valid_checkout_is_left_as_it_is(checkout):
     before = sorted(checkout.iterdir())
     check(checkout)
     assert sorted(checkout.iterdir()) == before
 
 
-def test_no_git(checkout, monkeypatch):
+def test_a_machine_without_git_is_refused(checkout, monkeypatch):
     monkeypatch.setenv("PATH", str(checkout))
-    with pytest.raises(UserError, match="git does not start"):
+    with pytest.raises(UserError, match=r"git .*start"):
         check(checkout)
 
 
-def test_no_repository(checkout):
+def test_a_folder_without_a_repository_is_refused(checkout):
     shutil.rmtree(checkout / ".git")
     with pytest.raises(UserError, match="git init"):
         check(checkout)
 
 
 @pytest.mark.parametrize("name", ["work", "state", ".dvc", "work/demo"])
-def test_a_folder_that_cannot_be_written(checkout, name):
+def test_a_folder_that_cannot_be_written_is_refused(checkout, name):
     folder = checkout / name
     folder.parent.mkdir(exist_ok=True)
     folder.symlink_to("/proc")  # where root cannot make files either
-    with pytest.raises(UserError, match=f"{folder} cannot be written"):
+    with pytest.raises(UserError, match=re.escape(str(folder))):
         check(checkout)
 
 
-def test_a_disk_that_is_nearly_full(checkout, monkeypatch):
+def test_a_nearly_full_disk_is_a_fault(checkout, monkeypatch):
     free = environment.MIN_FREE_BYTES - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     with pytest.raises(Fault, match="GB free"):

@@ -48,7 +48,7 @@ def test_a_run_of_a_hundred_steps() -> None:
     assert (found.low_usd, found.likely_usd, found.high_usd) == (100, 120, Decimal(384))
     assert str(found) == "$120.00 ($100.00 to $384.00): measured"
     for steps, other in ((-1, Decimal(0)), (1, Decimal("NaN")), (1, Decimal(-1))):
-        with pytest.raises(UserError, match="expected 0 or more of both"):
+        with pytest.raises(UserError, match="0 or more"):
             cost_range(
                 steps=steps,
                 timing=STEADY,

@@ -114,7 +114,7 @@ def measured_pace(workspace: Workspace, settings: Settings) -> Pace | None:
         return past_runs(workspace, settings, ledger).pace
 
 
-def test_machines_by_what_it_costs_to_finish_there(
+def test_machines_are_ordered_by_the_cost_to_finish(
     workspace: Workspace, settings: Settings
 ) -> None:
     """Ten hours here; interruptions and restarts make a machine 60 times as fast take longer than
@@ -125,8 +125,8 @@ def test_machines_by_what_it_costs_to_finish_there(
     assert (first["machine"], first["market"], first["zone"]) == (
         "g5.xlarge", "spot", "eu-central-1b"
     )  # fmt: skip
-    assert found.sentence.startswith("1000 steps are cheapest on g5.xlarge spot in eu-central-1b: ")
-    assert "4 prices are not known" in found.sentence
+    assert re.search(r"^1000 steps .*g5\.xlarge spot .*eu-central-1b: ", found.sentence)
+    assert "4 prices" in found.sentence
     (here,) = [row for row in rows if row["machine"] == "this machine"]
     assert (here["time"], here["steps_usd"], here["speed"]) == ("10:00:46", "$0.801", "measured")
     assert here["usd"] == "$0.808", "with 300 s for what follows"
@@ -136,8 +136,7 @@ def test_machines_by_what_it_costs_to_finish_there(
     assert all(row["zone"].endswith("c") and row["why_unknown"] for row in unknown)
     costs = [choice.usd for choice in found.choices if choice.usd is not None]
     assert costs == sorted(costs)
-    assert "36 s per step on this machine (measured)" in found.basis
-    assert "45 s per restart (assumed)" in found.basis
+    assert re.search(r"36 s per step.*\(measured\).*45 s per restart \(assumed\)", found.basis)
 
 
 class ByType(Listed):
@@ -150,7 +149,7 @@ class ByType(Listed):
         return Ec2Quote(usd_per_hour=Decimal(usd), since=NOON, quoted_at=NOON, source="a list")
 
 
-def test_the_cheapest_is_the_one_that_finishes_for_the_least_and_not_its_steps(
+def test_the_cheapest_machine_is_that_of_the_cheapest_whole_run(
     workspace: Workspace, settings: Settings
 ) -> None:
     """250 s here: 13 s on a g4dn and 63 s on a c7i, with 300 s of reserve and half an hour of
@@ -174,10 +173,10 @@ def test_the_cheapest_is_the_one_that_finishes_for_the_least_and_not_its_steps(
         whole = (Decimal(usd) + volume) * Decimal(seconds) / 3600
         assert float(choice.usd or 0) == pytest.approx(float(whole), rel=1e-6)
     named = cheapest_elsewhere(workspace, settings, Decimal(1), by_type)
-    assert "c7i.2xlarge on-demand in eu-central-1 is expected to cost" in named
+    assert re.search(r"c7i\.2xlarge on-demand .*eu-central-1 .*\$", named)
 
 
-def test_a_machine_fits_what_is_left_and_not_what_the_budget_was(
+def test_a_machine_has_to_fit_what_is_left_of_the_budget(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     of_run = {"quantity": Decimal(1), "unit_price_usd": Decimal("94.7")}
@@ -193,9 +192,7 @@ def test_a_machine_fits_what_is_left_and_not_what_the_budget_was(
     assert quote(workspace, settings, book(workspace.root), run="demo-9").left_usd == Decimal("0.3")
 
 
-def test_what_was_measured_takes_the_place_of_what_is_assumed(
-    workspace: Workspace, settings: Settings
-) -> None:
+def test_measured_times_replace_assumed_ones(workspace: Workspace, settings: Settings) -> None:
     machine = {"device": "cpu", "precision": "bf16", "compiled": False}
     events: list[dict[str, Any]] = [
         {"event": "open", "at": 0.0, "job": "a", "steps": 9, "usd_per_hour": "0.1"},
@@ -211,13 +208,15 @@ def test_what_was_measured_takes_the_place_of_what_is_assumed(
     assert "7 s per checkpoint (measured); 90 s per restart (measured)" in found.basis
 
 
-def test_no_price_at_all(workspace: Workspace, settings: Settings) -> None:
+def test_without_any_price_the_quote_names_the_key(
+    workspace: Workspace, settings: Settings
+) -> None:
     found = quote(workspace, settings, PriceBook(local_usd_per_hour=None))
-    assert "No price is known" in found.sentence and "is null" in found.sentence
+    assert "prices.local_usd_per_hour is null" in found.sentence
 
 
 @pytest.mark.slow
-def test_what_nobody_measured_is_told_by_arithmetic(
+def test_without_a_measurement_the_pace_is_by_arithmetic(
     workspace: Workspace, settings: Settings
 ) -> None:
     shutil.rmtree(workspace.folder("distill"))
@@ -225,7 +224,7 @@ def test_what_nobody_measured_is_told_by_arithmetic(
     rows: list[dict[str, Any]] = found.rows(Decimal("0.5"))
     (here,) = [row for row in rows if row["machine"] == "this machine"]
     assert here["speed"] == "assumed" and here["usd"] is not None
-    assert "by arithmetic, as no run has measured it" in found.basis
+    assert "by arithmetic" in found.basis
 
 
 @pytest.mark.slow
@@ -239,7 +238,9 @@ def test_a_student_of_more_work_is_expected_to_take_longer(
 
 
 @pytest.mark.slow
-def test_the_teachers_work_is_expected_too(workspace: Workspace, settings: Settings) -> None:
+def test_the_teachers_work_is_part_of_the_estimate(
+    workspace: Workspace, settings: Settings
+) -> None:
     """Of the demo: 3 videos of 24 clips at most, until they are cut; a tenth of them is decoded in
     `encode`. Towards its targets the teacher decodes every train clip once, or in every step a
     crop of a quarter of a clip, whichever is less."""
@@ -256,8 +257,8 @@ def test_the_teachers_work_is_expected_too(workspace: Workspace, settings: Setti
     assert teacher_work(workspace, ["encode", "distill"]) == (encoding / 2, targets / 2)
     few = with_distill(workspace, steps=10)
     assert teacher_work(few, ["distill"]) == (0, pytest.approx(10 * 4 / 4 * one.decode))
-    kept = with_distill(workspace, steps=10, teacher_targets="cache")
-    assert teacher_work(kept, ["distill"]) == (0, targets / 2)
+    cached = with_distill(workspace, steps=10, teacher_targets="cache")
+    assert teacher_work(cached, ["distill"]) == (0, targets / 2)
     found = expected_timing(workspace, settings)
     less = expected_timing(workspace, settings, ["distill"])
     assert found is not None and 0 < found.once.least < found.once.mean < found.once.most
@@ -273,7 +274,7 @@ def test_a_first_run_is_estimated_with_its_teacher(
     monkeypatch.setattr(admission, "expected_timing", lambda *_: timing)
     (workspace.folder("distill") / "history.json").unlink()
     found = estimated(workspace, settings, ledger, may_spend_usd=Decimal(95))
-    assert "2:46:40 of the teacher" in found.basis
+    assert "2:46:40" in found.basis
     assert found.seconds == 2000, "of the steps alone"
     reserved = Decimal("0.08") * 300 / 3600 + charge("x", "x", 0, 1).amount_usd
     assert float(found.likely_usd - reserved) == pytest.approx(12_000 * 0.08 / 3600, rel=1e-4)
@@ -288,7 +289,7 @@ def test_a_first_run_is_estimated_with_its_teacher(
     assert estimated(workspace, settings, ledger, may_spend_usd=enough) == found
 
 
-def test_interruptions_that_were_seen_weigh_against_those_assumed(
+def test_observed_interruptions_are_weighed_against_assumed_ones(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     """Two days on a g5 with three losses, after an assumed one in twenty hours for a day's worth.
@@ -374,15 +375,15 @@ def test_an_estimate_is_the_last_runs_pace_and_its_other_stages(
     assert found is not None
     assert found.seconds == pytest.approx(1000 * 36)
     assert float(found.likely_usd) == pytest.approx((36_000 + 60 + 100 + 40 + 1) * 0.08 / 3600)
-    assert "36 s per step and $0.00447 for everything else" in found.basis
-    kept = json.loads((workspace.work / ESTIMATE_FILE).read_text())
-    assert Decimal(kept["likely_usd"]) == found.likely_usd and kept["steps"] == 1000
+    assert "36 s per step" in found.basis and "$0.00447" in found.basis
+    saved = json.loads((workspace.work / ESTIMATE_FILE).read_text())
+    assert Decimal(saved["likely_usd"]) == found.likely_usd and saved["steps"] == 1000
     few = estimated(workspace, settings, ledger, stages=["distill"], may_spend_usd=Decimal(95))
     assert few is not None
     assert float(few.likely_usd) == pytest.approx((36_000 + 60 + 1) * 0.08 / 3600)
 
 
-def test_what_follows_distillation_is_estimated_by_what_it_took_last(
+def test_later_stages_are_estimated_by_their_last_times(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     ledger.add(charge("gate", "demo-1", 10_000, 19_000))  # not the last one
@@ -408,7 +409,7 @@ def test_what_follows_distillation_is_estimated_by_what_it_took_last(
         )
 
 
-def test_a_run_to_come_keeps_back_what_devices_can_cost(
+def test_a_future_run_reserves_the_most_that_devices_can_cost(
     workspace: Workspace, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pricing, "devices_usd", lambda params: Decimal("10.2"))
@@ -417,7 +418,7 @@ def test_a_run_to_come_keeps_back_what_devices_can_cost(
     assert estimated(workspace, settings, ledger, may_spend_usd=Decimal("11.1")) is not None
 
 
-def test_nodes_that_waited_and_devices_are_in_the_estimate(
+def test_idle_nodes_and_devices_are_in_the_estimate(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     before = estimated(workspace, settings, ledger, may_spend_usd=Decimal(95))
@@ -429,16 +430,16 @@ def test_nodes_that_waited_and_devices_are_in_the_estimate(
     assert found.likely_usd - before.likely_usd == waited.amount_usd + phone.amount_usd
 
 
-def test_stages_with_other_params_than_last_time_may_take_longer(
+def test_changed_params_widen_the_estimate_of_their_stage(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     """A shape was added, say: by what DVC has recorded of the last run of `export`."""
     stages, path = ["export", "gate"], workspace.work / "params" / "export.yaml"
 
     def found() -> CostRange:
-        told = estimated(workspace, settings, ledger, stages=stages, may_spend_usd=Decimal(95))
-        assert told is not None
-        return told
+        estimate = estimated(workspace, settings, ledger, stages=stages, may_spend_usd=Decimal(95))
+        assert estimate is not None
+        return estimate
 
     before = found()
     path.parent.mkdir(parents=True)
@@ -452,16 +453,16 @@ def test_stages_with_other_params_than_last_time_may_take_longer(
     path.write_text("targets: [a, b]\n")
     after = found()
     assert after.low_usd == before.low_usd and after.high_usd > 2 * before.high_usd
-    assert "parameters of export have changed since" in after.basis
+    assert "parameters of export" in after.basis and "parameters" not in before.basis
 
 
 @pytest.mark.slow
-def test_a_pace_of_something_else_is_no_pace(
+def test_a_pace_of_other_params_does_not_count(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     other = with_distill(workspace, batch_size=99)
     found = estimated(other, settings, ledger, may_spend_usd=Decimal(95))
-    assert found is not None and "no earlier run has these params" in found.basis
+    assert found is not None and "by arithmetic" in found.basis
     assert found.low_usd < found.likely_usd / 2 < found.high_usd / 4, "a wide range"
     assert "36 s per step" not in found.basis
     elsewhere = dataclasses.replace(settings, ray_address="10.0.0.1:6379")
@@ -469,7 +470,7 @@ def test_a_pace_of_something_else_is_no_pace(
         quote(workspace, elsewhere, book(workspace.root))
 
 
-def test_a_run_that_cannot_fit_is_refused_with_what_would(
+def test_a_run_that_cannot_fit_is_refused_with_steps_and_budget_that_would(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     """Half of the 36200 s fit. 300 are reserved, of which the gate takes 40, and for the disk
@@ -478,20 +479,19 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(
     with pytest.raises(BudgetRefused, match=r"set distill\.steps to 489 or raise"):
         estimated(workspace, settings, ledger, may_spend_usd=half)
     machine = dataclasses.replace(settings, machine_overhead_usd=Decimal("0.5"))
-    with pytest.raises(BudgetRefused, match=r"to 489 or raise budget\.run_usd") as told:
+    with pytest.raises(BudgetRefused, match=r"distill\.steps to 489 ") as refusal:
         estimated(workspace, machine, ledger, may_spend_usd=half + machine.machine_overhead_usd)
-    said = re.search(r"raise budget.run_usd to \$([0-9.]+[0-9])", str(told.value))
-    assert (
-        said and estimated(workspace, machine, ledger, may_spend_usd=Decimal(said[1])) is not None
-    )
+    remedy = re.search(r"budget\.run_usd to \$([0-9.]+[0-9])", str(refusal.value))
+    assert remedy is not None
+    assert estimated(workspace, machine, ledger, may_spend_usd=Decimal(remedy[1])) is not None
     less = with_distill(workspace, steps=489)
-    assert estimated(less, settings, ledger, may_spend_usd=half) is not None, "as it was told"
+    assert estimated(less, settings, ledger, may_spend_usd=half) is not None, "as the refusal says"
     with pytest.raises(BudgetRefused) as refused:
         estimated(workspace, settings, ledger, may_spend_usd=Decimal("0.001"))
     assert "distill.steps" not in str(refused.value), "no number of steps fits"
 
 
-def test_what_followed_before_is_kept_back(
+def test_the_longest_later_stages_so_far_are_reserved(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
     """An hour of gate is more than budget.reserve_seconds; a fifth on top."""
@@ -519,14 +519,14 @@ def test_what_followed_before_is_kept_back(
     assert float(hours) == pytest.approx(1.2)
 
 
-def test_the_machine_on_which_it_would_fit_is_named(
+def test_a_machine_on_which_the_run_would_fit_is_named(
     workspace: Workspace, settings: Settings
 ) -> None:
     def elsewhere(usd: str) -> str:
         return cheapest_elsewhere(workspace, settings, Decimal(usd), book(workspace.root))
 
     fits = elsewhere("0.21")
-    assert "g5.xlarge spot in eu-central-1b is expected to cost" in fits
+    assert re.search(r"g5\.xlarge spot .*eu-central-1b .*\$", fits)
     assert "turbo-vaed ec2 run demo" in fits
     costly = elsewhere("0.01")
     assert "g5.xlarge" in costly and "ec2 run" not in costly
@@ -536,7 +536,7 @@ def test_the_machine_on_which_it_would_fit_is_named(
     assert cheapest_elsewhere(workspace, on_a_cluster, Decimal(1)) == ""
 
 
-def test_a_run_without_steps_leaves_the_pace_of_the_one_before(workspace: Workspace) -> None:
+def test_a_run_without_steps_keeps_the_pace_of_the_one_before(workspace: Workspace) -> None:
     path, settings = workspace.folder("distill") / "history.json", local(workspace.root)
     history = json.loads(path.read_text())
     save_pace(workspace, history)

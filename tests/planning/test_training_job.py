@@ -40,7 +40,7 @@ def recorder(*, horizon_seconds: float) -> Any:
     return SimpleNamespace(run=run, horizon_seconds=horizon_seconds)
 
 
-def test_what_devices_can_cost_is_reserved_from_the_first_step_to_the_last(
+def test_device_costs_are_reserved_from_the_first_step_to_the_last(
     workspace: Workspace, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the start in the budget, and in all costs that are reported to the workers later."""

@@ -191,17 +191,17 @@ def test_what_is_missing_is_not_nothing() -> None:
     found = [one for one in exact() if one.name not in ("poc_usd", "devices")]
     with pytest.raises(UserError, match=r"not measured: poc_usd; not assumed: devices.*not 0"):
         calculate(found)
-    with pytest.raises(UserError, match="devices is given twice"):
+    with pytest.raises(UserError, match=r"devices .*twice"):
         calculate([*exact(), Input.exact("devices", Decimal(1), "again")])
 
 
 @pytest.mark.parametrize(
     ("name", "ends", "message"),
     [
-        ("colour", (1, 1, 1), "unknown input 'colour'"),
-        ("devices", (2, 1, 3), "none may be larger"),
-        ("devices", (1, 4, 3), "none may be larger"),
-        ("devices", (-1, 1, 3), "devices.low is Decimal..-1"),
+        ("colour", (1, 1, 1), "'colour'"),
+        ("devices", (2, 1, 3), r"devices .*\b2.*\b1.*\b3"),
+        ("devices", (1, 4, 3), r"devices .*\b1.*\b4.*\b3"),
+        ("devices", (-1, 1, 3), r"devices\.low .*-1"),
         ("devices", (1, 1, "NaN"), "devices.high"),
         ("devices", (1, 1, "Infinity"), "devices.high"),
         ("gpu_speedup", (0, 1, 2), "gpu_speedup.low is 0"),

@@ -58,8 +58,8 @@ def test_a_damaged_document_is_a_corrupt_file_with_its_remedy(
     path = tmp_path / "one.json"
     path.write_bytes(content)
     with pytest.raises(CorruptFile) as found:
-        read_json(path, remedy="run it again")
-    assert str(path) in str(found.value) and "run it again" in str(found.value)
+        read_json(path, remedy="try again")
+    assert str(path) in str(found.value) and "try again" in str(found.value)
 
 
 def test_a_document_comes_back_as_it_was_written_and_nan_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from turbo_vaed.workspace import Workspace
 def made(
     workspace: Workspace, settings: Settings, book: PriceBook, monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
-    """The stages that DVC was told to make; none of them is stale."""
+    """The stages that DVC was called for; none of them is stale."""
     made: list[str] = []
 
     select_instance = instance_selection.select_instance
@@ -43,7 +43,7 @@ def made(
     return made
 
 
-def test_a_run_that_a_months_limit_stopped_goes_on_though_params_have_changed(
+def test_a_run_that_a_months_limit_stopped_resumes_though_params_have_changed(
     workspace: Workspace, run: runs.Run, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a larger limit, say: the sections are written, which costs nothing."""
@@ -55,7 +55,7 @@ def test_a_run_that_a_months_limit_stopped_goes_on_though_params_have_changed(
 
 
 @pytest.mark.parametrize("is_up", [False, True])
-def test_that_a_run_may_distil_is_kept_when_its_machine_is_up(
+def test_permission_to_distil_is_recorded_once_its_machine_is_up(
     workspace: Workspace, todo: ToDo, made: list[str], monkeypatch: pytest.MonkeyPatch, is_up: bool
 ) -> None:
     """What the machine itself keeps of that is lost with it."""

@@ -46,7 +46,7 @@ def test_the_machine_is_the_cheapest_of_ec2_and_ends_itself_when_the_budget_does
     )  # fmt: skip
 
 
-def test_it_is_the_one_that_finishes_for_the_least_and_not_the_one_whose_steps_cost_least(
+def test_the_machine_with_the_cheapest_whole_run_is_chosen_and_not_the_cheapest_steps(
     workspace: Workspace, settings: Settings, todo: ToDo, tmp_path: Path
 ) -> None:
     """A few minutes of steps, and on either machine half an hour of start and end."""
@@ -75,10 +75,10 @@ def test_it_is_the_one_that_finishes_for_the_least_and_not_the_one_whose_steps_c
     ).choice
     assert there.steps_usd and selection.choice.steps_usd and there.usd and selection.choice.usd
     assert there.steps_usd < selection.choice.steps_usd and there.usd > selection.choice.usd
-    assert f"is expected to cost ${selection.choice.usd:.3f}, $" in selection.sentence
+    assert f"${selection.choice.usd:.3f}, $" in selection.sentence
 
 
-def test_a_run_that_has_spent_it_all_starts_no_machine(
+def test_a_run_without_budget_left_starts_no_machine(
     workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
@@ -87,7 +87,7 @@ def test_a_run_that_has_spent_it_all_starts_no_machine(
         select_instance(workspace, settings, todo, book=book)
 
 
-def test_a_run_that_lost_its_machine_goes_on_with_less_than_all_steps_would_cost(
+def test_a_run_that_lost_its_machine_resumes_with_less_than_a_whole_run_costs(
     workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
     """Half of what all steps cost is left: they did not all go with the machine, whose clips and
@@ -109,7 +109,7 @@ def test_a_run_that_lost_its_machine_goes_on_with_less_than_all_steps_would_cost
         now = datetime.now(UTC)
         ledger.add(charge(run=todo.run.run_id, stage="distill", started_at=now, ended_at=now))
     selection = select(workspace)
-    assert selection.resumes and "the run resumes" in selection.sentence
+    assert selection.resumes and "resumes" in selection.sentence
     resumed = with_stages(workspace, settings, todo.run, todo.stale)
     assert "resumes" in admission.estimate(workspace, settings, resumed)
     other = dataclasses.replace(
@@ -122,7 +122,7 @@ def test_a_run_that_lost_its_machine_goes_on_with_less_than_all_steps_would_cost
         select(workspace)
 
 
-def test_a_gate_alone_is_not_priced_by_the_steps_of_a_training(
+def test_a_gate_alone_is_priced_without_training_steps(
     workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
     gate = select_instance(
@@ -134,7 +134,7 @@ def test_a_gate_alone_is_not_priced_by_the_steps_of_a_training(
     assert gate.usd < whole.usd - whole.steps_usd
 
 
-def test_what_was_spent_before_shortens_it(
+def test_earlier_spend_shortens_the_machines_minutes(
     workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     with Ledger.open(settings.ledger_url) as ledger:
@@ -143,25 +143,25 @@ def test_what_was_spent_before_shortens_it(
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "words"),
+    ("change", "error", "message"),
     [
         ({"instance_type": "p9.huge"}, UserError, "p9.huge .* g6.xlarge, g5.xlarge"),
         (
             {"book": PriceBook(local_usd_per_hour=Decimal(1))},
             BudgetRefused,
-            "no machine is started",
+            "no price",
         ),
     ],
 )
-def test_nothing_to_be_had(
+def test_an_unknown_type_or_price_starts_no_machine(
     workspace: Workspace,
     settings: Settings,
     todo: ToDo,
     change: dict[str, Any],
     error: type[Exception],
-    words: str,
+    message: str,
 ) -> None:
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         select_instance(workspace, settings, todo, **change)
 
 
@@ -172,7 +172,7 @@ def test_a_run_that_does_not_fit_its_budget_starts_no_machine(
     poor = dataclasses.replace(
         workspace, params=dataclasses.replace(workspace.params, budget=budget)
     )
-    with pytest.raises(BudgetRefused, match=r"the cheapest, .* \$0\.01 left of budget\.run_usd"):
+    with pytest.raises(BudgetRefused, match=r"\$0\.01 .*budget\.run_usd"):
         select_instance(poor, settings, todo, book=book)
 
 
@@ -193,7 +193,7 @@ def test_without_a_price_on_demand_nothing_is_started(
         select_instance(workspace, settings, todo, book=book)
 
 
-def test_a_machine_that_ends_before_the_run_can_says_so(
+def test_a_machine_that_would_end_before_its_run_is_marked(
     workspace: Workspace, settings: Settings, todo: ToDo, book: PriceBook
 ) -> None:
     """Cheap on spot, but what it can come to pays for less time than is needed."""
@@ -216,8 +216,8 @@ def test_a_machine_of_ec2_is_charged_at_its_price_in_every_stage(
         REGION: "eu-central-1",
         ZONE: "eu-central-1b",
     }
-    told = ",".join(f"{name}={value}" for name, value in labels.items())
-    monkeypatch.setenv("TURBO_VAED_MACHINE", told)
+    text = ",".join(f"{name}={value}" for name, value in labels.items())
+    monkeypatch.setenv("TURBO_VAED_MACHINE", text)
     monkeypatch.setattr(nodes, "price_book", lambda *_: book)
     settings = Settings.from_environment(workspace.root)
     (rate,) = nodes.nodes_of(workspace.params, settings, "validate")().values()
@@ -225,5 +225,5 @@ def test_a_machine_of_ec2_is_charged_at_its_price_in_every_stage(
     assert rate.usd_per_hour == Decimal("0.25")
     assert nodes.most_usd_per_hour(workspace.params, settings, "distill") == Decimal("1.00")
     monkeypatch.setenv("TURBO_VAED_MACHINE", "g5.xlarge")
-    with pytest.raises(UserError, match=r"TURBO_VAED_MACHINE is 'g5\.xlarge'; expected"):
+    with pytest.raises(UserError, match=r"TURBO_VAED_MACHINE .*'g5\.xlarge'"):
         Settings.from_environment(workspace.root)

@@ -1,4 +1,4 @@
-"""What Ray's launcher is told: type, market, zone, tags, files, and no secret."""
+"""The configuration of Ray's launcher: type, market, zone, tags, files, and no secret."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def template() -> dict[str, Any]:
     return read_template(REPOSITORY)
 
 
-def test_what_would_be_lost_with_the_machine_is_named(
+def test_embedded_stores_that_would_be_lost_with_the_machine_are_refused(
     workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     embedded = dataclasses.replace(
         settings, mlflow_tracking_uri="sqlite:///state/mlflow.db", checkpoints_url="work"
     )
     selection = select_instance(workspace, settings, todo, book=book)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refusal:
         launch_config.prepare(workspace, embedded, selection, run, name=launch_config.PLANNED)
     for name in ("TURBO_VAED_LEDGER_URL", "MLFLOW_TRACKING_URI", "TURBO_VAED_CHECKPOINTS"):
-        assert name in str(told.value)
+        assert name in str(refusal.value)
     assert not (workspace.work / "ec2").exists()
 
 
-def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
+def test_the_launch_config_has_type_market_zone_tags_files_and_no_secret(
     workspace: Workspace,
     settings: Settings,
     run: runs.Run,
@@ -104,7 +104,7 @@ def test_ray_is_told_type_market_zone_tags_and_files_and_no_secret(
     assert "AWS_SECRET" not in environment.read_text()
 
 
-def test_on_demand_asks_for_no_zone(
+def test_on_demand_machines_name_no_zone(
     workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     selection = select_instance(workspace, settings, todo, book=book, market="on-demand")
@@ -118,7 +118,7 @@ def test_a_template_that_lacks_a_part_is_named(
     workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     selection = select_instance(workspace, settings, todo, book=book)
-    with pytest.raises(UserError, match=r"infra/ray/machine\.yaml lacks 'provider'"):
+    with pytest.raises(UserError, match=r"infra/ray/machine\.yaml .*'provider'"):
         launch_config.configuration(
             workspace, run, selection, {k: v for k, v in template().items() if k != "provider"}
         )
@@ -133,11 +133,11 @@ def test_a_volume_without_a_size_is_refused(
     changed = template()
     node_config(changed)["BlockDeviceMappings"] = volumes
     (settings.root / TEMPLATE).write_text(yaml.safe_dump(changed))
-    with pytest.raises(UserError, match=r"expected BlockDeviceMappings with Ebs"):
+    with pytest.raises(UserError, match=r"BlockDeviceMappings .*Ebs"):
         select_instance(workspace, settings, todo, book=book)
 
 
-def test_a_machine_that_may_be_up_is_not_forgotten(
+def test_a_machine_that_may_be_up_is_not_overwritten(
     workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
 ) -> None:
     selection = select_instance(workspace, settings, todo, book=book)
@@ -145,5 +145,5 @@ def test_a_machine_that_may_be_up_is_not_forgotten(
         workspace, on_postgres(settings), selection, run, name=launch_config.MACHINE
     )
     for name in (launch_config.MACHINE, launch_config.PLANNED):
-        with pytest.raises(UserError, match=r"may be up .*turbo-vaed ec2 down demo"):
+        with pytest.raises(UserError, match="turbo-vaed ec2 down demo"):
             launch_config.prepare(workspace, on_postgres(settings), selection, run, name=name)
