@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -83,11 +84,11 @@ def test_a_customers_own_limit_replaces_the_rationale_of_the_old_one(document, l
     document["customers"]["demo"]["thresholds"] = {"min_psnr": 30, "min_ssim": 0.60}
     rationale = load(document).thresholds.rationale
     profile = document["use_cases"]["education"]
-    said = f"demo asks for it; education asks for 22.0: {profile['rationale']['min_psnr']}"
-    assert rationale["min_psnr"] == said
+    assert re.search("demo .*education .*22.0: ", rationale["min_psnr"])
+    assert rationale["min_psnr"].endswith(profile["rationale"]["min_psnr"])
     assert rationale["min_ssim"] == profile["rationale"]["min_ssim"], "it is the old one"
-    document["customers"]["demo"]["thresholds"]["rationale"] = {"min_psnr": "our viewers sit close"}
-    assert load(document).thresholds.rationale["min_psnr"] == "our viewers sit close"
+    document["customers"]["demo"]["thresholds"]["rationale"] = {"min_psnr": "close viewers"}
+    assert load(document).thresholds.rationale["min_psnr"] == "close viewers"
 
 
 def test_no_customer_takes_a_persons_approval_away(document, load):
@@ -95,7 +96,7 @@ def test_no_customer_takes_a_persons_approval_away(document, load):
     assert load(document).thresholds.needs_approval is True
     for value in (False, 0, None, "no"):
         document["customers"]["demo"]["thresholds"] = {"needs_approval": value}
-        with pytest.raises(UserError, match=r"critical is never promoted without a person"):
+        with pytest.raises(UserError, match=r"needs_approval .*critical"):
             load(document)
     document["customers"]["demo"] |= {"use_case": "education"}
     document["customers"]["demo"]["thresholds"] = {"needs_approval": True}
@@ -117,7 +118,7 @@ def test_an_assumption_keeps_its_digits_and_the_defaults_of_other_keys(document,
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "facts"),
     [
         (("distill", "stepz"), 3, ["distill.stepz", "unknown key", "steps"]),
         (("colour",), "red", ["colour", "unknown key"]),
@@ -147,7 +148,7 @@ def test_an_assumption_keeps_its_digits_and_the_defaults_of_other_keys(document,
         (
             ("roi", "devices", "likely"),
             1,
-            ["roi.devices: low 5000, likely 1", "none may be larger"],
+            ["roi.devices: low 5000, likely 1"],
         ),
         (("roi", "devices", "high"), -1, ["roi.devices.high", "found -1"]),
         (("roi", "devices", "high"), float("inf"), ["roi.devices.high"]),
@@ -158,15 +159,15 @@ def test_an_assumption_keeps_its_digits_and_the_defaults_of_other_keys(document,
         (("roi", "gpu_speedup", "low"), 0, ["roi: gpu_speedup.low is 0"]),
     ],
 )
-def test_bad_values_are_refused_by_their_path(document, load, path, value, said):
+def test_bad_values_are_refused_by_their_path(document, load, path, value, facts):
     place = document["customers"]["demo"]
     for key in path[:-1]:
         place = place.setdefault(key, {})
     place[path[-1]] = value
     with pytest.raises(UserError) as refused:
         load(document)
-    for words in said:
-        assert words in str(refused.value)
+    for fact in facts:
+        assert fact in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["a/b", "a b", "../x", "", "Ä", "-x", "a" * 49, "A", "no", "123"])
@@ -191,12 +192,12 @@ def test_an_unknown_top_level_key_is_refused(document, tmp_path):
 def test_a_file_that_is_not_yaml_is_refused(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("a: [1\n")
-    with pytest.raises(UserError, match="not valid YAML"):
+    with pytest.raises(UserError, match=r"params\.yaml .*YAML"):
         read_yaml(path)
     path.write_text("- 1\n")
     with pytest.raises(UserError, match="mapping"):
         read_yaml(path)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"none\.yaml"):
         read_yaml(tmp_path / "none.yaml")
 
 

@@ -34,7 +34,7 @@ STUDENT = DecoderConfig(
     ("layers", "frames", "side", "patches"),
     [(4, 5, 32, (2, 2, 2)), (4, 17, 64, (5, 4, 4)), (3, 9, 64, (3, 8, 8)), (3, 8, 40, (2, 5, 5))],
 )
-def test_a_logit_for_every_patch(
+def test_a_discriminator_has_a_logit_for_every_patch(
     layers: int, frames: int, side: int, patches: tuple[int, int, int]
 ) -> None:
     discriminator = PatchDiscriminator3d(width=8, layers=layers)
@@ -42,13 +42,13 @@ def test_a_logit_for_every_patch(
     assert tuple(logits.shape) == (2, 1, *patches)
 
 
-def test_the_published_layout() -> None:
+def test_a_discriminator_has_the_published_layout() -> None:
     with torch.device("meta"):
         count = sum(p.numel() for p in PatchDiscriminator3d().parameters())
     widths = (3, 64, 128, 256, 512, 512, 1)
     convolutions = sum(27 * a * b + b for a, b in pairwise(widths))
     assert count == convolutions + 2 * sum(widths[2:-1])  # scale and shift of four norms
-    with pytest.raises(ValueError, match="found width 12 and 4 layers, expected a multiple of 8"):
+    with pytest.raises(ValueError, match=r"width 12 and 4 layers, .*\b8\b"):
         PatchDiscriminator3d(width=12)
     with pytest.raises(ValueError, match="and 1 layers"):
         PatchDiscriminator3d(layers=1)
@@ -57,14 +57,14 @@ def test_the_published_layout() -> None:
 @pytest.mark.parametrize(
     ("preset", "width"), [("turbo-vaed-ltx", 64), ("turbo-vaed-hunyuan", 64), ("tiny-ltx", 16)]
 )
-def test_it_is_as_wide_as_its_student(preset: str, width: int) -> None:
+def test_a_discriminator_is_as_wide_as_its_student(preset: str, width: int) -> None:
     with torch.device("meta"):
         found = PatchDiscriminator3d.for_student(PRESETS[preset])
         wanted = PatchDiscriminator3d(width=width)
     assert [p.shape for p in found.parameters()] == [p.shape for p in wanted.parameters()]
 
 
-def test_a_clip_is_judged_alone_and_the_same_every_time() -> None:
+def test_each_clip_is_judged_independently_and_deterministically() -> None:
     """As batch norm or spectral norm would not do."""
     torch.manual_seed(0)
     discriminator, clips = PatchDiscriminator3d(width=8), torch.randn(3, 3, 5, 32, 32)
@@ -83,7 +83,7 @@ def test_the_hinge_losses() -> None:
     assert hinge_generator(fake).item() == pytest.approx(2 / 3)
 
 
-def test_it_learns_to_tell_sharp_from_blurred() -> None:
+def test_a_discriminator_learns_to_separate_sharp_from_blurred() -> None:
     torch.manual_seed(0)
     discriminator = PatchDiscriminator3d(width=8, layers=3)
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=2e-3)

@@ -1,11 +1,13 @@
-"""A store of checkpoints, in a folder and in a bucket: what it gives back is whole, or told."""
+"""A store of checkpoints, in a folder and in a bucket: what it returns is whole, or reported."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import multiprocessing
 import os
+import re
 import time
 from dataclasses import asdict, replace
 from decimal import Decimal
@@ -54,7 +56,7 @@ class Raw:
 
 
 def never(text):
-    pytest.fail(f"told of trouble: {text}")
+    pytest.fail(f"trouble was reported: {text}")
 
 
 def steps(store):
@@ -74,7 +76,7 @@ def plain(state):
     return of(asdict(state))
 
 
-def test_round_trip(url, raw):
+def test_a_checkpoint_is_read_back_as_written(url, raw):
     state = make_checkpoint(3)
     saved = Store(url).write(state)
     data = raw.read(saved.name)
@@ -95,7 +97,7 @@ def test_the_history_of_an_earlier_version_gets_its_dollars(tmp_path):
     assert usd == [Decimal(text) for text in ("0.002", "0.004", "0.006", "0.007")]
 
 
-def test_nothing_there(url):
+def test_an_empty_store_has_no_newest_checkpoint(url):
     assert Store(url).names() == []
     assert Store(url).newest(never) is None
 
@@ -112,7 +114,7 @@ def test_newest_is_the_latest_step(url):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut short", "one bit", "empty"])
-def test_a_bad_one_is_told_and_the_one_before_taken(url, raw, damage):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_read(url, raw, damage):
     store = Store(url)
     store.write(make_checkpoint(1))
     bad = store.write(make_checkpoint(2)).name
@@ -121,30 +123,30 @@ def test_a_bad_one_is_told_and_the_one_before_taken(url, raw, damage):
     raw.write(bad, {"cut short": bytes(data[:-100]), "one bit": bytes(data), "empty": b""}[damage])
     with pytest.raises(CorruptFile, match="sha256"):
         store.read(bad)
-    told = []
-    assert store.newest(told.append)[1].step == 1
-    assert len(told) == 1 and bad in told[0]
+    reported = []
+    assert store.newest(reported.append)[1].step == 1
+    assert len(reported) == 1 and bad in reported[0]
 
 
-def test_true_to_its_name_and_yet_no_checkpoint(url, raw):
+def test_a_file_with_a_valid_digest_that_is_no_checkpoint_is_skipped(url, raw):
     store = Store(url)
     store.write(make_checkpoint(1))
     for data in (b"some other file", b""):
         raw.write(f"00000002-{hashlib.sha256(data).hexdigest()}.pt", data)
-    told = []
-    assert store.newest(told.append)[1].step == 1
-    assert len(told) == 2 and all("is no checkpoint" in text for text in told)
+    reported = []
+    assert store.newest(reported.append)[1].step == 1
+    assert len(reported) == 2 and all("00000002-" in text for text in reported)
 
 
-def test_of_another_version(url, raw, tmp_path):
+def test_a_checkpoint_of_another_version_is_refused(url, raw, tmp_path):
     torch.save({"step": 2, "weights": {}}, tmp_path / "old.pt")
     data = (tmp_path / "old.pt").read_bytes()
     raw.write(f"00000002-{hashlib.sha256(data).hexdigest()}.pt", data)
-    with pytest.raises(UserError, match=r"another version.*remove its checkpoints"):
+    with pytest.raises(UserError, match=r"00000002-.*another version"):
         Store(url).newest(never)
 
 
-def test_what_is_before_a_step_can_be_removed_alone(url):
+def test_checkpoints_before_a_step_can_be_removed(url):
     store = Store(url)
     for step in (1, 2, 3):
         store.write(make_checkpoint(step))
@@ -165,14 +167,14 @@ def test_foreign_files_are_left_alone(url, raw):
     assert raw.names() == foreign
 
 
-def test_the_last_few_and_the_best_stay(url):
+def test_pruning_keeps_the_last_few_and_the_best(url):
     store = Store(url, keep=2)
     for step in range(1, 7):
         store.write(make_checkpoint(step, best_step=2 if step >= 2 else 1))
     assert steps(store) == [6, 5, 2]
 
 
-def test_what_a_run_went_on_from_before_gives_way(url, raw):
+def test_a_run_that_went_back_prunes_the_later_checkpoints_of_before(url, raw):
     """Else the spoilt ones would count as the last, and push out what is whole."""
     store = Store(url, keep=2)
     for step in (1, 2, 3, 4):
@@ -210,36 +212,36 @@ def test_tensors_come_back_on_the_cpu(url, monkeypatch):
 
 
 @pytest.mark.parametrize("address", ["ftp://host/x", "s3://", "memory://x"])
-def test_neither_folder_nor_bucket(address):
-    with pytest.raises(UserError, match="give a folder or s3://BUCKET/PREFIX"):
+def test_an_address_that_is_neither_folder_nor_bucket_is_refused(address):
+    with pytest.raises(UserError, match=rf"{address}.*s3://BUCKET/PREFIX"):
         Store(address)
 
 
-def test_keep_none():
-    with pytest.raises(UserError, match="at least one"):
+def test_keeping_no_checkpoint_is_refused():
+    with pytest.raises(UserError, match=r"\b0\b"):
         Store("x", keep=0)
 
 
-def test_file_where_the_folder_should_be(tmp_path):
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "x").write_text("")
-    with pytest.raises(UserError, match="cannot be written to"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "x"))):
         Store(str(tmp_path / "x")).write(make_checkpoint(1))
 
 
 @pytest.mark.slow
-def test_no_such_bucket(s3_url):
+def test_a_missing_bucket_is_refused_by_its_name(s3_url):
     store = Store("s3://not-there/run")
     for call in (store.names, lambda: store.write(make_checkpoint(1))):
-        with pytest.raises(UserError, match=r"no bucket 'not-there'.*make it, or correct"):
+        with pytest.raises(UserError, match="'not-there'"):
             call()
 
 
-def test_no_bucket_can_have_that_name(s3_url):
-    with pytest.raises(UserError, match="is no S3 address"):
+def test_an_impossible_bucket_name_is_refused(s3_url):
+    with pytest.raises(UserError, match="s3://no bucket/run"):
         Store("s3://no bucket/run").names()
 
 
-def test_no_credentials(s3_url, monkeypatch):
+def test_missing_s3_credentials_are_a_users_mistake(s3_url, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
@@ -248,33 +250,33 @@ def test_no_credentials(s3_url, monkeypatch):
         Store(s3_url).names()
 
 
-def test_no_server(s3_url, monkeypatch):
+def test_an_s3_server_that_is_not_there_is_unreachable(s3_url, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # discard: nobody listens
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"):
         Store(s3_url).newest(never, patience_seconds=0)
 
 
 @pytest.mark.slow
-def test_a_server_in_trouble_is_asked_again(monkeypatch):
+def test_a_failing_s3_server_is_tried_again(monkeypatch):
     with FlakyS3.started("checkpoints") as s3:
         store = Store("s3://checkpoints/run")
         name = store.write(make_checkpoint(1)).name
-        s3.is_down, told = True, []
+        s3.is_down, reported = True, []
 
         def mend(text):
-            told.append(text)
+            reported.append(text)
             s3.is_down = False
 
         assert store.newest(mend)[1].step == 1
-        assert len(told) == 1 and "trying again" in told[0]
+        assert len(reported) == 1 and "again" in reported[0]
         s3.is_down = True
-        with pytest.raises(Unreachable, match="S3 failed at s3://checkpoints/run"):
+        with pytest.raises(Unreachable, match="s3://checkpoints/run"):
             store.read(name)
         monkeypatch.setattr("turbo_vaed.distill.checkpoints.time.sleep", mend)
         assert store.read(name, patience_seconds=60).step == 1
 
 
-def test_a_large_one_goes_up_in_parts(s3_url, monkeypatch):
+def test_a_large_checkpoint_is_uploaded_in_parts(s3_url, monkeypatch):
     monkeypatch.setattr(s3fs.S3FileSystem, "default_block_size", 5 * 2**20)
     store = Store(s3_url)
     store.write(make_checkpoint(1, numbers=1_400_000))
@@ -316,7 +318,7 @@ def write_and_stop_in_the_middle(store, state, in_the_middle):
     store.write(state)
 
 
-def test_a_writer_killed_in_the_middle(tmp_path):
+def test_a_writer_killed_during_a_write_leaves_no_broken_checkpoint(tmp_path):
     store = Store(str(tmp_path))
     for step in (1, 2):
         store.write(make_checkpoint(step))
@@ -339,7 +341,7 @@ def test_a_writer_killed_in_the_middle(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == set(store.names())
 
 
-def test_a_write_reaches_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_a_write_is_synced_to_disk_before_it_is_renamed(tmp_path, monkeypatch):
     calls = []
     for name in ("fsync", "replace"):
         call = getattr(os, name)
@@ -356,13 +358,13 @@ def test_an_error_of_the_file_is_not_hidden_by_torch(tmp_path, monkeypatch):
 
     class Broken(io.RawIOBase):
         def write(self, data):
-            raise OSError(5, "Input/output error")
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def to_broken(state, file):
         serialise(state, file if isinstance(file, checkpoints.Digest) else Broken())
 
     monkeypatch.setattr(checkpoints, "serialise", to_broken)
-    with pytest.raises(Fault, match=r"no checkpoint written.*Input/output error"):
+    with pytest.raises(Fault, match=os.strerror(errno.EIO)):
         Store(str(tmp_path)).write(make_checkpoint(1))
     assert list(tmp_path.iterdir()) == []
 

@@ -74,7 +74,7 @@ def test_a_crop_is_of_the_same_place_in_every_array(data):
         assert torch.equal(feature[1, :, 0, 0] - columns[0], torch.arange(3.0))
 
 
-def test_of_clips_in_tiles_a_crop_is_one_tile(toy_data):
+def test_a_crop_of_a_tiled_clip_is_one_tile(toy_data):
     facts = json.loads((toy_data[1] / "latents.json").read_text())
     (toy_data[1] / "latents.json").write_text(json.dumps(facts | {"tiles": 2}))
     tiled = Clips(clips=toy_data[0], latents=toy_data[1])
@@ -112,7 +112,7 @@ def test_a_lost_chunk_is_never_read_as_zeros(data, toy_data, folder, array, name
         data.read([Crop(clip=0, row=0, column=0), Crop(clip=1, row=0, column=0)], CROP)
 
 
-def test_chunks_are_read_once_while_there_is_room(data, toy_data, monkeypatch):
+def test_chunks_are_read_once_while_they_fit_into_memory(data, toy_data, monkeypatch):
     first = [Crop(clip=0, row=0, column=0)]
     batch = data.read(first, CROP)
     shutil.rmtree(toy_data[0] / "clips.zarr/video/c/0")
@@ -128,7 +128,7 @@ def test_chunks_are_read_once_while_there_is_room(data, toy_data, monkeypatch):
         data.read(second, CROP)
 
 
-def test_folders_that_do_not_belong_together(toy_data):
+def test_folders_that_do_not_belong_together_are_refused(toy_data):
     clips, latents, targets = toy_data
     index = json.loads((clips / "clips.json").read_text())["clips"]
     (clips / "clips.json").write_text(json.dumps({"clips": index[:-1]}))
@@ -139,7 +139,7 @@ def test_folders_that_do_not_belong_together(toy_data):
         Clips(clips=clips, latents=latents, targets=targets)
 
 
-def test_features_that_no_crop_of_latents_fits(toy_data):
+def test_features_that_do_not_fit_the_latents_are_refused(toy_data):
     clips, latents, targets = toy_data
     group = zarr.open_group(str(targets / "targets.zarr"), mode="a")
     group.create_array("features/up_block_0", shape=(6, 2, 3, 12, 12), dtype="f2", overwrite=True)
@@ -148,7 +148,7 @@ def test_features_that_no_crop_of_latents_fits(toy_data):
 
 
 @pytest.mark.slow
-def test_data_in_a_bucket_reads_as_on_a_disk(data, toy_data, s3_url):
+def test_data_in_a_bucket_reads_as_data_on_a_disk(data, toy_data, s3_url):
     for folder in toy_data:
         fsspec.filesystem("s3").put(f"{folder}/", f"{s3_url}/{folder.name}/", recursive=True)
     clips, latents, targets = (f"{s3_url}/{folder.name}" for folder in toy_data)
@@ -185,7 +185,7 @@ def test_the_prefetcher_reads_ahead_in_order_and_no_further_than_the_end():
     assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
 
 
-def test_what_a_read_raises_comes_out_at_its_step():
+def test_an_error_of_a_read_is_raised_at_its_step():
     def load(step: int) -> Batch:
         if step == 1:
             raise CorruptFile("lost")
@@ -198,7 +198,7 @@ def test_what_a_read_raises_comes_out_at_its_step():
         assert batches.get(2).latents.item() == 2
 
 
-def test_a_batch_moves_whole():
+def test_a_batch_moves_to_a_device_as_a_whole():
     batch = Batch(
         latents=torch.ones(1),
         source=torch.ones(1),

@@ -20,7 +20,7 @@ def write(path: Path, *events: dict[str, Any]) -> Path:
     return path
 
 
-def test_nothing_seen_saves_as_for_a_loss_in_five_hours(tmp_path: Path) -> None:
+def test_without_events_the_interval_assumes_a_loss_in_five_hours(tmp_path: Path) -> None:
     found = read_progress(tmp_path / "none")
     assert (found.save_seconds, found.restart_seconds, found.losses, found.active_seconds) == (
         None, None, 0, 0.0
@@ -30,7 +30,7 @@ def test_nothing_seen_saves_as_for_a_loss_in_five_hours(tmp_path: Path) -> None:
     assert found.checkpoint_every_seconds == pytest.approx(expected)
 
 
-def test_saves_losses_and_hours_are_those_of_the_file(tmp_path: Path) -> None:
+def test_saves_losses_and_hours_are_read_from_the_file(tmp_path: Path) -> None:
     path = write(
         tmp_path / "progress.jsonl",
         {**OPEN, "at": T0},

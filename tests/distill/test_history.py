@@ -50,7 +50,7 @@ def remembered(steps: int, *, validate_every: int) -> list[Row]:
     return history
 
 
-def test_a_short_run_is_remembered_whole() -> None:
+def test_a_short_run_keeps_its_whole_history() -> None:
     assert [r["step"] for r in remembered(RECENT_STEPS, validate_every=10)] == [
         *range(1, RECENT_STEPS + 1)
     ]
@@ -73,7 +73,7 @@ def test_a_checkpoint_of_a_long_run_is_no_larger_than_one_of_a_short(tmp_path: P
     assert sizes[1] < 1.01 * sizes[0] and sizes[1] < 400_000
 
 
-def test_one_bound_after_another_is_as_the_last_alone() -> None:
+def test_bounding_a_history_twice_equals_bounding_it_once() -> None:
     """So a run that was resumed at any step remembers what an uninterrupted one does."""
     rows = [row(step, validate_every=3) for step in range(1, 400)]
     assert bounded([*bounded(rows[:250]), *rows[250:]]) == bounded(rows)
@@ -89,7 +89,7 @@ def events(*groups: tuple[int | None, int], job: str = "a", every: int = 50) -> 
     return found
 
 
-def test_the_log_has_every_step_of_a_short_run_on_the_line_that_goes_on() -> None:
+def test_the_log_has_every_step_of_a_short_run_without_abandoned_ones() -> None:
     log = events((None, 80), (60, 100))
     rows = logged_rows(log, job="a", steps=100)
     assert [*rows] == [*range(1, 101)]
@@ -97,7 +97,7 @@ def test_the_log_has_every_step_of_a_short_run_on_the_line_that_goes_on() -> Non
     assert "event" not in rows[1]
 
 
-def test_another_job_in_the_log_is_passed_over() -> None:
+def test_events_of_another_job_are_skipped() -> None:
     assert logged_rows(events((None, 30), job="b"), job="a", steps=30) == {}
     both = events((None, 30), job="b") + events((None, 10))
     assert [*logged_rows(both, job="a", steps=10)] == [*range(1, 11)]

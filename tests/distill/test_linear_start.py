@@ -55,7 +55,7 @@ def test_fit_conv_recovers_a_convolution(kind):
         assert (guess(x)[:, :5] - y).abs().max() < 5e-2  # the ridge shrinks it by a percent
 
 
-def test_hold_constant_and_capture_input():
+def test_a_module_can_be_held_constant_and_its_input_captured():
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1))
     hold_constant(net[0], 1)
     seen = capture_input(net[1], lambda: net(torch.randn(1, 1, 3, 3)))

@@ -57,7 +57,7 @@ def losses(network: Lpips) -> dict[str, nn.Module]:
 def test_l1_is_the_mean_difference_of_pixels_and_broadcasts_nothing() -> None:
     video, target = videos(2, 3, 3, 4, 5)
     assert l1(video, target).item() == pytest.approx((video - target).abs().mean().item())
-    with pytest.raises(ValueError, match=r"found shape \(2, 3, 1, 4, 5\), expected the video's"):
+    with pytest.raises(ValueError, match=r"found shape \(2, 3, 1, 4, 5\), .*\(2, 3, 3, 4, 5\)"):
         l1(video, target[:, :, :1])
 
 
@@ -91,7 +91,7 @@ def test_ms_ssim_is_that_of_the_metric(side: int) -> None:
     assert MsSsimLoss()(video, target).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_ms_ssim_can_be_followed_where_a_scale_is_the_wrong_way_round() -> None:
+def test_ms_ssim_has_a_gradient_where_a_scale_is_negative() -> None:
     """The metric is 0 there, and so is its gradient."""
     fine, coarse = (videos(1, 3, 1, side, side)[1] * 0.4 for side in (64, 8))
     coarse = nn.functional.interpolate(coarse, (1, 64, 64), mode="trilinear")
@@ -141,7 +141,7 @@ def test_a_perceptual_loss_grows_with_the_error_and_pulls_it_down(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_values_outside_the_range_are_pulled_back_and_nan_stays_nan(
+def test_values_outside_the_range_have_a_gradient_towards_it_and_nan_stays_nan(
     losses: dict[str, nn.Module], name: str
 ) -> None:
     _, target = videos(1, 3, 1, 32, 32)
@@ -154,7 +154,7 @@ def test_values_outside_the_range_are_pulled_back_and_nan_stays_nan(
     assert not torch.isfinite(losses[name](torch.full_like(target, torch.nan), target))
 
 
-def test_a_perceptual_loss_by_its_name(
+def test_perceptual_losses_are_made_by_name(
     network: Lpips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(perceptual("gradient"), GradientLoss)
@@ -163,11 +163,11 @@ def test_a_perceptual_loss_by_its_name(
     x, y = videos(1, 3, 1, 16, 16)
     found = perceptual("lpips", tmp_path / "lpips.safetensors")(x, y)
     assert found.item() == pytest.approx(LpipsLoss(network)(x, y).item())
-    with pytest.raises(UserError, match=r"none\.safetensors: no such file"):
+    with pytest.raises(UserError, match=r"none\.safetensors"):
         perceptual("lpips", tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="found no weights, expected a file, or `hub`"):
+    with pytest.raises(UserError, match="`hub`"):
         perceptual("lpips")
-    with pytest.raises(UserError, match="found 'vgg', allowed: gradient, ms-ssim, lpips"):
+    with pytest.raises(UserError, match="'vgg', allowed: gradient, ms-ssim, lpips"):
         perceptual("vgg")
     monkeypatch.setattr(Lpips, "from_hub", classmethod(lambda _cls: network))
     for hub in ("hub", Path("hub")):
@@ -209,11 +209,11 @@ def test_the_feature_loss_is_summed_over_blocks_at_the_teachers_resolution() -> 
 def test_features_that_do_not_match_are_refused() -> None:
     projected, teacher = feature_pair()
     cropped = {**teacher, "up_block_0": teacher["up_block_0"][..., :2]}
-    with pytest.raises(ValueError, match=r"up_block_0: found \(4, 6, 3, 4, 4\) of the student"):
+    with pytest.raises(ValueError, match=r"up_block_0: found \(4, 6, 3, 4, 4\)"):
         feature_loss(projected, cropped)
-    with pytest.raises(ValueError, match=r"found \['up_block_1'\] of the student and \['mid_b"):
+    with pytest.raises(ValueError, match=r"\['up_block_1'\] .*\['mid_block'"):
         feature_loss({"up_block_1": projected["up_block_1"]}, teacher)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match=r"found \[\]"):
         feature_loss({}, {})
 
 
@@ -253,7 +253,7 @@ def test_the_total_is_the_weighted_sum_of_its_parts() -> None:
     assert list(half.parts) == ["source", "teacher", "feature"]  # no perceptual loss was given
 
 
-def test_what_has_no_weight_is_not_computed() -> None:
+def test_a_part_without_weight_is_not_computed() -> None:
     def fail(*_arguments: object) -> Tensor:
         raise AssertionError("computed for nothing")
 
@@ -265,7 +265,7 @@ def test_what_has_no_weight_is_not_computed() -> None:
     assert list(found.parts) == ["source"]
 
 
-def test_a_weight_without_what_it_weighs_is_refused() -> None:
+def test_a_weight_without_its_inputs_is_refused() -> None:
     bare = {**batch_of(1), "projected": {}, "features": {}, "teacher": None}
     for weights, at_fault in (
         (Weights(source=1.0, teacher=1.0, perceptual=0.0, feature=0.0), "teacher"),
@@ -275,7 +275,7 @@ def test_a_weight_without_what_it_weighs_is_refused() -> None:
         with pytest.raises(ValueError, match=f"^{at_fault}: found"):
             distillation_losses(**bare, weights=weights)
     for wrong in (-0.1, float("nan")):
-        with pytest.raises(ValueError, match="weight of feature: found"):
+        with pytest.raises(ValueError, match=f"feature: found {wrong}"):
             Weights(source=1.0, teacher=0.0, perceptual=0.0, feature=wrong)
 
 

@@ -32,7 +32,7 @@ def test_orthogonal_of_zero_is_zero() -> None:
     assert not orthogonal([torch.zeros(1, 4, 8)])[0].any()
 
 
-def test_matrices_of_a_size_are_orthogonalised_each_by_itself() -> None:
+def test_matrices_of_one_size_are_orthogonalised_independently() -> None:
     torch.manual_seed(0)
     every = [torch.randn(2, 4, 9), torch.randn(1, 5, 6), torch.randn(1, 12, 4)]
     for together, given in zip(orthogonal(every), every, strict=True):
@@ -108,7 +108,7 @@ def test_matrices_take_the_steps_of_pytorchs_muon_and_the_rest_those_of_adamw() 
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
-def test_a_resumed_optimizer_goes_on_to_the_bit(kind: str) -> None:
+def test_a_resumed_optimizer_continues_bit_for_bit(kind: str) -> None:
     def made(model: nn.Module) -> Optimizer:
         return Optimizer(model.parameters(), kind=kind, betas=(0.9, 0.95), weight_decay=0.1)  # type: ignore[arg-type]
 

@@ -31,7 +31,7 @@ def test_the_price_of_quality() -> None:
     ) == recent_usd_per_tenth_db(known[:2])
 
 
-def test_a_run_that_goes_on_from_an_earlier_one_is_not_paid_back() -> None:
+def test_the_spend_of_a_resumed_run_is_added_to_what_came_before() -> None:
     spent = [Decimal(text) for text in ("0.04", "0.05", "0.01", "0.02", "0.005")]
     in_all = [Decimal(text) for text in ("0.04", "0.05", "0.06", "0.07", "0.075")]
     assert spent_in_all(spent) == in_all
@@ -40,7 +40,7 @@ def test_a_run_that_goes_on_from_an_earlier_one_is_not_paid_back() -> None:
 
 
 @given(validations)
-def test_the_price_of_quality_is_never_negative_and_tells_what_was_paid(known) -> None:
+def test_the_price_of_quality_is_never_negative_and_adds_up_to_what_was_paid(known) -> None:
     price = recent_usd_per_tenth_db(known)
     if price is None:
         return
@@ -50,7 +50,7 @@ def test_the_price_of_quality_is_never_negative_and_tells_what_was_paid(known) -
     assert float(price) * 10 * (best[-1] - best[0]) == pytest.approx(float(paid), abs=1e-9)
 
 
-def test_time_left_counts_validations_and_no_single_wait() -> None:
+def test_time_left_includes_validations_and_ignores_a_single_delay() -> None:
     reached, now = {0: 0.0}, 0.0
     for n in range(1, 101):
         now += 1 + (4 if n % 10 == 0 else 0) + (300 if n == 95 else 0)

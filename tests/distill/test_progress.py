@@ -77,7 +77,7 @@ def test_a_second_restart_from_the_same_checkpoint_pays_for_its_own_time_only(pa
     assert [row["lost_steps"] for row in recorder.summary()["restarts"]] == [7, 5, 23]
 
 
-def test_what_came_after_the_checkpoint_resumed_from_is_dropped(path, clock) -> None:
+def test_events_after_the_checkpoint_resumed_from_are_dropped(path, clock) -> None:
     def events(number: int) -> list[dict[str, Any]]:
         return [
             {"event": "warning", "step": number, "at": T0 + number, "kind": "flicker", "text": "x"},
@@ -88,8 +88,8 @@ def test_what_came_after_the_checkpoint_resumed_from_is_dropped(path, clock) -> 
     with make_recorder(path, RunContext()) as recorder:
         for event in [start(0), *events(1), *events(2), *events(3), start(30, 2)]:
             recorder.on_event(event)
-    account = recorder.run
-    assert [known.step for known in account.validations] == list(account.checkpoint_times) == [1, 2]
+    run = recorder.run
+    assert [known.step for known in run.validations] == list(run.checkpoint_times) == [1, 2]
     assert [known["step"] for known in recorder.summary()["warnings"]] == [1, 2]
 
 
@@ -97,7 +97,7 @@ def test_what_came_after_the_checkpoint_resumed_from_is_dropped(path, clock) -> 
     ("between", "world", "reason"),
     [
         ([], 1, LOST),
-        ([], 3, "scaled up from 2 to 3 workers"),
+        ([], 3, "from 2 to 3"),
         ([{"event": "interruption", "step": 5, "at": T0 + 6, "deadline_seconds": 118.0,
            "ranks": [1]}], 1, INTERRUPTED),
     ],
@@ -108,7 +108,8 @@ def test_a_restart_has_its_reason(path, clock, between, world, reason) -> None:
             recorder.on_event(event)
         recorder.on_event(start(50, 5, world=1))
     first, second = recorder.summary()["restarts"]
-    assert (first["reason"], first["lost_steps"], first["seconds"]) == (reason, 0, 25.0)
+    assert reason in first["reason"]
+    assert (first["lost_steps"], first["seconds"]) == (0, 25.0)
     assert second["reason"] == LOST  # the notice was for the one before
 
 
@@ -120,7 +121,7 @@ def killed(path: Path, books: Books, clock: Clock, events: list[dict[str, Any]])
         clock.now = event["at"]
 
 
-def test_a_new_driver_books_what_the_one_before_lost_and_only_once(path, clock) -> None:
+def test_a_new_driver_books_the_waste_of_the_one_before_exactly_once(path, clock) -> None:
     books = Books()
     killed(path, books, clock, [start(10), *steps(1, 47, at=11)])
     with path.open("ab") as file:
@@ -130,7 +131,7 @@ def test_a_new_driver_books_what_the_one_before_lost_and_only_once(path, clock) 
     # Step 40 was reached at 50, the last sign came at 57; 500 to 530 it took to start again.
     wanted = [(50, 57), (500, 530)]
     assert [pytest.approx(pair, abs=1e-5) for pair in wanted] == [w[:2] for w in books.wasted]
-    assert "driver restarted at step 47" in books.wasted[0][2]
+    assert "step 47" in books.wasted[0][2]
     clock.now = T0 + 900
     killed(path, books, clock, [start(910, resumed_from=40), *steps(41, 42, at=911)])
     assert [w[:2] for w in books.wasted[2:]] == [pytest.approx((900, 910), abs=1e-5)]
@@ -139,12 +140,10 @@ def test_a_new_driver_books_what_the_one_before_lost_and_only_once(path, clock) 
     assert len(books.wasted) == 3
 
 
-def test_waste_that_the_ledger_did_not_take_is_booked_by_the_next_driver(
-    path, clock, capsys
-) -> None:
+def test_waste_that_the_ledger_refused_is_booked_by_the_next_driver(path, clock, capsys) -> None:
     books = Books(is_down=True)
     killed(path, books, clock, [start(0), *steps(1, 5, at=1), start(20, 3), *steps(4, 9, at=21)])
-    assert capsys.readouterr().out.count("waste is not in the ledger yet") == 1
+    assert capsys.readouterr().out.count("not in the ledger") == 1
     books.is_down = False
     clock.now = T0 + 100
     killed(path, books, clock, [start(110, 9)])
@@ -160,9 +159,9 @@ def test_another_job_abandons_the_run_before(path, clock) -> None:
         recorder.on_event(start(120))
         for event in steps(1, 3, at=121):
             recorder.on_event(event)
-    ((began, ended, reason),) = books.wasted
-    assert (began, ended) == pytest.approx((10, 15), abs=1e-5)
-    assert reason.startswith("abandoned for changed parameters or data at step 5")
+    ((start_at, end_at, reason),) = books.wasted
+    assert (start_at, end_at) == pytest.approx((10, 15), abs=1e-5)
+    assert reason.startswith("abandoned ") and "step 5" in reason
     assert recorder.run.step == 3
 
 
@@ -181,7 +180,7 @@ def test_a_run_after_a_finished_one_starts_over_and_wastes_nothing(path, clock) 
 
 
 @pytest.mark.parametrize("stopped", ["budget", "good enough"])
-def test_a_run_that_was_stopped_goes_on_without_waste(path, clock, stopped) -> None:
+def test_a_stopped_run_resumes_without_waste(path, clock, stopped) -> None:
     books = Books()
     killed(path, books, clock, [start(0), *steps(1, 5, at=1),
                                 {**END, "stopped": stopped, "step": 5, "at": T0 + 6}])  # fmt: skip
@@ -193,7 +192,7 @@ def test_a_run_that_was_stopped_goes_on_without_waste(path, clock, stopped) -> N
     assert recorder.run.ended is None
 
 
-def test_figures_and_pictures_go_on(path, clock) -> None:
+def test_figures_and_pictures_reach_the_tracker(path, clock) -> None:
     books = Books()
     with make_recorder(path, books.run_context()) as recorder:
         recorder.on_event(start(0))
@@ -241,14 +240,14 @@ def test_without_a_run_context_everything_is_logged(path, clock) -> None:
     assert not lines(path, "wasted")  # the next driver may have a ledger
 
 
-def test_a_failure_is_in_the_file(path, clock) -> None:
+def test_a_failure_is_written_to_the_event_log(path, clock) -> None:
     with pytest.raises(RuntimeError), make_recorder(path, RunContext()) as recorder:
         recorder.on_event(start(0))
-        raise RuntimeError("the workers failed")
-    assert lines(path)[-1]["text"] == "the workers failed"
+        raise RuntimeError("workers failed")
+    assert lines(path)[-1]["text"] == "workers failed"
 
 
-def test_a_full_disk_delays_lines_and_loses_none(path, clock, capsys, monkeypatch) -> None:
+def test_a_full_disk_delays_events_and_loses_none(path, clock, capsys, monkeypatch) -> None:
     real = Path.open
     with make_recorder(path, RunContext()) as recorder:
         recorder.on_event(start(0))
@@ -283,14 +282,14 @@ def test_a_checkpoint_that_fails_is_an_error_until_one_is_written(path, clock, c
     assert capsys.readouterr().out.count("S3 answers 500") == 2
 
 
-def test_a_file_that_is_no_event_log_is_named(path, clock) -> None:
+def test_a_file_that_is_no_event_log_is_refused(path, clock) -> None:
     path.parent.mkdir()
     path.write_text('{"step": 1, "loss": 0.5}\n')
     with pytest.raises(CorruptFile, match=r"progress\.jsonl, line 1"):
         make_recorder(path, RunContext())
 
 
-def test_the_headline(path, clock, capsys) -> None:
+def test_the_headline_of_a_run_in_progress(path, clock, capsys) -> None:
     with make_recorder(path, RunContext(), steps=500) as recorder:
         recorder.on_event(start(0))
         for n in range(1, 121):

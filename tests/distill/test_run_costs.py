@@ -97,11 +97,13 @@ def test_a_run_stops_by_the_costs_reported_and_not_by_its_own_clock(cheap: Job) 
     ("changes", "reason"),
     [
         ({"budget": {"run_usd": Decimal("0.02")}}, "of $0.02 spent"),  # other runs spend too
-        ({"budget": {"reserve_usd": Decimal("0.89")}}, "eat into the $0.89"),  # machines joined
-        ({"refusal": "node n7 bears no labels"}, "node n7 bears no labels"),
+        ({"budget": {"reserve_usd": Decimal("0.89")}}, "$0.89"),  # machines joined
+        ({"refusal": "node n7: no labels"}, "node n7: no labels"),
     ],
 )
-def test_what_ends_a_run_by_its_budget(cheap: Job, changes: dict[str, Any], reason: str) -> None:
+def test_a_smaller_budget_a_larger_reserve_or_a_refusal_ends_a_run(
+    cheap: Job, changes: dict[str, Any], reason: str
+) -> None:
     last = costs("0.02")
     budget = replace(last.budget, **changes.pop("budget", {}))
     last = replace(last, budget=budget, **changes)
@@ -110,7 +112,7 @@ def test_what_ends_a_run_by_its_budget(cheap: Job, changes: dict[str, Any], reas
     assert reason in found[-1].reason
 
 
-def test_a_limit_that_moves_by_cents_is_warned_of_once(make_job: Any) -> None:
+def test_a_limit_that_changes_by_cents_gives_one_warning(make_job: Any) -> None:
     """Another run spends at the same time: what this one may spend is another amount each time."""
     job = make_job(budget_usd="9", usd_per_hour="0.0001")
     moving = [costs("0.85", may_spend_usd=f"1.0{cents}") for cents in "543210" * 4]
@@ -119,7 +121,7 @@ def test_a_limit_that_moves_by_cents_is_warned_of_once(make_job: Any) -> None:
     assert not budget_warnings(decided(job, moving, warned=["budget"])), "a resumed run"
 
 
-def test_a_budget_that_was_raised_is_warned_of_again(make_job: Any) -> None:
+def test_a_raised_budget_gives_another_warning(make_job: Any) -> None:
     job = make_job(budget_usd="9", usd_per_hour="0.0001")
     reports = itertools.chain(
         [costs("0.85", may_spend_usd="1")] * 8,
@@ -132,13 +134,13 @@ def test_a_budget_that_was_raised_is_warned_of_again(make_job: Any) -> None:
     ]
 
 
-def test_the_time_between_checkpoints_is_the_one_reported_last(make_job: Any) -> None:
+def test_the_last_reported_time_between_checkpoints_counts(make_job: Any) -> None:
     """After a loss, say, they come more often."""
     reports = then_nothing(None, costs("0.1", checkpoint_seconds=7.0))
     assert [each.checkpoint_seconds for each in decided(make_job(), reports)[:3]] == [60, 7, 7]
 
 
-def test_costs_reported_a_while_ago_count_with_the_time_since() -> None:
+def test_costs_reported_earlier_grow_with_the_time_since() -> None:
     reported = replace(costs("0.5", 3600), at=time.time() - 100)
     assert 100.5 <= reported.spent_by_now() < 102
 
@@ -150,7 +152,7 @@ def on_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def test_costs_reach_the_workers_and_a_ledger_that_is_away_stops_no_events(
+def test_costs_reach_the_workers_and_an_unreachable_ledger_stops_no_events(
     on_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "COSTS_SECONDS", 0.1)

@@ -107,7 +107,7 @@ def test_each_figure_that_is_required_has_to_be_met(make_job, name: str) -> None
             assert measured in lacks and f"{TARGET.limits[name]:.4g}" in lacks
 
 
-def test_a_figure_that_nothing_is_asked_of_stops_nothing() -> None:
+def test_a_figure_without_a_limit_stops_nothing() -> None:
     """As flicker of clips of one frame."""
     value = MISSED["flicker"]
     limits = {name: limit for name, limit in TARGET.limits.items() if name != "flicker"}
@@ -116,14 +116,14 @@ def test_a_figure_that_nothing_is_asked_of_stops_nothing() -> None:
     assert asked([], best_psnr=30.1, best={}, target=replace(TARGET, limits={}))
 
 
-def test_nothing_is_lacking_where_psnr_is_not_enough_or_all_is_met(make_job) -> None:
+def test_missing_figures_are_listed_only_once_psnr_suffices(make_job) -> None:
     job = replace(make_job(), quality_target=TARGET)
     assert lacking(job, [{"step": 1, "val_psnr": 30.0}], best_psnr=30.0) is None
     assert lacking(job, [{"step": 1, "val_psnr": 30.2, **MET}], best_psnr=30.2) is None
     assert lacking(make_job(), [{"step": 1, "val_psnr": 30.2}], best_psnr=30.2) is None
 
 
-def test_a_price_stands_with_its_limit() -> None:
+def test_a_price_is_reported_with_its_limit() -> None:
     found = asked(priced([(Decimal("0.1"), 1.5)] * 6))
     assert found is not None and found.kind == "marginal cost"
     assert all(figure in found.reason for figure in ("last 5 validations", "$0.03", "$0.02"))
@@ -162,7 +162,9 @@ def test_no_single_validation_stops_a_run(validations: Curve, data: Any, off: fl
 
 
 @given(any_curve, st.decimals("0.001", "1000", places=3))
-def test_other_dollars_have_another_price_and_the_same_end(validations: Curve, by: Decimal) -> None:
+def test_another_price_per_hour_scales_the_price_of_quality_and_not_the_end(
+    validations: Curve, by: Decimal
+) -> None:
     scaled = [(usd * by, psnr) for usd, psnr in validations]
     ours, theirs = trend(validations), trend(scaled)
     if ours is None or theirs is None:
@@ -193,14 +195,14 @@ def test_noise_as_large_as_the_gain_of_an_interval_stops_few_runs(count: int) ->
     assert not any(asked(draw[:n], limit=limit) for draw in calm for n in range(count + 1))
 
 
-def test_noise_keeps_no_run_from_its_end() -> None:
+def test_noise_does_not_keep_a_run_from_ending() -> None:
     """Nothing is gained any more: soon the trend says so, whatever the noise."""
     rng = random.Random(6)
     flat = [noisy(rng, 40, gain=0.0, noise=0.1) for _ in range(100)]
     assert sum(any(asked(draw[:n]) for n in range(41)) for draw in flat) == 100
 
 
-def test_a_long_curve_is_thinned_and_its_last_third_is_seen() -> None:
+def test_a_long_curve_is_thinned_and_its_last_third_counts() -> None:
     def rising_to(top: int) -> Curve:
         return [(Decimal(n), 25 + min(n, top) * 0.5) for n in range(6000)]
 
@@ -209,7 +211,7 @@ def test_a_long_curve_is_thinned_and_its_last_third_is_seen() -> None:
     assert trend([*rising_to(3990)[:-1], (Decimal(5999), 99999.0)]) == 0
 
 
-def test_what_costs_nothing_is_never_too_dear() -> None:
+def test_free_quality_is_never_too_expensive() -> None:
     assert asked([(Decimal(0), 30.0)] * 20) is None
 
 
@@ -264,7 +266,7 @@ def test_the_figures_are_those_of_the_best_student(
     assert (good_enough(job, history, best_psnr=psnr) is not None) == is_enough
 
 
-def test_a_job_asks_by_its_own_limits(make_job) -> None:
+def test_a_job_stops_by_its_own_limits(make_job) -> None:
     flat = rows(30)
     ask = {"history": flat, "best_psnr": 30.0}
     assert good_enough(make_job(steps=100), **ask) is None

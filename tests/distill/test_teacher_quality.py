@@ -103,7 +103,7 @@ def near(found: TeacherQuality) -> Any:
     return pytest.approx(dataclasses.asdict(found), abs=1e-4)
 
 
-def test_it_is_the_mean_over_the_validation_clips_and_is_computed_once(spec, passes) -> None:
+def test_teacher_quality_is_the_mean_over_the_validation_clips_computed_once(spec, passes) -> None:
     found = teacher_quality(spec, batch_size=2)
     assert dataclasses.asdict(found) == near(expected(spec))
     other = dataclasses.replace(spec, blocks=(), reconstruction=True)  # another recipe
@@ -121,7 +121,7 @@ def test_other_clips_or_another_teacher_are_measured_anew(spec, passes) -> None:
     assert passes == [VAL, VAL[:2]]
 
 
-def test_what_was_cut_short_is_measured_anew(spec, passes) -> None:
+def test_a_truncated_file_of_facts_is_measured_anew(spec, passes) -> None:
     found = teacher_quality(spec, batch_size=2)
     path = Path(spec.targets) / "teacher.json"
     path.write_text(path.read_text()[:-5])
@@ -160,7 +160,7 @@ def test_clips_of_one_frame_have_no_flicker(spec, passes) -> None:
     assert passes == [VAL]
 
 
-def test_what_the_budget_does_not_hold_is_not_begun(spec, passes) -> None:
+def test_a_measurement_beyond_the_budget_does_not_start(spec, passes) -> None:
     def refuse(seconds: float) -> None:
         raise BudgetRefused("nothing is left")
 
@@ -170,10 +170,10 @@ def test_what_the_budget_does_not_hold_is_not_begun(spec, passes) -> None:
     assert not (Path(spec.targets) / "teacher.json").exists()
 
 
-def test_clips_and_teacher_that_do_not_fit(spec, passes) -> None:
+def test_clips_that_do_not_belong_to_the_teacher_are_refused(spec, passes) -> None:
     facts = Path(spec.latents) / "latents.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"teacher_sha256": "0" * 64}))
-    with pytest.raises(CorruptFile, match="run the stage `encode` again"):
+    with pytest.raises(CorruptFile, match="stage `encode`"):
         teacher_quality(spec, batch_size=2)
     (Path(spec.clips) / "clips.json").write_text(json.dumps({"clips": []}))
     with pytest.raises(DataRefused, match="val split"):

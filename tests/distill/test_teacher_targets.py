@@ -84,7 +84,7 @@ def test_the_choice_is_the_cheaper_of_what_fits(costs):
 
 
 @given(costs, st.floats(1, 1000))
-def test_a_change_in_favour_of_a_cache_never_turns_one_down(costs, factor):
+def test_a_change_in_favour_of_a_cache_never_rejects_it(costs, factor):
     """More steps, a slower teacher, faster storage, more cached clips, more room."""
     if mode(costs) == "recompute":
         return
@@ -141,7 +141,7 @@ def test_a_clip_that_stays_in_memory_is_read_once():
     assert few.reads_per_worker == 10
 
 
-def test_no_cache_is_begun_that_the_budget_does_not_cover():
+def test_a_cache_beyond_the_budget_is_not_started():
     poor = dataclasses.replace(TYPICAL, affordable_seconds=23)
     for setting in ("auto", "cache"):
         chosen, why = choose(poor, setting)
@@ -152,7 +152,7 @@ def test_no_cache_is_begun_that_the_budget_does_not_cover():
         mode(dataclasses.replace(poor, teacher_bytes=3 * 10**9))
 
 
-def test_a_setting_is_followed_where_it_can_be():
+def test_a_setting_is_followed_where_possible():
     few = dataclasses.replace(TYPICAL, samples=1)
     assert mode(few) == "recompute"
     assert mode(few, "cache") == "cache"
@@ -270,7 +270,7 @@ def check_cache(spec: TeacherTargetsSpec) -> None:
         data.read([Crop(clip=1, row=0, column=0)], 32)
 
 
-def test_a_whole_cache_needs_no_teacher_in_a_second_run(spec, measured):
+def test_a_complete_cache_needs_no_teacher_in_a_second_run(spec, measured):
     plan = plan_teacher_targets(spec, params(), batch_size=1)
     assert plan.mode == "cache" and plan.reason
     assert (plan.blocks, plan.reconstruction) == (BLOCKS, True)
@@ -288,7 +288,7 @@ def test_a_whole_cache_needs_no_teacher_in_a_second_run(spec, measured):
     assert fill_cache(spec, batch_size=1) == 0
 
 
-def test_a_pass_that_the_budget_ends_keeps_its_clips(spec, measured):
+def test_a_pass_stopped_by_the_budget_keeps_its_clips(spec, measured):
     assert plan_teacher_targets(spec, params(), batch_size=1).mode == "cache"
 
     def check_budget(seconds):
@@ -338,7 +338,7 @@ def test_a_cache_in_a_bucket(spec, measured, s3_url):
     assert bucket.find(there.targets) == [] and there.missing() == TRAIN
 
 
-def test_other_params_are_measured_and_another_teacher_starts_anew(spec, measured):
+def test_other_params_are_measured_again_and_another_teacher_is_refused(spec, measured):
     plan_teacher_targets(spec, params(), batch_size=1)
     plan_teacher_targets(spec, params(crop=32), batch_size=1)
     plan_teacher_targets(spec, params(crop=32, micro_batch=1), batch_size=1)
@@ -353,7 +353,7 @@ def test_other_params_are_measured_and_another_teacher_starts_anew(spec, measure
     facts = json.loads(Path(spec.latents, "latents.json").read_text())
     facts["teacher_sha256"] = "another"
     Path(spec.latents, "latents.json").write_text(json.dumps(facts))
-    with pytest.raises(CorruptFile, match="made by a teacher of sha256 another"):
+    with pytest.raises(CorruptFile, match="sha256 another"):
         plan_teacher_targets(spec, params(), batch_size=1)
 
 
@@ -367,7 +367,9 @@ def test_a_plan_that_needs_no_measurement_makes_none(spec, measured):
     assert plan.mode == "recompute" and len(measured) == 1
 
 
-def test_features_too_large_for_half_precision(spec, measured, monkeypatch):
+def test_features_too_large_for_half_precision_are_stored_in_single_or_refused(
+    spec, measured, monkeypatch
+):
     """Known from the first clips they are stored in single precision; in later clips they fail."""
     decode = CacheWriter.decode
 
@@ -386,11 +388,11 @@ def test_features_too_large_for_half_precision(spec, measured, monkeypatch):
     large(1)
     plan_teacher_targets(spec, params(), batch_size=1)
     large(1e6)
-    with pytest.raises(Fault, match=r"features/mid_block of clips \[2\] is not finite in float16"):
+    with pytest.raises(Fault, match=r"features/mid_block .*\[2\] .*float16"):
         fill_cache(spec, batch_size=1)
 
 
-def test_a_cache_that_takes_longer_than_measured_is_given_up_in_time(spec, monkeypatch):
+def test_a_cache_that_takes_longer_than_measured_is_abandoned_in_time(spec, monkeypatch):
     """A second costs a dollar: nine are left, and after two clips ten more are needed."""
     asked: list[float] = []
     planned = TeacherTargetsPlan(
@@ -425,7 +427,7 @@ def test_a_cache_that_takes_longer_than_measured_is_given_up_in_time(spec, monke
     assert "10 s more, $10.00" in found.reason
 
 
-def test_recomputed_targets_are_the_teachers_of_the_crop(spec):
+def test_recomputed_targets_are_the_teachers_output_for_the_crop(spec):
     data = Clips(clips=spec.clips, latents=spec.latents)
     plan = TeacherTargetsPlan(
         blocks=("up_block_1",), reconstruction=True, mode="recompute", reason=""

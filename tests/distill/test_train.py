@@ -49,37 +49,39 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 
 def aimed(job: Job, psnr: float) -> Job:
-    said, limits = f"{psnr:.2f} dB", {"ssim": 0.5}
-    target = QualityTarget(psnr=psnr, rationale=said, limits=limits, worst_share=0.05)
+    rationale, limits = f"{psnr:.2f} dB", {"ssim": 0.5}
+    target = QualityTarget(psnr=psnr, rationale=rationale, limits=limits, worst_share=0.05)
     return dataclasses.replace(job, quality_target=target)
 
 
 @pytest.mark.parametrize(
-    ("psnr", "limit", "said"),
+    ("psnr", "limit", "reason"),
     [
         (29.9, None, "required >= 29.90 dB"),
-        (99.0, "0.01", "the limit is $0.01 per 0.1 dB"),
+        (99.0, "0.01", "$0.01 per 0.1 dB"),
     ],
 )  # fmt: skip
-def test_a_run_that_is_good_enough_by_todays_limits_is_complete(
-    make_job, runs: Runs, psnr: float, limit: str | None, said: str
+def test_a_run_that_meets_the_current_limits_is_complete(
+    make_job, runs: Runs, psnr: float, limit: str | None, reason: str
 ) -> None:
     job = aimed(make_job(steps=50, stop_usd_per_tenth_db=limit), psnr)
     runs.save(job, "good enough")
     found = runs.distill(job)
     assert (found.stopped, found.step, runs.fits) == ("good enough", 40, 0)
-    assert said in found.reason  # by these limits, whatever they were
+    assert reason in found.reason  # by these limits, whatever they were
 
 
 @pytest.mark.parametrize("psnr", [None, 30.1])
-def test_with_looser_limits_it_goes_on(make_job, runs: Runs, psnr: float | None) -> None:
+def test_a_run_below_the_current_limits_is_trained_further(
+    make_job, runs: Runs, psnr: float | None
+) -> None:
     job = make_job(steps=50) if psnr is None else aimed(make_job(steps=50), psnr)
     runs.save(job, "good enough")
     found = runs.distill(job)
     assert (found.stopped, found.step, runs.fits) == ("finished", 50, 1)
 
 
-def test_other_ends_are_what_they_were(make_job, runs: Runs) -> None:
+def test_a_finished_run_stays_finished_and_a_budget_stop_resumes(make_job, runs: Runs) -> None:
     """A budget may have grown: the workers look; all steps stay all steps."""
     job = aimed(make_job(steps=50), 29.9)
     runs.save(job, "finished")

@@ -54,7 +54,7 @@ def test_the_figures_are_means_of_the_clips_and_of_the_worst_of_them(clips) -> N
     assert seen(student, data, 0.05).more["worst_psnr"] == min(of["psnr"])
 
 
-def test_who_asks_for_no_more_does_not_pay_for_it(clips, monkeypatch) -> None:
+def test_figures_that_are_not_required_are_not_computed(clips, monkeypatch) -> None:
     student, data = clips
     asked = seen(student, data, 0.05)
     monkeypatch.setattr(module, "metrics_of", lambda frames: pytest.fail("it was computed"))

@@ -49,7 +49,7 @@ def idle(events: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
 
 
 @given(histories())
-def test_waste_never_overlaps_lies_in_the_run_and_counts_what_was_done_again(events) -> None:
+def test_waste_never_overlaps_lies_within_the_run_and_covers_repeated_steps(events) -> None:
     run = RunProgress()
     for event in events:
         run.add(event)
@@ -68,7 +68,7 @@ def test_waste_never_overlaps_lies_in_the_run_and_counts_what_was_done_again(eve
 
 @settings(deadline=None)
 @given(histories(), st.data())
-def test_drivers_that_read_the_file_book_what_one_that_saw_it_all_would(
+def test_drivers_that_read_the_event_log_book_the_same_waste_as_one_that_ran_throughout(
     tmp_path_factory, events, data
 ) -> None:
     """Each `open` is another process, which knows the file alone."""

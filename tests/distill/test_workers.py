@@ -100,7 +100,7 @@ def test_two_workers_and_micro_batches_end_with_the_weights_of_one(make_job, tmp
     assert furthest(alone.student, untrained.student) > 1e-5  # it did move
 
 
-def test_all_workers_stop_where_the_first_finds_the_student_good_enough(make_job, tmp_path):
+def test_all_workers_stop_once_the_student_is_good_enough(make_job, tmp_path):
     changes = {"steps": 20, "batch_size": 2, "learning_rate": 1e-3, "ema_decay": 0.9}
     never = QualityTarget(psnr=math.inf, rationale="made up", limits={}, worst_share=0.05)
     job = make_job(**changes, validate_every=5, micro_batch=2)
@@ -114,7 +114,7 @@ def test_all_workers_stop_where_the_first_finds_the_student_good_enough(make_job
     assert (two["stopped"], two["step"]) == ("good enough", 10)
 
 
-def test_two_workers_see_on_their_clips_what_one_sees_on_all(make_job, tmp_path):
+def test_two_workers_validate_as_one_does_on_all_clips(make_job, tmp_path):
     """Three validation clips, so that each has its own number, and the worst two lie on both."""
     path = Path(make_job().clips) / "clips.json"
     clips = json.loads(path.read_text())["clips"]

@@ -42,24 +42,24 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 def path(tmp_path: Path) -> Path:
     """Two spot machines and the head, seen at START."""
     found = tmp_path / "work" / "nodes.json"
-    held = {"a": SPOT, "b": SPOT, "head": HEAD}
-    look = tracked(lambda: held, found, run="demo-1", now=lambda: after(0))
-    assert look() == held
+    nodes = {"a": SPOT, "b": SPOT, "head": HEAD}
+    look = tracked(lambda: nodes, found, run="demo-1", now=lambda: after(0))
+    assert look() == nodes
     return found
 
 
 def test_idle_nodes_are_charged_once(ledger: Ledger, path: Path) -> None:
     """A minute and a half of all three. The one that came since is charged by who first saw it."""
-    held = {"a": SPOT, "b": SPOT, "head": HEAD, "new": SPOT}
-    found = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(90))
+    nodes = {"a": SPOT, "b": SPOT, "head": HEAD, "new": SPOT}
+    found = charge_idle_nodes(ledger, lambda: nodes, path, **RUN, now=lambda: after(90))
     assert [(c.resource, c.market, c.quantity, c.useful) for c in found] == [
         ("g6.xlarge", "spot", Decimal(180), "useful"),
         ("node", "local", Decimal(90), "useful"),
     ]
     assert total_usd(c.amount_usd for c in found) == pytest.approx(Decimal("0.189"))
     assert {c.stage for c in ledger.charges()} == {"waiting"}
-    assert charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(90)) == []
-    (rest, _) = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(91))
+    assert charge_idle_nodes(ledger, lambda: nodes, path, **RUN, now=lambda: after(90)) == []
+    (rest, _) = charge_idle_nodes(ledger, lambda: nodes, path, **RUN, now=lambda: after(91))
     assert rest.quantity == Decimal(2), "from where the last charge ended"
 
 
@@ -72,11 +72,11 @@ def test_idle_time_after_a_lost_driver_is_wasted(ledger: Ledger, path: Path) -> 
     """The run goes on, with whatever stage. The wait begins where the driver's last slice ended, a
     little after its last look; what comes after it, is useful again."""
     ledger.add(charge(stage="distill", resource="g6.xlarge", market="spot"))  # 15 s from START on
-    held = {"a": SPOT}
-    start_tracking(ledger, lambda: held, path, **RUN, now=lambda: after(75))
+    nodes = {"a": SPOT}
+    start_tracking(ledger, lambda: nodes, path, **RUN, now=lambda: after(75))
     (found,) = (one for one in ledger.charges() if one.stage == "waiting")
     assert (found.useful, found.quantity) == ("wasted", Decimal(60))
-    (then,) = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(80))
+    (then,) = charge_idle_nodes(ledger, lambda: nodes, path, **RUN, now=lambda: after(80))
     assert (then.useful, then.quantity) == ("useful", Decimal(5))
 
 
@@ -89,20 +89,20 @@ def test_nodes_of_another_run_are_not_charged(ledger: Ledger, path: Path) -> Non
 
 def test_a_changed_wall_clock_does_not_change_idle_time(ledger: Ledger, path: Path) -> None:
     """A year forward while a minute went by, then back again."""
-    held, year = {"a": SPOT}, 365 * 86400.0
+    nodes, year = {"a": SPOT}, 365 * 86400.0
     for seconds, set_forward in ((60, year), (120, 0), (180, -year)):
         now = after(seconds, set_forward=set_forward)
-        found = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda now=now: now)
+        found = charge_idle_nodes(ledger, lambda: nodes, path, **RUN, now=lambda now=now: now)
         assert [c.quantity for c in found] == [Decimal(60)]
         assert found[0].ended_at == now.at
 
 
 def test_after_a_reboot_the_wall_clock_counts(ledger: Ledger, path: Path) -> None:
-    held = {"a": SPOT}
+    nodes = {"a": SPOT}
     back = after(-60, boot="second")
-    assert charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: back) == []
+    assert charge_idle_nodes(ledger, lambda: nodes, path, **RUN, now=lambda: back) == []
     (found,) = charge_idle_nodes(
-        ledger, lambda: held, path, **RUN, now=lambda: after(0, boot="third")
+        ledger, lambda: nodes, path, **RUN, now=lambda: after(0, boot="third")
     )
     assert found.quantity == Decimal(60), "as long as the clock says since"
 
@@ -118,9 +118,9 @@ def test_local_stages_do_not_shorten_other_nodes_idle_time(ledger: Ledger, path:
     gate = charge(30, stage="gate", resource="g6.xlarge", market="spot", quantity=Decimal(500),
                   ended_at=after(530).at)  # fmt: skip
     ledger.add(gate)
-    held = {"a": SPOT, "b": SPOT}
+    nodes = {"a": SPOT, "b": SPOT}
     times = {"now": lambda: after(600)}
-    (found,) = charge_idle_nodes(ledger, lambda: held, path, **RUN, own_node="a", **times)
+    (found,) = charge_idle_nodes(ledger, lambda: nodes, path, **RUN, own_node="a", **times)
     assert found.quantity == Decimal(2 * 600 - 500)
 
 
@@ -146,8 +146,8 @@ def test_idle_time_begins_before_the_first_stage(ledger: Ledger, tmp_path: Path)
     path = tmp_path / "nodes.json"
     start_tracking(ledger, lambda: {"a": SPOT}, path, **RUN, now=lambda: after(0))
     assert ledger.charges() == ()
-    held = {"a": SPOT, "b": SPOT}
-    (found,) = charge_idle_nodes(ledger, lambda: held, path, **RUN, now=lambda: after(60))
+    nodes = {"a": SPOT, "b": SPOT}
+    (found,) = charge_idle_nodes(ledger, lambda: nodes, path, **RUN, now=lambda: after(60))
     assert (found.quantity, found.useful) == (Decimal(60), "useful")
 
 

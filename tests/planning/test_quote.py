@@ -508,7 +508,7 @@ def test_the_longest_later_stages_so_far_are_reserved(
     volume = charge("machine", "demo-2", 0, 99_000, unit="GB-month")
     ledger.add(dataclasses.replace(volume, resource="volume"))
     assert downstream(ledger.grouped(customer="demo")) == after, (
-        "whoever starts a machine keeps its own back"
+        "whoever starts a machine reserves its cost"
     )
     assert reserve_seconds(workspace.params, after) == pytest.approx(4320)
     run_context = RunContext(spent_usd=lambda: Decimal(0), downstream=lambda: after)

@@ -51,7 +51,7 @@ def test_time_of_a_machine_outside_its_stages_is_charged_once(
         assert len(ledger.charges()) == 3
 
 
-def test_a_machine_that_is_not_charged_yet_is_charged_before_the_next(
+def test_a_machine_that_is_not_charged_yet_is_not_overwritten(
     workspace: Workspace, run: runs.Run, selection: Selection
 ) -> None:
     settlement.note(workspace, run, selection, began=BEGAN)
