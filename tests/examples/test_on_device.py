@@ -101,7 +101,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_its_windows_give_the_frames_of_decoding_at_once(
+def test_the_scripts_windows_equal_decoding_at_once(
     runner: ModuleType, decoder: TurboVaedDecoder, package: Package
 ) -> None:
     latents = make_latents(LENGTH + 5)
@@ -136,7 +136,7 @@ def test_a_half_precision_package_takes_and_returns_float16(
     further=st.integers(0, 30),
     data=st.data(),
 )
-def test_it_plans_as_the_library_does(
+def test_the_script_plans_windows_as_the_library_does(
     runner: ModuleType,
     ratio: int,
     is_first_alone: bool,
@@ -158,7 +158,9 @@ def test_it_plans_as_the_library_does(
     assert found == [(w.start, w.kept_start, w.kept_stop) for w in expected]
 
 
-def test_it_writes_an_mp4(decoder: TurboVaedDecoder, package: Package, tmp_path: Path) -> None:
+def test_the_script_writes_an_mp4(
+    decoder: TurboVaedDecoder, package: Package, tmp_path: Path
+) -> None:
     """By the command line, which prints progress and that a short overlap is not exact."""
     latents = make_latents(LENGTH + 5)
     np.save(tmp_path / "latents.npy", latents)
@@ -199,7 +201,7 @@ def blocks(video: np.ndarray) -> np.ndarray:
     return video.reshape(frames, height // 4, 4, width // 4, 4, 3).mean(axis=(2, 4))
 
 
-def test_it_takes_the_program_of_the_latents_shape(
+def test_the_program_of_the_latents_shape_is_used(
     runner: ModuleType, decoder: TurboVaedDecoder, tmp_path: Path
 ) -> None:
     shapes = [(1, 4, LENGTH, 8, 12), (1, 4, LENGTH, 8, 16)]
@@ -218,7 +220,7 @@ def test_it_takes_the_program_of_the_latents_shape(
         assert np.abs(difference).mean() < 2
 
 
-def test_of_several_lengths_it_takes_the_longest_that_fits(runner: ModuleType) -> None:
+def test_the_longest_program_that_fits_is_used(runner: ModuleType) -> None:
     def program(name: str, length: int) -> dict:
         return {"name": name, "io": {"latent_shape": [1, 4, length, 8, 12]}}
 
@@ -231,7 +233,7 @@ def test_of_several_lengths_it_takes_the_longest_that_fits(runner: ModuleType) -
     assert found == ["short", "long", "longer"]
 
 
-def test_it_refuses_what_does_not_fit(package: Package, tmp_path: Path) -> None:
+def test_latents_that_do_not_fit_the_package_are_refused(package: Package, tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.zeros((4, LENGTH, 8, 16), np.float32))
     done = run(package.folder, tmp_path / "wide.npy", tmp_path / "v.mp4")
     assert done.returncode == 1
@@ -239,7 +241,7 @@ def test_it_refuses_what_does_not_fit(package: Package, tmp_path: Path) -> None:
     assert re.search(shapes, done.stderr), done.stderr
 
 
-def test_what_is_not_its_package_is_refused(
+def test_an_altered_or_foreign_package_is_refused(
     runner: ModuleType, package: Package, tmp_path: Path
 ) -> None:
     whole = json.loads((package.folder / "package.json").read_text())
@@ -265,7 +267,7 @@ def test_too_little_or_an_impossible_overlap_is_refused(
         list(runner.windows(io, LENGTH + 1, LENGTH))
 
 
-def test_it_stands_alone_and_tells_its_usage() -> None:
+def test_the_script_needs_no_project_code_and_prints_its_usage() -> None:
     """No import but the standard library's and of what an app's prototype has."""
     imported = set()
     for node in ast.walk(ast.parse(SCRIPT.read_text())):

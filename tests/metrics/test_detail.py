@@ -17,23 +17,23 @@ def clip():
     return (0.2 + 0.3 * fine + 0.3 * coarse.clamp(0, 1)).double()
 
 
-def test_all_of_it_is_kept_by_the_clip_itself(clip):
+def test_a_clip_keeps_all_of_its_own_detail(clip):
     assert float(detail(clip, clip)) == pytest.approx(1)
     assert detail(torch.stack([clip, clip]), torch.stack([clip, clip])).shape == (2,)
 
 
-def test_a_shift_of_brightness_loses_none_and_half_the_contrast_half(clip):
+def test_brightness_loses_no_detail_and_half_the_contrast_loses_half(clip):
     assert float(detail(clip + 0.1, clip)) == pytest.approx(1)
     halved = 0.5 + (clip - 0.5) / 2
     assert float(detail(halved, clip)) == pytest.approx(0.5)
 
 
-def test_a_blur_loses_it_and_a_stronger_one_more(clip):
+def test_a_blur_loses_detail_and_a_stronger_one_more(clip):
     soft, softer = (F.avg_pool2d(clip, k, 1, k // 2, count_include_pad=False) for k in (3, 7))
     assert 0.9 > float(detail(soft, clip)) > float(detail(softer, clip)) > 0
 
 
-def test_noise_does_not_stand_in_for_it(clip):
+def test_noise_does_not_count_as_detail(clip):
     blurred = F.avg_pool2d(clip, 7, 1, 3, count_include_pad=False)
     noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(1)) * 0.1
     noisy = (blurred + noise).clamp(0, 1)
@@ -46,7 +46,7 @@ def test_sharpening_one_clip_does_not_make_up_for_a_blurred_one(clip):
     assert float(detail(sharp, clip)) == 1
 
 
-def test_of_a_flat_reference_nothing_can_be_lost(clip):
+def test_a_flat_reference_loses_no_detail(clip):
     flat = torch.full_like(clip, 0.5)
     assert float(detail(clip, flat)) == 1
     assert float(detail(flat, clip)) == pytest.approx(0, abs=1e-9)
@@ -56,7 +56,7 @@ def mean_of(values):
     return lambda at: float(np.asarray(values)[at].mean())
 
 
-def test_whole_videos_are_drawn_where_there_are_enough():
+def test_the_bootstrap_draws_whole_videos_where_there_are_enough():
     """Ten clips of a video are no more evidence than one: their interval must not be narrower."""
     values = [k for k in range(6) for _ in range(10)]
     videos = [f"{k}.mp4" for k in values]
@@ -69,7 +69,7 @@ def test_whole_videos_are_drawn_where_there_are_enough():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("clips", [3, 5, 9, 20])
-def test_the_interval_covers_about_as_often_as_it_says_however_few_the_clips(clips):
+def test_the_interval_covers_about_as_often_as_its_confidence_for_any_number_of_clips(clips):
     random = np.random.default_rng(clips)
     held = 0
     for _ in range(100):
@@ -79,7 +79,7 @@ def test_the_interval_covers_about_as_often_as_it_says_however_few_the_clips(cli
     assert held >= 86
 
 
-def test_of_the_worst_clip_the_interval_reaches_to_both_sides():
+def test_the_interval_of_the_worst_clip_reaches_to_both_sides():
     values = np.array([16.1, 19.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0])
     low, high = bootstrap(lambda at: float(values[at].min()), list(range(8)), 0.95, is_extreme=True)
     assert low < 14 and high > 18

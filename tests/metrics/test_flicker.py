@@ -80,7 +80,7 @@ def test_an_error_that_stands_still_is_no_flicker(seed):
     height=st.floats(0.001, 0.25),
     sign=st.sampled_from([-1, 1]),
 )
-def test_a_flash_of_one_frame_is_seen(seed, frames, data, height, sign):
+def test_a_flash_of_one_frame_is_flicker(seed, frames, data, height, sign):
     x = noise(seed, frames, 3, 20, 20)
     at = data.draw(st.integers(1, frames - 2))
     flashed = x.clone()
@@ -106,7 +106,7 @@ def test_flicker_is_the_same_backwards(seed):
     assert float(flicker(x.flip(0), y.flip(0))) == pytest.approx(float(flicker(x, y)), rel=1e-9)
 
 
-def test_a_colour_that_jumps_at_a_chunk_border_is_seen_where_psnr_is_blind():
+def test_a_colour_jump_at_a_chunk_border_is_flicker_though_psnr_stays():
     """A green cast of 0.02 from frame 8 on, over the error of a reconstruction of 26 dB."""
     reference = noise(0, 17, 3, 64, 64)
     made = reference + 0.05 * torch.tensor(np.random.default_rng(1).normal(size=(17, 3, 64, 64)))
@@ -122,7 +122,7 @@ def test_a_colour_that_jumps_at_a_chunk_border_is_seen_where_psnr_is_blind():
     assert float(single[7]) < 1.05 * float(single.median())
 
 
-def test_batch_is_each_clip():
+def test_a_batch_has_the_values_of_its_clips():
     x, y = (noise(seed, 3, 4, 3, 24, 24) for seed in (0, 1))
     assert flicker(x, y).shape == (3,)
     assert flicker_steps(x, y).shape == (3, 3)

@@ -105,7 +105,7 @@ def test_clips_are_the_means_of_their_frames(network):
     assert float(lpips(x[1], y[1], network)) == pytest.approx(float(found[1]), rel=1e-4)
 
 
-def test_as_a_loss_it_pulls_the_frames_and_leaves_its_weights(network):
+def test_lpips_as_a_loss_has_a_gradient_for_frames_and_none_for_its_weights(network):
     x, y = frames_of(0, 1, 3, 32, 32)
     x.requires_grad_(True)
     network.train()
@@ -118,14 +118,14 @@ def test_as_a_loss_it_pulls_the_frames_and_leaves_its_weights(network):
     assert float(after) < float(before.detach())
 
 
-def test_weights_there_and_back(tmp_path, network, weights):
+def test_weights_are_read_back_as_written(tmp_path, network, weights):
     save_file(weights, tmp_path / "lpips.safetensors")
     again = Lpips.from_file(tmp_path / "lpips.safetensors")
     x, y = frames_of(0, 1, 3, 16, 16)
     assert torch.equal(again(x, y), network(x, y))
 
 
-def test_a_missing_file_says_how_to_get_it(tmp_path):
+def test_a_missing_weights_file_is_refused_with_the_command_to_get_it(tmp_path):
     with pytest.raises(UserError, match=r"convert_published.*vgg16-397923af\.pth"):
         Lpips.from_file(tmp_path / "none.safetensors")
 
@@ -174,7 +174,7 @@ def pinned(published, monkeypatch):
     return published
 
 
-def test_published_files_become_one(tmp_path, network, pinned):
+def test_the_published_files_are_converted_into_one(tmp_path, network, pinned):
     convert_published(*pinned, tmp_path / "lpips.safetensors")
     x, y = frames_of(0, 1, 3, 16, 16)
     assert torch.equal(Lpips.from_file(tmp_path / "lpips.safetensors")(x, y), network(x, y))
@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, pinned, monkeypatch):
     assert set(tmp_path.iterdir()) == set(pinned)
 
 
-def test_files_other_than_the_published_are_not_even_read(tmp_path, published, monkeypatch):
+def test_files_other_than_the_published_are_refused_unread(tmp_path, published, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("read before its hash"))
     with pytest.raises(UserError, match="expected 397923af"):
         convert_published(*published, tmp_path / "lpips.safetensors")
@@ -215,7 +215,7 @@ def test_bad_frames_are_refused(assert_refused, network):
         (torch.zeros(1, 1, 32, 32), "expected \\(N, 3, H, W\\)"),
     ],
 )
-def test_the_loss_refuses_what_it_cannot_take(frames, message, network):
+def test_the_loss_refuses_videos_that_do_not_fit(frames, message, network):
     with pytest.raises(ValueError, match=message):
         network(frames, frames)
     with pytest.raises(ValueError, match="expected \\(N, 3, H, W\\) twice"):

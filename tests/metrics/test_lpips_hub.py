@@ -74,7 +74,7 @@ def test_published_weights_are_fetched_once(
     assert len(kept(tmp_path)) == 1
 
 
-def test_other_contents_are_refused_unread_and_not_kept(
+def test_other_contents_are_refused_unread_and_not_stored(
     hub: tuple[dict[str, bytes], list], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, _ = hub
@@ -85,7 +85,7 @@ def test_other_contents_are_refused_unread_and_not_kept(
     assert kept(tmp_path) == set()
 
 
-def test_a_file_of_that_name_that_is_another_is_refused(
+def test_another_file_of_the_published_name_is_refused(
     hub: tuple[dict[str, bytes], list], tmp_path: Path
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
@@ -96,7 +96,7 @@ def test_a_file_of_that_name_that_is_another_is_refused(
     assert hub[1] == []
 
 
-def test_a_server_that_lacks_it_or_is_not_there(
+def test_a_server_without_the_file_or_none_at_all_is_unreachable(
     hub: tuple[dict[str, bytes], list], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Unreachable, match=r"vgg16\.pth .*404"):

@@ -45,7 +45,7 @@ def test_psnr_is_that_of_scikit_image(noise, make_pair):
     assert float(psnr(x, y)) == pytest.approx(expected, abs=1e-6)
 
 
-def test_identical_frames(make_pair):
+def test_identical_frames_have_the_best_values(make_pair):
     x, _ = make_pair(2, 3, 32, 40)
     assert float(psnr(x, x)) == MAX_PSNR_DB
     assert float(ssim(x, x)) == pytest.approx(1, abs=1e-6)
@@ -98,7 +98,7 @@ def test_ms_ssim_of_small_frames(side, make_pair):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_batch_is_each_clip(metric, make_pair):
+def test_a_batch_has_the_values_of_its_clips(metric, make_pair):
     x, y = make_pair(3, 2, 3, 24, 24)
     batch = metric(x, y)
     assert batch.shape == (3,)
@@ -139,7 +139,7 @@ def test_frames_smaller_than_the_window_are_refused(metric):
         metric(x, x)
 
 
-def test_uint8_there_and_back():
+def test_uint8_survives_conversion_and_back():
     video = np.arange(2 * 3 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 3, 4, 5, 3)
     frames = frames_from_uint8(video)
     assert frames.shape == (2, 3, 3, 4, 5)
@@ -154,7 +154,7 @@ def test_uint8_of_network_output_clamps_and_refuses_nan():
         uint8_from_network(video * math.nan)
 
 
-def test_clip_quality_is_the_metrics():
+def test_clip_quality_has_the_values_of_the_metrics():
     rng = np.random.default_rng(0)
     source = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     off = np.where(source > 127, source - 10, source + 10).astype(np.uint8)

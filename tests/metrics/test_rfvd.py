@@ -125,7 +125,7 @@ def test_bad_frames_are_refused(assert_refused):
         ((2, 2, 3, 16, 16), lambda clips: colours(clips) / 0, "not finite"),
     ],
 )
-def test_what_has_no_rfvd_is_refused(shape, features, message):
+def test_clips_without_an_rfvd_are_refused(shape, features, message):
     with pytest.raises(ValueError, match=message):
         rfvd([(torch.zeros(shape), torch.zeros(shape))], features)
     with pytest.raises(ValueError, match="no clips"):
@@ -151,7 +151,7 @@ def stand_in(tmp_path_factory):
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_i3d_gets_what_it_was_trained_on(stand_in):
+def test_i3d_is_called_as_it_was_trained(stand_in):
     path, digest = stand_in
     clips = torch.zeros(2, 10, 3, 20, 30)
     clips[:, 0, 0], clips[:, -1, 2] = 1, 0.25  # red at first, some blue at last

@@ -56,7 +56,7 @@ def test_identical_clips_are_near_the_top_and_noise_costs():
     assert values[-1] < 50
 
 
-def test_batch_is_each_clip():
+def test_a_batch_has_the_values_of_its_clips():
     pairs = [clips_of(2, 64, 70, noise=noise) for noise in (0.02, 0.2)]
     x, y = (torch.stack(side) for side in zip(*pairs, strict=True))
     expected = [float(vmaf(*pair)) for pair in pairs]
@@ -79,7 +79,7 @@ def test_frames_too_small_for_libvmaf_are_refused():
         vmaf(x, x)
 
 
-def test_without_the_extra_it_says_how_to_get_it(monkeypatch):
+def test_without_the_vmaf_extra_the_error_has_the_command_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     x = torch.zeros(2, 3, 64, 64)
     with pytest.raises(UserError, match=r"turbo-vaed\[vmaf\]"):

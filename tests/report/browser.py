@@ -92,12 +92,12 @@ def open_browser(profile: Path) -> Iterator[Page]:
             stdout=stream, stderr=stream,
         )  # fmt: skip
     try:
-        told = profile / "DevToolsActivePort"
+        port_file = profile / "DevToolsActivePort"
         deadline = time.monotonic() + 60
-        while not told.is_file() or "\n" not in told.read_text():
+        while not port_file.is_file() or "\n" not in port_file.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        port = told.read_text().split()[0]
+        port = port_file.read_text().split()[0]
         with urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
             tab = next(tab for tab in json.load(answer) if tab["type"] == "page")
         with connect(tab["webSocketDebuggerUrl"], max_size=None, proxy=None) as socket:

@@ -148,7 +148,7 @@ def test_text_is_escaped_and_long_labels_are_whole_in_the_title() -> None:
     assert next(root.iter("text")).text == "<script>alert('a …"
 
 
-def test_nothing_is_drawn_of_nothing() -> None:
+def test_an_empty_series_has_no_chart() -> None:
     assert bar_chart(title="t", description="d", bars=[]) is None
     assert widths(bars_of(Bar(label="a", value=0, text="$0.00")), "bar phone") == [0]
 
@@ -161,7 +161,7 @@ def test_labels_of_an_axis_never_touch() -> None:
         assert b - a > 7 * (len(left) + len(right)) / 2
 
 
-def test_a_file_of_charts_knows_no_variables_and_holds_all_of_them() -> None:
+def test_a_file_of_charts_uses_no_css_variables_and_holds_every_chart() -> None:
     series = Series(name="a", x=[1, 2], y=[1, 2], tone="phone")
     lines = line_chart(title="t", description="d", x=Axis(label="x"), y=Axis(label="y"),
                        series=[series])  # fmt: skip

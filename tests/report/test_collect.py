@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -58,14 +59,14 @@ def test_an_empty_folder_has_a_page(tmp_path: Path, gather: Gather) -> None:
     assert "no folder /data/acme" in page and "<video" not in page
 
 
-def test_data_that_validate_rejected_is_shown(copy: Path, gather: Gather) -> None:
+def test_data_rejected_by_validate_is_on_the_page(copy: Path, gather: Gather) -> None:
     (copy / "validate").rename(copy / "validate.rejected")
     failure = Failure(stage="validate", error="too little good video")
-    assert "moov atom not found" in render(gather(copy, failure=failure))
+    assert "moov atom" in render(gather(copy, failure=failure))
     assert gather(copy, failure=Failure(stage="clip", error="x")).validation is None
 
 
-def test_the_rejected_data_of_an_older_run_is_not_shown(copy: Path, gather: Gather) -> None:
+def test_rejected_data_of_an_older_run_is_not_on_the_page(copy: Path, gather: Gather) -> None:
     shutil.copytree(copy / "validate", copy / "validate.rejected")
     document = json.loads((copy / "validate.rejected" / "validation.json").read_text())
     (copy / "validate.rejected" / "validation.json").write_text(json.dumps(document | {"ok": 99}))
@@ -82,7 +83,7 @@ def test_the_estimate_stands_next_to_the_cost(copy: Path, gather: Gather) -> Non
     assert re.findall(r"\$[\d.]*\d", found) == ["$0.01250", "$0.01000", "$0.03000", "$0.01331"]
     assert "at 0.1 s a step" in found
     (copy / "estimate.json").write_text("{")
-    assert "estimate.json could not be read" in gather(copy).problems[0]
+    assert gather(copy).problems[0].startswith("estimate.json ")
 
 
 @pytest.mark.parametrize(
@@ -91,36 +92,36 @@ def test_the_estimate_stands_next_to_the_cost(copy: Path, gather: Gather) -> Non
      "encode/latents.json", "distill/history.json", "evaluate/evaluation.json",
      "gate/package/package.json", "gate/measurement.json", "gate/verdict.json"],
 )  # fmt: skip
-def test_an_output_cut_short_is_named_on_the_page(copy: Path, gather: Gather, name: str) -> None:
+def test_a_truncated_output_is_named_on_the_page(copy: Path, gather: Gather, name: str) -> None:
     path = copy / name
     path.write_bytes(path.read_bytes()[:20])
     found = gather(copy)
-    assert len(found.problems) == 1 and found.problems[0].startswith(f"{name} could not be read")
-    assert f"{name} could not be read" in render(found)
+    (problem,) = found.problems
+    assert problem.startswith(f"{name} ") and html.escape(problem) in render(found)
 
 
-def test_a_gate_of_an_earlier_version_has_its_part_of_the_page(copy: Path, gather: Gather) -> None:
+def test_a_gate_of_an_earlier_version_is_on_the_page(copy: Path, gather: Gather) -> None:
     for name in ("verdict.json", "choice.json"):
         path, text = copy / "gate" / name, (copy / "gate" / name).read_text()
         document = json.loads(text.replace('"rationale"', '"because"'))
         for one in document.get("candidates", []):
-            one |= {"result": "cannot tell", "distrust": "it was busy"}
+            one |= {"result": "cannot tell", "distrust": "busy host"}
         path.write_text(json.dumps(document))
     found = gather(copy)
     assert found.problems == () and found.verdict is not None
     assert all(check["rationale"] for check in found.verdict["checks"])
     assert found.choice is not None
     for one in found.choice["candidates"]:
-        assert (one["result"], one["unreliable_reason"]) == ("inconclusive", "it was busy")
-    assert "it was busy" in render(found)
+        assert (one["result"], one["unreliable_reason"]) == ("inconclusive", "busy host")
+    assert "busy host" in render(found)
 
 
-def test_frames_of_other_clips_are_never_shown_as_these(copy: Path, gather: Gather) -> None:
+def test_frames_of_other_clips_are_not_on_the_page(copy: Path, gather: Gather) -> None:
     group = zarr.open_group(copy / "gate" / "frames.zarr", mode="a")
     group.attrs["indices"] = [0, *group.attrs["indices"][1:]]
     found = gather(copy)
-    assert found.shots == () and "the test split has" in found.problems[0]
-    assert "the test split has" in render(found)
+    (problem,) = found.problems
+    assert found.shots == () and "[0, " in problem and html.escape(problem) in render(found)
 
 
 def test_frames_are_matched_by_index_not_by_place(copy: Path, gather: Gather) -> None:
@@ -144,7 +145,7 @@ def test_best_median_worst_and_their_psnr(work: Path, gather: Gather) -> None:
     assert found.worst is not None and found.worst.label == "Worst clip"
 
 
-def test_one_shot_is_the_worst_clip(work: Path, gather: Gather) -> None:
+def test_a_single_shot_is_the_worst_clip(work: Path, gather: Gather) -> None:
     assert [shot.label for shot in gather(work, shots=1).shots] == ["Worst clip"]
 
 

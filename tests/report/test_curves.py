@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,11 +24,11 @@ def calm(tmp_path_factory, make_work: Callable[..., Path]) -> Path:
     return make_work(tmp_path_factory.mktemp("calm") / "demo")
 
 
-def test_the_facts_of_a_run(work: Path, gather: Gather) -> None:
+def test_the_facts_of_a_training_run(work: Path, gather: Gather) -> None:
     found = tables.training(gather(work))
     assert found is not None
     assert (found["done"], found["planned"], found["best_step"]) == ("400", "400", 400)
-    assert "L1 to the teacher 0.25, perceptual 0.2, feature 1.5" in found["losses"]
+    assert re.search(r"teacher 0\.25, perceptual 0\.2, feature 1\.5", found["losses"])
     assert found["targets"]["mode"] == "cache" and found["last_tenth_db"] == "$0.00041"
     assert found["interruptions"].startswith("7 steps") and "$0.002 " in found["interruptions"]
     assert "1 min 32 s" in found["interruptions"]  # of both
@@ -37,7 +38,7 @@ def test_the_facts_of_a_run(work: Path, gather: Gather) -> None:
 
 
 @pytest.mark.slow
-def test_trouble_is_listed_only_where_there_was_some(
+def test_warnings_and_restarts_are_listed_only_where_there_were_some(
     work: Path, calm: Path, gather: Gather
 ) -> None:
     troubled, quiet = render(gather(work)), render(gather(calm))
@@ -46,7 +47,7 @@ def test_trouble_is_listed_only_where_there_was_some(
     assert 'id="training-end"' in quiet
 
 
-def test_a_long_list_is_cut_and_the_rest_counted(
+def test_a_long_list_is_cut_and_the_rest_is_counted(
     tmp_path: Path, make_work: Callable[..., Path], gather: Gather
 ) -> None:
     many = [{"step": n, "kind": "flicker", "text": "<b>"} for n in range(MOST_LISTED + 5)]
@@ -74,7 +75,7 @@ def test_every_part_of_the_loss_that_ran_is_drawn_and_named(
     assert of_calm["Training loss"].svg.body.count("<polyline") == 4  # the loss as it was, faintly
 
 
-def test_a_part_that_begins_late_is_drawn_from_there(work: Path, gather: Gather) -> None:
+def test_a_loss_that_begins_late_is_drawn_from_its_beginning(work: Path, gather: Gather) -> None:
     context = gather(work)
     assert context.history is not None
     for row in context.history["steps"][:300]:
@@ -101,9 +102,7 @@ def dollars(context: ReportContext) -> Curve:
     return next(c for c in curves(context) if c.title == "Quality against dollars")
 
 
-def test_a_run_that_was_good_enough_has_its_reason_and_is_no_failure(
-    enough: Path, gather: Gather
-) -> None:
+def test_a_good_enough_run_has_its_reason_and_is_no_failure(enough: Path, gather: Gather) -> None:
     context = gather(enough)
     page = render(context)
     assert page.count(WHY) == 1
@@ -127,12 +126,12 @@ def test_quality_against_dollars_has_the_target_and_the_end(enough: Path, gather
     assert (end[2] > float(level)) == below
 
 
-def test_where_no_quality_was_enough_there_is_no_line(calm: Path, gather: Gather) -> None:
+def test_without_a_quality_target_there_is_no_line(calm: Path, gather: Gather) -> None:
     drawn = dollars(gather(calm))
     assert [tone for tone, _ in drawn.legend] == ["phone", "third"]
 
 
-def test_dollars_go_on_where_an_earlier_run_stopped(enough: Path, gather: Gather) -> None:
+def test_dollars_continue_where_an_earlier_run_stopped(enough: Path, gather: Gather) -> None:
     context = gather(enough)
     assert context.history is not None
     for row in context.history["steps"][100:]:

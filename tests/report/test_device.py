@@ -62,7 +62,9 @@ def test_a_package_has_one_latency_on_the_page(work: Path, gather: Gather) -> No
     assert latency in cells(page, "checks", "dd")
 
 
-def test_times_at_the_devices_own_shape_are_not_called_a_clips(work: Path, gather: Gather) -> None:
+def test_times_at_the_devices_own_shape_are_not_labelled_as_a_clips(
+    work: Path, gather: Gather
+) -> None:
     used = {
         "shape": "9x720x1280", "latency_seconds": [0.5, 0.52], "confidence": 0.95,
         "median_latency_seconds": 0.51, "latency_interval_seconds": [0.5, 0.52],
@@ -90,7 +92,7 @@ def test_an_old_measurement_has_the_interval_of_its_runs(work: Path, gather: Gat
     assert figures(latency) == ["131.0", "95", "128.0", "142.0", "5", "2"]
 
 
-def test_times_say_at_which_size_they_were_taken(work: Path, gather: Gather) -> None:
+def test_times_have_the_picture_size_they_were_taken_at(work: Path, gather: Gather) -> None:
     """24 frames a second of one size are none of a larger one."""
     found = measured(gather(work), on_device=None)
     assert found.clips is not None and found.measurement is not None

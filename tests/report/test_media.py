@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import av
 import numpy as np
@@ -59,12 +60,12 @@ def test_odd_sides_are_made_even() -> None:
 
 
 def test_clips_of_two_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="side by side"):
+    with pytest.raises(ValueError, match=r"\(9, .*\(8, "):
         media.loop([clip(), clip(frames=8)], 25.0)
 
 
-def test_what_ffmpeg_refuses_is_a_fault() -> None:
-    with pytest.raises(Fault, match="could not be encoded"):
+def test_a_clip_that_ffmpeg_refuses_is_a_fault() -> None:
+    with pytest.raises(Fault, match=r"20_?000"):
         media.encode_mp4(clip(height=2, width=20_000), 10, crf=12)
 
 
@@ -97,7 +98,7 @@ def test_the_error_map_shows_the_error_in_levels() -> None:
     assert (shown == colours).all()
 
 
-def test_one_scale_for_phone_and_teacher() -> None:
+def test_error_maps_of_phone_and_teacher_share_a_scale() -> None:
     source = np.full((2, 16, 16, 3), 100, dtype=np.uint8)
     shot = Shot(
         index=4, label="Worst clip", path="x.mp4", start_frame=9, fps=25.0, source=source,
@@ -112,4 +113,4 @@ def test_one_scale_for_phone_and_teacher() -> None:
         ("Error of the teacher", "mean 3.0, largest 3 levels"),
         ("Error of the package", "mean 12.0, largest 12 levels"),
     ]
-    assert all("frame 1 of the clip of x.mp4" in still.alt for still in found["stills"])
+    assert all(re.search(r"frame 1 .*x\.mp4", still.alt) for still in found["stills"])

@@ -1,5 +1,7 @@
 """The picture of the packages: its line, its signs, and what a screen reader reads."""
 
+import re
+
 import pytest
 
 from turbo_vaed.report import packages
@@ -46,17 +48,17 @@ def test_a_package_that_did_not_run_has_a_row_and_no_mark():
     crashed = package("x/fp16", None, None, "fails")
     found = packages.section(choice(INT8, FP32, crashed))
     assert str(found["picture"]).count("x/fp16") == 0
-    assert found["rows"][2]["latency"] == "did not run"
+    assert not re.search(r"\d", found["rows"][2]["latency"])
     assert found["rows"][2]["not_passed"] == "Mean SSIM"
     assert found["rows"][0]["is_chosen"]
 
 
 @pytest.mark.parametrize("candidates", [[INT8], [INT8, package("x/fp16", None, None, "fails")]])
-def test_one_package_is_no_picture(candidates):
+def test_a_single_package_has_no_picture(candidates):
     assert packages.picture(choice(*candidates)) is None
 
 
-def test_a_name_is_text_and_no_markup():
+def test_a_name_is_escaped():
     svg = str(packages.picture(choice(package("<b>", 30.0, 0.05), INT8)))
     assert "<b>" not in svg and "&lt;b&gt;" in svg
 

@@ -110,7 +110,7 @@ def test_the_worked_example_of_the_docs_is_what_is_calculated(assumptions: RoiPa
         f"{case.payback_months:.1f} months",
         f"{case.break_even_minutes_per_month:,.0f} minutes",
         f"-${-case.value_usd:,.0f}",
-        f"{case.phone_realtime:.2f} times real time",
+        f"{case.phone_realtime:.2f} times",
     ):
         assert printed in text, printed
 
@@ -149,7 +149,7 @@ def test_the_page_shows_the_sentence_the_kinds_and_the_tornado(
     assert section(render(gather(work))) == ""
 
 
-def test_what_was_measured_is_not_marked_as_assumed(
+def test_measured_inputs_are_not_marked_as_assumed(
     work: Path, gather: Gather, assumptions: RoiParams
 ) -> None:
     path = work / "gate/measurement.json"
@@ -161,7 +161,7 @@ def test_what_was_measured_is_not_marked_as_assumed(
     assert counts == {"measured": 8, "assumed": 11, "computed": 8}
 
 
-def test_the_results_stand_from_worst_to_best(
+def test_the_results_are_ordered_from_worst_to_best(
     work: Path, gather: Gather, assumptions: RoiParams
 ) -> None:
     """Of payback and break-even the low end is the good one, of saving and value the high one."""
@@ -212,7 +212,7 @@ def test_a_run_that_stopped_early_has_the_reason_for_no_return(
     assert "$" not in shown and "<table" not in shown
 
 
-def test_the_command(
+def test_the_command_prints_the_return_in_every_form(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configs.copy_to(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def page(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_picture_of_the_asked_size(page: Path, tmp_path: Path) -> None:
+def test_a_screenshot_has_the_requested_size(page: Path, tmp_path: Path) -> None:
     found = screenshot(page, tmp_path / "new" / "page.png", 900, 500)
     with Image.open(found) as image:
         assert image.size == (900, 500)
@@ -26,20 +27,20 @@ def test_a_picture_of_the_asked_size(page: Path, tmp_path: Path) -> None:
     assert colours == [(900 * 500, (0x24, 0x57, 0xD6))]  # no scrollbar
 
 
-def test_without_a_browser_it_says_how_to_get_one(
+def test_without_a_browser_the_error_has_the_command_to_install_one(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"looked for chromium, .* apt install chromium"):
+    with pytest.raises(UserError, match="apt install chromium"):
         screenshot(page, tmp_path / "page.png", 900, 500)
 
 
-def test_a_page_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such page"):
+def test_a_missing_page_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no\.html"):
         screenshot(tmp_path / "no.html", tmp_path / "page.png", 900, 500)
 
 
-def test_an_impossible_size(page: Path, tmp_path: Path) -> None:
+def test_an_impossible_size_is_refused(page: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="0 x 500"):
         screenshot(page, tmp_path / "page.png", 0, 500)
 
@@ -56,6 +57,6 @@ def test_a_browser_that_takes_no_picture_is_a_fault(
     monkeypatch.setenv("PATH", str(fake.parent), prepend=":")
     old = tmp_path / "page.png"
     old.write_bytes(b"an older picture")
-    with pytest.raises(Fault, match="took no picture"):
+    with pytest.raises(Fault, match=re.escape(str(fake))):
         screenshot(page, old, 900, 500, timeout_seconds=2)
     assert not old.exists()

@@ -36,7 +36,7 @@ def test_the_command_prints_figures_and_draws_every_run(tmp_path: Path) -> None:
     assert lines == ["line required", "line phone", "line teacher"]
 
 
-def test_bars_are_as_long_as_what_they_stand_for() -> None:
+def test_bars_are_as_long_as_their_values() -> None:
     replays = simulate(40, seed=2, processes=1)
     root = ElementTree.fromstring(simulation_svg(replays))
     means = mean_shortfall([each for each in replays if each.was_reachable])

@@ -52,7 +52,7 @@ def test_the_tornado_reaches_from_the_likely_value_to_both_ends(assumptions: Roi
     assert any((text or "").startswith(f"{left_out} more") for text in texts)
 
 
-def test_where_nothing_moves_the_value_nothing_is_drawn(assumptions: RoiParams) -> None:
+def test_without_a_sensitive_input_there_is_no_tornado(assumptions: RoiParams) -> None:
     known = made_up.exactly(made_up.of_bench("ltx", assumptions))
     assert tornado(known) is None
     with pytest.raises(ValueError):

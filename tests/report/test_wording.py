@@ -52,7 +52,7 @@ def test_every_check_of_the_gate_has_a_name_for_people() -> None:
                    "fps": {"result": "inconclusive"}}, ["2", "13", "1"]),
     ],
 )  # fmt: skip
-def test_the_headline_counts_what_did_not_pass(
+def test_the_headline_counts_the_checks_that_did_not_pass(
     context: ReportContext, result: str, checks: dict[str, Any], counts: list[str]
 ) -> None:
     found = judged(context, checks, result=result)
@@ -86,7 +86,7 @@ def test_the_headline_has_the_run_and_the_runs_before_it(context: ReportContext)
 
 @pytest.mark.parametrize(("by_budget", "tone"), [(True, "warn"), (False, "bad")])
 @pytest.mark.parametrize("stage", ["distill", "register"])
-def test_a_run_that_ended_early_names_its_stage_and_is_no_success(
+def test_a_run_that_ended_early_names_its_stage_and_is_not_a_success(
     work: Path, gather: Gather, stage: str, by_budget: bool, tone: str
 ) -> None:
     found = gather(work, failure=Failure(stage=stage, error="no price", by_budget=by_budget))
@@ -118,7 +118,7 @@ def test_a_run_that_did_not_start_has_no_budget_no_estimate_and_no_return(
         assert absent not in page, absent
 
 
-def test_a_run_that_did_not_go_on_has_its_earlier_cost(context: ReportContext) -> None:
+def test_a_run_that_did_not_resume_has_its_earlier_cost(context: ReportContext) -> None:
     found = refused(context, by_budget=True)
     assert wording.badge(found)[0] == "Not continued"
     assert figures(wording.headline(found)) == ["0.0133"]
@@ -127,7 +127,7 @@ def test_a_run_that_did_not_go_on_has_its_earlier_cost(context: ReportContext) -
     assert wording.badge(dataclasses.replace(found, costs=costs))[0] == "Not started"
 
 
-def test_the_headline_has_what_the_gate_judged(context: ReportContext) -> None:
+def test_the_headline_has_the_figures_that_the_gate_judged(context: ReportContext) -> None:
     found = judged(context, {"psnr_retention": {"measured": 0.9512}})
     assert figures(wording.headline(found))[1] == "95.1"
 

@@ -33,7 +33,7 @@ def documents() -> Documents:
     return made_up.documents()
 
 
-def test_what_was_measured_is_read_per_minute_of_video(
+def test_measurements_are_read_per_minute_of_video(
     documents: Documents, assumptions: RoiParams
 ) -> None:
     roi = roi_of_run(**documents, cost=COST, assumptions=assumptions)
@@ -65,7 +65,7 @@ PHONES = [("adb", "Pixel 8, arm64-v8a, Android 15"), ("device-farm", "Galaxy S24
 
 
 @pytest.mark.parametrize(("kind", "machine"), PHONES)
-def test_a_phone_that_was_measured_is_not_multiplied_by_what_is_assumed_of_phones(
+def test_a_measured_phone_is_not_scaled_by_assumptions(
     documents: Documents, assumptions: RoiParams, kind: str, machine: str
 ) -> None:
     documents["measurement"] |= {
@@ -93,7 +93,7 @@ def test_a_phone_that_was_measured_is_not_multiplied_by_what_is_assumed_of_phone
         {"device": "theirs", "machine": "Pixel 8, arm64-v8a, Android 15"},  # of before the kind
     ],
 )
-def test_what_is_no_phone_is_multiplied(
+def test_a_device_that_is_not_a_phone_is_scaled_to_one(
     documents: Documents, assumptions: RoiParams, changes: dict[str, str]
 ) -> None:
     documents["measurement"] |= {**changes, "threads": 2}
@@ -105,7 +105,7 @@ def test_what_is_no_phone_is_multiplied(
     assert round(student.likely, 9) == round(Decimal(".131") * 2 * 60 * 25 / 9, 9)
 
 
-def test_a_teacher_that_was_timed_on_a_gpu_is_not_divided_by_what_is_assumed_of_gpus(
+def test_a_teacher_timed_on_a_gpu_is_not_scaled_by_assumptions(
     documents: Documents, assumptions: RoiParams
 ) -> None:
     documents["measurement"] |= {
@@ -128,7 +128,7 @@ def test_a_teacher_that_was_timed_on_a_gpu_is_not_divided_by_what_is_assumed_of_
     assert round(student.likely, 9) == round(Decimal(".131") * 2 * clips, 9)
 
 
-def test_of_a_gpu_that_failed_the_assumption_stands(
+def test_a_failed_gpu_measurement_falls_back_to_the_assumption(
     documents: Documents, assumptions: RoiParams
 ) -> None:
     documents["measurement"]["teacher_gpu_failed"] = "CUDA out of memory"
@@ -169,7 +169,7 @@ def test_the_range_of_gpus_reaches_to_what_this_project_measured(assumptions: Ro
     [("clips", "clip/clips.json"), ("package", "gate/package/package.json"),
      ("measurement", "gate/measurement.json"), ("cost", "ledger")],
 )  # fmt: skip
-def test_what_was_not_measured_is_named_and_never_nothing(
+def test_missing_measurements_are_named_and_never_zero(
     documents: Documents, assumptions: RoiParams, absent: str, source: str
 ) -> None:
     given: dict[str, Any] = {**documents, "cost": COST, absent: None}
@@ -177,7 +177,7 @@ def test_what_was_not_measured_is_named_and_never_nothing(
         roi_of_run(**given, assumptions=assumptions)
 
 
-def test_a_measurement_without_the_teacher_is_not_one(
+def test_a_measurement_without_the_teacher_is_refused(
     documents: Documents, assumptions: RoiParams
 ) -> None:
     del documents["measurement"]["teacher_latency_seconds"]
@@ -213,7 +213,7 @@ def test_impossible_figures_are_refused(
         roi_of_run(**changed, cost=COST, assumptions=assumptions)
 
 
-def test_the_cost_is_all_that_the_customer_was_ever_charged(tmp_path: Path) -> None:
+def test_the_cost_is_everything_ever_charged_to_the_customer(tmp_path: Path) -> None:
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         assert cost_of_poc(ledger, "acme") is None
         ledger.add_all([

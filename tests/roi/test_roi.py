@@ -145,7 +145,7 @@ def test_a_dearer_poc_never_shortens_payback(case: Case, name: str, more: Decima
 
 
 @given(cases)
-def test_break_even_is_where_the_value_is_nothing(case: Case) -> None:
+def test_break_even_is_where_the_value_is_zero(case: Case) -> None:
     even = case.break_even_minutes_per_month
     assume(even is not None)
     assert even is not None
@@ -159,7 +159,7 @@ def test_payback_is_none_exactly_where_nothing_is_saved(case: Case) -> None:
         assert abs(replace(case, horizon_months=case.payback_months).value_usd) < CENT
 
 
-def test_no_minute_that_saves_has_no_break_even() -> None:
+def test_without_a_saving_per_minute_there_is_no_break_even() -> None:
     assert likely(gpu_usd_per_hour="0").break_even_minutes_per_month is None
     assert likely(device_share="0").break_even_minutes_per_month is None
     assert likely(device_share="0").payback_months is None
@@ -187,7 +187,7 @@ def test_sensitivities_move_one_input_and_are_sorted_by_their_swing() -> None:
     assert all(row.swing_usd == 0 for row in rows[3:])
 
 
-def test_what_is_missing_is_not_nothing() -> None:
+def test_missing_inputs_are_refused_and_never_zero() -> None:
     found = [one for one in exact() if one.name not in ("poc_usd", "devices")]
     with pytest.raises(UserError, match=r"not measured: poc_usd; not assumed: devices.*not 0"):
         calculate(found)
@@ -218,7 +218,7 @@ def test_impossible_inputs_are_refused(name: str, ends: tuple[object, ...], mess
         Input(name=name, low=low, likely=middle, high=high, source="x")
 
 
-def test_an_input_is_what_its_quantity_is_unless_it_was_measured() -> None:
+def test_an_input_has_the_kind_of_its_quantity_unless_it_was_measured() -> None:
     assert {one.name: one.kind for one in exact()} == {n: q.kind for n, q in INPUTS.items()}
     one = Input.exact("gpu_speedup", Decimal(1), "a GPU", is_measured=True)
     assert (INPUTS[one.name].kind, one.kind) == ("assumed", "measured")

@@ -44,7 +44,7 @@ def build(tmp_path):
     return run
 
 
-def test_what_pages_link_is_on_the_site(build, tmp_path):
+def test_every_linked_page_is_on_the_site(build, tmp_path):
     (tmp_path / "README.md").write_text("# Title\n\n[a page](docs/page.md#part)\n")
     assert build("[code](../code.py), [a folder](../scripts), [start](../README.md)")
     site = tmp_path / "site"

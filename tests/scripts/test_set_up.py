@@ -66,7 +66,7 @@ def test_the_best_tested_python_on_path_is_taken(path, present, taken):
     assert set_up(path)[:2] == (0, path / taken)
 
 
-def test_one_without_venv_or_that_does_not_start_is_passed_over(path):
+def test_a_python_without_venv_or_that_does_not_start_is_skipped(path):
     add_program(path, "python3.11", "echo 'command not found' >&2; exit 127")
     add_python(path, "python3.12", "3.12", has_venv=False)
     add_python(path, "python3.13", "3.13")
@@ -84,13 +84,13 @@ def test_uv_brings_one_where_none_fits(path):
     assert "uv brings 3.11" in printed
 
 
-def test_without_any_python_or_uv_it_says_what_is_needed(path):
+def test_without_any_python_or_uv_set_up_names_what_is_needed(path):
     code, made_by, printed = set_up(path)
     assert (code, made_by) == (1, None)
     assert "uv" in printed
 
 
-def test_a_python_that_is_named_is_taken_or_refused(path):
+def test_a_python_given_by_name_is_used_or_refused(path):
     add_python(path, "python3.11", "3.11")
     add_python(path, "python3.9", "3.9")
     add_python(path, "python3.13", "3.13")
@@ -100,7 +100,7 @@ def test_a_python_that_is_named_is_taken_or_refused(path):
     assert set_up(path, "python3.13")[:2] == (0, path / "python3.13")
 
 
-def test_an_environment_that_stands_is_left_as_it_is(path):
+def test_an_existing_environment_is_left_as_it_is(path):
     add_python(path, "python3.12", "3.12")
     assert set_up(path)[:2] == (0, path / "python3.12")
     add_python(path, "python3.11", "3.11")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_a_mixed_folder_goes_through_with_its_bad_files_named(
     assert all(video[i].std() > 5 for i in range(12))
 
 
-def test_too_little_left_is_refused_and_the_evidence_is_kept(
+def test_too_few_good_videos_are_refused_and_the_evidence_is_kept(
     make_workspace: MakePoc, make_video
 ) -> None:
     workspace = make_workspace()
@@ -117,11 +118,11 @@ def test_too_little_left_is_refused_and_the_evidence_is_kept(
     (workspace.source / "b.mp4").touch()
     with pytest.raises(DataRefused) as refusal:
         validate.run(workspace)
-    said = str(refusal.value)
-    assert "1 of 3 files" in said and "at least 1 and 50% are needed" in said
-    assert "\n  a.mp4: does not decode" in said and "\n  b.mp4: the file is empty" in said
+    message = str(refusal.value)
+    assert re.search(r"1 of 3 files.*\b1 and 50%", message)
+    assert "\n  a.mp4: " in message and "\n  b.mp4: " in message
     rejected = workspace.work / "validate.rejected"
-    assert str(rejected) in said
+    assert str(rejected) in message
     assert listing(workspace.work) == {"validate.rejected"}
     assert not json.loads((rejected / "validation.json").read_text())["success"]
     assert (rejected / "data_docs" / "index.html").is_file()
@@ -132,12 +133,12 @@ def test_too_little_left_is_refused_and_the_evidence_is_kept(
     assert listing(workspace.work) == {"validate"}, "a refusal that is over leaves nothing behind"
 
 
-def test_an_empty_and_a_missing_folder(make_workspace: MakePoc) -> None:
+def test_an_empty_and_a_missing_source_folder_are_refused(make_workspace: MakePoc) -> None:
     workspace = make_workspace()
     with pytest.raises(DataRefused, match=str(workspace.source)):
         validate.run(workspace)
     workspace.source.rmdir()
-    with pytest.raises(UserError, match="videos does not exist"):
+    with pytest.raises(UserError, match=str(workspace.source)):
         validate.run(workspace)
     assert listing(workspace.work) == set()
 
@@ -160,17 +161,17 @@ def test_the_same_folder_gives_the_same_bytes(make_workspace: MakePoc, make_vide
 def test_clips_that_cannot_be_split_leave_no_output(make_workspace: MakePoc, make_video) -> None:
     workspace = make_workspace(clip={"frames": 9})
     make_video(workspace.source / "good.mp4", frames=30)
-    with pytest.raises(CorruptFile, match="run the stage `validate` again"):
+    with pytest.raises(CorruptFile, match="stage `validate`"):
         clip.run(workspace)
     validate.run(workspace)
-    with pytest.raises(DataRefused, match=r"no test clip is left.*at least 45 frames"):
+    with pytest.raises(DataRefused, match=r"test clip.* 45 frames"):
         clip.run(workspace)
     assert listing(workspace.work) == {"validate"}
 
 
-def test_encoding_is_refused_where_the_budget_does_not_hold_it(clipped: MakePoc) -> None:
+def test_encoding_beyond_the_budget_is_refused(clipped: MakePoc) -> None:
     workspace = clipped(budget={"run_usd": 0.001})
-    with pytest.raises(BudgetRefused, match=r"encoding needs .* reserved for evaluate"):
+    with pytest.raises(BudgetRefused, match=r"encoding .*\$0\.001.*reserved"):
         encode.run(workspace)
     assert listing(workspace.work) == {"validate", "clip"}
 
@@ -190,7 +191,7 @@ def clipped(make_workspace: MakePoc, make_video, tiny_teacher: Path) -> MakePoc:
     return make
 
 
-def test_encode_writes_the_latents_and_what_they_are(clipped: MakePoc) -> None:
+def test_encode_writes_latents_and_their_description(clipped: MakePoc) -> None:
     workspace = clipped()
     figures = encode.run(workspace)
     assert (figures["clips"], figures["latent_shape"]) == (6, [8, 2, 4, 4])
@@ -212,26 +213,26 @@ def test_encode_writes_the_latents_and_what_they_are(clipped: MakePoc) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"frames": 6}, "clip.frames is 6; .* takes 4k\\+1 frames: set clip.frames to 5 or 9"),
         ({"size": 36}, "clip.size is 36; .* multiples of 8: set clip.size to 32 or 40"),
     ],
 )
-def test_clips_that_the_teacher_cannot_take(
-    clipped: MakePoc, section: dict[str, Any], said: str
+def test_clips_that_the_teacher_cannot_encode_are_refused(
+    clipped: MakePoc, section: dict[str, Any], message: str
 ) -> None:
     workspace = clipped(clip=section, validate={"min_side": 40})
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         encode.run(workspace)
     assert listing(workspace.work) == {"validate", "clip"}
 
 
-def test_a_corrupt_teacher_and_a_missing_one(clipped: MakePoc) -> None:
+def test_a_corrupt_and_a_missing_teacher_are_refused(clipped: MakePoc) -> None:
     workspace = clipped()
     weights = workspace.root / TEACHER / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(CorruptFile, match=r"diffusion_pytorch_model\.safetensors cannot be read"):
+    with pytest.raises(CorruptFile, match=re.escape(weights.name)):
         encode.run(workspace)
     shutil.rmtree(workspace.root / TEACHER)
     with pytest.raises(UserError, match=r"encode\.teacher_weights"):

@@ -47,7 +47,9 @@ def sections(workspace: Workspace, **changes: Any) -> dict[str, Any]:
     return found
 
 
-def test_distillation_depends_on_the_gate_only_where_it_aims_at_it(workspace: Workspace) -> None:
+def test_distillation_depends_on_the_gates_limits_only_where_it_stops_by_them(
+    workspace: Workspace,
+) -> None:
     assert sections(workspace) == sections(workspace, thresholds={"min_psnr": 31.0})
     aims = {"distill": {"stop_psnr_margin_db": 0.5}}
     limits = {
@@ -144,7 +146,7 @@ def test_finished_training_is_not_paid_for_again_with_another_budget(
     assert all(torch.equal(weight, same[name]) for name, weight in student.items())
 
 
-def test_the_job_is_of_the_customers_params_data_and_budget(stage: Stage) -> None:
+def test_a_job_has_the_customers_params_data_and_budget(stage: Stage) -> None:
     stage.run(usd="10", stop_psnr_margin_db=None)
     (job,) = stage.jobs
     work, params = stage.workspace.work, stage.workspace.params
@@ -193,8 +195,8 @@ def test_checkpoints_that_cannot_be_removed_do_not_fail_the_stage(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise Unreachable("S3 does not answer")
+        raise Unreachable("S3 is gone")
 
     monkeypatch.setattr(Store, "clear", fail)
     assert stage.run()["stopped"] == "finished"
-    assert "S3 does not answer" in capsys.readouterr().out
+    assert "S3 is gone" in capsys.readouterr().out

@@ -113,7 +113,7 @@ def starts(workspace: Workspace) -> list[int | None]:
     return [event["resumed_from"] for event in log if event["event"] == "start"]
 
 
-def test_a_run_to_its_last_step(workspace: Workspace) -> None:
+def test_distillation_runs_to_its_last_step(workspace: Workspace) -> None:
     history = run(workspace)
     assert (history["stopped"], history["steps_done"]) == ("finished", STEPS)
     assert [row["step"] for row in history["steps"]] == [*range(1, STEPS + 1)]
@@ -126,7 +126,7 @@ def test_a_run_to_its_last_step(workspace: Workspace) -> None:
     assert all(torch.equal(weight, written[name]) for name, weight in state.best.items())
 
 
-def test_a_run_that_its_budget_stops_gives_its_start_and_resumes_with_a_larger_one(
+def test_a_run_stopped_by_its_budget_leaves_a_student_and_resumes_with_a_larger_one(
     workspace: Workspace,
 ) -> None:
     history = run(workspace, usd="0.000001")
@@ -138,7 +138,7 @@ def test_a_run_that_its_budget_stops_gives_its_start_and_resumes_with_a_larger_o
     assert any(not torch.equal(w, started[name]) for name, w in weights(workspace).items())
 
 
-def test_a_run_that_is_good_enough_stops_and_with_another_limit_becomes_what_it_would_have(
+def test_a_good_enough_run_stops_and_without_its_limit_ends_like_an_unlimited_one(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The teacher's quality is made up; all else is as a customer has it."""

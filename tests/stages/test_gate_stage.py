@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 import shutil
 import statistics
 import subprocess
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.slow
 TESTS = [1, 3, 4]
 
 
-def test_gate_keeps_the_frames_of_the_device(judged, files):
+def test_the_gate_stores_the_frames_of_the_device(judged, files):
     group = zarr.open_group(str(judged.workspace.folder("gate") / "frames.zarr"), mode="r")
     assert group.attrs["indices"] == TESTS
     frames = group["video"][:].astype(int)
@@ -46,7 +47,7 @@ def test_gate_keeps_the_frames_of_the_device(judged, files):
     }
 
 
-def test_verdict_is_of_these_bytes_and_measurements(judged, files):
+def test_the_verdict_names_the_bytes_and_measurements_it_judged(judged, files):
     workspace = judged.workspace
     verdict = read_verdict(workspace.folder("gate") / "verdict.json")
     document = files.read(workspace, "gate", "measurement.json")
@@ -83,7 +84,7 @@ def test_verdict_is_of_these_bytes_and_measurements(judged, files):
     assert measured["latency_ratio"] == pytest.approx(ratio)
 
 
-def test_package_agrees_with_pytorch(judged, files):
+def test_the_package_agrees_with_pytorch(judged, files):
     """Against its own floats: parity in the verdict is real, not the cap and not of rounding."""
     parity = files.read(judged.workspace, "gate", "measurement.json")["parity_psnr_db"]
     decoder = load_decoder(judged.workspace.folder("distill") / "student").eval()
@@ -145,7 +146,7 @@ def test_a_gpu_that_fails_the_teacher_fails_no_gate(judged_copy, remeasured, mon
     assert "teacher_gpu_latency_seconds" not in document
 
 
-def test_without_a_gpu_there_are_no_figures_of_one(judged_copy, remeasured, monkeypatch, files):
+def test_without_a_gpu_there_are_no_gpu_figures(judged_copy, remeasured, monkeypatch, files):
     remeasured()
     monkeypatch.setattr(baseline, "has_gpu", lambda: False)
     gate.run(judged_copy)
@@ -161,7 +162,7 @@ def test_the_measurement_names_the_kind_of_its_device(judged_copy, remeasured, f
     assert files.read(judged_copy, "gate", "measurement.json")["device_kind"] == "adb"
 
 
-def test_where_the_machine_was_busy_while_the_teacher_was_timed_the_ratio_is_inconclusive(
+def test_a_machine_busy_during_the_teachers_timing_makes_the_ratio_inconclusive(
     judged_copy, remeasured, monkeypatch, files
 ):
     """It is timed once more, for it may have been a moment; the package's own times stand."""
@@ -177,11 +178,13 @@ def test_where_the_machine_was_busy_while_the_teacher_was_timed_the_ratio_is_inc
     assert gate.run(workspace)["result"] == "inconclusive"
     assert failed_checks(workspace) == {"latency_ratio"}
     (row,) = files.read(workspace, "gate", "choice.json")["candidates"]
-    assert "took 30% of this machine while the teacher was timed" in row["unreliable_reason"]
-    assert gate.run(workspace)["result"] == "passes", "the second time nobody was there"
+    assert re.search("30% .*teacher", row["unreliable_reason"])
+    assert gate.run(workspace)["result"] == "passes", "the second time the machine was idle"
 
 
-def test_a_cold_start_is_as_sure_as_its_repeats_agree(judged_copy, remeasured, monkeypatch):
+def test_a_cold_start_is_inconclusive_where_its_repeats_disagree_across_the_limit(
+    judged_copy, remeasured, monkeypatch
+):
     remeasured()
     again = assessment.measure_on
 
@@ -196,9 +199,7 @@ def test_a_cold_start_is_as_sure_as_its_repeats_agree(judged_copy, remeasured, m
     assert failed_checks(judged_copy) == {"cold_start_seconds"}
 
 
-def test_speed_and_memory_are_those_of_the_shape_that_the_device_decodes_at_once(
-    judged_copy, files
-):
+def test_speed_and_memory_are_judged_at_the_devices_own_shape(judged_copy, files):
     """A wider video than the clips'; what it looks like, and the time against the teacher's, are of
     the clips."""
     device = dataclasses.replace(judged_copy.params.device, shape=(5, 64, 96))
@@ -233,12 +234,12 @@ def test_a_program_that_fails_at_the_devices_shape_fails_the_gate(judged_copy, r
     of_clips = assessment.measure_on
     failed = Failed(
         device="host", machine="a processor", runtime="executorch", package_sha256="a" * 64,
-        reason="it was killed (SIGKILL): memory runs out",
+        reason="it was killed (SIGKILL)",
     )  # fmt: skip
-    asked = []
+    measured = []
 
     def measure(device, package, latents, **options):
-        asked.append(package.at)
+        measured.append(package.at)
         return failed if package.at else of_clips(device, package, latents, **options)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -246,11 +247,11 @@ def test_a_program_that_fails_at_the_devices_shape_fails_the_gate(judged_copy, r
         assert gate.run(workspace)["result"] == "fails"
     assert failed_checks(workspace) == {"fps", "cold_start_seconds", "peak_memory_mb"}
     (row,) = files.read(workspace, "gate", "choice.json")["candidates"]
-    assert "memory runs out" in row["unreliable_reason"] and asked == [0, 1]
+    assert "SIGKILL" in row["unreliable_reason"] and measured == [0, 1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assessment, "measure_on", lambda *_, **__: asked.append("again") or failed)
+        patch.setattr(assessment, "measure_on", lambda *_, **__: measured.append("again") or failed)
         assert gate.run(workspace)["result"] == "fails"
-    assert asked[2:] == ["again"], "a phone is not rented for what has failed already"
+    assert measured[2:] == ["again"], "a phone is not rented for what has failed already"
 
 
 @pytest.mark.parametrize(("choose", "chosen"), [("fastest", "fp16"), ("best", "fp32")])
@@ -300,7 +301,7 @@ def test_of_several_packages_the_profile_chooses_what_ships(
     )
 
 
-def test_a_failing_verdict_is_a_whole_result(judged_copy, remeasured):
+def test_a_failing_verdict_is_a_complete_result(judged_copy, remeasured):
     remeasured()
     strict = dataclasses.replace(judged_copy.params.thresholds, min_ssim=1.0, max_package_mb=0.001)
     params = dataclasses.replace(judged_copy.params, thresholds=strict)
@@ -311,7 +312,7 @@ def test_a_failing_verdict_is_a_whole_result(judged_copy, remeasured):
     assert (judged_copy.folder("gate") / "frames.zarr").is_dir()
 
 
-def test_quality_is_of_what_the_device_put_out(judged_copy, remeasured, files):
+def test_quality_is_judged_on_the_devices_frames(judged_copy, remeasured, files):
     """A device that inverts one clip fails parity, though PyTorch's own output is as before."""
 
     def invert(decoded):
@@ -327,7 +328,9 @@ def test_quality_is_of_what_the_device_put_out(judged_copy, remeasured, files):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_device_that_puts_out_nan_fails_and_is_no_fault(judged_copy, remeasured, value, files):
+def test_a_device_that_outputs_nan_fails_the_gate_without_a_fault(
+    judged_copy, remeasured, value, files
+):
     def spoil(decoded):
         decoded[2, 0, 0, 0, 0] = value
         return decoded
@@ -356,7 +359,7 @@ def test_the_git_revision_is_that_of_the_checkout(judged_copy, remeasured):
     assert read_verdict(judged_copy.folder("gate") / "verdict.json").git_revision == head
 
 
-def test_the_data_hash_is_of_good_files_and_not_of_their_names(judged_copy, remeasured):
+def test_the_data_hash_depends_on_good_files_and_not_on_their_names(judged_copy, remeasured):
     remeasured()
     path = judged_copy.folder("validate") / "manifest.parquet"
     manifest = pd.read_parquet(path)

@@ -80,13 +80,13 @@ def test_there_is_a_section_for_every_stage_and_an_unchanged_one_is_not_written(
         ({"clip": {"frames": 17}}, {"clip", "distill", "export"}),
     ],
 )
-def test_an_edit_reaches_the_stages_that_it_decides(
+def test_an_edit_changes_the_sections_of_the_stages_it_concerns(
     changed: Callable[..., set[str]], overrides: dict[str, Any], reached: set[str]
 ) -> None:
     assert changed(**overrides) == reached
 
 
-def test_a_changed_teacher_is_seen_and_another_customers_is_not(
+def test_a_changed_teacher_changes_the_section_and_another_customers_does_not(
     root: Path, changed: Callable[..., set[str]]
 ) -> None:
     shutil.copytree(root / TEACHER, root / "assets/teachers/of-another-customer")
@@ -98,7 +98,9 @@ def test_a_changed_teacher_is_seen_and_another_customers_is_not(
     assert changed() == {"encode", "distill", "gate"}
 
 
-def test_changed_perceptual_weights_are_seen(root: Path, changed: Callable[..., set[str]]) -> None:
+def test_changed_perceptual_weights_change_the_section(
+    root: Path, changed: Callable[..., set[str]]
+) -> None:
     weights = root / "lpips.safetensors"
     asked = {"distill": {"perceptual": "lpips", "perceptual_weights": weights.name}}
     with pytest.raises(UserError, match=r"perceptual_weights.*lpips\.safetensors"):
@@ -109,7 +111,9 @@ def test_changed_perceptual_weights_are_seen(root: Path, changed: Callable[..., 
     assert changed(**asked) == {"distill"}
 
 
-def test_a_changed_runner_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_runner_changes_the_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, runner = DigestCache(tmp_path / "digests.json"), tmp_path / "runner"
     phone, host = (
         AdbProfile(name="p", kind="adb", runner="runner"),
@@ -125,7 +129,7 @@ def test_a_changed_runner_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(set(found)) == len(found)
 
 
-def test_an_upgrade_that_changes_outputs_reaches_its_stage_and_no_other(
+def test_a_new_stage_version_changes_its_section_and_no_other(
     changed: Callable[..., set[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = params.stage_version
@@ -181,7 +185,9 @@ def test_a_stage_has_what_it_reads_and_nothing_else(root: Path, changed: Any) ->
     )
 
 
-def test_no_section_and_a_broken_one_say_what_to_run(root: Path, changed: Any) -> None:
+def test_a_missing_and_a_broken_section_are_refused_with_the_command_to_run(
+    root: Path, changed: Any
+) -> None:
     path = root / "work" / "demo" / "params" / "clip.yaml"
     path.write_text("clip: {frames: many}\n")
     with pytest.raises(CorruptFile, match="turbo-vaed stage params demo"):

@@ -27,7 +27,7 @@ def split(judged):
     return split.latents(split.indices)
 
 
-def test_every_package_has_its_parity_on_held_out_clips(judged, files):
+def test_every_package_has_its_parity_on_the_test_split(judged, files):
     document = files.read(judged.workspace, "export", "parity.json")
     assert list(document) == ["executorch-xnnpack-fp32"]
     found = document["executorch-xnnpack-fp32"]
@@ -55,7 +55,7 @@ def test_a_conversion_that_computes_something_else_is_refused(judged, split, tmp
     assert verify(package, wrong, split, limit_db=80.0).clips == len(split)
 
 
-def test_a_package_of_nan_is_caught(judged, split, files, monkeypatch):
+def test_a_package_that_outputs_nan_is_refused(judged, split, files, monkeypatch):
     package = load_package(files.package(judged.workspace))
 
     def decoded(_):
@@ -75,16 +75,16 @@ def with_export(workspace, **changed):
     )
 
 
-def test_where_every_package_is_refused_the_stage_ends_and_keeps_the_old_ones(judged_copy):
+def test_a_stage_that_refuses_every_package_keeps_the_old_ones(judged_copy):
     strict = dataclasses.replace(judged_copy.params.export.min_parity_db, fp32=101.0)
     before = json.loads((judged_copy.folder("export") / "parity.json").read_text())
-    with pytest.raises(Fault, match=r"no package is left: .*export\.min_parity_db"):  # 100 is most
+    with pytest.raises(Fault, match=r"100.*export\.min_parity_db"):  # 100 is most
         export.run(with_export(judged_copy, min_parity_db=strict))
     assert json.loads((judged_copy.folder("export") / "parity.json").read_text()) == before
 
 
-def test_a_package_that_is_refused_takes_no_other_with_it(judged_copy, files):
-    """The gate judges what is left, and says why not the other."""
+def test_a_refused_package_does_not_keep_others_from_export(judged_copy, files):
+    """The gate judges the other package, and records why this one was left out."""
     strict = dataclasses.replace(judged_copy.params.export.min_parity_db, fp16=101.0)
     targets = ("executorch-xnnpack/fp16", "executorch-xnnpack/fp32")
     workspace = with_export(judged_copy, min_parity_db=strict, targets=targets)
@@ -99,7 +99,7 @@ def test_a_package_that_is_refused_takes_no_other_with_it(judged_copy, files):
     assert ">= 101 dB" in not_measured["executorch-xnnpack/fp16"]
 
 
-def test_a_package_that_crashes_takes_no_other_with_it(judged_copy, monkeypatch):
+def test_a_crashing_package_does_not_keep_others_from_export(judged_copy, monkeypatch):
     def run(package, *_, **__):
         if package.target.endswith("fp16"):
             raise ChildFailed("executorch was killed by SIGSEGV; its last words: none")
@@ -113,7 +113,7 @@ def test_a_package_that_crashes_takes_no_other_with_it(judged_copy, monkeypatch)
     assert read_left_out(workspace).keys() == {"executorch-xnnpack-fp16"}
 
 
-def test_a_converter_that_fails_takes_no_other_package_with_it(judged_copy, monkeypatch):
+def test_a_failing_converter_does_not_keep_others_from_export(judged_copy, monkeypatch):
     """With an error of its own library's, as those of five are."""
 
     def fails(job):
@@ -123,18 +123,17 @@ def test_a_converter_that_fails_takes_no_other_package_with_it(judged_copy, monk
     monkeypatch.setitem(targets.RUNTIMES, "onnx", broken)
     workspace = with_export(judged_copy, targets=("onnx/fp32", "executorch-xnnpack/fp32"))
     export.run(workspace)
-    assert read_left_out(workspace) == {
-        "onnx-fp32": "onnx/fp32: the student could not be exported: no kernel for aten.wings"
-    }
+    (left_out,) = read_left_out(workspace).items()
+    assert left_out[0] == "onnx-fp32" and left_out[1].endswith(": no kernel for aten.wings")
 
 
-def test_clips_of_every_video_stand_for_all():
+def test_the_clips_for_parity_are_spread_over_all_videos():
     assert spread_out(range(54), 3) == [0, 18, 36]
     assert spread_out(range(2), 3) == [0, 1]
     assert spread_out([7], 1) == [7] and spread_out([], 3) == []
 
 
-def test_latents_are_repeated_and_cut_to_another_shape():
+def test_latents_are_repeated_and_cut_to_fit_another_shape():
     latents = np.arange(2 * 1 * 2 * 3 * 3, dtype=np.float32).reshape(2, 1, 2, 3, 3)
     assert np.array_equal(fitted(latents, (1, 1, 2, 3, 3)), latents)
     larger = fitted(latents, (1, 1, 3, 4, 7))

@@ -76,7 +76,7 @@ def test_a_month_has_the_figures_of_all_charges_of_all_time(
         assert one.wasted_usd == total_usd(c.amount_usd for c in its if c.useful == "wasted")
 
 
-def test_of_other_months_the_groups_of_the_months_own_runs_alone_are_read(
+def test_other_months_are_read_only_for_runs_of_the_month(
     ledger: Ledger, gathered: Callable[..., Gathered], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
@@ -95,7 +95,7 @@ def test_of_other_months_the_groups_of_the_months_own_runs_alone_are_read(
     assert read == []
 
 
-def test_those_in_params_come_first_and_who_was_removed_is_still_there(
+def test_customers_in_params_come_first_and_removed_ones_last(
     gathered: Callable[..., Gathered],
 ) -> None:
     found = gathered()
@@ -107,7 +107,7 @@ def test_those_in_params_come_first_and_who_was_removed_is_still_there(
     assert gathered(customer="gone").statement.total.runs == 1
 
 
-def test_a_history_is_matched_to_the_run_that_was_charged_meanwhile(
+def test_a_history_is_matched_to_the_run_charged_during_it(
     gathered: Callable[..., Gathered],
 ) -> None:
     found = gathered()
@@ -145,7 +145,7 @@ def test_an_unreadable_history_ends_no_report(
     assert figures.per_db.usd is None and figures.spent_usd > 0
 
 
-def test_validations_that_are_no_numbers_gain_nothing(
+def test_validations_that_are_not_numbers_count_as_no_gain(
     root: Path, gathered: Callable[..., Gathered]
 ) -> None:
     document = json.loads((root / HISTORY).read_text())
@@ -162,7 +162,7 @@ def test_validations_that_are_no_numbers_gain_nothing(
     assert found.statement.total.figures.per_step.usd is not None
 
 
-def test_params_that_are_not_valid_cost_a_budget_not_the_report(
+def test_invalid_params_leave_the_budget_unknown_and_not_the_report(
     root: Path, gathered: Callable[..., Gathered]
 ) -> None:
     document = configs.read(root)
@@ -182,7 +182,7 @@ def test_params_that_are_not_valid_cost_a_budget_not_the_report(
         ({"idle": -1}, 850_000),  # whose params are not valid and who can spend nothing
     ],
 )
-def test_the_limit_of_all_is_the_widest_that_a_customer_has(
+def test_the_limit_of_the_total_is_the_largest_of_any_customer(
     root: Path, gathered: Callable[..., Gathered], totals: dict[str, int | None], most: int
 ) -> None:
     document = configs.read(root)
@@ -229,7 +229,7 @@ def test_months_end_with_the_last_that_has_a_charge(gathered: Callable[..., Gath
     assert months == ["2026-05", "2026-06", "2026-07", "2026-08"]  # the whale's ends in September
 
 
-def test_a_verdict_is_read_and_a_corrupt_one_is_not_believed(
+def test_a_verdict_is_read_and_a_corrupt_one_is_ignored(
     root: Path, gathered: Callable[..., Gathered]
 ) -> None:
     acme, _, _, tiny = gathered().known[:4]

@@ -73,14 +73,14 @@ def test_csv_holds_every_line_with_all_its_digits(everyone: Statement) -> None:
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "  =1", "\n=1"])
-def test_no_cell_is_a_formula(root: Path, tmp_path: Path, text: str) -> None:
+def test_no_csv_cell_is_a_formula(root: Path, tmp_path: Path, text: str) -> None:
     one = replace(next(made_up.charges()), run=text, stage=text)
     (row,) = rows(of(root, tmp_path, one, customer="acme"))
     assert row["run"] == row["stage"] == f"'{text}"
 
 
 @pytest.mark.parametrize("text", ["acme-1", "1-2", "a=b", 'a "b", c\r\nd', "x@y"])
-def test_a_cell_that_is_none_comes_back_as_it_was(root: Path, tmp_path: Path, text: str) -> None:
+def test_an_escaped_csv_cell_is_read_back_as_it_was(root: Path, tmp_path: Path, text: str) -> None:
     one = replace(next(made_up.charges()), run=text)
     (row,) = rows(of(root, tmp_path, one, customer="acme"))
     assert row["run"] == text
@@ -110,7 +110,7 @@ def test_json_is_one_document_with_money_as_text(everyone: Statement) -> None:
     for row in [*found["summary"], *found["runs"], found["total"]]:
         for name in ("budget_usd", "left_usd", "spot_saving_usd", "usd_per_db"):
             assert (row[name] is None) == (name in row["unknown"])
-    assert by_name["beta"]["unknown"]["spot_saving_usd"].endswith("zz9.huge is known")
+    assert "zz9.huge" in by_name["beta"]["unknown"]["spot_saving_usd"]
     assert by_name["tiny"]["spent_usd"] == "0.000000000001"
 
 
@@ -135,14 +135,14 @@ def test_every_dash_is_explained(everyone: Statement) -> None:
                 assert any(customer_cost.name in n and name in n and found.note in n for n in notes)
 
 
-def test_a_reason_that_many_share_stands_once() -> None:
+def test_a_reason_shared_by_many_is_printed_once() -> None:
     found = wording.unknown_figures(
         [(f"c{n}", figure, "gone") for n in range(20) for figure in ("budget", "left")]
         + [("c3", "best", "gone too"), ("c4", "budget", "other")]
     )
     shared, *others = found
     assert re.findall(r"c\d+", shared) == [f"c{n}" for n in range(wording.MOST_NAMED - 1)]
-    assert "13 others" in shared and "budget and left" in shared
+    assert "13 others" in shared and "budget" in shared and "left" in shared
     assert [("c3" in note, "c4" in note) for note in others] == [(True, False), (False, True)]
 
 
@@ -214,7 +214,7 @@ def test_spot_that_cost_more_than_on_demand_is_no_saving(root: Path, tmp_path: P
     assert "$0.50" in sentence and "saved" not in sentence
 
 
-def test_of_very_many_runs_a_terminal_shows_the_dearest(
+def test_a_terminal_prints_the_most_expensive_of_many_runs(
     everyone: Statement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(formats, "MOST_RUNS", 2)
@@ -223,4 +223,4 @@ def test_of_very_many_runs_a_terminal_shows_the_dearest(
     text = table_text(everyone, 120)
     for run in everyone.runs:
         assert (f"{run.run}, 2026-" in text) == (run in dearest)
-    assert f"{len(everyone.runs) - 2} more runs, which spent {format_usd(rest)}," in text
+    assert re.search(rf"\b{len(everyone.runs) - 2} more .*{re.escape(format_usd(rest))}", text)

@@ -167,7 +167,7 @@ def test_a_portfolio_as_json_has_figures_and_no_runs(everyone: Gathered) -> None
     assert (gone["champion_version"], gone["verdict"], gone["in_params"]) == (None, None, False)
 
 
-def test_champions_are_asked_of_a_registry_that_answers(
+def test_champions_are_read_from_a_registry_that_answers(
     everyone: Gathered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -183,7 +183,7 @@ def test_champions_are_asked_of_a_registry_that_answers(
     assert "nothing answers" in str(found["acme"])
 
 
-def test_a_real_registry_is_asked(everyone: Gathered, store: str) -> None:
+def test_champions_are_read_from_a_real_registry(everyone: Gathered, store: str) -> None:
     found = portfolio.find_champions(store, everyone)
     assert found["acme"] is found["tiny"] is None
     assert "verdict" in str(found["beta"])
@@ -224,12 +224,12 @@ def test_nothing_is_cut_off_on_paper(
 
 
 @pytest.mark.parametrize(("name", "portrait"), [("all", True), ("portfolio", False)])
-def test_it_prints_on_a4(
+def test_pages_print_on_a4(
     pages: dict[str, str], tmp_path: Path, browser: Any, name: str, portrait: bool
 ) -> None:
     browser.open(write_text(tmp_path / f"{name}.html", pages[name]))
-    told = browser.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)
-    pdf = base64.b64decode(told["data"])
+    answer = browser.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)
+    pdf = base64.b64decode(answer["data"])
     box = re.search(rb"/MediaBox\s*\[\s*0\s+0\s+([\d.]+)\s+([\d.]+)", pdf)
     assert box is not None
     sides = (float(box[1]), float(box[2]))
@@ -244,7 +244,7 @@ def test_a_statement_of_one_customer_shows_stages(pages: dict[str, str], root: P
     assert "Spent by customer" not in pages["acme"]
 
 
-def test_a_return_needs_what_the_last_run_measured(everyone: Gathered, root: Path) -> None:
+def test_a_return_needs_the_measurements_of_the_last_run(everyone: Gathered, root: Path) -> None:
     with made_up.ledger(root) as ledger:
         found = portfolio.find_returns(root, ledger, everyone)
     assert "params.yaml" in str(found["gone"])
