@@ -205,7 +205,7 @@ def test_an_unreachable_ray_cluster_ends_a_stage_with_its_address(call, checkout
 
 @pytest.mark.slow
 def test_a_quote_before_any_measurement_is_by_arithmetic(call, monkeypatch):
-    """By arithmetic; AWS, which does not answer, is asked once for each of its two services."""
+    """AWS does not answer, and is called once for each of its two services."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     code, out, _ = call("cost", "quote", "demo")
     assert code == 0

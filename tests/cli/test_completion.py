@@ -1,4 +1,4 @@
-"""What a shell completes, asked as bash and zsh ask."""
+"""What a shell completes, called as bash and zsh call it."""
 
 from __future__ import annotations
 
@@ -87,6 +87,6 @@ def test_hundreds_of_customers_are_completed_at_once(checkout):
         f"  customer-{n:03}:\n    source: a\n    distill: {{steps: {n}}}\n" for n in range(300)
     ]
     (checkout / "params.yaml").write_text("customers:\n" + "".join(lines))
-    began = time.process_time()
+    start = time.process_time()
     assert len(completion.customers("customer-1")) == 100
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - start < 0.5

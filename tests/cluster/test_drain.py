@@ -25,7 +25,7 @@ class Service:
     """Answers with `answers` (path to status and text), to requests with one of its `tokens`."""
 
     def __init__(self):
-        self.answers, self.tokens, self.asked = {}, set(), []
+        self.answers, self.tokens, self.requested = {}, set(), []
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,7 +45,7 @@ class Service:
                     self.answer(400, "")
 
             def do_GET(self):
-                service.asked.append(self.path)
+                service.requested.append(self.path)
                 if self.headers["X-aws-ec2-metadata-token"] not in service.tokens:
                     self.answer(401, "")
                 else:
@@ -87,7 +87,7 @@ def watcher(service, drained, printed):
 
 def test_without_a_notice_nothing_is_drained(watcher, service, drained, printed):
     watcher.poll()
-    assert service.asked == [SPOT, REBALANCE]
+    assert service.requested == [SPOT, REBALANCE]
     assert (drained, printed) == ([], [])
 
 

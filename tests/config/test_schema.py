@@ -304,6 +304,6 @@ def test_three_hundred_customers_are_read_within_seconds(root):
     with (root / "params.yaml").open("a") as file:
         for number in range(300):
             file.write(f"  c{number}: {{source: x, distill: {{steps: {number + 1}}}}}\n")
-    began = time.process_time()
+    start = time.process_time()
     assert config.load(root, "c299").distill.steps == 300
-    assert time.process_time() - began < 1
+    assert time.process_time() - start < 1

@@ -98,7 +98,7 @@ REQUEST = {
         ]
     },
 }
-"""What Cost Explorer is to be asked for November."""
+"""The request to Cost Explorer for November."""
 
 
 class Explorer:

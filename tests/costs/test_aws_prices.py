@@ -215,7 +215,7 @@ def test_a_broken_cache_is_read_from_aws_again(aws: Aws, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("requested", "message"),
     [
         (("g5 xlarge", "spot", "eu-central-1", "eu-central-1a"), "instance type"),
         (("../g5.xlarge", "spot", "eu-central-1", "eu-central-1a"), "instance type"),
@@ -226,10 +226,10 @@ def test_a_broken_cache_is_read_from_aws_again(aws: Aws, tmp_path: Path) -> None
     ],
 )
 def test_an_invalid_machine_is_refused_without_asking_aws(
-    tmp_path: Path, asked: tuple[Any, ...], message: str
+    tmp_path: Path, requested: tuple[Any, ...], message: str
 ) -> None:
     with nobody_asks() as client, pytest.raises(UserError, match=message):
-        prices(client, tmp_path).quote(*asked)
+        prices(client, tmp_path).quote(*requested)
 
 
 def test_a_moment_without_a_time_zone_is_refused(tmp_path: Path) -> None:
@@ -273,10 +273,10 @@ def test_a_cached_price_that_differs_between_regions_is_unknown(tmp_path: Path) 
 
 def test_a_service_that_does_not_answer_is_not_asked_again_for_a_minute(tmp_path: Path) -> None:
     """A minute later it is, and so is another region's at once."""
-    asked: list[tuple[str, str]] = []
+    requested: list[tuple[str, str]] = []
 
     def client(service: str, region: str) -> Any:
-        asked.append((service, region))
+        requested.append((service, region))
         raise EndpointConnectionError(endpoint_url="http://x")
 
     book = prices(client, tmp_path)
@@ -284,10 +284,10 @@ def test_a_service_that_does_not_answer_is_not_asked_again_for_a_minute(tmp_path
         found = book.quote("g5.xlarge", "spot", "eu-central-1", f"eu-central-1{zone}")
         assert "does not answer" in str(found)
     book.quote("g6.xlarge", "spot", "eu-west-1", "eu-west-1a")
-    assert asked == [("ec2", "eu-central-1"), ("ec2", "eu-west-1")]
+    assert requested == [("ec2", "eu-central-1"), ("ec2", "eu-west-1")]
     later = replace(book, now=lambda: NOON + timedelta(minutes=2))
     later.quote("g5.xlarge", "spot", "eu-central-1", "eu-central-1a")
-    assert len(asked) == 3
+    assert len(requested) == 3
 
 
 def test_a_machine_that_is_no_longer_quoted_keeps_its_old_price(aws: Aws, tmp_path: Path) -> None:

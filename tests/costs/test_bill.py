@@ -1,4 +1,4 @@
-"""The bill: what Cost Explorer is asked, and everything that it may answer."""
+"""The bill: requests to Cost Explorer, and everything that it may answer."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_a_time_without_a_zone_is_refused(url: str) -> None:
 
 
 def test_groups_can_be_limited_to_runs_that_started_something_in_a_period(url: str) -> None:
-    """To the microsecond, and of a run all that lies in the time that is asked for."""
+    """To the microsecond, and of a run everything within the given period."""
     late = charge(1000, run="late", stage="gate"), charge(0, run="late")
     with Ledger.open(url) as ledger:
         ledger.add_all([*MANY, *late])
@@ -235,7 +235,7 @@ def test_halves_are_of_64_bits_and_give_the_number_back(units: int) -> None:
 
 
 def test_sums_of_a_group_and_their_parts_agree(url: str) -> None:
-    """Whatever is asked, the parts add up to the whole to the last digit."""
+    """For any selection, the parts add up to the whole to the last digit."""
     with Ledger.open(url) as ledger:
         ledger.add_all(MANY)
         whole = ledger.total()

@@ -32,7 +32,7 @@ def test_slices_of_any_length_cost_the_same_to_the_last_digit(
     nanoseconds: list[int], price: Decimal, nodes: int, fails: bool
 ) -> None:
     ledger, clock = Memory(), Clock()
-    began = clock.now
+    start = clock.now
     try:
         with meter(ledger, clock=clock, usd_per_hour=price, count=nodes) as running:
             for step in nanoseconds[:-1]:
@@ -43,7 +43,7 @@ def test_slices_of_any_length_cost_the_same_to_the_last_digit(
                 raise RuntimeError
     except RuntimeError:
         assert fails
-    microseconds = clock.now // 1000 - began // 1000
+    microseconds = clock.now // 1000 - start // 1000
     rows = ledger.rows
     assert total_usd(c.amount_usd for c in rows) == time_usd(microseconds * nodes, price)
     assert total_usd(c.quantity for c in rows) == Decimal(microseconds * nodes) / 1_000_000

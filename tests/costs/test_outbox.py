@@ -147,7 +147,7 @@ def test_a_process_that_is_killed_while_the_ledger_is_away_loses_one_slice_at_mo
 ) -> None:
     """A dollar a second."""
     folder = tmp_path / "outbox"
-    began = time.monotonic()
+    start = time.monotonic()
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)])
     try:
         wait_for(lambda: list(folder.glob("*.jsonl")))
@@ -157,7 +157,7 @@ def test_a_process_that_is_killed_while_the_ledger_is_away_loses_one_slice_at_mo
     finally:
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
-        most = time.monotonic() - began
+        most = time.monotonic() - start
     for partial in folder.glob("*.partial"):  # it was killed while it wrote
         partial.unlink()
     assert least - 1 < posted(folder, tmp_path / "ledger.db") < most

@@ -252,12 +252,12 @@ def test_after_its_corrections_the_ledger_agrees(
         before = ledger.charges()
         found = reconcile(ledger.charges(since=NOVEMBER.since, until=NOVEMBER.until), final)
         assert ledger.charges() == before
-        due = {(r.customer, r.run): correction(r, final) for r in found.differing}
+        corrections = {(r.customer, r.run): correction(r, final) for r in found.differing}
         for _ in range(2):
-            ledger.add_all(one for one in due.values() if one is not None)
+            ledger.add_all(one for one in corrections.values() if one is not None)
         again = reconcile(ledger.charges(since=NOVEMBER.since, until=NOVEMBER.until), final)
     for row in again.differing:
-        assert due[row.customer, row.run] is None
+        assert corrections[row.customer, row.run] is None
         assert not row.is_run or row.is_local_in_the_ledger
 
 

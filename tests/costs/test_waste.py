@@ -48,14 +48,14 @@ def test_any_intervals_are_wasted_once_and_the_total_stays(
     fails: bool,
 ) -> None:
     ledger, clock = Memory(), Clock()
-    began = clock.now // 1000
+    first_us = clock.now // 1000
     booked = Decimal(0)
     try:
         with meter(ledger, clock=clock, usd_per_hour=price, count=nodes) as running:
             for cut in cuts:
                 clock.now += cut * 1000
                 running.cut()
-            length = clock.now // 1000 - began
+            length = clock.now // 1000 - first_us
             spans = [(min(pair), max(pair)) for pair in intervals]
             for start, end in spans:
                 span = [START + timedelta(microseconds=n) for n in (start, end)]

@@ -1,4 +1,4 @@
-"""The teacher's decoder timed: on a device and in a precision that are asked for."""
+"""The teacher's decoder timed, on a given device and in a given precision."""
 
 import dataclasses
 import json
@@ -59,18 +59,18 @@ def test_the_process_computes_on_the_device_and_in_the_precision_it_is_given(
 
 @pytest.mark.slow
 def test_pending_work_of_the_device_is_timed_and_earlier_work_is_not():
-    """A decode that only asks, as on a GPU; the clip's copy is asked for and waited for before."""
-    due = []
+    """A decode that only enqueues work, as on a GPU; the clip was copied and awaited before."""
+    pending = []
 
     def wait():
-        time.sleep(sum(due))
-        due.clear()
+        time.sleep(sum(pending))
+        pending.clear()
 
     def clip(turn):
-        due.append(0.2)
+        pending.append(0.2)
         return turn
 
-    seconds = _teacher_runner.time_decodes(lambda _: due.append(0.02), clip, PLAN, wait=wait)
+    seconds = _teacher_runner.time_decodes(lambda _: pending.append(0.02), clip, PLAN, wait=wait)
     assert len(seconds) == 3
     assert all(0.02 <= each < 0.2 for each in seconds)
 

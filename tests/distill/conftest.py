@@ -66,7 +66,7 @@ def toy_feature(clip: int) -> np.ndarray:
 def write_toy_data(folder: Path, *, blocks: tuple[str, ...] = ()) -> tuple[Path, Path, Path]:
     """Clips, latents and a whole cache of targets; returns their folders.
 
-    The teacher's video is the source in 32 shades, so that a test can tell them apart.
+    The teacher's video is the source in 32 shades, so that a test can distinguish them.
 
     Args:
         blocks: names of the features in the cache, each a `toy_feature`.

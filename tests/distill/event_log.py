@@ -47,11 +47,11 @@ class Books:
     pictures: list[tuple[bytes, str]] = field(default_factory=list)
     is_down: bool = False
 
-    def mark(self, began: datetime, ended: datetime, reason: str) -> None:
+    def mark(self, start: datetime, end: datetime, reason: str) -> None:
         if self.is_down:
             raise Unreachable("the ledger does not answer")
-        assert began.utcoffset() == ended.utcoffset() == UTC.utcoffset(None)
-        self.wasted.append((began.timestamp() - T0, ended.timestamp() - T0, reason))
+        assert start.utcoffset() == end.utcoffset() == UTC.utcoffset(None)
+        self.wasted.append((start.timestamp() - T0, end.timestamp() - T0, reason))
 
     def run_context(self) -> RunContext:
         return RunContext(

@@ -203,12 +203,12 @@ def test_a_writer_prunes_while_a_reader_lists(url, monkeypatch):
 
 
 def test_tensors_come_back_on_the_cpu(url, monkeypatch):
-    load, asked = torch.load, []
-    monkeypatch.setattr(torch, "load", lambda *a, **kw: asked.append(kw) or load(*a, **kw))
+    load, options = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *a, **kw: options.append(kw) or load(*a, **kw))
     store = Store(url)
     store.write(make_checkpoint(1))
     store.newest(never)
-    assert asked == [{"map_location": "cpu", "weights_only": True}]
+    assert options == [{"map_location": "cpu", "weights_only": True}]
 
 
 @pytest.mark.parametrize("address", ["ftp://host/x", "s3://", "memory://x"])

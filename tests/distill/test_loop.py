@@ -286,8 +286,8 @@ def test_a_start_that_is_good_enough_takes_no_step(make_job):
     run = Run(aimed(make_job(), -100.0))
     assert (run.last.stopped, run.last.step) == ("good enough", 0)
     assert run.last.best and not run.reported("step")
-    asked = Run(aimed(make_job(), -100.0, ms_ssim=-1.0))  # the start's is not kept
-    assert (asked.last.stopped, asked.last.step) == ("good enough", 3)
+    trained = Run(aimed(make_job(), -100.0, ms_ssim=-1.0))  # the start's is not kept
+    assert (trained.last.stopped, trained.last.step) == ("good enough", 3)
 
 
 def test_a_spent_budget_stops_a_run_before_its_quality_does(make_job):
@@ -316,9 +316,9 @@ def test_a_step_costs_its_own_time_at_the_current_price(make_job, monkeypatch):
     state = Run(job).states[0]
     for spent in (5000, 1):
         monkeypatch.setattr(type(job.costs), "spent_by_now", lambda self, usd=spent: Decimal(usd))
-        began = time.monotonic()
+        start = time.monotonic()
         rows = Run(job, resume=state).last.history
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start
         assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
         usd = [float(row["training_usd"]) for row in rows[state.step - 1 :]]
         assert all(a < b for a, b in pairwise(usd)) and usd[-1] - usd[0] < seconds
@@ -335,9 +335,9 @@ def poisoned(step, times):
     """A batch of `step` whose source holds a NaN, so many times; and a count of its reads."""
     reads = []
 
-    def change(asked, batch):
-        if asked == step:
-            reads.append(asked)
+    def change(current, batch):
+        if current == step:
+            reads.append(current)
             if len(reads) <= times:
                 batch.source[0, 0, 0, 0, 0] = float("nan")
         return batch

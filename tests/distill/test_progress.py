@@ -44,8 +44,8 @@ def test_a_lost_worker_costs_the_time_since_its_checkpoint(path, clock, capsys) 
         assert recorder.run.step == 40
         for event in [*steps(41, 60, at=63), {**END, "step": 60, "at": T0 + 83}]:
             recorder.on_event(event)
-    ((began, ended, reason),) = books.wasted
-    assert (began, ended) == pytest.approx((50, 62.3), abs=1e-5)
+    ((start_at, end_at, reason),) = books.wasted
+    assert (start_at, end_at) == pytest.approx((50, 62.3), abs=1e-5)
     assert reason.startswith(f"{LOST} at step 47")
     printed = capsys.readouterr().out
     for figure in (reason, "7 steps", "12.3 s", "$0.00123"):

@@ -33,7 +33,7 @@ TARGET = QualityTarget(
     worst_share=0.05,
 )
 MET = {f"val_{name}": limit for name, limit in TARGET.limits.items()}
-"""The figures of a student that has what is asked, and no more."""
+"""The figures of a student that just meets every limit."""
 MISSED = {
     "ssim": 0.9299, "ms_ssim": 0.9499, "worst_psnr": 24.49, "detail": 0.5999, "flicker": 0.008001,
 }  # fmt: skip
@@ -41,7 +41,7 @@ MISSED = {
 Curve = list[tuple[Decimal, float]]
 
 
-def asked(
+def decide(
     validations: Curve,
     *,
     best_psnr: float = 0.0,
@@ -78,12 +78,12 @@ any_curve = st.lists(st.tuples(gaps, st.floats(20, 40)), max_size=25).map(
 
 
 def test_the_target_is_reached_and_not_before() -> None:
-    found = asked([], best_psnr=30.1, target=TARGET)
+    found = decide([], best_psnr=30.1, target=TARGET)
     assert found is not None and found.kind == "target"
     for limit in (TARGET.rationale, *TARGET.limits.values()):
         assert f"required >= {limit}" in found.reason or f"required <= {limit}" in found.reason
-    assert asked([], best_psnr=30.0999, target=TARGET) is None
-    assert asked([], best_psnr=99.0) is None
+    assert decide([], best_psnr=30.0999, target=TARGET) is None
+    assert decide([], best_psnr=99.0) is None
 
 
 @pytest.mark.parametrize("name", MISSED)
@@ -112,8 +112,8 @@ def test_a_figure_without_a_limit_stops_nothing() -> None:
     value = MISSED["flicker"]
     limits = {name: limit for name, limit in TARGET.limits.items() if name != "flicker"}
     target = replace(TARGET, limits=limits)
-    assert asked([], best_psnr=30.1, best={**MET, "val_flicker": value}, target=target)
-    assert asked([], best_psnr=30.1, best={}, target=replace(TARGET, limits={}))
+    assert decide([], best_psnr=30.1, best={**MET, "val_flicker": value}, target=target)
+    assert decide([], best_psnr=30.1, best={}, target=replace(TARGET, limits={}))
 
 
 def test_missing_figures_are_listed_only_once_psnr_suffices(make_job) -> None:
@@ -124,32 +124,32 @@ def test_missing_figures_are_listed_only_once_psnr_suffices(make_job) -> None:
 
 
 def test_a_price_is_reported_with_its_limit() -> None:
-    found = asked(priced([(Decimal("0.1"), 1.5)] * 6))
+    found = decide(priced([(Decimal("0.1"), 1.5)] * 6))
     assert found is not None and found.kind == "marginal cost"
     assert all(figure in found.reason for figure in ("last 5 validations", "$0.03", "$0.02"))
-    flat = asked([(Decimal(n), 30.0) for n in range(30)])
+    flat = decide([(Decimal(n), 30.0) for n in range(30)])
     assert flat is not None and flat.kind == "marginal cost"
     assert all(figure in flat.reason for figure in ("last 10 validations", "$0.02"))
 
 
 @given(cheap)
 def test_a_curve_that_gets_better_below_the_limit_is_never_stopped(validations: Curve) -> None:
-    assert [asked(validations[:n]) for n in range(len(validations) + 1)] == [None] * (
+    assert [decide(validations[:n]) for n in range(len(validations) + 1)] == [None] * (
         len(validations) + 1
     )
 
 
 @given(dear)
 def test_a_curve_that_gets_better_above_the_limit_is_stopped(validations: Curve) -> None:
-    found = asked(validations)
+    found = decide(validations)
     assert found is not None and found.kind == "marginal cost"
-    assert asked(validations, limit=None) is None
+    assert decide(validations, limit=None) is None
 
 
 @given(st.lists(gaps, max_size=30), st.floats(20, 40))
 def test_a_flat_curve_is_stopped_after_enough_validations(gaps: list[Decimal], psnr: float) -> None:
     flat = [(usd, psnr) for usd in itertools.accumulate(gaps)]
-    assert (asked(flat) is not None) == (len(flat) > VALIDATIONS)
+    assert (decide(flat) is not None) == (len(flat) > VALIDATIONS)
 
 
 @given(cheap, st.data(), st.floats(-20, 20))
@@ -158,7 +158,7 @@ def test_no_single_validation_stops_a_run(validations: Curve, data: Any, off: fl
     place = data.draw(st.integers(0, len(validations) - 1))
     usd, psnr = validations[place]
     validations[place] = (usd, psnr + off)
-    assert all(asked(validations[:n]) is None for n in range(len(validations) + 1))
+    assert all(decide(validations[:n]) is None for n in range(len(validations) + 1))
 
 
 @given(any_curve, st.decimals("0.001", "1000", places=3))
@@ -174,7 +174,7 @@ def test_another_price_per_hour_scales_the_price_of_quality_and_not_the_end(
     for slope in (ours, trend(validations[:-1]) or Decimal(0)):
         assume(abs(slope * LIMIT * 10 - 1) > Decimal("1e-9"))  # not on the limit to the last digit
     kinds = [
-        found and found.kind for found in (asked(validations), asked(scaled, limit=LIMIT * by))
+        found and found.kind for found in (decide(validations), decide(scaled, limit=LIMIT * by))
     ]
     assert kinds[0] == kinds[1]
 
@@ -189,17 +189,17 @@ def test_noise_as_large_as_the_gain_of_an_interval_stops_few_runs(count: int) ->
     rng = random.Random(5)
     limit = 3 * Decimal("0.1") / Decimal("0.2")
     draws = [noisy(rng, count, gain=0.2, noise=0.2) for _ in range(100)]
-    stopped = [any(asked(draw[:n], limit=limit) for n in range(count + 1)) for draw in draws]
+    stopped = [any(decide(draw[:n], limit=limit) for n in range(count + 1)) for draw in draws]
     assert sum(stopped) <= 12
     calm = [noisy(rng, count, gain=0.2, noise=0.1) for _ in range(100)]
-    assert not any(asked(draw[:n], limit=limit) for draw in calm for n in range(count + 1))
+    assert not any(decide(draw[:n], limit=limit) for draw in calm for n in range(count + 1))
 
 
 def test_noise_does_not_keep_a_run_from_ending() -> None:
     """Nothing is gained any more: soon the trend says so, whatever the noise."""
     rng = random.Random(6)
     flat = [noisy(rng, 40, gain=0.0, noise=0.1) for _ in range(100)]
-    assert sum(any(asked(draw[:n]) for n in range(41)) for draw in flat) == 100
+    assert sum(any(decide(draw[:n]) for n in range(41)) for draw in flat) == 100
 
 
 def test_a_long_curve_is_thinned_and_its_last_third_counts() -> None:
@@ -212,7 +212,7 @@ def test_a_long_curve_is_thinned_and_its_last_third_counts() -> None:
 
 
 def test_free_quality_is_never_too_expensive() -> None:
-    assert asked([(Decimal(0), 30.0)] * 20) is None
+    assert decide([(Decimal(0), 30.0)] * 20) is None
 
 
 def rows(count: int, every: int = 1, **more: Any) -> list[dict[str, Any]]:

@@ -394,7 +394,7 @@ def test_features_too_large_for_half_precision_are_stored_in_single_or_refused(
 
 def test_a_cache_that_takes_longer_than_measured_is_abandoned_in_time(spec, monkeypatch):
     """A second costs a dollar: nine are left, and after two clips ten more are needed."""
-    asked: list[float] = []
+    checked: list[float] = []
     planned = TeacherTargetsPlan(
         blocks=(), reconstruction=True, mode="cache", reason="cached", figures={"a": 1.0}
     )
@@ -405,7 +405,7 @@ def test_a_cache_that_takes_longer_than_measured_is_abandoned_in_time(spec, monk
 
     def fill(*_: Any, check_budget: Callable[[float], None], **__: Any) -> None:
         for seconds in (0.0, 8.0, 10.0, 3.0):
-            asked.append(seconds)
+            checked.append(seconds)
             check_budget(seconds)
 
     monkeypatch.setattr(teacher_targets, "plan_teacher_targets", plan)
@@ -422,7 +422,7 @@ def test_a_cache_that_takes_longer_than_measured_is_abandoned_in_time(spec, monk
         ),
         report_progress=lambda *_: None,
     )
-    assert asked == [0.0, 8.0, 10.0]
+    assert checked == [0.0, 8.0, 10.0]
     assert found == dataclasses.replace(planned, mode="recompute", reason=found.reason)
     assert "10 s more, $10.00" in found.reason
 

@@ -56,11 +56,11 @@ def test_the_figures_are_means_of_the_clips_and_of_the_worst_of_them(clips) -> N
 
 def test_figures_that_are_not_required_are_not_computed(clips, monkeypatch) -> None:
     student, data = clips
-    asked = seen(student, data, 0.05)
+    full = seen(student, data, 0.05)
     monkeypatch.setattr(module, "metrics_of", lambda frames: pytest.fail("it was computed"))
     plain = seen(student, data)
     assert plain.more == {}
-    assert (plain.psnr, plain.ssim) == (asked.psnr, asked.ssim)  # to the digit
+    assert (plain.psnr, plain.ssim) == (full.psnr, full.ssim)  # to the digit
 
 
 def test_clips_of_one_frame_have_no_flicker(clips, monkeypatch) -> None:

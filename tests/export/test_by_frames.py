@@ -140,9 +140,9 @@ def test_a_program_by_frames_is_one_subgraph_and_runs(precision, most_mse, tmp_p
     from turbo_vaed.devices._runtimes import open_program
     from turbo_vaed.export import by_frames as module
 
-    asked = []
+    chunked = []
     monkeypatch.setattr(
-        module, "by_frames", lambda graph: asked.append(1) or by_frames(graph, 4000)
+        module, "by_frames", lambda graph: chunked.append(1) or by_frames(graph, 4000)
     )
     decoder, latents = small_decoder(), torch.randn(SHAPE)
     path = export_xnnpack(
@@ -151,4 +151,4 @@ def test_a_program_by_frames_is_one_subgraph_and_runs(precision, most_mse, tmp_p
     video = torch.from_numpy(open_program("executorch-xnnpack", path, 1)(latents.numpy()))
     with torch.no_grad():
         expected = decoder(latents)
-    assert asked and (video - expected).square().mean() < most_mse * expected.square().mean()
+    assert chunked and (video - expected).square().mean() < most_mse * expected.square().mean()

@@ -26,7 +26,7 @@ LIMITS: dict[str, float] = {
 
 def use_case(**changed: Any) -> UseCase:
     """The limits above, but for those that are changed."""
-    rationale = {name: f"{name} is asked" for name in LIMITS}
+    rationale = {name: f"{name} is required" for name in LIMITS}
     rest = {"needs_approval": False, "choose": "fastest", "rationale": rationale}
     return UseCase(**{**LIMITS, **rest, **changed})
 

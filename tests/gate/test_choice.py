@@ -1,4 +1,4 @@
-"""The choice among packages: what passes, then what is asked for, and a reason in a sentence."""
+"""The choice among packages: what passes, then what the profile prefers, with a reason."""
 
 from dataclasses import replace
 

@@ -119,15 +119,15 @@ def test_a_limit_relative_to_the_teacher_is_the_gates_ratio(
             for i, value in enumerate(of_teacher)]  # fmt: skip
     clips = tuple({**others, name: float(value)} for value in of_student)
     quality: dict[str, dict[str, float]] = {}  # of the frames: not None
-    shown = OutputQuality(quality=quality, clips=clips, parity_psnr_db=None)
-    figures, _ = _quality(shown, {"clips": rows, "worst_share": 0.05}, 0.95)
+    output = OutputQuality(quality=quality, clips=clips, parity_psnr_db=None)
+    figures, _ = _quality(output, {"clips": rows, "worst_share": 0.05}, 0.95)
     thresholds = workspace.params.thresholds
     checks = {
         "detail": ("detail_retention", thresholds.min_detail_retention),
         "flicker": ("flicker_ratio", thresholds.max_flicker),
     }
-    check, asked = checks[name]
-    assert figures[check] == pytest.approx(asked)
+    check, required = checks[name]
+    assert figures[check] == pytest.approx(required)
 
 
 def test_no_early_stop_where_the_budget_does_not_cover_the_teacher(

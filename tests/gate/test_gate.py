@@ -102,7 +102,7 @@ def test_parity_is_required_by_the_precision_and_by_the_use_case(of_precision, o
     verdict = verdict_of(GOOD, strict, min_parity_psnr=of_precision)
     (check,) = (c for c in verdict.checks if c.name == "parity_psnr")
     assert check.limit == limit
-    assert (check.rationale == "min_parity is asked") is (of_use_case > of_precision)
+    assert (check.rationale == "min_parity is required") is (of_use_case > of_precision)
 
 
 def test_margins_are_computed_again_when_a_verdict_is_read():

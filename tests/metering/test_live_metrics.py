@@ -133,7 +133,7 @@ def test_a_stage_has_a_tracker_of_its_run(
     )
 
     def run(workspace: Workspace) -> dict[str, object]:
-        run_context, began = workspace.run_context, datetime.now(UTC)
+        run_context, start = workspace.run_context, datetime.now(UTC)
         assert run_context.log_metrics and run_context.log_picture and run_context.mark_wasted
         assert run_context.reservation
         assert run_context.reservation.claim(Decimal(7)).usd == 95 - 2, "for its machine"
@@ -143,7 +143,7 @@ def test_a_stage_has_a_tracker_of_its_run(
         run_context.log_metrics({"loss": 0.5}, 1)
         run_context.log_picture(b"png", "step-000001.png")
         time.sleep(0.02)
-        run_context.mark_wasted(began, datetime.now(UTC), "worker lost")
+        run_context.mark_wasted(start, datetime.now(UTC), "worker lost")
         time.sleep(0.02)
         workspace.folder("distill").mkdir(parents=True)
         return {}
@@ -164,7 +164,7 @@ def test_a_stage_has_a_tracker_of_its_run(
 def test_a_stage_run_by_hand_leaves_no_reservation(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    """And a stage of this machine has the nodes of its cluster metered beside it."""
+    """While a stage runs on this machine, the nodes of its cluster are metered, too."""
     resolved(tmp_path)
     settings = dataclasses.replace(
         Settings.from_environment(tmp_path),
@@ -173,16 +173,16 @@ def test_a_stage_run_by_hand_leaves_no_reservation(
         mlflow_tracking_uri=store,
         ray_address="10.0.0.1:6379",
     )
-    waiting: list[str] = []
+    idle_meters: list[str] = []
 
     @contextmanager
     def others(workspace: Workspace, *given: object) -> Iterator[None]:
-        waiting.append(str(given[-1]))
+        idle_meters.append(str(given[-1]))
         yield
-        waiting.append("over")
+        idle_meters.append("over")
 
     def run(workspace: Workspace) -> dict[str, object]:
-        assert workspace.run_context.reservation and waiting == ["gate"]
+        assert workspace.run_context.reservation and idle_meters == ["gate"]
         workspace.run_context.reservation.claim(Decimal(7))
         with Ledger.open(settings.ledger_url) as ledger:
             assert [held.upto_usd for held in ledger.reservations(at=datetime.now(UTC))] == [7]

@@ -21,11 +21,11 @@ from turbo_vaed.metrics.lpips import CHANNELS, Lpips
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[dict[str, bytes], list]]:
     """What the server has by path, and the paths that it was asked for."""
     files: dict[str, bytes] = {}
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             found = files.get(self.path)
             self.send_response(404 if found is None else 200)
             self.send_header("Content-Length", str(len(found or b"")))
@@ -41,7 +41,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[dict[
     monkeypatch.setattr(module, "VGG16_URL", f"{address}/vgg16.pth")
     monkeypatch.setattr(module, "HEADS_URL", f"{address}/heads.pth")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    yield files, asked
+    yield files, requested
     server.shutdown()
     server.server_close()
 
@@ -53,7 +53,7 @@ def kept(tmp_path: Path) -> set[str]:
 def test_published_weights_are_fetched_once(
     hub: tuple[dict[str, bytes], list], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, asked = hub
+    files, requested = hub
     weights = {name: torch.rand_like(value) for name, value in Lpips().state_dict().items()}
     trunk = {name: value for name, value in weights.items() if name.startswith("features")}
     heads = {f"lin{i}.model.1.weight": weights[f"heads.{i}"].view(1, -1, 1, 1) for i in range(5)}
@@ -70,7 +70,7 @@ def test_published_weights_are_fetched_once(
         assert len(found) == len(weights) == 2 * 13 + len(CHANNELS)
         for published in (tmp_path / "checkpoints").glob("*.pth"):
             published.unlink()  # what they were made into is enough
-    assert asked == ["/vgg16.pth", "/heads.pth"]
+    assert requested == ["/vgg16.pth", "/heads.pth"]
     assert len(kept(tmp_path)) == 1
 
 

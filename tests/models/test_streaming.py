@@ -52,19 +52,19 @@ def test_streaming_equals_decoding_at_once(name: str, frames: int, chunk: int) -
 def test_frames_come_early_and_no_piece_is_large() -> None:
     decoder = make(PRESETS["tiny-ltx"])
     latents = torch.randn(1, 32, 40, 2, 2)
-    asked = 0
+    pulled = 0
 
     def pieces():
-        nonlocal asked
+        nonlocal pulled
         for one in latents.split(1, dim=2):
-            asked += 1
+            pulled += 1
             yield one
 
-    asked_at_first, sizes = 0, []
+    pulled_at_first, sizes = 0, []
     for video in stream(decoder, pieces()):
-        asked_at_first = asked_at_first or asked
+        pulled_at_first = pulled_at_first or pulled
         sizes.append(video.shape[2])
-    assert asked_at_first < 20  # the reach ahead in time, of 40
+    assert pulled_at_first < 20  # the reach ahead in time, of 40
     assert sum(sizes) == 4 * 39 + 1
     assert max(sizes) <= 4 + 2, "a latent frame's worth, and the last convolutions' look-ahead"
 

@@ -158,12 +158,12 @@ def test_no_frame_is_missing_or_repeated(
     first = 1 if is_first_alone else ratio
     time = TimeSpec(frames_per_latent=ratio, first_latent_frames=first, halo_frames=halo)
     overlap = data.draw(st.integers(time.least_overlap, length - 1))
-    shown: list[int] = []
+    frames: list[int] = []
     for window in time.windows(length + further, length=length, overlap=overlap):
         assert window.kept_start >= 0 and window.kept_stop <= time.frames(length)
         assert window.at == ratio * window.start + window.kept_start
-        shown += range(window.at, window.at + window.kept_stop - window.kept_start)
-    assert shown == list(range(time.frames(length + further)))
+        frames += range(window.at, window.at + window.kept_stop - window.kept_start)
+    assert frames == list(range(time.frames(length + further)))
 
 
 def test_one_window_keeps_every_frame() -> None:

@@ -57,8 +57,8 @@ def test_a_package_has_one_latency_on_the_page(work: Path, gather: Gather) -> No
     latency = facts(found)["Package, one clip"]
     assert figures(latency) == ["36.2", "95", "32.4", "41.4", "30", "3", "2"]
     page = render(found)
-    shown = cells(page, "packages", "td")
-    assert "36.2 ms" in shown and "32.4 to 41.4 ms" in shown
+    printed = cells(page, "packages", "td")
+    assert "36.2 ms" in printed and "32.4 to 41.4 ms" in printed
     assert latency in cells(page, "checks", "dd")
 
 

@@ -94,8 +94,8 @@ def test_the_error_map_shows_the_error_in_levels() -> None:
     brightness = colours.astype(int).sum(axis=2)[0]
     assert tuple(colours[0, 0]) == (0, 0, 4) and tuple(colours[0, 2]) == (0xFC, 0xFF, 0xA4)
     assert brightness[0] < brightness[1] < brightness[2] == brightness[3]
-    shown = np.asarray(Image.open(io.BytesIO(media.png(colours))))
-    assert (shown == colours).all()
+    decoded = np.asarray(Image.open(io.BytesIO(media.png(colours))))
+    assert (decoded == colours).all()
 
 
 def test_error_maps_of_phone_and_teacher_share_a_scale() -> None:

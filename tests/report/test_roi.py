@@ -140,12 +140,12 @@ def test_the_page_shows_the_sentence_the_kinds_and_the_tornado(
     context = gather(work, assumptions=assumptions, cost_of_poc=COST)
     assert context.roi is not None
     page = render(context)
-    shown = section(page)
-    assert return_on_investment(context.roi) in shown
-    assert 'id="roi-not-passed"' not in shown
-    counts = {kind: shown.count(f">{kind}</span>") for kind in ("measured", "assumed", "computed")}
+    html = section(page)
+    assert return_on_investment(context.roi) in html
+    assert 'id="roi-not-passed"' not in html
+    counts = {kind: html.count(f">{kind}</span>") for kind in ("measured", "assumed", "computed")}
     assert counts == {"measured": 6, "assumed": 13, "computed": 8}
-    assert 'class="chart tornado"' in shown and '<a href="#roi">' in page
+    assert 'class="chart tornado"' in html and '<a href="#roi">' in page
     assert section(render(gather(work))) == ""
 
 
@@ -156,8 +156,8 @@ def test_measured_inputs_are_not_marked_as_assumed(
     changes = {"device": "pixel", "device_kind": "adb", "teacher_gpu": "NVIDIA L4",
                "teacher_gpu_latency_seconds": [0.002]}  # fmt: skip
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    shown = section(render(gather(work, assumptions=assumptions, cost_of_poc=COST)))
-    counts = {kind: shown.count(f">{kind}</span>") for kind in ("measured", "assumed", "computed")}
+    html = section(render(gather(work, assumptions=assumptions, cost_of_poc=COST)))
+    counts = {kind: html.count(f">{kind}</span>") for kind in ("measured", "assumed", "computed")}
     assert counts == {"measured": 8, "assumed": 11, "computed": 8}
 
 
@@ -206,10 +206,10 @@ def test_a_run_that_stopped_early_has_the_reason_for_no_return(
     failure = Failure(stage=stage, error="it broke")
     context = gather(work, failure=failure, assumptions=assumptions, cost_of_poc=COST)
     assert context.roi is None
-    shown = section(render(context))
-    assert 'id="roi-unknown"' in shown and "gate/measurement.json" in shown
-    assert ("clip/clips.json" in shown) == (stage == "validate")
-    assert "$" not in shown and "<table" not in shown
+    html = section(render(context))
+    assert 'id="roi-unknown"' in html and "gate/measurement.json" in html
+    assert ("clip/clips.json" in html) == (stage == "validate")
+    assert "$" not in html and "<table" not in html
 
 
 def test_the_command_prints_the_return_in_every_form(

@@ -109,10 +109,10 @@ def exactly(roi: Roi, **likely: str) -> Roi:
 
 def charge(run: str, customer: str, usd: str, useful: str = "useful") -> Charge:
     """Of one run."""
-    began = datetime(2026, 11, 24, tzinfo=UTC)
+    start = datetime(2026, 11, 24, tzinfo=UTC)
     return Charge(
         run=run, customer=customer, stage="distill", resource="node", market="local",
         quantity=Decimal(10), unit="node-second", unit_price_usd=Decimal(usd) / 10,
-        amount_usd=Decimal(usd), started_at=began, ended_at=began + timedelta(seconds=10),
+        amount_usd=Decimal(usd), started_at=start, ended_at=start + timedelta(seconds=10),
         useful=useful, price_source="test",  # type: ignore[arg-type]
     )  # fmt: skip

@@ -58,7 +58,7 @@ def test_distillation_depends_on_the_gates_limits_only_where_it_stops_by_them(
     }  # fmt: skip
     aimed = sections(workspace, **aims)
     assert (aimed["thresholds"], aimed["evaluate"]["worst_share"]) == (limits, 0.05)
-    for name in limits:  # any of them, and nothing that is asked of the package
+    for name in limits:  # any of them, and no limit of the package
         moved = sections(workspace, **aims, thresholds={name: 0.5})
         assert moved["thresholds"] == limits | {name: 0.5}
     others = {"min_parity": 60, "min_fps": 30, "max_package_mb": 20, "max_latency_ratio": 0.5}
@@ -76,7 +76,7 @@ class Stage:
     end: str = "finished"
     """What stops them."""
     jobs: list[Job] = dataclasses.field(default_factory=list)
-    began: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    started: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     """The job and the step that each start of workers resumed from."""
 
     def run(self, end: str = "finished", usd: str = "95", **distilled: Any) -> dict[str, object]:
@@ -98,7 +98,7 @@ class Stage:
         found = store.newest(on_trouble=pytest.fail)
         step = found[1].step if found else 0
         self.jobs.append(job)
-        self.began.append((job.name, step))
+        self.started.append((job.name, step))
         best = Student(job.student, with_heads=False).decoder.state_dict()
         for n, stopped in ((step + 1, "running"), (step + 2, self.end)):
             history = [{"step": n, "step_seconds": 1.0, "at": float(n)}]
@@ -135,12 +135,12 @@ def test_finished_training_is_not_paid_for_again_with_another_budget(
         return (folder / "history.json").read_text(), decoder.state_dict()
 
     figures = stage.run()
-    ((job, _),) = stage.began
+    ((job, _),) = stage.started
     assert stage.kept() == {job: [2]}, "no run resumes from the ones before"
     history, student = written()
     shutil.rmtree(stage.workspace.folder("distill"))  # as DVC does
     assert stage.run(usd="20") == figures
-    assert stage.began == [(job, 0)], "no worker was started"
+    assert stage.started == [(job, 0)], "no worker was started"
     again, same = written()
     assert again == history
     assert all(torch.equal(weight, same[name]) for name, weight in student.items())
@@ -166,10 +166,10 @@ def test_a_job_has_the_customers_params_data_and_budget(stage: Stage) -> None:
 
 def test_a_run_that_its_budget_stopped_resumes_with_a_larger_one(stage: Stage) -> None:
     assert stage.run("budget", usd="10")["stopped"] == "budget"
-    ((job, _),) = stage.began
+    ((job, _),) = stage.started
     assert stage.kept() == {job: [2, 1]}
     assert stage.run(usd="20")["stopped"] == "finished"
-    assert stage.began == [(job, 0), (job, 2)]
+    assert stage.started == [(job, 0), (job, 2)]
 
 
 @pytest.mark.parametrize("end", ["finished", "budget"])
@@ -184,7 +184,7 @@ def test_another_student_starts_over_and_replaces_the_last_ones_checkpoints(
         Store(f"{place}/distill-of-another-checkout").write(make_checkpoint(7))
     stage.run(end)
     stage.run(seed=5)
-    (_, first), (job, second) = stage.began
+    (_, first), (job, second) = stage.started
     assert (first, second) == (0, 0)
     known = stage.kept(place)
     assert known.pop("distill-of-another-checkout", [7]) == [7]

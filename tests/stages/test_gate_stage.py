@@ -107,10 +107,10 @@ def test_where_the_host_has_a_gpu_the_teacher_is_timed_there_too(
     judged_copy, remeasured, monkeypatch, files
 ):
     remeasured()
-    asked = []
+    timed = []
 
     def measure(*_, plan, device, precision, **__):
-        asked.append((device, precision, plan.max_warmup))
+        timed.append((device, precision, plan.max_warmup))
         if device == "cuda":
             return TeacherTimes(machine="NVIDIA L4", seconds=(0.01, 0.02))
         return TeacherTimes(machine="a processor", seconds=(1.0, 2.0, 3.0))
@@ -120,7 +120,7 @@ def test_where_the_host_has_a_gpu_the_teacher_is_timed_there_too(
     longer = dataclasses.replace(judged_copy.params.gate, max_warmup=20)
     params = dataclasses.replace(judged_copy.params, gate=longer)
     figures = gate.run(dataclasses.replace(judged_copy, params=params))
-    assert asked == [("cpu", "float32", 2), ("cuda", "bfloat16", 20)]
+    assert timed == [("cpu", "float32", 2), ("cuda", "bfloat16", 20)]
     document = files.read(judged_copy, "gate", "measurement.json")
     assert document["teacher_gpu_latency_seconds"] == [0.01, 0.02]
     assert (document["teacher_gpu"], document["teacher_machine"]) == ("NVIDIA L4", "a processor")

@@ -102,13 +102,13 @@ def test_changed_perceptual_weights_change_the_section(
     root: Path, changed: Callable[..., set[str]]
 ) -> None:
     weights = root / "lpips.safetensors"
-    asked = {"distill": {"perceptual": "lpips", "perceptual_weights": weights.name}}
+    overrides = {"distill": {"perceptual": "lpips", "perceptual_weights": weights.name}}
     with pytest.raises(UserError, match=r"perceptual_weights.*lpips\.safetensors"):
-        changed(**asked)
+        changed(**overrides)
     weights.write_bytes(b"one")
-    assert changed(**asked) == {"distill"}
+    assert changed(**overrides) == {"distill"}
     weights.write_bytes(b"another")
-    assert changed(**asked) == {"distill"}
+    assert changed(**overrides) == {"distill"}
 
 
 def test_a_changed_runner_changes_the_section(

@@ -89,7 +89,7 @@ def test_the_launch_config_has_type_market_zone_tags_files_and_no_secret(
     assert f"sudo ln -sfn ~/sources/demo '{elsewhere}'" in config["setup_commands"]
     environment = workspace.work / "ec2" / "environment"
     assert environment.stat().st_mode & 0o077 == 0, "others must not read it"
-    shown = subprocess.run(
+    echoed = subprocess.run(
         [
             "sh",
             "-c",
@@ -100,7 +100,7 @@ def test_the_launch_config_has_type_market_zone_tags_files_and_no_secret(
         text=True,
         check=True,
     )
-    assert shown.stdout == f"s3cr3t 'quoted' auto {selection.machine_overhead_usd}\n"
+    assert echoed.stdout == f"s3cr3t 'quoted' auto {selection.machine_overhead_usd}\n"
     assert "AWS_SECRET" not in environment.read_text()
 
 

@@ -1,4 +1,4 @@
-"""What a machine costs beside its stages is charged, whoever ends it."""
+"""The time of a machine outside its stages is charged, whoever ends it."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Hub:
     """One repository, org/tiny, at one commit; what was asked for."""
 
     files: dict[str, bytes]
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
     teachers: set[str] = field(default_factory=set)
     """What was in assets/teachers meanwhile."""
     address: str = ""
@@ -80,7 +80,7 @@ def hub(make_teacher, checkout) -> Iterator[Hub]:
 
         def answer(self, *, with_body: bool) -> None:
             path = self.path.split("?")[0]
-            hub.asked.append(path)
+            hub.requested.append(path)
             hub.teachers |= {found.name for found in (checkout / "assets/teachers").iterdir()}
             if "/org/broken/revision/" in path:
                 self.close_connection = True  # without a word
@@ -208,7 +208,7 @@ def test_a_pinned_model_is_fetched_whole_and_nothing_else(outcomes, checkout, hu
     assert sha256 in out
     assert "encode: {teacher_family: wan-2.1, teacher_weights: assets/teachers/mine}" in out
     assert "clip: {frames: 17}" in out and "4k+1" in out
-    fetched = {path.rpartition(COMMIT + "/")[2] for path in hub.asked if "/resolve/" in path}
+    fetched = {path.rpartition(COMMIT + "/")[2] for path in hub.requested if "/resolve/" in path}
     assert not [name for name in fetched if name.endswith((".bin", ".md")) or "transf" in name]
 
 

@@ -175,6 +175,6 @@ def returns(found: Gathered) -> dict[str, Roi | str]:
 
 
 def champions(found: Gathered) -> dict[str, int | str]:
-    """As the registry would tell."""
+    """As the registry would list them."""
     known: dict[str, int | str | None] = {"acme": 3, "tiny": None}
     return {one.name: known.get(one.name, str(one.verdict)) for one in found.known}

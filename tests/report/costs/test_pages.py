@@ -170,15 +170,15 @@ def test_a_portfolio_as_json_has_figures_and_no_runs(everyone: Gathered) -> None
 def test_champions_are_read_from_a_registry_that_answers(
     everyone: Gathered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    customers: list[str] = []
 
     def versions(uri: str, customer: str) -> tuple[Any, ...]:
-        asked.append(customer)
+        customers.append(customer)
         raise Unreachable("nothing answers")
 
     monkeypatch.setattr("turbo_vaed.registry.promotion.versions", versions)
     found = portfolio.find_champions("http://127.0.0.1:9", everyone)
-    assert asked == ["acme"]  # once, and of no customer who cannot have one
+    assert customers == ["acme"]  # once, and of no customer who cannot have one
     assert set(found) == {one.name for one in everyone.known}
     assert "nothing answers" in str(found["acme"])
 
