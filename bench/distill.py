@@ -4,7 +4,7 @@ Run: python bench/distill.py [--help]. Its last line is JSON, also written to be
 Both sides take the same losses on the same clips, from the same weights, in one run and in turns:
 blocks of steps alternate, medians count. The published loop draws its crops anywhere and takes
 AdamW's steps. Ours is the loop that Ray Train's workers run, with the optimizer of params.yaml and
-with latents and targets made beforehand; what making them takes is told and charged.
+with latents and targets made beforehand; the time of making them is reported and charged.
 `distill_sides.py` holds both sides, `distill_runs.py` checkpoints and restarts,
 `distill_widths.py` the published students.
 

@@ -72,22 +72,22 @@ def resumed_start(demo: Demo, folder: Path, script: str) -> float:
         loop.run()
     except _Saved:
         say(f"  saved at step {loop.step}")
-    told = folder.parent / "job.pickle"
-    told.write_bytes(pickle.dumps((job, str(storage))))
-    began = time.time()
+    job_file = folder.parent / "job.pickle"
+    job_file.write_bytes(pickle.dumps((job, str(storage))))
+    start = time.time()
     done = subprocess.run(
-        [sys.executable, script, "--resume", str(told)], check=True, stdout=subprocess.PIPE
+        [sys.executable, script, "--resume", str(job_file)], check=True, stdout=subprocess.PIPE
     )
     resumed_from, at = json.loads(done.stdout.splitlines()[-1])
     assert resumed_from == loop.step, f"resumed from {resumed_from}, not from {loop.step}"
-    return round(float(at) - began, 1)
+    return round(float(at) - start, 1)
 
 
-def resume(told: Path) -> None:
+def resume(job_file: Path) -> None:
     """In a process of its own: go on with a run; its first new step and when, as JSON."""
     from turbo_vaed.cluster.session import ray_session
 
-    job, storage = pickle.loads(told.read_bytes())
+    job, storage = pickle.loads(job_file.read_bytes())
     events: list[dict[str, Any]] = []
     with ray_session():
         train.distill(job, storage=storage, on_event=events.append)

@@ -139,7 +139,7 @@ def make_job(demo: Demo, targets: Path, **changes: Any) -> tuple[Job, float]:
 
 class Ours:
     """The loop as Ray Train's workers run it, each a process with its share of the threads; a step
-    is taken when it is asked for."""
+    is taken when it is requested."""
 
     def __init__(self, job: Job, *, threads: int, store: str | None = None) -> None:
         """Start the job's workers, up to their first step.
@@ -179,13 +179,13 @@ class Ours:
         """Go on until a validation is that good; its step and PSNR in dB."""
         self._pipe.send(NEVER)
         while True:
-            told = self._pipe.recv()  # an EOFError: it never was, or a worker has failed
-            if told["best_psnr"] >= psnr_db:
+            event = self._pipe.recv()  # an EOFError: it never was, or a worker has failed
+            if event["best_psnr"] >= psnr_db:
                 self._end()
-                return told["step"], told["best_psnr"]
+                return event["step"], event["best_psnr"]
 
     def finish(self) -> dict[str, Any]:
-        """End after the steps so far; `ema`, and what was said of checkpoints."""
+        """End after the steps so far; `ema`, and the events about checkpoints."""
         self._pipe.send(0)
         found: dict[str, Any] = self._pipe.recv()
         self._end()
@@ -202,7 +202,7 @@ class _Over(Exception):
 
 
 def _work(job: Job, rank: int, address: str, threads: int, store: str | None, *, pipe: Any) -> None:
-    """A worker of `Ours`; rank 0 tells through the pipe, and waits for leave to take steps."""
+    """A worker of `Ours`; rank 0 reports through the pipe, and waits to be allowed a step."""
     world, leave = job.params.workers, 0
     torch.set_num_threads(threads)
     if world > 1:
@@ -308,8 +308,8 @@ def in_turns(forms: dict[str, Callable[[], object]], rounds: int) -> dict[str, l
             began = time.perf_counter()
             form()
             taken[name].append(time.perf_counter() - began)
-        told = ", ".join(f"{name} {each[-1]:.2f} s" for name, each in taken.items())
-        say(f"  round {round_ + 1} of {rounds}: {told}")
+        seconds = ", ".join(f"{name} {each[-1]:.2f} s" for name, each in taken.items())
+        say(f"  round {round_ + 1} of {rounds}: {seconds}")
     return taken
 
 

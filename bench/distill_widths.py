@@ -105,12 +105,12 @@ def write_random(case: str, config: DecoderConfig, frames: int, side: int, root:
     clips = [{"index": i, "split": split} for i, split in enumerate(("train", "val"))]
     compression = [config.temporal_compression, *[config.spatial_compression] * 2]
     blocks = [block_name(i) for i in config.aligned_blks_indices]
-    for name, told in {
+    for name, document in {
         "clips": {"clips": clips},
         "latents": {"compression": compression},
         "targets": {"reconstruction": True, "blocks": blocks},
     }.items():
-        (root / f"{name}.json").write_text(json.dumps(told))
+        (root / f"{name}.json").write_text(json.dumps(document))
 
 
 def random_job(case: str, frames: int, side: int, root: Path, **changes: Any) -> Job:

@@ -47,7 +47,7 @@ def once(package: Path, folder: Path) -> Measurement:
     return found
 
 
-def told(found: Measurement) -> dict[str, Any]:
+def figures(found: Measurement) -> dict[str, Any]:
     latency = found.latency
     return {
         "median_seconds": latency.median,
@@ -78,8 +78,8 @@ def main() -> None:
         "quiet_difference": abs(medians[0] - medians[1]) / min(medians),
         "busy_is_refused": bool(busy.unreliable_reason),
         "busy_interval_holds_quiet_median": busy.latency.low <= medians[0] <= busy.latency.high,
-        "quiet": [told(found) for found in quiet],
-        "busy": told(busy),
+        "quiet": [figures(found) for found in quiet],
+        "busy": figures(busy),
         "target": load_package(given.package).target,
         "machine": machine(),
         "python": platform.python_version(),

@@ -25,14 +25,14 @@ from bench.decode import cpu_name  # noqa: E402
 from turbo_vaed.costs.simulate import simulate, summary  # noqa: E402
 
 
-def command(traces: int, seed: int) -> tuple[float, dict[str, Any]]:
+def run_command(traces: int, seed: int) -> tuple[float, dict[str, Any]]:
     """Seconds and figures of `turbo-vaed cost simulate`."""
-    words = [sys.executable, "-m", "turbo_vaed.cli", "cost", "simulate", "--traces", str(traces),
-             "--seed", str(seed), "--format", "json"]  # fmt: skip
-    began = time.perf_counter()
-    said = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
-    found: dict[str, Any] = json.loads(said.splitlines()[-1])
-    return time.perf_counter() - began, found
+    command = [sys.executable, "-m", "turbo_vaed.cli", "cost", "simulate", "--traces", str(traces),
+               "--seed", str(seed), "--format", "json"]  # fmt: skip
+    start = time.perf_counter()
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return time.perf_counter() - start, found
 
 
 def main() -> None:
@@ -43,12 +43,12 @@ def main() -> None:
     given = arguments.parse_args()
     seconds, by_seed = [], {}
     for seed in range(1, given.seeds + 1):
-        took, by_seed[str(seed)] = command(given.traces, seed)
+        took, by_seed[str(seed)] = run_command(given.traces, seed)
         seconds.append(took)
         assert by_seed[str(seed)]["overspent"] == 0, f"seed {seed} passed a budget"
-    began = time.perf_counter()
+    start = time.perf_counter()
     alone = summary(simulate(given.traces, 1, processes=1))
-    one_process = time.perf_counter() - began
+    one_process = time.perf_counter() - start
     assert alone == by_seed["1"], "the number of processes changes nothing"
     result = {
         "seconds": round(min(seconds), 2),

@@ -261,7 +261,7 @@ def print_failures_once() -> None:
 
 
 def is_no_repeated_failure(record: logging.LogRecord) -> bool:
-    """False for Prefect's own account of a failure; true where it announces another try."""
+    """False for Prefect's own record of a failure; true where it announces another try."""
     text = record.getMessage()
     is_account = record.name.startswith("prefect.") and text.startswith(_OF_A_FAILURE)
     return not is_account or " - Retry " in text

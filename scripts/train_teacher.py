@@ -225,7 +225,7 @@ def main() -> None:
             if steps % 200 == 0:
                 scores = [clip_psnr(vae, test).mean().item() for test in tests]
                 print(
-                    f"step {steps} {elapsed:.0f} s: held out {np.mean(scores):.2f} dB", flush=True
+                    f"step {steps} {elapsed:.0f} s: test split {np.mean(scores):.2f} dB", flush=True
                 )
     with torch.no_grad():
         for weight, average in zip(weights, averaged, strict=True):

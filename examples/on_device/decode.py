@@ -117,7 +117,7 @@ def decode(
 
 
 def write_mp4(path: Path, pieces: Iterator[np.ndarray], fps: Fraction, total: int) -> None:
-    """H.264, 4:2:0, BT.709; says on stderr how far it is."""
+    """H.264, 4:2:0, BT.709; prints its progress to stderr."""
     done = 0
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)

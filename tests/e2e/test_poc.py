@@ -144,7 +144,7 @@ def test_a_second_run_computes_and_charges_nothing(checkout, first_run):
 def test_a_budget_too_small_stops_distillation_and_the_rest_still_runs(checkout, first_run):
     encoded = (checkout / "work/tiny/encode/latents.json").stat().st_mtime_ns
     one = {"targets": ["onnx/fp32"]}  # lowered in seconds
-    # Another student, for the first one is trained; what is kept back, and a second and a half: the
+    # Another student, for the first one is trained; the reserve, and a second and a half: the
     # workers take longer to start.
     other = TINY["distill"] | {"seed": 12}
     override(checkout, budget={"run_usd": 0.0067}, use_case="critical", export=one, distill=other)
