@@ -147,7 +147,7 @@ def test_an_old_quote_is_used_and_marked_where_aws_refuses(
 @pytest.mark.parametrize(
     "error", [EndpointConnectionError(endpoint_url="http://x"), NoCredentialsError()]
 )
-def test_where_nothing_is_known_a_paid_step_is_refused(tmp_path: Path, error: Exception) -> None:
+def test_without_any_quote_a_paid_step_is_refused(tmp_path: Path, error: Exception) -> None:
     def client(service: str, region: str) -> Any:
         raise error
 

@@ -46,7 +46,7 @@ def test_a_bill_of_two_pages(explorer: Explorer) -> None:
     assert (found.requests, found.is_partial, found.is_final) == (2, False, True)
 
 
-def test_what_has_no_tag_of_a_run_is_a_row(explorer: Explorer) -> None:
+def test_costs_without_a_run_tag_are_a_row(explorer: Explorer) -> None:
     explorer.answers(page([group("1", "", ""), group("2", "acme", "")]))
     assert ask(explorer).rows == (billed("1", None, None), billed("2", "acme", None))
 
@@ -61,7 +61,7 @@ def test_what_has_no_tag_of_a_run_is_a_row(explorer: Explorer) -> None:
         [],
     ],
 )
-def test_a_group_that_cannot_be_read_keeps_its_money(explorer: Explorer, keys: list[str]) -> None:
+def test_the_amount_of_an_unreadable_group_is_counted(explorer: Explorer, keys: list[str]) -> None:
     explorer.answers(page([{**group("7"), "Keys": keys}, group("1")]))
     odd, fine = ask(explorer).rows
     assert (odd.customer, odd.run, odd.usd) == (None, None, 7)

@@ -174,7 +174,7 @@ def test_groups_can_be_limited_to_runs_that_started_something_in_a_period(url: s
         assert ledger.grouped(of_runs_in=everything, customer="acme") == grouped(of_acme)
 
 
-def test_what_was_spent_and_wasted_is_what_the_groups_add_up_to(url: str) -> None:
+def test_spent_and_wasted_are_the_sums_of_the_groups(url: str) -> None:
     since, until = START + timedelta(seconds=150), START + timedelta(seconds=450)
     with Ledger.open(url) as ledger:
         ledger.add_all(MANY)

@@ -98,7 +98,7 @@ def test_units_and_values_are_the_same_to_the_last_digit(units: int) -> None:
     assert to_units(from_units(units)) == units
 
 
-def test_a_value_with_more_digits_than_a_ledger_keeps_has_no_units() -> None:
+def test_a_value_with_more_digits_than_a_ledger_stores_is_refused() -> None:
     assert to_units(Decimal("-1.50")) == -15 * 10**17
     assert str(from_units(-15 * 10**17)) == "-1.5"
     with pytest.raises(Inexact):
@@ -120,7 +120,7 @@ def test_a_difference_is_exact(amount: Decimal, less: Decimal) -> None:
     assert difference_usd(less, less) == 0
 
 
-def test_what_time_costs_and_what_a_piece_costs_are_rounded_once() -> None:
+def test_costs_of_time_and_of_units_are_rounded_once() -> None:
     assert seconds_usd(Decimal(5400), Decimal("1.006")) == Decimal("1.509")
     assert seconds_usd(Decimal("-0.5"), Decimal(1)) == Decimal("-0.000138888889")
     assert usd_per(Decimal(1), 3) == Decimal("0.333333333333")

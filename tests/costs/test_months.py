@@ -114,7 +114,7 @@ moments = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.
 
 
 @given(moments)
-def test_a_moment_lies_in_its_month_and_in_no_other(moment: datetime) -> None:
+def test_a_moment_is_in_exactly_one_month(moment: datetime) -> None:
     month = Month.of(moment)
     assert month.since <= moment < month.until == month.next.since
     assert Month.parse(str(month)) == month

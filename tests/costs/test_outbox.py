@@ -49,7 +49,7 @@ def test_stored_charges_are_posted_once_and_removed(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_file_that_its_meter_has_just_replaced_stops_nobody(
+def test_posting_goes_on_past_a_file_replaced_by_its_meter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Listed, and gone when it is read: a newer file, or the ledger, has all that was in it."""
@@ -89,7 +89,7 @@ def wait_for(what: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_a_stage_that_ends_well_without_its_ledger_is_done_and_leaves_its_charges(
+def test_a_stage_without_its_ledger_succeeds_and_leaves_its_charges_pending(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, clock = tmp_path / "outbox", Clock()
@@ -103,7 +103,7 @@ def test_a_stage_that_ends_well_without_its_ledger_is_done_and_leaves_its_charge
     assert posted(folder, tmp_path / "ledger.db") == running.usd == Decimal("0.08")
 
 
-def test_a_stage_that_fails_without_its_ledger_leaves_its_charges_and_their_waste(
+def test_a_stage_that_fails_without_its_ledger_leaves_wasted_charges_pending(
     tmp_path: Path,
 ) -> None:
     folder, clock = tmp_path / "outbox", Clock()
@@ -119,7 +119,7 @@ def test_a_stage_that_fails_without_its_ledger_leaves_its_charges_and_their_wast
     assert total_usd(wasted) == Decimal("0.08")
 
 
-def test_while_the_ledger_is_away_one_file_has_all_pending_charges_until_it_is_back(
+def test_pending_charges_are_in_one_file_until_the_ledger_is_reachable(
     tmp_path: Path,
 ) -> None:
     folder, ledger = tmp_path / "outbox", Memory(AWAY)
@@ -142,7 +142,7 @@ with meter(Memory(10**9), Decimal(3600), interval_seconds=0.1, outbox=Path(sys.a
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_while_the_ledger_is_away_loses_one_slice_at_most(
+def test_a_process_killed_without_its_ledger_loses_one_slice_at_most(
     tmp_path: Path,
 ) -> None:
     """A dollar a second."""

@@ -137,7 +137,7 @@ def test_a_claim_that_does_not_fit_leaves_the_reservation_as_it_was(ledger: Ledg
     assert reserved(ledger)["demo-1"] == 40, "what comes in any case"
 
 
-def test_of_two_claims_at_once_the_second_to_write_sees_the_first(ledger: Ledger) -> None:
+def test_the_later_of_two_concurrent_claims_sees_the_earlier(ledger: Ledger) -> None:
     """The other run writes between our reading and our writing."""
     ours = reservation(ledger, "demo-1", 100)
     write = ours._write

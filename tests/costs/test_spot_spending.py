@@ -76,7 +76,7 @@ def test_prices_that_are_not_quoted_yet_are_never_read(use: Use, skew: float, un
     assert found[0] == found[1]
 
 
-def test_what_is_quoted_counts_at_its_price_and_the_rest_at_its_bid() -> None:
+def test_quoted_time_counts_at_its_price_and_the_rest_at_the_bid() -> None:
     spending = SpotSpending([1.0] * 200)
     spending.used(0, 3600, 4.0)
     assert spending.at_most_usd() == pytest.approx(4)

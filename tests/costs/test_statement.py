@@ -237,7 +237,7 @@ def test_a_months_limit_counts_what_was_spent_in_that_month_alone() -> None:
     assert "$5.00 (budget.customer_month_usd" in wording.sentence(above)
 
 
-def test_the_limit_of_all_customers_is_of_the_total_alone() -> None:
+def test_the_limit_of_all_customers_applies_to_the_total_only() -> None:
     both = [group("3"), group("4", run="acme-2"), group("5", customer="beta")]
     known = customer(), customer("beta"), customer("quiet")
     found = stated(both, *known, period=AUGUST, limits=limits("15", total="20"))
@@ -258,7 +258,7 @@ def test_the_limit_of_all_customers_is_of_the_total_alone() -> None:
     assert alone.total.figures.budget.usd == 20
 
 
-def test_of_several_months_no_limit_of_one_counts_and_a_note_says_so() -> None:
+def test_over_several_months_no_monthly_limit_counts_and_a_note_explains_it() -> None:
     months = {JULY: [group("4")], AUGUST: [group("3", run="acme-2")]}
     months[AUGUST].append(group("1", customer="gone"))
     known = customer(), customer("gone", run_budget_usd="removed")

@@ -79,7 +79,7 @@ def test_a_measurement_has_the_figures_of_its_run(measured, package):
     assert "executorch 1." in measurement.runtime
 
 
-def test_memory_is_that_of_the_process_alone(measured):
+def test_memory_is_measured_for_the_process_only(measured):
     measurement = measured[0]
     assert 20e6 < measurement.baseline_memory_bytes <= measurement.peak_memory_bytes
     assert measurement.peak_memory_bytes < 1000e6  # this process had 1.5 GB more then

@@ -174,7 +174,7 @@ def test_pruning_keeps_the_last_few_and_the_best(url):
     assert steps(store) == [6, 5, 2]
 
 
-def test_a_run_that_went_back_prunes_the_later_checkpoints_of_before(url, raw):
+def test_a_run_that_went_back_prunes_its_later_checkpoints(url, raw):
     """Else the spoilt ones would count as the last, and push out what is whole."""
     store = Store(url, keep=2)
     for step in (1, 2, 3, 4):

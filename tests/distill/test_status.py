@@ -165,7 +165,7 @@ def test_preparation_before_the_first_step_is_in_the_status(tmp_path: Path) -> N
     assert (opened.state, opened.doing, opened.clips) == ("starting", "", None)
 
 
-def test_preparation_keeps_the_figures_of_a_run_that_resumes_and_not_of_one_that_ended(
+def test_preparation_keeps_the_figures_of_a_resumed_run_and_not_of_an_ended_one(
     tmp_path: Path,
 ) -> None:
     end = {"event": "end", "step": 80, "at": T0 + 111, "stopped": "finished", "reason": "all done"}

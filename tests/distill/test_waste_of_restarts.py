@@ -68,7 +68,7 @@ def test_waste_never_overlaps_lies_within_the_run_and_covers_repeated_steps(even
 
 @settings(deadline=None)
 @given(histories(), st.data())
-def test_drivers_that_read_the_event_log_book_the_same_waste_as_one_that_ran_throughout(
+def test_restarted_drivers_book_the_same_waste_as_one_that_ran_throughout(
     tmp_path_factory, events, data
 ) -> None:
     """Each `open` is another process, which knows the file alone."""

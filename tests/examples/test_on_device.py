@@ -182,7 +182,7 @@ def test_the_script_writes_an_mp4(
     assert wanted.mean(axis=(0, 1, 2)).std() > 4, "nor are the colours"
 
 
-def test_the_mp4_keeps_colours(runner: ModuleType, tmp_path: Path) -> None:
+def test_the_mp4_preserves_colours(runner: ModuleType, tmp_path: Path) -> None:
     """Flat pictures of strong colours, read back by the matrix that the file names."""
     colours = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (128, 128, 128)]
     pieces = [np.full((1, 32, 48, 3), colour, np.uint8) for colour in colours]

@@ -136,7 +136,7 @@ def test_the_limit_itself_passes():
 
 @pytest.mark.parametrize("field", CHECKED_BY)
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
-def test_what_was_not_measured_is_inconclusive(field, value):
+def test_a_check_that_was_not_measured_is_inconclusive(field, value):
     verdict = verdict_of(replace(GOOD, **{field: value}))
     assert verdict.result == "inconclusive"
     assert failed_names(verdict) == CHECKED_BY[field]

@@ -68,7 +68,7 @@ def test_a_constant_offset_is_no_flicker(seed, offset):
 
 
 @given(seed=STEPS)
-def test_an_error_that_stands_still_is_no_flicker(seed):
+def test_a_constant_error_is_no_flicker(seed):
     x, error = noise(seed, 3, 3, 20, 20), noise(seed + 1, 1, 3, 20, 20, low=-0.25, high=0.25)
     assert float(flicker(x + error, x)) == pytest.approx(0, abs=1e-12)
 

@@ -69,7 +69,7 @@ def test_the_file_name_of_diffusers_is_accepted_and_pickles_are_not(
         load_decoder(tmp_path)
 
 
-def test_weights_beside_another_config_are_refused(tiny: TurboVaedDecoder, tmp_path: Path) -> None:
+def test_weights_with_another_config_are_refused(tiny: TurboVaedDecoder, tmp_path: Path) -> None:
     save_decoder(tiny, tmp_path)
     other = replace(tiny.config, is_video_dc_ae=True)  # of the same weight shapes
     (tmp_path / "config.json").write_text(json.dumps(other.to_published()))

@@ -62,7 +62,7 @@ def test_a_link_that_leads_nowhere_stops_the_build(build, link):
     assert not build(f"[text]({link})")
 
 
-def test_architecture_lists_the_packages_in_the_order_that_imports_are_checked_in():
+def test_architecture_lists_packages_in_the_order_of_the_import_contract():
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     (layers,) = (one["layers"] for one in contracts["contracts"] if one["type"] == "layers")
     listed = re.findall(

@@ -103,9 +103,7 @@ def failed_checks(workspace: Workspace) -> set[str]:
     return {check.name for check in verdict.failed}
 
 
-def test_where_the_host_has_a_gpu_the_teacher_is_timed_there_too(
-    judged_copy, remeasured, monkeypatch, files
-):
+def test_the_teacher_is_also_timed_on_the_hosts_gpu(judged_copy, remeasured, monkeypatch, files):
     remeasured()
     timed = []
 
@@ -255,7 +253,7 @@ def test_a_program_that_fails_at_the_devices_shape_fails_the_gate(judged_copy, r
 
 
 @pytest.mark.parametrize(("choose", "chosen"), [("fastest", "fp16"), ("best", "fp32")])
-def test_of_several_packages_the_profile_chooses_what_ships(
+def test_the_profile_chooses_which_of_several_packages_ships(
     judged, judged_copy, remeasured, monkeypatch, files, choose, chosen
 ):
     """Half precision in half the time, with noise on it."""
