@@ -1,12 +1,12 @@
-"""A package, latents and a plan that every device can be tried with."""
+"""Packages and latents that every device can be tried with."""
 
 import numpy as np
 import pytest
 
-from tests.devices.small import SHAPE
+from tests.devices.small import SHAPE, VIDEO_SHAPE
 from tests.export.small import small_decoder
 from tests.exports import exported_once
-from turbo_vaed.export import ExportJob, Target, export_package
+from turbo_vaed.export import ExportJob, IoSpec, Target, export_package, write_package
 
 
 @pytest.fixture(scope="session")
@@ -35,15 +35,38 @@ def package(exported):
     return exported("executorch-xnnpack/fp32")
 
 
-@pytest.fixture(scope="session")
-def half(exported):
-    """A package that takes and gives float16."""
-    return exported("executorch-xnnpack/fp16")
+def _made_up(folder, target, program, dtype="float32"):
+    io = IoSpec(
+        latent_shape=SHAPE, video_shape=VIDEO_SHAPE, frames_per_latent=2, first_latent_frames=1,
+        halo_frames=(9, 9), latent_dtype=dtype, video_dtype=dtype,
+    )  # fmt: skip
+    return write_package(folder / "package", program, io, target=target)
 
 
 @pytest.fixture(scope="session")
-def coreml(exported):
-    return exported("coreml/fp16")
+def android(tmp_path_factory):
+    """A package for a fake phone, which runs it by `fake_program`."""
+    folder = tmp_path_factory.mktemp("android")
+    (folder / "decoder.pte").write_bytes(b"a program for Android")
+    return _made_up(folder, "executorch-xnnpack/fp32", folder / "decoder.pte")
+
+
+@pytest.fixture(scope="session")
+def half(tmp_path_factory):
+    """A package for a fake iPhone that takes and gives float16."""
+    folder = tmp_path_factory.mktemp("half")
+    (folder / "decoder.pte").write_bytes(b"a program of half precision")
+    return _made_up(folder, "executorch-xnnpack/fp16", folder / "decoder.pte", "float16")
+
+
+@pytest.fixture(scope="session")
+def coreml(tmp_path_factory):
+    """A package for a fake Mac or iPhone: its program is a folder."""
+    program = tmp_path_factory.mktemp("coreml") / "decoder.mlpackage"
+    (program / "Data").mkdir(parents=True)
+    (program / "Manifest.json").write_text("{}")
+    (program / "Data" / "model").write_bytes(b"a program for Core ML")
+    return _made_up(program.parent, "coreml/fp16", program)
 
 
 @pytest.fixture(scope="session")

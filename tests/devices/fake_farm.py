@@ -73,9 +73,9 @@ class Farm:
 
     def ask(self, name, given):
         self.calls[name] += 1
-        if self.trouble == "throttle" and self.calls[name] == 1:
+        if f"throttle {name}" in self.trouble and self.calls[name] == 1:
             return 400, {"__type": "ThrottlingException", "message": "Rate exceeded"}
-        if self.trouble == f"deny {name}":
+        if f"deny {name}" in self.trouble:
             return 400, {"__type": "AccessDeniedException", "message": "you may not"}
         return 200, getattr(self, name)(given)
 
@@ -143,6 +143,9 @@ class Farm:
         return {"artifacts": [video] if self.trouble == "no artifact" else [video, left]}
 
     def _run(self):
+        if self.trouble in ("garbage", "no artifact"):
+            self.status, self.result, self.artifact = "COMPLETED", "PASSED", b"<html>"
+            return
         test = self.scheduled["test"]
         package, specification = (
             self.uploads[test[name].removeprefix(UPLOAD)]["data"]
@@ -171,4 +174,4 @@ class Farm:
             with zipfile.ZipFile(written, "w") as archive:
                 for path in log.rglob("*"):
                     archive.write(path, f"Host_Machine_Files/{path.relative_to(scratch)}")
-        self.artifact = b"<html>" if self.trouble == "garbage" else written.getvalue()
+        self.artifact = written.getvalue()

@@ -1,6 +1,6 @@
 """An iPhone on the fake Mac: an `xcrun devicectl` that knows the options that are asked of it and
-no others, the container of an app, and an app that does what docs/on-device.md asks. Its Core ML is
-our interpreter where `MAC_IS_REAL` is set. `IPHONE_TROUBLE` selects how they misbehave."""
+no others, the container of an app, and an app that does what docs/on-device.md asks and runs
+`fake_program`. `IPHONE_TROUBLE` selects how they misbehave."""
 
 import sys
 from pathlib import Path
@@ -70,15 +70,16 @@ elif what == "launch":
     assert given.app == {app!r} and given.terminate_existing
     if trouble != "another app":
         environment = {{**os.environ, **given.environment_variables}}
-        plain = [] if os.environ.get("MAC_IS_REAL") else ["-IS"]  # needs no site packages
-        subprocess.run([sys.executable, *plain, {program!r}], cwd=container, env=environment)
+        subprocess.run([sys.executable, "-IS", {program!r}], cwd=container, env=environment)
     if trouble == "second crash":
         count = len(list(container.glob("launched*")))
         (container / f"launched{{count}}").touch()
 """
 PROGRAM = """
-import json, math, os, shutil, signal, sys, time
+import json, math, os, signal, sys, time
 from pathlib import Path
+sys.path.insert(0, {here!r})
+from fake_program import video_of
 trouble = os.environ.get("IPHONE_TROUBLE", "")
 job = json.loads(Path(os.environ["TURBO_VAED_JOB"]).read_text())
 assert job["format"] == 2, job
@@ -100,22 +101,13 @@ signal.signal(signal.SIGALRM, late)
 signal.alarm(job["seconds"])
 if trouble == "slow":
     time.sleep(600)
-shape = [job["clips"], *job["latent_shape"][1:]]
-if os.environ.get("MAC_IS_REAL"):
-    import numpy as np
-    sys.path.insert(0, {root!r})
-    latents = np.fromfile(here / job["latents"], job["latent_dtype"]).reshape(shape)
-    if job["runtime"] == "coreml":
-        from turbo_vaed.export.mil import open_mlpackage
-        program = open_mlpackage(here / job["program"])
-    else:
-        from turbo_vaed.devices._runtimes import open_program
-        program = open_program(job["runtime"], here / job["program"], job["threads"])
-    run = lambda i: program(latents[i : i + 1]).astype(job["video_dtype"]).tobytes()
-else:
-    size = lambda dtype, shape: {{"float16": 2, "float32": 4}}[dtype] * math.prod(shape)
-    assert os.path.getsize(here / job["latents"]) == size(job["latent_dtype"], shape)
-    run = lambda i: bytes(size(job["video_dtype"], job["video_shape"]))
+latents = (here / job["latents"]).read_bytes()
+size = {{"float16": 2, "float32": 4}}[job["latent_dtype"]] * math.prod(job["latent_shape"])
+assert len(latents) == job["clips"] * size
+run = lambda i: video_of(
+    here / job["program"], latents[i * size : (i + 1) * size], math.prod(job["video_shape"]),
+    job["latent_dtype"], job["video_dtype"],
+)
 seconds = []
 for i in range(job["warmup"] + job["samples"]):
     start = time.perf_counter(); run(0); seconds.append(time.perf_counter() - start)
@@ -134,12 +126,12 @@ leave(state="done", **found)
 """
 
 
-def make_iphone(folder: Path, monkeypatch, video_shape) -> Path:
+def make_iphone(folder: Path, monkeypatch, io) -> Path:
     """Put the commands on the path; returns the container of the app on the phone."""
-    make_mac(folder, monkeypatch, video_shape)
+    make_mac(folder, monkeypatch, io)
     container, program, xcrun = folder / "container", folder / "app.py", folder / "commands/xcrun"
     (container / "Documents").mkdir(parents=True)
-    program.write_text(PROGRAM.format(root=str(Path(__file__).resolve().parents[2])))
+    program.write_text(PROGRAM.format(here=str(Path(__file__).parent)))
     xcrun.write_text(XCRUN.format(
         python=sys.executable, container=str(container), program=str(program), udid=UDID, app=APP
     ))  # fmt: skip

@@ -1,11 +1,11 @@
-"""A Mac that is this machine: `ssh` and `scp` that stay here, and a Python whose Core ML is our
-interpreter of its programs where `MAC_IS_REAL` is set. `MAC_TROUBLE` selects how they misbehave."""
+"""A Mac that is this machine: `ssh` and `scp` that stay here, and a Python whose coremltools runs
+`fake_program`. `MAC_TROUBLE` selects how they misbehave."""
 
+import math
 import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 HOST = "me@studio.local"
 SSH = """#!{python} -IS
 import os, subprocess, sys, time
@@ -51,38 +51,33 @@ if sys.argv[1] == "-c":
     sys.exit(0)
 if trouble == "crash":
     sys.exit("Error in declaring network.")
+from enum import Enum
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 import numpy as np
-
-if os.environ.get("MAC_IS_REAL"):
-    import coremltools as ct
-    from turbo_vaed.export.mil import open_mlpackage
-else:  # what is tried is what becomes of the runner
-    from enum import Enum
-    from types import ModuleType, SimpleNamespace
-    ct = sys.modules["coremltools"] = ModuleType("coremltools")
-    ct.__version__, ct.models = "0", SimpleNamespace()
-    ct.ComputeUnit = Enum("ComputeUnit", "CPU_ONLY CPU_AND_GPU CPU_AND_NE ALL")
-    feature = SimpleNamespace(name="x")
-    spec = SimpleNamespace(description=SimpleNamespace(input=[feature], output=[feature]))
-    ct.utils = SimpleNamespace(load_spec=lambda path: spec)
-    open_mlpackage = lambda path: lambda latents: np.zeros({video}, np.float32)
+sys.path.insert(0, {here!r})
+from fake_program import video_of
 
 class MLModel:
     def __init__(self, path, compute_units):
         print("compute unit", compute_units.name)
-        self._run, self._spec = open_mlpackage(Path(path)), ct.utils.load_spec(path)
+        self._path = Path(path)
     def get_spec(self):
-        return self._spec
+        features = {{name: [SimpleNamespace(name=f"the {{name}}")] for name in ("input", "output")}}
+        return SimpleNamespace(description=SimpleNamespace(**features))
     def predict(self, given):
         if trouble == "hang":
             time.sleep(600)
         if trouble == "unsteady":
             time.sleep(0.01 if os.path.exists("result0.json") else 0.1)
-        (latents,) = given.values()
-        return {{self._spec.description.output[0].name: self._run(latents)}}
+        latents = given["the input"]
+        assert (latents.shape, latents.dtype) == ({latents}, np.float32)
+        video = video_of(self._path, latents.tobytes(), {numbers})
+        return {{"the output": np.frombuffer(video, np.float32).reshape({video})}}
 
-ct.models.MLModel = MLModel
+ct = sys.modules["coremltools"] = ModuleType("coremltools")
+ct.__version__, ct.models = "9.0", SimpleNamespace(MLModel=MLModel)
+ct.ComputeUnit = Enum("ComputeUnit", "CPU_ONLY CPU_AND_GPU CPU_AND_NE ALL")
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.getcwd())
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -92,8 +87,8 @@ SW_VERS = "#!/bin/sh\necho 26.1\n"
 PMSET = '#!/bin/sh\necho " CPU_Speed_Limit = ${SPEED:-100}"\n'
 
 
-def make_mac(folder: Path, monkeypatch, video_shape) -> Path:
-    """Put the commands on the path; returns the Mac's Python."""
+def make_mac(folder: Path, monkeypatch, io) -> Path:
+    """Put the commands on the path; returns the Mac's Python, for programs of that `IoSpec`."""
     commands = folder / "commands"
     commands.mkdir()
     python = folder / "python3"
@@ -103,10 +98,18 @@ def make_mac(folder: Path, monkeypatch, video_shape) -> Path:
         (commands / "sysctl", SYSCTL),
         (commands / "sw_vers", SW_VERS),
         (commands / "pmset", PMSET),
-        (python, PYTHON.format(python=sys.executable, video=video_shape)),
+        (
+            python,
+            PYTHON.format(
+                python=sys.executable,
+                here=str(Path(__file__).parent),
+                latents=io.latent_shape,
+                video=io.video_shape,
+                numbers=math.prod(io.video_shape),
+            ),
+        ),
     ):
         path.write_text(text)
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return python

@@ -1,6 +1,6 @@
-"""An Android phone that is this machine: an `adb` whose shell runs here, and a runner that is real
-ExecuTorch where `RUNNER_IS_REAL` is set. They misbehave as ADB_TROUBLE and RUNNER_TROUBLE say, and
-the phone's clock runs CLOCK_SPEED times as fast."""
+"""An Android phone that is this machine: an `adb` whose shell runs here, and a runner that has the
+flags and the log of ExecuTorch's and runs `fake_program`. ADB_TROUBLE and RUNNER_TROUBLE
+select how they misbehave, and the phone's clock runs CLOCK_SPEED times as fast."""
 
 import math
 import os
@@ -8,7 +8,6 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 SERIAL = "R5C"
 ADB = """#!{python} -IS
 import os, shutil, subprocess, sys
@@ -23,10 +22,11 @@ verb, rest = arguments[0], arguments[1:]
 pulled = Path(__file__).with_name("unplugged")
 if pulled.exists():
     sys.exit("adb: device 'R5C' not found")
-if trouble == "unplug" and "run.sh" in rest[0]:
+if trouble == "unplug" and verb == "shell" and "run.sh" in rest[0]:
     import signal, time
     running = subprocess.Popen(["sh", "-c", rest[0]], start_new_session=True)
-    time.sleep(1)
+    while not Path(rest[0].split()[1]).with_name("pid").exists():  # the program runs
+        time.sleep(0.02)
     pulled.touch()
     os.killpg(running.pid, signal.SIGHUP)  # which is what adbd does
     sys.exit("error: device disconnected")
@@ -43,32 +43,27 @@ elif verb == "shell":
 """
 RUNNER = """#!{python} -IS
 import os, sys, time
-is_real = bool(os.environ.get("RUNNER_IS_REAL"))
-if is_real and sys.flags.isolated:  # ExecuTorch is among the site packages
-    os.execv({python!r}, [{python!r}, *sys.argv])
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from fake_program import video_of
 given = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
 trouble = os.environ.get("RUNNER_TROUBLE", "")
 if trouble == "crash":
     os.abort()
-if trouble == "hang" or trouble == "slow":
-    time.sleep(600 if trouble == "hang" else 6)
+count = int(given["num_executions"])
+if trouble == "hang":
+    time.sleep(600)
+if trouble == "slow" or trouble == "slow to time" and count > 1:
+    time.sleep(float(os.environ["SLOW_SECONDS"]))
 if trouble == "garbage":
     print("hello"); time.sleep(0.3); sys.exit(0)
-if is_real:
-    import numpy as np
-    from turbo_vaed.devices._runtimes import open_program
-    program = open_program("executorch-xnnpack", given["model_path"], int(given["cpu_threads"]))
-    latents = np.fromfile(given["inputs"], dtype="<f4").reshape({shape})
-    run = lambda: program(latents).astype("<f4").tobytes()
-else:
-    assert os.path.getsize(given["inputs"]) == {latent_bytes}
-    weights = bytearray(b"1") * 20_000_000  # a peak that is seen from outside
-    run = lambda: bytes({video_bytes})
+latents = Path(given["inputs"]).read_bytes()
+assert len(latents) == {latent_bytes}
+weights = bytearray(b"1") * 20_000_000  # a peak that is seen from outside
 print("I 00:00:00 executor_runner.cpp:333] Model loaded in 12.5 ms.", file=sys.stderr)
-count = int(given["num_executions"])
 for i in range(count):
     start = time.perf_counter()
-    video = run()
+    video = video_of(Path(given["model_path"]), latents, {numbers})
     ms = (time.perf_counter() - start) * 1000
     if trouble == "unsteady":
         ms = 10.0 if os.path.exists("started") else 100.0
@@ -78,7 +73,7 @@ with open(given["output_file"] + "-0.bin", "wb") as file:
     file.write(video)
 if trouble == "grow":  # at its very end, where no look at /proc sees it
     held = bytearray(b"1") * 400_000_000
-else:
+if trouble == "linger":  # for a look at /proc
     time.sleep(0.3)
 """
 TOYBOX = """#!{python} -IS
@@ -136,14 +131,13 @@ def make_phone(folder: Path, monkeypatch, latent_shape, video_shape) -> Path:
             runner,
             RUNNER.format(
                 python=sys.executable,
-                shape=latent_shape,
+                here=str(Path(__file__).parent),
                 latent_bytes=4 * math.prod(latent_shape),
-                video_bytes=4 * math.prod(video_shape),
+                numbers=math.prod(video_shape),
             ),
         ),
     ):
         path.write_text(text)
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return runner

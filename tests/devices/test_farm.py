@@ -8,11 +8,10 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-import torch
 
 from tests.devices.fake_farm import DEVICE, PROJECT, Farm
 from tests.devices.fake_phone import make_phone
-from tests.devices.small import PLAN, SHAPE, STRICT
+from tests.devices.small import PLAN, SHAPE, STRICT, expected_frames
 from turbo_vaed.config.devices import FarmProfile, parse_profile
 from turbo_vaed.costs import Ledger
 from turbo_vaed.costs.tags import resource_tags
@@ -39,6 +38,11 @@ def paid():
     return []
 
 
+@pytest.fixture(scope="module")
+def package(android):
+    return android
+
+
 @pytest.fixture
 def phone(service, paid, tmp_path, monkeypatch, package):
     runner = make_phone(tmp_path, monkeypatch, SHAPE, package.io.video_shape)
@@ -63,18 +67,16 @@ def measured(phone, package, latents, tmp_path, seconds=60.0, plan=PLAN):
 
 
 def test_a_package_is_measured_paid_for_and_its_frames_come_back(
-    phone, service, paid, package, latents, decoder, tmp_path, monkeypatch
+    phone, service, paid, package, latents, tmp_path
 ):
-    monkeypatch.setenv("RUNNER_IS_REAL", "1")
     found = measured(phone, package, latents, tmp_path)
     assert isinstance(found, Measurement)
     assert service.tags == tags(), "the bill attributes it to the run"
     assert [len(seconds) for seconds in found.seconds_by_process] == [3, 3]
     assert found.machine == "P1, arm64-v8a, Android 15 (AWS Device Farm)"
     assert (found.temperature_celsius, found.throttled) == (31.2, False)
-    with torch.no_grad():
-        expected = decoder(torch.from_numpy(np.load(latents))).numpy()
-    np.testing.assert_allclose(np.load(tmp_path / "out" / "decoded.npy"), expected, atol=1e-4)
+    decoded = np.load(tmp_path / "out" / "decoded.npy")
+    np.testing.assert_array_equal(decoded, expected_frames(package, latents))
     (used,) = paid
     assert (used.quantity, used.unit, used.usd_per_unit) == (
         Decimal("3.25"), "device-minute", Decimal("0.17")
@@ -86,10 +88,6 @@ def test_a_package_is_measured_paid_for_and_its_frames_come_back(
     assert not (tmp_path / "storage").exists()
     names = zipfile.ZipFile(BytesIO(service.uploads["u0"]["data"])).namelist()
     assert {"requirements.txt", "tests/test_nothing.py", "work/run.sh"} < set(names)
-
-
-def test_device_minutes_are_charged_to_the_run(phone, paid, package, latents, tmp_path):
-    measured(phone, package, latents, tmp_path)
     with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         ledger.add(usage_charge(paid[0], "demo-1", "demo", "gate"))
         (charge,) = ledger.charges(run="demo-1")
@@ -117,25 +115,16 @@ def test_a_runner_that_crashes_is_a_result_that_was_paid_for(
     assert len(paid) == 1
 
 
-def test_a_runner_that_hangs_is_a_result_and_ends_before_its_job(
+def test_a_slow_runner_is_a_result_and_ends_before_its_job(
     phone, service, paid, package, latents, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("RUNNER_TROUBLE", "hang")
+    """Twelve minutes a process: each has the time that it may take, and all of them have not. The
+    second is ended while it runs, as one that hangs would be."""
+    monkeypatch.setenv("RUNNER_TROUBLE", "slow")
     monkeypatch.setenv("CLOCK_SPEED", "150")
+    monkeypatch.setenv("SLOW_SECONDS", str(12 * 60 / 150))
     service.minute_seconds = 60 / 150  # a job of 30 minutes is one of 12 seconds
     found = measured(phone, package, latents, tmp_path, seconds=1800.0)  # as long as the job
-    assert isinstance(found, Failed) and "all runs together" in found.reason
-    assert len(paid) == 1 and not paid[0].is_wasted
-
-
-def test_a_runner_that_is_slow_and_never_hangs_is_a_result_too(
-    phone, service, paid, package, latents, tmp_path, monkeypatch
-):
-    """Ten minutes a process: each has the time that it may take, and all of them have not."""
-    monkeypatch.setenv("RUNNER_TROUBLE", "slow")
-    monkeypatch.setenv("CLOCK_SPEED", "100")
-    service.minute_seconds = 60 / 100  # a job of 30 minutes is one of 18 seconds
-    found = measured(phone, package, latents, tmp_path, seconds=1800.0)
     assert isinstance(found, Failed) and "all runs together" in found.reason
     assert len(paid) == 1 and not paid[0].is_wasted
 
@@ -157,12 +146,6 @@ def test_processes_that_disagree_are_not_repeated_where_minutes_are_paid(
     found = measured(phone, package, latents, tmp_path, plan=STRICT)
     assert found.processes == 2 and found.latency.spread > STRICT.max_spread
     assert service.calls["ScheduleRun"] == 1
-
-
-def test_a_throttled_call_is_tried_again(phone, service, package, latents, tmp_path):
-    service.trouble = "throttle"
-    assert isinstance(measured(phone, package, latents, tmp_path), Measurement)
-    assert service.calls["ScheduleRun"] == 2
 
 
 @pytest.mark.parametrize(
@@ -237,9 +220,10 @@ def test_an_invalid_profile_is_refused_with_the_path_of_its_key(change, message)
         parse_profile({**given, "runner": "r", **change})
 
 
-def test_a_run_that_cannot_be_tagged_is_still_measured(
+def test_a_call_that_is_throttled_is_tried_again_and_a_run_without_tags_is_still_measured(
     phone, service, package, latents, tmp_path, caplog
 ):
-    service.trouble = "deny TagResource"
+    service.trouble = "throttle ScheduleRun, deny TagResource"
     assert isinstance(measured(phone, package, latents, tmp_path), Measurement)
+    assert service.calls["ScheduleRun"] == 2
     assert "tags" in caplog.text
