@@ -84,7 +84,7 @@ def test_a_budget_counts_spot_machines_at_their_on_demand_price(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({}, "labels"),
+        ({}, r"labels of node .*\{\}"),
         ({MARKET: "auction"}, r"spot, on-demand, local"),
         ({MARKET: "spot"}, r"turbo-vaed node labels"),
         ({**SPOT, INSTANCE_TYPE: "p9.huge"}, r"spot .*p9\.huge .*eu-central-1b"),

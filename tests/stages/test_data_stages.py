@@ -171,7 +171,7 @@ def test_clips_that_cannot_be_split_leave_no_output(make_workspace: MakePoc, mak
 
 def test_encoding_beyond_the_budget_is_refused(clipped: MakePoc) -> None:
     workspace = clipped(budget={"run_usd": 0.001})
-    with pytest.raises(BudgetRefused, match=r"encoding .*\$0\.001.*reserved"):
+    with pytest.raises(BudgetRefused, match=r"encoding .*reserved"):
         encode.run(workspace)
     assert listing(workspace.work) == {"validate", "clip"}
 

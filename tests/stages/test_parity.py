@@ -78,7 +78,7 @@ def with_export(workspace, **changed):
 def test_a_stage_that_refuses_every_package_keeps_the_old_ones(judged_copy):
     strict = dataclasses.replace(judged_copy.params.export.min_parity_db, fp32=101.0)
     before = json.loads((judged_copy.folder("export") / "parity.json").read_text())
-    with pytest.raises(Fault, match=r"100.*export\.min_parity_db"):  # 100 is most
+    with pytest.raises(Fault, match=r"export\.min_parity_db"):  # 100 is most
         export.run(with_export(judged_copy, min_parity_db=strict))
     assert json.loads((judged_copy.folder("export") / "parity.json").read_text()) == before
 
