@@ -75,6 +75,28 @@ def test_good_evidence_passes_every_check():
     assert all(check.passed for check in verdict.checks)
 
 
+def test_a_verdict_states_what_it_is_about():
+    about = {
+        "customer": "acme", "use_case": "sports", "package_sha256": "a" * 64,
+        "data_sha256": "b" * 64, "git_revision": "c" * 40,
+        "created": "2026-11-22T12:00:00+00:00", "target": "litert/int8", "device": "a phone",
+    }  # fmt: skip
+    evidence = replace(GOOD, confidence=0.9)
+    verdict = judge(evidence, **about, thresholds=THRESHOLDS, min_parity_psnr=60.0)
+    assert {name: getattr(verdict, name) for name in about} == about
+    assert verdict.confidence == 0.9
+
+
+def test_every_check_has_its_unit():
+    units = {check.name: check.unit for check in verdict_of(GOOD).checks}
+    assert units == {
+        "psnr_retention": "share", "psnr": "dB", "ssim": "", "ms_ssim": "", "worst_psnr": "dB",
+        "flicker_ratio": "ratio", "detail_retention": "share", "parity_psnr": "dB", "fps": "fps",
+        "cold_start_seconds": "s", "peak_memory_mb": "MB", "package_mb": "MB",
+        "latency_ratio": "ratio",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "check"),
     [
@@ -96,13 +118,15 @@ def test_one_bad_value_fails_exactly_its_check(change, check):
     assert failed_names(verdict) == {check}
 
 
-@pytest.mark.parametrize(("of_precision", "of_use_case", "limit"), [(60, 40, 60), (40, 50, 50)])
+@pytest.mark.parametrize(
+    ("of_precision", "of_use_case", "limit"), [(60, 40, 60), (40, 50, 50), (50, 50, 50)]
+)
 def test_parity_is_required_by_the_precision_and_by_the_use_case(of_precision, of_use_case, limit):
     strict = made_up.use_case(min_parity=of_use_case)
     verdict = verdict_of(GOOD, strict, min_parity_psnr=of_precision)
     (check,) = (c for c in verdict.checks if c.name == "parity_psnr")
     assert check.limit == limit
-    assert (check.rationale == "min_parity is required") is (of_use_case > of_precision)
+    assert (check.rationale == "min_parity is required") is (of_use_case >= of_precision)
 
 
 def test_margins_are_computed_again_when_a_verdict_is_read():
@@ -141,7 +165,8 @@ def test_a_check_that_was_not_measured_is_inconclusive(field, value):
     assert verdict.result == "inconclusive"
     assert failed_names(verdict) == CHECKED_BY[field]
     for check in verdict.failed:
-        assert (check.measured, check.result) == (None, "inconclusive")
+        assert (check.measured, check.low, check.high) == (None, None, None)
+        assert check.result == "inconclusive"
         assert "not measured" in check.reason
 
 
@@ -154,14 +179,21 @@ def test_every_check_without_a_value_fails_for_a_broken_package():
 
 
 @pytest.mark.parametrize(
-    ("interval", "result"),
-    [((22.0, 23.0), "passes"), ((21.9, 23.0), "inconclusive"), ((20.0, 21.9), "fails")],
+    ("name", "interval", "result"),
+    [
+        ("psnr", (22.0, 23.0), "passes"),
+        ("psnr", (21.9, 23.0), "inconclusive"),
+        ("psnr", (20.0, 21.9), "fails"),
+        ("flicker_ratio", (2.0, 3.0), "passes"),
+        ("flicker_ratio", (2.0, 3.1), "inconclusive"),
+        ("flicker_ratio", (3.1, 4.0), "fails"),
+    ],
 )
-def test_an_interval_across_its_limit_does_not_pass(interval, result):
-    evidence = replace(GOOD, psnr_db=sum(interval) / 2, teacher_psnr_db=20.0,
-                       intervals={"psnr": interval})  # fmt: skip
-    verdict = verdict_of(evidence)
-    (check,) = (c for c in verdict.checks if c.name == "psnr")
+def test_an_interval_across_its_limit_does_not_pass(name, interval, result):
+    field = {"psnr": "psnr_db"}.get(name, name)
+    evidence = replace(GOOD, **{field: sum(interval) / 2}, intervals={name: interval})
+    verdict = verdict_of(replace(evidence, teacher_psnr_db=20.0))
+    (check,) = (c for c in verdict.checks if c.name == name)
     assert (check.result, verdict.result) == (result, result)
     assert (check.low, check.high) == interval
 
@@ -214,6 +246,11 @@ def test_the_reason_of_a_check_has_required_and_measured_value(changed, reason):
     checks = verdict_of(replace(GOOD, teacher_psnr_db=22.0, **changed)).checks
     (check,) = (check for check in checks if check.name == "psnr")
     assert check.reason == f"mean PSNR against the source: {reason}"
+
+
+def test_the_reason_of_an_upper_limit_says_so():
+    (check,) = verdict_of(replace(GOOD, package_bytes=41e6)).failed
+    assert check.reason == "package size: required <= 40 MB, measured 41.00 MB"
 
 
 def test_a_share_has_no_unit_in_a_reason():
