@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from turbo_vaed.costs.money import (
     AMOUNT_QUANTUM,
+    PRICE_QUANTUM,
     difference_usd,
     format_usd,
     from_units,
@@ -16,7 +17,9 @@ from turbo_vaed.costs.money import (
     parse_usd,
     per_second,
     plain,
+    quantise_usd,
     seconds_usd,
+    share,
     time_usd,
     to_units,
     total_usd,
@@ -33,7 +36,7 @@ def test_parse_keeps_every_digit(value: str | int | Decimal, expected: str) -> N
     assert parse_usd(value) == Decimal(expected)
 
 
-@pytest.mark.parametrize("value", [0.08, True, None, "NaN", "inf", "eight cents", ""])
+@pytest.mark.parametrize("value", [0.08, True, None, "NaN", "inf", "eight cents", "", "$$5"])
 def test_parse_refuses_floats_and_nonsense(value: object) -> None:
     with pytest.raises(UserError, match="money: found"):
         parse_usd(value)  # type: ignore[arg-type]
@@ -82,14 +85,37 @@ def test_time_times_price_is_right_to_the_last_digit(microseconds: int, price: D
     assert abs(Fraction(time_usd(microseconds, price)) - exact) <= Fraction(AMOUNT_QUANTUM) / 2
 
 
+def test_the_largest_amounts_are_rounded_half_to_even_too() -> None:
+    large = "99999999999999999999.00000000000"  # more digits than Python's own context has
+    for last, rounded in (("25", "2"), ("35", "4"), ("250001", "3")):
+        assert quantise_usd(Decimal(large + last)) == Decimal(large + rounded)
+
+
+@given(
+    st.decimals(min_value=-1000, max_value=1000, places=18),
+    st.integers(0, 10**9),
+    st.integers(1, 10**9),
+    st.sampled_from([AMOUNT_QUANTUM, PRICE_QUANTUM]),
+)
+def test_a_share_is_right_to_the_last_digit(
+    value: Decimal, part: int, rest: int, quantum: Decimal
+) -> None:
+    whole = part + rest
+    exact = Fraction(value) * part / whole
+    found = share(value, part, whole, quantum)
+    assert abs(Fraction(found) - exact) <= Fraction(quantum) / 2
+    assert found == quantise_usd(found, quantum)
+    assert share(value, whole, whole, Decimal("0.01")) == value, "all of it is not rounded"
+
+
 def test_an_hour_costs_the_hourly_price() -> None:
     assert time_usd(3_600_000_000, Decimal("0.08")) == Decimal("0.08")
     assert per_second(Decimal("0.08")) == Decimal("0.000022222222222222")
 
 
 def test_equal_amounts_have_one_plain_text() -> None:
-    values = ("0.080", "8e-2", "10", "-0", "1e3")
-    assert [plain(Decimal(t)) for t in values] == ["0.08", "0.08", "10", "0", "1000"]
+    values = ("0.080", "8e-2", "10", "10.00", "-0", "-0.0", "1e3")
+    assert [plain(Decimal(t)) for t in values] == ["0.08", "0.08", "10", "10", "0", "0", "1000"]
 
 
 @given(st.integers(-(10**40), 10**40))
