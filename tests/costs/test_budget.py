@@ -4,7 +4,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from turbo_vaed.costs import Budget, Spending, check_start, decide
@@ -38,7 +38,7 @@ def test_decide_at_a_dollar_a_second(spent: str, seconds: float, action: str) ->
         next_step_seconds=seconds,
     )
     assert decision.action == action
-    assert decision.left_usd == 9 - Decimal(spent)
+    assert (decision.spent_usd, decision.left_usd) == (Decimal(spent), 9 - Decimal(spent))
     assert "of $10.00 spent" in decision.reason
 
 
@@ -72,12 +72,15 @@ def test_spend_and_reserve_never_pass_the_budget(
 
 @settings(deadline=None)
 @given(run=st.decimals(min_value="0.000001", max_value=100, places=6), spent=usd, reserve=usd)
+@example(run=Decimal(10), spent=Decimal(7), reserve=Decimal(3))
+@example(run=Decimal(10), spent=Decimal(7), reserve=Decimal(4))
 def test_start_stops_exactly_where_nothing_is_left(
     run: Decimal, spent: Decimal, reserve: Decimal
 ) -> None:
     plan = Budget(run_usd=run, warn_share=Decimal("0.8"), reserve_usd=reserve)
     decision = check_start(plan, spent_usd=spent, usd_per_hour=Decimal("0.08"))
     assert decision.stop == (spent + reserve >= run)
+    assert (decision.spent_usd, decision.left_usd) == (spent, run - spent - reserve)
 
 
 def test_a_budget_below_its_reserve_lets_the_rest_run() -> None:
@@ -91,6 +94,18 @@ def test_a_budget_below_its_reserve_lets_the_rest_run() -> None:
     decision = check_start(tiny, spent_usd=Decimal(0), usd_per_hour=Decimal("0.08"))
     assert decision.stop
     assert "may pass the budget by up to $0.00167" in decision.reason
+
+
+def test_a_reserve_is_time_at_its_price_and_what_is_not_charged_by_time() -> None:
+    plan = Budget.plan(
+        run_usd=Decimal(10),
+        warn_share=0.8,
+        reserve_seconds=1800,
+        usd_per_hour=Decimal("3.6"),
+        reserve_usd=Decimal("0.25"),
+    )
+    assert (plan.run_usd, plan.warn_share) == (10, Decimal("0.8"))
+    assert plan.reserve_usd == Decimal("2.05")
 
 
 def test_free_steps_never_stop_a_run() -> None:
@@ -118,6 +133,15 @@ def test_an_unknown_price_is_refused() -> None:
 def test_impossible_budgets_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         budget(**changes)
+
+
+@pytest.mark.parametrize("warn", ["0", "1"])
+def test_a_warning_may_come_at_once_or_never(warn: str) -> None:
+    plan = budget(warn=warn, reserve="0")
+    decision = decide(
+        plan, spent_usd=Decimal(0), rate_usd_per_second=Decimal(1), next_step_seconds=1
+    )
+    assert decision.action == ("warn" if warn == "0" else "continue")
 
 
 @pytest.mark.parametrize(("rate", "seconds"), [("1", float("nan")), ("1", -1.0), ("-1", 1.0)])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gate import made_up
-from turbo_vaed.gate import TIMED, Candidate, choose, judge
+from turbo_vaed.gate import TIMED, Candidate, Choice, choose, judge
 
 
 def candidate(name, *, psnr=28.0, latency=0.05, size=4_000_000, **changed):
@@ -33,6 +33,25 @@ def test_the_profile_chooses_between_fastest_and_best():
     assert choose([GOOD, FAST, BAD], "best").reason == (
         "fp32 has the best PSNR of the 2 packages that pass, of 3 that were measured"
     )
+
+
+def test_the_reason_says_among_how_many_packages_it_was_chosen():
+    assert choose([GOOD], "fastest") == Choice(
+        name="fp32", reason="it is the only package, and it passes"
+    )
+    assert choose([GOOD, BAD], "fastest") == Choice(
+        name="fp32", reason="fp32 is the only one of 2 packages that passes"
+    )
+    assert choose([GOOD, FAST], "fastest") == Choice(
+        name="int8",
+        reason="int8 is the fastest of the 2 packages that pass, of 2 that were measured",
+    )
+
+
+def test_of_packages_as_close_the_profile_chooses():
+    fast, good = candidate("int8", psnr=20.0, latency=0.01), candidate("fp32", psnr=21.0)
+    assert choose([good, fast], "fastest").name == "int8"
+    assert choose([fast, good], "best").name == "fp32"
 
 
 def test_where_no_package_passes_the_closest_is_chosen():

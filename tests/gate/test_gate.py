@@ -229,7 +229,7 @@ def test_a_comparison_with_nothing_fails(field, value):
     ("changed", "reason"),
     [
         ({"psnr_db": 21.0}, "required >= 22 dB, measured 21.00 dB"),
-        ({"psnr_db": 21.9999}, "required >= 22 dB, measured 21.9999 dB"),
+        ({"psnr_db": 21.99996}, "required >= 22 dB, measured 21.99996 dB"),
         (
             {"psnr_db": 22.5, "intervals": {"psnr": (21.9, 23.0)}},
             "required >= 22 dB, measured 22.50 dB, between 21.90 and 23.00 dB",
@@ -253,9 +253,11 @@ def test_the_reason_of_an_upper_limit_says_so():
     assert check.reason == "package size: required <= 40 MB, measured 41.00 MB"
 
 
-def test_a_share_has_no_unit_in_a_reason():
+def test_shares_and_ratios_have_no_unit_in_a_reason():
     check = verdict_of(replace(GOOD, psnr_db=23.25, teacher_psnr_db=25.0)).checks[0]
     assert check.reason.endswith("required >= 0.95, measured 0.930")
+    (check,) = verdict_of(replace(GOOD, flicker_ratio=4.5)).failed
+    assert check.reason.endswith("required <= 3, measured 4.50")
 
 
 @given(st.floats(15, 50), st.floats(0.5, 1.2), st.floats(15, 50), st.sampled_from([0.999, 1.001]))
@@ -324,7 +326,8 @@ def test_better_never_fails_more(evidence, better):
 
 
 def test_a_verdict_is_read_back_as_written(tmp_path):
-    for found in (GOOD, replace(GOOD, ssim=math.nan)):
+    broken = replace(GOOD, ssim=None, broken="it crashed")
+    for found in (GOOD, replace(GOOD, ssim=math.nan), broken):
         verdict = verdict_of(found)
         path = write_verdict(verdict, tmp_path)
         assert path.name == "verdict.json"
@@ -346,8 +349,8 @@ def without_failed(document):
     document["result"] = "passes"
 
 
-def set_check(document, **values):
-    next(c for c in document["checks"] if c["name"] == "ssim").update(values)
+def set_check(document, check="ssim", **values):
+    next(c for c in document["checks"] if c["name"] == check).update(values)
 
 
 @pytest.mark.parametrize(
@@ -359,6 +362,9 @@ def set_check(document, **values):
         lambda d: set_check(d, measured="0.9"),
         lambda d: set_check(d, result="maybe"),
         lambda d: set_check(d, low=0.7, high=0.9),
+        lambda d: set_check(d, measured=None, result="passes"),
+        lambda d: set_check(d, "psnr", low=21.0, high=29.0),
+        lambda d: set_check(d, "flicker_ratio", low=1.0, high=3.5),
         lambda d: d.update(format=1),
         lambda d: d.update(checks=[], result="passes"),
         lambda d: d.update(checks=None),

@@ -96,7 +96,7 @@ def plain(value: Decimal) -> str:
     text = format(value, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")
-    return "0" if text in ("-0", "") else text
+    return "0" if text == "-0" else text
 
 
 def to_units(value: Decimal) -> int:
@@ -115,7 +115,7 @@ def format_usd(amount: Decimal) -> str:
     What rounds to nothing at six decimals is `<$0.000001`, so that only nothing looks free.
     """
     sign, size = ("-" if amount < 0 else ""), abs(amount)
-    places = 2 if size >= 1 or size == 0 else min(6, max(2, 2 - size.adjusted()))
+    places = min(6, max(2, 2 - size.adjusted()))
     rounded = quantise_usd(size, Decimal(1).scaleb(-places))
     if size and not rounded:
         return f"{sign}<$0.000001"
