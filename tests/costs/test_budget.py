@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from decimal import Decimal
 from typing import Any
 
@@ -7,7 +8,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from turbo_vaed.costs import Budget, Spending, check_start, decide
+from turbo_vaed.costs import (
+    Budget,
+    RunReservation,
+    Spending,
+    SpendingLimit,
+    check_start,
+    decide,
+)
+from turbo_vaed.costs.money import AMOUNT_QUANTUM
 from turbo_vaed.errors import BudgetRefused, UserError
 
 usd = st.decimals(min_value=0, max_value=100, places=6)
@@ -177,3 +186,29 @@ def test_work_that_does_not_fit_is_refused_with_its_cost_and_what_is_left() -> N
     with pytest.raises(BudgetRefused, match=r"\$1.00 reserved"):
         spending("9").require(0, "encoding")
     spending("8.9", usd_per_hour="0").require(1e9, "encoding")
+
+
+def test_a_claim_reserves_the_overhead_too_and_returns_what_is_left_without_it() -> None:
+    written: list[Decimal] = []
+    limit = SpendingLimit(usd=Decimal(20), by="the month", is_own_budget=False)
+    reservation = RunReservation(read_limit=lambda: limit, write=written.append)
+    run = dataclasses.replace(spending("3"), reservation=reservation, overhead_usd=Decimal(2))
+    assert run.claim(Decimal(5)) == dataclasses.replace(limit, usd=Decimal(18))
+    assert written == [7]
+    assert run.claim(Decimal(18)).usd == 18
+    assert run.claim(Decimal("18.01")).usd == 18
+    assert written == [7, 20], "what does not fit is not reserved"
+    assert run.claim(Decimal(30), least_usd=Decimal(17)).usd == 18
+    assert run.claim(Decimal(30), least_usd=Decimal(19)).usd == 18
+    assert written == [7, 20, 20, 21], "the least is, with its overhead"
+    run = dataclasses.replace(run, overhead_usd=Decimal(21))
+    assert run.claim(Decimal(1)).usd == AMOUNT_QUANTUM, "a budget is above 0"
+
+
+def test_work_is_refused_by_what_other_runs_leave_of_a_month() -> None:
+    limit = SpendingLimit(usd=Decimal(8), by="the month", is_own_budget=False)
+    reservation = RunReservation(read_limit=lambda: limit, write=lambda usd: None)
+    run = dataclasses.replace(spending("3"), reservation=reservation)
+    run.require(4, "encoding")  # 3 + 4 + the reserve of 1 are the month's 8
+    with pytest.raises(BudgetRefused, match=r"\$8\.00 that the run may.*limit is the month"):
+        run.require(4.5, "encoding")

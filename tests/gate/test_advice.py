@@ -13,11 +13,12 @@ FACTS = RunFacts(
 )  # fmt: skip
 
 
-def advice(facts=FACTS, **changed):
+def advice(facts=FACTS, target="executorch-xnnpack/fp32", **changed):
     verdict = judge(
         made_up.evidence(**changed), customer="demo", use_case="education",
         thresholds=made_up.use_case(), min_parity_psnr=60.0, package_sha256="a" * 64,
         data_sha256="b" * 64, git_revision="c" * 40, created="2026-11-27T00:00:00+00:00",
+        target=target,
     )  # fmt: skip
     found = advise(verdict, facts)
     assert set(found) == {check.name for check in verdict.failed}
@@ -35,6 +36,66 @@ def test_the_steps_advised_follow_from_the_gain_of_the_second_half():
     assert "twice the steps bring only 0.10 dB: a larger student" in flat["psnr"]
     unknown = advice(replace(FACTS, db_per_doubling=None), psnr_db=20.0, teacher_psnr_db=20.0)
     assert "more steps (distill.steps)" in unknown["psnr"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "check", "steps"),
+    [
+        ({"psnr_db": 20.5}, "psnr", "1,400"),
+        ({"psnr_db": 19.0}, "psnr", "4,000"),
+        ({"worst_psnr_db": 15.0}, "worst_psnr", "1,000"),
+    ],
+)
+def test_up_to_eight_times_the_steps_are_advised(changed, check, steps):
+    found = advice(teacher_psnr_db=30.0, **changed)[check]
+    assert found.endswith(f"so about {steps} steps (distill.steps) would be enough")
+    further = advice(psnr_db=18.0, teacher_psnr_db=30.0)["psnr"]
+    assert "twice the steps bring only 1.00 dB: a larger student" in further
+
+
+def test_only_a_psnr_limit_above_the_teachers_own_is_called_so():
+    assert "the teacher's own 20.00 dB" in advice(psnr_db=20.0, teacher_psnr_db=20.0)["psnr"]
+    assert "teacher's own" not in advice(psnr_db=11.0, teacher_psnr_db=22.0)["psnr"], "at it"
+    assert "teacher's own" not in advice(psnr_db=20.0, teacher_psnr_db=None)["psnr"], "unknown"
+    assert "teacher's own" not in advice(ssim=0.1, psnr_db=28.0, teacher_psnr_db=28.0)["ssim"]
+
+
+def test_a_share_is_short_by_a_bare_number():
+    assert advice(detail_retention=0.5)["detail_retention"].startswith("0.3 short: more steps")
+
+
+@pytest.mark.parametrize(
+    ("precision", "parameters"),
+    [
+        ("fp32", set()),
+        ("fp16", {"export.targets"}),
+        ("int8", {"export.targets", "export.min_parity_db.int8"}),
+    ],
+)
+def test_a_conversion_too_far_from_pytorch_is_advised_by_its_precision(precision, parameters):
+    found = advice(target=f"executorch-xnnpack/{precision}", parity_psnr_db=30.0)["parity_psnr"]
+    named = {"export.targets", "export.min_parity_db.int8"}
+    assert {name for name in named if name in found} == parameters
+    assert ("the exporter is wrong" in found) == (precision == "fp32")
+
+
+@pytest.mark.parametrize(
+    ("changed", "check"),
+    [
+        ({"intervals": {"cold_start_seconds": (0.1, 6.0)}}, "cold_start_seconds"),
+        ({"intervals": {"fps": (20.0, 200.0)}}, "fps"),
+        ({"unknown": {"ssim": "one clip"}}, "ssim"),
+    ],
+)
+def test_times_and_what_has_no_interval_are_measured_again(changed, check):
+    assert "turbo-vaed poc demo measures again" in advice(**changed)[check]
+
+
+def test_a_value_at_its_limit_is_advised_more_clips():
+    at_limit = {"psnr_db": 22.0, "teacher_psnr_db": 22.0, "intervals": {"psnr": (21.0, 23.0)}}
+    assert "more test clips than 9 (clip" in advice(**at_limit)["psnr"]
+    unknown = replace(FACTS, test_clips=None)
+    assert "more test clips (clip" in advice(unknown, **at_limit)["psnr"]
 
 
 def test_a_slow_package_is_advised_to_try_another_precision():
