@@ -69,9 +69,9 @@ golden: setup ## write the golden files of reports again, and show what changed 
 	$(BIN)/python -m tests.report.golden
 	$(BIN)/python -m tests.report.costs.golden
 
-mutants: setup ## change the code of the gate on purpose and see which change no test notices
+mutants: setup ## change the gate's and the budget's code and see what no test notices; OF='*.costs.*' for a part
 	$(BIN)/uv pip install --quiet --python $(BIN)/python mutmut==3.8.1
-	$(BIN)/mutmut run; $(BIN)/mutmut results
+	$(BIN)/mutmut run $(if $(OF),'$(OF)'); $(BIN)/mutmut results
 
 drills: setup ## break things on purpose and see what a run makes of it; writes docs/drills.md
 	$(BIN)/python -m scripts.drills
