@@ -159,16 +159,23 @@ def test_the_script_plans_windows_as_the_library_does(
 
 
 def test_the_script_writes_an_mp4(
-    decoder: TurboVaedDecoder, package: Package, tmp_path: Path
+    runner: ModuleType,
+    decoder: TurboVaedDecoder,
+    package: Package,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """By the command line, which prints progress and that a short overlap is not exact."""
     latents = make_latents(LENGTH + 5)
     np.save(tmp_path / "latents.npy", latents)
-    done = run(package.folder, tmp_path / "latents.npy", tmp_path / "v.mp4", "--overlap", 2)
-    assert done.returncode == 0, done.stderr
+    arguments = [package.folder, tmp_path / "latents.npy", tmp_path / "v.mp4", "--overlap", 2]
+    monkeypatch.setattr(sys, "argv", ["decode.py", *map(str, arguments)])
+    runner.main()
+    printed = capsys.readouterr().err
     expected = by_pytorch(decoder, latents)
-    assert f"{len(expected)}/{len(expected)} frames" in done.stderr
-    assert f"overlap by 2, not by {CONFIG.time_spec.exact_overlap}" in done.stderr
+    assert f"{len(expected)}/{len(expected)} frames" in printed
+    assert f"overlap by 2, not by {CONFIG.time_spec.exact_overlap}" in printed
     with av.open(str(tmp_path / "v.mp4")) as container:
         pictures = [
             frame.to_ndarray(format="rgb24", src_colorspace="ITU709")

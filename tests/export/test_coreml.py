@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def test_the_program_computes_what_pytorch_does(made: tuple[TurboVaedDecoder, Pa
     assert video.shape == expected.shape == package.io.video_shape
     noise = (video - expected).square().mean() / expected.square().mean()
     assert -10 * math.log10(noise) >= 45
+
+
+def test_coremltools_names_its_input_and_output(made: tuple[TurboVaedDecoder, Package]) -> None:
+    """As the runner on a Mac reads them; only `predict` is not on Linux."""
+    path, unit = str(made[1].program_path), ct.ComputeUnit["CPU_AND_GPU"]
+    with quiet_imports(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        described = ct.models.MLModel(path, compute_units=unit).get_spec().description
+    names = [[feature.name for feature in f] for f in (described.input, described.output)]
+    assert names == [["latents"], ["video"]]
 
 
 def test_gains_and_offsets_that_training_moved_are_computed_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from turbo_vaed.export import (
     ExportError,
     IoSpec,
+    executorch,
     export_xnnpack,
     load_package,
     write_package,
@@ -86,7 +88,9 @@ def test_a_program_agrees_with_eager_pytorch(decoder: TurboVaedDecoder, program:
     assert [path.name for path in program.parent.iterdir()] == ["decoder.pte"]
 
 
+@pytest.mark.nightly
 def test_tiny_preset_without_scaling(tmp_path: Path) -> None:
+    """The programs of test_precisions.py have no scaling; the end-to-end tests export a preset."""
     torch.manual_seed(1)
     decoder = TurboVaedDecoder(PRESETS["tiny-ltx"]).requires_grad_(False)
     latents = torch.randn(1, 32, 2, 3, 4)
@@ -94,15 +98,41 @@ def test_tiny_preset_without_scaling(tmp_path: Path) -> None:
     assert psnr(run(path, latents), decoder(latents)) >= 60
 
 
-def test_a_graph_that_splits_is_refused(tmp_path: Path) -> None:
-    decoder = TurboVaedDecoder(small_config())
+def sorted_channels(x: Tensor) -> Tensor:
+    return torch.sort(x, dim=1).values
 
-    class Sorted(nn.Module):  # an operation that XNNPACK does not have
+
+@pytest.mark.parametrize(
+    ("operation", "dtype", "outside"),
+    [(sorted_channels, torch.float32, "sort"), (nn.functional.silu, torch.float16, "copy")],
+)
+def test_a_graph_of_several_subgraphs_is_refused(
+    operation: Callable[[Tensor], Tensor], dtype: torch.dtype, outside: str
+) -> None:
+    """XNNPACK has no sort; PyTorch's own silu takes float16 by way of float32."""
+
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
         def forward(self, x: Tensor) -> Tensor:
-            return torch.sort(x, dim=1).values
+            out: Tensor = self.last(operation(self.first(x)))
+            return out
 
-    decoder.mid_block.resnets[0].norm1 = Sorted()
-    with pytest.raises(ExportError, match=r"\d+ subgraphs .*: .*sort"):
+    x = torch.zeros(1, 4, 4, 4, dtype=dtype)
+    exported = torch.export.export(Between().requires_grad_(False).to(dtype), (x,))
+    with pytest.raises(ExportError, match=rf"\d+ subgraphs .*: .*{outside}"):
+        executorch._lower(exported)
+
+
+def test_a_refused_graph_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_exported: object) -> bytes:
+        raise ExportError
+
+    monkeypatch.setattr(executorch, "_lower", refuse)
+    decoder = TurboVaedDecoder(small_config())
+    with pytest.raises(ExportError):
         export_xnnpack(decoder, latent_shape=LATENT_SHAPE, folder=tmp_path)
     assert not list(tmp_path.iterdir())
 

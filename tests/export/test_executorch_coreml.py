@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.export.small import small_decoder
-from turbo_vaed.export import ExportJob, Target, export_package
+from turbo_vaed.export import ExportJob, Target, executorch, export_package
 from turbo_vaed.export.executorch_coreml import unpacked
 from turbo_vaed.export.graph import ExportError
 from turbo_vaed.export.mil import open_mlpackage
@@ -55,11 +55,16 @@ def test_a_program_has_the_same_bytes_every_time(package, decoder, tmp_path):
     assert again.sha256 == package.sha256
 
 
-def test_a_program_that_is_not_one_call_of_core_ml_is_refused(decoder, tmp_path):
+def test_a_program_that_is_not_one_call_of_core_ml_is_refused(tmp_path):
     """XNNPACK's, say: it has the same name, and would run on the CPU."""
-    other = Target.parse("executorch-xnnpack/fp32")
-    plain = ExportJob(decoder=decoder, latent_shape=SHAPE, precision="fp32", folder=tmp_path)
-    made = export_package(other, tmp_path / "p", plain)
+
+    class Doubled(torch.nn.Module):
+        def forward(self, x):
+            return x + x
+
+    program = tmp_path / "decoder.pte"
+    exported = torch.export.export(Doubled(), (torch.zeros(1, 4, 2, 2),))
+    program.write_bytes(executorch._lower(exported))
     with pytest.raises(ExportError, match=r"found delegates .*Xnnpack"):  # noqa: SIM117
-        with unpacked(made.program_path):
+        with unpacked(program):
             pass

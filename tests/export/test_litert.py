@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.export.small import wide_decoder
 from turbo_vaed.devices._runtimes import open_program
 from turbo_vaed.errors import UserError
 from turbo_vaed.export import (
@@ -22,7 +23,7 @@ from turbo_vaed.export import (
     litert,
     load_package,
 )
-from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
+from turbo_vaed.models import TurboVaedDecoder
 
 pytestmark = pytest.mark.slow
 
@@ -32,18 +33,7 @@ MEAN, STD = [0.1 * i for i in range(8)], [1 + 0.2 * i for i in range(8)]
 
 @pytest.fixture(scope="module")
 def decoder() -> TurboVaedDecoder:
-    """As few layers as there are kinds, wide enough that int8 is worth its name."""
-    torch.manual_seed(0)
-    config = DecoderConfig(
-        latent_channels=8,
-        decoder_block_out_channels=(64,),
-        decoder_layers_per_block=(1, 1),
-        spatio_temporal_scaling=(True,),
-        decoder_spatio_only=(False,),
-        decoder_is_dw_conv=(False, True),
-        patch_size=2,
-    )
-    return TurboVaedDecoder(config).requires_grad_(False)
+    return wide_decoder()
 
 
 @pytest.fixture(scope="module")

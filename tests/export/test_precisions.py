@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.export.small import small_decoder
+from tests.export.small import wide_decoder
 from turbo_vaed.devices._runtimes import open_program
-from turbo_vaed.export import ExportError, _executorch_shuffle, executorch, export_xnnpack
+from turbo_vaed.export import _executorch_shuffle, executorch, export_xnnpack
 from turbo_vaed.export._executorch_shuffle import by_one_copy
 from turbo_vaed.export.quantise import kept_in_float, mse_from_psnr
 from turbo_vaed.models import TurboVaedDecoder
@@ -23,8 +23,6 @@ from turbo_vaed.models.layers import MIN_WINOGRAD_CHANNELS, FrameConv
 pytestmark = pytest.mark.slow
 
 SHAPE = (1, 8, 2, 6, 6)
-WIDTHS = (64, 96)
-"""Wide enough that weights are most of the file."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,7 +31,7 @@ def latents(seed: int) -> torch.Tensor:
 
 
 def make() -> TurboVaedDecoder:
-    decoder = small_decoder(WIDTHS).requires_grad_(False)
+    decoder = wide_decoder()
     with torch.no_grad():  # a video in about [-1, 1], as of a trained one
         scale = decoder(latents(0)).std() / 0.4
         decoder.conv_out.conv.weight /= scale
@@ -113,23 +111,25 @@ def test_programs_are_close_to_pytorch(decoder, programs, precision, least_db):
     assert 10 * math.log10(4 / mse) >= least_db
 
 
-def test_float16_divides_by_no_zero_where_values_are_nearly_equal(tmp_path):
+def test_float16_divides_by_no_zero_where_values_are_nearly_equal(tmp_path, monkeypatch):
     """Squares of what is below 1/4096 are nothing in float16, and so was the norms' epsilon."""
-    decoder = make()
+    decoder, lowered = make(), []
     with torch.no_grad():
         decoder.conv_in.conv.weight *= 1e-5
         decoder.conv_in.conv.bias *= 0
-    path = export_xnnpack(decoder, latent_shape=SHAPE, folder=tmp_path, precision="fp16")
-    video = open_program("executorch-xnnpack", path, 1)(latents(9).numpy())
-    assert np.isfinite(video).all()
+    monkeypatch.setattr(executorch, "_lower", lambda exported: lowered.append(exported) or b"")
+    export_xnnpack(decoder, latent_shape=SHAPE, folder=tmp_path, precision="fp16")
+    with torch.no_grad():
+        video = lowered[0].module()(latents(9).half())
+    assert video.dtype == torch.float16 and video.isfinite().all()
 
 
-def test_float16_is_half_of_the_weights_and_int8_less(decoder, programs):
+def test_float16_is_half_of_the_weights_and_int8_a_quarter(decoder, programs):
     """Of float32's file by Winograd it is less."""
     sizes = {name: path.stat().st_size for name, path in programs.items()}
     whole = 4 * sum(weights.numel() for weights in decoder.parameters())
     assert sizes["fp16"] <= 0.53 * whole
-    assert sizes["int8"] <= 0.65 * whole
+    assert sizes["int8"] <= 0.35 * whole, "a quarter, and what has the scales and the graph"
     wide = [
         m.conv.weight.numel()
         for m in decoder.modules()
@@ -139,11 +139,15 @@ def test_float16_is_half_of_the_weights_and_int8_less(decoder, programs):
     assert sizes["fp32"] > 1.15 * whole, "four kernels for three"
 
 
-def test_all_layers_in_int8_are_about_a_quarter(decoder, tmp_path, programs):
-    path = export_xnnpack(
+def test_all_layers_are_int8_where_no_parity_is_required(decoder, tmp_path, monkeypatch):
+    lowered = []
+    monkeypatch.setattr(executorch, "_lower", lambda exported: lowered.append(exported) or b"")
+    export_xnnpack(
         decoder, latent_shape=SHAPE, folder=tmp_path, precision="int8", calibration=[latents(1)]
     )
-    assert path.stat().st_size <= 0.30 * programs["fp32"].stat().st_size
+    tensors = [*lowered[0].state_dict.values(), *lowered[0].constants.values()]
+    in_int8 = sum(tensor.numel() for tensor in tensors if tensor.dtype == torch.int8)
+    assert in_int8 >= 0.9 * sum(weights.numel() for weights in decoder.parameters())
 
 
 def test_an_export_leaves_the_library_unpatched(programs):
@@ -154,16 +158,6 @@ def test_an_export_leaves_the_library_unpatched(programs):
 
     assert NodeVisitor.define_tensor.__module__.startswith("executorch.")
     assert ChannelsLastTaggedReshapePass.input_to_nhwc.__module__.startswith("executorch.")
-
-
-def test_a_graph_of_several_subgraphs_is_refused(decoder, tmp_path, monkeypatch):
-    """As float16 with PyTorch's own silu is: it goes by way of float32."""
-    from turbo_vaed.models import decoder as module
-
-    monkeypatch.setattr(module, "silu", torch.nn.functional.silu)
-    with pytest.raises(ExportError, match="one subgraph"):
-        export_xnnpack(decoder, latent_shape=SHAPE, folder=tmp_path, precision="fp16")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
