@@ -118,3 +118,10 @@ def test_a_package_that_crashed_is_never_chosen_before_one_that_ran():
     )
     assert choose([gone, BAD], "fastest").name == "fp8"
     assert choose([gone, GOOD], "fastest").name == "fp32"
+
+
+def test_a_package_without_a_latency_is_the_slowest():
+    """It ran for the clips and crashed at the device's shape."""
+    half = replace(FAST, name="half", latency_seconds=None)
+    for candidates in ([half, GOOD], [GOOD, half]):
+        assert choose(candidates, "fastest").name == "fp32"
