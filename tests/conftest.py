@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -18,6 +19,10 @@ from tests.shared import made_once
 
 # One thread per process, as a worker computes: sums in another order are other numbers.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# As the Makefile has it: hundreds of processes start, each in half the time with kept byte code.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Nothing phones home, whoever starts the tests: as the Makefile sets it.
 os.environ |= {

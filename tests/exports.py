@@ -56,10 +56,11 @@ def _key(job: ExportJob) -> str:
     """A digest of all that decides a program."""
     scaling = [None if v is None else list(v) for v in (job.latent_mean, job.latent_std)]
     facts = [job.decoder.config.to_published(), job.latent_shape, job.precision, scaling]
-    digest = hashlib.sha256(json.dumps([*facts, job.least_parity_db]).encode())
     tensors = [*job.decoder.state_dict().values()]
     if job.precision == "int8":
+        facts.append(job.least_parity_db)
         tensors += job.calibration
+    digest = hashlib.sha256(json.dumps(facts).encode())
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().contiguous().numpy().tobytes())

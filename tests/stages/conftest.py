@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import shutil
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,14 @@ import zarr
 
 from tests import configs
 from tests.exports import exported_once
+from tests.shared import made_once
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.manifest import COLUMNS, write_manifest
+from turbo_vaed.devices._runtimes import open_program
 from turbo_vaed.devices.measurement import Measurement
 from turbo_vaed.devices.teacher import TeacherTimes
 from turbo_vaed.export.targets import targets_of
-from turbo_vaed.gate import assessment, baseline
+from turbo_vaed.gate import assessment, baseline, parity
 from turbo_vaed.gate.packages import package_folder
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder, load_decoder, save_decoder
 from turbo_vaed.stages import evaluate, export, gate, params
@@ -32,14 +35,13 @@ SPLITS = ("train", "test", "val", "test", "test")
 TESTS = [1, 3, 4]
 FRAMES, SIZE = 5, 32
 LATENTS = (8, 3, 4, 4)
-STUDENT = DecoderConfig(  # every kind of layer, at a size that lowers in seconds
+STUDENT = DecoderConfig(  # few layers, for each is lowered; every kind: tests/export
     latent_channels=8,
-    decoder_block_out_channels=(16, 24),
-    decoder_layers_per_block=(1, 1, 1),
-    spatio_temporal_scaling=(True, False),
-    decoder_spatio_only=(False, False),
-    decoder_is_dw_conv=(False, False, True),
-    decoder_dw_kernel_size=5,
+    decoder_block_out_channels=(16,),
+    decoder_layers_per_block=(1, 1),
+    spatio_temporal_scaling=(True,),
+    decoder_spatio_only=(False,),
+    decoder_is_dw_conv=(True, True),
     patch_size=4,
 )
 TEACHER = "assets/teachers/random"
@@ -127,24 +129,76 @@ def exports(tmp_path_factory):
 @pytest.fixture(scope="session")
 def judged(tmp_path_factory, tiny_teacher):
     """The three stages, run once, with what they returned and what the device put out."""
-    workspace = make_workspace(tmp_path_factory.mktemp("root"), tiny_teacher)
-    params.run(workspace)
-    section = partial(Workspace.for_stage, workspace.root, workspace.customer)
-    figures = SimpleNamespace(evaluate=evaluate.run(section("evaluate")))
-    with exported_once(tmp_path_factory):
-        figures.export = export.run(section("export"))
-    kept = tmp_path_factory.mktemp("kept")
 
-    def keep(device, package, latents, **arguments):
-        measurement = measure_on(device, package, latents, **arguments)
-        shutil.copy(arguments["out_folder"] / "decoded.npy", kept)
-        return measurement
+    def make(folder: Path) -> None:
+        workspace = make_workspace(folder / "root", tiny_teacher)
+        params.run(workspace)
+        section = partial(Workspace.for_stage, workspace.root, workspace.customer)
+        figures = SimpleNamespace(evaluate=evaluate.run(section("evaluate")))
+        with exported_once(tmp_path_factory):
+            figures.export = export.run(section("export"))
 
-    measure_on = assessment.measure_on
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assessment, "measure_on", keep)
-        figures.gate = gate.run(section("gate"))
-    return SimpleNamespace(workspace=workspace, figures=figures, decoded=kept / "decoded.npy")
+        def keep(device, package, latents, **arguments):
+            measurement = measure_on(device, package, latents, **arguments)
+            shutil.copy(arguments["out_folder"] / "decoded.npy", folder)
+            return measurement
+
+        measure_on = assessment.measure_on
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(assessment, "measure_on", keep)
+            figures.gate = gate.run(section("gate"))
+        (folder / "judged.pickle").write_bytes(pickle.dumps((workspace, figures)))
+
+    folder = made_once(tmp_path_factory, "judged", make)
+    workspace, figures = pickle.loads((folder / "judged.pickle").read_bytes())
+    return SimpleNamespace(workspace=workspace, figures=figures, decoded=folder / "decoded.npy")
+
+
+DEVICE_SHAPE = (5, 64, 96)
+FURTHER_SHAPE = (9, 48, 32)
+
+
+@pytest.fixture(scope="session")
+def shaped(judged, tmp_path_factory):
+    """The judged customer with programs for a longer, higher video, and for a wider one that the
+    device's apps decode at once: the stage export, run once, and what it returned."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(judged.workspace.root, folder / "root")
+        params = judged.workspace.params
+        params = dataclasses.replace(
+            params,
+            export=dataclasses.replace(params.export, shapes=(FURTHER_SHAPE,)),
+            device=dataclasses.replace(params.device, shape=DEVICE_SHAPE),
+        )
+        workspace = dataclasses.replace(judged.workspace, root=folder / "root", params=params)
+        with exported_once(tmp_path_factory), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parity, "decode", decode_here)
+            figures = export.run(workspace)
+        (folder / "shaped.pickle").write_bytes(pickle.dumps((workspace, figures)))
+
+    folder = made_once(tmp_path_factory, "shaped", make)
+    workspace, figures = pickle.loads((folder / "shaped.pickle").read_bytes())
+    return SimpleNamespace(workspace=workspace, figures=figures)
+
+
+@pytest.fixture
+def shaped_copy(shaped, tmp_path):
+    """`shaped` in a place of its own, to be judged."""
+    shutil.copytree(shaped.workspace.root, tmp_path / "root")
+    return dataclasses.replace(shaped.workspace, root=tmp_path / "root")
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """The stage export runs programs here, and not in a process each that loads PyTorch."""
+    monkeypatch.setattr(parity, "decode", decode_here)
+
+
+def decode_here(package, latents_npy, *, out_folder, timeout_seconds):
+    run = open_program(package.runtime, package.program_path, 1)
+    videos = [run(latents[None]) for latents in np.load(latents_npy)]
+    np.save(out_folder / "decoded.npy", np.concatenate(videos))
 
 
 @pytest.fixture

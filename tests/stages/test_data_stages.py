@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 import zarr
 
 from tests import configs
+from turbo_vaed.dataset import latents
 from turbo_vaed.errors import BudgetRefused, CorruptFile, DataRefused, UserError
 from turbo_vaed.stages import clip, encode, validate
 from turbo_vaed.workspace import Workspace
@@ -191,6 +193,21 @@ def clipped(make_workspace: MakePoc, make_video, tiny_teacher: Path) -> MakePoc:
     return make
 
 
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker, here: tests/dataset has those of Ray."""
+
+    def pass_here(
+        worker: type, arguments: tuple[Any, ...], clips: range, *, batch_size: int, **_: Any
+    ) -> None:
+        encode = worker(*pickle.loads(pickle.dumps(arguments)), device="cpu")
+        for start in range(0, len(clips), batch_size):
+            encode({"index": np.array(clips[start : start + batch_size])})
+
+    monkeypatch.setattr(latents, "pass_over_clips", pass_here)
+
+
+@pytest.mark.usefixtures("without_ray")
 def test_encode_writes_latents_and_their_description(clipped: MakePoc) -> None:
     workspace = clipped()
     figures = encode.run(workspace)

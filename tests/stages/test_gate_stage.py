@@ -22,7 +22,7 @@ from turbo_vaed.errors import CorruptFile, Fault
 from turbo_vaed.export import load_package, write_package
 from turbo_vaed.gate import assessment, baseline, read_verdict
 from turbo_vaed.models import load_decoder
-from turbo_vaed.stages import export, gate
+from turbo_vaed.stages import gate
 from turbo_vaed.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -197,13 +197,20 @@ def test_a_cold_start_is_inconclusive_where_its_repeats_disagree_across_the_limi
     assert failed_checks(judged_copy) == {"cold_start_seconds"}
 
 
-def test_speed_and_memory_are_judged_at_the_devices_own_shape(judged_copy, files):
+def test_speed_and_memory_are_judged_at_the_devices_own_shape(
+    shaped_copy, remeasured, monkeypatch, files
+):
     """A wider video than the clips'; what it looks like, and the time against the teacher's, are of
     the clips."""
-    device = dataclasses.replace(judged_copy.params.device, shape=(5, 64, 96))
-    params = dataclasses.replace(judged_copy.params, device=device)
-    workspace = dataclasses.replace(judged_copy, params=params)
-    export.run(workspace)
+    workspace, really = shaped_copy, assessment.measure_on
+    remeasured()
+    of_clips = assessment.measure_on
+
+    def measure(device, package, latents, **options):
+        run = really if package.at else of_clips
+        return run(device, package, latents, **options)
+
+    monkeypatch.setattr(assessment, "measure_on", measure)
     gate.run(workspace)
     document = files.read(workspace, "gate", "measurement.json")
     own, wide = Measurement.from_json(document), Measurement.from_json(document["on_device"])
@@ -222,12 +229,8 @@ def test_speed_and_memory_are_judged_at_the_devices_own_shape(judged_copy, files
     assert row["median_latency_seconds"] == wide.latency.median
 
 
-def test_a_program_that_fails_at_the_devices_shape_fails_the_gate(judged_copy, remeasured, files):
-    device = dataclasses.replace(judged_copy.params.device, shape=(5, 64, 96))
-    workspace = dataclasses.replace(
-        judged_copy, params=dataclasses.replace(judged_copy.params, device=device)
-    )
-    export.run(workspace)
+def test_a_program_that_fails_at_the_devices_shape_fails_the_gate(shaped_copy, remeasured, files):
+    workspace = shaped_copy
     remeasured()
     of_clips = assessment.measure_on
     failed = Failed(
@@ -245,7 +248,7 @@ def test_a_program_that_fails_at_the_devices_shape_fails_the_gate(judged_copy, r
         assert gate.run(workspace)["result"] == "fails"
     assert failed_checks(workspace) == {"fps", "cold_start_seconds", "peak_memory_mb"}
     (row,) = files.read(workspace, "gate", "choice.json")["candidates"]
-    assert "SIGKILL" in row["unreliable_reason"] and measured == [0, 1]
+    assert "SIGKILL" in row["unreliable_reason"] and measured == [0, 2]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assessment, "measure_on", lambda *_, **__: measured.append("again") or failed)
         assert gate.run(workspace)["result"] == "fails"

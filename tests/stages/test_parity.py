@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from turbo_vaed.errors import Fault
-from turbo_vaed.export import ExportJob, Target, export_package, load_package, spread_out, targets
+from turbo_vaed.export import load_package, spread_out, targets
 from turbo_vaed.export.shapes import fitted
 from turbo_vaed.gate import parity
 from turbo_vaed.gate.packages import gate_device, packages_for, read_left_out
 from turbo_vaed.gate.parity import verify
 from turbo_vaed.gate.test_split import TestSplit, load_student
-from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.runtime.isolated import ChildFailed
 from turbo_vaed.stages import export
 
@@ -36,25 +35,19 @@ def test_every_package_has_its_parity_on_the_test_split(judged, files):
     assert found["parity_psnr_db"] == pytest.approx(gate, abs=0.1)
 
 
-def test_a_conversion_that_computes_something_else_is_refused(judged, split, tmp_path):
-    """Planted: a program of the same shapes, whole and runnable, with one layer's taps in the
-    wrong order, as a converter that turns time round would leave them."""
-    student = load_student(judged.workspace)
-    wrong = TurboVaedDecoder(student.config).eval()
-    wrong.load_state_dict(student.state_dict())
+@pytest.mark.usefixtures("in_this_process")
+def test_a_conversion_that_computes_something_else_is_refused(judged, split, files):
+    """Planted: a program of the same shapes, whole and runnable, with one layer's taps in another
+    order than the student's, as a converter that turns time round would leave them."""
+    package, student = load_package(files.package(judged.workspace)), load_student(judged.workspace)
+    assert verify(package, student, split, limit_db=80.0).clips == len(split)
     with torch.no_grad():
-        wrong.conv_in.conv.weight.copy_(student.conv_in.conv.weight.flip(2))
-    package = export_package(
-        Target.parse("executorch-xnnpack/fp32"),
-        tmp_path / "package",
-        ExportJob(decoder=wrong, latent_shape=(1, *split.shape[1:]), precision="fp32",
-            folder=tmp_path / "program"),
-    )  # fmt: skip
+        student.conv_in.conv.weight.copy_(student.conv_in.conv.weight.flip(2))
     with pytest.raises(Fault, match=r"executorch-xnnpack/fp32: .* required >= 80 dB"):
         verify(package, student, split, limit_db=80.0)
-    assert verify(package, wrong, split, limit_db=80.0).clips == len(split)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_package_that_outputs_nan_is_refused(judged, split, files, monkeypatch):
     package = load_package(files.package(judged.workspace))
 
@@ -75,6 +68,21 @@ def with_export(workspace, **changed):
     )
 
 
+@pytest.fixture
+def half_as_whole(monkeypatch):
+    """The package of fp16 holds the program of fp32, which is made already: no test of how it is
+    converted."""
+    runtime = targets.RUNTIMES["executorch-xnnpack"]
+
+    def export(job):
+        return runtime.export(dataclasses.replace(job, precision="fp32"))
+
+    monkeypatch.setitem(
+        targets.RUNTIMES, "executorch-xnnpack", dataclasses.replace(runtime, export=export)
+    )
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_a_stage_that_refuses_every_package_keeps_the_old_ones(judged_copy):
     strict = dataclasses.replace(judged_copy.params.export.min_parity_db, fp32=101.0)
     before = json.loads((judged_copy.folder("export") / "parity.json").read_text())
@@ -83,6 +91,7 @@ def test_a_stage_that_refuses_every_package_keeps_the_old_ones(judged_copy):
     assert json.loads((judged_copy.folder("export") / "parity.json").read_text()) == before
 
 
+@pytest.mark.usefixtures("in_this_process", "half_as_whole")
 def test_a_refused_package_does_not_keep_others_from_export(judged_copy, files):
     """The gate judges the other package, and records why this one was left out."""
     strict = dataclasses.replace(judged_copy.params.export.min_parity_db, fp16=101.0)
@@ -99,6 +108,7 @@ def test_a_refused_package_does_not_keep_others_from_export(judged_copy, files):
     assert ">= 101 dB" in not_measured["executorch-xnnpack/fp16"]
 
 
+@pytest.mark.usefixtures("in_this_process", "half_as_whole")
 def test_a_crashing_package_does_not_keep_others_from_export(judged_copy, monkeypatch):
     def run(package, *_, **__):
         if package.target.endswith("fp16"):
@@ -113,6 +123,7 @@ def test_a_crashing_package_does_not_keep_others_from_export(judged_copy, monkey
     assert read_left_out(workspace).keys() == {"executorch-xnnpack-fp16"}
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_failing_converter_does_not_keep_others_from_export(judged_copy, monkeypatch):
     """With an error of its own library's, as those of five are."""
 
