@@ -1,11 +1,15 @@
 """Packages and latents that every device can be tried with."""
 
+import json
+from importlib import import_module
+
 import numpy as np
 import pytest
 
 from tests.devices.small import SHAPE, VIDEO_SHAPE
 from tests.export.small import small_decoder
 from tests.exports import exported_once
+from turbo_vaed.devices import host, teacher
 from turbo_vaed.export import ExportJob, IoSpec, Target, export_package, write_package
 
 
@@ -67,6 +71,19 @@ def coreml(tmp_path_factory):
     (program / "Manifest.json").write_text("{}")
     (program / "Data" / "model").write_bytes(b"a program for Core ML")
     return _made_up(program.parent, "coreml/fp16", program)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch, tmp_path):
+    """Packages and teachers are timed here, and not in processes that load PyTorch each."""
+
+    def run_here(module, arguments, **_):
+        result = tmp_path / "result.json"
+        import_module(module).main([str(result), *arguments])
+        return json.loads(result.read_text())
+
+    for starter in (host, teacher):
+        monkeypatch.setattr(starter, "run_module", run_here)
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ def call(checkout, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_without_options_bench_measures_as_the_gate_does(call, checkout, package):
     checkout(min_samples=5, max_samples=5, threads=2)
     code, out, err = call("bench", package.folder, "--format", "json")
@@ -61,6 +62,7 @@ def test_without_options_bench_measures_as_the_gate_does(call, checkout, package
     assert [len(seconds) for seconds in found["seconds_by_process"]] == [5, 5]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_options_change_the_plan(call, package):
     code, out, err = call(
         "bench", package.folder, "--threads", "2", "--samples", "2", "--format", "json"
@@ -70,6 +72,7 @@ def test_options_change_the_plan(call, package):
     assert [len(seconds) for seconds in found["seconds_by_process"]] == [2, 2]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_spread_that_cannot_be_reached_takes_all_processes(call, package):
     code, out, _ = call("bench", package.folder, "--spread", "1e-9", "--format", "json")
     found = json.loads(out)

@@ -13,32 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.small import small_decoder
-from turbo_vaed.devices import Failed, Measurement, Plan, _machine, host
+from tests.devices.small import PLAN, SHAPE
+from turbo_vaed.devices import Failed, Measurement, _machine, host
 from turbo_vaed.devices.host import measure, open_package, read_decoded
 from turbo_vaed.errors import CorruptFile, Fault, UserError
-from turbo_vaed.export import IoSpec, export_xnnpack, write_package
+from turbo_vaed.export import write_package
 from turbo_vaed.runtime import isolated
 
 pytestmark = pytest.mark.slow
 
-SHAPE = (1, 8, 2, 4, 6)
-PLAN = Plan(
-    threads=1, max_warmup=1, min_samples=3, max_samples=3, max_spread=100.0, confidence=0.95
-)
 COUNTS = {"plan": PLAN, "timeout_seconds": 120, "max_background_cpu_share": 1.0}
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    return small_decoder()
-
-
-@pytest.fixture(scope="module")
-def package(decoder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    program = export_xnnpack(decoder, latent_shape=SHAPE, folder=folder)
-    return write_package(folder / "package", program, IoSpec.of(decoder.config, SHAPE))
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +124,7 @@ def test_a_program_that_crashes_is_a_result_with_its_last_words(latents, package
     assert not (tmp_path / "out" / "decoded.npy").exists()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_program_whose_output_has_another_shape_is_a_fault(latents, package, tmp_path):
     _, _, frames, height, width = package.io.video_shape
     lying = replace(package.io, video_shape=(1, 3, frames + 1, height, width))

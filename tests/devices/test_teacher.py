@@ -28,8 +28,9 @@ def clips(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_teacher_is_timed_in_bfloat16_in_a_process_of_its_own(tiny_teacher, clips):
-    """As on a GPU, on the device that is here."""
+@pytest.mark.usefixtures("in_this_process")
+def test_a_teacher_is_timed_in_bfloat16(tiny_teacher, clips):
+    """As on a GPU, on the device that is here. The tests of the gate start the process."""
     found = teacher.measure_teacher(
         "ltx-video", tiny_teacher, clips,
         plan=PLAN, timeout_seconds=300, device="cpu", precision="bfloat16",
