@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import hypothesis
@@ -16,6 +18,9 @@ import numpy as np
 import pytest
 
 from tests.shared import made_once
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 # One thread per process, as a worker computes: sums in another order are other numbers.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -43,7 +48,7 @@ LONGEST = ("tests/e2e", "tests/export", "tests/drills", "tests/stages", "tests/d
 MakeVideo = Callable[..., Path]
 
 
-SLOW_FIXTURES = {"browser", "judged", "own_postgres", "postgres", "server"}
+SLOW_FIXTURES = {"browser", "judged", "on_ray", "own_postgres", "postgres", "ray_cluster", "server"}
 """Those that start a server or a browser, or that export: a test that takes one is slow."""
 
 
@@ -155,6 +160,25 @@ def store(empty_store: Path, tmp_path: Path) -> str:
     """The URL of an MLflow store without runs."""
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Cluster]:
+    """A Ray of two CPUs for all tests of this process that lose no machine; nobody has joined."""
+    from tests.ray_head import ray_head
+
+    with ray_head() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def on_ray(ray_cluster: Cluster) -> Iterator[None]:
+    """This process has joined `ray_cluster`."""
+    import ray
+
+    ray.init(address=ray_cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from tests import configs
+from tests.ray_head import SPOT
 from turbo_vaed.cluster import nodes as cluster
-from turbo_vaed.cluster import watch
-from turbo_vaed.cluster.nodes import INSTANCE_TYPE, MARKET, REGION, ZONE
+from turbo_vaed.cluster.nodes import INSTANCE_TYPE, MARKET
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.config import load, schema
 from turbo_vaed.costs import Ledger, PriceBook, Rate
 from turbo_vaed.costs.aws_prices import Ec2Prices, Ec2Quote
-from turbo_vaed.errors import BudgetRefused, Unreachable
+from turbo_vaed.errors import BudgetRefused
 from turbo_vaed.metering import idle_nodes, run_stage
 from turbo_vaed.planning import pricing
 from turbo_vaed.planning.flops import expected_pace
@@ -35,12 +29,6 @@ from turbo_vaed.workspace import Workspace
 pytestmark = pytest.mark.slow
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
-SPOT = {
-    INSTANCE_TYPE: "g6.xlarge",
-    MARKET: "spot",
-    REGION: "eu-central-1",
-    ZONE: "eu-central-1b",
-}
 HEAD = {MARKET: "local"}
 RATE = Rate(resource="node", market="local", usd_per_hour=Decimal("0.08"), source="a list")
 
@@ -109,16 +97,8 @@ def on_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[schema.
     return loaded, settings
 
 
-@pytest.fixture
-def connected() -> Iterator[None]:
-    """A Ray of this machine that says that it is a spot machine."""
-    ray.init(address="local", num_cpus=1, labels=SPOT, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def test_a_stage_on_a_cluster_is_priced_by_the_nodes_that_ray_has(
-    on_cluster: tuple[schema.Params, Settings], connected: None
+    on_cluster: tuple[schema.Params, Settings], on_ray: None
 ) -> None:
     loaded, settings = on_cluster
     with ray_session(None):
@@ -130,7 +110,7 @@ def test_a_stage_on_a_cluster_is_priced_by_the_nodes_that_ray_has(
 
 
 def test_idle_time_of_a_cluster_between_stages_is_charged(
-    on_cluster: tuple[schema.Params, Settings], connected: None, tmp_path: Path
+    on_cluster: tuple[schema.Params, Settings], on_ray: None, tmp_path: Path
 ) -> None:
     """From when the last one looked to when the next begins; a run that goes on had lost its
     driver. The workers are timed there, too."""
@@ -235,55 +215,6 @@ def test_a_local_stage_runs_without_its_cluster(
         run_stage._metering_idle_nodes(workspace, settings, ledger, "demo-1", "gate"),
     ):
         assert "127.0.0.1:9" in caplog.text
-
-
-@pytest.fixture
-def head() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A Ray of its own processes, which end with one: its address, and that one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    labels = ",".join(f"{name}={value}" for name, value in SPOT.items())
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-            *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=1"),
-            *("--labels", labels, "--include-dashboard=false", "--disable-usage-stats"),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    yield f"127.0.0.1:{port}", process
-    process.terminate()
-    process.wait()
-
-
-def test_a_child_process_watches_a_cluster_and_survives_its_end(
-    head: tuple[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address, process = head
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            watching = watch.Watch(address, seconds=0.1).__enter__()
-            break
-        except Unreachable:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-    try:
-        (node,) = watching.nodes()
-        assert node["Labels"].items() >= SPOT.items() and watching.own_node == node["NodeID"]
-        assert not ray.is_initialized(), "not in this process"
-        process.terminate()
-        process.wait()
-        monkeypatch.setattr(watch, "SILENT_SECONDS", 0.5)
-        with pytest.raises(Unreachable, match=re.escape(address)):
-            while time.monotonic() < deadline:
-                watching.nodes()
-                time.sleep(0.1)
-    finally:
-        watching.__exit__(None, None, None)
-    assert watching._child.poll() is not None
 
 
 def test_a_price_of_the_whole_cluster_needs_no_request(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import ray
 import torch
 import zarr
 
-from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.dataset.clip_arrays import ClipArray, create_clip_array
 from turbo_vaed.dataset.clip_pass import run_on_worker
 from turbo_vaed.dataset.latents import (
@@ -25,13 +23,6 @@ from turbo_vaed.dataset.latents import (
 )
 from turbo_vaed.errors import CorruptFile, Fault, UserError
 from turbo_vaed.models.teachers import load_teacher
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    with ray_session(cpus=2):
-        yield
-    assert not ray.is_initialized()
 
 
 @pytest.fixture
@@ -55,7 +46,7 @@ def test_pixels_survive_conversion_and_back() -> None:
     assert set(to_pixels(torch.tensor([-9.0, 9.0]).reshape(1, 1, 2, 1, 1)).ravel()) == {0, 255}
 
 
-@pytest.mark.usefixtures("session")
+@pytest.mark.usefixtures("on_ray")
 def test_every_clip_is_encoded_and_the_chosen_ones_are_decoded(
     clips: str, tiny_teacher: Path, tmp_path: Path
 ) -> None:
@@ -81,7 +72,7 @@ def test_every_clip_is_encoded_and_the_chosen_ones_are_decoded(
     assert ray.is_initialized(), "a session that was there before stays"
 
 
-@pytest.mark.usefixtures("session")
+@pytest.mark.usefixtures("on_ray")
 def test_an_error_in_a_worker_keeps_its_class_and_message(
     clips: str, tiny_teacher: Path, tmp_path: Path
 ) -> None:
@@ -100,7 +91,7 @@ def half(number: int, *, device: str) -> tuple[float, str, int]:
     return number / 2, device, os.getpid()
 
 
-@pytest.mark.usefixtures("session")
+@pytest.mark.usefixtures("on_ray")
 def test_a_function_runs_on_a_worker_and_its_error_comes_back() -> None:
     result, device, process = run_on_worker(half, 6)
     assert (result, device) == (3, "cpu") and process != os.getpid()

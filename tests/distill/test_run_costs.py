@@ -145,13 +145,6 @@ def test_costs_reported_earlier_grow_with_the_time_since() -> None:
     assert 100.5 <= reported.spent_by_now() < 102
 
 
-@pytest.fixture
-def on_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def test_costs_reach_the_workers_and_an_unreachable_ledger_stops_no_events(
     on_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
