@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.retries.standard import ExponentialBackoff
 from typer.main import get_command
 
 from tests import configs
@@ -207,6 +208,7 @@ def test_an_unreachable_ray_cluster_ends_a_stage_with_its_address(call, checkout
 def test_a_quote_before_any_measurement_is_by_arithmetic(call, monkeypatch):
     """AWS does not answer, and is called once for each of its two services."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.0)  # as it tries again
     code, out, _ = call("cost", "quote", "demo")
     assert code == 0
     assert re.search(r"500 steps .*\$\d", out) and "by arithmetic" in " ".join(out.split())

@@ -16,6 +16,7 @@ from tests.planning.customer import (
     local,
 )
 from turbo_vaed.costs import Ledger
+from turbo_vaed.planning import flops
 from turbo_vaed.planning.history import pace_key
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
@@ -63,3 +64,10 @@ def ledger(settings: Settings) -> Any:
             ]
         )
         yield ledger
+
+
+@pytest.fixture
+def machine_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's speed, made up: it is measured in a process that imports PyTorch."""
+    speed = flops._Workers(student=2e11, teacher=1e11, count=2)
+    monkeypatch.setattr(flops, "_workers", lambda *_: speed)

@@ -22,6 +22,7 @@ from turbo_vaed.workspace import Workspace
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("machine_speed")
 def test_a_student_of_more_work_is_expected_to_take_longer(
     workspace: Workspace, settings: Settings
 ) -> None:
@@ -32,6 +33,7 @@ def test_a_student_of_more_work_is_expected_to_take_longer(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("machine_speed")
 def test_the_teachers_work_is_part_of_the_estimate(
     workspace: Workspace, settings: Settings
 ) -> None:

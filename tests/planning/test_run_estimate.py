@@ -150,6 +150,7 @@ def test_changed_params_widen_the_estimate_of_their_stage(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("machine_speed")
 def test_a_pace_of_other_params_does_not_count(
     workspace: Workspace, settings: Settings, ledger: Ledger
 ) -> None:
