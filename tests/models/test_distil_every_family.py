@@ -1,4 +1,4 @@
-"""Twenty steps of the real loop teach a derived student something, whatever the teacher's family.
+"""A few steps of the real loop teach a derived student to read its latents, whatever the family.
 
 B batch, C channels, T frames, t latent frames, H W pixels.
 """
@@ -22,9 +22,12 @@ from turbo_vaed.config.schema import DistillParams
 from turbo_vaed.costs import Budget
 from turbo_vaed.dataset.clip_arrays import create_clip_array
 from turbo_vaed.dataset.latents import to_network
+from turbo_vaed.distill import student
 from turbo_vaed.distill.job import Job, RunCosts
+from turbo_vaed.distill.linear_start import start_decoder
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.teacher_targets import TeacherTargetsPlan
+from turbo_vaed.models import TurboVaedDecoder
 from turbo_vaed.models.sizing import student_for
 from turbo_vaed.models.teachers import FAMILIES, LatentSpec, load_teacher
 
@@ -121,56 +124,76 @@ def keep(store: Path, name: str, values: np.ndarray[Any, Any]) -> None:
         array[clip] = value
 
 
-def losses(job: Job) -> tuple[float, float]:
-    """Of the first three steps and of the last three, on average."""
-    loop = Loop(job, on_event=lambda event: None, save=lambda state: None)
-    assert loop.run()[0] == "finished"
-    found = [row["loss"] for row in loop.history]
-    assert len(found) == 20
-    return sum(found[:3]) / 3, sum(found[-3:]) / 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_twenty_steps_lower_the_loss(make_teacher, tmp_path: Path, family: str) -> None:
-    first, last = losses(make_job(family, make_teacher(family), tmp_path, 1e-2))
-    assert last < 0.7 * first
-
-
-@pytest.mark.slow
-def test_a_negligible_learning_rate_leaves_the_loss_as_it_was(make_teacher, tmp_path: Path) -> None:
-    """The same with a learning rate of next to nothing."""
-    first, last = losses(make_job("ltx-video", make_teacher("ltx-video"), tmp_path, 1e-12))
-    assert last > 0.9 * first
-    assert torch.isfinite(torch.tensor([first, last])).all()
-
-
-def error_to_blind(job: Job) -> float:
-    """Train; the student's mean squared error on the train clips, over that of the best video which
-    is the same for all of them. A student that does not read its latents has 1 or more."""
-    loop = Loop(job, on_event=lambda event: None, save=lambda state: None)
-    assert loop.run()[0] == "finished"
+def error_to_blind(job: Job, decoder: torch.nn.Module) -> float:
+    """The student's mean squared error on the train clips, over that of the best video which is the
+    same for all of them. A student that does not read its latents has 1 or more."""
     train = slice(SPLITS.count("train"))
     latents = zarr.open_group(str(Path(job.latents) / "latents.zarr"), mode="r")["latents"][train]
     pixels = zarr.open_group(str(Path(job.clips) / "clips.zarr"), mode="r")["video"][train]
     video = to_network(pixels)
     with torch.no_grad():
-        decoded = loop.training.student.decoder.eval()(torch.from_numpy(latents))
+        decoded = decoder(torch.from_numpy(latents))
     blind = video.mean(dim=0, keepdim=True)
     return float((decoded - video).square().mean() / (blind - video).square().mean())
 
 
+def trained(job: Job, **changes: Any) -> tuple[float, float, list[float]]:
+    """`error_to_blind` before and after training with these params, and the loss of each step."""
+    params = replace(job.params, **changes)
+    steps = params.steps
+    params = replace(params, checkpoint_every=steps, validate_every=steps)
+    loop = Loop(replace(job, params=params), on_event=lambda event: None, save=lambda state: None)
+    decoder = loop.training.student.decoder
+    before = error_to_blind(job, decoder)
+    assert loop.run()[0] == "finished"
+    losses = [row["loss"] for row in loop.history]
+    assert len(losses) == steps
+    return before, error_to_blind(job, decoder), losses
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("steps", "reads"), [(60, True), (1, False)])
-def test_training_teaches_a_student_to_read_its_latents(
-    make_teacher, tmp_path: Path, steps: int, reads: bool
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "dc-ae-video"])
+def test_a_few_steps_teach_a_student_to_read_its_latents(
+    make_teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    """A lower loss may be the mean colour, learned without a look at the latents. The start is a
-    random one: a linear one reads them before the first step."""
+    """A lower loss alone may be the mean colour, learned without a look at the latents.
+
+    It takes a random start longer to find out about them. A linear one reads them before the first
+    step; here with less contrast, which the steps have to restore.
+    """
+
+    def pale_start(decoder: TurboVaedDecoder, *clips: torch.Tensor) -> None:
+        start_decoder(decoder, *clips)
+        with torch.no_grad():
+            for weights in decoder.conv_out.parameters():
+                weights.mul_(0.3)
+
+    monkeypatch.setattr(student, "start_decoder", pale_start)
+    job = make_job(family, make_teacher(family), tmp_path, 3e-3, colours=COLOURFUL)
+    before, after, _ = trained(job, start="linear", steps=10, weight_teacher=0.05)
+    assert after < 0.5 < before
+
+
+@pytest.mark.slow
+def test_steps_from_a_random_start_teach_a_student_to_read_its_latents(
+    make_teacher, tmp_path: Path
+) -> None:
     job = make_job("ltx-video", make_teacher("ltx-video"), tmp_path, 3e-2, colours=COLOURFUL)
-    params = replace(
-        job.params, steps=steps, validate_every=steps, warmup_share=0.05, weight_teacher=0.0
-    )
-    without_targets = replace(job.plan, mode="none", reconstruction=False)
-    error = error_to_blind(replace(job, params=params, plan=without_targets))
-    assert (error < 0.5) is reads
+    job = replace(job, plan=replace(job.plan, mode="none", reconstruction=False))
+    before, after, _ = trained(job, steps=60, warmup_share=0.05, weight_teacher=0.0)
+    assert after < 0.5 and before > 1
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "dc-ae-video" else pytest.mark.nightly)
+        for name in FAMILIES
+    ],
+)
+def test_a_random_start_lowers_its_loss(make_teacher, tmp_path: Path, family: str) -> None:
+    """What the first test above finds faster, but for DC-AE: the one position of latents that its
+    clips have here is too little for a linear start to read."""
+    job = make_job(family, make_teacher(family), tmp_path, 1e-2)
+    *_, losses = trained(job, steps=20)
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
