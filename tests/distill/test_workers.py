@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import json
 import math
+import multiprocessing as mp
 import os
 import socket
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from turbo_vaed.distill.data import Clips
 from turbo_vaed.distill.job import QualityTarget
@@ -51,23 +55,46 @@ def validated(job, rank: int = 0, world: int = 1) -> dict | None:
     return None if rank else {"psnr": found.psnr, "ssim": found.ssim, **found.more}
 
 
-def work(rank: int, port: int, do, job, folder: str) -> None:
+def join(rank: int, port: int) -> None:
+    """Make this process one of two workers."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    kept = do(job, rank, 2)
-    if kept is not None:
-        torch.save(kept, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    patience = timedelta(minutes=5)  # with a worker that failed
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=patience)
 
 
-def on_two(job, folder, do=trained) -> dict:
+def work(do, job, rank: int) -> bytes | None:
+    found = do(job, rank, 2)
+    if found is None:
+        return None
+    written = io.BytesIO()
+    torch.save(found, written)
+    return written.getvalue()
+
+
+@pytest.fixture(scope="module")
+def on_two():
+    """`on_two(job, do=trained)`: what `do` finds on two workers, of which rank 0 alone returns
+    anything. They are the same two for all tests: each imports PyTorch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(work, args=(port, do, job, str(folder)), nprocs=2)
-    assert not (folder / "1.pt").exists()  # rank 0 alone saves
-    return torch.load(folder / "0.pt")
+    spawn = mp.get_context("spawn")
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(ProcessPoolExecutor(1, spawn, join, (rank, port)))
+            for rank in range(2)
+        ]
+
+        def run(job, do=trained) -> dict:
+            running = [worker.submit(work, do, job, rank) for rank, worker in enumerate(workers)]
+            for ended in wait(running, return_when=FIRST_EXCEPTION).done:
+                ended.result()  # raises what a worker did, whom the other one waits for
+            saved, nothing = (each.result() for each in running)
+            assert nothing is None, "rank 0 alone saves"
+            return torch.load(io.BytesIO(saved))
+
+        yield run
 
 
 def furthest(ours: dict, theirs: dict) -> float:
@@ -83,7 +110,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_two_workers_and_micro_batches_end_with_the_weights_of_one(make_job, tmp_path, recipe):
+def test_two_workers_and_micro_batches_end_with_the_weights_of_one(make_job, on_two, recipe):
     """Three clips: one worker has two of them, the other one.
 
     At the published learning rate: AdamW takes steps of about that size, whatever the gradient, so
@@ -92,7 +119,7 @@ def test_two_workers_and_micro_batches_end_with_the_weights_of_one(make_job, tmp
     changes = {"steps": 4, "batch_size": 3, "learning_rate": 1e-4, **RECIPES[recipe]}
     alone = run(make_job(**changes, micro_batch=3))
     pieces = run(make_job(**changes, micro_batch=2))
-    two = on_two(make_job(**changes, micro_batch=1, workers=2), tmp_path)
+    two = on_two(make_job(**changes, micro_batch=1, workers=2))
     assert furthest(alone.student, pieces.student) < 1e-6
     assert furthest(alone.student, two["student"]) < 1e-6
     assert furthest(alone.ema, two["ema"]) < 1e-6
@@ -100,7 +127,7 @@ def test_two_workers_and_micro_batches_end_with_the_weights_of_one(make_job, tmp
     assert furthest(alone.student, untrained.student) > 1e-5  # it did move
 
 
-def test_all_workers_stop_once_the_student_is_good_enough(make_job, tmp_path):
+def test_all_workers_stop_once_the_student_is_good_enough(make_job, on_two):
     changes = {"steps": 20, "batch_size": 2, "learning_rate": 1e-3, "ema_decay": 0.9}
     never = QualityTarget(psnr=math.inf, rationale="made up", limits={}, worst_share=0.05)
     job = make_job(**changes, validate_every=5, micro_batch=2)
@@ -110,11 +137,11 @@ def test_all_workers_stop_once_the_student_is_good_enough(make_job, tmp_path):
     between = (first["val_ms_ssim"] + then["val_ms_ssim"]) / 2
     target = dataclasses.replace(never, psnr=first["val_psnr"] - 1, limits={"ms_ssim": between})
     job = make_job(**changes, validate_every=5, micro_batch=2, workers=2)
-    two = on_two(dataclasses.replace(job, quality_target=target), tmp_path)
+    two = on_two(dataclasses.replace(job, quality_target=target))
     assert (two["stopped"], two["step"]) == ("good enough", 10)
 
 
-def test_two_workers_validate_as_one_does_on_all_clips(make_job, tmp_path):
+def test_two_workers_validate_as_one_does_on_all_clips(make_job, on_two):
     """Three validation clips, so that each has its own number, and the worst two lie on both."""
     path = Path(make_job().clips) / "clips.json"
     clips = json.loads(path.read_text())["clips"]
@@ -122,7 +149,7 @@ def test_two_workers_validate_as_one_does_on_all_clips(make_job, tmp_path):
         clip["split"] = "val" if clip["index"] < 3 else "train"
     path.write_text(json.dumps({"clips": clips}))
     job = make_job()
-    alone, two = validated(job), on_two(job, tmp_path, validated)
+    alone, two = validated(job), on_two(job, validated)
     assert alone.keys() == {"psnr", "ssim", "worst_psnr", "ms_ssim", "detail", "flicker"}
     assert two.keys() == alone.keys()
     for name in ("worst_psnr", "ms_ssim", "detail", "flicker"):
