@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import http.client
 import os
@@ -10,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,47 +18,42 @@ from typing import Any
 
 import psutil
 
+from tests import ray_head
+
 CLUSTER = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",  # loopback only
-    "RAY_worker_niceness": "0",  # 15 by default: beside other work its workers would starve
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
-    "OMP_NUM_THREADS": "1",
+    **ray_head.ENVIRONMENT,
 }
 """What a cluster of machines that may vanish is started with: a lost one is found out in seconds,
 not in half a minute."""
 
 
 class Machines:
-    """A Ray cluster of processes: a head, by default without a CPU, and machines of one each."""
+    """A Ray cluster of processes: a head, and machines of one CPU each; or a head alone."""
 
-    def __init__(self, count: int, *, head_cpus: int = 0) -> None:
-        from ray.cluster_utils import Cluster
-
-        head = {"num_cpus": head_cpus, "include_dashboard": False}
-        self._cluster = _insist(lambda: Cluster(initialize_head=True, head_node_args=head))
-        self.address: str = self._cluster.address
-        self.nodes: list[Any] = [self._cluster.head_node] if head_cpus else []
-        self._count = count + len(self.nodes)
+    def __init__(self, cluster: Any, count: int = 0) -> None:
+        """Add `count` machines to a running cluster; without any, its head is the machine."""
+        self._cluster = cluster
+        self.address: str = cluster.address
+        self.nodes: list[Any] = [] if count else [cluster.head_node]
+        self._count = len(self.nodes) + count
         self.mend()
 
     @classmethod
     @contextmanager
-    def started(cls, count: int, *, head_cpus: int = 0) -> Iterator[Machines]:
-        """A cluster, until the block ends."""
-        with environment(CLUSTER):
-            machines = cls(count, head_cpus=head_cpus)
-            try:
-                yield machines
-            finally:
-                machines._cluster.shutdown()
+    def started(cls, count: int) -> Iterator[Machines]:
+        """A cluster of a head without a CPU and `count` machines, until the block ends."""
+        with environment(CLUSTER), ray_head.ray_head(cpus=0, labels={}) as cluster:
+            yield cls(cluster, count)
 
     def mend(self) -> None:
         """Replace the machines that were lost."""
         while len(self.nodes) < self._count:
-            self.nodes.append(_insist(lambda: self._cluster.add_node(num_cpus=1)))
+            self.nodes.append(ray_head.started(lambda: self._cluster.add_node(num_cpus=1)))
 
     def in_use(self) -> Any:
         """A machine that has a worker of Ray Train, not that of rank 0 if there are several."""
@@ -81,14 +75,6 @@ class Machines:
             return  # a raylet that was drained leaves at its deadline
         for process in (raylet, *raylet.children(recursive=True)):
             kill(process.pid)
-
-
-def _insist(start: Callable[[], Any]) -> Any:
-    """Ray gives a node of a cluster 30 s to start, and a busy machine needs more."""
-    for _ in range(2):
-        with contextlib.suppress(Exception):  # a plain Exception
-            return start()
-    return start()
 
 
 def _raylet(node: Any) -> int:

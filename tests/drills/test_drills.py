@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.drills import drills, faults
 from tests.drills.drills import DRILLS, carry_out
 from turbo_vaed.distill.checkpoints import Checkpoint
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +52,8 @@ def test_a_disk_that_is_full(tmp_path: Path, reference: Checkpoint) -> None:
     assert carry_out(BY_NAME["disk full"], tmp_path, reference).steps_lost == 0
 
 
-def test_one_of_two_workers_that_is_killed(tmp_path: Path, reference: Checkpoint) -> None:
-    with faults.Machines.started(0, head_cpus=2) as machines:
-        carry_out(BY_NAME["worker of two killed"], tmp_path, reference, machines)
+def test_one_of_two_workers_that_is_killed(
+    tmp_path: Path, reference: Checkpoint, ray_cluster: Cluster
+) -> None:
+    """On the Ray of the other tests: no machine is lost."""
+    carry_out(BY_NAME["worker of two killed"], tmp_path, reference, faults.Machines(ray_cluster))
