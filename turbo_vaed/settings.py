@@ -146,9 +146,6 @@ def _environment() -> type[Any]:
         own_ray_address: str | None = of("TURBO_VAED_OWN_RAY")
         machine: Annotated[dict[str, str], NoDecode, BeforeValidator(_labels)] = of(_MACHINE, {})
         machine_overhead_usd: Annotated[Decimal, BeforeValidator(_usd)] = of(_OVERHEAD, Decimal(0))
-        litert: Path | None = of("TURBO_VAED_LITERT")
-        android_serial: str | None = of("ANDROID_SERIAL")
-        metadata_endpoint: str = of(_METADATA, "http://169.254.169.254")
 
     return Environment
 
@@ -206,13 +203,12 @@ def find_root() -> Path:
 def litert_environment() -> Path:
     """The virtual environment that LiteRT's converter runs in; `make litert` makes it."""
     default = Path(__file__).resolve().parents[1] / ".venv-litert"
-    return _read().litert or default
+    return Path(os.environ.get("TURBO_VAED_LITERT") or default)
 
 
 def android_serial() -> str | None:
     """The phone that `adb` takes where nobody names one, by its own variable; None: not set."""
-    serial: str | None = _read().android_serial
-    return serial
+    return os.environ.get("ANDROID_SERIAL") or None
 
 
 def metadata_endpoint() -> str:
@@ -221,7 +217,7 @@ def metadata_endpoint() -> str:
     Raises:
         UserError: it is set to what is no URL.
     """
-    found: str = _read().metadata_endpoint
+    found = os.environ.get(_METADATA) or "http://169.254.169.254"
     if not found.startswith(("http://", "https://")):
         raise UserError(f"{_METADATA} is {found!r}, not a URL: give http://ADDRESS")
     return found

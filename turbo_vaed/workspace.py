@@ -103,6 +103,13 @@ class Workspace:
             )
         return path
 
+    def perceptual_weights(self) -> Path | None:
+        """The file of LPIPS' weights; None where the loss takes none, or the hub's fixed ones."""
+        found = self.params.distill
+        if found.perceptual != "lpips" or found.perceptual_weights in (None, "hub"):
+            return None
+        return self.root / str(found.perceptual_weights)
+
     @contextmanager
     def writing(self, stage: str) -> Iterator[Path]:
         """A fresh folder that becomes the stage's output if, and only if, the block succeeds."""

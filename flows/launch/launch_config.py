@@ -49,7 +49,7 @@ def configuration(
     and files.
 
     Raises:
-        UserError: `common` lacks a key that is extended.
+        UserError: `common` lacks a key that is extended; the checkout is a git worktree.
     """
     config: dict[str, Any] = copy.deepcopy(common)
     machine = selection.choice.machine
@@ -80,6 +80,11 @@ def _mounts(workspace: Workspace, setup: list[str]) -> dict[str, str]:
     """Place on the machine: file or folder here. The checkout as git sees it, what was made for
     the customer, its teacher, and its videos; `setup` gets a link to those that lie elsewhere."""
     mounts = {HOME: str(folder(workspace) / CHECKOUT)}
+    if (workspace.root / ".git").is_file():
+        raise UserError(
+            f"{workspace.root} is a git worktree, whose commits lie in another folder that the "
+            "machine does not get; run `turbo-vaed ec2` from a clone"
+        )
     if (workspace.root / ".git").is_dir():
         mounts[f"{HOME}/.git"] = str(workspace.root / ".git")
     for made in sorted(workspace.work.iterdir()):
@@ -88,6 +93,13 @@ def _mounts(workspace: Workspace, setup: list[str]) -> dict[str, str]:
     mounts[f"{HOME}.env"] = str(folder(workspace) / ENVIRONMENT)
     teacher = workspace.teacher_weights()
     mounts[f"{HOME}/{teacher.relative_to(workspace.root.resolve())}"] = str(teacher)
+    if weights := workspace.perceptual_weights():
+        if not weights.is_relative_to(workspace.root):
+            raise UserError(
+                f"distill.perceptual_weights: {weights} lies outside {workspace.root}, which is "
+                "all that the machine gets; copy it there, for instance to assets/"
+            )
+        mounts[f"{HOME}/{weights.relative_to(workspace.root)}"] = str(weights)
     if workspace.source.is_relative_to(workspace.root.resolve()):
         mounts[f"{HOME}/{workspace.source.relative_to(workspace.root.resolve())}"] = str(
             workspace.source

@@ -213,7 +213,7 @@ def disk_full(folder: Path) -> Checkpoint:
         ballast = folder / "disk/ballast"
 
         def listen(event: Event) -> None:
-            if event["event"] == "warning" and event["kind"] == "checkpoint":
+            if event["event"] == "checkpoint_failed":
                 failed.append(event["text"])
             if event["event"] == "step" and event["step"] == 2 * CHECKPOINT_EVERY - 1:
                 faults.fill(ballast)

@@ -45,7 +45,14 @@ def gather() -> Callable[..., ReportContext]:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """A tab of a headless Chromium."""
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The one tab of a headless Chromium."""
     with open_browser(tmp_path_factory.mktemp("profile")) as page:
         yield page
+
+
+@pytest.fixture
+def browser(chromium: Page) -> Iterator[Page]:
+    """A tab; what it shows ends with the test, for videos that play take CPU time from all."""
+    yield chromium
+    chromium.call("Page.navigate", url="about:blank")

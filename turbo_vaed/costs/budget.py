@@ -230,6 +230,6 @@ class Spending:
             f"{what} needs {seconds:.0f} s more, {format_usd(usd)}. Of the "
             f"{format_usd(found.usd)} that the run may spend, {format_usd(spent)} are spent and "
             f"{format_usd(budget.reserve_usd)} reserved for evaluate, export, gate and "
-            f"report. The limit is {found.by}: raise it in finance.yaml, or lower "
-            "clip.clips_per_video"
+            f"report. The limit is {found.by}: raise it where `turbo-vaed config "
+            "show` finds it set, or lower clip.clips_per_video"
         )

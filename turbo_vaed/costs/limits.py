@@ -81,7 +81,7 @@ def require_budget_left(limit: SpendingLimit, *, spent_usd: Decimal = Decimal(0)
     if limit.usd > spent_usd:
         return
     own = f"; this run has spent {format_usd(spent_usd)}" if spent_usd else ""
-    todo = "raise it in finance.yaml"
+    todo = "raise it where `turbo-vaed config show` finds it set"
     if not limit.is_own_budget:
         todo += ", or wait for the next month or until other runs release what they reserved"
     raise BudgetRefused(f"no budget is left: {limit.by}{own}; {todo}")

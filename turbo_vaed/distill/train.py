@@ -166,8 +166,6 @@ def train_worker(config: dict[str, Any]) -> None:
         torch.set_num_threads(1)  # the CPU that this worker holds
 
     def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "checkpoint_failed":
-            event = _trouble(event["text"], event["step"])
         config["channel"].put.remote(event)
 
     store = Store(config["store"], keep=job.params.keep_checkpoints)
@@ -201,7 +199,7 @@ def _agreed_start(
     chosen: list[str | None] = [None]
     if rank == 0:
         found = store.newest(
-            on_trouble=lambda text: on_event(_trouble(text, 0)), patience_seconds=PATIENCE_SECONDS
+            on_trouble=lambda text: on_event(_read_retried(text)), patience_seconds=PATIENCE_SECONDS
         )
         chosen = [found[0] if found else None]
     if world > 1:
@@ -212,8 +210,8 @@ def _agreed_start(
     return name, found[1] if found else store.read(name, patience_seconds=PATIENCE_SECONDS)
 
 
-def _trouble(text: str, step: int) -> dict[str, Any]:
-    return {"event": "warning", "step": step, "at": time.time(), "kind": "checkpoint", "text": text}
+def _read_retried(text: str) -> dict[str, Any]:
+    return {"event": "warning", "step": 0, "at": time.time(), "kind": "checkpoint", "text": text}
 
 
 def _interruption() -> dict[str, Any] | None:

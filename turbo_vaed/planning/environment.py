@@ -42,6 +42,10 @@ def _check_git(root: Path) -> None:
     command = ["git", "rev-parse", "--git-dir"]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired as error:
+        raise Fault(
+            f"git did not answer in {error.timeout:g} s: check the disk that {root} lies on"
+        ) from None
     except OSError as error:
         raise UserError(
             f"git does not start ({error.strerror}); install it: a run is recorded by its commit"

@@ -75,13 +75,9 @@ def _digests(workspace: Workspace) -> dict[str, dict[str, str | None]]:
 
 
 def _perceptual_weights(workspace: Workspace, cache: DigestCache) -> str | None:
-    """Of LPIPS' file; None where none is used, or the hub's fixed one."""
-    params = workspace.params.distill
-    if params.perceptual != "lpips" or params.perceptual_weights in (None, "hub"):
-        return None
-    path = workspace.root / str(params.perceptual_weights)
+    path = workspace.perceptual_weights()
     try:
-        return cache.sha256(path)
+        return None if path is None else cache.sha256(path)
     except OSError as error:
         raise UserError(f"distill.perceptual_weights: {error}") from None
 

@@ -170,9 +170,8 @@ def _of_run(run: RunCost, statement: Statement) -> list[str]:
 def runs_left_out(count: int, spent: Decimal) -> str:
     """Below the detail of a terminal that does not list all runs."""
     return (
-        f"{formatting.counted(count, 'more run')}, which spent {format_usd(spent)}, are not "
-        "listed: "
-        "use --format csv for all of them, --customer for those of one customer."
+        f"Not listed: {formatting.counted(count, 'more run')}, which spent {format_usd(spent)}. "
+        "Use --format csv for all of them, --customer for those of one customer."
     )
 
 
