@@ -6,19 +6,27 @@ serves all tests in order, as a person would use it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
+import urllib.request
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 from safetensors.torch import load_file, save_file
 
 from tests import configs
+from turbo_vaed.cluster.session import ray_session
+from turbo_vaed.settings import ENVIRONMENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
@@ -128,10 +136,52 @@ def test_a_run_ends_with_a_judged_registered_package_and_a_report(checkout, firs
     assert json.loads(status.stdout)["state"] == "finished"
 
 
-def test_a_second_run_computes_and_charges_nothing(checkout, first_run):
+@pytest.fixture(scope="module")
+def team(checkout, first_run):
+    """The environment of the runs after the first, as a team has it: a Prefect server and a Ray of
+    this machine that stay, where each run of the first kind starts its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-ui"],
+        env={**os.environ, "PREFECT_HOME": str(checkout / "state/prefect"), "PREFECT_API_URL": url},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with pytest.MonkeyPatch.context() as patch, ray_of(patch):
+            address = ray.get_runtime_context().gcs_address
+            wait_for(url, server)
+            yield {
+                "PREFECT_API_URL": url, "RAY_ADDRESS": address, "TURBO_VAED_OWN_RAY": address,
+            }  # fmt: skip
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def ray_of(patch: pytest.MonkeyPatch) -> AbstractContextManager[None]:
+    """As the command line starts it."""
+    for name, value in ENVIRONMENT.items():
+        patch.setenv(name, value)
+    return ray_session(cpus=2)
+
+
+def wait_for(url: str, server: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 180
+    while True:
+        assert server.poll() is None and time.monotonic() < deadline, "no Prefect server"
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+            return
+        time.sleep(0.2)
+
+
+def test_a_second_run_computes_and_charges_nothing(checkout, team):
     before = charges(checkout)
     lock = (checkout / "customers/tiny/dvc.lock").read_bytes()
-    again = turbo_vaed(checkout, "poc", "tiny")
+    again = turbo_vaed(checkout, "poc", "tiny", **team)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "Nothing changed" in again.stdout
     assert charges(checkout) == before
@@ -141,14 +191,14 @@ def test_a_second_run_computes_and_charges_nothing(checkout, first_run):
     assert len(json.loads(listed.stdout)) == 1
 
 
-def test_a_budget_too_small_stops_distillation_and_the_rest_still_runs(checkout, first_run):
+def test_a_budget_too_small_stops_distillation_and_the_rest_still_runs(checkout, team):
     encoded = (checkout / "work/tiny/encode/latents.json").stat().st_mtime_ns
     one = {"targets": ["onnx/fp32"]}  # lowered in seconds
     # Another student, for the first one is trained; the reserve, and a second and a half: the
     # workers take longer to start.
     other = TINY["distill"] | {"seed": 12}
     override(checkout, budget={"run_usd": 0.0067}, use_case="critical", export=one, distill=other)
-    short = turbo_vaed(checkout, "poc", "tiny")
+    short = turbo_vaed(checkout, "poc", "tiny", **team)
     assert short.returncode == 0, short.stdout[-3000:] + short.stderr[-3000:]
     work = checkout / "work/tiny"
     history = json.loads((work / "distill/history.json").read_text())
@@ -167,12 +217,12 @@ def test_a_budget_too_small_stops_distillation_and_the_rest_still_runs(checkout,
     assert versions[1]["aliases"] == "champion"
 
 
-def test_a_refused_run_leaves_the_page_of_the_last_one(checkout, first_run):
+def test_a_refused_run_leaves_the_page_of_the_last_one(checkout, team):
     page = checkout / "work/tiny/report/report.html"
     before, refusal = page.read_bytes(), page.with_name("not-started.html")
     month = {"run_usd": 94, "customer_month_usd": 0.000001}  # used up by the runs before
     override(checkout, budget=month)
-    refused = turbo_vaed(checkout, "poc", "tiny")
+    refused = turbo_vaed(checkout, "poc", "tiny", **team)
     assert refused.returncode == 1, refused.stdout[-3000:] + refused.stderr[-3000:]
     (message,) = [line for line in refused.stderr.splitlines() if line.startswith("refused: ")]
     assert "customer_month_usd" in message
@@ -183,9 +233,7 @@ def test_a_refused_run_leaves_the_page_of_the_last_one(checkout, first_run):
     assert page.read_bytes() == before
 
 
-def test_a_teacher_that_does_not_fit_its_config_is_refused_before_anything_is_paid(
-    checkout, first_run
-):
+def test_a_teacher_that_does_not_fit_its_config_is_refused_before_anything_is_paid(checkout, team):
     """Its widths are other ones than its weights': what it computes cannot be estimated."""
     override(checkout, budget={"run_usd": 95})  # a test before this one left next to nothing
     before = charges(checkout, "node-second")
@@ -193,7 +241,7 @@ def test_a_teacher_that_does_not_fit_its_config_is_refused_before_anything_is_pa
     whole = config.read_text()
     config.write_text(json.dumps(json.loads(whole) | {"block_out_channels": [48, 64, 64]}))
     try:
-        failed = turbo_vaed(checkout, "poc", "tiny")
+        failed = turbo_vaed(checkout, "poc", "tiny", **team)
     finally:
         config.write_text(whole)
     assert failed.returncode == 3
@@ -203,7 +251,7 @@ def test_a_teacher_that_does_not_fit_its_config_is_refused_before_anything_is_pa
     assert charges(checkout, "node-second") == before, "but for the disk, no second of any stage"
 
 
-def test_a_failing_stage_leaves_its_own_error_and_a_report(checkout, first_run):
+def test_a_failing_stage_leaves_its_own_error_and_a_report(checkout, team):
     """A teacher that puts out NaN: only `encode` finds out, and tries once more."""
     weights = checkout / "assets/teachers/tiny-ltx/diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
@@ -211,7 +259,7 @@ def test_a_failing_stage_leaves_its_own_error_and_a_report(checkout, first_run):
     bias = next(name for name in tensors if name.startswith("encoder.") and name.endswith("bias"))
     save_file(tensors | {bias: tensors[bias] * float("nan")}, weights)
     try:
-        failed = turbo_vaed(checkout, "poc", "tiny")
+        failed = turbo_vaed(checkout, "poc", "tiny", **team)
     finally:
         weights.write_bytes(whole)
     assert failed.returncode == 3
@@ -227,11 +275,11 @@ def test_a_failing_stage_leaves_its_own_error_and_a_report(checkout, first_run):
     assert not (checkout / "work/tiny/.encode.partial").exists()
 
 
-def test_too_little_data_is_refused_with_names(checkout, first_run):
+def test_too_little_data_is_refused_with_names(checkout, team):
     shutil.rmtree(checkout / "videos")
     (checkout / "videos").mkdir()
     (checkout / "videos/empty.mp4").touch()
-    refused = turbo_vaed(checkout, "poc", "tiny")
+    refused = turbo_vaed(checkout, "poc", "tiny", **team)
     assert refused.returncode == 1
     assert "empty.mp4" in refused.stderr
     assert "empty.mp4" in (checkout / "work/tiny/report/report.html").read_text()
