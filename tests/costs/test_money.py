@@ -30,13 +30,19 @@ from turbo_vaed.errors import UserError
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("0.08", "0.08"), (" $1,234.50 ", "1234.50"), (95, "95"), (Decimal("1e-12"), "1e-12")],
+    [
+        ("0.08", "0.08"),
+        (" $1,234.50 ", "1234.50"),
+        ("-$5", "-5"),
+        (95, "95"),
+        (Decimal("1e-12"), "1e-12"),
+    ],
 )
 def test_parse_keeps_every_digit(value: str | int | Decimal, expected: str) -> None:
     assert parse_usd(value) == Decimal(expected)
 
 
-@pytest.mark.parametrize("value", [0.08, True, None, "NaN", "inf", "eight cents", "", "$$5"])
+@pytest.mark.parametrize("value", [0.08, True, None, "NaN", "inf", "eight cents", "", "$$5", "1$2"])
 def test_parse_refuses_floats_and_nonsense(value: object) -> None:
     with pytest.raises(UserError, match="money: found"):
         parse_usd(value)  # type: ignore[arg-type]

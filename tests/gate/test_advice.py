@@ -34,6 +34,8 @@ def test_the_steps_advised_follow_from_the_gain_of_the_second_half():
     assert "2 dB short" in found["psnr"] and "about 2,000 steps (distill.steps)" in found["psnr"]
     flat = advice(replace(FACTS, db_per_doubling=0.1), psnr_db=20.0, teacher_psnr_db=20.0)
     assert "twice the steps bring only 0.10 dB: a larger student" in flat["psnr"]
+    none = advice(replace(FACTS, db_per_doubling=-0.2), psnr_db=20.0, teacher_psnr_db=20.0)
+    assert "twice the steps bring only 0.00 dB: a larger student" in none["psnr"]
     unknown = advice(replace(FACTS, db_per_doubling=None), psnr_db=20.0, teacher_psnr_db=20.0)
     assert "more steps (distill.steps)" in unknown["psnr"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from decimal import ROUND_HALF_EVEN, Clamped, Context, Decimal, Inexact, InvalidOperation, Overflow
 
@@ -12,6 +13,7 @@ AMOUNT_QUANTUM = Decimal("1e-12")
 PRICE_QUANTUM = Decimal("1e-18")
 """USD per unit; the last digit that a ledger keeps."""
 
+_DOLLAR_IN_FRONT = re.compile(r"^([-+]?)\$")
 _MICROSECONDS_PER_HOUR = Decimal(3_600_000_000)
 _WIDE = Context(prec=60, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation, Overflow, Clamped])
 _EXACT = Context(prec=60, traps=[InvalidOperation, Overflow, Clamped, Inexact])
@@ -28,7 +30,9 @@ def parse_usd(value: str | int | Decimal) -> Decimal:
             f"money: found {value!r} ({type(value).__name__}); allowed: Decimal, int or text, "
             "for a float has already lost the digits that were typed"
         )
-    text = value.strip().replace("$", "", 1).replace(",", "") if isinstance(value, str) else value
+    text = value
+    if isinstance(text, str):
+        text = _DOLLAR_IN_FRONT.sub(r"\1", text.strip()).replace(",", "")
     try:
         amount = Decimal(text)
     except InvalidOperation:

@@ -3,6 +3,7 @@ figures."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,18 +130,17 @@ def _better(check: Check, facts: RunFacts) -> str:
     short = f"{abs(check.margin):.3g} {check.unit} short".replace(" share", "")
     if check.name in ("psnr", "worst_psnr") and facts.db_per_doubling and facts.steps:
         gain = facts.db_per_doubling
-        if gain > _FLAT_DB:
-            doublings = -check.margin / gain
-            if doublings <= 3:
-                steps = round(facts.steps * 2**doublings, -2)
-                return (
-                    f"{short}; the second half of {facts.steps} steps brought {gain:.2f} dB, so "
-                    f"about {steps:,.0f} steps (distill.steps) would be enough"
-                )
+        doublings = -check.margin / gain if gain > _FLAT_DB else math.inf
+        if doublings <= 3:
+            steps = round(facts.steps * 2**doublings, -2)
             return (
-                f"{short}, and twice the steps bring only {gain:.2f} dB: {facts.larger}, or a "
-                "better teacher"
+                f"{short}; the second half of {facts.steps} steps brought {gain:.2f} dB, so "
+                f"about {steps:,.0f} steps (distill.steps) would be enough"
             )
+        return (
+            f"{short}, and twice the steps bring only {max(gain, 0.0):.2f} dB: {facts.larger}, or "
+            "a better teacher"
+        )
     return (
         f"{short}: more steps (distill.steps), {facts.larger}, or a perceptual loss "
         "(distill.perceptual)"
