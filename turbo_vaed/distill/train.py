@@ -165,9 +165,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(1)  # the CPU that this worker holds
 
-    def on_event(event: dict[str, Any]) -> None:
-        config["channel"].put.remote(event)
-
+    on_event = config["channel"].put.remote
     store = Store(config["store"], keep=job.params.keep_checkpoints)
     name, resume = _agreed_start(store, rank, world, on_event)
     warned = [warning["kind"] for warning in resume.warnings] if resume else []

@@ -13,7 +13,6 @@ from turbo_vaed.costs import Spending, per_second
 from turbo_vaed.costs.money import plain
 from turbo_vaed.distill.events import read_progress
 from turbo_vaed.distill.job import Job, QualityTarget, RunCosts, data_key
-from turbo_vaed.distill.losses import HUB
 from turbo_vaed.distill.progress import ProgressRecorder
 from turbo_vaed.distill.teacher_cache import TeacherTargetsSpec
 from turbo_vaed.distill.teacher_targets import TeacherTargetsPlan
@@ -69,9 +68,8 @@ def training_job(
 ) -> Job:
     """The job for the workers, with the run's costs up to now."""
     params = workspace.params.distill
-    if params.perceptual_weights not in (None, HUB):
-        weights = str(workspace.root / str(params.perceptual_weights))
-        params = replace(params, perceptual_weights=weights)
+    if weights := workspace.perceptual_weights():
+        params = replace(params, perceptual_weights=str(weights))
     costs = RunCosts(
         budget=spending.budget,
         spent_usd=spending.spent_usd(),
