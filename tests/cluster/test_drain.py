@@ -313,6 +313,7 @@ def test_the_metadata_endpoint_is_that_of_all_aws_clients(monkeypatch):
     from turbo_vaed.settings import metadata_endpoint
 
     monkeypatch.delenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", raising=False)
+    monkeypatch.setenv("TURBO_VAED_MACHINE", "no label")  # of another command
     assert metadata_endpoint() == "http://169.254.169.254"
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "127.0.0.1:80")
     with pytest.raises(UserError, match="AWS_EC2_METADATA_SERVICE_ENDPOINT"):

@@ -42,6 +42,15 @@ def test_a_machine_without_git_is_refused(checkout, monkeypatch):
         check(checkout)
 
 
+def test_git_that_does_not_answer_is_a_fault(checkout, monkeypatch):
+    def hang(command, *, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(environment.subprocess, "run", hang)
+    with pytest.raises(Fault, match=re.escape(str(checkout))):
+        check(checkout)
+
+
 def test_a_folder_without_a_repository_is_refused(checkout):
     shutil.rmtree(checkout / ".git")
     with pytest.raises(UserError, match="git init"):

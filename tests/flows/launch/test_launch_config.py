@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,58 @@ def test_embedded_stores_that_would_be_lost_with_the_machine_are_refused(
     for name in ("TURBO_VAED_LEDGER_URL", "MLFLOW_TRACKING_URI", "TURBO_VAED_CHECKPOINTS"):
         assert name in str(refusal.value)
     assert not (workspace.work / "ec2").exists()
+
+
+@pytest.fixture
+def prepared(
+    workspace: Workspace, settings: Settings, run: runs.Run, todo: ToDo, book: PriceBook
+) -> Callable[..., dict[str, str]]:
+    """`prepared(perceptual_weights=)`: what the launch config mounts for a job with LPIPS."""
+
+    def mounts(perceptual_weights: str) -> dict[str, str]:
+        distill = dataclasses.replace(
+            workspace.params.distill, perceptual="lpips", perceptual_weights=perceptual_weights
+        )
+        params = dataclasses.replace(workspace.params, distill=distill)
+        changed = dataclasses.replace(workspace, params=params)
+        written = launch_config.prepare(
+            changed,
+            on_postgres(settings),
+            select_instance(workspace, settings, todo, book=book),
+            run,
+            name=launch_config.PLANNED,
+        )
+        found: dict[str, str] = yaml.safe_load(written.read_text())["file_mounts"]
+        return found
+
+    return mounts
+
+
+def test_the_machine_gets_the_perceptual_weights(
+    prepared: Callable[..., dict[str, str]], settings: Settings
+) -> None:
+    (settings.root / "assets/lpips.pt").touch()
+    mounts = prepared("assets/lpips.pt")
+    assert mounts["~/turbo-vaed/assets/lpips.pt"] == str(settings.root / "assets/lpips.pt")
+    assert not any("lpips" in place for place in prepared("hub"))
+
+
+def test_perceptual_weights_outside_the_checkout_are_refused(
+    prepared: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"distill\.perceptual_weights: .*elsewhere\.pt"):
+        prepared(str(tmp_path / "elsewhere.pt"))
+
+
+def test_a_git_worktree_is_refused(
+    prepared: Callable[..., dict[str, str]], settings: Settings
+) -> None:
+    """Its `.git` is a file that names a folder of this machine."""
+    elsewhere = settings.root.parent / "worktree.git"
+    (settings.root / ".git").rename(elsewhere)
+    (settings.root / ".git").write_text(f"gitdir: {elsewhere}\n")
+    with pytest.raises(UserError, match="git worktree"):
+        prepared("hub")
 
 
 def test_the_launch_config_has_type_market_zone_tags_files_and_no_secret(
