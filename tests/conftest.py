@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from tests.shared import made_once
+from turbo_vaed.runtime import garbage
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -28,6 +30,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # As the Makefile has it: hundreds of processes start, each in half the time with kept byte code.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+garbage.collect_rarely()
+garbage.skip_last_collections()
 
 # Nothing phones home, whoever starts the tests: as the Makefile sets it.
 os.environ |= {
@@ -70,6 +75,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) or is_on_postgres:
             item.add_marker(pytest.mark.slow)
     items.sort(key=rank)
+    gc.collect()
+    gc.freeze()  # what collecting the tests imported lives to the end
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from turbo_vaed.cli import (
 )
 from turbo_vaed.cli.tables import Customer, Format, show
 from turbo_vaed.errors import CorruptFile, TurboVaedError
+from turbo_vaed.runtime import garbage
 from turbo_vaed.settings import ENVIRONMENT, Settings
 
 app = typer.Typer(
@@ -53,6 +54,8 @@ app.add_typer(teacher.app, name="teacher")
 
 def main() -> int:
     """Entry point: run a verb and return its exit code."""
+    garbage.collect_rarely()
+    garbage.skip_last_collections()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from turbo_vaed.runtime import garbage
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -83,4 +85,5 @@ def _nothing() -> None:
 
 
 if __name__ == "__main__":
+    garbage.skip_last_collections()
     main(sys.argv[1:])

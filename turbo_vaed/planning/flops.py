@@ -23,6 +23,7 @@ from turbo_vaed.errors import Unreachable
 from turbo_vaed.models.teachers import teacher_flops
 from turbo_vaed.planning.compatibility import student_config
 from turbo_vaed.planning.history import Pace
+from turbo_vaed.runtime import garbage
 from turbo_vaed.runtime.isolated import run_module
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
@@ -212,4 +213,5 @@ def _time_this_machine(result: Path, precisions: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    garbage.skip_last_collections()
     _time_this_machine(Path(sys.argv[1]), sys.argv[2:])

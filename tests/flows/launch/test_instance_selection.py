@@ -157,12 +157,13 @@ def test_an_unknown_type_or_price_starts_no_machine(
     workspace: Workspace,
     settings: Settings,
     todo: ToDo,
+    book: PriceBook,
     change: dict[str, Any],
     error: type[Exception],
     message: str,
 ) -> None:
     with pytest.raises(error, match=message):
-        select_instance(workspace, settings, todo, **change)
+        select_instance(workspace, settings, todo, **({"book": book} | change))
 
 
 def test_a_run_that_does_not_fit_its_budget_starts_no_machine(
