@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -196,24 +197,27 @@ def run_stages(workspace: Workspace, settings: Settings, todo: ToDo, reached: Re
         get_run_logger().info("%s", estimate)
         effects.start_tracking_idle_nodes(workspace, settings, todo.run)
     reached.is_begun = True
-    with own_ray(settings, todo.stages) as environment:
-        for stage in todo.stages:
-            reached.step = stage
-            retries = retries_of(stage, workspace.params)
-            run_stage.with_options(name=stage, retries=retries)(
-                settings,
-                workspace.customer,
-                stage,
-                {**environment, "TURBO_VAED_RUN_ID": todo.run.run_id},
-                force=stage == todo.forced,
-            )
+    for on_ray, stages in groupby(todo.stages, lambda stage: stage in RAY_STAGES):
+        with own_ray(settings) if on_ray else nullcontext({}) as environment:
+            for stage in stages:
+                reached.step = stage
+                retries = retries_of(stage, workspace.params)
+                run_stage.with_options(name=stage, retries=retries)(
+                    settings,
+                    workspace.customer,
+                    stage,
+                    {**environment, "TURBO_VAED_RUN_ID": todo.run.run_id},
+                    force=stage == todo.forced,
+                )
 
 
 @contextmanager
-def own_ray(settings: Settings, stages: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """A local Ray for the stages that need one, where there is no cluster; the environment by
-    which they find it."""
-    if settings.ray_address or not set(stages) & set(RAY_STAGES):
+def own_ray(settings: Settings) -> Iterator[dict[str, str]]:
+    """A local Ray where there is no cluster; the environment by which stages find it.
+
+    It starts once data are known to suffice, and ends before the gate measures beside it.
+    """
+    if settings.ray_address:
         yield {}
         return
     from turbo_vaed.cluster.session import ray_session

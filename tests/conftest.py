@@ -185,6 +185,8 @@ def on_ray(ray_cluster: Cluster) -> Iterator[None]:
 
     ray.init(address=ray_cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        ray.kill(ray.get_actor(**actor))  # Ray Data's poll for as long as the cluster lives
     ray.shutdown()
 
 

@@ -16,16 +16,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
 
 from tests import configs
-from turbo_vaed.cluster.session import ray_session
-from turbo_vaed.settings import ENVIRONMENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
@@ -137,8 +133,8 @@ def test_a_run_ends_with_a_judged_registered_package_and_a_report(checkout, firs
 
 @pytest.fixture(scope="module")
 def team(checkout, first_run):
-    """The environment of the runs after the first, as a team has it: a Prefect server and a Ray of
-    this machine that stay, where each run of the first kind starts its own."""
+    """The environment of the runs after the first, as a team has it: a Prefect server that stays,
+    where the first run starts its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -150,22 +146,11 @@ def team(checkout, first_run):
         stderr=subprocess.DEVNULL,
     )
     try:
-        with pytest.MonkeyPatch.context() as patch, ray_of(patch):
-            address = ray.get_runtime_context().gcs_address
-            wait_for(url, server)
-            yield {
-                "PREFECT_API_URL": url, "RAY_ADDRESS": address, "TURBO_VAED_OWN_RAY": address,
-            }  # fmt: skip
+        wait_for(url, server)
+        yield {"PREFECT_API_URL": url}
     finally:
         server.terminate()
         server.wait(60)
-
-
-def ray_of(patch: pytest.MonkeyPatch) -> AbstractContextManager[None]:
-    """As the command line starts it."""
-    for name, value in ENVIRONMENT.items():
-        patch.setenv(name, value)
-    return ray_session(cpus=2)
 
 
 def wait_for(url: str, server: subprocess.Popen) -> None:
@@ -255,7 +240,8 @@ def test_a_failing_stage_leaves_its_own_error_and_a_report(checkout, team):
     override(checkout, encode=TINY["encode"] | {"batch_size": 1})
     obstacle = checkout / "work/tiny/.encode.partial"
     obstacle.touch()
-    failed = turbo_vaed(checkout, "poc", "tiny", **team)
+    unused = {"RAY_ADDRESS": "127.0.0.1:1", "TURBO_VAED_OWN_RAY": "127.0.0.1:1"}  # it joins none
+    failed = turbo_vaed(checkout, "poc", "tiny", **team, **unused)
     obstacle.unlink()
     assert failed.returncode == 3
     outcome = json.loads((checkout / "work/tiny/outcome/encode.json").read_text())
