@@ -247,8 +247,9 @@ def test_a_failing_stage_leaves_its_own_error_and_a_report(checkout, team):
     outcome = json.loads((checkout / "work/tiny/outcome/encode.json").read_text())
     assert (outcome["error"], outcome["exit_code"]) == ("Fault", 3)
     assert str(obstacle) in outcome["message"]
-    assert f"\nfault: encode: {outcome['message']}" in failed.stderr
-    assert failed.stderr.count(outcome["message"]) == 2, "once for the retry, once at the end"
+    account = f"encode: {outcome['message']}"
+    assert f"\nfault: {account}" in failed.stderr
+    assert failed.stderr.count(account) == 2, "once for the retry, once at the end"
     assert failed.stdout.count("> turbo-vaed stage encode") == 2
     page = (checkout / "work/tiny/report/report.html").read_text()
     assert not (checkout / "work/tiny/report/not-started.html").exists()
