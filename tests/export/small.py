@@ -34,13 +34,14 @@ def small_decoder(widths: tuple[int, int] = (8, 12)) -> TurboVaedDecoder:
     return TurboVaedDecoder(config).eval()
 
 
-def wide_decoder() -> TurboVaedDecoder:
-    """With as few layers as there are kinds of convolution, wide enough that weights are most of a
-    program's bytes, that Winograd's form is made and that int8 is worth its name."""
+def short_decoder(width: int = 64) -> TurboVaedDecoder:
+    """With as few layers as there are kinds of convolution. 64 channels are wide enough that
+    weights are most of a program's bytes, that Winograd's form is made and that int8 is worth its
+    name."""
     torch.manual_seed(0)
     config = DecoderConfig(
         latent_channels=8,
-        decoder_block_out_channels=(64,),
+        decoder_block_out_channels=(width,),
         decoder_layers_per_block=(1, 1),
         spatio_temporal_scaling=(True,),
         decoder_spatio_only=(False,),

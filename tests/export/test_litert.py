@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.export.small import wide_decoder
+from tests.export.small import short_decoder
 from turbo_vaed.devices._runtimes import open_program
 from turbo_vaed.errors import UserError
 from turbo_vaed.export import (
@@ -33,7 +33,7 @@ MEAN, STD = [0.1 * i for i in range(8)], [1 + 0.2 * i for i in range(8)]
 
 @pytest.fixture(scope="module")
 def decoder() -> TurboVaedDecoder:
-    return wide_decoder()
+    return short_decoder()
 
 
 @pytest.fixture(scope="module")
