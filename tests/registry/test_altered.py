@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tests.registry.kept import Make, aliases, artifact, edit, put
+from tests.registry.stored import Make, aliases, artifact, edit, put
 from turbo_vaed.errors import CorruptFile, GateRefused
 from turbo_vaed.export.package import MANIFEST_NAME, load_package
 from turbo_vaed.registry.promotion import promote, versions

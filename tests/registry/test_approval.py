@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mlflow import MlflowClient
 
-from tests.registry.kept import Make, put
+from tests.registry.stored import Make, put
 from turbo_vaed.registry.approval import Approval
 from turbo_vaed.registry.promotion import audit, promote
 

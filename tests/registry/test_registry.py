@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tests.registry.kept import Make, aliases, artifact, edit, put
+from tests.registry.stored import Make, aliases, artifact, edit, put
 from turbo_vaed.errors import Fault, GateRefused, Unreachable, UserError
 from turbo_vaed.export.package import load_package
 from turbo_vaed.registry.client import experiment_id, open_tracking
