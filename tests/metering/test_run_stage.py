@@ -1,0 +1,113 @@
+"""A stage as a run meters it: with a reservation and a tracker of its own, and none left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests import configs
+from turbo_vaed.costs import Ledger
+from turbo_vaed.errors import Fault
+from turbo_vaed.metering import run_stage
+from turbo_vaed.metering.run_stage import run_metered
+from turbo_vaed.registry.client import experiment_id
+from turbo_vaed.settings import Settings
+from turbo_vaed.stages import params
+from turbo_vaed.workspace import Workspace
+
+
+def resolved(root: Path) -> None:
+    """A checkout whose demo has its params resolved, as every stage needs them."""
+    configs.copy_to(root)
+    (root / "assets").symlink_to(Path(__file__).parents[2] / "assets")
+    params.run(Workspace.load(root, "demo"))
+
+
+def test_a_stage_has_a_tracker_of_its_run(
+    store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolved(tmp_path)
+    settings = dataclasses.replace(
+        Settings.from_environment(tmp_path),
+        run_id="demo-1",
+        ledger_url=f"sqlite:///{tmp_path}/ledger.db",
+        mlflow_tracking_uri=store,
+        ray_address=None,
+        machine_overhead_usd=Decimal(2),
+    )
+
+    def run(workspace: Workspace) -> dict[str, object]:
+        run_context, start = workspace.run_context, datetime.now(UTC)
+        assert run_context.log_metrics and run_context.log_picture and run_context.mark_wasted
+        assert run_context.reservation
+        assert run_context.reservation.claim(Decimal(7)).usd == 95 - 2, "for its machine"
+        with Ledger.open(settings.ledger_url) as ledger:
+            (held,) = ledger.reservations(at=datetime.now(UTC))
+        assert (held.run, held.customer, held.upto_usd) == ("demo-1", "demo", 7 + 2)
+        run_context.log_metrics({"loss": 0.5}, 1)
+        run_context.log_picture(b"png", "step-000001.png")
+        time.sleep(0.02)
+        run_context.mark_wasted(start, datetime.now(UTC), "worker lost")
+        time.sleep(0.02)
+        workspace.folder("distill").mkdir(parents=True)
+        return {}
+
+    monkeypatch.setattr("turbo_vaed.stages.distill.run", run)
+    run_metered(settings, "distill", "demo")
+    client = MlflowClient(tracking_uri=store)
+    (found,) = client.search_runs([experiment_id(client, store, "demo")])
+    assert found.info.run_name == "demo-1 distill"
+    assert found.data.metrics == {"loss": 0.5}
+    assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["samples"]
+    with Ledger.open(settings.ledger_url) as ledger:
+        cost = ledger.by_stage("demo-1")["distill"]
+    assert 0 < cost.wasted_usd < cost.usd
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stage_run_by_hand_leaves_no_reservation(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """While a stage runs on this machine, the nodes of its cluster are metered, too."""
+    resolved(tmp_path)
+    settings = dataclasses.replace(
+        Settings.from_environment(tmp_path),
+        run_id=None,
+        ledger_url=f"sqlite:///{tmp_path}/ledger.db",
+        mlflow_tracking_uri=store,
+        ray_address="10.0.0.1:6379",
+    )
+    idle_meters: list[str] = []
+
+    @contextmanager
+    def others(workspace: Workspace, *given: object) -> Iterator[None]:
+        idle_meters.append(str(given[-1]))
+        yield
+        idle_meters.append("over")
+
+    def run(workspace: Workspace) -> dict[str, object]:
+        assert workspace.run_context.reservation and idle_meters == ["gate"]
+        workspace.run_context.reservation.claim(Decimal(7))
+        with Ledger.open(settings.ledger_url) as ledger:
+            assert [held.upto_usd for held in ledger.reservations(at=datetime.now(UTC))] == [7]
+        workspace.folder("gate").mkdir(parents=True)
+        if fails:
+            raise Fault("the phone is gone")
+        return {}
+
+    monkeypatch.setattr(run_stage, "_metering_idle_nodes", others)
+    monkeypatch.setattr("turbo_vaed.stages.gate.run", run)
+    with pytest.raises(Fault) if fails else nullcontext():
+        run_metered(settings, "gate", "demo")
+    with Ledger.open(settings.ledger_url) as ledger:
+        assert ledger.reservations(at=datetime.now(UTC)) == () and ledger.total() > 0
