@@ -74,6 +74,7 @@ def test_the_derived_student_uses_its_budget_and_stays_within(
     widths = student.decoder_block_out_channels
     assert all(width % 8 == 0 for width in widths)
     assert widths[0] % student.patch_size**2 == 0
+    assert widths[0] // student.patch_size**2 >= 4, "three colours, and what the norm divides by"
     assert DecoderConfig.from_published(student.to_published()) == student
 
 

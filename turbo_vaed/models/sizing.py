@@ -15,6 +15,9 @@ from turbo_vaed.models.teachers.base import LatentSpec
 
 _STEP = 8
 """Widths are multiples of it: narrower steps gain nothing on a phone's vector units."""
+_PIXEL_CHANNELS = 4
+"""What each pixel has at least before the last convolution: three colours, and one more, for the
+norm divides by their size. Of one alone only the sign passes, and a student learns nothing."""
 _GRID = 128
 """Steps of the scale to a published width; a width of at most 512 changes at these alone."""
 
@@ -85,9 +88,9 @@ def scaled(layout: DecoderConfig, steps: int) -> DecoderConfig:
     return replace(
         layout,
         decoder_block_out_channels=tuple(
-            max(multiple, int(width * steps / _GRID / multiple + 0.5) * multiple)
-            for width, multiple in zip(
-                layout.decoder_block_out_channels, _multiples(layout), strict=True
+            max(least, int(width * steps / _GRID / multiple + 0.5) * multiple)
+            for width, least, multiple in zip(
+                layout.decoder_block_out_channels, _least(layout), _multiples(layout), strict=True
             )
         ),
     )
@@ -97,6 +100,12 @@ def _multiples(config: DecoderConfig) -> list[int]:
     """What each width is a multiple of; the finest is divided by the pixels of a patch."""
     coarser = len(config.decoder_block_out_channels) - 1
     return [max(_STEP, config.patch_size**2)] + [_STEP] * coarser
+
+
+def _least(config: DecoderConfig) -> list[int]:
+    """The least of each width."""
+    coarser = len(config.decoder_block_out_channels) - 1
+    return [max(_STEP, _PIXEL_CHANNELS * config.patch_size**2)] + [_STEP] * coarser
 
 
 def _layout(spec: LatentSpec) -> DecoderConfig:

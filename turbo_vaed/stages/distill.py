@@ -28,7 +28,7 @@ from turbo_vaed.planning.training_job import (
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 """Raised when the same input comes to another output: then DVC runs the stage again."""
 
 
