@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -198,7 +198,9 @@ def run_stages(workspace: Workspace, settings: Settings, todo: ToDo, reached: Re
         effects.start_tracking_idle_nodes(workspace, settings, todo.run)
     reached.is_begun = True
     for on_ray, stages in groupby(todo.stages, lambda stage: stage in RAY_STAGES):
-        with own_ray(settings) if on_ray else nullcontext({}) as environment:
+        ray: AbstractContextManager[dict[str, str]]
+        ray = own_ray(settings) if on_ray else nullcontext({})
+        with ray as environment:
             for stage in stages:
                 reached.step = stage
                 retries = retries_of(stage, workspace.params)
