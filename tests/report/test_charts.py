@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_vaed.report.charts import (
+    CHARACTER,
     Axis,
     Bar,
     Drawing,
@@ -159,6 +160,13 @@ def test_labels_of_an_axis_never_touch() -> None:
     at = [(float(t.get("x", "")), t.text or "") for t in drawn.iter("text")][:-1]
     for (a, left), (b, right) in pairwise(at):
         assert b - a > 7 * (len(left) + len(right)) / 2
+
+
+def test_the_last_label_of_an_axis_stays_within_the_drawing() -> None:
+    scale = Scale(low=0.0039, high=0.0065, start=66, end=466)  # of 480
+    drawn = ElementTree.fromstring(f"<g>{x_axis(scale, Axis(label='USD'), 254)}</g>")
+    (last,) = [t for t in drawn.iter("text") if t.text == "0.0065"]
+    assert float(last.get("x", "")) + len("0.0065") * CHARACTER / 2 <= 480
 
 
 def test_a_file_of_charts_uses_no_css_variables_and_holds_every_chart() -> None:

@@ -118,7 +118,7 @@ def _labelled(scale: Scale, axis: Axis, most: int) -> list[tuple[float, str]]:
 def x_axis(scale: Scale, axis: Axis, bottom: float, *, grid_top: float | None = None) -> str:
     """The axis at the bottom; with `grid_top`, lines through the drawing from there on.
 
-    Of labels that would touch each other there are fewer.
+    Of labels that would touch each other there are fewer; one at the end stays within the drawing.
     """
     rows: list[tuple[float, str]] = []
     for most in (6, 4, 3, 2):
@@ -126,14 +126,14 @@ def x_axis(scale: Scale, axis: Axis, bottom: float, *, grid_top: float | None = 
         room = min((scale(b) - scale(a) for (a, _), (b, _) in pairwise(rows)), default=math.inf)
         if max(len(label) for _, label in rows) * CHARACTER <= room:
             break
-    parts = []
+    parts, last = [], scale.end + _RIGHT
     for value, label in rows:
         at = scale(value)
         if grid_top is not None:
             parts.append(line("zero" if value == 0 else "grid", at, grid_top, at, bottom))
         parts += [
             line("tick", at, bottom, at, bottom + 5),
-            text(at, bottom + 19, label, anchor="middle"),
+            text(min(at, last - len(label) * CHARACTER / 2), bottom + 19, label, anchor="middle"),
         ]
     middle = (scale.start + scale.end) / 2
     return "".join([
