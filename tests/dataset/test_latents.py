@@ -99,14 +99,33 @@ def test_a_function_runs_on_a_worker_and_its_error_comes_back() -> None:
         run_on_worker(half, 3)
 
 
-def test_a_lost_clip_is_not_encoded_as_a_black_one(
-    clips: str, tiny_teacher: Path, tmp_path: Path
-) -> None:
-    """In this process: a worker behaves the same wherever it runs."""
+@pytest.fixture
+def out(tmp_path: Path) -> str:
+    """Arrays for five clips' latents and pictures, of which none is written yet."""
     out = str(tmp_path / "latents.zarr")
     group = zarr.open_group(out, mode="w", zarr_format=3)
     for name, one, dtype in (("latents", SHAPE, "f4"), ("reconstruction", (5, 16, 16, 3), "u1")):
         create_clip_array(group, name, clips=5, shape=one, dtype=dtype, is_compressed=True)
+    return out
+
+
+def test_a_teacher_whose_latents_are_not_finite_is_a_fault(
+    clips: str, out: str, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path
+) -> None:
+    """In this process: a worker behaves the same wherever it runs."""
+    worker = Encoder(
+        partial(load_teacher, "ltx-video", tiny_teacher), clips, out, SHAPE, frozenset(),
+        device="cpu",
+    )  # fmt: skip
+    encode_well = worker.codec.encode
+    monkeypatch.setattr(worker.codec, "encode", lambda video: encode_well(video) * torch.nan)
+    with pytest.raises(Fault, match=r"clips \[3\], finite"):
+        worker({"index": np.array([3])})
+
+
+def test_a_lost_clip_is_not_encoded_as_a_black_one(
+    clips: str, out: str, tiny_teacher: Path
+) -> None:
     make = partial(load_teacher, "ltx-video", tiny_teacher)
     worker = Encoder(make, clips, out, SHAPE, frozenset(), device="cpu")
     shutil.rmtree(Path(clips) / "video" / "c" / "4")
@@ -115,12 +134,8 @@ def test_a_lost_clip_is_not_encoded_as_a_black_one(
         worker({"index": np.array([3, 4])})
 
 
-def test_tiles_are_encoded_independently(clips: str, tiny_teacher: Path, tmp_path: Path) -> None:
-    """In this process, as above; of a batch of two one clip is cut and one is not."""
-    out = str(tmp_path / "latents.zarr")
-    group = zarr.open_group(out, mode="w", zarr_format=3)
-    for name, one, dtype in (("latents", SHAPE, "f4"), ("reconstruction", (5, 16, 16, 3), "u1")):
-        create_clip_array(group, name, clips=5, shape=one, dtype=dtype, is_compressed=True)
+def test_tiles_are_encoded_independently(clips: str, out: str, tiny_teacher: Path) -> None:
+    """Of a batch of two one clip is cut and one is not."""
     make = partial(load_teacher, "ltx-video", tiny_teacher)
     worker = Encoder(make, clips, out, SHAPE, frozenset([2]), frozenset([3]), 2, device="cpu")
     worker({"index": np.array([2, 3])})

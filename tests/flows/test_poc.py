@@ -1,13 +1,18 @@
-"""What the flow tries again, and what it prints of a failure."""
+"""What the flow tries again, what it prints of a failure, and for which stages it has a Ray."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
 
-from flows import poc
+from flows import poc, runs
+from flows.to_do import ToDo
+from turbo_vaed.config.stages import STAGES
 from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, UserError
 
 
@@ -52,3 +57,43 @@ def test_a_failure_is_printed_by_the_command_only(name, message, is_printed):
         assert bool(console.filter(record)) == is_printed
     finally:
         console.filters[:] = before
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (
+            "validate",
+            ["validate", "clip", "Ray starts", "encode on Ray", "distill on Ray", "Ray ends",
+             "evaluate", "export", "gate"],
+        ),
+        ("evaluate", ["evaluate", "export", "gate"]),
+    ],
+)  # fmt: skip
+def test_a_runs_own_ray_stands_for_the_stages_that_need_it(monkeypatch, first, expected):
+    seen = []
+
+    @contextmanager
+    def ray(_settings):
+        seen.append("Ray starts")
+        yield {"RAY_ADDRESS": "here"}
+        seen.append("Ray ends")
+
+    def stage(name, **_options):
+        def run(_settings, _customer, _stage, environment, **_):
+            seen.append(f"{name} on Ray" if "RAY_ADDRESS" in environment else name)
+
+        return run
+
+    monkeypatch.setattr(poc, "own_ray", ray)
+    monkeypatch.setattr(poc, "retries_of", lambda *_: 0)
+    monkeypatch.setattr(poc, "run_stage", SimpleNamespace(with_options=stage))
+    monkeypatch.setattr(poc, "get_run_logger", lambda: logging.getLogger("poc"))
+    monkeypatch.setattr(poc.admission, "admit", lambda *_: "an estimate")
+    monkeypatch.setattr(poc.effects, "start_tracking_idle_nodes", lambda *_: None)
+    workspace = SimpleNamespace(customer="tiny", params=None, work=Path())
+    todo = ToDo(run=runs.fresh("tiny"), stale=list(STAGES[STAGES.index(first) :]))
+    reached = poc.Reached(step=first)
+    poc.run_stages(workspace, SimpleNamespace(), todo, reached)
+    assert seen == expected
+    assert reached.is_begun and reached.step == "gate"
