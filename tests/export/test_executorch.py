@@ -25,7 +25,7 @@ LATENT_SHAPE = (1, 8, 2, 4, 6)
 
 
 def small_config() -> DecoderConfig:
-    """Every kind of layer but a level that keeps its size, which test_by_frames.py has."""
+    """Every kind of layer but a level that keeps its size; tests/devices run one."""
     return DecoderConfig(
         latent_channels=8,
         decoder_block_out_channels=(16, 20),
