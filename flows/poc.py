@@ -18,11 +18,12 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.settings import PREFECT_API_URL
 from prefect.tasks import Task
 
 from flows import admission, dvc, effects, runs
 from flows.effects import Outcome
-from flows.to_do import ToDo, to_do
+from flows.to_do import ToDo, to_do, to_do_now
 from turbo_vaed.config.schema import Params
 from turbo_vaed.config.stages import RAY_STAGES, STAGES
 from turbo_vaed.errors import CorruptFile, Fault
@@ -253,7 +254,9 @@ def start(settings: Settings, customer: str) -> Outcome:
     Raises:
         TurboVaedError: as the stage that failed; a report of the stages that ran is written.
     """
-    admission.preflight(settings, customer)  # a user's mistake is reported before a server starts
+    workspace = admission.preflight(settings, customer)  # reports mistakes before a server starts
+    if not PREFECT_API_URL.value() and to_do_now(workspace, settings) is None:
+        return effects.unchanged(workspace)  # a temporary server takes half of such a run's time
     print_failures_once()
     return poc_flow(customer)
 

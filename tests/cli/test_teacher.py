@@ -22,6 +22,7 @@ from turbo_vaed.models.teachers import load_teacher
 TEACHER = Path(__file__).parents[2] / "assets/teachers/tiny-ltx"
 
 
+@pytest.mark.slow
 def test_encode_writes_the_latents_of_the_middle_of_the_picture(
     monkeypatch, capsys, tmp_path, tiny_teacher, make_video
 ) -> None:

@@ -295,6 +295,15 @@ def test_a_mistake_is_named_by_file_line_and_nearest_key(root, old, new, places)
     assert [place for place in places if place not in str(refused.value)] == []
 
 
+def test_of_many_keys_that_stand_twice_the_first_are_listed(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("".join(f"k{n}: 1\n" for n in range(30)) * 2)
+    with pytest.raises(UserError) as refused:
+        read_yaml(path)
+    *listed, last = str(refused.value).splitlines()
+    assert len(listed) == 10 and "20 more" in last
+
+
 def test_a_customer_overrides_its_devices_profile(root):
     configs.override(root, device={"shape": [5, 32, 32]})
     assert config.load(root, "demo").device.shape == (5, 32, 32)

@@ -237,6 +237,7 @@ def test_dearer_later_stages_leave_fewer_steps_to_policy_and_forecast(
     assert high.oracle_steps < low.oracle_steps
 
 
+@pytest.mark.slow
 def test_the_policy_never_overspends_and_takes_most_of_the_possible_steps() -> None:
     replays = simulate(200, seed=5, processes=1)
     found = summary(replays)

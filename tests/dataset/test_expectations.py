@@ -9,6 +9,7 @@ import pytest
 from turbo_vaed.dataset.expectations import Expectation, Limits, check_manifest
 from turbo_vaed.dataset.manifest import COLUMNS
 
+pytestmark = pytest.mark.slow
 LIMITS = Limits(
     min_seconds=1.0,
     min_side=128,

@@ -61,6 +61,7 @@ def test_validations_and_the_last_steps_stay() -> None:
     assert steps == [50, 100, 150, 200, *range(300 - RECENT_STEPS + 1, 301)]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_long_run_is_no_larger_than_one_of_a_short(tmp_path: Path) -> None:
     """However often it validates: 12 MB of rows were in one at 100,000 steps."""
     sizes = []

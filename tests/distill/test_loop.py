@@ -97,6 +97,7 @@ def test_resumed_equals_uninterrupted(make_job, tmp_path, recipe):
         }
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_precision(make_job, monkeypatch):
     job = make_job(precision="bf16", steps=6, checkpoint_every=3)
     monkeypatch.setattr(loop_module, "bf16_pays", lambda device: True)
@@ -117,6 +118,7 @@ def test_the_time_of_a_validation_is_known_after_a_restart(make_job):
     assert (run.last.stopped, run.last.step) == ("budget", state.step)
 
 
+@pytest.mark.slow
 def test_every_part_of_the_loss_is_recorded_and_changes_the_weights(make_job):
     plain = Run(make_job(steps=4))
     parts = {key for row in plain.last.history for key in row if key.startswith("loss")}
@@ -395,6 +397,7 @@ def test_an_interruption_notice_saves_at_once_and_repeatedly(make_job, monkeypat
     assert [e["deadline_seconds"] for e in run.reported("interruption")] == [90.0]
 
 
+@pytest.mark.slow
 def test_checkpoints_by_time_change_only_when_they_are_written(make_job):
     job = make_job(checkpoint_every="auto")
     often, never = (

@@ -183,6 +183,7 @@ def noisy(rng: random.Random, count: int, *, gain: float, noise: float) -> Curve
     return [(Decimal(n), 25 + gain * n + rng.gauss(0, noise)) for n in range(1, count + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [10, 20, 50])
 def test_noise_as_large_as_the_gain_of_an_interval_stops_few_runs(count: int) -> None:
     """Of a true price that is a third of the limit: any of the questions would stop a run."""

@@ -131,10 +131,24 @@ def test_a_run_ends_with_a_judged_registered_package_and_a_report(checkout, firs
     assert json.loads(status.stdout)["state"] == "finished"
 
 
+def test_a_second_run_computes_and_charges_nothing(checkout, first_run):
+    before = charges(checkout)
+    lock = (checkout / "customers/tiny/dvc.lock").read_bytes()
+    again = turbo_vaed(checkout, "poc", "tiny")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "Starting temporary server" not in again.stderr
+    assert "Nothing changed" in again.stdout
+    assert charges(checkout) == before
+    assert (checkout / "customers/tiny/dvc.lock").read_bytes() == lock
+    assert "Running stage" not in again.stdout
+    listed = turbo_vaed(checkout, "registry", "list", "tiny", "--format", "json")
+    assert len(json.loads(listed.stdout)) == 1
+
+
 @pytest.fixture(scope="module")
 def team(checkout, first_run):
-    """The environment of the runs after the first, as a team has it: a Prefect server that stays,
-    where the first run starts its own."""
+    """The environment of the runs below, as a team has it: a Prefect server that stays, where the
+    first run starts its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -160,19 +174,6 @@ def wait_for(url: str, server: subprocess.Popen) -> None:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
             return
         time.sleep(0.2)
-
-
-def test_a_second_run_computes_and_charges_nothing(checkout, team):
-    before = charges(checkout)
-    lock = (checkout / "customers/tiny/dvc.lock").read_bytes()
-    again = turbo_vaed(checkout, "poc", "tiny", **team)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert "Nothing changed" in again.stdout
-    assert charges(checkout) == before
-    assert (checkout / "customers/tiny/dvc.lock").read_bytes() == lock
-    assert "Running stage" not in again.stdout
-    listed = turbo_vaed(checkout, "registry", "list", "tiny", "--format", "json")
-    assert len(json.loads(listed.stdout)) == 1
 
 
 def test_a_budget_too_small_stops_distillation_and_the_rest_still_runs(checkout, team):

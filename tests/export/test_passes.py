@@ -11,6 +11,7 @@ from turbo_vaed.export.passes import without_needless_slices, without_steps
 from turbo_vaed.models import layers
 from turbo_vaed.models.timeline import Whole
 
+pytestmark = pytest.mark.slow
 SLICE = torch.ops.aten.slice.Tensor
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.settings import temporary_settings
 
 from flows import poc, runs
 from flows.to_do import ToDo
@@ -97,3 +98,22 @@ def test_a_runs_own_ray_stands_for_the_stages_that_need_it(monkeypatch, first, e
     poc.run_stages(workspace, SimpleNamespace(), todo, reached)
     assert seen == expected
     assert reached.is_begun and reached.step == "gate"
+
+
+@pytest.mark.parametrize(
+    ("url", "todo", "expected"),
+    [
+        (None, None, "unchanged"),
+        (None, "a stage", "flow"),
+        ("http://127.0.0.1:4200/api", None, "flow"),
+    ],
+)
+def test_only_a_run_that_does_something_starts_a_temporary_server(monkeypatch, url, todo, expected):
+    """A team's server sees unchanged customers, too."""
+    monkeypatch.setattr(poc.admission, "preflight", lambda *_: "workspace")
+    monkeypatch.setattr(poc, "to_do_now", lambda *_: todo)
+    monkeypatch.setattr(poc.effects, "unchanged", lambda _: "unchanged")
+    monkeypatch.setattr(poc, "poc_flow", lambda _: "flow")
+    monkeypatch.setattr(poc, "print_failures_once", lambda: None)
+    with temporary_settings({poc.PREFECT_API_URL: url}):
+        assert poc.start(SimpleNamespace(), "tiny") == expected

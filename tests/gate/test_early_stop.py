@@ -62,6 +62,7 @@ def teacher(monkeypatch: pytest.MonkeyPatch) -> list[TeacherQuality]:
     return known
 
 
+@pytest.mark.slow
 def test_the_gates_thresholds_and_the_margin(
     workspace: Workspace, teacher: list[TeacherQuality], capsys: pytest.CaptureFixture[str]
 ) -> None:

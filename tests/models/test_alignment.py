@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.families import for_every
 from turbo_vaed.models import (
     PRESETS,
     AlignmentHeads,
@@ -170,7 +171,7 @@ ALIGNED = {
 """Block and projected channels, with the tiny teachers of tests/data/tiny-teachers."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@for_every(FAMILIES)
 def test_a_derived_student_is_aligned_with_every_family(make_teacher, family: str) -> None:
     teacher = load_teacher(family, make_teacher(family))
     spec = teacher.latent_spec

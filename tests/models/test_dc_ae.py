@@ -37,6 +37,7 @@ def test_reproduces_the_published_encoder_and_decoder(
     torch.testing.assert_close(video, tensors["decoded"], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_batch_entries_are_independent(golden: tuple[DcAe, dict[str, Tensor]]) -> None:
     network, tensors = golden
     video = torch.cat([tensors["video"], -tensors["video"].flip(-1), tensors["video"].flip(2)])
@@ -48,6 +49,7 @@ def test_batch_entries_are_independent(golden: tuple[DcAe, dict[str, Tensor]]) -
         torch.testing.assert_close(decoded[one], network.decode(latents[one]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close(golden: tuple[DcAe, dict[str, Tensor]]) -> None:
     network, tensors = golden
     weights = {name: tensor.bfloat16() for name, tensor in network.state_dict().items()}

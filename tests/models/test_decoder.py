@@ -137,6 +137,7 @@ def test_half_precision_stays_close(tiny: TurboVaedDecoder) -> None:
     assert psnr > 45
 
 
+@pytest.mark.slow
 def test_trains_wholly_in_half_precision(tiny: TurboVaedDecoder) -> None:
     decoder = copy.deepcopy(tiny).bfloat16().requires_grad_(True)
     video = decoder(torch.randn(1, 32, 3, 8, 8).bfloat16())

@@ -58,6 +58,7 @@ def by_windows(
     return torch.cat(parts, dim=2)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(config=configs(), more=st.integers(1, 3), further=st.integers(0, 9))
 def test_windows_equal_decoding_at_once(config: DecoderConfig, more: int, further: int) -> None:

@@ -37,6 +37,7 @@ from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
 
+@pytest.mark.slow
 def test_a_first_run_is_estimated_with_its_teacher(
     workspace: Workspace, settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

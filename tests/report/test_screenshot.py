@@ -19,6 +19,7 @@ def page(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_screenshot_has_the_requested_size(page: Path, tmp_path: Path) -> None:
     found = screenshot(page, tmp_path / "new" / "page.png", 900, 500)
     with Image.open(found) as image:

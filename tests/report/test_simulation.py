@@ -17,6 +17,7 @@ from turbo_vaed.report.simulation import simulation_svg
 SVG = "{http://www.w3.org/2000/svg}"
 
 
+@pytest.mark.slow
 def test_the_command_prints_figures_and_draws_every_run(tmp_path: Path) -> None:
     picture = tmp_path / "runs.svg"
     done = subprocess.run(

@@ -15,6 +15,8 @@ Keys = tuple[str | int, ...]
 """The way to a value: `("defaults", "distill", "betas", 0)`."""
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE = "tag:yaml.org,2002:merge"
+_SHOWN = 10
+"""Keys that stand twice, as far as an error lists them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,8 @@ def _refuse_duplicates(root: yaml.Node | None, path: Path) -> None:
         if isinstance(node, yaml.MappingNode)
         for key, first, again in _duplicates(node)
     ]
+    if len(twice) > _SHOWN:
+        twice[_SHOWN:] = [f"and {len(twice) - _SHOWN} more keys that stand twice"]
     if twice:
         raise UserError("\n".join(twice))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.families import for_every
 from turbo_vaed.config.schema import TeacherFamily
 from turbo_vaed.errors import UserError
 from turbo_vaed.models.teachers import (
@@ -155,7 +156,7 @@ EXPECTED = {
         has_posterior=False,
     ),
 }
-EVERY = pytest.mark.parametrize("family", FAMILIES)
+EVERY = for_every(FAMILIES)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.families import for_every
 from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.models.teachers import describe_teacher, load_teacher, read_spec
 from turbo_vaed.models.teachers.diffusers_vae import ROWS
@@ -175,7 +176,7 @@ def test_an_impossible_value_in_the_config_is_refused_by_its_key(
     assert_refused(family, folder, CorruptFile, rf"config\.json .*{message}")
 
 
-@pytest.mark.parametrize("family", ROWS)
+@for_every(ROWS)
 def test_channels_that_do_not_match_the_weights_are_refused(edit: Edit, family: str) -> None:
     key = ROWS[family].channels
     folder = edit(family, **{key: 7, "latents_mean": [0.0] * 7, "latents_std": [1.0] * 7})

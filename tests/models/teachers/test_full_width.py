@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
+from tests.families import for_every
 from turbo_vaed.models.sizing import count_parameters, student_for
 from turbo_vaed.models.teachers import LatentSpec
 from turbo_vaed.models.teachers.diffusers_vae import ROWS
@@ -34,7 +34,7 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("family", ROWS)
+@for_every(ROWS)
 def test_the_decoder_has_as_many_parameters_as_published(family: str) -> None:
     parameters, channels, time, space = FULL[family]
     row, path = ROWS[family], PUBLISHED / f"{family}.json"
@@ -54,7 +54,7 @@ def test_the_decoder_has_as_many_parameters_as_published(family: str) -> None:
     assert hasattr(module.get_submodule(row.mid_block), "forward")
 
 
-@pytest.mark.parametrize("family", FULL)
+@for_every(FULL)
 def test_a_student_of_the_usual_share_is_derived_for_every_family(family: str) -> None:
     parameters, channels, time, space = FULL[family]
     spec = LatentSpec(
