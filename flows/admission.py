@@ -69,7 +69,7 @@ def preview(settings: Settings, customer: str) -> str:
     workspace = preflight(settings, customer)
     todo = to_do_now(workspace, settings)
     if todo is None:
-        return "Nothing changed since the last run: nothing would run."
+        return "Nothing has changed since the last run: nothing would run."
     if not todo.stale:
         return f"No stage of {customer} would run; its last run would be registered and reported."
     what = f"{', '.join(todo.stages)} of {customer} would run"
@@ -127,7 +127,7 @@ def estimate(workspace: Workspace, settings: Settings, todo: ToDo, *, is_begun: 
         return f"run {run} resumes from its last checkpoint"
     left = f"{format_usd(limit.usd - facts.spent_usd)} left of {limit.by}"
     if found.cost is None:
-        return f"no estimate, as no worker was free to be timed; {left}"
+        return f"no estimate: no worker was free for a timing run; {left}"
     return f"estimated at {found.cost}; {left}"
 
 

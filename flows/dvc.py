@@ -18,7 +18,7 @@ from pathlib import Path
 
 from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db.engine import BUSY_SECONDS
-from turbo_vaed.errors import Fault, Refused, TurboVaedError
+from turbo_vaed.errors import Fault, Refused, TimedOut, TurboVaedError
 from turbo_vaed.metering.outcome import Expected, raised
 from turbo_vaed.stages import params
 from turbo_vaed.workspace import Workspace
@@ -67,8 +67,8 @@ def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str
     command = ["status", "--json", *targets]
     status, errors = _dvc(root, command, {}, timeout_seconds=_HASHING_SECONDS)
     try:
-        found = json.loads(status.strip().splitlines()[-1]) if status.strip() else {}
-    except ValueError:
+        found = json.loads(status.strip().splitlines()[-1])
+    except (ValueError, IndexError):
         found = None
     if not isinstance(found, dict):
         raise Fault(f"dvc status printed no JSON object: {status[-500:]} {errors[-500:]}")
@@ -105,7 +105,8 @@ def reproduce(
 
     Raises:
         TurboVaedError: what the stage ended in, in the class in which it was raised there.
-        Fault: the stage was killed, took too long, or DVC itself failed.
+        TimedOut: the stage took too long.
+        Fault: the stage was killed, or DVC itself failed.
         Refused: another process works on the same stage.
     """
     command = ["repro", "--single-item", *(["--force"] if force else []), _target(customer, stage)]
@@ -194,7 +195,7 @@ def _dvc(
                 limit += _HASHING_SECONDS
             if time.monotonic() - clock[-1] > limit:
                 what = stage or arguments[0]
-                raise Fault(f"{what} took more than {limit:.0f} s and was stopped")
+                raise TimedOut(f"{what} took more than {limit:.0f} s and was stopped")
     finally:
         _stop(process)
         for reader in readers:

@@ -54,8 +54,8 @@ def outcome(workspace: Workspace, run: runs.Run, sentence: str) -> Outcome:
     verdict = read_json(workspace.folder("gate") / "verdict.json")
     if why := inconclusive_reason(workspace):
         sentence += (
-            f"\nThis is not evidence against the student ({why}). Run the same command again when "
-            "nothing else runs there: only the measurement is repeated."
+            f"\nThis is not evidence against the student ({why}). Run the same command again while "
+            "that machine is otherwise idle: only the measurement is repeated."
         )
     return Outcome(
         sentence=sentence,
@@ -70,7 +70,9 @@ def unchanged(workspace: Workspace) -> Outcome:
     run = runs.read(workspace.work)
     assert run is not None
     return outcome(
-        workspace, run, f"Nothing changed since run {run.run_id}, which made a {run.alias}."
+        workspace,
+        run,
+        f"Nothing has changed since run {run.run_id}: its package is the {run.alias}.",
     )
 
 
@@ -91,7 +93,8 @@ def register(workspace: Workspace, settings: Settings, run: runs.Run) -> Registr
         for name, parts in evaluation[who].items()
         for part, value in parts.items()
     }
-    metrics |= {f"retention_{k}": float(v) for k, v in evaluation["retention"].items()}
+    retention = evaluation["retention"]  # None where the teacher has nothing to retain
+    metrics |= {f"retention_{k}": float(v) for k, v in retention.items() if v is not None}
     metrics["student_parameters"] = float(history["student_parameters"])
     with Ledger.open(settings.ledger_url) as ledger:
         metrics["spent_usd"] = float(ledger.total(run=run.run_id))

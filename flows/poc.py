@@ -26,7 +26,7 @@ from flows.effects import Outcome
 from flows.to_do import ToDo, to_do, to_do_now
 from turbo_vaed.config.schema import Params
 from turbo_vaed.config.stages import RAY_STAGES, STAGES
-from turbo_vaed.errors import CorruptFile, Fault
+from turbo_vaed.errors import CorruptFile, Fault, TimedOut
 from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.runtime.files import read_json
@@ -58,9 +58,9 @@ def retries_of(stage: str, params: Params) -> int:
 
 
 def is_worth_retrying(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
-    """A fault may pass; a refusal, a user's mistake or a broken file will not."""
+    """A fault may pass; a refusal, a user's mistake, a broken file or a timeout will not."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, Fault) and not isinstance(error, CorruptFile)
+    return isinstance(error, Fault) and not isinstance(error, CorruptFile | TimedOut)
 
 
 @task(retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
@@ -139,9 +139,8 @@ def poc_flow(customer: str) -> Outcome:
         todo = to_do(workspace, settings, stale)
         if todo is None:
             return effects.unchanged(workspace)
-        runs.write(workspace.work, todo.run)
         if todo.why:
-            log.info("run %s goes on: %s", todo.run.run_id, todo.why)
+            log.info("resuming run %s: %s", todo.run.run_id, todo.why)
         try:
             return complete(workspace, settings, todo)
         finally:
@@ -198,6 +197,7 @@ def run_stages(workspace: Workspace, settings: Settings, todo: ToDo, reached: Re
         get_run_logger().info("%s", estimate)
         effects.start_tracking_idle_nodes(workspace, settings, todo.run)
     reached.is_begun = True
+    runs.write(workspace.work, todo.run)  # a run that was refused leaves the last one as it is
     for on_ray, stages in groupby(todo.stages, lambda stage: stage in RAY_STAGES):
         ray: AbstractContextManager[dict[str, str]]
         ray = own_ray(settings) if on_ray else nullcontext({})

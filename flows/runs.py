@@ -74,5 +74,7 @@ def customer_lock(work: Path, customer: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Refused(f"another run of {customer} is going on; wait for its end") from None
+            raise Refused(
+                f"another run for {customer} is in progress; wait for it to finish"
+            ) from None
         yield

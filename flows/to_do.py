@@ -19,7 +19,7 @@ from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
 BEGUN = "begun.json"
-"""In the customer's folder: the last run, and which student it was to distil from when on."""
+"""In the customer's folder: the last run, and since when it may distil which student."""
 _MORE = Decimal("1.05")
 """Times what a month's limit left to a run: with less than this it is not resumed."""
 
@@ -65,7 +65,7 @@ def to_do(workspace: Workspace, settings: Settings, stale: list[str]) -> ToDo | 
     if not set(stale) & set(UP_TO_DISTILL):
         run = run_with_more_budget(workspace, settings)
         if run is not None:
-            why = "the month's limit leaves it more now"
+            why = "the monthly limit now leaves it more to spend"
             return with_stages(workspace, settings, run, ["distill"], forced="distill", why=why)
     run = run_to_do(workspace, stale)
     if run is None:
@@ -131,7 +131,7 @@ def inconclusive_reason(workspace: Workspace) -> str:
     say. Empty where it passes or fails, or where quality is inconclusive, too: the same frames
     would be measured again."""
     verdict = read_verdict(workspace.folder("gate") / VERDICT_NAME)
-    if verdict.result != "inconclusive" or any(one.name not in TIMED for one in verdict.failed):
+    if verdict.result != "inconclusive" or any(one.name not in TIMED for one in verdict.not_passed):
         return ""
     choice = read_json(workspace.folder("gate") / "choice.json")
     (chosen,) = (one for one in choice["candidates"] if one["name"] == choice["chosen"])

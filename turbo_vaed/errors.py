@@ -45,5 +45,9 @@ class CorruptFile(Fault):
     """A file is cut short, altered or not what its name says."""
 
 
+class TimedOut(Fault):
+    """A stage took longer than it may; another try would most likely take as long."""
+
+
 class Unreachable(Fault):
     """A server did not answer."""

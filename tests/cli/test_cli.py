@@ -68,6 +68,15 @@ def commands(command: Any, *path: str) -> Iterator[tuple[str, ...]]:
 COMMANDS = set(commands(get_command(cli.app)))
 
 
+def test_an_interrupted_command_says_how_to_resume(call, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(load, "load", interrupted)
+    code, _, err = call("registry", "list", "demo")
+    assert code == 130 and "resume" in err
+
+
 def test_every_command_answers_help(call):
     assert len(COMMANDS) > 40
     for path in COMMANDS:

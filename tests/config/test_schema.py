@@ -10,10 +10,11 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from tests import configs
 from turbo_vaed.config import load as config
-from turbo_vaed.config.schema import Params
+from turbo_vaed.config.schema import Params, UseCase
 from turbo_vaed.config.yaml_file import read_yaml
 from turbo_vaed.errors import UserError
 
@@ -42,7 +43,7 @@ def test_the_files_are_valid_for_every_customer_use_case_and_device(root):
     for name in files.customers:
         config.resolve(files, name).params()
     for name in files.use_cases:
-        assert config.use_case_limits(files, name).rationale
+        assert TypeAdapter(UseCase).validate_python(files.use_cases[name]).rationale
     for name in files.profiles:
         config.profile(files, name)
 

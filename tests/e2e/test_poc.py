@@ -137,7 +137,7 @@ def test_a_second_run_computes_and_charges_nothing(checkout, first_run):
     again = turbo_vaed(checkout, "poc", "tiny")
     assert again.returncode == 0, again.stderr[-3000:]
     assert "Starting temporary server" not in again.stderr
-    assert "Nothing changed" in again.stdout
+    assert "Nothing has changed" in again.stdout
     assert charges(checkout) == before
     assert (checkout / "customers/tiny/dvc.lock").read_bytes() == lock
     assert "Running stage" not in again.stdout

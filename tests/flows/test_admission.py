@@ -175,7 +175,7 @@ def test_a_preview_writes_and_reserves_nothing(
     done = runs.Run(run_id="demo-9", started=datetime.now(UTC).isoformat(), status="done")
     monkeypatch.setattr(admission, "to_do_now", lambda *_: None)
     runs.write(workspace.work, done)
-    assert admission.preview(settings, "demo").startswith("Nothing changed")
+    assert admission.preview(settings, "demo").startswith("Nothing has changed")
 
 
 def test_a_months_limit_that_is_too_small_is_named_with_the_amount_missing(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +14,7 @@ from prefect.settings import temporary_settings
 from flows import poc, runs
 from flows.to_do import ToDo
 from turbo_vaed.config.stages import STAGES
-from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, UserError
+from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, TimedOut, UserError
 
 
 class State:
@@ -30,6 +30,7 @@ class State:
     [
         (Fault("lost a worker"), True),
         (CorruptFile("cut"), False),
+        (TimedOut("distill"), False),
         (UserError("no"), False),
         (BudgetRefused("no"), False),
     ],
@@ -60,18 +61,9 @@ def test_a_failure_is_printed_by_the_command_only(name, message, is_printed):
         console.filters[:] = before
 
 
-@pytest.mark.parametrize(
-    ("first", "expected"),
-    [
-        (
-            "validate",
-            ["validate", "clip", "Ray starts", "encode on Ray", "distill on Ray", "Ray ends",
-             "evaluate", "export", "gate"],
-        ),
-        ("evaluate", ["evaluate", "export", "gate"]),
-    ],
-)  # fmt: skip
-def test_a_runs_own_ray_stands_for_the_stages_that_need_it(monkeypatch, first, expected):
+@pytest.fixture
+def flow_without_stages(monkeypatch):
+    """`run_stages` on its own: what a stage or Ray would do is appended to the list."""
     seen = []
 
     @contextmanager
@@ -92,12 +84,47 @@ def test_a_runs_own_ray_stands_for_the_stages_that_need_it(monkeypatch, first, e
     monkeypatch.setattr(poc, "get_run_logger", lambda: logging.getLogger("poc"))
     monkeypatch.setattr(poc.admission, "admit", lambda *_: "an estimate")
     monkeypatch.setattr(poc.effects, "start_tracking_idle_nodes", lambda *_: None)
-    workspace = SimpleNamespace(customer="tiny", params=None, work=Path())
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (
+            "validate",
+            ["validate", "clip", "Ray starts", "encode on Ray", "distill on Ray", "Ray ends",
+             "evaluate", "export", "gate"],
+        ),
+        ("evaluate", ["evaluate", "export", "gate"]),
+    ],
+)  # fmt: skip
+def test_a_runs_own_ray_stands_for_the_stages_that_need_it(
+    flow_without_stages, tmp_path, first, expected
+):
+    workspace = SimpleNamespace(customer="tiny", params=None, work=tmp_path)
     todo = ToDo(run=runs.fresh("tiny"), stale=list(STAGES[STAGES.index(first) :]))
     reached = poc.Reached(step=first)
     poc.run_stages(workspace, SimpleNamespace(), todo, reached)
-    assert seen == expected
+    assert flow_without_stages == expected
     assert reached.is_begun and reached.step == "gate"
+    assert runs.read(tmp_path) == todo.run
+
+
+def test_a_refused_run_leaves_the_record_of_the_last_one(
+    flow_without_stages, monkeypatch, tmp_path
+):
+    """Else params that are changed back would find a run that is open, and has done nothing."""
+
+    def refuse(*_):
+        raise BudgetRefused("no")
+
+    monkeypatch.setattr(poc.admission, "admit", refuse)
+    last = runs.write(tmp_path, replace(runs.fresh("tiny"), status="done"))
+    workspace = SimpleNamespace(customer="tiny", params=None, work=tmp_path)
+    todo = ToDo(run=runs.fresh("tiny"), stale=["gate"])
+    with pytest.raises(BudgetRefused):
+        poc.run_stages(workspace, SimpleNamespace(), todo, poc.Reached(step="gate"))
+    assert runs.read(tmp_path) == last and not flow_without_stages
 
 
 @pytest.mark.parametrize(

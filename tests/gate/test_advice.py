@@ -21,7 +21,7 @@ def advice(facts=FACTS, target="executorch-xnnpack/fp32", **changed):
         target=target,
     )  # fmt: skip
     found = advise(verdict, facts)
-    assert set(found) == {check.name for check in verdict.failed}
+    assert set(found) == {check.name for check in verdict.not_passed}
     return found
 
 
@@ -86,11 +86,16 @@ def test_a_conversion_too_far_from_pytorch_is_advised_by_its_precision(precision
     [
         ({"intervals": {"cold_start_seconds": (0.1, 6.0)}}, "cold_start_seconds"),
         ({"intervals": {"fps": (20.0, 200.0)}}, "fps"),
-        ({"unknown": {"ssim": "one clip"}}, "ssim"),
     ],
 )
-def test_times_and_what_has_no_interval_are_measured_again(changed, check):
+def test_times_are_measured_again_unless_another_check_needs_more(changed, check):
     assert "turbo-vaed poc demo measures again" in advice(**changed)[check]
+    both = advice(psnr_db=20.0, teacher_psnr_db=20.0, **changed)[check]
+    assert "turbo-vaed poc" not in both, "poc would not: another student is needed"
+
+
+def test_quality_of_a_single_clip_needs_more_clips():
+    assert "clip.clips_per_video" in advice(unknown={"ssim": "one clip"})["ssim"]
 
 
 def test_a_value_at_its_limit_is_advised_more_clips():

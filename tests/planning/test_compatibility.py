@@ -73,6 +73,7 @@ def test_auto_is_derived_from_the_teacher(make_workspace, fraction: float | None
             r"assets/.*budget_fraction: found 0\.01.*distill\.student_fraction",
         ),
         ({"clip": {"frames": 16}}, r"clip.frames is 16; .* 4k\+1 frames: set .* to 13 or 17"),
+        ({"clip": {"frames": 1}}, "clip.frames is 1, .*clip.frames to 5 or more"),
         ({"clip": {"size": 100}}, "clip.size is 100; .* multiples of 8: .* to 96 or 104"),
         ({"distill": {"crop": 60}}, "distill.crop is 60; .* multiples of 8: .* to 56 or 64"),
         ({"distill": {"crop": 32}}, r"encode\.tile is 64, distill\.crop 32"),

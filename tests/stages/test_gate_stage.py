@@ -57,7 +57,7 @@ def test_the_verdict_names_the_bytes_and_measurements_it_judged(judged, files):
     assert candidate["unreliable_reason"] == measurement.unreliable_reason
     package = load_package(workspace.folder("gate") / "package")
     assert (verdict.customer, verdict.use_case) == ("demo", "education")
-    assert verdict.result == "passes", verdict.failed
+    assert verdict.result == "passes", verdict.not_passed
     assert verdict.package_sha256 == measurement.package_sha256 == package.sha256
     assert verdict.data_sha256 == hashlib.sha256(b"aa\nff").hexdigest()
     assert verdict.git_revision == "unknown"  # the temporary root is no checkout
@@ -99,8 +99,8 @@ def test_the_package_agrees_with_pytorch(judged, files):
 
 def failed_checks(workspace: Workspace) -> set[str]:
     verdict = read_verdict(workspace.folder("gate") / "verdict.json")
-    assert (verdict.result == "passes") == (not verdict.failed)
-    return {check.name for check in verdict.failed}
+    assert (verdict.result == "passes") == (not verdict.not_passed)
+    return {check.name for check in verdict.not_passed}
 
 
 def test_the_teacher_is_also_timed_on_the_hosts_gpu(judged_copy, remeasured, monkeypatch, files):
@@ -309,7 +309,7 @@ def test_a_failing_verdict_is_a_complete_result(judged_copy, remeasured):
     figures = gate.run(dataclasses.replace(judged_copy, params=params))
     assert failed_checks(judged_copy) == {"ssim", "package_mb"}
     assert figures["result"] == "fails"
-    assert len(figures["failed"]) == 2
+    assert len(figures["not_passed"]) == 2
     assert (judged_copy.folder("gate") / "frames.zarr").is_dir()
 
 

@@ -61,6 +61,8 @@ def main() -> int:
     try:
         # Typer returns the code of an `Exit` that a command raises.
         returned = app(prog_name="turbo-vaed", standalone_mode=False)
+        if returned == 130:  # as it ends an interrupted command
+            print("interrupted; run the same command again to resume", file=sys.stderr)
         return returned if isinstance(returned, int) else 0
     except TurboVaedError as error:
         print(f"{_kind(error)}: {error}", file=sys.stderr)
@@ -74,9 +76,6 @@ def main() -> int:
             return 3
         getattr(error, "show", lambda: None)()
         return int(usage)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
 
 
 def _kind(error: TurboVaedError) -> str:

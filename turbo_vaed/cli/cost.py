@@ -202,7 +202,7 @@ def simulate_budgets(
 ) -> None:
     """Replay the budget's policy on random prices and interruptions: is every budget kept?
 
-    Returns 1 where one was not.
+    Exits with 1 if one was not.
     """
     from turbo_vaed.costs.simulate import simulate, summary
     from turbo_vaed.report.simulation import simulation_svg
@@ -240,7 +240,7 @@ def _in_words(figure: str, value: float | None) -> object:
 def estimate_next(customer: Customer) -> None:
     """What the next run of `turbo-vaed poc CUSTOMER` would do and cost, with its range.
 
-    Nothing is run, but for DVC's stage `params`, which costs nothing. Ends with 1 where the run
+    Nothing is run, but for DVC's stage `params`, which costs nothing. Exits with 1 if the run
     would be refused, and says what would fit.
     """
     from flows import admission

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from turbo_vaed.cli.tables import Format, show
-from turbo_vaed.errors import Refused, UserError
+from turbo_vaed.errors import Refused, Unreachable, UserError
 from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def list_devices(form: Format = "table") -> None:
 
 @app.command("probe")
 def probe(name: str, form: Format = "table") -> None:
-    """What a device reports about itself, and what is missing; ends with 1 where something is.
+    """What a device reports about itself, and what is missing; exits with 1 if something is.
 
     For example: turbo-vaed devices probe host
     """
@@ -94,7 +94,7 @@ def bench(
     ] = None,
     form: Format = "table",
 ) -> None:
-    """Measure a package on a device; ends with 1 where it failed or its times are unreliable.
+    """Measure a package on a device; exits with 1 if it failed or its times are unreliable.
 
     It is measured as by the gate; where an option is not given, `gate` of the defaults in
     params.yaml counts.
@@ -109,6 +109,8 @@ def bench(
     gate = load.team_gate(files)
     plan = _plan(gate, threads=threads, samples=samples, spread=spread)
     opened = _package(package)
+    if name in files.profiles:
+        load.profile(files, name)  # an invalid one is refused before a package is cut
     opened = _shaped(opened, shape, files.profiles.get(name) or {}, name)
     with (
         tempfile.TemporaryDirectory(prefix="turbo-vaed-") as scratch,
@@ -321,10 +323,16 @@ def _open(
 
 def _charge(usage: Usage) -> None:
     """Charge what a device costs outside a run to a customer of its own, `devices`."""
-    from turbo_vaed.costs import Ledger
+    from turbo_vaed.costs import Ledger, outbox
     from turbo_vaed.metering.run_stage import usage_charge
     from turbo_vaed.settings import new_run_id
 
-    with Ledger.open(Settings.from_environment().ledger_url) as ledger:
-        ledger.add(usage_charge(usage, new_run_id("devices"), "devices", "bench"))
+    settings = Settings.from_environment()
+    charge = usage_charge(usage, new_run_id("devices"), "devices", "bench")
+    try:
+        with Ledger.open(settings.ledger_url) as ledger:
+            ledger.add(charge)
+    except Unreachable as error:
+        path = outbox.store((charge,), settings.outbox_folder)
+        print(f"warning: {error}; the charge is stored in {path}", file=sys.stderr)
     print(f"charged: {usage.quantity:g} {usage.unit}s of {usage.resource}", file=sys.stderr)

@@ -119,7 +119,7 @@ def _select_instance(
     workspace = admission.preflight(settings, customer)
     todo = to_do_now(workspace, settings)
     if todo is None:
-        print("Nothing changed since the last run: no machine is needed.")
+        print("Nothing has changed since the last run: no machine is needed.")
         raise typer.Exit(0)
     selection = select_instance(
         workspace, settings, todo, instance_type=instance_type, market=market

@@ -41,7 +41,7 @@ def explain(
 ) -> None:
     """Every check of the last verdict, and what to change where one does not pass.
 
-    Ends with 0 where all pass, else with 1. For example: turbo-vaed gate explain demo
+    Exits with 0 if all pass, else with 1. For example: turbo-vaed gate explain demo
     """
     from turbo_vaed.gate import advise, read_verdict
 
@@ -76,7 +76,7 @@ def explain(
             print(f"This verdict is outdated: {outdated}. "
                   f"turbo-vaed poc {workspace.customer} makes a new one.")  # fmt: skip
         show(rows, form, title)
-        for check in verdict.failed:
+        for check in verdict.not_passed:
             print(f"{check.reason}. What to change: {advice[check.name]}")
         for one in _others(workspace):
             print(one)
@@ -85,7 +85,7 @@ def explain(
                   f"turbo-vaed registry promote {workspace.customer} VERSION --approved-by NAME "
                   "--reason WHY")  # fmt: skip
     if verdict.result != "passes":
-        count = len(verdict.failed)
+        count = len(verdict.not_passed)
         raise GateRefused(f"{count} of {len(verdict.checks)} checks did not pass")
 
 
@@ -146,7 +146,7 @@ def _others(workspace: Workspace) -> Iterator[str]:
             workspace.folder("gate") / "candidates" / one["name"].replace("/", "-") / VERDICT_NAME
         )
         if place.is_file():
-            yield from (f"  {check.reason}" for check in read_verdict(place).failed)
+            yield from (f"  {check.reason}" for check in read_verdict(place).not_passed)
 
 
 def _facts(workspace: Workspace) -> RunFacts:

@@ -62,10 +62,15 @@ def promote_version(
 
     if bool(approved_by.strip()) != bool(reason.strip()):
         raise UserError("--approved-by and --reason belong together: who approves, and why")
-    approval = Approval(by=approved_by.strip(), reason=reason.strip()) if approved_by else None
+    approver = approved_by.strip()
+    approval = Approval(by=approver, reason=reason.strip()) if approver else None
     uri = Settings.from_environment().mlflow_tracking_uri
     outcome = promote(tracking_uri=uri, customer=customer, version=version, approval=approval)
-    print(f"{outcome.name} version {outcome.version} is {outcome.alias}")
+    replaced = f", replacing version {outcome.previous_champion}"
+    print(
+        f"{outcome.name} version {outcome.version} is {outcome.alias}"
+        + (replaced if outcome.previous_champion else "")
+    )
     if outcome.reasons:
         raise GateRefused("not champion: " + "; ".join(outcome.reasons))
 
@@ -74,12 +79,15 @@ def promote_version(
 def audit_versions(customer: Customer, form: Format = "table") -> None:
     """Check each version that has an alias again: its bytes, its verdict, its approval.
 
-    Ends with 1 where one should not have its alias.
+    Exits with 1 if one should not have its alias.
     """
+    from turbo_vaed.config import load
     from turbo_vaed.errors import GateRefused
     from turbo_vaed.registry.promotion import audit
 
-    found = audit(Settings.from_environment().mlflow_tracking_uri, customer)
+    settings = Settings.from_environment()
+    load.load(settings.root, customer)  # a misspelled name has nothing to audit
+    found = audit(settings.mlflow_tracking_uri, customer)
     rows = [
         {
             "alias": row.alias,

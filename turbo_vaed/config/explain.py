@@ -50,7 +50,8 @@ def _line(found: Any, keys: Keys, holders: list[Any], where: Callable[[Keys], st
         return f"{place}the key {found['ctx']['discriminator']} is missing"
     if found["type"] == "union_tag_invalid":
         return place + str(found["msg"])
-    return f"{place}found {found['input']!r}; {found['msg'].lower()}"
+    why = str(found["msg"])
+    return f"{place}found {found['input']!r}; {why[:1].lower()}{why[1:]}"
 
 
 def _place(loc: tuple[str | int, ...], owner: Any) -> tuple[Keys, list[Any]]:

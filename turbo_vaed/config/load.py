@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from turbo_vaed.config.devices import DeviceProfile, parse_profile
 from turbo_vaed.config.explain import explain, nearest
-from turbo_vaed.config.schema import GateParams, Params, UseCase, check_customer_name
+from turbo_vaed.config.schema import GateParams, Params, check_customer_name
 from turbo_vaed.config.yaml_file import Keys, YamlFile, dotted, read_yaml_file
 from turbo_vaed.errors import UserError
 
@@ -235,20 +235,6 @@ def profile(files: ConfigFiles, name: object) -> DeviceProfile:
         _named_profile(files, name, files.devices.name),
         lambda keys: files.devices.where(("devices", str(name), *keys)),
     )
-
-
-def use_case_limits(files: ConfigFiles, name: str) -> UseCase:
-    """What a use case demands, before any customer's own limits.
-
-    Raises:
-        UserError: it is not valid.
-    """
-    try:
-        return TypeAdapter(UseCase).validate_python(files.use_cases[name])
-    except ValidationError as error:
-        raise UserError(
-            explain(error, UseCase, lambda keys: files.policy.where(("use_cases", name, *keys)))
-        ) from None
 
 
 @functools.cache

@@ -270,6 +270,7 @@ def check_customer_name(name: str) -> str:
     if not CUSTOMER_NAME.fullmatch(name) or not isinstance(yaml.safe_load(name), str):
         raise UserError(
             f"customer name {name!r} is not allowed: use 1 to 48 of a-z, 0-9, '-' and '_', "
-            "beginning with a letter or digit, and no word that YAML reads as something else"
+            "beginning with a letter or digit, and not a word that YAML reads as another type "
+            "(yes, null, 123)"
         )
     return name

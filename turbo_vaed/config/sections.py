@@ -1,8 +1,8 @@
 """Sections of a customer's params: what each DVC stage reads, and nothing else.
 
 work/NAME/params/STAGE.yaml holds the values that determine a stage's output, and digests of its
-other inputs; DVC hashes it. work/NAME/params/costs.yaml holds prices and budgets, which do not
-affect any output: no DVC stage depends on it. All are written when a run begins, so an edit of the
+other inputs; DVC hashes it. work/NAME/params/costs.yaml holds prices and the budgets that
+affect no output: no DVC stage depends on it. All are written when a run begins, so an edit of the
 root files takes effect in the next run.
 """
 

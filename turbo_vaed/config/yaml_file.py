@@ -16,7 +16,7 @@ Keys = tuple[str | int, ...]
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE = "tag:yaml.org,2002:merge"
 _SHOWN = 10
-"""Keys that stand twice, as far as an error lists them."""
+"""Duplicate keys, as many as an error lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +111,13 @@ def read_yaml_file(path: Path, *, optional: bool = False) -> YamlFile:
 def _refuse_duplicates(root: yaml.Node | None, path: Path) -> None:
     """Refuse a key that stands twice in one mapping, of which YAML parsers drop the first."""
     twice = [
-        f"{path.name}:{again}: the key {key!r} stands on line {first} already; remove one of them"
+        f"{path.name}:{again}: duplicate key {key!r} (first on line {first}); remove one of them"
         for node in _nodes(root, set())
         if isinstance(node, yaml.MappingNode)
         for key, first, again in _duplicates(node)
     ]
     if len(twice) > _SHOWN:
-        twice[_SHOWN:] = [f"and {len(twice) - _SHOWN} more keys that stand twice"]
+        twice[_SHOWN:] = [f"and {len(twice) - _SHOWN} more duplicate keys"]
     if twice:
         raise UserError("\n".join(twice))
 

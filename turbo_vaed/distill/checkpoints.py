@@ -193,7 +193,7 @@ class Store:
     def _read(self, name: str) -> Checkpoint:
         with self._verified(name) as file:
             if not zipfile.is_zipfile(file):
-                raise CorruptFile(f"{self.url}/{name} is no checkpoint, whatever its name says")
+                raise CorruptFile(f"{self.url}/{name} is not a checkpoint despite its name")
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
         try:

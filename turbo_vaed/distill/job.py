@@ -20,8 +20,8 @@ _HOW = frozenset(
     ("workers", "min_workers", "micro_batch", "teacher_targets", "compile", "checkpoint_every",
      "keep_checkpoints", "stop_psnr_margin_db", "stop_usd_per_tenth_db")
 )  # fmt: skip
-"""Params that say how, or for how long, a student is computed and not which: a run goes on when
-they change."""
+"""Params that affect how, or for how long, a student is trained, not which one: changing them keeps
+its checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from turbo_vaed.distill.validation import loss_spike, validate
 MOST_SKIPPED = 3
 """Steps in a row whose loss is not finite, each tried twice, before the run is given up."""
 _LOOK_SECONDS = 2.0
-"""Between two looks whether a machine is being taken away: every rank must join in."""
+"""Between checks for a machine that is being reclaimed; every rank must take part."""
 
 
 class Loop:

@@ -136,7 +136,7 @@ class ProgressRecorder:
             case "interruption":
                 left = event["deadline_seconds"]
                 when = "soon" if left is None else f"in {left:.0f} s"
-                print(f"a machine is interrupted {when}: saving a checkpoint now", flush=True)
+                print(f"a machine will be reclaimed {when}: saving a checkpoint now", flush=True)
             case "end" if event["stopped"] == "diverged":
                 self._mark_useful(event["at"])
         self._update_bar(self.run.step, headline(self.run))

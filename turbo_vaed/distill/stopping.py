@@ -260,7 +260,7 @@ def enough(
     slope, recent = slopes[-1], len(_recent(validations))
     basis, limit = f"by the trend of the last {recent} validations", format_usd(usd_per_tenth_db)
     if slope is None or slope <= 0:
-        reason = f"{basis} more dollars bring nothing; the limit is {limit} per 0.1 dB"
+        reason = f"{basis} further spending brings no gain; the limit is {limit} per 0.1 dB"
     else:
         price = format_usd(1 / slope / 10)
         reason = f"{basis} another 0.1 dB costs {price}, more than the limit of {limit}"

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 RAY = "ray"
 """Ray's own files, next to the checkpoints; no run goes on from them."""
 MAX_FAILURES = 20
-"""Workers lost without notice in one run. What no new start mends ends the run at once."""
+"""Workers lost without notice in one run. What a restart cannot fix ends the run at once."""
 KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
@@ -80,12 +80,14 @@ def distill(
     """
     storage = storage.rstrip("/")
     store = Store(f"{storage}/{job.name}", keep=job.params.keep_checkpoints)
+    troubles: list[str] = []
     found = store.newest(on_trouble=lambda text: None)  # the workers look again, and report
     if found is None or not is_complete(found[1], job):
         _fit(job, store, storage, on_event, costs)
-        found = store.newest(on_trouble=lambda text: None)
+        found = store.newest(on_trouble=troubles.append)
     if found is None or found[1].stopped == "running":
-        raise Fault("distillation ended without a final checkpoint; run it again to resume")
+        why = "".join(f"; {text}" for text in troubles)
+        raise Fault(f"distillation ended without a final checkpoint{why}; run it again to resume")
     state = found[1]
     if state.stopped == "diverged":
         store.clear()  # nothing to go on from
@@ -277,7 +279,11 @@ class LatestCosts:
 
 @contextmanager
 def _channel(on_event: OnEvent, costs: ReportCosts | None) -> Iterator[Any]:
-    """A channel on this node, emptied by a thread until the block ends."""
+    """A channel on this node, emptied by a thread until the block ends.
+
+    Raises:
+        Fault: the thread failed, so that events and costs are missing from then on.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -305,7 +311,15 @@ def _channel(on_event: OnEvent, costs: ReportCosts | None) -> Iterator[Any]:
                     _log.warning("the run's costs do not reach its workers: %s", error)
             is_over.wait(_POLL_SECONDS)
 
-    thread = threading.Thread(target=poll, name="distill-events", daemon=True)
+    failures: list[Exception] = []
+
+    def poll_safely() -> None:
+        try:
+            poll()
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=poll_safely, name="distill-events", daemon=True)
     thread.start()
     try:
         yield channel
@@ -313,6 +327,8 @@ def _channel(on_event: OnEvent, costs: ReportCosts | None) -> Iterator[Any]:
         is_over.set()
         thread.join()
         ray.kill(channel)
+    if failures:
+        raise Fault(f"what the training reported was lost: {failures[0]}") from failures[0]
 
 
 def _check_room(least: int) -> bool:

@@ -200,7 +200,7 @@ def dead_channels(features: Mapping[str, Tensor]) -> str | None:
             dead.append(f"{count} of {len(spread)} channels of {name}")
     if not dead:
         return None
-    return f"{', '.join(dead)} put out the same everywhere: that width is not used"
+    return f"{', '.join(dead)} output a constant: that capacity is wasted"
 
 
 def colour_shift(video: Tensor, source: Tensor) -> str | None:

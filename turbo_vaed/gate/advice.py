@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from turbo_vaed.gate.verdict import Check, Verdict
+from turbo_vaed.gate.verdict import TIMED, Check, Verdict
 
 _QUALITY = ("psnr_retention", "psnr", "ssim", "ms_ssim", "worst_psnr", "detail_retention")
 _SPEED = ("fps", "latency_ratio")
@@ -55,7 +55,7 @@ class RunFacts:
 
 def advise(verdict: Verdict, facts: RunFacts) -> dict[str, str]:
     """By the name of each check that did not pass, what would change it."""
-    return {check.name: _advice(check, verdict, facts) for check in verdict.failed}
+    return {check.name: _advice(check, verdict, facts) for check in verdict.not_passed}
 
 
 def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
@@ -93,11 +93,13 @@ def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
 def _certainty(check: Check, verdict: Verdict, facts: RunFacts) -> str:
     if check.measured is None:
         return "it was not measured: use a device that reports it"
-    if check.low is None or check.name in (*_SPEED, "cold_start_seconds"):
+    if check.name in TIMED:
+        if any(one.name not in TIMED for one in verdict.not_passed):
+            return "it is measured again with the package that the other checks need"
         return (
-            f"turbo-vaed poc {verdict.customer} measures again; run it when the machine is idle "
-            "(gate.max_background_cpu_share is the limit), or raise gate.max_samples where the "
-            "interval is wide"
+            f"where it is unreliable, turbo-vaed poc {verdict.customer} measures again: run it "
+            "when the machine is idle (gate.max_background_cpu_share is the limit); where its "
+            "interval is wide, raise gate.max_samples"
         )
     if check.margin is not None and check.margin < 0 and check.name in _QUALITY:
         # A narrower interval around a value on the wrong side would make it a failure.
@@ -127,7 +129,8 @@ def _above_teacher(check: Check, verdict: Verdict) -> str:
 
 def _better(check: Check, facts: RunFacts) -> str:
     assert check.margin is not None
-    short = f"{abs(check.margin):.3g} {check.unit} short".replace(" share", "")
+    amount = f"{abs(check.margin):.3g} {check.unit}".replace(" share", "").rstrip()
+    short = f"{amount} short"
     if check.name in ("psnr", "worst_psnr") and facts.db_per_doubling and facts.steps:
         gain = facts.db_per_doubling
         doublings = -check.margin / gain if gain > _FLAT_DB else math.inf

@@ -69,7 +69,7 @@ class Assessment:
         return {
             "name": candidate.name,
             "result": self.verdict.result,
-            "not_passed": [check.name for check in self.verdict.failed],
+            "not_passed": [check.name for check in self.verdict.not_passed],
             "unreliable_reason": self.unreliable_reason,
             "psnr_db": candidate.psnr_db,
             "parity_psnr_db": self.output.parity_psnr_db,

@@ -50,6 +50,8 @@ def choose(candidates: Sequence[Candidate], how: How) -> Choice:
     if not passing:
         chosen = min(candidates, key=lambda c: (*_shortfall(c), *_order(c, how)))
         reason = f"none of {len(candidates)} packages passes; {chosen.name} is the closest"
+        if len(candidates) == 1:
+            reason = "it is the only package, and it does not pass"
         return Choice(name=chosen.name, reason=reason)
     chosen = min(passing, key=lambda c: _order(c, how))
     if len(candidates) == 1:
@@ -64,7 +66,7 @@ def choose(candidates: Sequence[Candidate], how: How) -> Choice:
 
 
 def _shortfall(candidate: Candidate) -> tuple[bool, int, int, int]:
-    failed = candidate.verdict.failed
+    failed = candidate.verdict.not_passed
     fails = sum(check.result == "fails" for check in failed)
     inconclusive = [check for check in failed if check.result == "inconclusive"]
     not_timed = sum(check.name not in TIMED for check in inconclusive)

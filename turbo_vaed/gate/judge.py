@@ -122,7 +122,7 @@ _RULES = (
         what="latency relative to the teacher's", unit="ratio", direction="max",
     ),
 )  # fmt: skip
-PARITY_RATIONALE = "further from PyTorch than this, in this precision, the conversion is wrong"
+PARITY_RATIONALE = "a correct conversion at this precision stays at least this close to PyTorch"
 assert tuple(rule.name for rule in _RULES) == CHECK_NAMES
 
 
@@ -239,8 +239,8 @@ def _measured(
 ) -> str:
     if result == "inconclusive":
         assert low is not None and high is not None
-        between = f"{low:.{rule.digits}f} and {_format(high, rule, rule.digits)}"
-        return f"measured {_format(value, rule, rule.digits)}, between {between}"
+        interval = f"{low:.{rule.digits}f} to {_format(high, rule, rule.digits)}"
+        return f"measured {_format(value, rule, rule.digits)} (interval {interval})"
     # Enough digits to distinguish the two: "required >= 30 dB, measured 30.00 dB" explains nothing.
     digits = rule.digits
     while result == "fails" and digits < 12 and f"{value:.{digits}f}" == f"{limit:.{digits}f}":

@@ -95,15 +95,15 @@ def verify(
                 expected = decoder(torch.from_numpy(latents[one]))
             video = torch.from_numpy(np.array(decoded[one]))
             if not bool(video.isfinite().all()):
-                raise Fault(f"{package.target}: what it puts out for clip {row} is not finite")
+                raise Fault(f"{package.target}: its output for clip {row} is not finite")
             worst = min(worst, parity_psnr(video, expected))
     parity = Parity(parity_psnr_db=worst, limit_db=limit_db, clips=len(latents), how=how)
     if worst < limit_db:
         raise Fault(
             f"{package.target}: PSNR of the package against PyTorch: required >= {limit_db:g} dB "
             f"(export.min_parity_db), measured {worst:.1f} dB: the conversion "
-            "computes something else, or this precision is too coarse for this student; take "
-            "another precision, or look at the exporter"
+            "is wrong, or this precision is too coarse for this student; try another precision, or "
+            "check the exporter"
         )
     return parity
 

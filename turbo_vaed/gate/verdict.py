@@ -84,8 +84,8 @@ class Verdict:
     format: int = _FORMAT
 
     @property
-    def failed(self) -> tuple[Check, ...]:
-        """The checks that did not pass: failed, or not certain."""
+    def not_passed(self) -> tuple[Check, ...]:
+        """The checks that did not pass: failed or inconclusive."""
         return tuple(check for check in self.checks if not check.passed)
 
     def to_json(self) -> dict[str, Any]:

@@ -76,6 +76,12 @@ def check_clips(spec: LatentSpec, frames: int, size: int) -> None:
     Raises:
         UserError: so many frames or such a size; it says what to set.
     """
+    if frames == 1:
+        least = next(n for n in spec.nearest_frames(1) if n > 1)
+        raise UserError(
+            "clip.frames is 1, but the gate judges flicker from frame to frame: set clip.frames "
+            f"to {least} or more"
+        )
     if not spec.legal_frames(frames):
         below, above = spec.nearest_frames(frames)
         raise UserError(

@@ -185,5 +185,5 @@ def translated_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, sa.exc.SQLAlchemyError, OSError) as error:
-        message = str(error).strip().splitlines()[0]
+        message = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise Fault(f"MLflow at {_shown(uri)} failed: {message}") from error

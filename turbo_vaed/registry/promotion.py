@@ -286,7 +286,7 @@ def _examine(
             then = version.tags.get(f"{what}_sha256")
             if now != then:
                 altered.append(f"its {what} has sha256 {now}; {then} was registered")
-    reasons = [check.reason for check in verdict.failed]
+    reasons = [check.reason for check in verdict.not_passed]
     if verdict.needs_approval and not is_approved(version, sha256):
         reasons.append(f"use case {verdict.use_case} needs a person's approval")
     return reasons, altered

@@ -8,7 +8,7 @@ from turbo_vaed.dataset.manifest import read_manifest
 from turbo_vaed.workspace import Workspace
 
 STAGE_VERSION = 1
-"""Raised when the same input comes to another output: then DVC runs the stage again."""
+"""Increase it when the same input would give another output, so that DVC reruns the stage."""
 
 
 def run(workspace: Workspace) -> dict[str, object]:

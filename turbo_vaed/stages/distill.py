@@ -29,7 +29,7 @@ from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
 STAGE_VERSION = 2
-"""Raised when the same input comes to another output: then DVC runs the stage again."""
+"""Increase it when the same input would give another output, so that DVC reruns the stage."""
 
 
 def run(workspace: Workspace) -> dict[str, object]:

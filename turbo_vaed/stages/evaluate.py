@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 
 STAGE_VERSION = 1
-"""Raised when the same input comes to another output: then DVC runs the stage again."""
+"""Increase it when the same input would give another output, so that DVC reruns the stage."""
 
 
 def run(workspace: Workspace) -> dict[str, object]:
-    """Write evaluate/evaluation.json: PSNR, SSIM and MS-SSIM per clip, mean and worst share.
+    """Write evaluate/evaluation.json: PSNR, SSIM, MS-SSIM, detail and, for clips of two or more
+    frames, flicker per clip, with mean and worst share.
 
     Both pictures are compared as 8-bit video: the teacher's as `encode` stored it, the
     student's rounded alike.

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 STAGE_VERSION = 1
-"""Raised when the same input comes to another output: then DVC runs the stage again."""
+"""Increase it when the same input would give another output, so that DVC reruns the stage."""
 
 
 def run(workspace: Workspace) -> dict[str, object]:

@@ -17,7 +17,7 @@ from turbo_vaed.runtime.files import write_json
 from turbo_vaed.workspace import Workspace
 
 STAGE_VERSION = 1
-"""Raised when the same input comes to another output: then DVC runs the stage again."""
+"""Increase it when the same input would give another output, so that DVC reruns the stage."""
 
 
 def run(workspace: Workspace) -> dict[str, object]:
@@ -66,7 +66,7 @@ def run(workspace: Workspace) -> dict[str, object]:
         "result": verdict.result,
         "package": choice.name,
         "why": choice.reason,
-        "failed": [check.reason for check in verdict.failed],
+        "not_passed": [check.reason for check in verdict.not_passed],
         **{check.name: check.measured for check in verdict.checks},
         "package_sha256": verdict.package_sha256,
     }

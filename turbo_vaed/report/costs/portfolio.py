@@ -166,7 +166,7 @@ def _row(
     best, verdict = _best(known), known.verdict
     text, tone, judged = wording.UNKNOWN, "", ""
     if isinstance(verdict, Verdict):
-        failed = len(verdict.failed)
+        failed = len(verdict.not_passed)
         text, tone = verdict.result, TONES[verdict.result]
         judged = verdict.created[:10]
         judged += f", {failed} of {len(verdict.checks)} checks not passed" if failed else ""
