@@ -18,7 +18,7 @@ from turbo_vaed.distill.job import Job, RunCosts
 from turbo_vaed.distill.loop import Loop
 from turbo_vaed.distill.stopping import Decision, Stopping
 from turbo_vaed.distill.train import LatestCosts
-from turbo_vaed.errors import Unreachable
+from turbo_vaed.errors import Fault, Unreachable
 
 pytestmark = pytest.mark.slow
 
@@ -170,3 +170,11 @@ def test_costs_reach_the_workers_and_an_unreachable_ledger_stops_no_events(
     assert later is not None and later.spent_usd == DEAR.spent_usd
     assert later.at < time.time()
     assert events == [{"event": "step"}]
+
+
+def test_what_cannot_be_reported_fails_the_training(on_ray: None) -> None:
+    def fail(_event: dict[str, Any]) -> None:
+        raise OSError("no space left")
+
+    with pytest.raises(Fault, match="no space left"), train._channel(fail, None) as channel:
+        ray.get(channel.put.remote({"event": "step"}))
