@@ -4,7 +4,7 @@ Run: python bench/package.py [--help]. Its last line is JSON, also written to be
 Speed: the LTX student at published width, random weights, 17x256x256, one thread; all programs and
 the plain 5-D float32 decoder (`plain_decoder.py`) in one process, in turns; medians. int8 has all
 its layers in int8 there: of random weights none is known to need float.
-Parity and the time of export: the student of `make poc` on held-out clips, by the stage `export`
+Parity and the time of export: the student of `make poc` on test clips, by the stage `export`
 itself, which runs every package. Needs work/demo.
 
 Shapes: B batch, C channels, t latent frames, h w latent.
@@ -106,7 +106,7 @@ def speeds(targets: list[str], rounds: int) -> dict[str, Any]:
 
 
 def trained(targets: list[str]) -> dict[str, Any]:
-    """Parity of the demo's student on held-out clips, and the seconds of export and running."""
+    """Parity of the demo's student on test clips, and the seconds of export and running."""
     with tempfile.TemporaryDirectory() as scratch:
         # A place of its own: the stage replaces what is there.
         workspace = Workspace.load(ROOT, "demo")

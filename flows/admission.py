@@ -44,20 +44,31 @@ def preflight(settings: Settings, customer: str) -> Workspace:
         Fault: the disk is nearly full.
     """
     workspace = Workspace.load(settings.root, customer)
-    if not workspace.source.is_dir():
-        raise UserError(
-            f"customers.{customer}.source: no folder {workspace.source}"
-            + ("; make setup fetches the demo videos" if customer == "demo" else "")
-        )
-    for target in check_params(workspace):
-        RUNTIMES[target.runtime].check()
-    check_device(workspace)
-    price_of(workspace.params, settings, "gate")
+    check_configuration(workspace, settings)
     check_environment(settings.root, workspace.work)
     with Ledger.open(settings.ledger_url) as ledger:
         outbox.post(ledger, settings.outbox_folder)
     client.open_tracking(settings.mlflow_tracking_uri)
     return workspace
+
+
+def check_configuration(workspace: Workspace, settings: Settings) -> None:
+    """Check a customer's params, and what they name, as `customer show` does and every run.
+
+    Raises:
+        UserError: no folder of videos, params that do not fit together, an exporter that is not
+            installed.
+        BudgetRefused: this machine's price is unknown.
+    """
+    if not workspace.source.is_dir():
+        raise UserError(
+            f"customers.{workspace.customer}.source: no folder {workspace.source}"
+            + ("; make setup fetches the demo videos" if workspace.customer == "demo" else "")
+        )
+    for target in check_params(workspace):
+        RUNTIMES[target.runtime].check()
+    check_device(workspace)
+    price_of(workspace.params, settings, "gate")
 
 
 def preview(settings: Settings, customer: str) -> str:

@@ -18,6 +18,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_API_URL
 from prefect.tasks import Task
 
@@ -26,10 +27,11 @@ from flows.effects import Outcome
 from flows.to_do import ToDo, to_do, to_do_now
 from turbo_vaed.config.schema import Params
 from turbo_vaed.config.stages import RAY_STAGES, STAGES
-from turbo_vaed.errors import CorruptFile, Fault, TimedOut
+from turbo_vaed.errors import CorruptFile, Fault, Stopped, TimedOut
 from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.runtime.files import read_json
+from turbo_vaed.runtime.interrupts import shielded
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -72,14 +74,17 @@ def run_stage(
     force: bool = False,
 ) -> None:
     """Reproduce one DVC stage; its figures become an artifact."""
-    dvc.reproduce(
-        settings.root,
-        customer,
-        stage,
-        environment=environment,
-        timeout_seconds=TIMEOUT_SECONDS[stage],
-        force=force,
-    )
+    try:
+        dvc.reproduce(
+            settings.root,
+            customer,
+            stage,
+            environment=environment,
+            timeout_seconds=TIMEOUT_SECONDS[stage],
+            force=force,
+        )
+    except (KeyboardInterrupt, TerminationSignal):  # the latter is what Prefect makes of SIGTERM
+        raise Stopped(f"{stage} was stopped; run the same command again to resume") from None
     try:
         publish_figures(settings.root / "work" / customer / stage, customer, stage)
     except Exception:  # the stage is done and paid for
@@ -258,7 +263,18 @@ def start(settings: Settings, customer: str) -> Outcome:
     if not PREFECT_API_URL.value() and to_do_now(workspace, settings) is None:
         return effects.unchanged(workspace)  # a temporary server takes half of such a run's time
     print_failures_once()
+    if not PREFECT_API_URL.value():
+        start_server()
     return poc_flow(customer)
+
+
+def start_server() -> None:
+    """Start Prefect's temporary server, as Prefect itself would, but so that a terminal's Ctrl-C
+    leaves it running: it has the end of the flow to record."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    with shielded():
+        SubprocessASGIServer().start()
 
 
 def print_failures_once() -> None:

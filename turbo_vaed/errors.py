@@ -1,6 +1,7 @@
 """The error tree: what a person did, what was refused, what broke.
 
-The command line maps a class to its exit code: 1 refused, 2 a user's mistake, 3 a fault.
+The command line maps a class to its exit code: 1 refused, 2 a user's mistake, 3 a fault,
+130 interrupted.
 Messages say what was found, what was expected and what to do.
 """
 
@@ -47,6 +48,12 @@ class CorruptFile(Fault):
 
 class TimedOut(Fault):
     """A stage took longer than it may; another try would most likely take as long."""
+
+
+class Stopped(TurboVaedError):
+    """A person or a supervisor ended it: Ctrl-C, SIGTERM or SIGHUP. It can be resumed."""
+
+    exit_code = 130
 
 
 class Unreachable(Fault):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from turbo_vaed.config import load, pipeline
 from turbo_vaed.config.schema import Params, check_customer_name
 from turbo_vaed.config.sections import read_section
 from turbo_vaed.costs.run_context import RunContext
-from turbo_vaed.errors import UserError
+from turbo_vaed.errors import Refused, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,35 @@ class Workspace:
     def not_started(self) -> Path:
         """The page of a run that ended before its first stage; the next that begins removes it."""
         return self.work / "report" / "not-started.html"
+
+    @contextmanager
+    def reading_sections(self) -> Iterator[None]:
+        """While a stage runs, nobody rewrites the sections: DVC records them when it ends."""
+        with self._sections_lock(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def writing_sections(self) -> Iterator[None]:
+        """The sections may be rewritten in the block.
+
+        Raises:
+            Refused: a stage of the customer is running.
+        """
+        with self._sections_lock(fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _sections_lock(self, kind: int) -> Iterator[None]:
+        self.work.mkdir(parents=True, exist_ok=True)
+        with (self.work / ".params.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Refused(
+                    f"a stage of {self.customer} is running by params that would be rewritten; "
+                    "wait for it to finish"
+                ) from None
+            yield
 
     def teacher_weights(self) -> Path:
         """The folder of the teacher's weights, below assets/teachers."""

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 from flows.launch.launch_config import HOME, folder
 from turbo_vaed.errors import Fault
 from turbo_vaed.planning.ec2_costs import ENDS_ITSELF_MINUTES
 from turbo_vaed.planning.history import PACE_FILE
+from turbo_vaed.runtime.interrupts import signals_interrupt
 from turbo_vaed.workspace import Workspace
 
 EXIT_CODE = "exit-code"
@@ -38,7 +37,7 @@ def started(config: Path) -> Iterator[None]:
     Raises:
         Fault: it could not be started or set up.
     """
-    with _signals_raise():
+    with signals_interrupt():
         try:
             if _ray("up", "--yes", "--no-config-cache", str(config)) != 0:
                 raise Fault(
@@ -47,21 +46,6 @@ def started(config: Path) -> Iterator[None]:
             yield
         finally:
             end(config)
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Let a closed terminal or a `kill` end the block as Ctrl-C does, not the process at once."""
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    kept = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
 
 
 def end(config: Path) -> None:

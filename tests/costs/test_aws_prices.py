@@ -17,7 +17,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
-from botocore.stub import Stubber
+from botocore.stub import ANY, Stubber
 
 from turbo_vaed.costs.aws_prices import (
     Ec2Prices,
@@ -109,6 +109,42 @@ def test_a_spot_price_is_the_one_in_force_over_all_pages(aws: Aws, tmp_path: Pat
     # From here on the cache knows, an earlier moment too.
     for hours, usd in ((1, "0.45"), (2, "0.40"), (5, "0.40"), (6, "0.35"), (30, "0.35")):
         assert book.usd_per_hour(*ZONE, NOON - timedelta(hours=hours)) == Decimal(usd), hours
+
+
+def test_spot_prices_are_asked_for_linux_in_the_machines_zone(aws: Aws, tmp_path: Path) -> None:
+    aws.stubs["ec2"].add_response(
+        "describe_spot_price_history",
+        page((5, "0.40")),
+        {
+            "InstanceTypes": ["g5.xlarge"],
+            "ProductDescriptions": ["Linux/UNIX"],
+            "AvailabilityZone": "eu-central-1a",
+            "StartTime": ANY,
+            "EndTime": NOON,
+        },
+    )
+    assert prices(aws, tmp_path).usd_per_hour(*ZONE) == Decimal("0.40")
+
+
+def test_list_prices_are_asked_for_shared_linux_machines_without_software(
+    aws: Aws, tmp_path: Path
+) -> None:
+    """Every filter: without one of them other products' prices come along."""
+    fields = {
+        "instanceType": "g5.xlarge",
+        "regionCode": "eu-central-1",
+        "operatingSystem": "Linux",
+        "preInstalledSw": "NA",
+        "tenancy": "Shared",
+        "capacitystatus": "Used",
+    }
+    filters = [{"Type": "TERM_MATCH", "Field": k, "Value": v} for k, v in fields.items()]
+    aws.stubs["pricing"].add_response(
+        "get_products",
+        {"FormatVersion": "aws_v1", "PriceList": []},
+        {"ServiceCode": "AmazonEC2", "Filters": filters},
+    )
+    assert prices(aws, tmp_path).usd_per_hour(*LIST) is None
 
 
 def test_an_older_moment_than_the_history_is_unknown(aws: Aws, tmp_path: Path) -> None:

@@ -27,11 +27,14 @@ from turbo_vaed.distill.stopping import Stopping
 class Run:
     """A loop run alone, with what it saved and reported."""
 
-    def __init__(self, job, resume=None, batch=None, **more):
+    def __init__(self, job, resume=None, batch=None, interrupt_at=None, **more):
         self.states, self.events = [], []
-        loop = Loop(
+        warned = [w["kind"] for w in resume.warnings] if resume else ()
+        self.loop = loop = Loop(
             job,
-            decide=Stopping(job, warned=[w["kind"] for w in resume.warnings] if resume else ()),
+            decide=Stopping(
+                job, warned=warned, is_interrupted=lambda: self.loop.step == interrupt_at
+            ),
             on_event=self.events.append,
             save=lambda state: self.states.append(copy.deepcopy(state)),
             resume=copy.deepcopy(resume),  # as from a file: the optimizer goes on in what it loads
@@ -74,6 +77,16 @@ def test_loss_falls_and_validation_rises(make_job):
     assert [row["step"] for row in run.last.history if "val_psnr" in row] == [20, 40]
     figures = {key for row in run.last.history for key in row if key.startswith("val_")}
     assert figures == {"val_psnr", "val_ssim"}, "the job requires no more"
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_saves_at_once_and_resumes_as_if_it_had_not_been(make_job):
+    job = make_job(steps=6, checkpoint_every=5, validate_every=5)
+    stopped = Run(job, interrupt_at=3)
+    assert (stopped.last.stopped, stopped.last.step) == ("running", 3)
+    assert not [row for row in stopped.last.history if "val_psnr" in row], "it takes time"
+    assert stopped.reported("end")[-1]["stopped"] == "interrupted"
+    assert_same(Run(job, stopped.last).last.ema, Run(job).last.ema)
 
 
 @pytest.mark.slow

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import itertools
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -178,3 +181,29 @@ def test_what_cannot_be_reported_fails_the_training(on_ray: None) -> None:
 
     with pytest.raises(Fault, match="no space left"), train._channel(fail, None) as channel:
         ray.get(channel.put.remote({"event": "step"}))
+
+
+def test_an_interrupt_reaches_the_workers_and_waits_for_their_end(
+    on_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Ctrl-C of whoever runs the stage; the workers are a thread."""
+    ended: list[bool] = []
+    with train._channel(lambda event: None, None) as channel:
+        latest = LatestCosts(channel)
+
+        def fit() -> None:
+            latest()
+            threading.Timer(0.5, _thread.interrupt_main).start()
+            while not latest.is_interrupted:
+                latest()
+                time.sleep(0.05)
+            ended.append(True)
+
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                train._run_interruptibly(fit, channel)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    assert ended == [True]
+    assert "checkpoint" in capsys.readouterr().out

@@ -155,7 +155,7 @@ def test_a_stage_may_wait_for_its_ledger_before_it_is_killed():
 def test_one_flow_at_a_time_for_a_customer(tmp_path):
     with (
         runs.customer_lock(tmp_path, "acme"),
-        pytest.raises(Refused, match="another run of acme"),
+        pytest.raises(Refused, match="another run for acme"),
         runs.customer_lock(tmp_path, "acme"),
     ):
         pass

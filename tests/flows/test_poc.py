@@ -8,13 +8,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import temporary_settings
 
 from flows import poc, runs
 from flows.to_do import ToDo
 from turbo_vaed.config.stages import STAGES
-from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, TimedOut, UserError
+from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, Stopped, TimedOut, UserError
 
 
 class State:
@@ -142,5 +143,20 @@ def test_only_a_run_that_does_something_starts_a_temporary_server(monkeypatch, u
     monkeypatch.setattr(poc.effects, "unchanged", lambda _: "unchanged")
     monkeypatch.setattr(poc, "poc_flow", lambda _: "flow")
     monkeypatch.setattr(poc, "print_failures_once", lambda: None)
+    monkeypatch.setattr(poc, "start_server", lambda: None)
     with temporary_settings({poc.PREFECT_API_URL: url}):
         assert poc.start(SimpleNamespace(), "tiny") == expected
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, TerminationSignal(15)])
+def test_a_stage_that_somebody_stops_is_no_fault(monkeypatch, how):
+    """So that it is not tried again, and the flow still writes its report."""
+
+    def interrupt(*_, **__):
+        raise how
+
+    monkeypatch.setattr(poc.dvc, "reproduce", interrupt)
+    with pytest.raises(Stopped) as stopped:
+        poc.run_stage.fn(SimpleNamespace(root=None), "tiny", "distill", {})
+    assert stopped.value.exit_code == 130
+    assert not poc.is_worth_retrying(None, None, State(stopped.value))

@@ -15,7 +15,7 @@ from tests import configs
 from turbo_vaed.config.devices import AdbProfile, HostProfile
 from turbo_vaed.config.sections import COSTS
 from turbo_vaed.config.stages import STAGES
-from turbo_vaed.errors import CorruptFile, UserError
+from turbo_vaed.errors import CorruptFile, Refused, UserError
 from turbo_vaed.gate import read_verdict
 from turbo_vaed.planning.compatibility import student_config
 from turbo_vaed.planning.pricing import limits_of, spending_of
@@ -61,6 +61,17 @@ def test_there_is_a_section_for_every_stage_and_an_unchanged_one_is_not_written(
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert changed() == set()
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+
+
+def test_no_section_changes_while_a_stage_runs_by_it(
+    root: Path, changed: Callable[..., set[str]]
+) -> None:
+    """DVC records a stage's section when the stage ends."""
+    with Workspace.for_stage(root, "demo", "gate").reading_sections():
+        assert changed() == set(), "nothing to write"
+        with pytest.raises(Refused, match="is running"):
+            changed(gate={"max_samples": 61})
+    assert changed() == {"gate"}
 
 
 @pytest.mark.parametrize(

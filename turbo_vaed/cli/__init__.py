@@ -1,6 +1,6 @@
 """`turbo-vaed …`: arguments in, exit code out.
 
-0 done, 1 refused (gate, budget, data), 2 a user's mistake, 3 a fault.
+0 done, 1 refused (gate, budget, data), 2 a user's mistake, 3 a fault, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from turbo_vaed.cli import (
 from turbo_vaed.cli.tables import Customer, Format, show
 from turbo_vaed.errors import CorruptFile, TurboVaedError
 from turbo_vaed.runtime import garbage
+from turbo_vaed.runtime.interrupts import signals_interrupt
 from turbo_vaed.settings import ENVIRONMENT, Settings
 
 app = typer.Typer(
@@ -60,7 +61,8 @@ def main() -> int:
         os.environ.setdefault(name, value)
     try:
         # Typer returns the code of an `Exit` that a command raises.
-        returned = app(prog_name="turbo-vaed", standalone_mode=False)
+        with signals_interrupt():
+            returned = app(prog_name="turbo-vaed", standalone_mode=False)
         if returned == 130:  # as it ends an interrupted command
             print("interrupted; run the same command again to resume", file=sys.stderr)
         return returned if isinstance(returned, int) else 0
@@ -81,7 +83,7 @@ def main() -> int:
 def _kind(error: TurboVaedError) -> str:
     if isinstance(error, CorruptFile):
         return "corrupt"
-    return {1: "refused", 2: "error"}.get(error.exit_code, "fault")
+    return {1: "refused", 2: "error", 130: "stopped"}.get(error.exit_code, "fault")
 
 
 def _print_version(wanted: bool) -> None:

@@ -46,13 +46,13 @@ def list_customers(form: Format = "table") -> None:
 @app.command("show")
 def show_customer(customer: Customer, form: Format = "table") -> None:
     """Every param of a customer, checked as before a run; `config show` says where each is from."""
+    from flows.admission import check_configuration
     from turbo_vaed.config import load
-    from turbo_vaed.planning.compatibility import check_params
     from turbo_vaed.workspace import Workspace
 
-    root = Settings.from_environment().root
-    check_params(Workspace.load(root, customer))
-    resolved = load.resolve(load.read(root), customer).values
+    settings = Settings.from_environment()
+    check_configuration(Workspace.load(settings.root, customer), settings)
+    resolved = load.resolve(load.read(settings.root), customer).values
     if form == "json":
         print(json.dumps(resolved, default=str))
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,8 +76,8 @@ def explain(
             print(f"This verdict is outdated: {outdated}. "
                   f"turbo-vaed poc {workspace.customer} makes a new one.")  # fmt: skip
         show(rows, form, title)
-        for check in verdict.not_passed:
-            print(f"{check.reason}. What to change: {advice[check.name]}")
+        for line in _explained(verdict, advice):
+            print(line)
         for one in _others(workspace):
             print(one)
         if verdict.needs_approval:
@@ -87,6 +87,20 @@ def explain(
     if verdict.result != "passes":
         count = len(verdict.not_passed)
         raise GateRefused(f"{count} of {len(verdict.checks)} checks did not pass")
+
+
+def _explained(verdict: Verdict, advice: Mapping[str, str]) -> Iterator[str]:
+    """Each check that did not pass; why it is unreliable and what to change once for all of whom
+    that is true."""
+    for remedy in dict.fromkeys(advice.values()):
+        causes: dict[str, None] = {}
+        for check in verdict.not_passed:
+            if advice[check.name] == remedy:
+                found, unreliable, cause = check.reason.partition(", unreliable: ")
+                yield found + (", unreliable" if unreliable else "")
+                causes |= dict.fromkeys([cause] if cause else [])
+        yield from (f"  Why: {cause}" for cause in causes)
+        yield f"  What to change: {remedy}"
 
 
 def _workspace_of(root: Path, run: str) -> Workspace:

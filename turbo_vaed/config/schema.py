@@ -265,9 +265,13 @@ class Params:
             )
 
 
-def check_customer_name(name: str) -> str:
+def check_customer_name(name: object) -> str:
     """`name`, or a UserError that says what a customer's name may be."""
-    if not CUSTOMER_NAME.fullmatch(name) or not isinstance(yaml.safe_load(name), str):
+    if (
+        not isinstance(name, str)
+        or not CUSTOMER_NAME.fullmatch(name)
+        or not isinstance(yaml.safe_load(name), str)
+    ):
         raise UserError(
             f"customer name {name!r} is not allowed: use 1 to 48 of a-z, 0-9, '-' and '_', "
             "beginning with a letter or digit, and not a word that YAML reads as another type "

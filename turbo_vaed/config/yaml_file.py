@@ -92,13 +92,16 @@ def read_yaml_file(path: Path, *, optional: bool = False) -> YamlFile:
         raise UserError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): make it readable") from None
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
         _refuse_duplicates(root, path)
         document = None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        text = str(error).replace('"<unicode string>"', path.name)
+        raise UserError(f"{path} is not valid YAML: {text}") from None
     finally:
         loader.dispose()
     if root is None and optional:

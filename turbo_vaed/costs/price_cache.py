@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from uuid import uuid4
 
 from turbo_vaed.costs.money import plain
 from turbo_vaed.costs.price_source import OLD_PRICE
+from turbo_vaed.runtime import files
 
 _log = logging.getLogger(__name__)
 
@@ -60,19 +60,8 @@ def read(path: Path) -> CachedPrices | None:
 
 def save(path: Path, cached: CachedPrices) -> None:
     """Write to the cache, where that is possible; otherwise the prices are read again."""
-    try:
-        _write(path, cached)
-    except OSError as error:
-        _log.warning("price is not cached in %s: %s", path, error)
-
-
-def _write(path: Path, cached: CachedPrices) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid4().hex}")  # threads write at once
     points = [(since.isoformat(), plain(usd)) for since, usd in cached.points]
     try:
-        draft.write_text(json.dumps({"quoted_at": cached.quoted_at.isoformat(), "points": points}))
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+        files.write_json(path, {"quoted_at": cached.quoted_at.isoformat(), "points": points})
+    except OSError as error:
+        _log.warning("price is not cached in %s: %s", path, error)

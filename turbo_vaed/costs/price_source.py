@@ -4,7 +4,7 @@ from __future__ import annotations
 
 LENGTH = 400
 """Characters that a ledger keeps."""
-OLD_PRICE = "AWS did not tell a newer price than that of"
+OLD_PRICE = "AWS returned no newer price than that of"
 """The warning of a quote that is older than it should be begins so; it stands at the end of the
 source, before what is added to a charge later."""
 _WASTED, _MINIMUM = "; wasted: ", "; minimum of "

@@ -21,7 +21,7 @@ from turbo_vaed.distill.checkpoints import Checkpoint
 from turbo_vaed.distill.data import Batch, Clips, Prefetcher
 from turbo_vaed.distill.history import Row, bounded
 from turbo_vaed.distill.job import Job
-from turbo_vaed.distill.stopping import Decision
+from turbo_vaed.distill.stopping import INTERRUPTED, Decision
 from turbo_vaed.distill.student import Training, bf16_pays
 from turbo_vaed.distill.validation import loss_spike, validate
 
@@ -88,10 +88,17 @@ class Loop:
         with Prefetcher(self._read, stop=params.steps, device=self.device) as batches:
             while self.step < params.steps:
                 look = time.monotonic() - self.looked_at > _LOOK_SECONDS
-                stop, look = self._agree(bool(decision.stopped), look)
+                is_interrupted = decision.stopped == INTERRUPTED
+                stop, is_interrupted, look = self._agree(
+                    bool(decision.stopped), is_interrupted, look
+                )
                 if look:
                     self._save_if_interrupted()
                 if stop:
+                    if is_interrupted:
+                        self._save("running", "")  # at once, and to resume from
+                        self._emit("end", stopped=INTERRUPTED, reason=decision.reason)
+                        return INTERRUPTED, decision.reason
                     if self.history and "val_psnr" not in self.history[-1]:
                         figures = self._validate()  # what was paid for may be best
                         self.history[-1] |= figures

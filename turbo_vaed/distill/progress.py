@@ -33,7 +33,11 @@ FIRST_HORIZON_SECONDS, MIN_HORIZON_SECONDS = 600.0, 60.0
 _RECENT_STEPS = 100
 _METRICS = ("loss", "loss_", "val_", "learning_rate", "step_seconds", "spent_usd")
 """How the names of a step's metrics begin."""
-_ENDS = {"budget": "stopped by the budget", "good enough": "stopped early"}
+_ENDS = {
+    "budget": "stopped by the budget",
+    "good enough": "stopped early",
+    "interrupted": "interrupted, its checkpoint saved",
+}
 """States in words, where they differ."""
 _NO_GAIN = "\N{EM DASH}"
 """In place of a price of quality where nothing was gained."""

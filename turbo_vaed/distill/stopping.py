@@ -32,6 +32,8 @@ from turbo_vaed.distill.job import Job, QualityTarget, RunCosts
 
 GOOD_ENOUGH, OUT_OF_BUDGET = "good enough", "budget"
 """How a run ends that stops before its last step."""
+INTERRUPTED = "interrupted"
+"""How it ends for now where somebody stops it: the next run resumes from its checkpoint."""
 EARLY_SHARE = 0.1
 """Of the planned steps: the price of quality does not count before."""
 _UNKNOWN_STEP_SECONDS = 2.0
@@ -49,7 +51,7 @@ class Decision:
     """Whether a run takes its next step."""
 
     stopped: str = ""
-    """How the run ends, `budget` or `good enough`; empty: it goes on."""
+    """How the run ends, `budget`, `good enough` or `interrupted`; empty: it goes on."""
     reason: str = ""
     """Of a stop, in words."""
     warnings: tuple[tuple[str, str], ...] = ()
@@ -68,6 +70,7 @@ class Stopping:
         job: with what the run has cost when it was handed over.
         warned: kinds of the warnings that the run has had before.
         latest_costs: what the run has cost since, None where there is no news.
+        is_interrupted: whether somebody has asked it to stop.
     """
 
     def __init__(
@@ -76,8 +79,10 @@ class Stopping:
         *,
         warned: Iterable[str] = (),
         latest_costs: Callable[[], RunCosts | None] = lambda: None,
+        is_interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._job, self._costs, self._latest_costs = job, job.costs, latest_costs
+        self._is_interrupted = is_interrupted
         self._warned = set(warned)
         self._training_usd = Decimal(0)
         self._counted_at: float | None = None
@@ -109,6 +114,8 @@ class Stopping:
         self, spent_usd: Decimal, history: Rows, best_psnr: float, validate_seconds: float
     ) -> tuple[str, str, list[tuple[str, str]]]:
         costs, warnings = self._costs, []
+        if self._is_interrupted():
+            return INTERRUPTED, "the run was told to stop", []
         if costs.refusal:
             return OUT_OF_BUDGET, costs.refusal, []
         seconds = [row["step_seconds"] for row in history[-10:]] or [_UNKNOWN_STEP_SECONDS]

@@ -13,7 +13,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,10 @@ from turbo_vaed.errors import CorruptFile, Fault, TurboVaedError, UserError
 _log = logging.getLogger(__name__)
 RAY = "ray"
 """Ray's own files, next to the checkpoints; no run goes on from them."""
+News = tuple[RunCosts | None, float, bool]
+"""What workers hear of the driver: costs, their age in seconds, whether to stop."""
+_INTERRUPT_SECONDS = 45.0
+"""For workers to end their step, save and return; then they are left to Ray."""
 MAX_FAILURES = 20
 """Workers lost without notice in one run. What a restart cannot fix ends the run at once."""
 KEEP_FREED_MEMORY = {
@@ -141,9 +146,38 @@ def _fit(
             ),
         )
         try:
-            trainer.fit()
+            _run_interruptibly(trainer.fit, channel)
         except Exception as error:  # Ray wraps what a worker raised in its own classes
             raise _ours(error) from error
+
+
+def _run_interruptibly(fit: Callable[[], Any], channel: Any) -> None:
+    """Run `fit` in a thread of its own. An interrupt is raised here once the workers have saved a
+    checkpoint and returned; where Ray gets it, it aborts them, and all since their last checkpoint
+    is lost."""
+    import ray
+
+    ended: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            fit()
+        except BaseException as error:
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    threading.Thread(target=run, name="distill-fit", daemon=True).start()
+    try:
+        while not wait([ended], timeout=1.0).done:  # for ever, it could miss a signal
+            pass
+        ended.result()
+    except KeyboardInterrupt:
+        print("interrupted: saving a checkpoint", flush=True)
+        ray.get(channel.interrupt.remote())
+        with suppress(Exception):
+            ended.result(_INTERRUPT_SECONDS)
+        raise
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -180,7 +214,12 @@ def train_worker(config: dict[str, Any]) -> None:
             device=device,
             on_event=on_event,
             save=saver.submit,
-            decide=Stopping(job, warned=warned, latest_costs=latest),
+            decide=Stopping(
+                job,
+                warned=warned,
+                latest_costs=latest,
+                is_interrupted=lambda: latest.is_interrupted,
+            ),
             interruption=_interruption,
             resume=resume,
         )
@@ -226,11 +265,13 @@ def _interruption() -> dict[str, Any] | None:
 
 
 class Channel:
-    """A Ray actor: events in order, until the driver takes them; and the run's latest costs."""
+    """A Ray actor: events in order, until the driver takes them; and the driver's news for the
+    workers, the run's latest costs and whether they are to stop."""
 
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._costs: tuple[RunCosts, float] | None = None
+        self._is_interrupted = False
 
     def put(self, event: dict[str, Any]) -> None:
         """Add an event."""
@@ -245,9 +286,16 @@ class Channel:
         """Replace the costs."""
         self._costs = costs, time.monotonic()
 
-    def costs(self) -> tuple[RunCosts, float] | None:
-        """The latest costs and their age in seconds: machines' clocks differ."""
-        return None if self._costs is None else (self._costs[0], time.monotonic() - self._costs[1])
+    def interrupt(self) -> None:
+        """Ask the workers to save and to stop."""
+        self._is_interrupted = True
+
+    def news(self) -> News:
+        """The latest costs and their age in seconds, for machines' clocks differ; and whether the
+        workers are to stop."""
+        if self._costs is None:
+            return None, 0.0, self._is_interrupted
+        return self._costs[0], time.monotonic() - self._costs[1], self._is_interrupted
 
 
 class LatestCosts:
@@ -256,10 +304,11 @@ class LatestCosts:
 
     def __init__(self, channel: Any) -> None:
         self._channel, self._is_first = channel, True
+        self.is_interrupted = False
         self._request()
 
     def _request(self) -> None:
-        self._requested, self._requested_at = self._channel.costs.remote(), time.monotonic()
+        self._requested, self._requested_at = self._channel.news.remote(), time.monotonic()
 
     def __call__(self) -> RunCosts | None:
         import ray
@@ -268,12 +317,12 @@ class LatestCosts:
         self._is_first = False
         if not done:
             return None
-        found: tuple[RunCosts, float] | None = ray.get(done[0])
+        news: News = ray.get(done[0])
+        costs, age_seconds, self.is_interrupted = news
         waited = time.monotonic() - self._requested_at
         self._request()
-        if found is None:
+        if costs is None:
             return None
-        costs, age_seconds = found
         return dataclasses.replace(costs, at=time.time() - age_seconds - waited)
 
 

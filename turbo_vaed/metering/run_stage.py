@@ -65,9 +65,10 @@ def run_metered(settings: Settings, name: str, customer: str) -> dict[str, Any]:
     if name not in STAGES:
         raise UserError(f"unknown stage {name!r}; allowed: params, {', '.join(STAGES)}")
     run = settings.run_id or new_run_id(customer)
-    with Ledger.open(settings.ledger_url) as ledger:
+    workspace = Workspace.for_stage(settings.root, customer, name)
+    with workspace.reading_sections(), Ledger.open(settings.ledger_url) as ledger:
+        workspace = Workspace.for_stage(settings.root, customer, name)  # as they are from here on
         outbox.post(ledger, settings.outbox_folder)
-        workspace = Workspace.for_stage(settings.root, customer, name)
         limits = limits_of(workspace.params)
         overhead_usd = settings.machine_overhead_usd  # charged by whoever started the machine
         reservation = reservation_of(

@@ -57,8 +57,7 @@ def student_config(workspace: Workspace) -> DecoderConfig:
 
 
 def check_params(workspace: Workspace) -> tuple[Target, ...]:
-    """The targets of a customer's params, when student, teacher, clips and packages fit together:
-    what `customer show` accepts, a run accepts.
+    """The targets of a customer's params, when student, teacher, clips and packages fit together.
 
     Raises:
         UserError, CorruptFile: as `student_config`, `targets_of` and `further_shapes`.

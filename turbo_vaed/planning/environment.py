@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from turbo_vaed.config import pipeline
 from turbo_vaed.errors import Fault, UserError
 
 MIN_FREE_BYTES = 2 * 10**9
@@ -26,7 +27,8 @@ def check_environment(root: Path, work: Path) -> None:
         Fault: the disk is nearly full.
     """
     _check_git(root)
-    for folder in (root, root / ".dvc", work, root / "state"):
+    customers = pipeline.folder(root, work.name)
+    for folder in (root, root / ".dvc", customers, work, work / "params", root / "state"):
         _check_writable(_nearest(folder))
     for folder in {_nearest(work), _nearest(root / "state")}:
         free = shutil.disk_usage(folder).free

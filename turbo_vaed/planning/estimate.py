@@ -124,7 +124,7 @@ def estimate_run(facts: RunFacts) -> RunEstimate:
         other_usd = unmeasured_usd = quantise_usd(reserve_usd)
         spare_usd = Decimal(0)
         basis = (
-            f"{format_duration(timing.once.mean)} of the teacher and {format_usd(other_usd)} for "
+            f"{format_duration(timing.once.mean)} for the teacher and {format_usd(other_usd)} for "
             "later stages, by arithmetic: no earlier run has these params on this machine"
         )
     cost = cost_range(

@@ -66,7 +66,7 @@ def run(workspace: Workspace) -> dict[str, object]:
         "result": verdict.result,
         "package": choice.name,
         "why": choice.reason,
-        "not_passed": [check.reason for check in verdict.not_passed],
+        "not_passed": [check.name for check in verdict.not_passed],
         **{check.name: check.measured for check in verdict.checks},
         "package_sha256": verdict.package_sha256,
     }

@@ -32,6 +32,7 @@ def run(workspace: Workspace) -> dict[str, object]:
 
     Raises:
         UserError: no teacher, or no file of perceptual weights, where the params name one.
+        Refused: a stage of the customer is running, and its section would change.
     """
     found = sections(workspace.params)
     for stage in STAGES:
@@ -39,13 +40,17 @@ def run(workspace: Workspace) -> dict[str, object]:
     for stage, digests in _digests(workspace).items():
         found[stage] |= digests
     folder = workspace.folder("params")
-    changed = []
-    for name, section in found.items():
-        path, text = folder / f"{name}.yaml", yaml.safe_dump(section, sort_keys=True)
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            changed.append(name)
-            write_text(path, text)
+    texts = {name: yaml.safe_dump(section, sort_keys=True) for name, section in found.items()}
+    changed = [name for name, text in texts.items() if _is_other(folder / f"{name}.yaml", text)]
+    if changed:
+        with workspace.writing_sections():
+            for name in changed:
+                write_text(folder / f"{name}.yaml", texts[name])
     return {"changed": changed}
+
+
+def _is_other(path: Path, text: str) -> bool:
+    return not path.is_file() or path.read_text(encoding="utf-8") != text
 
 
 def stage_version(stage: str) -> int:

@@ -103,7 +103,7 @@ class DcAeConfig:
                 raise _error("width_list", widths, "a list of integers >= 1")
             for name in ("encoder_depth_list", "decoder_depth_list"):
                 if name in given:
-                    raise _error(name, given[name], f"nothing beside depth = {depth!r}")
+                    raise _error(name, given[name], f"nothing next to depth = {depth!r}")
                 given[name] = [depth] * len(widths)
         known = [field.name for field in fields(cls)]
         if unknown := sorted(given.keys() - set(known)):
@@ -121,7 +121,7 @@ def _by_name(given: Mapping[str, Any]) -> DcAeConfig:
     if not isinstance(name, str) or name not in PUBLISHED:
         raise _error("model_name", name, " or ".join(PUBLISHED))
     if beside := sorted(given.keys() - {"model_name"}):
-        raise _error(beside[0], given[beside[0]], "nothing beside model_name")
+        raise _error(beside[0], given[beside[0]], "nothing next to model_name")
     return PUBLISHED[name]
 
 
