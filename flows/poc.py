@@ -18,7 +18,6 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_API_URL
 from prefect.tasks import Task
 
@@ -31,7 +30,7 @@ from turbo_vaed.errors import CorruptFile, Fault, Stopped, TimedOut
 from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.runtime.files import read_json
-from turbo_vaed.runtime.interrupts import shielded
+from turbo_vaed.runtime.interrupts import shielded, signals_interrupt
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -75,15 +74,16 @@ def run_stage(
 ) -> None:
     """Reproduce one DVC stage; its figures become an artifact."""
     try:
-        dvc.reproduce(
-            settings.root,
-            customer,
-            stage,
-            environment=environment,
-            timeout_seconds=TIMEOUT_SECONDS[stage],
-            force=force,
-        )
-    except (KeyboardInterrupt, TerminationSignal):  # the latter is what Prefect makes of SIGTERM
+        with signals_interrupt():  # Prefect and Ray have put handlers of their own in place
+            dvc.reproduce(
+                settings.root,
+                customer,
+                stage,
+                environment=environment,
+                timeout_seconds=TIMEOUT_SECONDS[stage],
+                force=force,
+            )
+    except KeyboardInterrupt:
         raise Stopped(f"{stage} was stopped; run the same command again to resume") from None
     try:
         publish_figures(settings.root / "work" / customer / stage, customer, stage)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import temporary_settings
 
@@ -148,15 +148,15 @@ def test_only_a_run_that_does_something_starts_a_temporary_server(monkeypatch, u
         assert poc.start(SimpleNamespace(), "tiny") == expected
 
 
-@pytest.mark.parametrize("how", [KeyboardInterrupt, TerminationSignal(15)])
-def test_a_stage_that_somebody_stops_is_no_fault(monkeypatch, how):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stage_that_somebody_stops_is_no_fault(monkeypatch, number):
     """So that it is not tried again, and the flow still writes its report."""
-
-    def interrupt(*_, **__):
-        raise how
-
-    monkeypatch.setattr(poc.dvc, "reproduce", interrupt)
-    with pytest.raises(Stopped) as stopped:
-        poc.run_stage.fn(SimpleNamespace(root=None), "tiny", "distill", {})
+    monkeypatch.setattr(poc.dvc, "reproduce", lambda *_, **__: signal.raise_signal(number))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as of a shell
+    try:
+        with pytest.raises(Stopped) as stopped:
+            poc.run_stage.fn(SimpleNamespace(root=None), "tiny", "distill", {})
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stopped.value.exit_code == 130
     assert not poc.is_worth_retrying(None, None, State(stopped.value))

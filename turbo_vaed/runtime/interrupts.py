@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,7 +12,11 @@ from types import FrameType
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
     """In the block, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, unless they are
-    ignored, as by nohup. For the main thread."""
+    ignored, as by nohup. In another thread it changes nothing: Python takes signals in the main one
+    alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
