@@ -13,7 +13,7 @@ from flows.to_do import inconclusive_reason
 from turbo_vaed.cluster.nodes import nodes_of, own_node
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.costs import Ledger, summarise
-from turbo_vaed.errors import BudgetRefused
+from turbo_vaed.errors import BudgetRefused, Stopped
 from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.storage_charges import charge_storage
 from turbo_vaed.planning.pricing import price_in_words
@@ -79,8 +79,13 @@ def unchanged(workspace: Workspace) -> Outcome:
 def failure(stage: str, error: Exception, *, is_begun: bool) -> Failure:
     """An error as the report has it: its message, or its class where it has none."""
     message = str(error) or type(error).__name__
-    by_budget = isinstance(error, BudgetRefused)
-    return Failure(stage=stage, error=message, by_budget=by_budget, is_begun=is_begun)
+    return Failure(
+        stage=stage,
+        error=message,
+        by_budget=isinstance(error, BudgetRefused),
+        by_person=isinstance(error, Stopped),
+        is_begun=is_begun,
+    )
 
 
 def register(workspace: Workspace, settings: Settings, run: runs.Run) -> Registration:

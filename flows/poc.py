@@ -249,7 +249,8 @@ def report_failure(
         log.exception("the report of run %s could not be written", run.run_id)
     else:
         error.add_note(f"report: {reported.path}")
-    what = f"failed at {reached.step}" if reached.is_begun else "was not started"
+    ended = "was stopped" if failure.by_person else "failed"
+    what = f"{ended} at {reached.step}" if reached.is_begun else "was not started"
     log.error("run %s %s", run.run_id, what)
 
 

@@ -247,6 +247,17 @@ def test_a_failure_is_written_to_the_event_log(path, clock) -> None:
     assert lines(path)[-1]["text"] == "workers failed"
 
 
+@pytest.mark.parametrize(("saved", "kind"), [(True, "end"), (False, "failed")])
+def test_an_interrupted_training_is_no_failure_once_it_has_saved(path, clock, saved, kind) -> None:
+    end = {"event": "end", "step": 0, "at": T0, "stopped": "interrupted", "reason": "told to stop"}
+    with pytest.raises(KeyboardInterrupt), make_recorder(path, RunContext()) as recorder:
+        recorder.on_event(start(0))
+        if saved:
+            recorder.on_event(end)
+        raise KeyboardInterrupt
+    assert lines(path)[-1]["event"] == kind
+
+
 def test_a_full_disk_delays_events_and_loses_none(path, clock, capsys, monkeypatch) -> None:
     real = Path.open
     with make_recorder(path, RunContext()) as recorder:

@@ -62,11 +62,14 @@ def test_curves_and_pictures_are_in_the_run_of_the_customer(
     assert warnings == []
 
 
-def test_a_run_resumed_in_another_process_is_found_again(store: str) -> None:
-    with pytest.raises(RuntimeError), live(store) as run:
+@pytest.mark.parametrize(("error", "status"), [(OSError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_a_run_resumed_in_another_process_is_found_again(
+    store: str, error: type[BaseException], status: str
+) -> None:
+    with pytest.raises(error), live(store) as run:
         run.log_metrics({"loss": 0.5}, 1)
-        raise RuntimeError("lost")
-    assert [found.info.status for found in runs(store)] == ["FAILED"]
+        raise error
+    assert [found.info.status for found in runs(store)] == [status]
     again = live(store)
     again.log_metrics({"loss": 0.4}, 2)
     again.deliver()

@@ -84,6 +84,12 @@ def test_the_headline_has_the_run_and_the_runs_before_it(context: ReportContext)
     assert figures(wording.headline(alone))[-2:] == ["0.0133", "95.00"]
 
 
+def test_a_run_that_somebody_stopped_has_not_failed(work: Path, gather: Gather) -> None:
+    found = gather(work, failure=Failure(stage="distill", error="told to stop", by_person=True))
+    assert wording.badge(found) == ("Stopped at distill", "warn")
+    assert "was stopped at distill" in wording.headline(found)
+
+
 @pytest.mark.parametrize(("by_budget", "tone"), [(True, "warn"), (False, "bad")])
 @pytest.mark.parametrize("stage", ["distill", "register"])
 def test_a_run_that_ended_early_names_its_stage_and_is_not_a_success(

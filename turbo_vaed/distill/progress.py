@@ -103,7 +103,10 @@ class ProgressRecorder:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
-        if error is not None:
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        if is_interrupted and self.run.ended is None:
+            self._record("failed", text="interrupted before the workers could save")
+        elif error is not None and not is_interrupted:
             self._record("failed", text=str(error) or type(error).__name__)
         self._book_waste()
 

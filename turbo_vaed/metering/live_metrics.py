@@ -98,7 +98,8 @@ class LiveRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._status = "FINISHED" if error is None else "FAILED"
+        ended = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        self._status = "FINISHED" if error is None else ended
         self._over.set()
         self._thread.join(LAST_SECONDS)
         missing = self._dropped + len(self._points) + len(self._pictures)

@@ -31,6 +31,8 @@ class Failure:
     """The message of the error or refusal."""
     by_budget: bool = False
     """The budget refused to go on, as opposed to something that broke."""
+    by_person: bool = False
+    """Somebody stopped it: Ctrl-C, or a signal."""
     is_begun: bool = True
     """Whether any stage of the run was begun."""
 

@@ -83,11 +83,12 @@ def bound(check: Mapping[str, Any]) -> str:
 def badge(context: ReportContext) -> tuple[str, str]:
     """The verdict in a few words, and its tone."""
     if context.failure is not None:
-        tone = "warn" if context.failure.by_budget else "bad"
+        failure = context.failure
+        tone = "warn" if failure.by_budget or failure.by_person else "bad"
         if not context.failure.is_begun:
             return not_begun(context), tone
-        how = "Stopped by budget" if context.failure.by_budget else "Failed"
-        return f"{how} at {context.failure.stage}", tone
+        how = "Stopped" if failure.by_person else "Failed"
+        return f"{'Stopped by budget' if failure.by_budget else how} at {failure.stage}", tone
     if context.verdict is None:
         return "No verdict", "warn"
     if context.verdict["result"] == "passes" and context.verdict["needs_approval"]:
@@ -116,8 +117,9 @@ def headline(context: ReportContext) -> str:
     if failure is not None:
         reached = _retained(context, "retained")
         before = f" By then {reached}." if reached else ""
+        ended = "was stopped" if failure.by_person else "failed"
         return (
-            f"The run failed at {failure.stage} after spending {spent} of its {budget} budget."
+            f"The run {ended} at {failure.stage} after spending {spent} of its {budget} budget."
             + before
         )
     retained = _retained(context, "retains")
