@@ -16,7 +16,7 @@ from turbo_vaed.costs import Ledger, summarise
 from turbo_vaed.errors import BudgetRefused, Stopped
 from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.storage_charges import charge_storage
-from turbo_vaed.planning.pricing import price_in_words
+from turbo_vaed.planning.pricing import price_text
 from turbo_vaed.registry import promotion
 from turbo_vaed.report.collect import collect
 from turbo_vaed.report.context import Failure, Registration
@@ -171,7 +171,7 @@ def report(
         started=run.started_at,
         finished=datetime.now(UTC),
         costs=costs,
-        price=price_in_words(params, settings),
+        price=price_text(params, settings),
         lineage=lineage(workspace),
         registration=registered,
         failure=failure,

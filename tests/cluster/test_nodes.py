@@ -225,4 +225,4 @@ def test_a_price_of_the_whole_cluster_needs_no_request(
     loaded = dataclasses.replace(loaded, prices=known)
     (rate,) = cluster.nodes_of(loaded, settings, "encode")().values()
     assert (rate.resource, rate.market, rate.usd_per_hour) == ("cluster", "local", Decimal("3.5"))
-    assert "cluster_usd_per_hour" in pricing.price_in_words(loaded, settings)
+    assert "cluster_usd_per_hour" in pricing.price_text(loaded, settings)

@@ -217,7 +217,7 @@ def simulate_budgets(
         print(json.dumps(found))
     else:
         show(
-            [{"figure": k.replace("_", " "), "value": _in_words(k, v)} for k, v in found.items()],
+            [{"figure": k.replace("_", " "), "value": _formatted(k, v)} for k, v in found.items()],
             form,
             f"{traces} traces of seed {seed}",
         )
@@ -225,7 +225,7 @@ def simulate_budgets(
         raise typer.Exit(1)
 
 
-def _in_words(figure: str, value: float | None) -> object:
+def _formatted(figure: str, value: float | None) -> object:
     """A figure of the simulation; shares as per cent."""
     from turbo_vaed.costs import format_usd
 

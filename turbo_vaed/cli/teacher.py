@@ -108,7 +108,7 @@ def describe(weights: str, family: str, fraction: float) -> dict[str, Any]:
         "sha256": facts.sha256,
         "latents": asdict(spec),
         "clips": {
-            "frames": spec.legal_frames_in_words,
+            "frames": spec.legal_frames_text,
             "height": f"multiples of {spec.compression_h}",
             "width": f"multiples of {spec.compression_w}",
         },
@@ -135,7 +135,7 @@ def fetch(root: Path, hub_id: str, family: str, name: str) -> str:
         f"{folder}: {spec.decoder_parameters} decoder parameters, sha256 {facts.sha256}\n"
         "Put into params.yaml, under defaults or under a customer:\n"
         f"  clip: {{frames: {spec.nearest_frames(_USUAL_FRAMES)[0]}}}  "
-        f"# or another of {spec.legal_frames_in_words}\n"
+        f"# or another of {spec.legal_frames_text}\n"
         f"  encode: {{teacher_family: {family}, teacher_weights: assets/teachers/{name}}}\n"
         "  distill: {student: auto}"
     )

@@ -51,7 +51,7 @@ def cut_clips(plan: ClipPlan, source: Path, folder: Path) -> None:
 def write_description(plan: ClipPlan, path: Path) -> None:
     """clips.json: the plan as plain JSON, with the count of each split.
 
-    Its bytes are part of a student's identity (`distill.job.data_key`): where they are others, the
+    Its bytes are part of a student's identity (`distill.job.data_key`): if they change, the
     customer's training begins anew.
     """
     document = {

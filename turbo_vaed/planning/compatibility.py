@@ -84,7 +84,7 @@ def check_clips(spec: LatentSpec, frames: int, size: int) -> None:
     if not spec.legal_frames(frames):
         below, above = spec.nearest_frames(frames)
         raise UserError(
-            f"clip.frames is {frames}; the teacher takes {spec.legal_frames_in_words} frames: "
+            f"clip.frames is {frames}; the teacher takes {spec.legal_frames_text} frames: "
             f"set clip.frames to {below} or {above}"
         )
     check_size(spec, "clip.size", size)

@@ -26,7 +26,7 @@ _RESERVE_FACTOR = 1.2
 """Of the time that the stages after distillation took before."""
 
 
-def price_in_words(params: Params, settings: Settings) -> str:
+def price_text(params: Params, settings: Settings) -> str:
     """A sentence for the report, which may be written when the cluster is gone."""
     prices = params.prices
     if not settings.on_a_cluster and not settings.machine:

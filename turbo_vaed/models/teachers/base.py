@@ -107,7 +107,7 @@ class LatentSpec:
         if not self.legal_frames(frames):
             below, above = self.nearest_frames(frames)
             raise ValueError(
-                f"video: found {frames} frames, allowed: {self.legal_frames_in_words}; "
+                f"video: found {frames} frames, allowed: {self.legal_frames_text}; "
                 f"the nearest are {below} and {above}"
             )
         if not self.legal_size(height, width):
@@ -142,7 +142,7 @@ class LatentSpec:
             )
 
     @property
-    def legal_frames_in_words(self) -> str:
+    def legal_frames_text(self) -> str:
         """As `8k+1`."""
         words = f"{self.frames_step}k+1" if self.has_lone_first_frame else f"{self.frames_step}k"
         return f"{words}, at least {self.fewest_frames}" if self.fewest_latent_frames > 1 else words
