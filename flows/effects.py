@@ -14,6 +14,7 @@ from turbo_vaed.cluster.nodes import nodes_of, own_node
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.costs import Ledger, summarise
 from turbo_vaed.errors import BudgetRefused, Stopped
+from turbo_vaed.gate import repeat_advice
 from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.storage_charges import charge_storage
 from turbo_vaed.planning.pricing import price_text
@@ -53,10 +54,7 @@ def outcome(workspace: Workspace, run: runs.Run, sentence: str) -> Outcome:
     """What a run came to, by the verdict in the customer's folder."""
     verdict = read_json(workspace.folder("gate") / "verdict.json")
     if why := inconclusive_reason(workspace):
-        sentence += (
-            f"\nThis is not evidence against the student ({why}). Run the same command again while "
-            "that machine is otherwise idle: only the measurement is repeated."
-        )
+        sentence += f"\n{repeat_advice(why)}"
     return Outcome(
         sentence=sentence,
         report=workspace.report,

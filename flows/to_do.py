@@ -12,7 +12,7 @@ from turbo_vaed.costs import Ledger, spending_limit
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.dataset.manifest import files_in
 from turbo_vaed.distill.job import which_student
-from turbo_vaed.gate import TIMED, VERDICT_NAME, read_verdict
+from turbo_vaed.gate import VERDICT_NAME, read_verdict, reason_to_repeat
 from turbo_vaed.planning.pricing import limits_of
 from turbo_vaed.runtime.files import read_json, sha256_json, write_json
 from turbo_vaed.settings import Settings
@@ -127,15 +127,11 @@ def run_with_more_budget(workspace: Workspace, settings: Settings) -> runs.Run |
 
 
 def inconclusive_reason(workspace: Workspace) -> str:
-    """Why the verdict is inconclusive, where measuring again may settle it: the machine was busy,
-    say. Empty where it passes or fails, or where quality is inconclusive, too: the same frames
-    would be measured again."""
+    """Why the verdict is inconclusive, where measuring again may settle it; else empty."""
     verdict = read_verdict(workspace.folder("gate") / VERDICT_NAME)
-    if verdict.result != "inconclusive" or any(one.name not in TIMED for one in verdict.not_passed):
-        return ""
     choice = read_json(workspace.folder("gate") / "choice.json")
-    (chosen,) = (one for one in choice["candidates"] if one["name"] == choice["chosen"])
-    return str(chosen.get("unreliable_reason", ""))
+    names = [check.name for check in verdict.not_passed]
+    return reason_to_repeat(verdict.result, names, choice)
 
 
 def note_begun(workspace: Workspace, run: runs.Run) -> None:

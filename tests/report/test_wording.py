@@ -84,6 +84,21 @@ def test_the_headline_has_the_run_and_the_runs_before_it(context: ReportContext)
     assert figures(wording.headline(alone))[-2:] == ["0.0133", "95.00"]
 
 
+def test_a_busy_machine_is_named_at_the_top_of_an_inconclusive_report(
+    context: ReportContext,
+) -> None:
+    assert context.verdict is not None and context.choice is not None
+    checks = [c | {"result": "inconclusive"} if c["name"] == "fps" else c
+              for c in context.verdict["checks"]]  # fmt: skip
+    verdict = {**context.verdict, "result": "inconclusive", "checks": checks}
+    chosen, *others = context.choice["candidates"]
+    choice = {**context.choice, "chosen": chosen["name"],
+              "candidates": [chosen | {"unreliable_reason": "busy"}, *others]}  # fmt: skip
+    found = dataclasses.replace(context, verdict=verdict, choice=choice)
+    assert "(busy)" in wording.repeat(found)
+    assert wording.repeat(dataclasses.replace(found, verdict=context.verdict)) == ""
+
+
 def test_a_run_that_somebody_stopped_has_not_failed(work: Path, gather: Gather) -> None:
     found = gather(work, failure=Failure(stage="distill", error="told to stop", by_person=True))
     assert wording.badge(found) == ("Stopped at distill", "warn")

@@ -1,7 +1,7 @@
 """The gate: what was measured of a package, judged, and the choice among several."""
 
 from turbo_vaed.gate.advice import RunFacts, advise
-from turbo_vaed.gate.choice import Candidate, Choice, choose
+from turbo_vaed.gate.choice import Candidate, Choice, choose, reason_to_repeat, repeat_advice
 from turbo_vaed.gate.judge import BYTES_PER_MB, Evidence, judge, least_psnr_db, limits_of
 from turbo_vaed.gate.verdict import (
     CHECK_NAMES,
@@ -32,5 +32,7 @@ __all__ = [
     "least_psnr_db",
     "limits_of",
     "read_verdict",
+    "reason_to_repeat",
+    "repeat_advice",
     "write_verdict",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from turbo_vaed.gate.verdict import TIMED, Verdict
 
@@ -80,3 +80,25 @@ def _order(candidate: Candidate, how: How) -> tuple[float, float, int, str]:
     poor = unknown if candidate.psnr_db is None else -candidate.psnr_db
     first, second = (slow, poor) if how == "fastest" else (poor, slow)
     return first, second, candidate.size_bytes, candidate.name
+
+
+def reason_to_repeat(result: str, not_passed: Iterable[str], choice: Mapping[str, Any]) -> str:
+    """Why measuring again may settle an inconclusive verdict: the machine was busy, say. Empty of
+    another result, and where quality is inconclusive, too: the same frames would be measured.
+
+    Args:
+        not_passed: names of the verdict's checks that did not pass.
+        choice: choice.json, which has the chosen package's measurement.
+    """
+    if result != "inconclusive" or any(name not in TIMED for name in not_passed):
+        return ""
+    (chosen,) = (one for one in choice["candidates"] if one["name"] == choice["chosen"])
+    return str(chosen.get("unreliable_reason", ""))
+
+
+def repeat_advice(reason: str) -> str:
+    """What a reason to repeat means, and what to do."""
+    return (
+        f"This is not evidence against the student ({reason}). Run the same command again while "
+        "that machine is otherwise idle: only the measurement is repeated."
+    )

@@ -62,6 +62,7 @@ def _view(context: ReportContext) -> dict[str, Any]:
         "finished": f"{context.finished:%H:%M %Z}".strip(),
         "badge": {"text": text, "tone": tone},
         "headline": wording.headline(context),
+        "repeat": wording.repeat(context),
         "failure": context.failure,
         "not_begun": wording.not_begun(context),
         "registration": context.registration,

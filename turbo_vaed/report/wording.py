@@ -12,6 +12,7 @@ from typing import Any
 from turbo_vaed.config.stages import IDLE_STAGE, STAGES
 from turbo_vaed.costs.money import format_usd
 from turbo_vaed.devices.timing import interval_of_median
+from turbo_vaed.gate.choice import reason_to_repeat, repeat_advice
 from turbo_vaed.report.context import ReportContext
 from turbo_vaed.report.formatting import (
     amount,
@@ -150,6 +151,16 @@ def _failed_checks(verdict: Mapping[str, Any]) -> str:
     if counts["failed"]:
         return f"{failed} and {counts['inconclusive']} {are} inconclusive"
     return f"{counts['inconclusive']} of {len(results)} checks {are} inconclusive"
+
+
+def repeat(context: ReportContext) -> str:
+    """Whether measuring again may settle an inconclusive verdict, and what to do; else empty."""
+    verdict, choice = context.verdict, context.choice
+    if context.failure is not None or verdict is None or choice is None:
+        return ""
+    not_passed = [check["name"] for check in verdict["checks"] if check["result"] != "passes"]
+    reason = reason_to_repeat(verdict["result"], not_passed, choice)
+    return repeat_advice(reason) if reason else ""
 
 
 def _refused(context: ReportContext, what: str) -> str:
