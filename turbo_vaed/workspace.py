@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from turbo_vaed.config import load, pipeline
 from turbo_vaed.config.schema import Params, check_customer_name
@@ -96,7 +97,8 @@ class Workspace:
     @contextmanager
     def reading_sections(self) -> Iterator[None]:
         """While a stage runs, nobody rewrites the sections: DVC records them when it ends."""
-        with self._sections_lock(fcntl.LOCK_SH):
+        with self._sections_lock() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # whoever writes them takes milliseconds
             yield
 
     @contextmanager
@@ -106,21 +108,19 @@ class Workspace:
         Raises:
             Refused: a stage of the customer is running.
         """
-        with self._sections_lock(fcntl.LOCK_EX):
-            yield
-
-    @contextmanager
-    def _sections_lock(self, kind: int) -> Iterator[None]:
-        self.work.mkdir(parents=True, exist_ok=True)
-        with (self.work / ".params.lock").open("w") as lock:
+        with self._sections_lock() as lock:
             try:
-                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Refused(
-                    f"a stage of {self.customer} is running by params that would be rewritten; "
-                    "wait for it to finish"
+                    f"a stage of {self.customer} is running, and its params would change; wait for "
+                    "it to finish"
                 ) from None
             yield
+
+    def _sections_lock(self) -> IO[str]:
+        self.work.mkdir(parents=True, exist_ok=True)
+        return (self.work / ".params.lock").open("w")
 
     def teacher_weights(self) -> Path:
         """The folder of the teacher's weights, below assets/teachers."""

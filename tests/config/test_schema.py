@@ -296,7 +296,7 @@ def test_a_mistake_is_named_by_file_line_and_nearest_key(root, old, new, places)
     assert [place for place in places if place not in str(refused.value)] == []
 
 
-def test_of_many_keys_that_stand_twice_the_first_are_listed(tmp_path):
+def test_of_many_duplicate_keys_the_first_are_listed(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("".join(f"k{n}: 1\n" for n in range(30)) * 2)
     with pytest.raises(UserError) as refused:

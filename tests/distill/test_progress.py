@@ -249,7 +249,7 @@ def test_a_failure_is_written_to_the_event_log(path, clock) -> None:
 
 @pytest.mark.parametrize(("saved", "kind"), [(True, "end"), (False, "failed")])
 def test_an_interrupted_training_is_no_failure_once_it_has_saved(path, clock, saved, kind) -> None:
-    end = {"event": "end", "step": 0, "at": T0, "stopped": "interrupted", "reason": "told to stop"}
+    end = {"event": "end", "step": 0, "at": T0, "stopped": "interrupted", "reason": "Ctrl-C"}
     with pytest.raises(KeyboardInterrupt), make_recorder(path, RunContext()) as recorder:
         recorder.on_event(start(0))
         if saved:

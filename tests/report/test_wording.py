@@ -100,7 +100,7 @@ def test_a_busy_machine_is_named_at_the_top_of_an_inconclusive_report(
 
 
 def test_a_run_that_somebody_stopped_has_not_failed(work: Path, gather: Gather) -> None:
-    found = gather(work, failure=Failure(stage="distill", error="told to stop", by_person=True))
+    found = gather(work, failure=Failure(stage="distill", error="Ctrl-C", by_person=True))
     assert wording.badge(found) == ("Stopped at distill", "warn")
     assert "was stopped at distill" in wording.headline(found)
 

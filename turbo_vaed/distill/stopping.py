@@ -115,7 +115,7 @@ class Stopping:
     ) -> tuple[str, str, list[tuple[str, str]]]:
         costs, warnings = self._costs, []
         if self._is_interrupted():
-            return INTERRUPTED, "the run was told to stop", []
+            return INTERRUPTED, "Ctrl-C, or a signal", []
         if costs.refusal:
             return OUT_OF_BUDGET, costs.refusal, []
         seconds = [row["step_seconds"] for row in history[-10:]] or [_UNKNOWN_STEP_SECONDS]

@@ -86,10 +86,11 @@ def badge(context: ReportContext) -> tuple[str, str]:
     if context.failure is not None:
         failure = context.failure
         tone = "warn" if failure.by_budget or failure.by_person else "bad"
-        if not context.failure.is_begun:
+        if not failure.is_begun:
             return not_begun(context), tone
-        how = "Stopped" if failure.by_person else "Failed"
-        return f"{'Stopped by budget' if failure.by_budget else how} at {failure.stage}", tone
+        if failure.by_budget:
+            return f"Stopped by budget at {failure.stage}", tone
+        return f"{'Stopped' if failure.by_person else 'Failed'} at {failure.stage}", tone
     if context.verdict is None:
         return "No verdict", "warn"
     if context.verdict["result"] == "passes" and context.verdict["needs_approval"]:
