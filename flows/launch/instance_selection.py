@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from flows.to_do import ToDo
 from turbo_vaed.costs import PriceBook, format_usd, require_budget_left
-from turbo_vaed.costs.choice import Choice
+from turbo_vaed.costs.choice import MachineChoice
 from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.errors import BudgetRefused, UserError
 from turbo_vaed.planning.ec2_costs import (
@@ -27,7 +27,7 @@ from turbo_vaed.workspace import Workspace
 class Selection:
     """The machine that a run is started on, and why."""
 
-    choice: Choice
+    choice: MachineChoice
     quote: Quote
     minutes: int
     """After which the machine ends itself: by then it has spent what the run may spend, at the most
@@ -133,7 +133,7 @@ def select_instance(
     )
 
 
-def _on_demand_usd_per_hour(found: Quote, best: Choice) -> Decimal | None:
+def _on_demand_usd_per_hour(found: Quote, best: MachineChoice) -> Decimal | None:
     """The most that the machine can cost: EC2 takes a spot instance back before it costs more."""
     wanted = (best.machine.instance_type, best.machine.region)
     for choice in found.choices:

@@ -23,7 +23,7 @@ MADE, PIPELINE = "made", "pipeline"
 """Among what is fetched: the customer's folder in work/, and the one in customers/."""
 
 
-class Ran(NamedTuple):
+class LaunchResult(NamedTuple):
     """A run that has ended on its machine."""
 
     exit_code: int
@@ -62,7 +62,7 @@ def end(config: Path) -> None:
     config.unlink(missing_ok=True)
 
 
-def run_there(workspace: Workspace, config: Path) -> Ran:
+def run_there(workspace: Workspace, config: Path) -> LaunchResult:
     """Run the PoC on the machine and fetch its results.
 
     Raises:
@@ -95,7 +95,7 @@ def run_there(workspace: Workspace, config: Path) -> Ran:
     _take_over(workspace, fetched)
     code_there = int((fetched / EXIT_CODE).read_text())
     shutil.rmtree(fetched)
-    return Ran(code_there, size)
+    return LaunchResult(code_there, size)
 
 
 def _take_over(workspace: Workspace, fetched: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from turbo_vaed.dataset.expectations import Expectation, Limits, check_manifest
+from turbo_vaed.dataset.expectations import Expectation, ManifestLimits, check_manifest
 from turbo_vaed.dataset.manifest import COLUMNS
 
 pytestmark = pytest.mark.slow
-LIMITS = Limits(
+LIMITS = ManifestLimits(
     min_seconds=1.0,
     min_side=128,
     max_black_share=0.5,

@@ -19,7 +19,7 @@ from turbo_vaed.costs import Budget
 from turbo_vaed.distill import train
 from turbo_vaed.distill.job import Job, RunCosts
 from turbo_vaed.distill.loop import Loop
-from turbo_vaed.distill.stopping import Decision, Stopping
+from turbo_vaed.distill.stopping import StopDecision, Stopping
 from turbo_vaed.distill.train import LatestCosts
 from turbo_vaed.errors import Fault, Unreachable
 
@@ -57,7 +57,7 @@ def then_nothing(*reports: RunCosts | None) -> Iterator[RunCosts | None]:
 
 def decided(
     job: Job, reports: Iterable[RunCosts | None], *, warned: Iterable[str] = ()
-) -> list[Decision]:
+) -> list[StopDecision]:
     """The decisions before and after each of 20 short steps, up to a stop."""
     news, history, found = iter(reports), [], []
     decide = Stopping(job, warned=warned, latest_costs=lambda: next(news))
@@ -69,7 +69,7 @@ def decided(
     return found
 
 
-def budget_warnings(decisions: Iterable[Decision]) -> list[str]:
+def budget_warnings(decisions: Iterable[StopDecision]) -> list[str]:
     return [text for each in decisions for kind, text in each.warnings if kind == "budget"]
 
 

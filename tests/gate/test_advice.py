@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from tests.gate import made_up
-from turbo_vaed.gate import RunFacts, advise, judge
+from turbo_vaed.gate import AdviceFacts, advise, judge
 
-FACTS = RunFacts(
+FACTS = AdviceFacts(
     steps=500, db_per_doubling=1.0, student="tiny-ltx", test_clips=9,
     targets=("executorch-xnnpack/fp32",), runtimes=("executorch-xnnpack", "litert"),
 )  # fmt: skip

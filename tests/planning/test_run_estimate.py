@@ -82,7 +82,7 @@ def test_later_stages_are_estimated_by_their_last_times(
 ) -> None:
     ledger.add(charge("gate", "demo-1", 10_000, 19_000))  # not the last one
     found = estimated(workspace, settings, ledger, stages=["gate"], may_spend_usd=Decimal(1))
-    assert "gate took 0:40 last time" in found.basis
+    assert "gate took 0:40 in the last run" in found.basis
     assert float(found.likely_usd) == pytest.approx(40 * 0.08 / 3600)
     stages = ["evaluate", "export", "gate"]
     unknown = estimated(

@@ -67,7 +67,7 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
             settlement.record(workspace).unlink()  # nothing was started
             raise
         runs.write(workspace.work, run)
-        ran = launch.Ran(0, 0)
+        ran = launch.LaunchResult(0, 0)
         try:
             with launch.started(config):
                 if "distill" in todo.stages:

@@ -16,7 +16,7 @@ from turbo_vaed.runtime.files import read_json
 from turbo_vaed.settings import Settings
 
 if TYPE_CHECKING:
-    from turbo_vaed.gate import RunFacts, Verdict
+    from turbo_vaed.gate import AdviceFacts, Verdict
     from turbo_vaed.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, help="The gate: verdicts, and what to change to pass.")
@@ -163,13 +163,13 @@ def _others(workspace: Workspace) -> Iterator[str]:
             yield from (f"  {check.reason}" for check in read_verdict(place).not_passed)
 
 
-def _facts(workspace: Workspace) -> RunFacts:
+def _facts(workspace: Workspace) -> AdviceFacts:
     from turbo_vaed.devices.opened import open_device
-    from turbo_vaed.gate import RunFacts
+    from turbo_vaed.gate import AdviceFacts
 
     history = _read(workspace.folder("distill") / "history.json")
     evaluation = _read(workspace.folder("evaluate") / "evaluation.json")
-    return RunFacts(
+    return AdviceFacts(
         steps=history.get("steps_done"),
         db_per_doubling=_second_half([s for s in history.get("steps", []) if "val_psnr" in s]),
         student=workspace.params.distill.student,

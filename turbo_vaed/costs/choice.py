@@ -140,7 +140,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class MachineChoice:
     """What a run would take on a machine; None where the price is unknown."""
 
     machine: Machine
@@ -160,7 +160,7 @@ def choices(
     save_seconds: float,
     restart_seconds: float,
     rest_usd: Callable[[Machine, float], Decimal] = lambda machine, seconds: Decimal(0),
-) -> list[Choice]:
+) -> list[MachineChoice]:
     """Every machine with its expected cost to finish, the cheapest as a whole first, unknown
     prices last.
 
@@ -191,7 +191,7 @@ def choices(
             steps_usd = time_usd(round(seconds * 1e6), machine.usd_per_hour)
             usd = total_usd((steps_usd, rest_usd(machine, seconds)))
         found.append(
-            Choice(
+            MachineChoice(
                 machine=machine,
                 seconds=seconds,
                 checkpoint_every_seconds=checkpoint_interval_seconds(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ManifestLimits:
     """What a file and a dataset must reach; pixels, seconds, shares in [0,1]."""
 
     min_seconds: float
@@ -57,7 +57,7 @@ class _Rule:
 
 
 def check_manifest(
-    manifest: pd.DataFrame, limits: Limits, *, data_docs: Path
+    manifest: pd.DataFrame, limits: ManifestLimits, *, data_docs: Path
 ) -> tuple[pd.DataFrame, list[Expectation]]:
     """The manifest with the failing rows quarantined, and every expectation's outcome.
 
@@ -94,7 +94,7 @@ def check_manifest(
     return checked, [*outcomes, *_validate(context, "dataset", good, _dataset_rules(limits))]
 
 
-def _file_rules(limits: Limits) -> list[_Rule]:
+def _file_rules(limits: ManifestLimits) -> list[_Rule]:
     low, high = "min_value", "max_value"
     between = "ExpectColumnValuesToBeBetween"
     return [
@@ -140,7 +140,7 @@ def _file_rules(limits: Limits) -> list[_Rule]:
     ]  # fmt: skip
 
 
-def _dataset_rules(limits: Limits) -> list[_Rule]:
+def _dataset_rules(limits: ManifestLimits) -> list[_Rule]:
     return [
         _Rule(
             name="good videos", kind="ExpectColumnSumToBeBetween", column="good",

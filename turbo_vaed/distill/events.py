@@ -52,7 +52,7 @@ class Preparation(NamedTuple):
     """The message of the error that ended it; "" while it goes on."""
 
 
-class Validation(NamedTuple):
+class ValidationEvent(NamedTuple):
     """The student on the validation clips."""
 
     step: int
@@ -99,7 +99,7 @@ class RunProgress:
     """`device`, `precision`, `compiled` of the last group of workers."""
     row: Event = field(default_factory=dict)
     """The last `step` event."""
-    validations: list[Validation] = field(default_factory=list)
+    validations: list[ValidationEvent] = field(default_factory=list)
     """Without those of lost steps, as are `checkpoint_times`, `warnings` and `reached`."""
     checkpoint_times: dict[int, float] = field(default_factory=dict)
     """Step -> when its checkpoint was written."""
@@ -268,7 +268,7 @@ class RunProgress:
 
     def _validated(self, event: Event) -> None:
         spent = Decimal(event["spent_usd"])
-        self.validations.append(Validation(event["step"], spent, event["val_psnr"]))
+        self.validations.append(ValidationEvent(event["step"], spent, event["val_psnr"]))
 
 
 def read_progress(path: Path) -> RunProgress:

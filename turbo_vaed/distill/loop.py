@@ -21,7 +21,7 @@ from turbo_vaed.distill.checkpoints import Checkpoint
 from turbo_vaed.distill.data import Batch, Clips, Prefetcher
 from turbo_vaed.distill.history import Row, bounded
 from turbo_vaed.distill.job import Job
-from turbo_vaed.distill.stopping import INTERRUPTED, Decision
+from turbo_vaed.distill.stopping import INTERRUPTED, StopDecision
 from turbo_vaed.distill.student import Training, bf16_pays
 from turbo_vaed.distill.validation import loss_spike, validate
 
@@ -40,7 +40,7 @@ class Loop:
         *,
         on_event: Callable[[dict[str, Any]], None],
         save: Callable[[Checkpoint], None],
-        decide: Callable[..., Decision] = lambda history, **_: Decision(),
+        decide: Callable[..., StopDecision] = lambda history, **_: StopDecision(),
         interruption: Callable[[], dict[str, Any] | None] = lambda: None,
         rank: int = 0,
         world: int = 1,
@@ -163,10 +163,10 @@ class Loop:
         more = {f"val_{name}": value for name, value in found.more.items()}
         return {"val_psnr": found.psnr, "val_ssim": found.ssim, **more}
 
-    def _decide(self) -> Decision:
+    def _decide(self) -> StopDecision:
         """Rank 0's decision on the next step."""
         if self.rank:
-            return Decision()
+            return StopDecision()
         decision = self.decide(
             self.history, best_psnr=self.best_psnr, validate_seconds=self.validate_seconds
         )

@@ -47,7 +47,7 @@ Curve = Sequence[tuple[Decimal, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class StopDecision:
     """Whether a run takes its next step."""
 
     stopped: str = ""
@@ -87,7 +87,7 @@ class Stopping:
         self._training_usd = Decimal(0)
         self._counted_at: float | None = None
 
-    def __call__(self, history: Rows, *, best_psnr: float, validate_seconds: float) -> Decision:
+    def __call__(self, history: Rows, *, best_psnr: float, validate_seconds: float) -> StopDecision:
         """The decision on the next step.
 
         Args:
@@ -102,7 +102,7 @@ class Stopping:
             "training_usd": f"{self._trained(history):.12f}",
         }
         stopped, reason, warnings = self._decide(spent_usd, history, best_psnr, validate_seconds)
-        return Decision(
+        return StopDecision(
             stopped=stopped,
             reason=reason,
             warnings=tuple(warnings),

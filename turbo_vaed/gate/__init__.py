@@ -1,6 +1,6 @@
 """The gate: what was measured of a package, judged, and the choice among several."""
 
-from turbo_vaed.gate.advice import RunFacts, advise
+from turbo_vaed.gate.advice import AdviceFacts, advise
 from turbo_vaed.gate.choice import Candidate, Choice, choose, reason_to_repeat, repeat_advice
 from turbo_vaed.gate.judge import BYTES_PER_MB, Evidence, judge, least_psnr_db, limits_of
 from turbo_vaed.gate.verdict import (
@@ -19,12 +19,12 @@ __all__ = [
     "CHECK_NAMES",
     "TIMED",
     "VERDICT_NAME",
+    "AdviceFacts",
     "Candidate",
     "Check",
     "Choice",
     "Evidence",
     "Result",
-    "RunFacts",
     "Verdict",
     "advise",
     "choose",

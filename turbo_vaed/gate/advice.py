@@ -17,7 +17,7 @@ _FASTEST = "executorch-xnnpack/int8"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFacts:
+class AdviceFacts:
     """What the advice is drawn from; None and empty where it is unknown."""
 
     steps: int | None
@@ -53,12 +53,12 @@ class RunFacts:
         )
 
 
-def advise(verdict: Verdict, facts: RunFacts) -> dict[str, str]:
+def advise(verdict: Verdict, facts: AdviceFacts) -> dict[str, str]:
     """By the name of each check that did not pass, what would change it."""
     return {check.name: _advice(check, verdict, facts) for check in verdict.not_passed}
 
 
-def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
+def _advice(check: Check, verdict: Verdict, facts: AdviceFacts) -> str:
     if check.result == "inconclusive":
         return _certainty(check, verdict, facts)
     if check.measured is None:
@@ -90,7 +90,7 @@ def _advice(check: Check, verdict: Verdict, facts: RunFacts) -> str:
     }[check.name]
 
 
-def _certainty(check: Check, verdict: Verdict, facts: RunFacts) -> str:
+def _certainty(check: Check, verdict: Verdict, facts: AdviceFacts) -> str:
     if check.measured is None:
         return "it was not measured: use a device that reports it"
     if check.name in TIMED:
@@ -127,7 +127,7 @@ def _above_teacher(check: Check, verdict: Verdict) -> str:
     )
 
 
-def _better(check: Check, facts: RunFacts) -> str:
+def _better(check: Check, facts: AdviceFacts) -> str:
     assert check.margin is not None
     amount = f"{abs(check.margin):.3g} {check.unit}".replace(" share", "").rstrip()
     short = f"{amount} short"
@@ -150,7 +150,7 @@ def _better(check: Check, facts: RunFacts) -> str:
     )
 
 
-def _faster(check: Check, facts: RunFacts) -> str:
+def _faster(check: Check, facts: AdviceFacts) -> str:
     hint = f"{_times(check)} too slow: "
     runtime, _, _ = _FASTEST.partition("/")
     if runtime in facts.runtimes and _FASTEST not in facts.targets:

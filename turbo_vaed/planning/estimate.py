@@ -185,7 +185,7 @@ def _cost_of_later_stages(facts: RunFacts) -> CostRange:
     if devices_usd:
         notes.append(f"at most {format_usd(devices_usd)} for measuring on {facts.device}")
     time_usd = seconds_usd(seconds, usd_per_hour)
-    took_last = f"{', '.join(facts.stages)} took {format_duration(float(known))} last time"
+    took_last = f"{', '.join(facts.stages)} took {format_duration(float(known))} in the last run"
     return CostRange(
         low_usd=seconds_usd(known, usd_per_hour) + devices_usd,  # at least this was reserved
         likely_usd=time_usd + devices_usd,

@@ -21,7 +21,7 @@ from turbo_vaed.costs import (
     spending_limit,
 )
 from turbo_vaed.costs.aws_prices import Ec2Quote
-from turbo_vaed.costs.choice import Choice, Machine, choices
+from turbo_vaed.costs.choice import Machine, MachineChoice, choices
 from turbo_vaed.costs.money import plain, quantise_usd
 from turbo_vaed.costs.run_context import DownstreamCost
 from turbo_vaed.distill.events import (
@@ -48,7 +48,7 @@ class Quote:
     """Every machine that a run could take, the cheapest first."""
 
     sentence: str
-    choices: list[Choice]
+    choices: list[MachineChoice]
     limit: SpendingLimit
     spent_usd: Decimal
     """By the run that goes on, so far."""
@@ -258,7 +258,7 @@ def _priced(
     )
 
 
-def _sentence(found: list[Choice], steps: int) -> str:
+def _sentence(found: list[MachineChoice], steps: int) -> str:
     best = found[0]
     if best.usd is None:
         why = dict.fromkeys(choice.machine.why_unknown for choice in found)
@@ -283,7 +283,7 @@ def machine_name(machine: Machine) -> str:
     return f"{machine.instance_type}{where}"
 
 
-def _row(choice: Choice, left_usd: Decimal) -> dict[str, Any]:
+def _row(choice: MachineChoice, left_usd: Decimal) -> dict[str, Any]:
     machine = choice.machine
     every = choice.checkpoint_every_seconds
     return {

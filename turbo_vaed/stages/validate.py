@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turbo_vaed.dataset.expectations import Expectation, Limits, check_manifest
+from turbo_vaed.dataset.expectations import Expectation, ManifestLimits, check_manifest
 from turbo_vaed.dataset.manifest import build_manifest, write_manifest
 from turbo_vaed.errors import DataRefused
 from turbo_vaed.runtime.files import write_json
@@ -32,7 +32,7 @@ def run(workspace: Workspace) -> dict[str, object]:
         DataRefused: it is empty, or too few of its files are good.
     """
     params = workspace.params.validate
-    limits = Limits(
+    limits = ManifestLimits(
         min_seconds=params.min_seconds,
         min_side=params.min_side,
         max_black_share=params.max_black_share,
@@ -84,7 +84,9 @@ def _quarantined(manifest: pd.DataFrame) -> list[dict[str, str]]:
     return [{"path": p, "reason": r} for p, r in zip(bad["path"], bad["reason"], strict=True)]
 
 
-def _refusal(workspace: Workspace, manifest: pd.DataFrame, limits: Limits, rejected: Path) -> str:
+def _refusal(
+    workspace: Workspace, manifest: pd.DataFrame, limits: ManifestLimits, rejected: Path
+) -> str:
     bad = _quarantined(manifest)
     good = len(manifest) - len(bad)
     lines = [f"  {b['path']}: {b['reason']}" for b in bad[:20]]
