@@ -286,6 +286,11 @@ def test_every_value_has_its_origin(root, keys, origin):
         ("{crop: 32}", "{crop: 32, crop: 64}", ["params.yaml:7", "'crop'", "on line 7"]),
         ("    steps: 7", "    steps: 7\n    seed: 1\n    steps: 9", ["params.yaml:5", "on line 3"]),
         ("{crop: 32}", "{}\n    device: {kind: adb}", ["params.yaml:8", "gate.device"]),
+        (
+            "{crop: 32}",
+            "{}\n    prices:\n      candidates:\n        - {instance_type: a}",
+            ["params.yaml:10 customers.demo.prices.candidates.0.region", "missing"],
+        ),
     ],
 )
 def test_a_mistake_is_named_by_file_line_and_nearest_key(root, old, new, places):

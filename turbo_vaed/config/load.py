@@ -83,12 +83,28 @@ class Layer:
     at: Keys
     under: Keys = ()
 
-    def where(self, keys: Keys) -> str | None:
-        """The file and line that give the params at `keys` their value; None: not this layer."""
+    def inside(self, keys: Keys) -> Keys | None:
+        """Where the params at `keys` stand in the file; None: not in this layer."""
         if keys[: len(self.under)] != self.under:
             return None
-        inside = (*self.at, *keys[len(self.under) :])
-        return None if self.file.line(inside) is None else self.file.where(inside)
+        return (*self.at, *keys[len(self.under) :])
+
+    def where(self, keys: Keys) -> str | None:
+        """The file and line that give the params at `keys` their value; None: not this layer."""
+        inside = self.inside(keys)
+        return None if inside is None or self.file.line(inside) is None else self.file.where(inside)
+
+    def decides(self, keys: Keys) -> bool:
+        """Whether it gives that value, or has a list around it, which replaces earlier layers'."""
+        inside = self.inside(keys) or ()
+        lists = (inside[:end] for end in range(len(self.at) + 1, len(inside)))
+        return self.where(keys) is not None or any(map(self._has_list, lists))
+
+    def _has_list(self, keys: Keys) -> bool:
+        try:
+            return isinstance(self.file.get(keys), list)
+        except KeyError:
+            return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +118,17 @@ class Resolved:
 
     def origin(self, keys: Keys) -> str:
         """Where the value at `keys` comes from: `params.yaml:12 defaults.distill.steps`."""
-        found = (layer.where(keys) for layer in reversed(self.layers))
-        return next((place for place in found if place), BUILT_IN)
+        return self._layer(keys).where(keys) or BUILT_IN
 
     def place(self, keys: Keys) -> str:
-        """As `origin`, for a message: a missing key is named by the customer's own place."""
-        found = self.origin(keys)
-        if found is not BUILT_IN:
-            return found
-        return f"{self.layers[-1].file.where(self.layers[-1].at)}.{dotted(keys)}".rstrip(".")
+        """As `origin`, for a message: a missing key is named by the list that lacks it, or by the
+        customer's own place."""
+        layer = self._layer(keys)
+        return layer.file.where(layer.inside(keys) or layer.at)
+
+    def _layer(self, keys: Keys) -> Layer:
+        """The last one that decides; the customer's own where none does."""
+        return next((one for one in reversed(self.layers) if one.decides(keys)), self.layers[-1])
 
     def params(self) -> Params:
         """Validated and typed.
