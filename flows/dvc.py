@@ -20,6 +20,7 @@ from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db.engine import BUSY_SECONDS
 from turbo_vaed.errors import Fault, Refused, TimedOut, TurboVaedError
 from turbo_vaed.metering.outcome import Expected, raised
+from turbo_vaed.runtime.processes import environment_of_children
 from turbo_vaed.stages import params
 from turbo_vaed.workspace import Workspace
 
@@ -49,8 +50,9 @@ _HIDDEN = (
     "dvc config core.autostage",
     "Use `dvc push`",
     "ERROR: failed to reproduce",
+    "interrupted; run the same command again",
 )
-"""Not printed: advice that the flow follows, and that a stage failed, which the flow reports."""
+"""Not printed: advice that the flow follows, and how a stage ended, which the flow reports."""
 _RAY_RESTARTS = "has constructor arguments in the object store and max_restarts > 0"
 """Of a line that Ray's core worker prints as an error for every actor of Ray Data: its arguments
 live as long as the pass over the data, so that a lost actor is started again. Not printed."""
@@ -115,7 +117,7 @@ def reproduce(
         _dvc(
             root,
             command,
-            {**environment, **expected.environment},
+            {**environment, **expected.environment, **environment_of_children()},
             timeout_seconds=timeout_seconds,
             stage=stage,
             has_ended=lambda: expected.read() is not None,

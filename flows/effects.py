@@ -46,8 +46,10 @@ class Outcome:
     sentence: str
     report: Path
     run_id: str
-    passed: bool
-    """Whether every check of the gate passed; approval by a person is another matter."""
+    result: str
+    """The verdict: `passes`, `fails` or `inconclusive`; approval by a person is another matter."""
+    is_unchanged: bool = False
+    """Whether there was nothing to do."""
 
 
 def outcome(workspace: Workspace, run: runs.Run, sentence: str) -> Outcome:
@@ -59,7 +61,7 @@ def outcome(workspace: Workspace, run: runs.Run, sentence: str) -> Outcome:
         sentence=sentence,
         report=workspace.report,
         run_id=run.run_id,
-        passed=verdict["result"] == "passes",
+        result=verdict["result"],
     )
 
 
@@ -67,14 +69,11 @@ def unchanged(workspace: Workspace) -> Outcome:
     """Where there is nothing to do: the last run stands."""
     run = runs.read(workspace.work)
     assert run is not None
-    return outcome(
-        workspace,
-        run,
-        f"Nothing has changed since run {run.run_id}: its package is the {run.alias}.",
-    )
+    sentence = f"Nothing has changed since run {run.run_id}: its package is the {run.alias}."
+    return replace(outcome(workspace, run, sentence), is_unchanged=True)
 
 
-def failure(stage: str, error: Exception, *, is_begun: bool) -> Failure:
+def failure(stage: str, error: BaseException, *, is_begun: bool) -> Failure:
     """An error as the report has it: its message, or its class where it has none."""
     message = str(error) or type(error).__name__
     return Failure(

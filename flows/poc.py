@@ -7,9 +7,11 @@ this flow are the same thing. Stages over unchanged inputs are not run, and cost
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,16 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task
 
-from flows import admission, dvc, effects, runs
+from flows import admission, dvc, effects, open_run, runs
 from flows.effects import Outcome
+from flows.open_run import Heartbeat, Reached
 from flows.to_do import ToDo, to_do, to_do_now
 from turbo_vaed.config.schema import Params
 from turbo_vaed.config.stages import RAY_STAGES, STAGES
-from turbo_vaed.errors import CorruptFile, Fault, Stopped, TimedOut
+from turbo_vaed.errors import CorruptFile, Fault, Refused, Stopped, TimedOut
 from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.runtime.files import read_json
@@ -37,7 +41,10 @@ from turbo_vaed.workspace import Workspace
 _OF_A_FAILURE = (
     "Encountered exception during execution",
     "Task run failed with",
-    "Finished in state Failed(",
+    *(
+        f"Finished in state {name}("
+        for name in ("Failed", "GateFailed", "Inconclusive", "Refused", "Fault", "Stopped")
+    ),
 )
 """How Prefect's log begins what it has of a failure."""
 TIMEOUT_SECONDS = {
@@ -84,7 +91,7 @@ def run_stage(
                 force=force,
             )
     except KeyboardInterrupt:
-        raise Stopped(f"{stage} was stopped; run the same command again to resume") from None
+        raise Stopped(f"{stage} was stopped") from None
     try:
         publish_figures(settings.root / "work" / customer / stage, customer, stage)
     except Exception:  # the stage is done and paid for
@@ -134,52 +141,108 @@ def push(settings: Settings, customer: str) -> str:
 
 
 @flow(name="poc", flow_run_name="poc-{customer}")
-def poc_flow(customer: str) -> Outcome:
-    """Everything from a folder of videos to a judged, registered package and its report."""
-    settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
-    log = get_run_logger()
-    workspace = admission.preflight(settings, customer)
-    with runs.customer_lock(workspace.work, customer):
-        stale = dvc.stale_after_params(workspace, STAGES)
-        todo = to_do(workspace, settings, stale)
-        if todo is None:
-            return effects.unchanged(workspace)
-        if todo.why:
-            log.info("resuming run %s: %s", todo.run.run_id, todo.why)
-        try:
-            return complete(workspace, settings, todo)
-        finally:
-            admission.release(settings, todo.run)
+def poc_flow(customer: str) -> State[Outcome]:
+    """Everything from a folder of videos to a judged, registered package and its report.
+
+    Its state says by its name what it came to: Passed, Unchanged; GateFailed, Inconclusive,
+    Refused, Fault; Stopped.
+    """
+    try:
+        return state_of(run_poc(customer))
+    except Exception as error:
+        return state_of_failure(error)
 
 
-@dataclass
-class Reached:
-    """How far a run has come: what a report of its failure is about."""
-
-    step: str
-    """A stage, `register` or `promote`."""
-    is_begun: bool = False
-    """Whether it was admitted: its estimate fits the budget."""
-    registered: Registration | None = None
-
-
-def complete(workspace: Workspace, settings: Settings, todo: ToDo) -> Outcome:
-    """Run the stages that are to do; register, promote and report what they made; push it.
+def run_poc(customer: str) -> Outcome:
+    """What the flow does; see there.
 
     Raises:
         TurboVaedError: as the step that failed; a report of the stages that ran is written.
     """
+    settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
+    workspace = admission.preflight(settings, customer)
+    reached = Reached()
+    with (
+        open_run.taken(settings, customer, reached) as heartbeat,
+        runs.customer_lock(workspace.work, customer),
+    ):
+        todo = to_do(workspace, settings, dvc.stale_after_params(workspace, STAGES))
+        if todo is None:
+            return effects.unchanged(workspace)
+        if todo.why:
+            get_run_logger().info("resuming run %s: %s", todo.run.run_id, todo.why)
+        reached.run = todo.run.run_id
+        reached.step = todo.stages[0] if todo.stages else "register"
+        try:
+            return complete(workspace, settings, todo, reached, heartbeat)
+        finally:
+            if not heartbeat.is_lost:
+                admission.release(settings, todo.run)
+
+
+class NotPassed(Refused):
+    """A gate that did not pass, as the state of a flow has it."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.sentence)
+        self.outcome = outcome
+
+
+def state_of(outcome: Outcome) -> State[Outcome]:
+    """The state of a flow that did its work."""
+    if outcome.is_unchanged or outcome.result == "passes":
+        name = "Unchanged" if outcome.is_unchanged else "Passed"
+        return Completed(name=name, message=outcome.sentence, data=outcome)
+    name = "GateFailed" if outcome.result == "fails" else "Inconclusive"
+    return Failed(name=name, message=outcome.sentence, data=NotPassed(outcome))
+
+
+def state_of_failure(error: Exception) -> State[Outcome]:
+    """The state of a flow that ended before its gate."""
+    message = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
+    if isinstance(error, Stopped):
+        return Cancelled(name="Stopped", message=message, data=error)
+    name = "Refused" if isinstance(error, Refused) else "Fault"
+    return Failed(name=name, message=message, data=error)
+
+
+def outcome_of(state: State[Any]) -> Outcome:
+    """What the flow came to.
+
+    Raises:
+        TurboVaedError: what ended it before its gate.
+    """
+    found: object = state.result(raise_on_failure=False)
+    if isinstance(found, NotPassed):
+        return found.outcome
+    if isinstance(found, BaseException):
+        raise found
+    assert isinstance(found, Outcome)
+    return found
+
+
+def complete(
+    workspace: Workspace, settings: Settings, todo: ToDo, reached: Reached, heartbeat: Heartbeat
+) -> Outcome:
+    """Run the stages that are to do; register, promote and report what they made; push it.
+
+    Raises:
+        Stopped: a person or a supervisor stopped it.
+        TurboVaedError: as the step that failed; a report of the stages that ran is written.
+    """
     log, run = get_run_logger(), todo.run
-    reached = Reached(step=todo.stages[0] if todo.stages else "register")
     try:
-        run_stages(workspace, settings, todo, reached)
-        reached.step = "register"
-        reached.registered = register(workspace, settings, run)
-        reached.step = "promote"
-        reached.registered = promote(workspace, settings, reached.registered)
-    except Exception as error:
-        report_failure(workspace, settings, run, reached, error)
-        raise
+        with signals_interrupt():
+            run_stages(workspace, settings, todo, reached)
+            reached.step = "register"
+            reached.registered = register(workspace, settings, run)
+            reached.step = "promote"
+            reached.registered = promote(workspace, settings, reached.registered)
+    except (Exception, KeyboardInterrupt) as error:
+        failed = stopped(reached, heartbeat) if is_stop(error) else error
+        if not heartbeat.is_lost:
+            report_failure(workspace, settings, run, reached, failed)
+        raise failed from None
     reported = report(workspace, settings, run, reached.registered, None)
     log.info("dvc push: %s", push(settings, workspace.customer))
     verdict, alias = runs.verdict_sha256(workspace.work), reached.registered.alias
@@ -188,6 +251,17 @@ def complete(workspace: Workspace, settings: Settings, todo: ToDo) -> Outcome:
         replace(run, status="done", verdict_sha256=verdict, alias=alias, measures_again=False),
     )
     return effects.outcome(workspace, run, reported.sentence)
+
+
+def is_stop(error: BaseException) -> bool:
+    """Whether a person or a supervisor ended what was going on."""
+    return isinstance(error, KeyboardInterrupt | Stopped)
+
+
+def stopped(reached: Reached, heartbeat: Heartbeat) -> Stopped:
+    """The end of a run that was stopped: where, by whom, and what to do."""
+    by = f" ({heartbeat.stopped_by})" if heartbeat.stopped_by else ""
+    return Stopped(f"{reached.step} was stopped{by}; run the same command again to resume")
 
 
 def run_stages(workspace: Workspace, settings: Settings, todo: ToDo, reached: Reached) -> None:
@@ -234,17 +308,22 @@ def own_ray(settings: Settings) -> Iterator[dict[str, str]]:
         import ray
 
         address = ray.get_runtime_context().gcs_address
-        yield {"RAY_ADDRESS": address, "TURBO_VAED_OWN_RAY": address}
+        yield {
+            "RAY_ADDRESS": address,
+            "TURBO_VAED_OWN_RAY": address,
+            # It ends with this process and does not come back: a stage need not wait a minute.
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+        }
 
 
 def report_failure(
-    workspace: Workspace, settings: Settings, run: runs.Run, reached: Reached, error: Exception
+    workspace: Workspace, settings: Settings, run: runs.Run, reached: Reached, error: BaseException
 ) -> None:
     """Write a report of the stages that ran; if that fails, the run's error must not be lost."""
     log = get_run_logger()
     failure = effects.failure(reached.step, error, is_begun=reached.is_begun)
-    try:
-        reported = report(workspace, settings, run, reached.registered, failure)
+    try:  # not as a task: a flow that was cancelled starts none
+        reported = effects.report(workspace, settings, run, reached.registered, failure)
     except Exception:
         log.exception("the report of run %s could not be written", run.run_id)
     else:
@@ -266,16 +345,23 @@ def start(settings: Settings, customer: str) -> Outcome:
     print_failures_once()
     if not PREFECT_API_URL.value():
         start_server()
-    return poc_flow(customer)
+    return outcome_of(poc_flow(customer, return_state=True))
 
 
 def start_server() -> None:
     """Start Prefect's temporary server, as Prefect itself would, but so that a terminal's Ctrl-C
-    leaves it running: it has the end of the flow to record."""
+    leaves it running: it has the end of the flow to record. It ends with this process, also where
+    that is killed."""
     from prefect.server.api.server import SubprocessASGIServer
 
+    server = SubprocessASGIServer()
     with shielded():
-        SubprocessASGIServer().start()
+        server.start()
+        assert server.server_process is not None
+        reader, _open_until_we_end = os.pipe()
+        guard = f"read _; kill {server.server_process.pid} 2>/dev/null"
+        subprocess.Popen(["sh", "-c", guard], stdin=reader, start_new_session=True)
+        os.close(reader)
 
 
 def print_failures_once() -> None:

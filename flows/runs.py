@@ -75,6 +75,7 @@ def customer_lock(work: Path, customer: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Refused(
-                f"another run for {customer} is in progress; wait for it to finish"
+                f"another run for {customer} is in progress; wait for it to finish, or stop it "
+                f"with: turbo-vaed runs abort {customer}"
             ) from None
         yield

@@ -6,6 +6,7 @@ import logging
 import signal
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import temporary_settings
 
 from flows import poc, runs
+from flows.effects import Outcome
 from flows.to_do import ToDo
 from turbo_vaed.config.stages import STAGES
 from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, Stopped, TimedOut, UserError
@@ -47,6 +49,7 @@ def test_only_errors_that_may_pass_are_retried(error, again):
         ("prefect.task_runs", "Task run failed with exception: Fault('x')", False),
         ("prefect.task_runs", "Task run failed with exception: Fault('x') - Retry 1/1 will", True),
         ("prefect.flow_runs", "Finished in state Failed('Flow run encountered x')", False),
+        ("prefect.flow_runs", "Finished in state GateFailed('x')", False),
         ("prefect.flow_runs", "Finished in state Completed()", True),
         ("flows.effects", "Finished in state Failed( is nothing of Prefect's", True),
     ],
@@ -141,11 +144,51 @@ def test_only_a_run_that_does_something_starts_a_temporary_server(monkeypatch, u
     monkeypatch.setattr(poc.admission, "preflight", lambda *_: "workspace")
     monkeypatch.setattr(poc, "to_do_now", lambda *_: todo)
     monkeypatch.setattr(poc.effects, "unchanged", lambda _: "unchanged")
-    monkeypatch.setattr(poc, "poc_flow", lambda _: "flow")
+    monkeypatch.setattr(poc, "poc_flow", lambda *_, **__: "flow")
+    monkeypatch.setattr(poc, "outcome_of", lambda state: state)
     monkeypatch.setattr(poc, "print_failures_once", lambda: None)
     monkeypatch.setattr(poc, "start_server", lambda: None)
     with temporary_settings({poc.PREFECT_API_URL: url}):
         assert poc.start(SimpleNamespace(), "tiny") == expected
+
+
+def outcome(result, **given):
+    return Outcome(sentence="s", report=Path("r"), run_id="x", result=result, **given)
+
+
+@pytest.mark.parametrize(
+    ("found", "name", "kind"),
+    [
+        (outcome("passes"), "Passed", "COMPLETED"),
+        (outcome("fails"), "GateFailed", "FAILED"),
+        (outcome("inconclusive"), "Inconclusive", "FAILED"),
+        (outcome("fails", is_unchanged=True), "Unchanged", "COMPLETED"),
+    ],
+)
+def test_the_state_of_a_flow_says_what_its_gate_found(found, name, kind):
+    state = poc.state_of(found)
+    assert (state.name, state.type.value) == (name, kind)
+    assert poc.outcome_of(state) == found
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "kind"),
+    [
+        (BudgetRefused("month"), "Refused", "FAILED"),
+        (UserError("key"), "Fault", "FAILED"),
+        (Fault("disk"), "Fault", "FAILED"),
+        (Stopped("distill was stopped"), "Stopped", "CANCELLED"),
+        (KeyError("bug"), "Fault", "FAILED"),
+    ],
+)
+def test_the_state_of_a_flow_says_why_it_did_not_get_there(error, name, kind):
+    error.add_note("report: /r")
+    state = poc.state_of_failure(error)
+    assert (state.name, state.type.value) == (name, kind)
+    assert str(error) in state.message and "report: /r" in state.message
+    with pytest.raises(type(error)) as raised:
+        poc.outcome_of(state)
+    assert raised.value is error
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from turbo_vaed.runtime.interrupts import shielded, signals_interrupt
+from turbo_vaed.runtime.interrupts import keeping_handlers, shielded, signals_interrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -29,7 +29,8 @@ def test_what_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_shielded_process_does_not_end_with_ctrl_c():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_shielded_process_does_not_end_with_its_terminal(number):
     """Even one that takes interrupts itself, as a server does."""
     waits = (
         "import signal, time; signal.signal(2, signal.default_int_handler); print(1, flush=True)"
@@ -39,9 +40,18 @@ def test_a_shielded_process_does_not_end_with_ctrl_c():
             [sys.executable, "-c", f"{waits}; time.sleep(60)"], stdout=subprocess.PIPE
         )
     assert child.stdout is not None and child.stdout.readline()
-    os.kill(child.pid, signal.SIGINT)
+    os.kill(child.pid, number)
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.5)
     child.terminate()
     assert child.wait(30) == -signal.SIGTERM
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_library_does_not_take_sigterm_away():
+    """As Ray does, whose handler would end a stage before it has saved."""
+    with pytest.raises(KeyboardInterrupt), signals_interrupt():
+        with keeping_handlers():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)

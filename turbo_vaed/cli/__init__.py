@@ -25,6 +25,7 @@ from turbo_vaed.cli import (
     node,
     registry,
     report,
+    runs,
     teacher,
 )
 from turbo_vaed.cli.tables import Customer, Format, show
@@ -50,6 +51,7 @@ app.add_typer(registry.app, name="registry")
 app.add_typer(gate.app, name="gate")
 app.add_typer(devices.app, name="devices")
 app.add_typer(report.app, name="report")
+app.add_typer(runs.app, name="runs")
 app.add_typer(teacher.app, name="teacher")
 
 
@@ -112,7 +114,7 @@ def run_poc(customer: Customer) -> None:
     outcome = start(Settings.from_environment(), customer)
     print(outcome.sentence)
     print(f"report: {outcome.report}")
-    if not outcome.passed:
+    if outcome.result != "passes":
         raise typer.Exit(1)
 
 
@@ -129,8 +131,9 @@ def run_stage(
     """Run one stage and meter it; this is what dvc.yaml calls."""
     from turbo_vaed.metering.outcome import recorded
     from turbo_vaed.metering.run_stage import run_metered
+    from turbo_vaed.runtime.processes import ending_with_starter
 
-    with recorded() as figures:
+    with recorded() as figures, ending_with_starter():
         figures |= run_metered(Settings.from_environment(), name, customer)
 
 

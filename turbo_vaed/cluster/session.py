@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from turbo_vaed.errors import Fault, Unreachable
+from turbo_vaed.runtime.interrupts import keeping_handlers
 
 OBJECT_STORE_BYTES = 300_000_000
 CONNECT_SECONDS = 5.0
@@ -36,14 +37,15 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
     if ray.is_initialized():
         yield
         return
-    if address and address != "local":
-        _knock(address)
-        try:
-            ray.init(address=address, **QUIET)
-        except ConnectionError as error:
-            raise Unreachable(f"no Ray answers at {address} (RAY_ADDRESS): {error}") from None
-    else:
-        _start(cpus or os.cpu_count() or 1)
+    with keeping_handlers():
+        if address and address != "local":
+            _knock(address)
+            try:
+                ray.init(address=address, **QUIET)
+            except ConnectionError as error:
+                raise Unreachable(f"no Ray answers at {address} (RAY_ADDRESS): {error}") from None
+        else:
+            _start(cpus or os.cpu_count() or 1)
     try:
         yield
     finally:

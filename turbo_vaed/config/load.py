@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from turbo_vaed.config.devices import DeviceProfile, parse_profile
 from turbo_vaed.config.explain import explain, nearest
 from turbo_vaed.config.schema import GateParams, Params, check_customer_name
-from turbo_vaed.config.yaml_file import Keys, YamlFile, dotted, read_yaml_file
+from turbo_vaed.config.yaml_file import Keys, YamlFile, read_yaml_file
 from turbo_vaed.errors import UserError
 
 PARAMS, POLICY, DEVICES, FINANCE = FILES = (

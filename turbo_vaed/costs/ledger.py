@@ -19,8 +19,8 @@ from typing import Any, Literal, Self
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from turbo_vaed.costs.db.engine import connect, translated_errors, writing
-from turbo_vaed.costs.db.migrate import make_ready
+from turbo_vaed.costs.db.engine import translated_errors, writing
+from turbo_vaed.costs.db.migrate import open_database
 from turbo_vaed.costs.db.schema import (
     CHARGE_GROUPS,
     CHARGES,
@@ -163,14 +163,7 @@ class Ledger:
             CorruptFile: the file is not a database.
             Unreachable: the database does not answer; the password is not shown.
         """
-        engine = connect(url)
-        try:
-            with translated_errors(engine.url):
-                make_ready(engine)
-        except BaseException:
-            engine.dispose()
-            raise
-        return cls(engine)
+        return cls(open_database(url))
 
     def add(self, charge: Charge) -> bool:
         """Append a charge; False where the very same one was there already."""

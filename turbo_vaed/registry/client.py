@@ -105,6 +105,20 @@ def find_or_create_run(
     return str(found[0].info.run_id)
 
 
+def end_runs(uri: str, customer: str, run_id: str) -> None:
+    """End as killed what is still running of a PoC run whose process has died.
+
+    Raises:
+        Unreachable: MLflow does not answer.
+    """
+    with translated_errors(uri):
+        client = open_tracking(uri)
+        experiment = experiment_id(client, uri, customer)
+        wanted = f"tags.`turbo_vaed.run_id` = '{run_id}' and attributes.status = 'RUNNING'"
+        for found in client.search_runs([experiment], wanted):
+            client.set_terminated(found.info.run_id, "KILLED")
+
+
 def log_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
     """Points of a run's curves, in as few calls as MLflow takes; sending one again adds none."""
     from mlflow.entities import Metric

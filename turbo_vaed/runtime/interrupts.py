@@ -34,10 +34,22 @@ def signals_interrupt() -> Iterator[None]:
 
 
 @contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """After the block, SIGTERM means what it meant before: a library that puts a handler of its own
+    in place, as Ray does, would end the process before its work is saved."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def shielded() -> Iterator[None]:
-    """Processes that the block starts never get a terminal's Ctrl-C, which goes to all of its
-    foreground: they are ended by this one, once it needs them no longer."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Processes that the block starts never get a terminal's Ctrl-C, nor its end, which go to all
+    of its foreground: they are ended by this one, once it needs them no longer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:

@@ -2,8 +2,8 @@
 
 To change the tables, write a new revision; a released one is never edited:
 
-1. Copy the newest file of `versions/` to `r0004_what_changes.py`; set `revision = "0004"` and
-   `down_revision = "0003"`. There is no way back, so a revision has no `downgrade`.
+1. Copy the newest file of `versions/` to `r0005_what_changes.py`; set `revision = "0005"` and
+   `down_revision = "0004"`. There is no way back, so a revision has no `downgrade`.
 2. Write `upgrade()` with `alembic.op`, for SQLite and PostgreSQL. It carries over every existing
    row. It runs in one transaction with all other pending revisions, so it is done as a whole or
    not at all; it opens and commits nothing itself. It imports nothing that may change, such as
@@ -29,6 +29,7 @@ from turbo_vaed.costs.db.engine import (
     VERSION_TABLE,
     connect,
     current_revision,
+    translated_errors,
     writing,
 )
 from turbo_vaed.errors import UserError
@@ -36,7 +37,7 @@ from turbo_vaed.errors import UserError
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
-REVISION = "0003"
+REVISION = "0004"
 """The newest revision in `versions/`: what `schema.py` describes."""
 _FIRST = "0001"
 _FIRST_COLUMNS = frozenset(
@@ -49,6 +50,26 @@ _FIRST_COLUMNS = frozenset(
 _LOCK = 7_260_495_122_026
 """PostgreSQL's advisory lock for upgrades of a ledger: any number that nobody else takes."""
 _one_at_a_time = threading.Lock()  # Alembic's `op` is one per process
+
+
+def open_database(url: str) -> sa.Engine:
+    """An engine for the ledger at a SQLAlchemy URL; its folder and its tables are made if they are
+    missing, and tables of an earlier version are brought up to date.
+
+    Raises:
+        UserError: the URL cannot be read, its driver is not installed, it is in memory, or the
+            database is newer than this code or somebody else's.
+        CorruptFile: the file is not a database.
+        Unreachable: the database does not answer; the password is not shown.
+    """
+    engine = connect(url)
+    try:
+        with translated_errors(engine.url):
+            make_ready(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
 
 
 def make_ready(engine: sa.Engine) -> None:

@@ -120,7 +120,28 @@ RESERVATIONS = sa.Table(
     sa.Column("upto_usd", _ExactDecimal, nullable=False),
     sa.Column("told_at", _Utc, nullable=False),
 )
-"""Reservations of runs that are not over; the only rows that change."""
+"""Reservations of runs that are not over; they change as runs go on."""
+
+OPEN_RUNS = sa.Table(
+    "open_runs",
+    METADATA,
+    sa.Column("customer", sa.String(200), primary_key=True),
+    sa.Column("token", sa.BigInteger, nullable=False),
+    sa.Column("run", sa.String(200), nullable=False),
+    sa.Column("step", sa.String(200), nullable=False),
+    sa.Column("flow_run", sa.String(36), nullable=False),
+    sa.Column("host", sa.String(200), nullable=False),
+    sa.Column("process", sa.BigInteger, nullable=False),
+    sa.Column("process_began", sa.Float, nullable=False),
+    sa.Column("began_at", _Utc, nullable=False),
+    sa.Column("seen_at", _Utc, nullable=False),
+    sa.Column("abort_by", sa.String(200), nullable=False),
+    sa.Column("ended_at", _Utc, nullable=True),
+)
+"""The last run of each customer; changes as it goes on."""
+
+NOW: sa.ColumnElement[datetime] = sa.func.now(type_=_Utc())
+"""The database's own time."""
 
 NAME_LENGTHS = {
     name: CHARGE_GROUPS.c[name].type.length  # type: ignore[attr-defined]

@@ -1,0 +1,164 @@
+"""The run that works for a customer: taken in the ledger's database, seen there until it ends, and
+stopped where somebody asks for that."""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run as prefect_run
+from prefect.states import Crashed
+
+from turbo_vaed.costs import Ledger, release_reservation
+from turbo_vaed.costs.open_runs import OpenRun, OpenRuns
+from turbo_vaed.errors import TurboVaedError
+from turbo_vaed.registry import client
+from turbo_vaed.report.context import Registration
+from turbo_vaed.runtime.processes import Process
+from turbo_vaed.settings import Settings
+
+SEE_SECONDS = 10.0
+"""Between two signs of life; also how late a run learns that it is to stop."""
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Reached:
+    """How far a run has come: what a report of its failure is about."""
+
+    run: str = ""
+    """Its id, once known."""
+    step: str = ""
+    """A stage, `register` or `promote`."""
+    is_begun: bool = False
+    """Whether it was admitted: its estimate fits the budget."""
+    registered: Registration | None = None
+
+
+class Heartbeat:
+    """A thread that shows that a run lives. Where the run is to stop, it interrupts the main thread
+    once, as SIGTERM does, and says why."""
+
+    def __init__(
+        self,
+        open_runs: OpenRuns,
+        mine: OpenRun,
+        reached: Reached,
+        is_cancelled: Callable[[], bool],
+        interrupt: Callable[[], None] = lambda: _thread.interrupt_main(signal.SIGTERM),
+    ) -> None:
+        """
+        Args:
+            reached: what the run does, as it goes on.
+            is_cancelled: whether somebody has cancelled the flow in Prefect.
+            interrupt: ends what the main thread does.
+        """
+        self._open_runs, self._mine, self._reached = open_runs, mine, reached
+        self._is_cancelled, self._interrupt = is_cancelled, interrupt
+        self.stopped_by = ""
+        """Who or what stopped the run; empty where nothing has, or a signal."""
+        self.is_lost = False
+        """Whether another run has taken the customer: nothing may be written any more."""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def _beat(self) -> None:
+        while not self._over.wait(SEE_SECONDS):
+            try:
+                self.look()
+            except TurboVaedError as error:  # whoever cannot reach it cannot take it either
+                log.warning("this run is not seen by others: %s", error)
+            except Exception:
+                log.warning("this run is not seen by others", exc_info=True)
+
+    def look(self) -> None:
+        """Be seen, and see whether the run is to stop.
+
+        Raises:
+            Unreachable: the database does not answer.
+        """
+        found = self._open_runs.see(self._mine, run=self._reached.run, step=self._reached.step)
+        if found is None:
+            self.is_lost = True
+            self._stop("another run has taken its place, since this one was cut off for minutes")
+        elif found.abort_by:
+            self._stop(f"by {found.abort_by}, with turbo-vaed runs abort")
+        elif self._is_cancelled():
+            self._stop("cancelled in Prefect")
+
+    def _stop(self, by: str) -> None:
+        if not self.stopped_by:
+            self.stopped_by = by
+            self._interrupt()
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        try:
+            self._open_runs.end(self._mine)
+        except TurboVaedError as error:  # others find that this process has ended
+            log.warning("the end of this run is not recorded: %s", error)
+
+
+@contextmanager
+def taken(settings: Settings, customer: str, reached: Reached) -> Iterator[Heartbeat]:
+    """Take a customer for this flow until the block ends; what a run before it left, which died, is
+    settled first.
+
+    Raises:
+        Refused: a run of the customer is going on, here or elsewhere.
+        Unreachable: the ledger does not answer.
+    """
+    flow_run = str(prefect_run.id or "")
+    with OpenRuns.open(settings.ledger_url) as open_runs:
+        last = open_runs.of(customer)
+        if last is not None and last.state == "dead":
+            settle(settings, open_runs, last)
+        mine = open_runs.take(customer, Process.this(), flow_run=flow_run)
+        with Heartbeat(open_runs, mine, reached, partial(is_cancelled, flow_run)) as heartbeat:
+            yield heartbeat
+
+
+def is_cancelled(flow_run: str) -> bool:
+    """Whether somebody has cancelled the flow in Prefect; false where Prefect does not answer."""
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(flow_run)).state
+    except Exception as error:  # whatever Prefect says: the run goes on
+        log.debug("Prefect does not say whether %s is cancelled: %s", flow_run, error)
+        return False
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+def settle(settings: Settings, open_runs: OpenRuns, dead: OpenRun) -> None:
+    """End what a run left that died: its reservation, its open runs in MLflow, its run in Prefect.
+    Its charges are booked by whoever opens the ledger next on its machine."""
+    if dead.run:
+        with Ledger.open(settings.ledger_url) as ledger:
+            release_reservation(ledger, dead.run)
+        try:
+            client.end_runs(settings.mlflow_tracking_uri, dead.customer, dead.run)
+        except Exception as error:
+            log.warning("runs of %s stay open in MLflow: %s", dead.run, error)
+    if dead.flow_run:
+        ended: State[Any] = Crashed(message=f"{dead.holder} died at {dead.step or 'its start'}")
+        try:
+            with get_client(sync_client=True) as prefect:
+                prefect.set_flow_run_state(UUID(dead.flow_run), ended, force=True)
+        except Exception as error:  # a temporary server is gone with its run
+            log.debug("Prefect keeps the state of %s: %s", dead.flow_run, error)
+    open_runs.end(dead)

@@ -1,0 +1,212 @@
+"""Open runs: who works for a customer now, on whatever machine, and whether that one still lives.
+
+A run takes its customer in the ledger's database and is seen there every few seconds. One that has
+not been seen for `DEAD_AFTER` has died, and the next run takes its place. Each holder gets a token
+larger than all before it: a run that was only cut off finds, when it is back, that its own counts
+no more, and ends. Times are the database's own, so that machines' clocks need not agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Self
+
+import sqlalchemy as sa
+
+from turbo_vaed.costs.db.engine import translated_errors, writing
+from turbo_vaed.costs.db.migrate import open_database
+from turbo_vaed.costs.db.schema import NOW, OPEN_RUNS
+from turbo_vaed.errors import Refused
+from turbo_vaed.runtime.processes import Process
+
+DEAD_AFTER = timedelta(minutes=2)
+"""A run that was not seen for this long is dead; a live one is seen several times a minute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRun:
+    """The last run that took a customer."""
+
+    customer: str
+    token: int
+    """Larger than that of every holder before."""
+    run: str
+    """Empty until the run is known."""
+    step: str
+    """What it does: a stage, `register`, `promote`; empty before the first."""
+    flow_run: str
+    """Prefect's id of it; empty for a run without Prefect."""
+    holder: Process
+    began_at: datetime
+    """When it took the customer."""
+    seen_at: datetime
+    """When it was last seen."""
+    now: datetime
+    """When this was read, by the same clock."""
+    abort_by: str
+    """Who asked it to stop; empty where nobody has."""
+    ended_at: datetime | None
+
+    @property
+    def state(self) -> str:
+        """`ended`, `running`, `aborting` or `dead`."""
+        if self.ended_at is not None:
+            return "ended"
+        if self.now - self.seen_at > DEAD_AFTER or self.holder.is_gone():
+            return "dead"
+        return "aborting" if self.abort_by else "running"
+
+
+class OpenRuns:
+    """The table of open runs, in the ledger's database."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def open(cls, url: str) -> OpenRuns:
+        """The table in the ledger at a SQLAlchemy URL.
+
+        Raises: as `Ledger.open`.
+        """
+        return cls(open_database(url))
+
+    def take(self, customer: str, holder: Process, *, flow_run: str = "") -> OpenRun:
+        """Take a customer for a run of this holder; returns the row as it is now.
+
+        Args:
+            flow_run: Prefect's id of it.
+
+        Raises:
+            Refused: a run of the customer is going on.
+            Unreachable: the database does not take it.
+        """
+        fresh = {
+            "run": "", "step": "", "flow_run": flow_run, "abort_by": "", "ended_at": None,
+            "began_at": NOW, "seen_at": NOW, **_columns(holder),
+        }  # fmt: skip
+        with translated_errors(self._engine.url), writing(self._engine) as connection:
+            if connection.dialect.name == "postgresql":  # on SQLite a writer is alone anyway
+                connection.execute(sa.text(f"LOCK TABLE {OPEN_RUNS.name} IN EXCLUSIVE MODE"))
+            last = _read(connection, customer)
+            if last is None:
+                connection.execute(OPEN_RUNS.insert().values(customer=customer, token=1, **fresh))
+            elif last.state in ("running", "aborting"):
+                raise Refused(_going_on(last))
+            else:
+                values = {"token": last.token + 1, **fresh}
+                connection.execute(_of(customer).values(**values))
+            taken = _read(connection, customer)
+            assert taken is not None
+            return taken
+
+    def see(self, mine: OpenRun, *, run: str, step: str) -> OpenRun | None:
+        """Record that a run lives, and what it does; returns its row, by which somebody may have
+        asked it to stop. None where another run has taken the customer: this one's time is over.
+
+        Raises:
+            Unreachable: the database does not take it.
+        """
+        with translated_errors(self._engine.url), writing(self._engine) as connection:
+            values = {"run": run, "step": step, "seen_at": NOW}
+            done = connection.execute(_held(mine).values(**values))
+            return _read(connection, mine.customer) if done.rowcount else None
+
+    def end(self, mine: OpenRun) -> None:
+        """Leave the customer to the next run; does nothing where another has taken it.
+
+        Raises:
+            Unreachable: the database does not take it.
+        """
+        with translated_errors(self._engine.url), writing(self._engine) as connection:
+            connection.execute(_held(mine).values(seen_at=NOW, ended_at=NOW))
+
+    def abort(self, customer: str, by: str) -> OpenRun | None:
+        """Ask the customer's run to stop, which it does when it is seen next; returns its row, None
+        where none is going on.
+
+        Raises:
+            Unreachable: the database does not take it.
+        """
+        with translated_errors(self._engine.url), writing(self._engine) as connection:
+            connection.execute(
+                _of(customer).where(OPEN_RUNS.c.ended_at.is_(None)).values(abort_by=by)
+            )
+            found = _read(connection, customer)
+        return found if found and found.state != "ended" else None
+
+    def all(self) -> tuple[OpenRun, ...]:
+        """The last run of every customer that had one, by the customers' names.
+
+        Raises:
+            Unreachable: the database does not answer.
+        """
+        with translated_errors(self._engine.url), self._engine.connect() as connection:
+            rows = connection.execute(_query().order_by(OPEN_RUNS.c.customer)).all()
+        return tuple(_open_run(row) for row in rows)
+
+    def of(self, customer: str) -> OpenRun | None:
+        """A customer's last run; None where it had none.
+
+        Raises:
+            Unreachable: the database does not answer.
+        """
+        with translated_errors(self._engine.url), self._engine.connect() as connection:
+            return _read(connection, customer)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _columns(holder: Process) -> dict[str, Any]:
+    return {"host": holder.host, "process": holder.number, "process_began": holder.began}
+
+
+def _of(customer: str) -> sa.Update:
+    return OPEN_RUNS.update().where(OPEN_RUNS.c.customer == customer)
+
+
+def _held(mine: OpenRun) -> sa.Update:
+    """Of its customer's row, as long as it holds it."""
+    held = (OPEN_RUNS.c.token == mine.token, OPEN_RUNS.c.ended_at.is_(None))
+    return _of(mine.customer).where(*held)
+
+
+def _read(connection: sa.Connection, customer: str) -> OpenRun | None:
+    row = connection.execute(_query().where(OPEN_RUNS.c.customer == customer)).one_or_none()
+    return None if row is None else _open_run(row)
+
+
+def _query() -> sa.Select[Any]:
+    return sa.select(OPEN_RUNS, NOW.label("now"))
+
+
+def _open_run(row: sa.Row[Any]) -> OpenRun:
+    found = dict(row._mapping)
+    number, began = found.pop("process"), found.pop("process_began")
+    holder = Process(host=found.pop("host"), number=number, began=began)
+    return OpenRun(holder=holder, **found)
+
+
+def _going_on(last: OpenRun) -> str:
+    what = f"run {last.run}" if last.run else "a run"
+    at = f", at {last.step}" if last.step else ""
+    return (
+        f"{what} of {last.customer} is going on ({last.holder}{at}, since "
+        f"{last.began_at:%Y-%m-%d %H:%M} UTC); wait for it, or stop it with: turbo-vaed runs abort "
+        f"{last.customer}"
+    )
