@@ -32,7 +32,7 @@ TINY = {
         "steps": 4, "crop": 32, "batch_size": 2, "checkpoint_every": 2, "validate_every": 2,
     },
     "encode": {"tile": 32},
-    "export": {"targets": ["executorch-xnnpack/fp32", "onnx/fp32"]},  # int8 takes longest to lower
+    "export": {"targets": ["executorch-xnnpack/fp32"]},  # of two packages: tests/stages
     "gate": {
         "max_warmup": 1, "min_samples": 3, "max_samples": 3, "max_spread": 100.0,
         "max_background_cpu_share": 1.0,

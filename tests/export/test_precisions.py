@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.export.small import short_decoder
 from turbo_vaed.devices._runtimes import open_program
-from turbo_vaed.export import _executorch_shuffle, executorch, export_xnnpack
+from turbo_vaed.export import _executorch_shuffle, by_frames, executorch, export_xnnpack
 from turbo_vaed.export._executorch_shuffle import by_one_copy
 from turbo_vaed.export.quantise import kept_in_float, mse_from_psnr
 from turbo_vaed.models import TurboVaedDecoder
@@ -73,19 +74,29 @@ def programs(decoder, laid_out, tmp_path_factory) -> dict[str, Path]:
         patched.setattr(_executorch_shuffle, "by_one_copy", watched)
         for precision in executorch.PRECISIONS:
             found.clear()
-            made[precision] = export_xnnpack(
-                decoder,
-                latent_shape=SHAPE,
-                folder=tmp_path_factory.mktemp(precision),
-                precision=precision,
-                calibration=[latents(k) for k in range(1, 4)],
-                least_parity_db=40.0,
-            )
+            made[precision] = export(decoder, tmp_path_factory.mktemp(precision), precision)
             laid_out[precision] = list(found)
     return made
 
 
-@pytest.mark.parametrize("precision", executorch.PRECISIONS)
+def export(decoder: TurboVaedDecoder, folder: Path, precision: str) -> Path:
+    """In int8 frame by frame, as large tensors are: it has all operations of the other precisions,
+    and the roundings."""
+    least_bytes = 4000 if precision == "int8" else by_frames.LEAST_BYTES
+    taken_apart = partial(by_frames.by_frames, least_bytes=least_bytes)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(by_frames, "by_frames", taken_apart)
+        return export_xnnpack(
+            decoder,
+            latent_shape=SHAPE,
+            folder=folder,
+            precision=precision,
+            calibration=[latents(k) for k in range(1, 4)],
+            least_parity_db=40.0,
+        )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_memory_layout_changes_only_at_the_end(decoder, programs, laid_out, precision):
     """A shuffle costs one copy, and a change of width none."""
     names = [name for name, _ in laid_out[precision]]
@@ -109,6 +120,12 @@ def test_programs_are_close_to_pytorch(decoder, programs, precision, least_db):
     assert video.dtype == np.float32
     mse = float(((video.astype(float) - expected) ** 2).mean())
     assert 10 * math.log10(4 / mse) >= least_db
+
+
+def test_int8_was_lowered_frame_by_frame(laid_out, programs):
+    names = {p: [name for name, _ in laid_out[p]] for p in programs}
+    convs = {p: names[p].count("aten.convolution.default") for p in programs}
+    assert convs["int8"] > 1.5 * convs["fp32"]
 
 
 def test_float16_divides_by_no_zero_where_values_are_nearly_equal(tmp_path, monkeypatch):
@@ -175,10 +192,8 @@ def test_the_same_decoder_gives_the_same_bytes_in_another_process(programs, tmp_
     code = (
         "import sys, torch; torch.set_num_threads(2)\n"
         "from pathlib import Path\n"
-        "from tests.export.test_precisions import SHAPE, latents, make\n"
-        "from turbo_vaed.export import export_xnnpack\n"
-        "export_xnnpack(make(), latent_shape=SHAPE, folder=Path(sys.argv[1]), precision='int8',\n"
-        "    calibration=[latents(k) for k in range(1, 4)], least_parity_db=40.0)\n"
+        "from tests.export.test_precisions import export, make\n"
+        "export(make(), Path(sys.argv[1]), 'int8')\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     environment = {**os.environ, "PYTHONHASHSEED": "17", "OMP_NUM_THREADS": "2"}
