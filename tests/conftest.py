@@ -9,15 +9,13 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
 import hypothesis
-import numpy as np
 import pytest
 
+from tests import videos
 from tests.shared import made_once
 from turbo_vaed.runtime import garbage
 
@@ -81,42 +79,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def make_video() -> MakeVideo:
-    """`make_video(path, frames=, width=, height=, fps=, look=, seed=)` writes an H.264 video.
-
-    `look` is "moving", "black" or "frozen"; `options` go to the encoder.
-    """
-
-    def make(
-        path: Path,
-        *,
-        frames: int = 30,
-        width: int = 160,
-        height: int = 144,
-        fps: int = 25,
-        look: str = "moving",
-        seed: int = 0,
-        options: dict[str, str] | None = None,
-        container_options: dict[str, str] | None = None,
-    ) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        dice = np.random.default_rng(seed)
-        coarse = dice.integers(0, 255, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
-        scene = coarse.repeat(16, axis=0).repeat(16, axis=1)[: height + 8, : width + 8]
-        with av.open(str(path), "w", options=container_options or {}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps))
-            stream.width, stream.height = width, height
-            stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
-            stream.options = {"preset": "ultrafast", **(options or {})}
-            for number in range(frames):
-                shift = 0 if look == "frozen" else number % 8
-                picture = scene[shift : shift + height, shift : shift + width].copy()
-                if look == "black":
-                    picture[:] = 0
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode(None))
-        return path
-
-    return make
+    """`tests.videos.make_video`."""
+    return videos.make_video
 
 
 @pytest.fixture(scope="session")

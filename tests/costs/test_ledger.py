@@ -253,6 +253,22 @@ def test_totals_keep_runs_and_customers_apart(url: str) -> None:
         assert [c.run for c in ledger.charges(customer="acme")] == ["acme-1"]
 
 
+def test_charges_come_in_the_order_in_which_they_began_and_ended(url: str) -> None:
+    long = dataclasses.replace(charge(15), ended_at=charge(60).ended_at)
+    ours = [charge(0), charge(15), long, charge(30, resource="a"), charge(30, resource="b")]
+    with Ledger.open(url) as ledger:
+        ledger.add_all(ours[::-1])
+        found = ledger.charges()
+    assert found[:3] == tuple(ours[:3])
+    assert [c.key for c in found[3:]] == sorted(c.key for c in ours[3:]), "whoever asks, the same"
+
+
+def test_a_stage_costs_what_its_own_run_paid(url: str) -> None:
+    with Ledger.open(url) as ledger:
+        ledger.add_all([charge(), charge(run="demo-2", stage="export")])
+        assert list(ledger.by_stage("demo-2")) == ["export"]
+
+
 def test_by_stage_is_in_the_order_of_the_run(url: str) -> None:
     with Ledger.open(url) as ledger:
         ledger.add_all(

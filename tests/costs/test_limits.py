@@ -88,6 +88,13 @@ def test_a_used_up_month_refuses_a_run(ledger: Ledger) -> None:
     assert of(ledger, "10", None, at=NOW + timedelta(days=7)).usd == 15, "December, and 5 spent"
 
 
+def test_only_a_months_limit_is_worth_waiting_for(ledger: Ledger) -> None:
+    for found, may_wait in ((of(ledger, None, None), False), (of(ledger, "30", None), True)):
+        with pytest.raises(BudgetRefused) as refused:
+            require_budget_left(found, spent_usd=found.usd)
+        assert ("wait for the next month" in str(refused.value)) == may_wait
+
+
 def test_the_runs_own_spend_reduces_what_is_left(ledger: Ledger) -> None:
     found = of(ledger, "30", None)
     require_budget_left(found, spent_usd=Decimal("19.99"))

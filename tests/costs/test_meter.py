@@ -76,6 +76,8 @@ def test_all_time_of_a_block_that_raises_is_wasted() -> None:
         running.cut()
         clock.now += 1800 * 10**9
         raise ZeroDivisionError
+    reasons = {row.price_source for row in ledger.rows if row.useful == "wasted"}
+    assert all("ZeroDivisionError" in reason for reason in reasons)
     kinds = {"useful": Decimal(0), "wasted": Decimal(0)}
     for row in ledger.rows:
         kinds[row.useful] += row.amount_usd

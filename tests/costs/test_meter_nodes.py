@@ -82,6 +82,26 @@ def test_a_node_that_is_gone_within_the_minimum_costs_the_rest_of_it() -> None:
     assert rest.price_source == "a test; minimum of 60 s"
 
 
+def test_each_node_that_is_gone_costs_its_own_minimum() -> None:
+    """Of two at one rate, which joined at different moments and leave together."""
+    ledger, clock = Memory(), Clock()
+    nodes = {"old": rate(Decimal(36), "old")}
+    with meter(ledger, clock=clock, nodes=lambda: dict(nodes)) as running:
+        for name in ("first", "second"):
+            clock.now += 10 * 10**9
+            running.cut()  # a node is charged from the cut before it was seen
+            nodes[name] = spot("72")
+            clock.now += 10 * 10**9
+            running.cut()
+        nodes = {"old": nodes["old"]}
+        running.cut()
+        clock.now += 5 * 10**9
+        running.cut()
+    rests = [c.quantity for c in ledger.rows if c.useful == "wasted"]
+    # Since its first cut: 35 s, one of them after it was last seen; 15 s.
+    assert rests == [Decimal(60 - 35) + Decimal(60 - 15)]
+
+
 def test_a_new_price_counts_from_the_slice_that_sees_it() -> None:
     ledger, clock = Memory(), Clock()
     nodes = {"a": spot("36")}

@@ -6,82 +6,22 @@ serves all tests in order, as a person would use it.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import socket
 import sqlite3
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests import configs
+from tests.e2e.checkout import TINY, make, override, prefect_server, turbo_vaed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-ROOT = Path(__file__).parents[2]
-TINY = {
-    "validate": {"min_side": 64},
-    "clip": {"size": 64, "clips_per_video": 6},
-    "distill": {
-        "steps": 4, "crop": 32, "batch_size": 2, "checkpoint_every": 2, "validate_every": 2,
-    },
-    "encode": {"tile": 32},
-    "export": {"targets": ["executorch-xnnpack/fp32"]},  # of two packages: tests/stages
-    "gate": {
-        "max_warmup": 1, "min_samples": 3, "max_samples": 3, "max_spread": 100.0,
-        "max_background_cpu_share": 1.0,
-    },
-    "thresholds": {
-        "min_psnr_retention": 0.1, "min_psnr": 5.0, "min_ssim": -1.0, "min_ms_ssim": -1.0,
-        "min_worst_psnr": 0.01, "max_flicker": 1e6, "min_detail_retention": -1.0, "min_fps": 0.1,
-        "max_cold_start_seconds": 300, "max_latency_ratio": 100,
-    },
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory, make_video):
+def checkout(tmp_path_factory):
     """A checkout with the customer `tiny`, whose videos are four, one of them a text file."""
-    root = tmp_path_factory.mktemp("checkout")
-    configs.copy_to(root)
-    for name in ("dvc.yaml", ".dvcignore"):
-        shutil.copy(ROOT / name, root / name)
-    shutil.copytree(ROOT / "assets", root / "assets")
-    for seed in range(2):
-        make_video(root / f"videos/v{seed}.mp4", frames=60, width=96, height=80, seed=seed)
-    (root / "videos/notes.mp4").write_text("not a video")
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=root, check=True)
-    remote = ["remote", "add", "-d", "local", "state/dvc-remote"]
-    subprocess.run([sys.executable, "-m", "dvc", *remote], cwd=root, check=True)
-    return root
-
-
-def override(checkout: Path, **changes: object) -> None:
-    path = checkout / "params.yaml"
-    document = yaml.safe_load(path.read_text())
-    document["customers"]["tiny"].update(changes)
-    path.write_text(yaml.safe_dump(document))
-
-
-def turbo_vaed(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run the command line as a person would, in the checkout."""
-    own = ("TURBO_VAED_ROOT", "TURBO_VAED_RUN_ID", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
-    inherited = {k: v for k, v in os.environ.items() if k not in own}
-    return subprocess.run(
-        [sys.executable, "-m", "turbo_vaed.cli", *arguments],
-        cwd=checkout,
-        env={**inherited, "PREFECT_HOME": str(checkout / "state/prefect"), **environment},
-        capture_output=True,
-        text=True,
-        timeout=1500,  # two minutes on a quiet machine
-    )
+    return make(tmp_path_factory.mktemp("checkout"))
 
 
 def charges(checkout: Path, unit: str = "%") -> list[tuple[str, str]]:
@@ -149,31 +89,8 @@ def test_a_second_run_computes_and_charges_nothing(checkout, first_run):
 def team(checkout, first_run):
     """The environment of the runs below, as a team has it: a Prefect server that stays, where the
     first run starts its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-ui"],
-        env={**os.environ, "PREFECT_HOME": str(checkout / "state/prefect"), "PREFECT_API_URL": url},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for(url, server)
-        yield {"PREFECT_API_URL": url}
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def wait_for(url: str, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 180
-    while True:
-        assert server.poll() is None and time.monotonic() < deadline, "no Prefect server"
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
-            return
-        time.sleep(0.2)
+    with prefect_server(checkout) as found:
+        yield found
 
 
 def test_a_budget_too_small_stops_distillation_and_the_rest_still_runs(checkout, team):

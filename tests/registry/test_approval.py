@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from mlflow import MlflowClient
 
@@ -24,7 +26,9 @@ def test_a_person_approves_for_exactly_these_bytes_and_it_is_recorded(
         "ada",
         approval.reason,
     )
-    assert row.approved_at and row.wrong == ()
+    assert row.wrong == ()
+    approved_at = datetime.fromisoformat(row.approved_at)
+    assert abs(datetime.now(UTC) - approved_at) < timedelta(hours=1), "with its time zone"
     # It holds for the version, whoever asks again, and for no other.
     assert promote(tracking_uri=store, customer="demo", version=1).alias == "champion"
     put(store, make(b"second", needs_approval=True))

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.registry.stored import Make, aliases, artifact, edit, put
 from turbo_vaed.errors import Fault, GateRefused, Unreachable, UserError
 from turbo_vaed.export.package import load_package
 from turbo_vaed.registry.client import experiment_id, open_tracking
-from turbo_vaed.registry.promotion import model_name, promote, versions
+from turbo_vaed.registry.promotion import audit, model_name, promote, versions
 
 
 def test_register_logs_the_run_with_its_lineage(store: str, make: Make, tmp_path: Path) -> None:
@@ -131,6 +132,17 @@ def test_a_version_that_does_not_pass_is_a_candidate_with_the_reasons(
     newest, oldest = versions(store, "demo")
     assert reason in newest.reasons and newest.promotion == "candidate"
     assert oldest.promotion == "champion" and reason not in oldest.reasons
+    client = MlflowClient(tracking_uri=store)
+    for row in (newest, oldest):
+        tags = client.get_model_version("turbo-vaed-demo", str(row.version)).tags
+        assert row.verdict_result == tags["verdict_result"]
+        assert row.package_sha256 == tags["package_sha256"]
+    assert oldest.created_at <= newest.created_at
+    assert abs(datetime.now(UTC) - newest.created_at) < timedelta(hours=1)
+    audited = {row.alias: row for row in audit(store, "demo")}
+    assert {alias: row.version for alias, row in audited.items()} == {"champion": 1, "candidate": 2}
+    assert audited["candidate"].wrong == (), "that it does not pass is why it is a candidate"
+    assert audited["candidate"].approved_by == audited["candidate"].approved_at == ""
 
 
 def test_a_champion_set_by_hand_loses_the_alias_when_it_is_promoted(store: str, make: Make) -> None:

@@ -1,0 +1,230 @@
+"""Whole runs that are told to end while they distil: `turbo-vaed poc` in a checkout of its own.
+
+Each drill resumes what the one before it left, and the last run goes to its end: its student must
+be that of a run which nobody stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.e2e import checkout
+from turbo_vaed.models import load_decoder
+
+STEPS = 400
+SECONDS_TO_END = 60.0
+"""Within which everything below a run must have ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A run that distils."""
+
+    root: Path
+    process: subprocess.Popen[str]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way to end a run."""
+
+    name: str
+    about: str
+    end: Callable[[Running], None]
+    exit_code: int = 130
+    needs_server: bool = False
+    """Whether it needs a Prefect server that stays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """What a run did that was told to end."""
+
+    seconds: float
+    """Until its process had ended."""
+    seconds_to_last: float
+    """Until the last process below it had."""
+    at_step: int
+    """The last one before it was told."""
+    saved_step: int
+
+
+def _signal_group(number: signal.Signals) -> Callable[[Running], None]:
+    return lambda run: os.killpg(run.process.pid, number)
+
+
+def _signal_process(number: signal.Signals) -> Callable[[Running], None]:
+    return lambda run: os.kill(run.process.pid, number)
+
+
+def _abort(run: Running) -> None:
+    done = checkout.turbo_vaed(run.root, "runs", "abort", "tiny", **run.environment)
+    assert done.returncode == 0 and "has ended" in done.stdout, done.stdout + done.stderr
+
+
+def _cancel(run: Running) -> None:
+    (found,) = [one for one in _flow_runs(run) if one["state_type"] == "RUNNING"]
+    wanted = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    assert _prefect(run, f"/flow_runs/{found['id']}/set_state", wanted)["status"] == "ACCEPT"
+
+
+def _prefect(run: Running, path: str, body: Mapping[str, Any]) -> Any:
+    request = urllib.request.Request(
+        run.environment["PREFECT_API_URL"] + path,
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def _flow_runs(run: Running) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = _prefect(run, "/flow_runs/filter", {"sort": "START_TIME_DESC"})
+    return found
+
+
+WAYS = (
+    Way(
+        name="Ctrl-C",
+        about="SIGINT to the whole foreground, as a terminal sends it.",
+        end=_signal_group(signal.SIGINT),
+    ),
+    Way(
+        name="terminal closed",
+        about="SIGHUP to the whole foreground.",
+        end=_signal_group(signal.SIGHUP),
+    ),
+    Way(
+        name="supervisor's stop",
+        about="SIGTERM to the run's process.",
+        end=_signal_process(signal.SIGTERM),
+    ),
+    Way(name="aborted", about="`turbo-vaed runs abort`, from another process.", end=_abort),
+    Way(
+        name="cancelled in Prefect",
+        about="The flow's state is set to Cancelling on a Prefect server.",
+        end=_cancel,
+        needs_server=True,
+    ),
+    Way(
+        name="run killed",
+        about="SIGKILL of the run's process alone.",
+        end=_signal_process(signal.SIGKILL),
+        exit_code=-signal.SIGKILL,
+    ),
+)
+
+
+def make(root: Path) -> Path:
+    """A checkout whose customer distils for a minute; returns it."""
+    checkout.make(root)
+    added = checkout.turbo_vaed(
+        root, "customer", "add", "tiny", "--source", "videos", "--use-case", "education"
+    )
+    assert added.returncode == 0, added.stderr
+    longer = {"steps": STEPS, "checkpoint_every": 10 * STEPS, "validate_every": STEPS // 4}
+    distill = checkout.TINY["distill"] | longer
+    checkout.override(root, **checkout.TINY | {"distill": distill})
+    return root
+
+
+def finish(root: Path) -> Path:
+    """Run to the end; returns the folder of the student."""
+    done = checkout.turbo_vaed(root, "poc", "tiny")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return root / "work/tiny/distill"
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest of any weight of two students."""
+    weights = [load_decoder(folder / "student").state_dict() for folder in (one, other)]
+    return max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
+
+
+def carry_out(way: Way, root: Path, *, after_step: int) -> Ended:
+    """Run until it has done `after_step`, and end it.
+
+    Raises:
+        AssertionError: it ended in another way, too late, or left something open.
+    """
+    with checkout.prefect_server(root) if way.needs_server else nullcontext({}) as server:
+        log = root / "state" / "drill.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                checkout.command("poc", "tiny"),
+                cwd=root,
+                env=checkout.environment(root, **server),
+                stdout=output,
+                stderr=output,
+                text=True,
+                start_new_session=True,  # a foreground of its own
+            )
+        run = Running(root=root, process=process, environment=server)
+        while (step := _last_step(root)) < after_step:
+            assert process.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.1)
+        below = psutil.Process(process.pid).children(recursive=True)
+        began = time.monotonic()
+        way.end(run)
+        code = process.wait(10 * SECONDS_TO_END)
+        seconds = time.monotonic() - began
+        _, alive = psutil.wait_procs(below, timeout=10 * SECONDS_TO_END)
+        seconds_to_last = time.monotonic() - began
+        assert code == way.exit_code, log.read_text()[-2000:]
+        assert not alive, f"left behind: {alive}"
+        if way.exit_code == 130:
+            assert seconds_to_last < SECONDS_TO_END
+            _check_nothing_is_open(run, log.read_text())
+    return Ended(
+        seconds=seconds,
+        seconds_to_last=seconds_to_last,
+        at_step=step,
+        saved_step=_saved_step(root),
+    )
+
+
+def _check_nothing_is_open(run: Running, output: str) -> None:
+    """Ledger, MLflow, Prefect and report say that the run was stopped."""
+    assert len(re.findall("^stopped: ", output, re.MULTILINE)) == 1, output
+    for noise in ("Traceback", "ERROR   | prefect", "core_worker"):
+        assert noise not in output, output
+    with sqlite3.connect(run.root / "state/ledger.db") as ledger:
+        assert ledger.execute("select count(*) from holds").fetchone() == (0,)
+        assert ledger.execute("select ended_at is null from open_runs").fetchall() == [(0,)]
+    with sqlite3.connect(run.root / "state/mlflow.db") as mlflow:
+        query = "select count(*) from runs where status = 'RUNNING'"
+        assert mlflow.execute(query).fetchone() == (0,)
+    assert "Stopped at distill" in (run.root / "work/tiny/report/report.html").read_text()
+    if run.environment:
+        last = _flow_runs(run)[0]
+        assert (last["state_type"], last["state_name"]) == ("CANCELLED", "Stopped")
+
+
+def _last_step(root: Path) -> int:
+    try:
+        events = (root / "work/tiny/checkpoints/progress.jsonl").read_text()
+    except FileNotFoundError:
+        return -1
+    steps = re.findall(r'"event": "step", "step": (\d+)', events)
+    return int(steps[-1]) if steps else -1
+
+
+def _saved_step(root: Path) -> int:
+    names = (root / "work/tiny/checkpoints").glob("distill-*/*.pt")
+    return max(int(path.name.split("-")[0]) for path in names)
