@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -311,8 +312,6 @@ def own_ray(settings: Settings) -> Iterator[dict[str, str]]:
         yield {
             "RAY_ADDRESS": address,
             "TURBO_VAED_OWN_RAY": address,
-            # It ends with this process and does not come back: a stage need not wait a minute.
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
         }
 
 
@@ -355,7 +354,7 @@ def start_server() -> None:
     from prefect.server.api.server import SubprocessASGIServer
 
     server = SubprocessASGIServer()
-    with shielded():
+    with shielded(signal.SIGINT, signal.SIGHUP):
         server.start()
         assert server.server_process is not None
         reader, _open_until_we_end = os.pipe()

@@ -189,7 +189,7 @@ def carry_out(way: Way, root: Path, *, after_step: int) -> Ended:
         assert code == way.exit_code, log.read_text()[-2000:]
         assert not alive, f"left behind: {alive}"
         if way.exit_code == 130:
-            assert seconds_to_last < SECONDS_TO_END
+            assert seconds_to_last < SECONDS_TO_END, f"all ended after {seconds_to_last:.0f} s"
             _check_nothing_is_open(run, log.read_text())
     return Ended(
         seconds=seconds,
@@ -205,12 +205,14 @@ def _check_nothing_is_open(run: Running, output: str) -> None:
     for noise in ("Traceback", "ERROR   | prefect", "core_worker"):
         assert noise not in output, output
     with sqlite3.connect(run.root / "state/ledger.db") as ledger:
-        assert ledger.execute("select count(*) from holds").fetchone() == (0,)
-        assert ledger.execute("select ended_at is null from open_runs").fetchall() == [(0,)]
+        reserved = ledger.execute("select count(*) from holds").fetchone()
+        is_open = ledger.execute("select ended_at is null from open_runs").fetchall()
+        assert (reserved, is_open) == ((0,), [(0,)]), "reservations, and whether the run is open"
     with sqlite3.connect(run.root / "state/mlflow.db") as mlflow:
         query = "select count(*) from runs where status = 'RUNNING'"
-        assert mlflow.execute(query).fetchone() == (0,)
-    assert "Stopped at distill" in (run.root / "work/tiny/report/report.html").read_text()
+        assert mlflow.execute(query).fetchone() == (0,), "of runs still open in MLflow"
+    page = (run.root / "work/tiny/report/report.html").read_text()
+    assert "Stopped at distill" in page, "in the report"
     if run.environment:
         last = _flow_runs(run)[0]
         assert (last["state_type"], last["state_name"]) == ("CANCELLED", "Stopped")

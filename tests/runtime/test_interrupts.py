@@ -35,7 +35,7 @@ def test_a_shielded_process_does_not_end_with_its_terminal(number):
     waits = (
         "import signal, time; signal.signal(2, signal.default_int_handler); print(1, flush=True)"
     )
-    with shielded():
+    with shielded(number):
         child = subprocess.Popen(
             [sys.executable, "-c", f"{waits}; time.sleep(60)"], stdout=subprocess.PIPE
         )

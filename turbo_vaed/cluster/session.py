@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from turbo_vaed.errors import Fault, Unreachable
-from turbo_vaed.runtime.interrupts import keeping_handlers
+from turbo_vaed.runtime.interrupts import keeping_handlers, shielded
 
 OBJECT_STORE_BYTES = 300_000_000
 CONNECT_SECONDS = 5.0
@@ -61,13 +62,14 @@ def _start(cpus: int) -> None:
 
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                **QUIET,
-            )
+            with shielded(signal.SIGHUP):  # Ctrl-C Ray keeps from its processes itself
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    **QUIET,
+                )
             return
         except Exception as error:  # Ray raises a plain Exception here
             ray.shutdown()

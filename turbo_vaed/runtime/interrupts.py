@@ -46,10 +46,10 @@ def keeping_handlers() -> Iterator[None]:
 
 
 @contextmanager
-def shielded() -> Iterator[None]:
-    """Processes that the block starts never get a terminal's Ctrl-C, nor its end, which go to all
-    of its foreground: they are ended by this one, once it needs them no longer."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+def shielded(*numbers: signal.Signals) -> Iterator[None]:
+    """Processes that the block starts never get these signals: a terminal's Ctrl-C, and its end, go
+    to all of its foreground. They are ended by this one, once it needs them no longer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
