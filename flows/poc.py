@@ -25,7 +25,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task
 
-from flows import admission, dvc, effects, open_run, runs
+from flows import admission, dvc, effects, late, open_run, runs
 from flows.effects import Outcome
 from flows.open_run import Heartbeat, Reached
 from flows.to_do import ToDo, to_do, to_do_now
@@ -36,7 +36,7 @@ from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.runtime.files import read_json
 from turbo_vaed.runtime.interrupts import shielded, signals_interrupt
-from turbo_vaed.settings import Settings
+from turbo_vaed.settings import ENVIRONMENT, Settings
 from turbo_vaed.workspace import Workspace
 
 _OF_A_FAILURE = (
@@ -145,22 +145,26 @@ def push(settings: Settings, customer: str) -> str:
 def poc_flow(customer: str) -> State[Outcome]:
     """Everything from a folder of videos to a judged, registered package and its report.
 
-    Its state says by its name what it came to: Passed, Unchanged; GateFailed, Inconclusive,
-    Refused, Fault; Stopped.
+    Its state says by its name what it came to: Passed, Unchanged, Skipped; GateFailed,
+    Inconclusive, Refused, Fault; Stopped.
     """
+    for name, value in ENVIRONMENT.items():  # as of the command line, also where a worker starts it
+        os.environ.setdefault(name, value)
     try:
-        return state_of(run_poc(customer))
+        settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
+        if why := late.why_this_is_skipped(settings, customer):
+            return Completed(name="Skipped", message=f"{customer} was skipped: {why}")
+        return state_of(run_poc(settings, customer))
     except Exception as error:
         return state_of_failure(error)
 
 
-def run_poc(customer: str) -> Outcome:
+def run_poc(settings: Settings, customer: str) -> Outcome:
     """What the flow does; see there.
 
     Raises:
         TurboVaedError: as the step that failed; a report of the stages that ran is written.
     """
-    settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
     workspace = admission.preflight(settings, customer)
     reached = Reached()
     with (

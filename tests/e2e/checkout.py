@@ -95,6 +95,7 @@ def prefect_server(checkout: Path) -> Iterator[Mapping[str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    (checkout / "state").mkdir(exist_ok=True)
     url = f"http://127.0.0.1:{port}/api"
     server = subprocess.Popen(
         [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-ui"],

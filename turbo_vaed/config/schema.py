@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import zoneinfo
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -21,7 +22,7 @@ from turbo_vaed.config.money import CandidateParams as CandidateParams
 from turbo_vaed.config.money import PriceParams as PriceParams
 from turbo_vaed.config.roi import Assumption as Assumption
 from turbo_vaed.config.roi import RoiParams as RoiParams
-from turbo_vaed.config.types import LATER, STRICT, Count, Positive, PositiveMoney, Share
+from turbo_vaed.config.types import LATER, STRICT, Count, Hours, Positive, PositiveMoney, Share
 from turbo_vaed.errors import UserError
 
 CUSTOMER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
@@ -215,6 +216,26 @@ class UseCase:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ScheduleParams:
+    """When a team's Prefect runs a customer's PoC."""
+
+    cron: Annotated[str, Field(pattern=r"^(H|[\d*,/-]+)( [\w*,/#-]+){4}$")] = "H 2 * * *"
+    """Minute, hour, day, month, day of the week. `H` is a minute of the customer's own, so that not
+    all begin at once."""
+    timezone: str = "UTC"
+    """As in the tz database: Europe/Berlin."""
+    max_late_hours: Hours = 12.0
+    """A run that could not begin for longer than this is skipped."""
+
+    def __post_init__(self) -> None:
+        if self.timezone not in zoneinfo.available_timezones():
+            raise ValueError(
+                f"schedule.timezone {self.timezone!r} is not in the tz database; "
+                "expected for one Europe/Berlin"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Params:
     """Everything that one customer's run is tuned by."""
 
@@ -230,6 +251,8 @@ class Params:
     export: ExportParams = ExportParams()
     gate: GateParams = GateParams()
     roi: RoiParams = RoiParams()
+    schedule: ScheduleParams | None = None
+    """None: nobody but a person starts its runs."""
     device: Annotated[DeviceProfile, Field(discriminator="kind")]
     """The profile that `gate.device` names in devices.yaml."""
     thresholds: UseCase

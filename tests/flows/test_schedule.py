@@ -1,0 +1,151 @@
+"""Customers' schedules: their start minutes, what is skipped, and what a real Prefect server makes
+of them."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import schedule
+from flows.late import cron_of, why_skipped
+from tests import configs
+from tests.e2e.checkout import prefect_server
+from turbo_vaed.config.schema import ScheduleParams
+from turbo_vaed.errors import UserError
+
+NIGHTLY = ScheduleParams(cron="30 2 * * *", timezone="Europe/Berlin", max_late_hours=6)
+DUE = datetime(2026, 11, 30, 1, 30, tzinfo=UTC)  # 2:30 in Berlin
+
+
+def run(due: datetime = DUE, *, auto_scheduled: bool = True) -> FlowRun:
+    return FlowRun(
+        flow_id=uuid.uuid4(), expected_start_time=due, auto_scheduled=auto_scheduled, name="x"
+    )
+
+
+@given(st.from_regex(r"[a-z0-9][a-z0-9_-]{0,47}", fullmatch=True))
+def test_a_customer_has_one_minute_of_its_own(name):
+    cron = cron_of(name, ScheduleParams(cron="H 2 * * *"))
+    minute, rest = cron.split(maxsplit=1)
+    assert 0 <= int(minute) < 60 and rest == "2 * * *"
+    assert cron == cron_of(name, ScheduleParams(cron="H 2 * * *"))
+    assert cron_of(name, NIGHTLY) == "30 2 * * *"
+
+
+def test_minutes_are_spread():
+    found = Counter(cron_of(f"customer-{i}", ScheduleParams()).split()[0] for i in range(300))
+    assert len(found) >= 55 and max(found.values()) <= 15, "5 on average"
+
+
+@pytest.mark.parametrize(
+    ("hours_late", "is_skipped"), [(0.01, False), (5.9, False), (6.1, True), (400, True)]
+)
+def test_a_run_that_is_too_late_is_skipped(hours_late, is_skipped):
+    now = DUE + timedelta(hours=hours_late)
+    assert bool(why_skipped(NIGHTLY, run(), "acme", now)) == is_skipped
+    assert not why_skipped(NIGHTLY, run(auto_scheduled=False), "acme", now), "somebody asked for it"
+    assert not why_skipped(None, run(), "acme", now)
+
+
+def test_a_run_whose_next_one_is_due_is_skipped():
+    hourly = ScheduleParams(cron="30 * * * *", max_late_hours=6)
+    assert not why_skipped(hourly, run(), "acme", DUE + timedelta(minutes=59))
+    assert "2026-11-30 02:30" in why_skipped(hourly, run(), "acme", DUE + timedelta(minutes=60))
+
+
+@pytest.mark.parametrize("before_change", [True, False])
+def test_a_nights_hours_follow_the_customers_clock(before_change):
+    """Berlin's clocks go back on 25 October 2026: the night has 25 hours."""
+    patient = ScheduleParams(cron="30 2 * * *", timezone="Europe/Berlin", max_late_hours=100)
+    due = datetime(2026, 10, 24, 0, 30, tzinfo=UTC)  # 2:30 in summer
+    following = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
+    if not before_change:
+        due, following = following, datetime(2026, 10, 26, 1, 30, tzinfo=UTC)
+    assert not why_skipped(patient, run(due), "acme", following - timedelta(minutes=1))
+    assert why_skipped(patient, run(due), "acme", following)
+
+
+@pytest.mark.parametrize("verb", [schedule.rows, lambda: schedule.run_now("acme")])
+def test_schedules_need_a_server_that_stays(verb):
+    with (
+        temporary_settings({PREFECT_API_URL: None}),
+        pytest.raises(UserError, match="PREFECT_API_URL"),
+    ):
+        verb()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with (
+        prefect_server(tmp_path_factory.mktemp("prefect")) as found,
+        temporary_settings({PREFECT_API_URL: found["PREFECT_API_URL"]}),
+    ):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("server")
+def test_a_server_has_the_schedules_of_params_yaml_and_keeps_what_is_paused(tmp_path):
+    document = configs.read()
+    demo = document["customers"]["demo"]
+    names = [f"c-{i}" for i in range(5)]
+    document["customers"] = {
+        name: demo | {"schedule": {"cron": "H 2 * * *", "timezone": "Europe/Berlin"}}
+        for name in names
+    } | {"by-hand": demo}
+    settings = SimpleNamespace(root=configs.write(tmp_path, document))
+
+    def synced():
+        return {row.customer: row for row in schedule.sync(settings)}
+
+    assert list(synced()) == names, "a customer without a schedule has none"
+    with get_client(sync_client=True) as client:
+        before = {s.slug: s.id for s in schedule._stored(client)}
+    schedule.set_paused("c-1", True)
+    document["customers"]["c-2"]["schedule"]["cron"] = "7 4 * * *"
+    del document["customers"]["c-3"]["schedule"]
+    configs.write(tmp_path, document)
+    rows = synced()
+    assert set(rows) == {"c-0", "c-1", "c-2", "c-4"}
+    assert [name for name, row in rows.items() if row.is_paused] == ["c-1"]
+    assert rows["c-2"].cron == "7 4 * * *" and rows["c-2"].timezone == "Europe/Berlin"
+    with get_client(sync_client=True) as client:
+        after = {s.slug: s.id for s in schedule._stored(client)}
+        parameters = {s.slug: s.parameters for s in schedule._stored(client)}
+    assert after["c-0"] == before["c-0"], "an unchanged schedule is not made anew"
+    assert parameters["c-4"] == {"customer": "c-4"}
+    schedule.set_paused("c-1", False)
+    assert not any(row.is_paused for row in schedule.rows())
+    with pytest.raises(UserError, match="no schedule of by-hand"):
+        schedule.set_paused("by-hand", True)
+    assert schedule.run_now("c-0")
+    document["customers"] = {"by-hand": demo}
+    configs.write(tmp_path, document)
+    assert synced() == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cron": "every night"}, "schedule.cron"),
+        ({"cron": "* * * *"}, "schedule.cron"),
+        ({"timezone": "Berlin"}, "tz database"),
+        ({"max_late_hours": 0}, "schedule.max_late_hours"),
+        ({"crom": "0 2 * * *"}, "cron"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(given, message, tmp_path):
+    from turbo_vaed.config import load
+
+    configs.override(configs.copy_to(tmp_path), schedule=given)
+    with pytest.raises(UserError, match=message):
+        load.load(tmp_path, "demo")
