@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from flows import runs
 from flows.to_do import ToDo, note_begun, to_do_now
 from turbo_vaed.cluster.nodes import price_of
 from turbo_vaed.costs import (
@@ -163,13 +162,13 @@ def gather_facts(workspace: Workspace, settings: Settings, ledger: Ledger, todo:
     )
 
 
-def release(settings: Settings, run: runs.Run) -> None:
+def release(settings: Settings, run: str) -> None:
     """End the reservation of a run that is over, or has ended for now. Whoever started its machine
     does this for the machine's run, once all of it is charged."""
     if settings.machine_overhead_usd:
         return
     try:
         with Ledger.open(settings.ledger_url) as ledger:
-            release_reservation(ledger, run.run_id)
+            release_reservation(ledger, run)
     except TurboVaedError as error:
         log.warning("%s", error)

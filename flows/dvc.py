@@ -26,6 +26,8 @@ from turbo_vaed.workspace import Workspace
 
 _BUSY = "is busy, it is being blocked by"
 """DVC's message about a path that another of its processes works on."""
+_BUSY_SECONDS = 90.0
+"""How long that is waited for."""
 _INTERRUPT_SECONDS = 2 * BUSY_SECONDS + 15.0
 """What a stage gets to end its charges and its children, before it is killed: the slice that it
 writes and its last one may each have to wait for another writer of the ledger."""
@@ -146,6 +148,38 @@ class _Failed(Fault):
 
 
 def _dvc(
+    root: Path,
+    arguments: list[str],
+    environment: Mapping[str, str],
+    *,
+    timeout_seconds: float,
+    stage: str = "",
+    has_ended: Callable[[], bool] = lambda: False,
+) -> tuple[str, str]:
+    """As `_dvc_once`, again where another DVC works on the same files: that of a run which was
+    killed ends within a minute.
+
+    Raises:
+        Refused: it still does after `_BUSY_SECONDS`.
+    """
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            return _dvc_once(
+                root,
+                arguments,
+                environment,
+                timeout_seconds=timeout_seconds,
+                stage=stage,
+                has_ended=has_ended,
+            )
+        except Refused:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_BUSY_SECONDS / 20)
+
+
+def _dvc_once(
     root: Path,
     arguments: list[str],
     environment: Mapping[str, str],

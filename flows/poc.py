@@ -21,6 +21,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run as prefect_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task
@@ -154,39 +155,50 @@ def poc_flow(customer: str) -> State[Outcome]:
         settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
         if why := late.why_this_is_skipped(settings, customer):
             return Completed(name="Skipped", message=f"{customer} was skipped: {why}")
-        return state_of(run_poc(settings, customer))
+        found = state_of(run_poc(settings, customer))
+    except KeyboardInterrupt:
+        return state_of_failure(Stopped("the run was stopped; run the same command again"))
     except Exception as error:
-        return state_of_failure(error)
+        found = state_of_failure(error)
+    if found.is_cancelled() or not open_run.is_cancelled(str(prefect_run.id)):
+        return found
+    # Cancelled when it had ended: Prefect takes no other state then.
+    return Cancelled(name="Stopped", message=found.message, data=found.data)
 
 
 def run_poc(settings: Settings, customer: str) -> Outcome:
     """What the flow does; see there.
 
     Raises:
+        Stopped: a person or a supervisor stopped it.
         TurboVaedError: as the step that failed; a report of the stages that ran is written.
     """
     workspace = admission.preflight(settings, customer)
-    reached = Reached()
+    reached = Reached(step="its start")
     with (
-        open_run.taken(settings, customer, reached) as heartbeat,
         runs.customer_lock(workspace.work, customer),
+        open_run.acquired(settings, customer, reached) as heartbeat,
     ):
-        todo = to_do(workspace, settings, dvc.stale_after_params(workspace, STAGES))
-        if todo is None:
-            return effects.unchanged(workspace)
-        if todo.why:
-            get_run_logger().info("resuming run %s: %s", todo.run.run_id, todo.why)
-        reached.run = todo.run.run_id
-        reached.step = todo.stages[0] if todo.stages else "register"
         try:
-            return complete(workspace, settings, todo, reached, heartbeat)
+            with signals_interrupt():
+                todo = to_do(workspace, settings, dvc.stale_after_params(workspace, STAGES))
+                if todo is None:
+                    return effects.unchanged(workspace)
+                if todo.why:
+                    get_run_logger().info("resuming run %s: %s", todo.run.run_id, todo.why)
+                reached.run = todo.run.run_id
+                reached.step = todo.stages[0] if todo.stages else "register"
+                open_run.tag(reached, customer)
+                return complete(workspace, settings, todo, reached, heartbeat)
+        except KeyboardInterrupt:
+            raise stopped(reached, heartbeat) from None
         finally:
-            if not heartbeat.is_lost:
-                admission.release(settings, todo.run)
+            if reached.run and not heartbeat.is_lost:
+                admission.release(settings, reached.run)
 
 
-class NotPassed(Refused):
-    """A gate that did not pass, as the state of a flow has it."""
+class Ended(Exception):
+    """What a run came to, as a state has it that is not of type completed."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.sentence)
@@ -197,9 +209,9 @@ def state_of(outcome: Outcome) -> State[Outcome]:
     """The state of a flow that did its work."""
     if outcome.is_unchanged or outcome.result == "passes":
         name = "Unchanged" if outcome.is_unchanged else "Passed"
-        return Completed(name=name, message=outcome.sentence, data=outcome)
+        return Completed(name=name, message=outcome.sentence, data=Ended(outcome))
     name = "GateFailed" if outcome.result == "fails" else "Inconclusive"
-    return Failed(name=name, message=outcome.sentence, data=NotPassed(outcome))
+    return Failed(name=name, message=outcome.sentence, data=Ended(outcome))
 
 
 def state_of_failure(error: Exception) -> State[Outcome]:
@@ -218,12 +230,11 @@ def outcome_of(state: State[Any]) -> Outcome:
         TurboVaedError: what ended it before its gate.
     """
     found: object = state.result(raise_on_failure=False)
-    if isinstance(found, NotPassed):
+    if isinstance(found, Ended):
         return found.outcome
     if isinstance(found, BaseException):
         raise found
-    assert isinstance(found, Outcome)
-    return found
+    raise Fault(f"the flow ended as {state.name}: {state.message}")
 
 
 def complete(
@@ -236,19 +247,28 @@ def complete(
         TurboVaedError: as the step that failed; a report of the stages that ran is written.
     """
     log, run = get_run_logger(), todo.run
+
+    def begin(step: str) -> None:
+        reached.step = step
+        heartbeat.poll()  # a run that was cut off must not act for the one that took its place
+
     try:
-        with signals_interrupt():
-            run_stages(workspace, settings, todo, reached)
-            reached.step = "register"
-            reached.registered = register(workspace, settings, run)
-            reached.step = "promote"
-            reached.registered = promote(workspace, settings, reached.registered)
+        run_stages(workspace, settings, todo, reached)
+        begin("register")
+        reached.registered = register(workspace, settings, run)
+        begin("promote")
+        reached.registered = promote(workspace, settings, reached.registered)
     except (Exception, KeyboardInterrupt) as error:
+        heartbeat.end_interrupts()
         failed = stopped(reached, heartbeat) if is_stop(error) else error
         if not heartbeat.is_lost:
             report_failure(workspace, settings, run, reached, failed)
+        if failed is error:
+            raise
         raise failed from None
+    begin("report")
     reported = report(workspace, settings, run, reached.registered, None)
+    begin("push")
     log.info("dvc push: %s", push(settings, workspace.customer))
     verdict, alias = runs.verdict_sha256(workspace.work), reached.registered.alias
     runs.write(

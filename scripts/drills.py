@@ -1,6 +1,7 @@
 """Carry out the fault drills and write docs/drills.md: `make drills`, or some by their names.
 
-`python -m scripts.drills [NAME …]` from the checkout; without names the table is written.
+`python -m scripts.drills [NAME …]` from the checkout, `stops` for all those that stop a run; a table
+is written when all of its drills have kept their promises.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from turbo_vaed.costs import format_usd
 from turbo_vaed.settings import ENVIRONMENT
 
 PAGE = Path("docs/drills.md")
+STOPS = "## Stopped runs"
+"""The heading under which the page has them."""
 MACHINES = 2
 BOUND = 1e-6
 """By which weights may differ that two workers computed, whose sums have no order."""
@@ -34,6 +37,7 @@ BOUND = 1e-6
 
 def main(names: list[str]) -> int:
     """Carry them out; returns how many broke a promise."""
+    names = [way.name for way in WAYS] if names == ["stops"] else names
     known = [one.name for one in (*DRILLS, *WAYS)]
     if unknown := set(names) - set(known):
         print(f"no such drill: {', '.join(unknown)}; there are: {', '.join(known)}")
@@ -44,10 +48,13 @@ def main(names: list[str]) -> int:
     ways = [way for way in WAYS if not names or way.name in names]
     with faults.environment(ENVIRONMENT):
         outcomes, ended = distil(drills), stop_runs(ways)
-    broken = len(drills) - len(outcomes) + len(ways) - len(ended)
-    if not names and not broken:
-        PAGE.write_text(page(outcomes) + page_of_stops(ended))
-    return broken
+    first, mark, second = PAGE.read_text().partition(STOPS)
+    if len(outcomes) == len(DRILLS):
+        first = page(outcomes) + "\n"
+    if len(ended) == len(WAYS):
+        mark, second = STOPS, page_of_stops(ended)
+    PAGE.write_text(first + mark + second)
+    return len(drills) - len(outcomes) + len(ways) - len(ended)
 
 
 def distil(chosen: list[Drill]) -> dict[Drill, Outcome]:
@@ -103,9 +110,9 @@ def reported(name: str) -> Iterator[None]:
 
 
 def page_of_stops(ended: dict[Way, Ended]) -> str:
-    """The table of the runs that were told to end, in Markdown."""
+    """The table of the stopped runs, in Markdown."""
     heads = ("how", "what is done", "seconds to the prompt", "to its last process")
-    heads += ("told at step", "saved at step")
+    heads += ("stopped at step", "saved at step")
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     rows += [
         f"| {way.name} | {way.about} | {one.seconds:.1f} | {one.seconds_to_last:.1f} "
@@ -113,7 +120,6 @@ def page_of_stops(ended: dict[Way, Ended]) -> str:
         for way, one in ended.items()
     ]
     return f"""
-## Runs that are told to end
 
 `turbo-vaed poc` of a small customer ({whole_runs.STEPS} steps on 2 workers, no checkpoint but those
 that an end asks for) is ended in each of these ways, one after the other, and resumed each time.

@@ -51,7 +51,8 @@ class TimedOut(Fault):
 
 
 class Stopped(TurboVaedError):
-    """A person or a supervisor ended it: Ctrl-C, SIGTERM or SIGHUP. It can be resumed."""
+    """A person or a supervisor ended it: Ctrl-C, SIGTERM, SIGHUP, an abort, a cancel in Prefect. It
+    can be resumed."""
 
     exit_code = 130
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from turbo_vaed import cli
 from turbo_vaed.costs.open_runs import OpenRuns
 from turbo_vaed.runtime.processes import Process
 
-ELSEWHERE = Process(host="another machine", number=7, began=1.0)
+ELSEWHERE = Process(host="another machine", machine="m", number=7, began=1.0)
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ def open_runs(tmp_path):
 
 def test_runs_are_listed_while_they_go_on(call, open_runs):
     assert json.loads(call("list", "--format", "json")[1]) == []
-    mine = open_runs.take("acme", ELSEWHERE)
-    open_runs.see(mine, run="acme-1", step="distill")
+    mine, _ = open_runs.acquire("acme", ELSEWHERE)
+    open_runs.beat(mine, run="acme-1", step="distill")
     (row,) = json.loads(call("list", "--format", "json")[1])
     assert (row["customer"], row["state"], row["run"], row["step"]) == (
         "acme", "running", "acme-1", "distill",
@@ -52,10 +53,10 @@ def test_runs_are_listed_while_they_go_on(call, open_runs):
 
 
 def test_an_abort_waits_until_the_run_has_ended(call, open_runs):
-    mine = open_runs.take("acme", ELSEWHERE)
+    mine, _ = open_runs.acquire("acme", ELSEWHERE)
 
     def end_when_asked():
-        while not open_runs.see(mine, run="acme-1", step="gate").abort_by:
+        while not open_runs.beat(mine, run="acme-1", step="gate").abort_by:
             threading.Event().wait(0.05)
         open_runs.end(mine)
 
@@ -67,7 +68,7 @@ def test_an_abort_waits_until_the_run_has_ended(call, open_runs):
 
 
 def test_a_run_that_does_not_end_is_a_fault(call, open_runs):
-    open_runs.take("acme", ELSEWHERE)
+    open_runs.acquire("acme", ELSEWHERE)
     code, _, err = call("abort", "acme", "--wait", "0.1")
     assert code == 3 and "runs list" in err
 
@@ -79,7 +80,7 @@ def test_there_is_nothing_to_abort(call):
 
 def test_a_dead_run_is_settled_also_where_mlflow_is_away(call, open_runs):
     gone = Process.of(Process.this().number)
-    open_runs.take("acme", Process(host=gone.host, number=gone.number, began=gone.began - 60))
+    open_runs.acquire("acme", replace(gone, began=gone.began - 1))
     code, out, _ = call("abort", "acme")
     assert code == 0 and "had died" in out
     assert open_runs.of("acme").state == "ended"

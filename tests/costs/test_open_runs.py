@@ -17,7 +17,7 @@ from turbo_vaed.costs.open_runs import DEAD_AFTER, OpenRun, OpenRuns
 from turbo_vaed.errors import Refused
 from turbo_vaed.runtime.processes import Process
 
-ELSEWHERE = Process(host="another machine", number=1, began=1.5)
+ELSEWHERE = Process(host="another machine", machine="m", number=1, began=1.5)
 
 
 @pytest.fixture
@@ -39,36 +39,40 @@ def make_unseen(url: str, customer: str, *, seconds: float) -> None:
 
 
 def test_a_customer_has_one_run_at_a_time(runs):
-    mine = runs.take("acme", Process.this())
+    mine, _ = runs.acquire("acme", Process.this())
     assert (mine.state, mine.token) == ("running", 1)
     with pytest.raises(Refused, match="runs abort acme"):
-        runs.take("acme", ELSEWHERE)
-    assert runs.take("other", ELSEWHERE).state == "running"
-    runs.end(mine)
+        runs.acquire("acme", ELSEWHERE)
+    assert runs.acquire("other", ELSEWHERE)[0].state == "running"
+    with pytest.raises(Refused):
+        runs.require_free("acme")
+    assert runs.end(mine)
+    runs.require_free("acme")
     assert runs.of("acme").state == "ended"
-    assert runs.take("acme", ELSEWHERE).token == 2
+    assert runs.acquire("acme", ELSEWHERE)[0].token == 2
 
 
-def test_a_run_that_is_seen_keeps_its_customer_and_says_what_it_does(runs, url):
-    mine = runs.take("acme", ELSEWHERE)
+def test_a_run_with_heartbeats_keeps_its_customer_and_says_what_it_does(runs, url):
+    mine, _ = runs.acquire("acme", ELSEWHERE)
     make_unseen(url, "acme", seconds=DEAD_AFTER.total_seconds() - 30)
-    seen = runs.see(mine, run="acme-1", step="distill")
+    seen = runs.beat(mine, run="acme-1", step="distill")
     assert (seen.run, seen.step, seen.state) == ("acme-1", "distill", "running")
     make_unseen(url, "acme", seconds=DEAD_AFTER.total_seconds() - 30)
     assert runs.of("acme").state == "running"
     with pytest.raises(Refused, match=r"acme-1.*another machine.*distill"):
-        runs.take("acme", Process.this())
+        runs.acquire("acme", Process.this())
 
 
-def test_a_run_that_was_not_seen_is_dead_and_finds_out_when_it_is_back(runs, url):
+def test_a_run_without_heartbeats_is_dead_and_finds_out_when_it_is_back(runs, url):
     """The token keeps apart a run that was only cut off, and the one that took its place."""
-    cut_off = runs.take("acme", ELSEWHERE)
+    cut_off, _ = runs.acquire("acme", ELSEWHERE)
     make_unseen(url, "acme", seconds=DEAD_AFTER.total_seconds() + 30)
     assert runs.of("acme").state == "dead"
-    mine = runs.take("acme", Process.this())
+    mine, dead = runs.acquire("acme", Process.this())
     assert mine.token > cut_off.token
-    assert runs.see(cut_off, run="acme-1", step="distill") is None
-    runs.end(cut_off)
+    assert dead is not None and dead.token == cut_off.token, "to be settled, by this one alone"
+    assert runs.beat(cut_off, run="acme-1", step="distill") is None
+    assert not runs.end(cut_off)
     found = runs.of("acme")
     assert (found.state, found.token, found.step) == ("running", mine.token, "")
 
@@ -76,23 +80,23 @@ def test_a_run_that_was_not_seen_is_dead_and_finds_out_when_it_is_back(runs, url
 def test_a_process_of_this_machine_that_has_ended_is_dead_at_once(runs):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     of_child = Process.of(child.pid)
-    assert not of_child.is_gone()
-    runs.take("acme", of_child)
+    assert not of_child.has_ended()
+    runs.acquire("acme", of_child)
     child.communicate()
     assert runs.of("acme").state == "dead"
     reused = replace(of_child, number=Process.this().number)
-    assert reused.is_gone(), "another process with the number of one that has ended"
-    assert not replace(of_child, host="another machine").is_gone(), "nothing is known of it"
+    assert reused.has_ended(), "another process with the number of one that has ended"
+    assert not replace(of_child, machine="m").has_ended(), "nothing is known of it"
 
 
 def test_an_abort_is_seen_by_the_run_and_by_nobody_after_it(runs):
     assert runs.abort("acme", "ann") is None
-    mine = runs.take("acme", Process.this())
+    mine, _ = runs.acquire("acme", Process.this())
     assert runs.abort("acme", "ann").state == "aborting"
-    assert runs.see(mine, run="acme-1", step="gate").abort_by == "ann"
+    assert runs.beat(mine, run="acme-1", step="gate").abort_by == "ann"
     runs.end(mine)
     assert runs.abort("acme", "bob") is None
-    assert runs.take("acme", Process.this()).abort_by == ""
+    assert runs.acquire("acme", Process.this())[0].abort_by == ""
 
 
 def test_of_many_that_take_a_customer_at_once_one_has_it(url):
@@ -101,7 +105,7 @@ def test_of_many_that_take_a_customer_at_once_one_has_it(url):
     def take() -> None:
         with OpenRuns.open(url) as found:
             try:
-                got.append(found.take("acme", ELSEWHERE))
+                got.append(found.acquire("acme", ELSEWHERE)[0])
             except Refused as refused:
                 got.append(refused)
 
@@ -116,5 +120,5 @@ def test_of_many_that_take_a_customer_at_once_one_has_it(url):
 
 def test_all_runs_are_listed_by_customer(runs):
     for customer in ("b", "a"):
-        runs.take(customer, ELSEWHERE)
+        runs.acquire(customer, ELSEWHERE)
     assert [one.customer for one in runs.all()] == ["a", "b"]

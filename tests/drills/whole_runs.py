@@ -1,4 +1,4 @@
-"""Whole runs that are told to end while they distil: `turbo-vaed poc` in a checkout of its own.
+"""Whole runs that are stopped while they distil: `turbo-vaed poc` in a checkout of its own.
 
 Each drill resumes what the one before it left, and the last run goes to its end: its student must
 be that of a run which nobody stopped.
@@ -6,19 +6,16 @@ be that of a run which nobody stopped.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import sqlite3
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -53,14 +50,14 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """What a run did that was told to end."""
+    """What became of a run that was stopped."""
 
     seconds: float
     """Until its process had ended."""
     seconds_to_last: float
     """Until the last process below it had."""
     at_step: int
-    """The last one before it was told."""
+    """The last one before it was stopped."""
     saved_step: int
 
 
@@ -78,24 +75,11 @@ def _abort(run: Running) -> None:
 
 
 def _cancel(run: Running) -> None:
-    (found,) = [one for one in _flow_runs(run) if one["state_type"] == "RUNNING"]
+    url = run.environment["PREFECT_API_URL"]
+    (found,) = [one for one in checkout.flow_runs(url) if one["state_type"] == "RUNNING"]
     wanted = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-    assert _prefect(run, f"/flow_runs/{found['id']}/set_state", wanted)["status"] == "ACCEPT"
-
-
-def _prefect(run: Running, path: str, body: Mapping[str, Any]) -> Any:
-    request = urllib.request.Request(
-        run.environment["PREFECT_API_URL"] + path,
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
-
-
-def _flow_runs(run: Running) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = _prefect(run, "/flow_runs/filter", {"sort": "START_TIME_DESC"})
-    return found
+    done = checkout.prefect_api(url, f"/flow_runs/{found['id']}/set_state", wanted)
+    assert done["status"] == "ACCEPT"
 
 
 WAYS = (
@@ -162,6 +146,8 @@ def carry_out(way: Way, root: Path, *, after_step: int) -> Ended:
     Raises:
         AssertionError: it ended in another way, too late, or left something open.
     """
+    events = root / "work/tiny/checkpoints/progress.jsonl"
+    before = events.stat().st_size if events.is_file() else 0
     with checkout.prefect_server(root) if way.needs_server else nullcontext({}) as server:
         log = root / "state" / "drill.log"
         log.parent.mkdir(exist_ok=True)
@@ -175,27 +161,35 @@ def carry_out(way: Way, root: Path, *, after_step: int) -> Ended:
                 text=True,
                 start_new_session=True,  # a foreground of its own
             )
-        run = Running(root=root, process=process, environment=server)
-        while (step := _last_step(root)) < after_step:
-            assert process.poll() is None, log.read_text()[-2000:]
-            time.sleep(0.1)
-        below = psutil.Process(process.pid).children(recursive=True)
-        began = time.monotonic()
-        way.end(run)
-        code = process.wait(10 * SECONDS_TO_END)
-        seconds = time.monotonic() - began
-        _, alive = psutil.wait_procs(below, timeout=10 * SECONDS_TO_END)
-        seconds_to_last = time.monotonic() - began
+        below: list[psutil.Process] = []
+        try:
+            while (step := _last_step(events, before)) < after_step:
+                assert process.poll() is None, log.read_text()[-2000:]
+                time.sleep(0.1)
+            below = psutil.Process(process.pid).children(recursive=True)
+            began = time.monotonic()
+            run = Running(root=root, process=process, environment=server)
+            way.end(run)
+            code = process.wait(10 * SECONDS_TO_END)
+            seconds = time.monotonic() - began
+            _, alive = psutil.wait_procs(below, timeout=10 * SECONDS_TO_END)
+            seconds_to_last = time.monotonic() - began
+        finally:
+            for one in (process, *below):
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+        saved_step = _saved_step(root)
         assert code == way.exit_code, log.read_text()[-2000:]
         assert not alive, f"left behind: {alive}"
         if way.exit_code == 130:
             assert seconds_to_last < SECONDS_TO_END, f"all ended after {seconds_to_last:.0f} s"
+            assert saved_step >= step, f"stopped at step {step}, saved at {saved_step}"
             _check_nothing_is_open(run, log.read_text())
     return Ended(
         seconds=seconds,
         seconds_to_last=seconds_to_last,
         at_step=step,
-        saved_step=_saved_step(root),
+        saved_step=saved_step,
     )
 
 
@@ -214,16 +208,17 @@ def _check_nothing_is_open(run: Running, output: str) -> None:
     page = (run.root / "work/tiny/report/report.html").read_text()
     assert "Stopped at distill" in page, "in the report"
     if run.environment:
-        last = _flow_runs(run)[0]
+        last = checkout.flow_runs(run.environment["PREFECT_API_URL"])[0]
         assert (last["state_type"], last["state_name"]) == ("CANCELLED", "Stopped")
 
 
-def _last_step(root: Path) -> int:
+def _last_step(events: Path, before: int) -> int:
+    """The last step in an event log behind its first `before` bytes; -1 where none is."""
     try:
-        events = (root / "work/tiny/checkpoints/progress.jsonl").read_text()
+        found = events.read_bytes()[before:].decode()
     except FileNotFoundError:
         return -1
-    steps = re.findall(r'"event": "step", "step": (\d+)', events)
+    steps = re.findall(r'"event": "step", "step": (\d+)', found)
     return int(steps[-1]) if steps else -1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -87,6 +88,21 @@ def turbo_vaed(checkout: Path, *arguments: str, **given: str) -> subprocess.Comp
         text=True,
         timeout=1500,  # two minutes on a quiet machine
     )
+
+
+def prefect_api(url: str, path: str, body: Mapping[str, Any]) -> Any:
+    """What a Prefect server answers to a POST."""
+    request = urllib.request.Request(
+        url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def flow_runs(url: str) -> list[dict[str, Any]]:
+    """The runs of a Prefect server, the newest first."""
+    found: list[dict[str, Any]] = prefect_api(url, "/flow_runs/filter", {"sort": "START_TIME_DESC"})
+    return found
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.checkout import TINY, make, override, prefect_server, turbo_vaed
+from tests.e2e.checkout import TINY, flow_runs, make, override, prefect_server, turbo_vaed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -114,6 +114,9 @@ def test_a_budget_too_small_stops_distillation_and_the_rest_still_runs(checkout,
     versions = json.loads(
         turbo_vaed(checkout, "registry", "list", "tiny", "--format", "json").stdout
     )
+    (flow_run,) = flow_runs(team["PREFECT_API_URL"])
+    assert (flow_run["state_name"], flow_run["state_type"]) == ("Passed", "COMPLETED")
+    assert set(flow_run["tags"]) == {"tiny", runs[-1]}
     assert versions[0]["aliases"] == "candidate"
     assert versions[0]["reasons"]
     assert versions[1]["aliases"] == "champion"
@@ -133,6 +136,9 @@ def test_a_refused_run_leaves_the_page_of_the_last_one(checkout, team):
     refused_page = refusal.read_text()
     assert "budget.customer_month_usd" in refused_page
     assert page.read_bytes() == before
+    flow_run = flow_runs(team["PREFECT_API_URL"])[0]
+    assert (flow_run["state_name"], flow_run["state_type"]) == ("Refused", "FAILED")
+    assert "customer_month_usd" in flow_run["state"]["message"]
 
 
 def test_a_teacher_that_does_not_fit_its_config_is_refused_before_anything_is_paid(checkout, team):

@@ -122,14 +122,16 @@ def test_the_second_of_two_runs_may_spend_what_the_first_has_not_reserved(
     assert "estimated at $10.2" in admit(workspace, settings, first, ["gate"])
     with pytest.raises(BudgetRefused, match=rf"total_month_usd.*reserved \$10.*{first.run_id}"):
         admit(workspace, settings, second, ["gate"])
-    admission.release(settings, second)
+    admission.release(settings, second.run_id)
     assert "estimated at $10.2" in admit(workspace, settings, first, ["gate"]), "it goes on"
     there = dataclasses.replace(settings, machine_overhead_usd=Decimal(1))
-    admission.release(there, first)  # its machine still costs something: who started it does this
+    admission.release(
+        there, first.run_id
+    )  # its machine still costs something: who started it does this
     with pytest.raises(BudgetRefused, match="reserved"):
         admit(workspace, settings, second, ["gate"])
-    admission.release(settings, second)
-    admission.release(settings, first)
+    admission.release(settings, second.run_id)
+    admission.release(settings, first.run_id)
     assert "estimated at $10.2" in admit(workspace, settings, second, ["gate"])
 
 

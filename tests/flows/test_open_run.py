@@ -1,8 +1,9 @@
-"""A run is seen while it lives, stops when it is told to, and leaves nothing open that died."""
+"""A run shows that it lives, stops where somebody asks for it, and what died is settled."""
 
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import SimpleNamespace
@@ -36,8 +37,8 @@ def heartbeat_of(open_runs, mine, **given):
 
 
 def test_a_run_shows_what_it_does_until_it_ends(open_runs, monkeypatch):
-    monkeypatch.setattr(open_run, "SEE_SECONDS", 0.01)
-    mine = open_runs.take("acme", Process.this())
+    monkeypatch.setattr(open_run, "BEAT_SECONDS", 0.01)
+    mine, _ = open_runs.acquire("acme", Process.this())
     seen = threading.Event()
 
     def is_cancelled():
@@ -53,7 +54,7 @@ def test_a_run_shows_what_it_does_until_it_ends(open_runs, monkeypatch):
 
 @pytest.mark.parametrize("how", ["abort", "Prefect", "taken"])
 def test_a_run_is_interrupted_once_and_says_by_whom(open_runs, how):
-    mine, interrupts = open_runs.take("acme", Process.this()), []
+    (mine, _), interrupts = open_runs.acquire("acme", Process.this()), []
     heartbeat = heartbeat_of(
         open_runs,
         mine,
@@ -64,9 +65,9 @@ def test_a_run_is_interrupted_once_and_says_by_whom(open_runs, how):
         open_runs.abort("acme", "ann")
     if how == "taken":  # as by a run that found it dead
         open_runs.end(mine)
-        open_runs.take("acme", Process.this())
-    heartbeat.look()
-    heartbeat.look()
+        open_runs.acquire("acme", Process.this())
+    heartbeat.poll()
+    heartbeat.poll()
     assert interrupts == [how]
     assert {"abort": "ann", "Prefect": "Prefect", "taken": "another run"}[how] in (
         heartbeat.stopped_by
@@ -76,50 +77,97 @@ def test_a_run_is_interrupted_once_and_says_by_whom(open_runs, how):
 
 def test_a_run_goes_on_where_the_ledger_does_not_answer(open_runs, monkeypatch):
     """Nobody else can take its customer there either."""
-    monkeypatch.setattr(open_run, "SEE_SECONDS", 0.01)
-    mine, interrupts, tried = open_runs.take("acme", Process.this()), [], threading.Event()
+    monkeypatch.setattr(open_run, "BEAT_SECONDS", 0.01)
+    (mine, _), interrupts, tries = open_runs.acquire("acme", Process.this()), [], []
 
-    def see(*_, **__):
-        tried.set()
+    def beat(*_, **__):
+        tries.append(1)
+        if len(tries) == 3:
+            is_third.set()
         raise Unreachable("no answer")
 
-    monkeypatch.setattr(open_runs, "see", see)
+    is_third = threading.Event()
+    monkeypatch.setattr(open_runs, "beat", beat)
     with heartbeat_of(open_runs, mine, interrupt=lambda: interrupts.append(1)):
-        assert tried.wait(30)
+        assert is_third.wait(30), "it tries again"
     assert not interrupts
 
 
 def test_the_main_thread_is_interrupted_as_by_a_signal(open_runs):
     from turbo_vaed.runtime.interrupts import signals_interrupt
 
-    mine = open_runs.take("acme", Process.this())
+    mine, _ = open_runs.acquire("acme", Process.this())
     open_runs.abort("acme", "ann")
     heartbeat = Heartbeat(open_runs, mine, Reached(), is_cancelled=lambda: False)
     with pytest.raises(KeyboardInterrupt), signals_interrupt():
-        thread = threading.Thread(target=heartbeat.look)
+        thread = threading.Thread(target=heartbeat.poll)
         thread.start()
         thread.join()
         for _ in range(1000):  # a signal arrives between two instructions
             threading.Event().wait(0.01)
 
 
-def test_what_a_dead_run_left_is_settled(open_runs, url, store):
-    settings = SimpleNamespace(ledger_url=url, mlflow_tracking_uri=store)
-    dead = open_runs.take("acme", Process(host="another machine", number=1, began=0.0))
-    open_runs.see(dead, run="acme-1", step="distill")
-    dead = open_runs.of("acme")
+def test_a_run_that_ends_by_itself_is_not_interrupted(open_runs):
+    """As while it writes the report of a failure, or is over."""
+    (mine, _), interrupts = open_runs.acquire("acme", Process.this()), []
+    heartbeat = heartbeat_of(open_runs, mine, interrupt=lambda: interrupts.append(1))
+    open_runs.abort("acme", "ann")
+    heartbeat.end_interrupts()
+    heartbeat.poll()
+    assert not interrupts and not heartbeat.stopped_by
+
+
+def test_an_interrupt_that_ends_nothing_is_repeated(open_runs, monkeypatch):
+    (mine, _), interrupts = open_runs.acquire("acme", Process.this()), []
+    heartbeat = heartbeat_of(open_runs, mine, interrupt=lambda: interrupts.append(1))
+    open_runs.abort("acme", "ann")
+    heartbeat.poll()
+    heartbeat.poll()
+    assert len(interrupts) == 1, "a stage is saving"
+    monkeypatch.setattr(open_run, "INTERRUPT_AGAIN_SECONDS", 0.0)
+    heartbeat.poll()
+    assert len(interrupts) == 2
+
+
+def test_what_a_dead_run_left_is_settled_by_the_next(open_runs, url, store):
+    settings = SimpleNamespace(
+        ledger_url=url, mlflow_tracking_uri=store, machine_overhead_usd=Decimal(0)
+    )
+    this = Process.this()
+    dead, _ = open_runs.acquire("acme", replace(this, began=this.began - 1))
+    open_runs.beat(dead, run="acme-1", step="distill")
     with Ledger.open(url) as ledger:
         ledger.record_reservation("acme-1", "acme", Decimal(5), at=datetime.now(UTC))
         ledger.record_reservation("other-1", "other", Decimal(5), at=datetime.now(UTC))
     mlflow = open_tracking(store)
     experiment = experiment_id(mlflow, store, "acme")
     made = {
-        run: mlflow.create_run(experiment, tags={"turbo_vaed.run_id": run}).info.run_id
-        for run in ("acme-1", "acme-2")
+        name: mlflow.create_run(experiment, tags={tag: run}).info.run_id
+        for name, tag, run in (
+            ("live", "turbo_vaed.run_id", "acme-1"),
+            ("registering", "turbo_vaed_run_id", "acme-1"),
+            ("of another", "turbo_vaed.run_id", "acme-2"),
+        )
     }
-    open_run.settle(settings, open_runs, dead)
+    with open_run.acquired(settings, "acme", Reached()):
+        found = open_runs.of("acme")
+        assert (found.state, found.holder, found.token) == ("running", this, dead.token + 1)
     with Ledger.open(url) as ledger:
         assert [one.run for one in ledger.reservations(at=datetime.now(UTC))] == ["other-1"]
-    status = {run: mlflow.get_run(made[run]).info.status for run in made}
-    assert status == {"acme-1": "KILLED", "acme-2": "RUNNING"}
+    status = {name: mlflow.get_run(made[name]).info.status for name in made}
+    assert status == {"live": "KILLED", "registering": "KILLED", "of another": "RUNNING"}
     assert open_runs.of("acme").state == "ended"
+
+
+def test_a_machine_elsewhere_may_still_cost_what_its_run_reserved(open_runs, url, store):
+    settings = SimpleNamespace(
+        ledger_url=url, mlflow_tracking_uri=store, machine_overhead_usd=Decimal(0)
+    )
+    elsewhere = Process(host="another machine", machine="m", number=1, began=0.0)
+    mine, _ = open_runs.acquire("acme", elsewhere)
+    found = open_runs.beat(mine, run="acme-1", step="distill")
+    with Ledger.open(url) as ledger:
+        ledger.record_reservation("acme-1", "acme", Decimal(5), at=datetime.now(UTC))
+    open_run.settle(settings, found)
+    with Ledger.open(url) as ledger:
+        assert [one.run for one in ledger.reservations(at=datetime.now(UTC))] == ["acme-1"]

@@ -1,4 +1,4 @@
-"""A process ends with the one that started it, however that ended."""
+"""A process ends with its parent run, however that ended."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from turbo_vaed.runtime.processes import Process, ending_with_starter
+from turbo_vaed.runtime.processes import Process, ending_with_parent
 
 CHILD = """
 import sys, time, pathlib
 from turbo_vaed.runtime.interrupts import signals_interrupt
 from turbo_vaed.runtime import processes
-processes.LOOK_SECONDS = 0.1
+processes.POLL_SECONDS = 0.1
 folder = pathlib.Path(sys.argv[1])
 try:
-    with signals_interrupt(), processes.ending_with_starter():
+    with signals_interrupt(), processes.ending_with_parent():
         (folder / "began").touch()
         for _ in range(600):
             print("at work", flush=True)
@@ -44,7 +44,7 @@ for _ in child.stdout: pass
 
 
 @pytest.mark.slow
-def test_a_process_saves_and_ends_when_its_starter_was_killed(tmp_path: Path) -> None:
+def test_a_process_saves_and_ends_when_its_parent_was_killed(tmp_path: Path) -> None:
     """Its output, which nobody reads any more, does not end it before."""
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True
@@ -66,17 +66,17 @@ def wait_for(holds) -> None:
 
 
 def test_a_command_by_hand_ends_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TURBO_VAED_STARTED_BY", raising=False)
-    with ending_with_starter():
+    monkeypatch.delenv("TURBO_VAED_PARENT", raising=False)
+    with ending_with_parent():
         pass
 
 
 def test_a_process_is_known_until_it_ends() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     found = Process.of(child.pid)
-    assert not found.is_gone()
+    assert not found.has_ended()
     assert child.stdin is not None
     child.stdin.close()
-    wait_for(found.is_gone)  # also before anybody has waited for it
+    wait_for(found.has_ended)  # also before anybody has waited for it
     child.wait()
-    assert found.is_gone()
+    assert found.has_ended()

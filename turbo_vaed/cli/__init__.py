@@ -133,9 +133,9 @@ def run_stage(
     """Run one stage and meter it; this is what dvc.yaml calls."""
     from turbo_vaed.metering.outcome import recorded
     from turbo_vaed.metering.run_stage import run_metered
-    from turbo_vaed.runtime.processes import ending_with_starter
+    from turbo_vaed.runtime.processes import ending_with_parent
 
-    with recorded() as figures, ending_with_starter():
+    with recorded() as figures, ending_with_parent():
         figures |= run_metered(Settings.from_environment(), name, customer)
 
 

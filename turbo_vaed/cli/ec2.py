@@ -52,10 +52,13 @@ def run_on_ec2(customer: Customer, instance_type: Type = None, market: Market = 
     from flows.launch import launch, launch_config, settlement
     from flows.to_do import note_begun
     from turbo_vaed.costs import Ledger
+    from turbo_vaed.costs.open_runs import OpenRuns
 
     settings = Settings.from_environment()
     workspace, todo, selection = _select_instance(settings, customer, instance_type, market)
     run = todo.run
+    with OpenRuns.open(settings.ledger_url) as open_runs:
+        open_runs.require_free(customer)  # the machine's own run takes it
     with runs.customer_lock(workspace.work, customer):
         began, clock = datetime.now(UTC), time.monotonic()
         settlement.note(workspace, run, selection, began=began)

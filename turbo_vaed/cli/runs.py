@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
 import time
 from datetime import datetime
@@ -63,14 +64,15 @@ def abort(
     from turbo_vaed.costs.open_runs import OpenRuns
 
     settings = Settings.from_environment()
-    by = f"{getpass.getuser()} on {platform.node()}"
+    by = f"{_user()} on {platform.node()}"
     with OpenRuns.open(settings.ledger_url) as open_runs:
         found = open_runs.abort(customer, by)
         if found is None:
             raise UserError(f"no run of {customer} goes on; turbo-vaed runs list has those that do")
         what = f"run {found.run}" if found.run else f"the run of {customer}"
         if found.state == "dead":
-            settle(settings, open_runs, found)
+            if open_runs.end(found):
+                settle(settings, found)
             print(f"{what} had died ({found.holder}); what it left is settled")
             return
         print(f"{what} ({found.holder}) was asked to stop", flush=True)
@@ -80,8 +82,8 @@ def abort(
             if last is None or last.token != found.token or last.state == "ended":
                 print(f"{what} has ended")
                 return
-            if last.state == "dead":
-                settle(settings, open_runs, last)
+            if last.state == "dead" and open_runs.end(last):
+                settle(settings, last)
                 print(f"{what} has died; what it left is settled")
                 return
             time.sleep(_LOOK_SECONDS)
@@ -89,6 +91,13 @@ def abort(
         raise Fault(
             f"{what} has not ended after {wait:.0f} s; turbo-vaed runs list shows its state"
         )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"
 
 
 def _shown(at: datetime) -> str:

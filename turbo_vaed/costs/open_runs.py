@@ -1,9 +1,9 @@
 """Open runs: who works for a customer now, on whatever machine, and whether that one still lives.
 
-A run takes its customer in the ledger's database and is seen there every few seconds. One that has
-not been seen for `DEAD_AFTER` has died, and the next run takes its place. Each holder gets a token
-larger than all before it: a run that was only cut off finds, when it is back, that its own counts
-no more, and ends. Times are the database's own, so that machines' clocks need not agree.
+A run takes its customer in the ledger's database and sends a heartbeat there every few seconds. One
+that has sent none for `DEAD_AFTER` has died, and the next run takes its place. Each holder gets a
+token larger than all before it: a run that was only cut off finds, when it is back, that its own
+counts no more, and ends. Times are the database's own, so that machines' clocks need not agree.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from turbo_vaed.errors import Refused
 from turbo_vaed.runtime.processes import Process
 
 DEAD_AFTER = timedelta(minutes=2)
-"""A run that was not seen for this long is dead; a live one is seen several times a minute."""
+"""A run without a heartbeat for this long is dead; a live one sends several a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class OpenRun:
         """`ended`, `running`, `aborting` or `dead`."""
         if self.ended_at is not None:
             return "ended"
-        if self.now - self.seen_at > DEAD_AFTER or self.holder.is_gone():
+        if self.now - self.seen_at > DEAD_AFTER or self.holder.has_ended():
             return "dead"
         return "aborting" if self.abort_by else "running"
 
@@ -73,11 +73,16 @@ class OpenRuns:
         """
         return cls(open_database(url))
 
-    def take(self, customer: str, holder: Process, *, flow_run: str = "") -> OpenRun:
-        """Take a customer for a run of this holder; returns the row as it is now.
+    def acquire(
+        self, customer: str, holder: Process, *, flow_run: str = ""
+    ) -> tuple[OpenRun, OpenRun | None]:
+        """Take a customer for a run of this holder.
 
         Args:
             flow_run: Prefect's id of it.
+
+        Returns:
+            Its row; and that of the run before it, if that died and is to be settled.
 
         Raises:
             Refused: a run of the customer is going on.
@@ -93,16 +98,26 @@ class OpenRuns:
             last = _read(connection, customer)
             if last is None:
                 connection.execute(OPEN_RUNS.insert().values(customer=customer, token=1, **fresh))
-            elif last.state in ("running", "aborting"):
-                raise Refused(_going_on(last))
             else:
+                _require_over(last)
                 values = {"token": last.token + 1, **fresh}
                 connection.execute(_of(customer).values(**values))
-            taken = _read(connection, customer)
-            assert taken is not None
-            return taken
+            mine = _read(connection, customer)
+        assert mine is not None
+        return mine, last if last and last.state == "dead" else None
 
-    def see(self, mine: OpenRun, *, run: str, step: str) -> OpenRun | None:
+    def require_free(self, customer: str) -> None:
+        """Check that no run of a customer is going on.
+
+        Raises:
+            Refused: one is.
+            Unreachable: the database does not answer.
+        """
+        last = self.of(customer)
+        if last is not None:
+            _require_over(last)
+
+    def beat(self, mine: OpenRun, *, run: str, step: str) -> OpenRun | None:
         """Record that a run lives, and what it does; returns its row, by which somebody may have
         asked it to stop. None where another run has taken the customer: this one's time is over.
 
@@ -114,14 +129,14 @@ class OpenRuns:
             done = connection.execute(_held(mine).values(**values))
             return _read(connection, mine.customer) if done.rowcount else None
 
-    def end(self, mine: OpenRun) -> None:
-        """Leave the customer to the next run; does nothing where another has taken it.
+    def end(self, mine: OpenRun) -> bool:
+        """Leave the customer to the next run; returns whether it was still this one's.
 
         Raises:
             Unreachable: the database does not take it.
         """
         with translated_errors(self._engine.url), writing(self._engine) as connection:
-            connection.execute(_held(mine).values(seen_at=NOW, ended_at=NOW))
+            return bool(connection.execute(_held(mine).values(ended_at=NOW)).rowcount)
 
     def abort(self, customer: str, by: str) -> OpenRun | None:
         """Ask the customer's run to stop, which it does when it is seen next; returns its row, None
@@ -173,7 +188,12 @@ class OpenRuns:
 
 
 def _columns(holder: Process) -> dict[str, Any]:
-    return {"host": holder.host, "process": holder.number, "process_began": holder.began}
+    return {
+        "host": holder.host,
+        "machine": holder.machine,
+        "process": holder.number,
+        "process_began": holder.began,
+    }
 
 
 def _of(customer: str) -> sa.Update:
@@ -198,14 +218,17 @@ def _query() -> sa.Select[Any]:
 def _open_run(row: sa.Row[Any]) -> OpenRun:
     found = dict(row._mapping)
     number, began = found.pop("process"), found.pop("process_began")
-    holder = Process(host=found.pop("host"), number=number, began=began)
+    host, machine = found.pop("host"), found.pop("machine")
+    holder = Process(host=host, machine=machine, number=number, began=began)
     return OpenRun(holder=holder, **found)
 
 
-def _going_on(last: OpenRun) -> str:
+def _require_over(last: OpenRun) -> None:
+    if last.state not in ("running", "aborting"):
+        return
     what = f"run {last.run}" if last.run else "a run"
     at = f", at {last.step}" if last.step else ""
-    return (
+    raise Refused(
         f"{what} of {last.customer} is going on ({last.holder}{at}, since "
         f"{last.began_at:%Y-%m-%d %H:%M} UTC); wait for it, or stop it with: turbo-vaed runs abort "
         f"{last.customer}"

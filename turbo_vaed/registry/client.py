@@ -114,9 +114,10 @@ def end_runs(uri: str, customer: str, run_id: str) -> None:
     with translated_errors(uri):
         client = open_tracking(uri)
         experiment = experiment_id(client, uri, customer)
-        wanted = f"tags.`turbo_vaed.run_id` = '{run_id}' and attributes.status = 'RUNNING'"
-        for found in client.search_runs([experiment], wanted):
-            client.set_terminated(found.info.run_id, "KILLED")
+        for tag in ("turbo_vaed.run_id", "turbo_vaed_run_id"):  # of live metrics; of registration
+            wanted = f"tags.`{tag}` = '{run_id}' and attributes.status = 'RUNNING'"
+            for found in client.search_runs([experiment], wanted):
+                client.set_terminated(found.info.run_id, "KILLED")
 
 
 def log_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:

@@ -131,6 +131,7 @@ OPEN_RUNS = sa.Table(
     sa.Column("step", sa.String(200), nullable=False),
     sa.Column("flow_run", sa.String(36), nullable=False),
     sa.Column("host", sa.String(200), nullable=False),
+    sa.Column("machine", sa.String(200), nullable=False),
     sa.Column("process", sa.BigInteger, nullable=False),
     sa.Column("process_began", sa.Float, nullable=False),
     sa.Column("began_at", _Utc, nullable=False),
