@@ -1,7 +1,7 @@
 """Carry out the fault drills and write docs/drills.md: `make drills`, or some by their names.
 
-`python -m scripts.drills [NAME …]` from the checkout, `stops` for all those that stop a run; a table
-is written when all of its drills have kept their promises.
+`python -m scripts.drills [NAME …]` from the checkout, `stops` for all those that stop a run; a
+table is written when all of its drills have kept their promises.
 """
 
 from __future__ import annotations
