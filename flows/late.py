@@ -30,8 +30,15 @@ def why_this_is_skipped(settings: Settings, customer: str) -> str:
     """As `why_skipped`, of the flow's run that goes on here."""
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(UUID(str(flow_run.id)))
-    params = load(settings.root, customer).schedule
-    return why_skipped(params, run, customer, datetime.now(UTC))
+    if not run.auto_scheduled:
+        return ""
+    return why_skipped(load(settings.root, customer).schedule, run, customer, datetime.now(UTC))
+
+
+def is_scheduled(flow_run_id: str) -> bool:
+    """Whether a schedule made a run, and no person."""
+    with get_client(sync_client=True) as client:
+        return bool(client.read_flow_run(UUID(flow_run_id)).auto_scheduled)
 
 
 def why_skipped(params: ScheduleParams | None, run: FlowRun, customer: str, now: datetime) -> str:
@@ -51,7 +58,7 @@ def why_skipped(params: ScheduleParams | None, run: FlowRun, customer: str, now:
             f"it was due at {due:%Y-%m-%d %H:%M} UTC, {hours:.1f} h ago; "
             f"schedule.max_late_hours is {params.max_late_hours:g}"
         )
-    following = _next_due(cron_of(customer, params), params.timezone, due)
+    following = next_due(cron_of(customer, params), params.timezone, due)
     if following <= now:
         return (
             f"it was due at {due:%Y-%m-%d %H:%M} UTC, and the next one is due since "
@@ -60,7 +67,7 @@ def why_skipped(params: ScheduleParams | None, run: FlowRun, customer: str, now:
     return ""
 
 
-def _next_due(cron: str, timezone: str, after: datetime) -> datetime:
+def next_due(cron: str, timezone: str, after: datetime) -> datetime:
     """As Prefect's own scheduler finds it."""
     from prefect.server.schemas.schedules import CronSchedule
 

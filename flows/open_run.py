@@ -140,7 +140,7 @@ def acquired(settings: Settings, customer: str, reached: Reached) -> Iterator[He
     settled first.
 
     Raises:
-        Refused: a run of the customer is going on, here or elsewhere.
+        Busy: a run of the customer is going on, here or elsewhere.
         Unreachable: the ledger does not answer.
     """
     flow_run = str(prefect_run.id or "")
@@ -183,13 +183,13 @@ def settle(settings: Settings, dead: OpenRun) -> None:
     may still cost something.
     """
     if dead.run:
-        if dead.holder.is_local and not settings.machine_overhead_usd:
-            with Ledger.open(settings.ledger_url) as ledger:
-                release_reservation(ledger, dead.run)
         try:
+            if dead.holder.is_local and not settings.machine_overhead_usd:
+                with Ledger.open(settings.ledger_url) as ledger:
+                    release_reservation(ledger, dead.run)
             client.end_runs(settings.mlflow_tracking_uri, dead.customer, dead.run)
-        except Exception as error:
-            log.warning("runs of %s stay open in MLflow: %s", dead.run, error)
+        except Exception as error:  # the next run must not fail for it
+            log.warning("not all of what %s left is settled: %s", dead.run, error)
     if dead.flow_run and (PREFECT_API_URL.value() or prefect_run.id):
         _end_flow_run(dead)
 

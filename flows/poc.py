@@ -32,7 +32,7 @@ from flows.open_run import Heartbeat, Reached
 from flows.to_do import ToDo, to_do, to_do_now
 from turbo_vaed.config.schema import Params
 from turbo_vaed.config.stages import RAY_STAGES, STAGES
-from turbo_vaed.errors import CorruptFile, Fault, Refused, Stopped, TimedOut
+from turbo_vaed.errors import Busy, CorruptFile, Fault, Refused, Stopped, TimedOut, Unreachable
 from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.runtime.files import read_json
@@ -73,6 +73,21 @@ def is_worth_retrying(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -
     return isinstance(error, Fault) and not isinstance(error, CorruptFile | TimedOut)
 
 
+@contextmanager
+def stoppable(step: str) -> Iterator[None]:
+    """In the block of a task, signals are interrupts, which Prefect's and Ray's handlers would not
+    make of them; and an interrupt is no crash.
+
+    Raises:
+        Stopped: the step was interrupted.
+    """
+    try:
+        with signals_interrupt():
+            yield
+    except KeyboardInterrupt:
+        raise Stopped(f"{step} was stopped") from None
+
+
 @task(retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
 def run_stage(
     settings: Settings,
@@ -82,18 +97,15 @@ def run_stage(
     force: bool = False,
 ) -> None:
     """Reproduce one DVC stage; its figures become an artifact."""
-    try:
-        with signals_interrupt():  # Prefect and Ray have put handlers of their own in place
-            dvc.reproduce(
-                settings.root,
-                customer,
-                stage,
-                environment=environment,
-                timeout_seconds=TIMEOUT_SECONDS[stage],
-                force=force,
-            )
-    except KeyboardInterrupt:
-        raise Stopped(f"{stage} was stopped") from None
+    with stoppable(stage):
+        dvc.reproduce(
+            settings.root,
+            customer,
+            stage,
+            environment=environment,
+            timeout_seconds=TIMEOUT_SECONDS[stage],
+            force=force,
+        )
     try:
         publish_figures(settings.root / "work" / customer / stage, customer, stage)
     except Exception:  # the stage is done and paid for
@@ -115,13 +127,15 @@ def publish_figures(folder: Path, customer: str, stage: str) -> None:
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
 def register(workspace: Workspace, settings: Settings, run: runs.Run) -> Registration:
     """The package as a version of the customer's model in MLflow, its verdict with it."""
-    return effects.register(workspace, settings, run)
+    with stoppable("register"):
+        return effects.register(workspace, settings, run)
 
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE)
 def promote(workspace: Workspace, settings: Settings, registered: Registration) -> Registration:
     """`champion` with a passing verdict over exactly those bytes; else `candidate`."""
-    return effects.promote(workspace, settings, registered)
+    with stoppable("promote"):
+        return effects.promote(workspace, settings, registered)
 
 
 @task(cache_policy=NO_CACHE)
@@ -133,13 +147,17 @@ def report(
     failure: Failure | None,
 ) -> effects.Reported:
     """The page for an engineer and for a finance person, of the stages that ran."""
-    return effects.report(workspace, settings, run, registered, failure)
+    with stoppable("report"):
+        return effects.report(workspace, settings, run, registered, failure)
 
 
-@task(retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
+@task(
+    retries=2, retry_delay_seconds=10, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE
+)
 def push(settings: Settings, customer: str) -> str:
     """`dvc push` to the configured remote."""
-    return dvc.push(settings.root, customer, STAGES)
+    with stoppable("push"):
+        return dvc.push(settings.root, customer, STAGES)
 
 
 @flow(name="poc", flow_run_name="poc-{customer}")
@@ -151,19 +169,26 @@ def poc_flow(customer: str) -> State[Outcome]:
     """
     for name, value in ENVIRONMENT.items():  # as of the command line, also where a worker starts it
         os.environ.setdefault(name, value)
+    flow_run = str(prefect_run.id)
     try:
-        settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
-        if why := late.why_this_is_skipped(settings, customer):
-            return Completed(name="Skipped", message=f"{customer} was skipped: {why}")
-        found = state_of(run_poc(settings, customer))
+        with signals_interrupt():
+            settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
+            try:
+                if why := late.why_this_is_skipped(settings, customer):
+                    return Completed(name="Skipped", message=f"{customer} was skipped: {why}")
+                found = state_of(run_poc(settings, customer))
+            except Busy as error:
+                if late.is_scheduled(flow_run):
+                    return Completed(name="Skipped", message=f"{customer} was skipped: {error}")
+                found = state_of_failure(error)
+            except Exception as error:
+                found = state_of_failure(error)
+            if found.is_cancelled() or not open_run.is_cancelled(flow_run):
+                return found
+            # Cancelled when it had ended: Prefect takes no other state then.
+            return Cancelled(name="Stopped", message=found.message, data=found.data)
     except KeyboardInterrupt:
         return state_of_failure(Stopped("the run was stopped; run the same command again"))
-    except Exception as error:
-        found = state_of_failure(error)
-    if found.is_cancelled() or not open_run.is_cancelled(str(prefect_run.id)):
-        return found
-    # Cancelled when it had ended: Prefect takes no other state then.
-    return Cancelled(name="Stopped", message=found.message, data=found.data)
 
 
 def run_poc(settings: Settings, customer: str) -> Outcome:
@@ -180,19 +205,19 @@ def run_poc(settings: Settings, customer: str) -> Outcome:
         open_run.acquired(settings, customer, reached) as heartbeat,
     ):
         try:
-            with signals_interrupt():
-                todo = to_do(workspace, settings, dvc.stale_after_params(workspace, STAGES))
-                if todo is None:
-                    return effects.unchanged(workspace)
-                if todo.why:
-                    get_run_logger().info("resuming run %s: %s", todo.run.run_id, todo.why)
-                reached.run = todo.run.run_id
-                reached.step = todo.stages[0] if todo.stages else "register"
-                open_run.tag(reached, customer)
-                return complete(workspace, settings, todo, reached, heartbeat)
+            todo = to_do(workspace, settings, dvc.stale_after_params(workspace, STAGES))
+            if todo is None:
+                return effects.unchanged(workspace)
+            if todo.why:
+                get_run_logger().info("resuming run %s: %s", todo.run.run_id, todo.why)
+            reached.run = todo.run.run_id
+            reached.step = todo.stages[0] if todo.stages else "register"
+            open_run.tag(reached, customer)
+            return complete(workspace, settings, todo, reached, heartbeat)
         except KeyboardInterrupt:
             raise stopped(reached, heartbeat) from None
         finally:
+            heartbeat.end_interrupts()
             if reached.run and not heartbeat.is_lost:
                 admission.release(settings, reached.run)
 
@@ -250,7 +275,10 @@ def complete(
 
     def begin(step: str) -> None:
         reached.step = step
-        heartbeat.poll()  # a run that was cut off must not act for the one that took its place
+        try:
+            heartbeat.poll()  # a run that was cut off must not act for the one that took its place
+        except Unreachable as error:
+            log.warning("%s begins, although the ledger does not answer: %s", step, error)
 
     try:
         run_stages(workspace, settings, todo, reached)
@@ -266,10 +294,13 @@ def complete(
         if failed is error:
             raise
         raise failed from None
-    begin("report")
-    reported = report(workspace, settings, run, reached.registered, None)
-    begin("push")
-    log.info("dvc push: %s", push(settings, workspace.customer))
+    try:
+        begin("report")
+        reported = report(workspace, settings, run, reached.registered, None)
+        begin("push")
+        log.info("dvc push: %s", push(settings, workspace.customer))
+    except (Stopped, KeyboardInterrupt):
+        raise stopped(reached, heartbeat) from None
     verdict, alias = runs.verdict_sha256(workspace.work), reached.registered.alias
     runs.write(
         workspace.work,

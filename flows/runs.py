@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from turbo_vaed.errors import Refused
+from turbo_vaed.errors import Busy
 from turbo_vaed.runtime import files
 from turbo_vaed.settings import new_run_id
 
@@ -67,14 +67,14 @@ def customer_lock(work: Path, customer: str) -> Iterator[None]:
     """Only one flow works for a customer at a time.
 
     Raises:
-        Refused: another one does.
+        Busy: another one does.
     """
     work.mkdir(parents=True, exist_ok=True)
     with (work / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Refused(
+            raise Busy(
                 f"another run for {customer} is in progress; wait for it to finish, or stop it "
                 f"with: turbo-vaed runs abort {customer}"
             ) from None

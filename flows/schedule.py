@@ -7,13 +7,16 @@ already, is skipped at no cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+import itertools
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter
@@ -27,16 +30,19 @@ from prefect.schedules import Cron, Schedule
 from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 
-from flows.late import cron_of
+from flows.late import cron_of, next_due
 from flows.poc import poc_flow
 from turbo_vaed.config.load import load, read
-from turbo_vaed.config.schema import ScheduleParams
-from turbo_vaed.errors import TurboVaedError, UserError
-from turbo_vaed.settings import ENVIRONMENT, Settings
+from turbo_vaed.errors import TurboVaedError, Unreachable, UserError
+from turbo_vaed.settings import Settings
 
 DEPLOYMENT = "customers"
 FULL_NAME = f"poc/{DEPLOYMENT}"
 POOL = "turbo-vaed"
+_PAGE = 200
+"""Runs that Prefect gives at once."""
+_MOST_RUNS = 2000
+"""That are looked at for the last one of each customer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,32 +66,31 @@ def sync(settings: Settings) -> list[Row]:
         UserError: no Prefect server is named, or a customer's params are not valid.
         Unreachable: it does not answer.
     """
-    _require_server()
-    found = _schedules(settings)
-    with get_client(sync_client=True) as client:
-        paused = {s.slug for s in _stored(client) if not s.active}
+    with _server() as client:
+        stored = _stored(client)
+        paused = {one.slug for one in stored if not one.active}
+        wanted = _schedules(settings, paused)
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-    deployment = poc_flow.to_deployment(
-        name=DEPLOYMENT,
-        description="The PoC of each customer, when its schedule in params.yaml says.",
-        schedules=[
-            _schedule(name, params, is_active=name not in paused) for name, params in found.items()
-        ],
-        work_pool_name=POOL,
-        job_variables={
-            "working_dir": str(settings.root),
-            "env": {**ENVIRONMENT, "TURBO_VAED_ROOT": str(settings.root)},
-        },
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        tags=["turbo-vaed"],
-    )
-    assert isinstance(deployment, RunnerDeployment), "not awaited"
-    made = deployment.apply()
-    assert isinstance(made, UUID), "not awaited"
-    with get_client(sync_client=True) as client:  # a server keeps those that an update leaves out
-        for one in _stored(client):
-            if one.slug not in found:
+        deployment = poc_flow.to_deployment(
+            name=DEPLOYMENT,
+            description="The PoC of each customer, when its schedule in params.yaml says.",
+            schedules=list(wanted.values()),
+            work_pool_name=POOL,
+            job_variables={
+                # A stop then reaches the run's process alone, which ends what is below it in order.
+                "command": f"{sys.executable} -m prefect.engine",
+                "working_dir": str(settings.root),
+                "env": {"TURBO_VAED_ROOT": str(settings.root)},
+            },
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            tags=["turbo-vaed"],
+        )
+        assert isinstance(deployment, RunnerDeployment), "not awaited"
+        made = deployment.apply()
+        assert isinstance(made, UUID), "not awaited"
+        for one in stored:  # a server keeps those that an update leaves out
+            if one.slug not in wanted:
                 client.delete_deployment_schedule(made, one.id)
     return rows()
 
@@ -95,24 +100,23 @@ def rows() -> list[Row]:
 
     Raises:
         UserError: no Prefect server is named.
+        Unreachable: it does not answer.
     """
-    _require_server()
-    with get_client(sync_client=True) as client:
-        deployment = _deployment(client)
-        if deployment is None:
-            return []
-        runs = _runs(client, deployment.id)
-        return [_row(one, runs) for one in sorted(_stored(client), key=lambda one: one.slug or "")]
+    with _server() as client:
+        stored = sorted(_stored(client), key=lambda one: str(one.slug))
+        last = _last_states(client, {str(one.slug) for one in stored})
+        return [_row(one, last.get(str(one.slug), "")) for one in stored]
 
 
 def set_paused(customer: str, is_paused: bool) -> None:
-    """Pause a customer's schedule, or resume it; params.yaml stays as it is.
+    """Pause a customer's schedule, with the runs that wait, or resume it; params.yaml stays as it
+    is.
 
     Raises:
         UserError: no Prefect server is named, or it has no schedule of the customer.
+        Unreachable: it does not answer.
     """
-    _require_server()
-    with get_client(sync_client=True) as client:
+    with _server() as client:
         deployment = _deployment(client)
         found = [one for one in _stored(client) if one.slug == customer]
         if deployment is None or not found:
@@ -121,55 +125,68 @@ def set_paused(customer: str, is_paused: bool) -> None:
                 "params.yaml, then run: turbo-vaed schedule sync"
             )
         client.update_deployment_schedule(deployment.id, found[0].id, active=not is_paused)
+        if is_paused:
+            for run in _runs(client, deployment, ["SCHEDULED"]):
+                if run.parameters.get("customer") == customer and run.auto_scheduled:
+                    client.delete_flow_run(run.id)
 
 
-def run_now(customer: str) -> str:
+def run_now(settings: Settings, customer: str) -> str:
     """Ask for a run of a customer at once, by whichever worker is free; returns its name.
 
     Raises:
-        UserError: no Prefect server is named, or nothing was synced to it.
+        UserError: no such customer, no Prefect server is named, or nothing was synced to it.
+        Unreachable: it does not answer.
     """
-    _require_server()
-    try:
-        run = run_deployment(FULL_NAME, parameters={"customer": customer}, timeout=0)
-    except ObjectNotFound:
-        raise UserError("Prefect has no schedules; run: turbo-vaed schedule sync") from None
+    load(settings.root, customer)
+    with _server():
+        try:
+            run = run_deployment(FULL_NAME, parameters={"customer": customer}, timeout=0)
+        except ObjectNotFound:
+            raise UserError("Prefect has no schedules; run: turbo-vaed schedule sync") from None
     assert isinstance(run, FlowRun)
     return str(run.name)
 
 
-def _schedules(settings: Settings) -> dict[str, ScheduleParams]:
+@contextmanager
+def _server() -> Iterator[SyncPrefectClient]:
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise UserError(
+            "schedules need a Prefect server that stays; set PREFECT_API_URL, for instance to "
+            "http://127.0.0.1:4200/api of `prefect server start`"
+        )
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except httpx.HTTPError as error:
+        raise Unreachable(
+            f"the Prefect server at {url} (PREFECT_API_URL) does not answer: "
+            f"{error or type(error).__name__}"
+        ) from error
+
+
+def _schedules(settings: Settings, paused: Collection[str | None]) -> dict[str, Schedule]:
     """Of the customers that have one; all of them are checked before anything is changed."""
     found, wrong = {}, []
     for customer in map(str, read(settings.root).customers):
         try:
             params = load(settings.root, customer).schedule
+            if params is not None:
+                found[customer] = Cron(
+                    cron_of(customer, params),
+                    timezone=params.timezone,
+                    active=customer not in paused,
+                    parameters={"customer": customer},
+                    slug=customer,
+                )
         except TurboVaedError as error:
             wrong.append(str(error))
-            continue
-        if params is not None:
-            found[customer] = params
+        except ValueError as error:  # Prefect's, of an expression
+            wrong.append(f"customers.{customer}.schedule.cron: {error}")
     if wrong:
         raise UserError("\n".join(wrong))
     return found
-
-
-def _schedule(customer: str, params: ScheduleParams, *, is_active: bool) -> Schedule:
-    return Cron(
-        cron_of(customer, params),
-        timezone=params.timezone,
-        active=is_active,
-        parameters={"customer": customer},
-        slug=customer,
-    )
-
-
-def _require_server() -> None:
-    if not PREFECT_API_URL.value():
-        raise UserError(
-            "schedules need a Prefect server that stays; set PREFECT_API_URL, for instance to "
-            "http://127.0.0.1:4200/api of `prefect server start`"
-        )
 
 
 def _deployment(client: SyncPrefectClient) -> DeploymentResponse | None:
@@ -179,29 +196,52 @@ def _deployment(client: SyncPrefectClient) -> DeploymentResponse | None:
         return None
 
 
-def _stored(client: SyncPrefectClient) -> Iterable[DeploymentSchedule]:
+def _stored(client: SyncPrefectClient) -> list[DeploymentSchedule]:
     found = _deployment(client)
-    return [] if found is None else client.read_deployment_schedules(found.id)
+    return [] if found is None else list(client.read_deployment_schedules(found.id))
 
 
-def _runs(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
-    """The newest runs of all customers, those to come first."""
-    of_deployment = FlowRunFilter.model_validate({"deployment_id": {"any_": [str(deployment)]}})
-    return client.read_flow_runs(
-        flow_run_filter=of_deployment, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200
+def _runs(
+    client: SyncPrefectClient, deployment: DeploymentResponse, types: list[str]
+) -> Iterator[FlowRun]:
+    """The deployment's runs of these types, the newest first."""
+    wanted = FlowRunFilter.model_validate(
+        {"deployment_id": {"any_": [str(deployment.id)]}, "state": {"type": {"any_": types}}}
     )
+    for offset in itertools.count(0, _PAGE):
+        found = client.read_flow_runs(
+            flow_run_filter=wanted,
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=_PAGE,
+            offset=offset,
+        )
+        yield from found
+        if len(found) < _PAGE:
+            return
 
 
-def _row(schedule: DeploymentSchedule, runs: list[FlowRun]) -> Row:
-    own = [run for run in runs if run.parameters.get("customer") == schedule.slug]
-    to_come = [r.expected_start_time for r in own if r.state and r.state.is_scheduled()]
-    begun = [run for run in own if run.state and not run.state.is_scheduled()]
+def _last_states(client: SyncPrefectClient, customers: set[str]) -> dict[str, str]:
+    """The name of the state of the last run of each customer that had one lately."""
+    deployment, found = _deployment(client), dict[str, str]()
+    if deployment is None:
+        return found
+    begun = ["RUNNING", "COMPLETED", "FAILED", "CANCELLED", "CRASHED", "CANCELLING", "PENDING"]
+    for run in itertools.islice(_runs(client, deployment, begun), _MOST_RUNS):
+        found.setdefault(str(run.parameters.get("customer")), str(run.state_name))
+        if customers <= found.keys():
+            break
+    return found
+
+
+def _row(schedule: DeploymentSchedule, last: str) -> Row:
     cron: Any = schedule.schedule
+    timezone = cron.timezone or "UTC"
+    next_at = next_due(cron.cron, timezone, datetime.now(UTC)) if schedule.active else None
     return Row(
         customer=str(schedule.slug),
         cron=cron.cron,
-        timezone=cron.timezone or "UTC",
+        timezone=timezone,
         is_paused=not schedule.active,
-        next_at=min((at for at in to_come if at is not None), default=None),
-        last=str(begun[0].state_name) if begun else "",
+        next_at=next_at,
+        last=last,
     )

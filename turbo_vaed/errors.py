@@ -26,6 +26,10 @@ class Refused(TurboVaedError):
     exit_code = 1
 
 
+class Busy(Refused):
+    """A run of the customer is going on already."""
+
+
 class DataRefused(Refused):
     """Too little usable data is left to go on."""
 

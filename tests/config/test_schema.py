@@ -301,6 +301,15 @@ def test_a_mistake_is_named_by_file_line_and_nearest_key(root, old, new, places)
     assert [place for place in places if place not in str(refused.value)] == []
 
 
+def test_a_customer_may_take_away_the_teams_schedule(root):
+    path = root / "params.yaml"
+    text = path.read_text().replace("defaults:", "defaults:\n  schedule: {cron: 0 2 * * *}", 1)
+    path.write_text(text)
+    assert config.load(root, "demo").schedule.cron == "0 2 * * *"
+    path.write_text(text.replace("{crop: 32}", "{crop: 32}\n    schedule: null", 1))
+    assert config.load(root, "demo").schedule is None
+
+
 def test_of_many_duplicate_keys_the_first_are_listed(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("".join(f"k{n}: 1\n" for n in range(30)) * 2)

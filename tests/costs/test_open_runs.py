@@ -115,7 +115,7 @@ def test_of_many_that_take_a_customer_at_once_one_has_it(url):
         one.start()
     for one in threads:
         one.join()
-    assert sorted(type(one).__name__ for one in got) == ["OpenRun"] + ["Refused"] * 7
+    assert sorted(type(one).__name__ for one in got) == ["Busy"] * 7 + ["OpenRun"]
 
 
 def test_all_runs_are_listed_by_customer(runs):

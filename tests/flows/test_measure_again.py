@@ -82,35 +82,35 @@ def test_a_run_started_again_repeats_only_the_gate(work, monkeypatch, result, ag
     monkeypatch.setattr(admission, "release", lambda _, run: released.append(run))
     monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger("test"))
     settings = SimpleNamespace(ledger_url=f"sqlite:///{work}/ledger.db")
-    monkeypatch.setattr(flow.Settings, "from_environment", lambda: settings)
     monkeypatch.setattr(to_do, "has_begun", lambda *_: False)
     monkeypatch.setattr(admission, "preflight", lambda *_: workspace)
     monkeypatch.setattr(effects, "unchanged", lambda *_: "unchanged")
     monkeypatch.setattr(flow.dvc, "stale_after_params", lambda *_: [])
     monkeypatch.setattr(to_do, "run_with_more_budget", lambda *_: None)
 
-    def complete(_workspace, _settings, todo):
+    def complete(_workspace, _settings, todo, *_):
         runs.write(work, todo.run)  # as once it is admitted
         ran.append(todo)
 
     monkeypatch.setattr(flow, "complete", complete)
-    found = flow.poc_flow.fn("demo")
+    monkeypatch.setattr(flow.open_run, "tag", lambda *_: None)
+    found = flow.run_poc(settings, "demo")
     if not again:
         assert found == "unchanged" and not ran
         return
     (todo,) = ran
     run = todo.run
-    assert released == [run], "its month is free for others"
+    assert released == [run.run_id], "its month is free for others"
     assert (run.run_id, run.status, run.measures_again) == (done.run_id, "open", True)
     assert (todo.stages, todo.forced) == (("gate",), "gate")
-    flow.poc_flow.fn("demo")  # the first one was stopped on its way
+    flow.run_poc(settings, "demo")  # the first one was stopped on its way
     assert ran[1] == ran[0]
     more = runs.fresh("demo")
     monkeypatch.setattr(to_do, "run_with_more_budget", lambda *_: more)
-    flow.poc_flow.fn("demo")
+    flow.run_poc(settings, "demo")
     assert (ran[2].run, ran[2].stale, ran[2].forced) == (more, ["distill"], "distill")
     monkeypatch.setattr(flow.dvc, "stale_after_params", lambda *_: ["validate", "clip"])
-    flow.poc_flow.fn("demo")
+    flow.run_poc(settings, "demo")
     assert (ran[3].stale, ran[3].forced) == (["validate", "clip"], ""), "another training"
 
 

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows import schedule
 from flows.late import cron_of, why_skipped
 from tests import configs
 from tests.e2e.checkout import prefect_server
 from turbo_vaed.config.schema import ScheduleParams
-from turbo_vaed.errors import UserError
+from turbo_vaed.errors import Unreachable, UserError
 
 NIGHTLY = ScheduleParams(cron="30 2 * * *", timezone="Europe/Berlin", max_late_hours=6)
 DUE = datetime(2026, 11, 30, 1, 30, tzinfo=UTC)  # 2:30 in Berlin
@@ -74,13 +74,23 @@ def test_a_nights_hours_follow_the_customers_clock(before_change):
     assert why_skipped(patient, run(due), "acme", following)
 
 
-@pytest.mark.parametrize("verb", [schedule.rows, lambda: schedule.run_now("acme")])
+@pytest.mark.parametrize("verb", [schedule.rows, lambda: schedule.set_paused("acme", True)])
 def test_schedules_need_a_server_that_stays(verb):
     with (
         temporary_settings({PREFECT_API_URL: None}),
         pytest.raises(UserError, match="PREFECT_API_URL"),
     ):
         verb()
+
+
+def test_a_server_that_does_not_answer_is_unreachable():
+    with (
+        temporary_settings({
+            PREFECT_API_URL: "http://127.0.0.1:1/api", PREFECT_CLIENT_MAX_RETRIES: 0,
+        }),
+        pytest.raises(Unreachable, match="PREFECT_API_URL"),
+    ):  # fmt: skip
+        schedule.rows()
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +137,14 @@ def test_a_server_has_the_schedules_of_params_yaml_and_keeps_what_is_paused(tmp_
     assert not any(row.is_paused for row in schedule.rows())
     with pytest.raises(UserError, match="no schedule of by-hand"):
         schedule.set_paused("by-hand", True)
-    assert schedule.run_now("c-0")
+    assert schedule.run_now(settings, "c-0")
+    assert all(row.next_at > datetime.now(UTC) for row in schedule.rows())
+    with pytest.raises(UserError, match="typo"):
+        schedule.run_now(settings, "typo")
+    document["customers"]["c-0"]["schedule"]["cron"] = "61 2 * * *"
+    configs.write(tmp_path, document)
+    with pytest.raises(UserError, match=r"customers\.c-0\.schedule\.cron"):
+        schedule.sync(settings)
     document["customers"] = {"by-hand": demo}
     configs.write(tmp_path, document)
     assert synced() == {}

@@ -30,7 +30,8 @@ def list_schedules(form: Format = "table") -> None:
 
 @app.command("pause")
 def pause(customer: Customer) -> None:
-    """Start no more runs of a customer until `schedule resume`; one that goes on is not stopped."""
+    """Start no more runs of a customer until `schedule resume`, also none that waits; one that goes
+    on is not stopped."""
     from flows import schedule
 
     schedule.set_paused(customer, True)
@@ -51,7 +52,7 @@ def run_now(customer: Customer) -> None:
     """Have a worker run a customer at once."""
     from flows import schedule
 
-    name = schedule.run_now(customer)
+    name = schedule.run_now(Settings.from_environment(), customer)
     print(f"{name} waits for a worker of the pool {schedule.POOL}")
 
 

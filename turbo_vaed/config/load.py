@@ -38,6 +38,8 @@ OWN_KEYS = {
 """The top-level keys of each file."""
 BUILT_IN = "built-in default"
 _PARAMS = TypeAdapter(Params)
+_NULLABLE = ("schedule",)
+"""A mapping that a later layer may take away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +327,7 @@ def _merge(base: Any, over: Any, keys: Keys, layer: Layer) -> dict[str, Any]:
         raise UserError(f"{place} must be a mapping, found {over!r}")
     merged = dict(base)
     for key, value in over.items():
-        if isinstance(base.get(key), Mapping):
+        if isinstance(base.get(key), Mapping) and not (value is None and (*keys, key) == _NULLABLE):
             merged[key] = _merge(base[key], value, (*keys, key), layer)
         else:
             merged[key] = value

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from turbo_vaed.costs.db.engine import translated_errors, writing
 from turbo_vaed.costs.db.migrate import open_database
 from turbo_vaed.costs.db.schema import NOW, OPEN_RUNS
-from turbo_vaed.errors import Refused
+from turbo_vaed.errors import Busy
 from turbo_vaed.runtime.processes import Process
 
 DEAD_AFTER = timedelta(minutes=2)
@@ -85,7 +85,7 @@ class OpenRuns:
             Its row; and that of the run before it, if that died and is to be settled.
 
         Raises:
-            Refused: a run of the customer is going on.
+            Busy: a run of the customer is going on.
             Unreachable: the database does not take it.
         """
         fresh = {
@@ -110,7 +110,7 @@ class OpenRuns:
         """Check that no run of a customer is going on.
 
         Raises:
-            Refused: one is.
+            Busy: one is.
             Unreachable: the database does not answer.
         """
         last = self.of(customer)
@@ -228,7 +228,7 @@ def _require_over(last: OpenRun) -> None:
         return
     what = f"run {last.run}" if last.run else "a run"
     at = f", at {last.step}" if last.step else ""
-    raise Refused(
+    raise Busy(
         f"{what} of {last.customer} is going on ({last.holder}{at}, since "
         f"{last.began_at:%Y-%m-%d %H:%M} UTC); wait for it, or stop it with: turbo-vaed runs abort "
         f"{last.customer}"
