@@ -174,6 +174,19 @@ def is_cancelled(flow_run: str) -> bool:
     return state is not None and (state.is_cancelling() or state.is_cancelled())
 
 
+def settle_dead(settings: Settings) -> list[OpenRun]:
+    """Settle every run that died, unless its customer's next one does at this moment; returns them.
+
+    Raises:
+        Unreachable: the ledger does not answer.
+    """
+    with OpenRuns.open(settings.ledger_url) as open_runs:
+        found = [one for one in open_runs.all() if one.state == "dead" and open_runs.end(one)]
+    for dead in found:
+        settle(settings, dead)
+    return found
+
+
 def settle(settings: Settings, dead: OpenRun) -> None:
     """End what a run left that died: its reservation, its open runs in MLflow, its run in Prefect.
     Its charges are booked by whoever opens the ledger next on its machine. Only for whoever has

@@ -37,7 +37,7 @@ from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.runtime.files import read_json
 from turbo_vaed.runtime.interrupts import shielded, signals_interrupt
-from turbo_vaed.settings import ENVIRONMENT, Settings
+from turbo_vaed.settings import Settings, set_environment_defaults
 from turbo_vaed.workspace import Workspace
 
 _OF_A_FAILURE = (
@@ -167,8 +167,7 @@ def poc_flow(customer: str) -> State[Outcome]:
     Its state says by its name what it came to: Passed, Unchanged, Skipped; GateFailed,
     Inconclusive, Refused, Fault; Stopped.
     """
-    for name, value in ENVIRONMENT.items():  # as of the command line, also where a worker starts it
-        os.environ.setdefault(name, value)
+    set_environment_defaults()  # a worker starts it without the command line
     flow_run = str(prefect_run.id)
     try:
         with signals_interrupt():

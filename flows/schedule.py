@@ -17,6 +17,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter
@@ -31,6 +32,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 
 from flows.late import cron_of, next_due
+from flows.maintenance import CRON, maintenance_flow
 from flows.poc import poc_flow
 from turbo_vaed.config.load import load, read
 from turbo_vaed.errors import TurboVaedError, Unreachable, UserError
@@ -72,27 +74,48 @@ def sync(settings: Settings) -> list[Row]:
         wanted = _schedules(settings, paused)
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        deployment = poc_flow.to_deployment(
+        made = _deployed(
+            poc_flow,
+            settings,
             name=DEPLOYMENT,
             description="The PoC of each customer, when its schedule in params.yaml says.",
             schedules=list(wanted.values()),
-            work_pool_name=POOL,
-            job_variables={
-                # A stop then reaches the run's process alone, which ends what is below it in order.
-                "command": f"{sys.executable} -m prefect.engine",
-                "working_dir": str(settings.root),
-                "env": {"TURBO_VAED_ROOT": str(settings.root)},
-            },
-            entrypoint_type=EntrypointType.MODULE_PATH,
-            tags=["turbo-vaed"],
         )
-        assert isinstance(deployment, RunnerDeployment), "not awaited"
-        made = deployment.apply()
-        assert isinstance(made, UUID), "not awaited"
+        _schedule_maintenance(settings)
         for one in stored:  # a server keeps those that an update leaves out
             if one.slug not in wanted:
                 client.delete_deployment_schedule(made, one.id)
     return rows()
+
+
+def _schedule_maintenance(settings: Settings) -> None:
+    _deployed(
+        maintenance_flow,
+        settings,
+        name="all",
+        description="Dead runs are settled.",
+        schedules=[Cron(CRON, slug="all")],
+    )
+
+
+def _deployed(flow: Flow[Any, Any], settings: Settings, **given: Any) -> UUID:
+    """Deploy a flow into the pool, for the checkout; returns the deployment's id."""
+    deployment = flow.to_deployment(
+        work_pool_name=POOL,
+        job_variables={
+            # A stop then reaches the run's process alone, which ends what is below it in order.
+            "command": f"{sys.executable} -m prefect.engine",
+            "working_dir": str(settings.root),
+            "env": {"TURBO_VAED_ROOT": str(settings.root)},
+        },
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        tags=["turbo-vaed"],
+        **given,
+    )
+    assert isinstance(deployment, RunnerDeployment), "not awaited"
+    made = deployment.apply()
+    assert isinstance(made, UUID), "not awaited"
+    return made
 
 
 def rows() -> list[Row]:

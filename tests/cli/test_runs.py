@@ -78,6 +78,18 @@ def test_there_is_nothing_to_abort(call):
     assert code == 2 and "no run of acme" in err
 
 
+def test_all_dead_runs_are_settled_and_no_living_one(call, open_runs):
+    assert "no run has died" in call("settle")[1]
+    this = Process.this()
+    open_runs.acquire("dead", replace(this, began=this.began - 1))
+    open_runs.acquire("alive", this)
+    code, out, _ = call("settle")
+    assert code == 0 and "of dead" in out and "alive" not in out
+    assert {one.customer: one.state for one in open_runs.all()} == {
+        "alive": "running", "dead": "ended",
+    }  # fmt: skip
+
+
 def test_a_dead_run_is_settled_also_where_mlflow_is_away(call, open_runs):
     gone = Process.of(Process.this().number)
     open_runs.acquire("acme", replace(gone, began=gone.began - 1))

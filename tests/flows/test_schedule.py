@@ -131,6 +131,8 @@ def test_a_server_has_the_schedules_of_params_yaml_and_keeps_what_is_paused(tmp_
     with get_client(sync_client=True) as client:
         after = {s.slug: s.id for s in schedule._stored(client)}
         parameters = {s.slug: s.parameters for s in schedule._stored(client)}
+        (also,) = client.read_deployment_by_name("maintenance/all").schedules
+        assert also.active
     assert after["c-0"] == before["c-0"], "an unchanged schedule is not made anew"
     assert parameters["c-4"] == {"customer": "c-4"}
     schedule.set_paused("c-1", False)

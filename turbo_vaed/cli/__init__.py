@@ -33,7 +33,7 @@ from turbo_vaed.cli.tables import Customer, Format, show
 from turbo_vaed.errors import CorruptFile, TurboVaedError
 from turbo_vaed.runtime import garbage
 from turbo_vaed.runtime.interrupts import signals_interrupt
-from turbo_vaed.settings import ENVIRONMENT, Settings
+from turbo_vaed.settings import Settings, set_environment_defaults
 
 app = typer.Typer(
     name="turbo-vaed",
@@ -61,8 +61,7 @@ def main() -> int:
     """Entry point: run a verb and return its exit code."""
     garbage.collect_rarely()
     garbage.skip_last_collections()
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment_defaults()
     try:
         # Typer returns the code of an `Exit` that a command raises.
         with signals_interrupt():

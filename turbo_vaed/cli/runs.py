@@ -27,7 +27,7 @@ def list_runs(
     """The runs that go on, and those that died: one per customer, where it runs, and what it does.
 
     A dead run was not seen for two minutes, or its process has ended. The customer's next run
-    settles it, or `turbo-vaed runs abort`.
+    settles it, or `turbo-vaed runs settle`.
     """
     from turbo_vaed.costs.open_runs import OpenRuns
 
@@ -91,6 +91,19 @@ def abort(
         raise Fault(
             f"{what} has not ended after {wait:.0f} s; turbo-vaed runs list shows its state"
         )
+
+
+@app.command("settle")
+def settle_runs() -> None:
+    """Settle all runs that died: end their reservations, their runs in MLflow and in Prefect. A
+    team's Prefect does this every quarter of an hour, once `schedule sync` has run."""
+    from flows.open_run import settle_dead
+
+    found = settle_dead(Settings.from_environment())
+    for dead in found:
+        print(f"settled: run {dead.run or 'without an id'} of {dead.customer} ({dead.holder})")
+    if not found:
+        print("no run has died")
 
 
 def _user() -> str:
