@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import sys
 import traceback
 from typing import Annotated
