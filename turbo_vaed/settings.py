@@ -46,9 +46,9 @@ ENVIRONMENT = {
 }
 """Set for the command line, flows and their children where not set already: nothing phones home, no
 client tries for minutes, a slow machine may take its time to start Prefect's own server, and Ray
-Train looks often whether a worker is lost and waits shortly for one that will not come back (that is
-the time to find room for it, not the time that it takes to start). At Ray's own niceness of 15 its
-workers starve next to anything else that runs."""
+Train looks often whether a worker is lost and waits shortly for one that will not come back (that
+is the time to find room for it, not the time that it takes to start). At Ray's own niceness of 15
+its workers starve next to anything else that runs."""
 
 
 def set_environment_defaults() -> None:
