@@ -6,6 +6,7 @@ directory of the process and so breaks in tasks.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db.engine import BUSY_SECONDS
@@ -24,6 +26,8 @@ from turbo_vaed.runtime.processes import environment_of_children
 from turbo_vaed.stages import params
 from turbo_vaed.workspace import Workspace
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _BUSY = "is busy, it is being blocked by"
 """DVC's message about a path that another of its processes works on."""
 _BUSY_SECONDS = 90.0
@@ -147,39 +151,26 @@ class _Failed(Fault):
     """DVC ended with an error: its own, or that of the stage it ran."""
 
 
+def _again_while_busy(call: Callable[P, T]) -> Callable[P, T]:
+    """A call of DVC, made again where another DVC works on the same files: that of a run which was
+    killed ends within a minute. It raises `Refused` where it still does after `_BUSY_SECONDS`."""
+
+    @functools.wraps(call)
+    def patient(*args: P.args, **kwargs: P.kwargs) -> T:
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                return call(*args, **kwargs)
+            except Refused:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_BUSY_SECONDS / 20)
+
+    return patient
+
+
+@_again_while_busy
 def _dvc(
-    root: Path,
-    arguments: list[str],
-    environment: Mapping[str, str],
-    *,
-    timeout_seconds: float,
-    stage: str = "",
-    has_ended: Callable[[], bool] = lambda: False,
-) -> tuple[str, str]:
-    """As `_dvc_once`, again where another DVC works on the same files: that of a run which was
-    killed ends within a minute.
-
-    Raises:
-        Refused: it still does after `_BUSY_SECONDS`.
-    """
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            return _dvc_once(
-                root,
-                arguments,
-                environment,
-                timeout_seconds=timeout_seconds,
-                stage=stage,
-                has_ended=has_ended,
-            )
-        except Refused:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_BUSY_SECONDS / 20)
-
-
-def _dvc_once(
     root: Path,
     arguments: list[str],
     environment: Mapping[str, str],

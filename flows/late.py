@@ -1,4 +1,4 @@
-"""Scheduled runs that come too late, or whose next one is due already: they are skipped."""
+"""Which scheduled runs are skipped: those that start too late, or after the next one is due."""
 
 from __future__ import annotations
 

@@ -23,16 +23,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run as prefect_run
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled
 from prefect.tasks import Task
 
-from flows import admission, dvc, effects, late, open_run, runs
+from flows import admission, dvc, effects, late, open_run, runs, states
 from flows.effects import Outcome
 from flows.open_run import Heartbeat, Reached
 from flows.to_do import ToDo, to_do, to_do_now
 from turbo_vaed.config.schema import Params
 from turbo_vaed.config.stages import RAY_STAGES, STAGES
-from turbo_vaed.errors import Busy, CorruptFile, Fault, Refused, Stopped, TimedOut, Unreachable
+from turbo_vaed.errors import Busy, CorruptFile, Fault, Stopped, TimedOut, Unreachable
 from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.runtime.files import read_json
@@ -171,23 +171,28 @@ def poc_flow(customer: str) -> State[Outcome]:
     flow_run = str(prefect_run.id)
     try:
         with signals_interrupt():
-            settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
-            try:
-                if why := late.why_this_is_skipped(settings, customer):
-                    return Completed(name="Skipped", message=f"{customer} was skipped: {why}")
-                found = state_of(run_poc(settings, customer))
-            except Busy as error:
-                if late.is_scheduled(flow_run):
-                    return Completed(name="Skipped", message=f"{customer} was skipped: {error}")
-                found = state_of_failure(error)
-            except Exception as error:
-                found = state_of_failure(error)
+            found = ended(customer, flow_run)
             if found.is_cancelled() or not open_run.is_cancelled(flow_run):
                 return found
             # Cancelled when it had ended: Prefect takes no other state then.
             return Cancelled(name="Stopped", message=found.message, data=found.data)
     except KeyboardInterrupt:
-        return state_of_failure(Stopped("the run was stopped; run the same command again"))
+        return states.state_of_failure(Stopped("the run was stopped; run the same command again"))
+
+
+def ended(customer: str, flow_run: str) -> State[Outcome]:
+    """Run a customer, or skip it; the state of what came of it."""
+    try:
+        settings = Settings.from_environment()  # no parameter: Prefect would keep its secrets
+        if why := late.why_this_is_skipped(settings, customer):
+            return states.skipped(customer, why)
+        return states.state_of(run_poc(settings, customer))
+    except Busy as error:
+        if late.is_scheduled(flow_run):
+            return states.skipped(customer, str(error))
+        return states.state_of_failure(error)
+    except Exception as error:
+        return states.state_of_failure(error)
 
 
 def run_poc(settings: Settings, customer: str) -> Outcome:
@@ -219,46 +224,6 @@ def run_poc(settings: Settings, customer: str) -> Outcome:
             heartbeat.end_interrupts()
             if reached.run and not heartbeat.is_lost:
                 admission.release(settings, reached.run)
-
-
-class Ended(Exception):
-    """What a run came to, as a state has it that is not of type completed."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.sentence)
-        self.outcome = outcome
-
-
-def state_of(outcome: Outcome) -> State[Outcome]:
-    """The state of a flow that did its work."""
-    if outcome.is_unchanged or outcome.result == "passes":
-        name = "Unchanged" if outcome.is_unchanged else "Passed"
-        return Completed(name=name, message=outcome.sentence, data=Ended(outcome))
-    name = "GateFailed" if outcome.result == "fails" else "Inconclusive"
-    return Failed(name=name, message=outcome.sentence, data=Ended(outcome))
-
-
-def state_of_failure(error: Exception) -> State[Outcome]:
-    """The state of a flow that ended before its gate."""
-    message = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
-    if isinstance(error, Stopped):
-        return Cancelled(name="Stopped", message=message, data=error)
-    name = "Refused" if isinstance(error, Refused) else "Fault"
-    return Failed(name=name, message=message, data=error)
-
-
-def outcome_of(state: State[Any]) -> Outcome:
-    """What the flow came to.
-
-    Raises:
-        TurboVaedError: what ended it before its gate.
-    """
-    found: object = state.result(raise_on_failure=False)
-    if isinstance(found, Ended):
-        return found.outcome
-    if isinstance(found, BaseException):
-        raise found
-    raise Fault(f"the flow ended as {state.name}: {state.message}")
 
 
 def complete(
@@ -398,7 +363,7 @@ def start(settings: Settings, customer: str) -> Outcome:
     print_failures_once()
     if not PREFECT_API_URL.value():
         start_server()
-    return outcome_of(poc_flow(customer, return_state=True))
+    return states.outcome_of(poc_flow(customer, return_state=True))
 
 
 def start_server() -> None:

@@ -1,8 +1,8 @@
 """Schedules: when a team's Prefect runs the PoC of each customer, as params.yaml says.
 
 One deployment serves all customers, with a schedule per customer, into a work pool of processes: a
-worker on the controller runs what is due. A run that comes too late, or whose next one is due
-already, is skipped at no cost.
+worker on the controller runs what is due. A run that starts too late, or after the next one is
+due, is skipped at no cost.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ def test_of_many_that_take_a_customer_at_once_one_has_it(url):
             except Refused as refused:
                 got.append(refused)
 
-    OpenRuns.open(url).close()
+    with OpenRuns.open(url):
+        pass  # the tables are made
     threads = [threading.Thread(target=take) for _ in range(8)]
     for one in threads:
         one.start()

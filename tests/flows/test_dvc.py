@@ -152,6 +152,24 @@ def test_a_stage_may_wait_for_its_ledger_before_it_is_killed():
     assert dvc._INTERRUPT_SECONDS > 2 * engine.BUSY_SECONDS
 
 
+@pytest.mark.parametrize(("busy_times", "ends_well"), [(2, True), (10**6, False)])
+def test_files_that_a_killed_run_still_uses_are_waited_for(monkeypatch, busy_times, ends_well):
+    monkeypatch.setattr(dvc, "_BUSY_SECONDS", 0.2)
+    tries = []
+
+    def call(answer):
+        tries.append(answer)
+        if len(tries) <= busy_times:
+            raise Refused("busy")
+        return answer
+
+    if ends_well:
+        assert dvc._again_while_busy(call)("done") == "done" and len(tries) == 3
+        return
+    with pytest.raises(Refused, match="busy"):
+        dvc._again_while_busy(call)("done")
+
+
 def test_one_flow_at_a_time_for_a_customer(tmp_path):
     with (
         runs.customer_lock(tmp_path, "acme"),

@@ -13,11 +13,11 @@ import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import temporary_settings
 
-from flows import poc, runs
+from flows import poc, runs, states
 from flows.effects import Outcome
 from flows.to_do import ToDo
 from turbo_vaed.config.stages import STAGES
-from turbo_vaed.errors import BudgetRefused, CorruptFile, Fault, Stopped, TimedOut, UserError
+from turbo_vaed.errors import BudgetRefused, Busy, CorruptFile, Fault, Stopped, TimedOut, UserError
 
 
 class State:
@@ -145,7 +145,7 @@ def test_only_a_run_that_does_something_starts_a_temporary_server(monkeypatch, u
     monkeypatch.setattr(poc, "to_do_now", lambda *_: todo)
     monkeypatch.setattr(poc.effects, "unchanged", lambda _: "unchanged")
     monkeypatch.setattr(poc, "poc_flow", lambda *_, **__: "flow")
-    monkeypatch.setattr(poc, "outcome_of", lambda state: state)
+    monkeypatch.setattr(states, "outcome_of", lambda state: state)
     monkeypatch.setattr(poc, "print_failures_once", lambda: None)
     monkeypatch.setattr(poc, "start_server", lambda: None)
     with temporary_settings({poc.PREFECT_API_URL: url}):
@@ -166,9 +166,9 @@ def outcome(result, **given):
     ],
 )
 def test_the_state_of_a_flow_says_what_its_gate_found(found, name, kind):
-    state = poc.state_of(found)
+    state = states.state_of(found)
     assert (state.name, state.type.value) == (name, kind)
-    assert poc.outcome_of(state) == found
+    assert states.outcome_of(state) == found
 
 
 @pytest.mark.parametrize(
@@ -183,12 +183,25 @@ def test_the_state_of_a_flow_says_what_its_gate_found(found, name, kind):
 )
 def test_the_state_of_a_flow_says_why_it_did_not_get_there(error, name, kind):
     error.add_note("report: /r")
-    state = poc.state_of_failure(error)
+    state = states.state_of_failure(error)
     assert (state.name, state.type.value) == (name, kind)
     assert str(error) in state.message and "report: /r" in state.message
     with pytest.raises(type(error)) as raised:
-        poc.outcome_of(state)
+        states.outcome_of(state)
     assert raised.value is error
+
+
+@pytest.mark.parametrize(("is_scheduled", "name"), [(True, "Skipped"), (False, "Refused")])
+def test_only_a_scheduled_run_is_skipped_while_the_customer_runs(monkeypatch, is_scheduled, name):
+    def run_poc(*_):
+        raise Busy("a run of tiny is going on")
+
+    monkeypatch.setattr(poc.Settings, "from_environment", lambda: None)
+    monkeypatch.setattr(poc.late, "why_this_is_skipped", lambda *_: "")
+    monkeypatch.setattr(poc.late, "is_scheduled", lambda _: is_scheduled)
+    monkeypatch.setattr(poc, "run_poc", run_poc)
+    state = poc.ended("tiny", "a flow run")
+    assert state.name == name and "going on" in state.message
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -8,10 +8,11 @@ counts no more, and ends. Times are the database's own, so that machines' clocks
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -66,12 +67,17 @@ class OpenRuns:
         self._engine = engine
 
     @classmethod
-    def open(cls, url: str) -> OpenRuns:
-        """The table in the ledger at a SQLAlchemy URL.
+    @contextmanager
+    def open(cls, url: str) -> Iterator[OpenRuns]:
+        """The table in the ledger at a SQLAlchemy URL, until the block ends.
 
         Raises: as `Ledger.open`.
         """
-        return cls(open_database(url))
+        engine = open_database(url)
+        try:
+            yield cls(engine)
+        finally:
+            engine.dispose()
 
     def acquire(
         self, customer: str, holder: Process, *, flow_run: str = ""
@@ -170,21 +176,6 @@ class OpenRuns:
         """
         with translated_errors(self._engine.url), self._engine.connect() as connection:
             return _read(connection, customer)
-
-    def close(self) -> None:
-        """Let go of the database."""
-        self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _columns(holder: Process) -> dict[str, Any]:

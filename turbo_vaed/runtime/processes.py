@@ -24,12 +24,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A process of a machine, told apart from a later one of the same number."""
+    """A process of one machine; a later process with the same number is another one."""
 
     host: str
     """The machine's name, for people."""
     machine: str
-    """Tells it from others of that name: the boot, and the namespace of process numbers."""
+    """Identifies the machine: its boot, and the namespace of process numbers."""
     number: int
     began: float
     """When it began, by a clock that nobody sets: on Linux ticks since the boot."""
