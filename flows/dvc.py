@@ -14,22 +14,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db.engine import BUSY_SECONDS
 from turbo_vaed.errors import Fault, Refused, TimedOut, TurboVaedError
 from turbo_vaed.metering.outcome import Expected, raised
 from turbo_vaed.runtime.processes import environment_of_children
-from turbo_vaed.stages import params
-from turbo_vaed.workspace import Workspace
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _BUSY = "is busy, it is being blocked by"
 """DVC's message about a path that another of its processes works on."""
+_NOT_THERE = "do not exist neither locally nor on remote"
+"""Of its message about objects that are lost."""
 _BUSY_SECONDS = 90.0
 """How long that is waited for."""
 _INTERRUPT_SECONDS = 2 * BUSY_SECONDS + 15.0
@@ -65,36 +66,53 @@ live as long as the pass over the data, so that a lost actor is started again. N
 _TAIL_LINES = 30
 
 
-def stale_stages(root: Path, customer: str, stages: tuple[str, ...]) -> list[str]:
-    """Those of a customer's stages whose inputs, params or outputs changed, in order.
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What DVC finds of a customer's stages; both in the order of the stages."""
+
+    changed: list[str]
+    """Those whose inputs, params or outputs are other ones than it has recorded."""
+    missing: list[str]
+    """Those whose outputs are not here, though it has recorded some; nothing else has changed."""
+
+
+def status(root: Path, customer: str, stages: tuple[str, ...]) -> Status:
+    """Compare a customer's stages with what DVC has recorded of them.
 
     Raises:
         Fault: DVC itself failed.
     """
     targets = [_target(customer, stage) for stage in stages]
     command = ["status", "--json", *targets]
-    status, errors = _dvc(root, command, {}, timeout_seconds=_HASHING_SECONDS)
+    output, errors = _dvc(root, command, {}, timeout_seconds=_HASHING_SECONDS)
     try:
-        found = json.loads(status.strip().splitlines()[-1])
+        found = json.loads(output.strip().splitlines()[-1])
     except (ValueError, IndexError):
         found = None
     if not isinstance(found, dict):
-        raise Fault(f"dvc status printed no JSON object: {status[-500:]} {errors[-500:]}")
-    return [stage for stage, target in zip(stages, targets, strict=True) if target in found]
+        raise Fault(f"dvc status printed no JSON object: {output[-500:]} {errors[-500:]}")
+    differences = {
+        stage: list(_differences(root, customer, found.get(target, [])))
+        for stage, target in zip(stages, targets, strict=True)
+    }
+    changed = [stage for stage, kinds in differences.items() if "changed" in kinds]
+    missing = [stage for stage, kinds in differences.items() if "missing" in kinds]
+    return Status(changed=changed, missing=[stage for stage in missing if stage not in changed])
 
 
-def stale_after_params(workspace: Workspace, stages: tuple[str, ...]) -> list[str]:
-    """As `stale_stages`, by the workspace's params: the customer's pipeline and the sections of its
-    params are written first, which takes no time and so needs no DVC. The customer's lock must be
-    held: a run that goes on must not be given others.
-
-    Raises:
-        UserError: no teacher, or no perceptual weights, where the params name some.
-        Fault: DVC itself failed.
-    """
-    pipeline.write(workspace.root, workspace.customer, workspace.params.source)
-    params.run(workspace)
-    return stale_stages(workspace.root, workspace.customer, stages)
+def _differences(root: Path, customer: str, found: list[Any]) -> Iterator[str]:
+    """For each difference of a stage, `changed`; or `missing` where an output is not here; or
+    `input missing`, where that is another stage's."""
+    for one in found:
+        if not isinstance(one, dict):  # its command, or it always changes
+            yield "changed"
+            continue
+        for path in (one.get("changed deps") or {}) | (one.get("changed outs") or {}):
+            is_made = path.startswith(f"work/{customer}/")
+            if not is_made or (root / path).exists():
+                yield "changed"
+            else:
+                yield "missing" if "changed outs" in one else "input missing"
 
 
 def reproduce(
@@ -135,11 +153,28 @@ def reproduce(
         raise raised(outcome, stage) from None
 
 
-def push(root: Path, customer: str, stages: tuple[str, ...]) -> str:
+def push(root: Path, customer: str, stages: Sequence[str]) -> str:
     """`dvc push` of a customer's outputs to the configured remote; returns DVC's last line."""
     targets = [_target(customer, stage) for stage in stages]
     out, _ = _dvc(root, ["push", *targets], {}, timeout_seconds=_HASHING_SECONDS)
     return out.strip().splitlines()[-1] if out.strip() else "nothing to push"
+
+
+def pull(root: Path, customer: str, stages: Sequence[str]) -> bool:
+    """`dvc pull` of outputs of a customer from the configured remote; false where it does not have
+    all of them.
+
+    Raises:
+        Fault: the remote does not answer, or DVC failed.
+    """
+    targets = [_target(customer, stage) for stage in stages]
+    try:
+        _dvc(root, ["pull", "--force", *targets], {}, timeout_seconds=_HASHING_SECONDS)
+    except _Failed as failed:
+        if _NOT_THERE not in str(failed):
+            raise
+        return False
+    return True
 
 
 def _target(customer: str, stage: str) -> str:

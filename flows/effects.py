@@ -44,7 +44,8 @@ class Outcome:
     """What a run came to."""
 
     sentence: str
-    report: Path
+    report: Path | None
+    """None where the run was another checkout's."""
     run_id: str
     result: str
     """The verdict: `passes`, `fails` or `inconclusive`; approval by a person is another matter."""
@@ -59,7 +60,7 @@ def outcome(workspace: Workspace, run: runs.Run, sentence: str) -> Outcome:
         sentence += f"\n{repeat_advice(why)}"
     return Outcome(
         sentence=sentence,
-        report=workspace.report,
+        report=workspace.report if workspace.report.is_file() else None,
         run_id=run.run_id,
         result=verdict["result"],
     )

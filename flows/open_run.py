@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +70,7 @@ class Heartbeat:
             is_cancelled: whether somebody has cancelled the flow in Prefect.
             interrupt: ends what the main thread does.
         """
-        self._open_runs, self._mine, self._reached = open_runs, mine, reached
+        self.open_runs, self._mine, self._reached = open_runs, mine, reached
         self._is_cancelled, self._interrupt = is_cancelled, interrupt
         self.stopped_by = ""
         """Who or what stopped the run; empty where nothing has, or a signal."""
@@ -96,7 +96,7 @@ class Heartbeat:
         Raises:
             Unreachable: the database does not answer.
         """
-        found = self._open_runs.beat(self._mine, run=self._reached.run, step=self._reached.step)
+        found = self.open_runs.beat(self._mine, run=self._reached.run, step=self._reached.step)
         if found is None:
             self.is_lost = True
             self._stop("another run has taken its place, since this one was cut off for minutes")
@@ -104,6 +104,17 @@ class Heartbeat:
             self._stop(f"by {found.abort_by}, with turbo-vaed runs abort")
         elif self._is_cancelled():
             self._stop("cancelled in Prefect")
+
+    def save_state(self, files: Mapping[str, str]) -> str | None:
+        """As `OpenRuns.save_state`; None where the run is to stop, since it has lost the customer.
+
+        Raises:
+            Unreachable: the database does not answer.
+        """
+        revision = self.open_runs.save_state(self._mine, files)
+        if revision is None:
+            self.poll()
+        return revision
 
     def _stop(self, by: str) -> None:
         with self._lock:
@@ -129,7 +140,7 @@ class Heartbeat:
             self._thread.join(JOIN_SECONDS)
         finally:
             try:
-                self._open_runs.end(self._mine)
+                self.open_runs.end(self._mine)
             except TurboVaedError as error:  # others find that this process has ended
                 log.warning("the end of this run is not recorded: %s", error)
 

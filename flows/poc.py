@@ -26,7 +26,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled
 from prefect.tasks import Task
 
-from flows import admission, dvc, effects, late, open_run, runs, states
+from flows import admission, customer_state, dvc, effects, late, open_run, outputs, runs, states
 from flows.effects import Outcome
 from flows.open_run import Heartbeat, Reached
 from flows.to_do import ToDo, to_do, to_do_now
@@ -154,10 +154,10 @@ def report(
 @task(
     retries=2, retry_delay_seconds=10, retry_condition_fn=is_worth_retrying, cache_policy=NO_CACHE
 )
-def push(settings: Settings, customer: str) -> str:
-    """`dvc push` to the configured remote."""
+def push(settings: Settings, customer: str, stages: tuple[str, ...] = STAGES) -> str:
+    """`dvc push` of the outputs of stages to the configured remote."""
     with stoppable("push"):
-        return dvc.push(settings.root, customer, STAGES)
+        return dvc.push(settings.root, customer, stages)
 
 
 @flow(name="poc", flow_run_name="poc-{customer}")
@@ -209,7 +209,9 @@ def run_poc(settings: Settings, customer: str) -> Outcome:
         open_run.acquired(settings, customer, reached) as heartbeat,
     ):
         try:
-            todo = to_do(workspace, settings, dvc.stale_after_params(workspace, STAGES))
+            if customer_state.bring(workspace, heartbeat.open_runs):
+                get_run_logger().info("%s last ran in another checkout", customer)
+            todo = to_do(workspace, settings, outputs.stale_stages(workspace))
             if todo is None:
                 return effects.unchanged(workspace)
             if todo.why:
@@ -245,7 +247,7 @@ def complete(
             log.warning("%s begins, although the ledger does not answer: %s", step, error)
 
     try:
-        run_stages(workspace, settings, todo, reached)
+        run_stages(workspace, settings, todo, reached, heartbeat)
         begin("register")
         reached.registered = register(workspace, settings, run)
         begin("promote")
@@ -255,6 +257,7 @@ def complete(
         failed = stopped(reached, heartbeat) if is_stop(error) else error
         if not heartbeat.is_lost:
             report_failure(workspace, settings, run, reached, failed)
+            customer_state.save(workspace, heartbeat)
         if failed is error:
             raise
         raise failed from None
@@ -270,6 +273,7 @@ def complete(
         workspace.work,
         replace(run, status="done", verdict_sha256=verdict, alias=alias, measures_again=False),
     )
+    customer_state.save(workspace, heartbeat)
     return effects.outcome(workspace, run, reported.sentence)
 
 
@@ -284,8 +288,11 @@ def stopped(reached: Reached, heartbeat: Heartbeat) -> Stopped:
     return Stopped(f"{reached.step} was stopped{by}; run the same command again to resume")
 
 
-def run_stages(workspace: Workspace, settings: Settings, todo: ToDo, reached: Reached) -> None:
-    """Admit the run, and run its stages in order; `reached` follows.
+def run_stages(
+    workspace: Workspace, settings: Settings, todo: ToDo, reached: Reached, heartbeat: Heartbeat
+) -> None:
+    """Admit the run, and run its stages in order; `reached` follows. What takes long to make is
+    pushed as soon as it is made, so that another machine can go on from it.
 
     Raises:
         BudgetRefused: the estimate does not fit the budget.
@@ -297,6 +304,9 @@ def run_stages(workspace: Workspace, settings: Settings, todo: ToDo, reached: Re
         effects.start_tracking_idle_nodes(workspace, settings, todo.run)
     reached.is_begun = True
     runs.write(workspace.work, todo.run)  # a run that was refused leaves the last one as it is
+    customer_state.save(workspace, heartbeat)
+    if todo.stages:
+        outputs.bring_inputs(workspace, todo.stages[0])
     for on_ray, stages in groupby(todo.stages, lambda stage: stage in RAY_STAGES):
         ray: AbstractContextManager[dict[str, str]]
         ray = own_ray(settings) if on_ray else nullcontext({})
@@ -311,6 +321,9 @@ def run_stages(workspace: Workspace, settings: Settings, todo: ToDo, reached: Re
                     {**environment, "TURBO_VAED_RUN_ID": todo.run.run_id},
                     force=stage == todo.forced,
                 )
+                if stage in RAY_STAGES:
+                    push(settings, workspace.customer, STAGES[: STAGES.index(stage) + 1])
+                customer_state.save(workspace, heartbeat)
 
 
 @contextmanager

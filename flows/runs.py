@@ -14,7 +14,9 @@ from turbo_vaed.errors import Busy
 from turbo_vaed.runtime import files
 from turbo_vaed.settings import new_run_id
 
-_FILE = "run.json"
+RUN_FILE = "run.json"
+BEGUN_FILE = "begun.json"
+"""Beside it: the last run, and since when it may distil which student."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +42,13 @@ class Run:
 
 def read(work: Path) -> Run | None:
     """The last run of a customer, if there was one."""
-    path = work / _FILE
+    path = work / RUN_FILE
     return Run(**files.read_json(path)) if path.is_file() else None
 
 
 def write(work: Path, run: Run) -> Run:
     """Record `run` as the customer's last one, atomically; returns it."""
-    files.write_json(work / _FILE, asdict(run), indent=None)
+    files.write_json(work / RUN_FILE, asdict(run), indent=None)
     return run
 
 

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from flows import dvc, runs
+from flows import customer_state, outputs, runs
 from turbo_vaed.config.stages import STAGES, UP_TO_DISTILL
 from turbo_vaed.costs import Ledger, spending_limit
 from turbo_vaed.costs.meter import UNIT
+from turbo_vaed.costs.open_runs import OpenRuns
 from turbo_vaed.dataset.manifest import files_in
 from turbo_vaed.distill.job import which_student
 from turbo_vaed.gate import VERDICT_NAME, read_verdict, reason_to_repeat
@@ -18,8 +19,6 @@ from turbo_vaed.runtime.files import read_json, sha256_json, write_json
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
-BEGUN = "begun.json"
-"""In the customer's folder: the last run, and since when it may distil which student."""
 _MORE = Decimal("1.05")
 """Times what a month's limit left to a run: with less than this it is not resumed."""
 
@@ -51,8 +50,13 @@ def to_do_now(workspace: Workspace, settings: Settings) -> ToDo | None:
     Raises:
         Refused: a run of the customer is going on.
     """
-    with runs.customer_lock(workspace.work, workspace.customer):
-        return to_do(workspace, settings, dvc.stale_after_params(workspace, STAGES))
+    with (
+        runs.customer_lock(workspace.work, workspace.customer),
+        OpenRuns.open(settings.ledger_url) as open_runs,
+    ):
+        open_runs.require_free(workspace.customer)
+        customer_state.bring(workspace, open_runs)
+        return to_do(workspace, settings, outputs.stale_stages(workspace))
 
 
 def to_do(workspace: Workspace, settings: Settings, stale: list[str]) -> ToDo | None:
@@ -98,7 +102,7 @@ def run_to_do(workspace: Workspace, stale: list[str]) -> runs.Run | None:
     """The run that goes on, or a fresh one; None where the last one stands. A run whose verdict is
     inconclusive measures again."""
     last = runs.read(workspace.work)
-    if last is None or (last.status == "done" and (stale or not workspace.report.is_file())):
+    if last is None or (last.status == "done" and stale):
         return runs.fresh(workspace.customer)
     if last.status == "open":
         return last
@@ -141,7 +145,7 @@ def note_begun(workspace: Workspace, run: runs.Run) -> None:
     allowed, key = _allowed(workspace, run), _student_key(workspace)
     if not allowed or allowed[-1][0] != key:
         allowed.append((key, datetime.now(UTC).isoformat()))
-    write_json(workspace.work / BEGUN, {"run": run.run_id, "allowed": allowed})
+    write_json(workspace.work / runs.BEGUN_FILE, {"run": run.run_id, "allowed": allowed})
 
 
 def has_begun(workspace: Workspace, run: runs.Run, ledger: Ledger) -> bool:
@@ -160,8 +164,8 @@ def has_begun(workspace: Workspace, run: runs.Run, ledger: Ledger) -> bool:
 
 
 def _allowed(workspace: Workspace, run: runs.Run) -> list[tuple[str, str]]:
-    """Which student this run was to distil from when on, as recorded in `BEGUN`."""
-    path = workspace.work / BEGUN
+    """Which student this run was to distil from when on, as recorded in `BEGUN_FILE`."""
+    path = workspace.work / runs.BEGUN_FILE
     document = read_json(path) if path.is_file() else {}
     found = document.get("allowed", []) if document.get("run") == run.run_id else []
     return [(key, since) for key, since in found]

@@ -139,7 +139,9 @@ def test_a_run_that_may_cost_more_than_is_left_reserves_all_of_it(
     workspace: Workspace, settings: Settings
 ) -> None:
     """It is admitted by the low end of its estimate, and nothing is left for another one."""
-    spend(settings, "demo-2", stage="gate", quantity=Decimal(900))  # a quarter of an hour
+    month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    its = {"started_at": month, "ended_at": month, "quantity": Decimal(900)}  # a quarter of an hour
+    spend(settings, "demo-2", stage="gate", **its)
     run, cents = runs.fresh("demo"), Decimal("0.042")
     budget = dataclasses.replace(workspace.params.budget, total_month_usd=cents)
     workspace = dataclasses.replace(
@@ -148,8 +150,7 @@ def test_a_run_that_may_cost_more_than_is_left_reserves_all_of_it(
     assert "estimated at $0.02" in admit(workspace, settings, run, ["gate"])
     with Ledger.open(settings.ledger_url) as ledger:
         (reservation,) = ledger.reservations(at=datetime.now(UTC))
-        spent = ledger.spent(customer=None, since=datetime(2026, 11, 1, tzinfo=UTC),
-                             until=datetime.now(UTC))[0]  # fmt: skip
+        spent, _ = ledger.spent(customer=None, since=month, until=datetime.now(UTC))
     assert reservation.unspent_usd == cents - spent
     with pytest.raises(BudgetRefused, match="reserved"):
         admit(workspace, settings, runs.fresh("acme"), ["gate"])
@@ -161,7 +162,7 @@ def test_a_preview_writes_and_reserves_nothing(
 ) -> None:
     """Whether it would be refused or not."""
     monkeypatch.setattr(admission, "preflight", lambda *_: changed(workspace, steps=steps))
-    monkeypatch.setattr(to_do.dvc, "stale_after_params", lambda *_: ["distill"])
+    monkeypatch.setattr(to_do.outputs, "stale_stages", lambda *_: ["distill"])
     (workspace.work / ".lock").touch()  # of nobody
     before = sorted(workspace.work.rglob("*"))
     if steps == 1000:

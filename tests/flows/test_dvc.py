@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import dvc, runs
+from flows import dvc, outputs, runs
 from tests import configs
 from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db import engine
@@ -131,7 +131,7 @@ def interrupts(request):
 def test_a_stage_that_takes_too_long_is_interrupted_and_named(root):
     (root / "stage.py").write_text(STAGE)
     add_stage(root, "slow", cmd=f"{sys.executable} stage.py", deps=["stage.py"])
-    assert dvc.stale_stages(root, "tiny", ("slow",)) == ["slow"]
+    assert dvc.status(root, "tiny", ("slow",)).changed == ["slow"]
     with pytest.raises(Fault, match=r"slow took more than 3 s"):
         run(root, "slow", seconds=3)
     assert (root / "started").exists()
@@ -144,7 +144,7 @@ def test_a_stage_that_has_ended_is_not_stopped_while_dvc_waits_for_its_lock(root
     (root / "stage.py").write_text(waits + "time.sleep(4)\nopen('out', 'w').close()\n")
     add_stage(root, "brief", cmd=f"{sys.executable} stage.py", outs=["out"])
     run(root, "brief", seconds=2)
-    assert dvc.stale_stages(root, "tiny", ("brief",)) == []
+    assert dvc.status(root, "tiny", ("brief",)).changed == []
 
 
 def test_a_stage_may_wait_for_its_ledger_before_it_is_killed():
@@ -212,9 +212,9 @@ def test_a_customer_reads_and_writes_its_own_lock_only(root):
     other.mkdir(parents=True)
     (other / "dvc.yaml").write_text("stages: [this, is, none]")
     (other / "dvc.lock").write_text("damaged")
-    assert dvc.stale_stages(root, "tiny", ("clip",)) == ["clip"]
+    assert dvc.status(root, "tiny", ("clip",)).changed == ["clip"]
     run(root, "clip")
-    assert dvc.stale_stages(root, "tiny", ("clip",)) == []
+    assert dvc.status(root, "tiny", ("clip",)).changed == []
     lock = yaml.safe_load((pipeline.folder(root, "tiny") / "dvc.lock").read_text())
     assert list(lock["stages"]) == ["clip"]
     assert (other / "dvc.lock").read_text() == "damaged"
@@ -224,9 +224,10 @@ def test_a_pipeline_is_brought_up_to_date_with_the_params(tmp_path, monkeypatch)
     """Under the customer's lock, and so never below a run that goes on."""
     configs.copy_to(tmp_path)
     shutil.copy(Path(__file__).parents[2] / "dvc.yaml", tmp_path)
-    monkeypatch.setattr(dvc.params, "run", lambda workspace: {})
-    monkeypatch.setattr(dvc, "stale_stages", lambda root, customer, stages: list(stages))
-    assert dvc.stale_after_params(Workspace.load(tmp_path, "demo"), ("clip",)) == ["clip"]
+    monkeypatch.setattr(outputs.params, "run", lambda workspace: {})
+    found = dvc.Status(changed=["clip"], missing=[])
+    monkeypatch.setattr(dvc, "status", lambda *_: found)
+    assert outputs.stale_stages(Workspace.load(tmp_path, "demo")) == ["clip"]
     made = yaml.safe_load((pipeline.folder(tmp_path, "demo") / "dvc.yaml").read_text())
     assert "data/demo" in made["stages"]["validate"]["deps"]
 
@@ -271,4 +272,4 @@ def test_dvc_reports_a_customers_figures_and_curves(root):
 def test_a_status_that_is_no_json_object_is_a_fault(tmp_path, monkeypatch, status):
     monkeypatch.setattr(dvc, "_dvc", lambda *_, **__: (status, "a warning of DVC"))
     with pytest.raises(Fault, match="a warning of DVC"):
-        dvc.stale_stages(tmp_path, "tiny", ("clip",))
+        dvc.status(tmp_path, "tiny", ("clip",))

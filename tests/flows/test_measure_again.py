@@ -85,7 +85,7 @@ def test_a_run_started_again_repeats_only_the_gate(work, monkeypatch, result, ag
     monkeypatch.setattr(to_do, "has_begun", lambda *_: False)
     monkeypatch.setattr(admission, "preflight", lambda *_: workspace)
     monkeypatch.setattr(effects, "unchanged", lambda *_: "unchanged")
-    monkeypatch.setattr(flow.dvc, "stale_after_params", lambda *_: [])
+    monkeypatch.setattr(flow.outputs, "stale_stages", lambda *_: [])
     monkeypatch.setattr(to_do, "run_with_more_budget", lambda *_: None)
 
     def complete(_workspace, _settings, todo, *_):
@@ -109,7 +109,7 @@ def test_a_run_started_again_repeats_only_the_gate(work, monkeypatch, result, ag
     monkeypatch.setattr(to_do, "run_with_more_budget", lambda *_: more)
     flow.run_poc(settings, "demo")
     assert (ran[2].run, ran[2].stale, ran[2].forced) == (more, ["distill"], "distill")
-    monkeypatch.setattr(flow.dvc, "stale_after_params", lambda *_: ["validate", "clip"])
+    monkeypatch.setattr(flow.outputs, "stale_stages", lambda *_: ["validate", "clip"])
     flow.run_poc(settings, "demo")
     assert (ran[3].stale, ran[3].forced) == (["validate", "clip"], ""), "another training"
 

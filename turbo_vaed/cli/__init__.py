@@ -113,7 +113,8 @@ def run_poc(customer: Customer) -> None:
 
     outcome = start(Settings.from_environment(), customer)
     print(outcome.sentence)
-    print(f"report: {outcome.report}")
+    if outcome.report is not None:
+        print(f"report: {outcome.report}")
     if outcome.result != "passes":
         raise typer.Exit(1)
 

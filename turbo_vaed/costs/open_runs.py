@@ -4,11 +4,16 @@ A run takes its customer in the ledger's database and sends a heartbeat there ev
 that has sent none for `DEAD_AFTER` has died, and the next run takes its place. Each holder gets a
 token larger than all before it: a run that was only cut off finds, when it is back, that its own
 counts no more, and ends. Times are the database's own, so that machines' clocks need not agree.
+
+Beside it lies what a run leaves to the next one, wherever that runs: the small files that say which
+run it was and what it has made. Only who holds the customer can replace them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,7 +23,7 @@ import sqlalchemy as sa
 
 from turbo_vaed.costs.db.engine import translated_errors, writing
 from turbo_vaed.costs.db.migrate import open_database
-from turbo_vaed.costs.db.schema import NOW, OPEN_RUNS
+from turbo_vaed.costs.db.schema import CUSTOMER_STATES, NOW, OPEN_RUNS
 from turbo_vaed.errors import Busy
 from turbo_vaed.runtime.processes import Process
 
@@ -60,8 +65,18 @@ class OpenRun:
         return "aborting" if self.abort_by else "running"
 
 
+@dataclass(frozen=True, kw_only=True)
+class CustomerState:
+    """What the last run of a customer has left."""
+
+    revision: str
+    """Another one each time that it is saved."""
+    files: Mapping[str, str]
+    """Name -> content."""
+
+
 class OpenRuns:
-    """The table of open runs, in the ledger's database."""
+    """The tables of open runs and of what they leave, in the ledger's database."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -143,6 +158,39 @@ class OpenRuns:
         """
         with translated_errors(self._engine.url), writing(self._engine) as connection:
             return bool(connection.execute(_held(mine).values(ended_at=NOW)).rowcount)
+
+    def save_state(self, mine: OpenRun, files: Mapping[str, str]) -> str | None:
+        """Replace what the customer's runs leave to the next one; returns its new revision. None
+        where another run has taken the customer: nothing is replaced.
+
+        Raises:
+            Unreachable: the database does not take it.
+        """
+        fresh = {"revision": uuid.uuid4().hex, "files": json.dumps(dict(files)), "saved_at": NOW}
+        with translated_errors(self._engine.url), writing(self._engine) as connection:
+            # An update and not a query: the row stays locked until this is committed.
+            if not connection.execute(_held(mine).values(token=mine.token)).rowcount:
+                return None
+            of = CUSTOMER_STATES.c.customer == mine.customer
+            if not connection.execute(CUSTOMER_STATES.update().where(of).values(**fresh)).rowcount:
+                row = CUSTOMER_STATES.insert().values(customer=mine.customer, **fresh)
+                connection.execute(row)
+        return str(fresh["revision"])
+
+    def state_of(self, customer: str) -> CustomerState | None:
+        """What the customer's last run has left; None where none has left anything.
+
+        Raises:
+            Unreachable: the database does not answer.
+        """
+        query = sa.select(CUSTOMER_STATES.c.revision, CUSTOMER_STATES.c.files)
+        with translated_errors(self._engine.url), self._engine.connect() as connection:
+            found = connection.execute(
+                query.where(CUSTOMER_STATES.c.customer == customer)
+            ).one_or_none()
+        if found is None:
+            return None
+        return CustomerState(revision=found.revision, files=json.loads(found.files))
 
     def abort(self, customer: str, by: str) -> OpenRun | None:
         """Ask the customer's run to stop, which it does when it is seen next; returns its row, None

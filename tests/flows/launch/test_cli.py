@@ -29,7 +29,7 @@ def made(
 
     select_instance = instance_selection.select_instance
     monkeypatch.setenv("TURBO_VAED_ROOT", str(settings.root))
-    monkeypatch.setattr(dvc, "stale_stages", lambda *_: [])
+    monkeypatch.setattr(dvc, "status", lambda *_: dvc.Status(changed=[], missing=[]))
     monkeypatch.setattr(dvc, "reproduce", lambda root, customer, stage, **_: made.append(stage))
     monkeypatch.setattr(admission, "preflight", lambda *_: workspace)
     monkeypatch.setattr(

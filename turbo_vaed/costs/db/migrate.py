@@ -2,8 +2,8 @@
 
 To change the tables, write a new revision; a released one is never edited:
 
-1. Copy the newest file of `versions/` to `r0005_what_changes.py`; set `revision = "0005"` and
-   `down_revision = "0004"`. There is no way back, so a revision has no `downgrade`.
+1. Copy the newest file of `versions/` to `r0006_what_changes.py`; set `revision = "0006"` and
+   `down_revision = "0005"`. There is no way back, so a revision has no `downgrade`.
 2. Write `upgrade()` with `alembic.op`, for SQLite and PostgreSQL. It carries over every existing
    row. It runs in one transaction with all other pending revisions, so it is done as a whole or
    not at all; it opens and commits nothing itself. It imports nothing that may change, such as
@@ -37,7 +37,7 @@ from turbo_vaed.errors import UserError
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
-REVISION = "0004"
+REVISION = "0005"
 """The newest revision in `versions/`: what `schema.py` describes."""
 _FIRST = "0001"
 _FIRST_COLUMNS = frozenset(

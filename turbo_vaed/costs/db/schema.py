@@ -141,6 +141,16 @@ OPEN_RUNS = sa.Table(
 )
 """The last run of each customer; changes as it goes on."""
 
+CUSTOMER_STATES = sa.Table(
+    "customer_states",
+    METADATA,
+    sa.Column("customer", sa.String(200), primary_key=True),
+    sa.Column("revision", sa.String(32), nullable=False),
+    sa.Column("files", sa.Text, nullable=False),
+    sa.Column("saved_at", _Utc, nullable=False),
+)
+"""The records of each customer's last run, by file name; replaced as it goes on."""
+
 NOW: sa.ColumnElement[datetime] = sa.func.now(type_=_Utc())
 """The database's own time."""
 

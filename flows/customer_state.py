@@ -1,0 +1,69 @@
+"""What a customer's runs leave to the next one, in whatever checkout that runs: the small files
+that say which run it was, which student it may distil, and what DVC has made.
+
+They lie in the ledger's database. A checkout whose files are another revision's takes those of the
+database before a run; what the files refer to is in DVC's remote.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from flows.open_run import Heartbeat
+from flows.runs import BEGUN_FILE, RUN_FILE
+from turbo_vaed.costs.open_runs import OpenRuns
+from turbo_vaed.errors import Unreachable
+from turbo_vaed.metering.idle_nodes import TRACKING_FILE
+from turbo_vaed.planning.estimate import ESTIMATE_FILE
+from turbo_vaed.planning.history import PACE_FILE
+from turbo_vaed.runtime.files import read_json, write_json, write_text
+from turbo_vaed.workspace import Workspace
+
+_IN_WORK = (RUN_FILE, BEGUN_FILE, ESTIMATE_FILE, PACE_FILE, TRACKING_FILE)
+_MARKER = "state.json"
+"""In the customer's folder: the revision that the files there are of."""
+log = logging.getLogger(__name__)
+
+
+def bring(workspace: Workspace, open_runs: OpenRuns) -> bool:
+    """Take the files of the customer's last run, if that ran in another checkout; returns whether
+    it did. Only for whoever holds the customer, or while nobody does.
+
+    Raises:
+        Unreachable: the database does not answer.
+    """
+    found, marker = open_runs.state_of(workspace.customer), workspace.work / _MARKER
+    if found is None or (marker.is_file() and read_json(marker)["revision"] == found.revision):
+        return False
+    for name, path in _paths(workspace).items():
+        if name in found.files:
+            write_text(path, found.files[name])
+        else:
+            path.unlink(missing_ok=True)
+    shutil.rmtree(workspace.report.parent, ignore_errors=True)  # of an earlier run
+    write_json(marker, {"revision": found.revision})
+    return True
+
+
+def save(workspace: Workspace, heartbeat: Heartbeat) -> None:
+    """Leave the files as they are now to whatever runs next. A database that does not answer gets
+    them the next time: another checkout would resume further back until then."""
+    contents = {
+        name: path.read_text(encoding="utf-8")
+        for name, path in _paths(workspace).items()
+        if path.is_file()
+    }
+    try:
+        revision = heartbeat.save_state(contents)
+    except Unreachable as error:
+        log.warning("other checkouts do not see how far %s is: %s", workspace.customer, error)
+        return
+    if revision is not None:
+        write_json(workspace.work / _MARKER, {"revision": revision})
+
+
+def _paths(workspace: Workspace) -> dict[str, Path]:
+    here = {name: workspace.work / name for name in _IN_WORK}
+    return {**here, workspace.dvc_lock.name: workspace.dvc_lock}

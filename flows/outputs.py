@@ -1,0 +1,80 @@
+"""The outputs of a customer's stages: which are stale, and which lie in DVC's remote only, as in a
+fresh checkout, and have to be brought."""
+
+from __future__ import annotations
+
+import logging
+
+from flows import dvc, runs
+from turbo_vaed.config import pipeline
+from turbo_vaed.config.stages import STAGES
+from turbo_vaed.errors import Fault
+from turbo_vaed.stages import params
+from turbo_vaed.workspace import Workspace
+
+_LARGE = ("clip", "encode")
+"""Whose outputs only other stages read."""
+log = logging.getLogger(__name__)
+
+
+def stale_stages(workspace: Workspace) -> list[str]:
+    """The customer's stages that are stale by the workspace's params: the pipeline and the sections
+    of its params are written first, which takes no time and so needs no DVC. The customer's lock
+    must be held: a run that goes on must not be given others.
+
+    Outputs that are not here are brought as far as that is needed to tell. After a run that is
+    over, those of clip and encode are not: it has made whatever was stale.
+
+    Raises:
+        UserError: no teacher, or no perceptual weights, where the params name some.
+        Fault: DVC itself failed, or its remote does not answer.
+    """
+    pipeline.write(workspace.root, workspace.customer, workspace.params.source)
+    params.run(workspace)
+    found = dvc.status(workspace.root, workspace.customer, STAGES)
+    if not found.missing:
+        return found.changed
+    last = runs.read(workspace.work)
+    is_over = last is not None and last.status == "done" and not found.changed
+    if found.changed:  # all that follows is made again
+        wanted = [stage for stage in found.missing if _comes_before(stage, found.changed[0])]
+    elif is_over:
+        wanted = [stage for stage in found.missing if stage not in _LARGE]
+    else:
+        wanted = found.missing
+    is_here = _bring(workspace, wanted)
+    if is_over and is_here:
+        return []
+    now = dvc.status(workspace.root, workspace.customer, STAGES)
+    return [stage for stage in STAGES if stage in {*now.changed, *now.missing}]
+
+
+def bring_inputs(workspace: Workspace, stage: str) -> None:
+    """Bring what lies in DVC's remote of the outputs of all stages before this one.
+
+    Raises:
+        Fault: they are not there, or it does not answer.
+    """
+    missing = [
+        one for one in STAGES if _comes_before(one, stage) and not workspace.folder(one).exists()
+    ]
+    if not _bring(workspace, missing):
+        raise Fault(
+            f"{stage} needs the outputs of {', '.join(missing)}, which are neither here nor in "
+            "DVC's remote: dvc repro them, or push them from the checkout that has them"
+        )
+
+
+def _bring(workspace: Workspace, stages: list[str]) -> bool:
+    """`dvc pull` of the outputs of stages; false where they are not all in the remote."""
+    if not stages:
+        return True
+    log.info("bringing the outputs of %s from DVC's remote", ", ".join(stages))
+    is_whole = dvc.pull(workspace.root, workspace.customer, stages)
+    if not is_whole:
+        log.warning("DVC's remote does not have all outputs of %s", ", ".join(stages))
+    return is_whole
+
+
+def _comes_before(stage: str, other: str) -> bool:
+    return STAGES.index(stage) < STAGES.index(other)

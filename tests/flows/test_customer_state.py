@@ -1,0 +1,154 @@
+"""Another checkout on the same ledger goes on where the last run of a customer ended."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from flows import customer_state, dvc, outputs, runs
+from flows.open_run import Heartbeat, Reached
+from turbo_vaed.config import pipeline
+from turbo_vaed.costs.open_runs import OpenRuns
+from turbo_vaed.errors import Fault
+from turbo_vaed.runtime.processes import Process
+
+
+@pytest.fixture
+def open_runs(tmp_path):
+    with OpenRuns.open(f"sqlite:///{tmp_path}/ledger.db") as found:
+        yield found
+
+
+def checkout(root: Path) -> SimpleNamespace:
+    work = root / "work/acme"
+    (work / "report").mkdir(parents=True)
+    lock = pipeline.folder(root, "acme") / "dvc.lock"
+    return SimpleNamespace(
+        customer="acme", root=root, work=work, dvc_lock=lock, folder=work.joinpath,
+        report=work / "report/report.html", params=SimpleNamespace(source="videos"),
+    )  # fmt: skip
+
+
+def heartbeat_of(open_runs: OpenRuns) -> Heartbeat:
+    mine, _ = open_runs.acquire("acme", Process.this())
+    return Heartbeat(open_runs, mine, Reached(), lambda: False, interrupt=lambda: None)
+
+
+def end(heartbeat: Heartbeat) -> None:
+    heartbeat.open_runs.end(heartbeat._mine)
+
+
+def test_another_checkout_takes_what_the_last_run_left(tmp_path, open_runs):
+    here, there = checkout(tmp_path / "a"), checkout(tmp_path / "b")
+    first = runs.write(here.work, runs.fresh("acme"))
+    here.dvc_lock.parent.mkdir(parents=True)
+    here.dvc_lock.write_text("stages: {}\n")
+    held = heartbeat_of(open_runs)
+    customer_state.save(here, held)
+    end(held)
+    runs.write(there.work, runs.fresh("acme"))
+    (there.work / "begun.json").write_text("{}")
+    there.report.touch()
+    assert customer_state.bring(there, open_runs)
+    assert runs.read(there.work) == first
+    assert there.dvc_lock.read_text() == "stages: {}\n"
+    assert not (there.work / "begun.json").exists(), "of a run that was over"
+    assert not there.report.exists(), "of that run, too"
+    assert not customer_state.bring(there, open_runs) and not customer_state.bring(here, open_runs)
+
+
+def test_a_stage_by_hand_stays_where_no_other_checkout_has_run_since(tmp_path, open_runs):
+    here = checkout(tmp_path / "a")
+    runs.write(here.work, runs.fresh("acme"))
+    assert not customer_state.bring(here, open_runs), "nobody has left anything"
+    held = heartbeat_of(open_runs)
+    customer_state.save(here, held)
+    here.dvc_lock.parent.mkdir(parents=True)
+    here.dvc_lock.write_text("by hand")
+    assert not customer_state.bring(here, open_runs)
+    assert here.dvc_lock.read_text() == "by hand"
+
+
+def test_a_run_that_has_lost_its_customer_leaves_nothing(tmp_path, open_runs):
+    here, there = checkout(tmp_path / "a"), checkout(tmp_path / "b")
+    late = heartbeat_of(open_runs)
+    end(late)
+    held = heartbeat_of(open_runs)
+    theirs = runs.write(there.work, runs.fresh("acme"))
+    customer_state.save(there, held)
+    runs.write(here.work, runs.fresh("acme"))
+    customer_state.save(here, late)
+    assert late.is_lost
+    assert runs.RUN_FILE in open_runs.state_of("acme").files
+    assert customer_state.bring(here, open_runs) and runs.read(here.work) == theirs
+
+
+STAGES = ("validate", "clip", "gate")
+
+
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    """A checkout in which three stages have run and were pushed; what a fresh one has of it."""
+    monkeypatch.setattr(outputs, "STAGES", STAGES)
+    monkeypatch.setattr(outputs.params, "run", lambda _: None)
+    monkeypatch.setattr(outputs.pipeline, "write", lambda *_: None)
+    here = checkout(tmp_path / "a")
+    (here.work / "params").mkdir()
+    made, before = {}, "videos"
+    (here.root / "videos").write_text("1")
+    for stage in STAGES:
+        (here.work / "params" / stage).write_text("1")
+        out = f"work/acme/{stage}"
+        made[stage] = {
+            "wdir": "../..", "cmd": f"mkdir -p {out}; cat {before} work/acme/params/{stage}"
+            f" > {out}/made", "deps": [before, f"work/acme/params/{stage}"], "outs": [out],
+        }  # fmt: skip
+        before = f"{out}/made"
+    here.dvc_lock.parent.mkdir(parents=True)
+    here.dvc_lock.with_name("dvc.yaml").write_text(yaml.safe_dump({"stages": made}))
+    runs.write(here.work, runs.Run(run_id="acme-1", started="2026-11-30", status="done"))
+    remote = ("remote", "add", "-d", "shared", str(tmp_path / "remote"))
+    subprocess.run(["git", "init", "-q"], cwd=here.root, check=True)
+    for command in (("init", "-q"), remote, ("repro", str(here.dvc_lock.with_name("dvc.yaml")))):
+        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=here.root, check=True)
+    dvc.push(here.root, "acme", STAGES)
+    fresh = checkout(tmp_path / "b")
+    shutil.copytree(here.root, fresh.root, dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("cache", "tmp", *STAGES))  # fmt: skip
+    shutil.copytree(here.work / "params", fresh.work / "params", dirs_exist_ok=True)
+    return fresh
+
+
+@pytest.mark.slow
+def test_a_fresh_checkout_brings_what_it_needs(shared, tmp_path):
+    assert outputs.stale_stages(shared) == []
+    assert not (shared.work / "clip").exists(), "only stages read it"
+    assert (shared.work / "gate/made").read_text() == "1111"
+    with pytest.raises(Fault, match="neither here nor"):
+        shutil.move(tmp_path / "remote", tmp_path / "lost")
+        outputs.bring_inputs(shared, "gate")
+    shutil.move(tmp_path / "lost", tmp_path / "remote")
+    (shared.work / "params/gate").write_text("2")
+    assert outputs.stale_stages(shared) == ["gate"]
+    assert (shared.work / "clip/made").exists()
+
+
+@pytest.mark.slow
+def test_what_an_unfinished_run_left_is_compared_in_full(shared, tmp_path):
+    """Its first stage was run again and its second was not: DVC sees that from the files alone."""
+    runs.write(shared.work, runs.fresh("acme"))
+    lock = yaml.safe_load(shared.dvc_lock.read_text())
+    (dep,) = (one for one in lock["stages"]["clip"]["deps"] if one["path"].endswith("made"))
+    dep["md5"] = "0" * 32
+    shared.dvc_lock.write_text(yaml.safe_dump(lock))
+    assert outputs.stale_stages(shared) == ["clip"]
+    shutil.rmtree(shared.work / "clip")
+    shutil.rmtree(shared.root / ".dvc/cache")
+    shutil.rmtree(tmp_path / "remote")
+    assert "clip" in outputs.stale_stages(shared), "lost: it is made again"
