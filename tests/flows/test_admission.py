@@ -303,6 +303,7 @@ def test_training_that_a_months_limit_stopped_resumes_once_more_is_left(
     run_usd: str,
     limit: str,
     goes_on: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Forty days after the run has spent `spent` of the `had` that its month had left."""
     path, usd = workspace.folder("distill") / "history.json", Decimal(spent)
@@ -321,6 +322,7 @@ def test_training_that_a_months_limit_stopped_resumes_once_more_is_left(
     limited = dataclasses.replace(
         workspace, params=dataclasses.replace(workspace.params, budget=budget)
     )
+    monkeypatch.setattr(to_do, "inconclusive_reason", lambda _: "")  # there is no verdict
     found = to_do.run_with_more_budget(limited, settings)
     assert found == (dataclasses.replace(last, status="open") if goes_on else None)
     todo = to_do.to_do(limited, settings, [])  # for a flow and for a machine of EC2

@@ -67,7 +67,7 @@ def test_a_failure_is_printed_by_the_command_only(name, message, is_printed):
 
 @pytest.fixture
 def flow_without_stages(monkeypatch):
-    """`run_stages` on its own: what a stage or Ray would do is appended to the list."""
+    """`run_stages` on its own: what a stage, Ray or a push would do is appended to the list."""
     seen = []
 
     @contextmanager
@@ -88,6 +88,9 @@ def flow_without_stages(monkeypatch):
     monkeypatch.setattr(poc, "get_run_logger", lambda: logging.getLogger("poc"))
     monkeypatch.setattr(poc.admission, "admit", lambda *_: "an estimate")
     monkeypatch.setattr(poc.effects, "start_tracking_idle_nodes", lambda *_: None)
+    monkeypatch.setattr(poc, "push", lambda _, __, stages: seen.append(f"push to {stages[-1]}"))
+    monkeypatch.setattr(poc.customer_state, "save", lambda *_: None)
+    monkeypatch.setattr(poc.outputs, "bring_inputs", lambda *_: None)
     return seen
 
 
@@ -96,8 +99,8 @@ def flow_without_stages(monkeypatch):
     [
         (
             "validate",
-            ["validate", "clip", "Ray starts", "encode on Ray", "distill on Ray", "Ray ends",
-             "evaluate", "export", "gate"],
+            ["validate", "clip", "Ray starts", "encode on Ray", "push to encode", "distill on Ray",
+             "push to distill", "Ray ends", "evaluate", "export", "gate"],
         ),
         ("evaluate", ["evaluate", "export", "gate"]),
     ],
@@ -108,7 +111,7 @@ def test_a_runs_own_ray_stands_for_the_stages_that_need_it(
     workspace = SimpleNamespace(customer="tiny", params=None, work=tmp_path)
     todo = ToDo(run=runs.fresh("tiny"), stale=list(STAGES[STAGES.index(first) :]))
     reached = poc.Reached(step=first)
-    poc.run_stages(workspace, SimpleNamespace(), todo, reached)
+    poc.run_stages(workspace, SimpleNamespace(), todo, reached, None)
     assert flow_without_stages == expected
     assert reached.is_begun and reached.step == "gate"
     assert runs.read(tmp_path) == todo.run
@@ -127,7 +130,7 @@ def test_a_refused_run_leaves_the_record_of_the_last_one(
     workspace = SimpleNamespace(customer="tiny", params=None, work=tmp_path)
     todo = ToDo(run=runs.fresh("tiny"), stale=["gate"])
     with pytest.raises(BudgetRefused):
-        poc.run_stages(workspace, SimpleNamespace(), todo, poc.Reached(step="gate"))
+        poc.run_stages(workspace, SimpleNamespace(), todo, poc.Reached(step="gate"), None)
     assert runs.read(tmp_path) == last and not flow_without_stages
 
 
