@@ -129,6 +129,11 @@ class Heartbeat:
         with self._lock:
             self._is_ending = True
 
+    @property
+    def token(self) -> int:
+        """With which the run holds its customer."""
+        return self._mine.token
+
     def __enter__(self) -> Heartbeat:
         self._thread.start()
         return self

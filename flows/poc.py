@@ -318,7 +318,11 @@ def run_stages(
                     settings,
                     workspace.customer,
                     stage,
-                    {**environment, "TURBO_VAED_RUN_ID": todo.run.run_id},
+                    {
+                        **environment,
+                        "TURBO_VAED_RUN_ID": todo.run.run_id,
+                        "TURBO_VAED_TOKEN": str(heartbeat.token),
+                    },
                     force=stage == todo.forced,
                 )
                 if stage in RAY_STAGES:

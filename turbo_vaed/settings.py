@@ -6,6 +6,7 @@
 | `TURBO_VAED_LEDGER_URL` | URL of SQLite or PostgreSQL | `sqlite:///<root>/state/ledger.db` |
 | `MLFLOW_TRACKING_URI` | MLflow server or store | `sqlite:///<root>/state/mlflow.db` |
 | `TURBO_VAED_RUN_ID` | the PoC run that a stage belongs to | a fresh one per command |
+| `TURBO_VAED_TOKEN` | the token with which that run holds its customer | none |
 | `TURBO_VAED_CHECKPOINTS` | checkpoints: folder or s3://BUCKET/PREFIX | `work/NAME/checkpoints` |
 | `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
 | `TURBO_VAED_MACHINE` | this machine's labels (`turbo-vaed node labels`): its price | a local one |
@@ -65,6 +66,8 @@ class Settings:
     ledger_url: str
     mlflow_tracking_uri: str
     run_id: str | None
+    token: int | None
+    """With which the flow that runs a stage holds the customer; None for a stage by hand."""
     checkpoints_url: str | None
     """Without a slash at its end; None for the customer's own folder."""
     ray_address: str | None
@@ -101,6 +104,7 @@ class Settings:
             ledger_url=found.ledger_url or f"sqlite:///{state}/ledger.db",
             mlflow_tracking_uri=found.mlflow_tracking_uri or f"sqlite:///{state}/mlflow.db",
             run_id=found.run_id,
+            token=found.token,
             checkpoints_url=found.checkpoints_url,
             ray_address=found.ray_address,
             own_ray_address=found.own_ray_address,
@@ -145,6 +149,7 @@ def _environment() -> type[Any]:
         ledger_url: str | None = of("TURBO_VAED_LEDGER_URL")
         mlflow_tracking_uri: str | None = of("MLFLOW_TRACKING_URI")
         run_id: str | None = of("TURBO_VAED_RUN_ID")
+        token: int | None = of("TURBO_VAED_TOKEN")
         checkpoints_url: Annotated[
             str | None, BeforeValidator(lambda found: found.rstrip("/") or None)
         ] = of("TURBO_VAED_CHECKPOINTS")

@@ -123,3 +123,30 @@ def test_all_runs_are_listed_by_customer(runs):
     for customer in ("b", "a"):
         runs.acquire(customer, ELSEWHERE)
     assert [one.customer for one in runs.all()] == ["a", "b"]
+
+
+def test_a_stage_works_for_the_run_that_holds_its_customer(runs):
+    assert runs.require_held("acme", None) == 0, "by hand, before any run"
+    first, _ = runs.acquire("acme", Process.this())
+    assert runs.require_held("acme", first.token) == first.token
+    with pytest.raises(Refused):
+        runs.require_held("acme", None)
+    runs.end(first)
+    assert runs.require_held("acme", None) == first.token, "by hand, after a run"
+    runs.acquire("acme", ELSEWHERE)
+    with pytest.raises(Refused):
+        runs.require_held("acme", first.token)
+
+
+def test_only_the_run_that_holds_a_customer_replaces_what_it_leaves(runs):
+    assert runs.state_of("acme") is None
+    first, _ = runs.acquire("acme", Process.this())
+    revision = runs.save_state(first, {"run.json": "{}"})
+    runs.end(first)
+    second, _ = runs.acquire("acme", ELSEWHERE)
+    assert runs.save_state(first, {"run.json": "stale"}) is None
+    found = runs.state_of("acme")
+    assert (found.revision, found.files) == (revision, {"run.json": "{}"})
+    assert runs.save_state(second, {"dvc.lock": "a"}) != revision
+    assert runs.state_of("acme").files == {"dvc.lock": "a"}
+    assert runs.state_of("other") is None

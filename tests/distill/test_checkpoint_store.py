@@ -22,7 +22,7 @@ from tests.distill.checkpoints import make_checkpoint
 from tests.drills.faults import FlakyS3
 from turbo_vaed.distill import checkpoints
 from turbo_vaed.distill.checkpoints import Store, backoff_seconds
-from turbo_vaed.errors import CorruptFile, Fault, Unreachable, UserError
+from turbo_vaed.errors import Busy, CorruptFile, Fault, Unreachable, UserError
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -282,6 +282,20 @@ def test_a_large_checkpoint_is_uploaded_in_parts(s3_url, monkeypatch):
     store.write(make_checkpoint(1, numbers=1_400_000))
     assert "-" in fsspec.url_to_fs(s3_url)[0].info(f"{s3_url}/{store.names()[0]}")["ETag"]
     assert store.newest(never)[1].student["w"].numel() == 1_400_000
+
+
+def test_a_run_that_another_one_replaced_writes_and_removes_nothing(url):
+    late, now = Store(url, token=3), Store(url, token=4)
+    late.claim()
+    late.write(make_checkpoint(2))
+    now.claim()
+    now.write(make_checkpoint(1))
+    kept = now.names()
+    for act in (late.claim, lambda: late.write(make_checkpoint(3)), late.clear):
+        with pytest.raises(Busy):
+            act()
+    assert now.names() == kept and steps(now) == [1]
+    Store(url, token=5).claim()
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(s3_url, monkeypatch):

@@ -66,7 +66,7 @@ def test_a_run_ends_with_a_judged_registered_package_and_a_report(checkout, firs
     assert not list(work.glob(".*.partial"))
     left = sorted(p.name for p in (work / "checkpoints").iterdir())
     assert left[0].startswith("distill-") and left[1:] == ["progress.jsonl", "samples"]
-    assert len(list((work / "checkpoints" / left[0]).iterdir())) == 1, "of the last step"
+    assert len(list((work / "checkpoints" / left[0]).glob("*.pt"))) == 1, "of the last step"
     status = turbo_vaed(checkout, "distill", "status", "tiny", "--format", "json")
     assert json.loads(status.stdout)["state"] == "finished"
 

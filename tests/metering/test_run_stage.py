@@ -83,6 +83,7 @@ def test_a_stage_run_by_hand_leaves_no_reservation(
     settings = dataclasses.replace(
         Settings.from_environment(tmp_path),
         run_id=None,
+        token=None,
         ledger_url=f"sqlite:///{tmp_path}/ledger.db",
         mlflow_tracking_uri=store,
         ray_address="10.0.0.1:6379",

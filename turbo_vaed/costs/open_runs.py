@@ -138,6 +138,29 @@ class OpenRuns:
         if last is not None:
             _require_over(last)
 
+    def require_held(self, customer: str, token: int | None) -> int:
+        """Check that a stage may work for a customer; returns the token of the run it belongs to.
+
+        Args:
+            token: of that run; None for a stage by hand, which may where no run is going on, and
+                belongs to the last one.
+
+        Raises:
+            Busy: a run with another token has the customer.
+            Unreachable: the database does not answer.
+        """
+        last = self.of(customer)
+        if last is None:
+            return 0
+        if token is None:
+            _require_over(last)
+        elif last.token != token:
+            raise Busy(
+                f"another run of {customer} has taken the place of this one ({last.holder}); "
+                "nothing of this one counts any more"
+            )
+        return last.token
+
     def beat(self, mine: OpenRun, *, run: str, step: str) -> OpenRun | None:
         """Record that a run lives, and what it does; returns its row, by which somebody may have
         asked it to stop. None where another run has taken the customer: this one's time is over.

@@ -40,6 +40,9 @@ class DownstreamCost:
 class RunContext:
     """The run around a stage; the default has no run, and needs no server."""
 
+    token: int | None = None
+    """Of the run that holds the customer, larger than that of every run before; None without."""
+
     spent_usd: Callable[[], Decimal] | None = None
     """The run's spend so far, from the ledger; None where no ledger is kept."""
     reservation: RunReservation | None = None

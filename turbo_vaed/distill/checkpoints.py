@@ -23,10 +23,12 @@ from typing import Any, Self, TypeVar
 import torch
 
 from turbo_vaed.distill.checkpoint_storage import Digest, Reader, copied, serialise, storage_at
-from turbo_vaed.errors import CorruptFile, Fault, Unreachable, UserError
+from turbo_vaed.errors import Busy, CorruptFile, Fault, Unreachable, UserError
 
 _T = TypeVar("_T")
 _NAME = re.compile(r"(\d{8,})-([0-9a-f]{64})\.pt")
+_CLAIM = "holder"
+"""The object with the token of the run that may write."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.5, 15.0
 _LAST_SECONDS, _LAST_SECONDS_AFTER_ERROR = 120.0, 5.0
@@ -88,16 +90,50 @@ class Store:
     Args:
         url: a folder, or `s3://BUCKET/PREFIX` (endpoint and credentials as AWS' clients find them).
         keep: how many of the last ones stay, besides the one of the best step.
+        token: of the run that writes, larger than that of every run of the customer before. Once a
+            run with a larger one has claimed the store, this one writes and removes nothing. None
+            where nobody else can write.
 
     Raises:
         UserError: another kind of URL, or `keep` below 1.
     """
 
-    def __init__(self, url: str, *, keep: int = 3) -> None:
+    def __init__(self, url: str, *, keep: int = 3, token: int | None = None) -> None:
         if keep < 1:
             raise UserError(f"{keep} checkpoints to keep: a run needs at least one to go on from")
-        self.url, self.keep = url, keep
+        self.url, self.keep, self.token = url, keep, token
         self._storage = storage_at(url)
+
+    def claim(self, *, patience_seconds: float = 120.0) -> None:
+        """Let no run with a smaller token write here any more; S3 is tried again for so long.
+
+        Raises:
+            Busy: a run with a larger token has claimed it.
+            UserError, Unreachable: as `write`.
+        """
+        give_up = time.monotonic() + patience_seconds
+        _retrying(self._claim, lambda text: None, give_up)
+
+    def _claim(self) -> None:
+        if self.token is None:
+            return
+        self._require_claim()
+        token = str(self.token).encode()
+        self._storage.write(_CLAIM, lambda file: file.write(token))
+
+    def _require_claim(self) -> None:
+        if self.token is None:
+            return
+        try:
+            with self._storage.open(_CLAIM) as file:
+                found = int(file.read())
+        except FileNotFoundError:
+            return
+        if found > self.token:
+            raise Busy(
+                f"checkpoints at {self.url} belong to a run that has taken this one's place, since "
+                "this one was cut off; it writes none any more"
+            )
 
     def write(self, state: Checkpoint) -> Saved:
         """Add a checkpoint, and remove those that are not needed any more.
@@ -106,12 +142,14 @@ class Store:
         from before it, so it could not be read, or a resume would choose it over this one.
 
         Raises:
+            Busy: another run has claimed the store.
             UserError: the storage does not exist or may not be written to.
             Unreachable: S3 does not answer, or with errors; worth trying again.
             Fault: disk full, or another failure of the disk. From a full disk the oldest
                 checkpoint is removed, if it is not the last whole one: worth trying again.
         """
         began = time.perf_counter()
+        self._require_claim()
         # Serialised twice, for the name stands before the first byte is written: that takes a
         # second per GB, where a copy of the bytes would take as much memory again.
         digest = Digest()
@@ -124,6 +162,7 @@ class Store:
         except OSError as error:
             room = self._make_room() if error.errno in _FULL else ""
             raise Fault(f"no checkpoint written to {self.url}: {error}{room}") from error
+        self._require_claim()  # writing may have taken minutes
         self._prune(name, state)
         return Saved(name=name, bytes=digest.size, seconds=time.perf_counter() - began)
 
@@ -184,8 +223,9 @@ class Store:
             before: those of earlier steps only; None: all.
 
         Raises:
-            UserError, Unreachable: as `write`.
+            Busy, UserError, Unreachable: as `write`.
         """
+        self._require_claim()
         for name in self.names():
             if before is None or step_of(name) < before:
                 self._storage.remove(name)

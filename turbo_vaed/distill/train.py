@@ -64,7 +64,12 @@ class Distilled:
 
 
 def distill(
-    job: Job, *, storage: str, on_event: OnEvent, costs: ReportCosts | None = None
+    job: Job,
+    *,
+    storage: str,
+    on_event: OnEvent,
+    costs: ReportCosts | None = None,
+    token: int | None = None,
 ) -> Distilled:
     """Run a job to its end, its budget or until its student is good enough, on as many workers as
     there are, within its bounds.
@@ -77,14 +82,17 @@ def distill(
         on_event: gets rank 0's events, in order, from one thread.
         costs: what the run has cost, called every `COSTS_SECONDS` from that thread; None without a
             ledger: the workers then go by the clock.
+        token: of the run, as `Store` has it.
 
     Raises:
+        Busy: a later run has taken the place of this one.
         UserError: more workers than the cluster has room for, or a learning rate that diverges.
         CorruptFile: data is missing or damaged; the checkpoints stay.
         Fault: the workers failed more than `MAX_FAILURES` times.
     """
     storage = storage.rstrip("/")
-    store = Store(f"{storage}/{job.name}", keep=job.params.keep_checkpoints)
+    store = Store(f"{storage}/{job.name}", keep=job.params.keep_checkpoints, token=token)
+    store.claim()
     troubles: list[str] = []
     found = store.newest(on_trouble=lambda text: None)  # the workers look again, and report
     if found is None or not is_complete(found[1], job):
@@ -128,7 +136,12 @@ def _fit(
     with _channel(on_event, costs) as channel:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"job": job, "store": store.url, "channel": channel},
+            train_loop_config={
+                "job": job,
+                "store": store.url,
+                "token": store.token,
+                "channel": channel,
+            },
             scaling_config=scaling(
                 num_workers=most if least == most else (least, most),
                 use_gpu=on_gpu,
@@ -184,8 +197,8 @@ def train_worker(config: dict[str, Any]) -> None:
     """Run the loop on this worker.
 
     Args:
-        config: `job`, a `Job`; `store`, the URL of its checkpoints; `channel`, the handle of a
-            `Channel`.
+        config: `job`, a `Job`; `store`, the URL of its checkpoints; `token`, of the run that may
+            write them; `channel`, the handle of a `Channel`.
 
     Raises:
         TurboVaedError: what the run cannot go on from; what a new start can mend is retried.
@@ -202,7 +215,7 @@ def train_worker(config: dict[str, Any]) -> None:
         torch.set_num_threads(1)  # the CPU that this worker holds
 
     on_event = config["channel"].put.remote
-    store = Store(config["store"], keep=job.params.keep_checkpoints)
+    store = Store(config["store"], keep=job.params.keep_checkpoints, token=config["token"])
     name, resume = _agreed_start(store, rank, world, on_event)
     warned = [warning["kind"] for warning in resume.warnings] if resume else []
     latest = LatestCosts(config["channel"])

@@ -29,6 +29,7 @@ from turbo_vaed.costs import (
     reservation_of,
 )
 from turbo_vaed.costs.money import quantise_usd
+from turbo_vaed.costs.open_runs import OpenRuns
 from turbo_vaed.costs.run_context import RunContext, Usage
 from turbo_vaed.costs.tags import resource_tags
 from turbo_vaed.errors import UserError
@@ -52,6 +53,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> dict[str, Any]:
 
     Raises:
         BudgetRefused: a price is unknown, or a month's budget is used up.
+        Busy: another run holds the customer.
         UserError: no such stage or customer, invalid params; a copy of the checkout, made by DVC.
         TurboVaedError: whatever the stage ends in.
     """
@@ -66,6 +68,8 @@ def run_metered(settings: Settings, name: str, customer: str) -> dict[str, Any]:
         raise UserError(f"unknown stage {name!r}; allowed: params, {', '.join(STAGES)}")
     run = settings.run_id or new_run_id(customer)
     workspace = Workspace.for_stage(settings.root, customer, name)
+    with OpenRuns.open(settings.ledger_url) as open_runs:
+        token = open_runs.require_held(customer, settings.token)
     with workspace.reading_sections(), Ledger.open(settings.ledger_url) as ledger:
         workspace = Workspace.for_stage(settings.root, customer, name)  # as they are from here on
         outbox.post(ledger, settings.outbox_folder)
@@ -96,6 +100,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> dict[str, Any]:
                 outbox=settings.outbox_folder,
             )
             run_context = RunContext(
+                token=token,
                 # In this order: a slice that is written in between counts twice, never not at all.
                 spent_usd=lambda: meter.unwritten_usd() + ledger.total(run=run),
                 reservation=reservation,

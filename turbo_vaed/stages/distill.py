@@ -84,6 +84,7 @@ def run(workspace: Workspace) -> dict[str, object]:
                 storage=storage,
                 on_event=recorder.on_event,
                 costs=run_costs(workspace, settings, spending, recorder),
+                token=workspace.run_context.token,
             )
         summary = recorder.summary() | {
             "pace_key": pace_key(workspace.params.distill, settings),
@@ -112,7 +113,7 @@ def _remove_stale_checkpoints(
         if done.checkpoint.stopped == "finished":
             done.store.clear(before=done.checkpoint.step)
         for job in stale_jobs:
-            Store(f"{storage}/{job}").clear()
+            Store(f"{storage}/{job}", token=done.store.token).clear()
     except (TurboVaedError, OSError) as error:  # the student is there and paid for
         print(f"checkpoints that are no longer needed remain: {error}", flush=True)
     for name in (train.RAY, *stale_jobs):
