@@ -177,6 +177,36 @@ def pull(root: Path, customer: str, stages: Sequence[str]) -> bool:
     return True
 
 
+def missing_objects(root: Path, remote: str) -> str:
+    """What a remote lacks of the objects that the checkout at `root` refers to, as DVC names them;
+    empty where it has all.
+
+    Raises:
+        Fault: the remote does not answer, or DVC failed.
+    """
+    command = ["gc", "--workspace", "--cloud", "--remote", remote, "--force", "--dry"]
+    _, errors = _dvc(root, command, {}, timeout_seconds=_HASHING_SECONDS)
+    lines = errors.splitlines()
+    return ", ".join(line for line in lines if line.startswith("name: "))
+
+
+def collect_garbage(root: Path, remote: str, *, is_dry: bool) -> str:
+    """`dvc gc` of a remote: what the checkout at `root` refers to stays; returns what it says.
+
+    Raises:
+        Fault: the remote does not answer, or DVC failed.
+    """
+    command = ["gc", "--workspace", "--cloud", "--remote", remote, "--force"]
+    out, _ = _dvc(
+        root, [*command, *(["--dry"] if is_dry else [])], {}, timeout_seconds=_HASHING_SECONDS
+    )
+    said = [line for line in out.splitlines() if "from remote" in line and "No unused" not in line]
+    removed = [line for line in out.splitlines() if line.startswith("Removing ")]
+    if is_dry:
+        return f"{len(removed)} objects would be removed"
+    return " ".join(said) or "nothing to remove"
+
+
 def _target(customer: str, stage: str) -> str:
     """A stage as DVC addresses it from the top of the checkout."""
     return f"{pipeline.FOLDER}/{customer}/dvc.yaml:{stage}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import logging
 
-from flows import dvc, runs
+from flows import customer_state, dvc, remotes, runs
 from turbo_vaed.config import pipeline
 from turbo_vaed.config.stages import STAGES
+from turbo_vaed.costs.open_runs import OpenRuns
 from turbo_vaed.errors import Fault
+from turbo_vaed.settings import Settings
 from turbo_vaed.stages import params
 from turbo_vaed.workspace import Workspace
 
@@ -30,6 +32,7 @@ def stale_stages(workspace: Workspace) -> list[str]:
         Fault: DVC itself failed, or its remote does not answer.
     """
     pipeline.write(workspace.root, workspace.customer, workspace.params.source)
+    remotes.write(workspace.root, workspace.customer)
     params.run(workspace)
     found = dvc.status(workspace.root, workspace.customer, STAGES)
     if not found.missing:
@@ -63,6 +66,27 @@ def bring_inputs(workspace: Workspace, stage: str) -> None:
             f"{stage} needs the outputs of {', '.join(missing)}, which are neither here nor in "
             "DVC's remote: dvc repro them, or push them from the checkout that has them"
         )
+
+
+def fetch(workspace: Workspace, settings: Settings) -> list[str]:
+    """Bring all that the customer's last run has made, wherever it ran; returns the stages.
+
+    Raises:
+        Busy: a run of the customer is going on.
+        Unreachable: the ledger does not answer.
+        Fault: DVC failed, or its remote does not answer or lacks some of it.
+    """
+    pipeline.write(workspace.root, workspace.customer, workspace.params.source)
+    remotes.write(workspace.root, workspace.customer)
+    with (
+        runs.customer_lock(workspace.work, workspace.customer),
+        OpenRuns.open(settings.ledger_url) as open_runs,
+    ):
+        open_runs.require_free(workspace.customer)
+        customer_state.bring(workspace, open_runs)
+        if workspace.dvc_lock.is_file() and not _bring(workspace, list(STAGES)):
+            raise Fault(f"DVC's remote lacks outputs of {workspace.customer}'s last run")
+    return [stage for stage in STAGES if workspace.folder(stage).exists()]
 
 
 def _bring(workspace: Workspace, stages: list[str]) -> bool:

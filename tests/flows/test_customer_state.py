@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from flows import customer_state, dvc, outputs, runs
+from flows import collect_garbage, customer_state, dvc, outputs, runs
 from flows.open_run import Heartbeat, Reached
 from turbo_vaed.config import pipeline
 from turbo_vaed.costs.open_runs import OpenRuns
-from turbo_vaed.errors import Fault
+from turbo_vaed.errors import Fault, UserError
 from turbo_vaed.runtime.processes import Process
 
 
@@ -107,7 +107,8 @@ def shared(tmp_path, monkeypatch):
         out = f"work/acme/{stage}"
         made[stage] = {
             "wdir": "../..", "cmd": f"mkdir -p {out}; cat {before} work/acme/params/{stage}"
-            f" > {out}/made", "deps": [before, f"work/acme/params/{stage}"], "outs": [out],
+            f" > {out}/made", "deps": [before, f"work/acme/params/{stage}"],
+            "outs": [{out: {"remote": "customer-acme"}}],
         }  # fmt: skip
         before = f"{out}/made"
     here.dvc_lock.parent.mkdir(parents=True)
@@ -117,7 +118,9 @@ def shared(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q"], cwd=here.root, check=True)
     for command in (("init", "-q"), remote, ("repro", str(here.dvc_lock.with_name("dvc.yaml")))):
         subprocess.run([sys.executable, "-m", "dvc", *command], cwd=here.root, check=True)
+    outputs.remotes.write(here.root, "acme")
     dvc.push(here.root, "acme", STAGES)
+    assert list((tmp_path / "remote").iterdir()) == [tmp_path / "remote/acme"], "its own prefix"
     fresh = checkout(tmp_path / "b")
     shutil.copytree(here.root, fresh.root, dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns("cache", "tmp", *STAGES))  # fmt: skip
@@ -152,3 +155,42 @@ def test_what_an_unfinished_run_left_is_compared_in_full(shared, tmp_path):
     shutil.rmtree(shared.root / ".dvc/cache")
     shutil.rmtree(tmp_path / "remote")
     assert "clip" in outputs.stale_stages(shared), "lost: it is made again"
+
+
+@pytest.mark.slow
+def test_garbage_is_what_the_customers_last_run_does_not_refer_to(shared, tmp_path, monkeypatch):
+    """Nor is that of a checkout which is behind; and nothing goes where something is missing."""
+    url, objects = f"sqlite:///{tmp_path}/ledger.db", tmp_path / "remote/acme/files/md5"
+    settings = SimpleNamespace(root=shared.root, ledger_url=url)
+    monkeypatch.setattr(collect_garbage.Workspace, "load", lambda *_: shared)
+    monkeypatch.setattr(collect_garbage.pipeline, "write", lambda *_: None)
+    wanted = {path for path in objects.rglob("*") if path.is_file()}
+    (objects / "00").mkdir()
+    (objects / "00" / ("1" * 30)).write_text("of an earlier run")
+    assert collect_garbage.collect(settings, "acme", is_dry=True).startswith("1 ")
+    with OpenRuns.open(url) as open_runs:
+        mine, _ = open_runs.acquire("acme", Process.this())
+        assert "is going on" in collect_garbage.collect(settings, "acme", is_dry=False)
+        open_runs.end(mine)
+    assert collect_garbage.collect(settings, "acme", is_dry=False)
+    assert {path for path in objects.rglob("*") if path.is_file()} == wanted
+    next(path for path in wanted if path.name.endswith(".dir")).unlink()
+    with pytest.raises(Fault, match="lacks objects"):
+        collect_garbage.collect(settings, "acme", is_dry=False)
+
+
+def test_a_customers_remote_follows_the_default_one(tmp_path):
+    def configured(*lines):
+        (tmp_path / ".dvc/config").write_text("\n".join(lines))
+        outputs.remotes.write(tmp_path, "acme")
+        return (tmp_path / ".dvc/config.local").read_text().splitlines()
+
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config.local").write_text("[cache]\n    type = copy  # mine\n")
+    with pytest.raises(UserError, match="remote add"):
+        configured("")
+    disk = configured("[core]", "remote = disk", "['remote \"disk\"']", "url = /disk")
+    assert "url = remote://disk/acme" in [line.strip() for line in disk]
+    moved = configured("[core]", "remote = s3", "['remote \"s3\"']", "url = s3://bucket")
+    assert [line.strip() for line in moved].count("url = remote://s3/acme") == 1
+    assert any("# mine" in line for line in moved) and not any("disk" in x for x in moved)
