@@ -80,19 +80,27 @@ def distil(chosen: list[Drill]) -> dict[Drill, Outcome]:
 
 
 def stop_runs(chosen: list[Way]) -> dict[Way, Ended]:
-    """Stop a run in each way, and resume it; what became of those that broke no promise."""
+    """Stop a run in each way, and resume it in another checkout; what became of those that broke no
+    promise."""
     ended: dict[Way, Ended] = {}
     if not chosen:
         return ended
     with tempfile.TemporaryDirectory() as folder:
-        root = whole_runs.make(Path(folder, "stopped"))
+        shared, alone = Path(folder, "shared"), Path(folder, "alone")
+        shared.mkdir()
+        alone.mkdir()
+        roots = [whole_runs.make(Path(folder, name), shared) for name in ("one", "other")]
         for number, way in enumerate(chosen, 1):
             after_step = number * whole_runs.STEPS // (len(chosen) + 2)
             with reported(way.name):
-                ended[way] = whole_runs.carry_out(way, root, after_step=after_step)
+                root = roots[number % 2]
+                ended[way] = whole_runs.carry_out(way, root, shared, after_step=after_step)
         with reported("the student that came of it"):
-            students = (root, whole_runs.make(Path(folder, "undisturbed")))
-            difference = whole_runs.difference(*map(whole_runs.finish, students))
+            undisturbed_root = whole_runs.make(Path(folder, "undisturbed"), alone)
+            difference = whole_runs.difference(
+                whole_runs.finish(roots[(len(chosen) + 1) % 2], shared),
+                whole_runs.finish(undisturbed_root, alone),
+            )
             assert difference <= BOUND, f"weights differ by {difference:g}"
             return ended
     return {}
@@ -122,7 +130,8 @@ def page_of_stops(ended: dict[Way, Ended]) -> str:
     return f"""
 
 `turbo-vaed poc` of a small customer ({whole_runs.STEPS} steps on 2 workers, no checkpoint but those
-that an end asks for) is ended in each of these ways, one after the other, and resumed each time.
+that an end asks for) is ended in each of these ways, one after the other, and resumed each time in
+the other of two checkouts, which have a ledger, MLflow, DVC's remote and checkpoints in common.
 Then it goes to its end, and its student differs from that of an undisturbed run by at most
 {BOUND:g}. But for `kill -9`, the run's process ends with 130 and one sentence, its reservation is
 released, and no run is open in the ledger, in MLflow or in Prefect.

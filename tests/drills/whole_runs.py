@@ -1,7 +1,8 @@
-"""Whole runs that are stopped while they distil: `turbo-vaed poc` in a checkout of its own.
+"""Whole runs that are stopped while they distil: `turbo-vaed poc` in one of two checkouts that have
+a ledger, MLflow, DVC's remote and a place for checkpoints in common.
 
-Each drill resumes what the one before it left, and the last run goes to its end: its student must
-be that of a run which nobody stopped.
+Each drill resumes, in the other checkout, what the one before it left, and the last run goes to its
+end: its student must be that of a run which nobody stopped.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Running:
     root: Path
     process: subprocess.Popen[str]
     environment: Mapping[str, str]
+    shared: Path
+    """What the checkouts have in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +117,13 @@ WAYS = (
 )
 
 
-def make(root: Path) -> Path:
-    """A checkout whose customer distils for a minute; returns it."""
-    checkout.make(root)
+def make(root: Path, shared: Path) -> Path:
+    """A checkout whose customer distils for a minute; returns it.
+
+    Args:
+        shared: what it has in common with others.
+    """
+    checkout.make(root, remote=shared / "remote")
     added = checkout.turbo_vaed(
         root, "customer", "add", "tiny", "--source", "videos", "--use-case", "education"
     )
@@ -127,9 +134,18 @@ def make(root: Path) -> Path:
     return root
 
 
-def finish(root: Path) -> Path:
+def environment(shared: Path) -> dict[str, str]:
+    """By which a run finds what the checkouts have in common."""
+    return {
+        "TURBO_VAED_LEDGER_URL": f"sqlite:///{shared}/ledger.db",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{shared}/mlflow.db",
+        "TURBO_VAED_CHECKPOINTS": str(shared / "checkpoints"),
+    }
+
+
+def finish(root: Path, shared: Path) -> Path:
     """Run to the end; returns the folder of the student."""
-    done = checkout.turbo_vaed(root, "poc", "tiny")
+    done = checkout.turbo_vaed(root, "poc", "tiny", **environment(shared))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return root / "work/tiny/distill"
 
@@ -140,7 +156,7 @@ def difference(one: Path, other: Path) -> float:
     return max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
 
 
-def carry_out(way: Way, root: Path, *, after_step: int) -> Ended:
+def carry_out(way: Way, root: Path, shared: Path, *, after_step: int) -> Ended:
     """Run until it has done `after_step`, and end it.
 
     Raises:
@@ -155,7 +171,7 @@ def carry_out(way: Way, root: Path, *, after_step: int) -> Ended:
             process = subprocess.Popen(
                 checkout.command("poc", "tiny"),
                 cwd=root,
-                env=checkout.environment(root, **server),
+                env=checkout.environment(root, **environment(shared), **server),
                 stdout=output,
                 stderr=output,
                 text=True,
@@ -168,7 +184,8 @@ def carry_out(way: Way, root: Path, *, after_step: int) -> Ended:
                 time.sleep(0.1)
             below = psutil.Process(process.pid).children(recursive=True)
             began = time.monotonic()
-            run = Running(root=root, process=process, environment=server)
+            given = {**environment(shared), **server}
+            run = Running(root=root, process=process, environment=given, shared=shared)
             way.end(run)
             code = process.wait(10 * SECONDS_TO_END)
             seconds = time.monotonic() - began
@@ -178,7 +195,7 @@ def carry_out(way: Way, root: Path, *, after_step: int) -> Ended:
             for one in (process, *below):
                 with suppress(psutil.NoSuchProcess):
                     one.kill()
-        saved_step = _saved_step(root)
+        saved_step = _saved_step(shared)
         assert code == way.exit_code, log.read_text()[-2000:]
         assert not alive, f"left behind: {alive}"
         if way.exit_code == 130:
@@ -198,16 +215,16 @@ def _check_nothing_is_open(run: Running, output: str) -> None:
     assert len(re.findall("^stopped: ", output, re.MULTILINE)) == 1, output
     for noise in ("Traceback", "ERROR   | prefect", "core_worker"):
         assert noise not in output, output
-    with sqlite3.connect(run.root / "state/ledger.db") as ledger:
+    with sqlite3.connect(run.shared / "ledger.db") as ledger:
         reserved = ledger.execute("select count(*) from holds").fetchone()
         is_open = ledger.execute("select ended_at is null from open_runs").fetchall()
         assert (reserved, is_open) == ((0,), [(0,)]), "reservations, and whether the run is open"
-    with sqlite3.connect(run.root / "state/mlflow.db") as mlflow:
+    with sqlite3.connect(run.shared / "mlflow.db") as mlflow:
         query = "select count(*) from runs where status = 'RUNNING'"
         assert mlflow.execute(query).fetchone() == (0,), "of runs still open in MLflow"
     page = (run.root / "work/tiny/report/report.html").read_text()
     assert "Stopped at distill" in page, "in the report"
-    if run.environment:
+    if "PREFECT_API_URL" in run.environment:
         last = checkout.flow_runs(run.environment["PREFECT_API_URL"])[0]
         assert (last["state_type"], last["state_name"]) == ("CANCELLED", "Stopped")
 
@@ -222,6 +239,6 @@ def _last_step(events: Path, before: int) -> int:
     return int(steps[-1]) if steps else -1
 
 
-def _saved_step(root: Path) -> int:
-    names = (root / "work/tiny/checkpoints").glob("distill-*/*.pt")
+def _saved_step(shared: Path) -> int:
+    names = (shared / "checkpoints/tiny").glob("distill-*/*.pt")
     return max(int(path.name.split("-")[0]) for path in names)

@@ -42,8 +42,12 @@ TINY: dict[str, dict[str, Any]] = {
 """What the customer `tiny` overrides."""
 
 
-def make(root: Path) -> Path:
-    """The checkout, at `root`, with four videos, one of them a text file; returns it."""
+def make(root: Path, remote: Path | None = None) -> Path:
+    """The checkout, at `root`, with four videos, one of them a text file; returns it.
+
+    Args:
+        remote: DVC's, which the checkout may have in common with others; None for one of its own.
+    """
     configs.copy_to(root)
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, root / name)
@@ -53,8 +57,8 @@ def make(root: Path) -> Path:
     (root / "videos/notes.mp4").write_text("not a video")
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=root, check=True)
-    remote = ["remote", "add", "-d", "local", "state/dvc-remote"]
-    subprocess.run([sys.executable, "-m", "dvc", *remote], cwd=root, check=True)
+    add = ["remote", "add", "-d", "local", str(remote or "state/dvc-remote")]
+    subprocess.run([sys.executable, "-m", "dvc", *add], cwd=root, check=True)
     return root
 
 

@@ -85,6 +85,28 @@ def test_a_second_run_computes_and_charges_nothing(checkout, first_run):
     assert len(json.loads(listed.stdout)) == 1
 
 
+def test_a_fresh_checkout_on_the_same_servers_finds_nothing_changed(
+    checkout, first_run, tmp_path_factory
+):
+    fresh = tmp_path_factory.mktemp("fresh")
+    own = shutil.ignore_patterns("work", "state", "customers", "cache", "config.local")
+    shutil.copytree(checkout, fresh, ignore=own, dirs_exist_ok=True)
+    config = fresh / ".dvc/config"
+    remote = f"url = {checkout}/state/dvc-remote"
+    config.write_text(config.read_text().replace("url = ../state/dvc-remote", remote))
+    assert remote in config.read_text()
+    before = charges(checkout)
+    servers = {"TURBO_VAED_LEDGER_URL": "ledger.db", "MLFLOW_TRACKING_URI": "mlflow.db"}
+    given = {name: f"sqlite:///{checkout}/state/{file}" for name, file in servers.items()}
+    again = turbo_vaed(fresh, "poc", "tiny", **given)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "Nothing has changed" in again.stdout
+    assert charges(checkout) == before
+    verdict = "work/tiny/gate/verdict.json"
+    assert (fresh / verdict).read_bytes() == (checkout / verdict).read_bytes()
+    assert not (fresh / "work/tiny/clip").exists(), "nothing reads it"
+
+
 @pytest.fixture(scope="module")
 def team(checkout, first_run):
     """The environment of the runs below, as a team has it: a Prefect server that stays, where the
