@@ -7,6 +7,7 @@ from functools import partial
 
 from flows.to_do import ToDo, note_begun, to_do_now
 from turbo_vaed.cluster.nodes import price_of
+from turbo_vaed.config.stages import RAY_STAGES
 from turbo_vaed.costs import (
     Ledger,
     format_usd,
@@ -25,6 +26,7 @@ from turbo_vaed.planning.flops import expected_timing
 from turbo_vaed.planning.history import past_runs
 from turbo_vaed.planning.pricing import limits_of, run_prices
 from turbo_vaed.planning.quote import cheapest_elsewhere
+from turbo_vaed.planning.worker_files import check_reach
 from turbo_vaed.registry import client
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
@@ -110,8 +112,11 @@ def estimate(workspace: Workspace, settings: Settings, todo: ToDo, *, is_begun: 
     Raises:
         BudgetRefused: a price is unknown, or the run does not fit what it may still spend. A run
             that resumes its training needs no estimate: it stops by itself.
+        UserError: a node of the cluster does not reach what a stage would give its workers.
         Unreachable: the cluster on which a stage would run does not answer.
     """
+    if set(RAY_STAGES) & set(todo.stages):
+        check_reach(workspace, settings)
     run, offers = todo.run.run_id, partial(cheapest_elsewhere, workspace, settings)
     with Ledger.open(settings.ledger_url) as ledger:
         facts = gather_facts(workspace, settings, ledger, todo)

@@ -13,11 +13,12 @@ from flows.to_do import inconclusive_reason
 from turbo_vaed.cluster.nodes import nodes_of, own_node
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.costs import Ledger, summarise
-from turbo_vaed.errors import BudgetRefused, Stopped
+from turbo_vaed.errors import BudgetRefused, Stopped, TurboVaedError
 from turbo_vaed.gate import repeat_advice
 from turbo_vaed.metering import idle_nodes
-from turbo_vaed.metering.storage_charges import charge_storage
+from turbo_vaed.metering.storage_charges import charge_arrays, charge_storage
 from turbo_vaed.planning.pricing import price_text
+from turbo_vaed.planning.worker_files import remove_unused
 from turbo_vaed.registry import promotion
 from turbo_vaed.report.collect import collect
 from turbo_vaed.report.context import Failure, Registration
@@ -160,6 +161,7 @@ def report(
     with Ledger.open(settings.ledger_url) as ledger:
         now = datetime.now(UTC)
         charge_storage(workspace, ledger, settings, run=run.run_id, began=run.started_at, ended=now)
+        _settle_arrays(workspace, settings, ledger, run, now)
         _charge_idle_nodes(workspace, settings, ledger, run)
         costs = summarise(ledger, run.run_id, params.budget.run_usd)
         cost = cost_of_poc(ledger, workspace.customer)
@@ -202,6 +204,17 @@ def start_tracking_idle_nodes(workspace: Workspace, settings: Settings, run: run
         idle_nodes.start_tracking(
             ledger, nodes, seen, run=run.run_id, customer=workspace.customer, own_node=own
         )
+
+
+def _settle_arrays(
+    workspace: Workspace, settings: Settings, ledger: Ledger, run: runs.Run, now: datetime
+) -> None:
+    """Charge what lies in `TURBO_VAED_ARRAYS`, and remove what no stage reads any more."""
+    try:
+        charge_arrays(workspace, ledger, settings, run=run.run_id, began=run.started_at, ended=now)
+        remove_unused(workspace, settings)
+    except TurboVaedError as error:  # the report is worth more than this charge
+        log.warning("what lies in TURBO_VAED_ARRAYS is not charged to this run: %s", error)
 
 
 def _charge_idle_nodes(

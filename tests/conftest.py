@@ -167,7 +167,7 @@ def s3_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def s3_url(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3_url(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A prefix in a fresh bucket; every AWS client of the test finds it by the environment."""
     import boto3
 
@@ -177,6 +177,7 @@ def s3_url(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
+        "TURBO_VAED_ARRAY_CACHE": str(tmp_path / "array-cache"),
     }
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     for name, value in given.items():

@@ -8,6 +8,9 @@
 | `TURBO_VAED_RUN_ID` | the PoC run that a stage belongs to | a fresh one per command |
 | `TURBO_VAED_TOKEN` | the token with which that run holds its customer | none |
 | `TURBO_VAED_CHECKPOINTS` | checkpoints: folder or s3://BUCKET/PREFIX | `work/NAME/checkpoints` |
+| `TURBO_VAED_ARRAYS` | what a cluster's workers read: folder, s3://BUCKET/PREFIX | `work/` |
+| `TURBO_VAED_ARRAY_CACHE` | a machine's cache of what it has read from S3 | in `~/.cache` |
+| `TURBO_VAED_ARRAY_CACHE_GB` | its bound, in 1e9 bytes | 50, at most half of the free disk |
 | `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
 | `TURBO_VAED_MACHINE` | this machine's labels (`turbo-vaed node labels`): its price | a local one |
 | `TURBO_VAED_MACHINE_OVERHEAD_USD` | what the run's machine costs outside its stages | 0 |
@@ -29,6 +32,11 @@ from typing import Annotated, Any
 from turbo_vaed.errors import UserError
 
 _MACHINE, _OVERHEAD = "TURBO_VAED_MACHINE", "TURBO_VAED_MACHINE_OVERHEAD_USD"
+_ARRAYS, _CACHE, _CACHE_GB = (
+    "TURBO_VAED_ARRAYS",
+    "TURBO_VAED_ARRAY_CACHE",
+    "TURBO_VAED_ARRAY_CACHE_GB",
+)
 _METADATA = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -70,6 +78,8 @@ class Settings:
     """With which the flow that runs a stage holds the customer; None for a stage by hand."""
     checkpoints_url: str | None
     """Without a slash at its end; None for the customer's own folder."""
+    arrays_url: str | None
+    """Likewise; None: workers read what a stage needs from this machine's disk."""
     ray_address: str | None
     own_ray_address: str | None
     """Of a local Ray that the flow started for its stages."""
@@ -89,6 +99,13 @@ class Settings:
         """Whether Ray is somebody's cluster, which costs more than this machine."""
         return self.ray_address not in (None, "local", self.own_ray_address)
 
+    def shared_prefix(self, customer: str) -> str | None:
+        """Where a stage puts what its workers read of a customer; None where they read it from this
+        machine's disk."""
+        if self.arrays_url is None or not self.on_a_cluster:
+            return None
+        return f"{self.arrays_url}/{customer}"
+
     @classmethod
     def from_environment(cls, root: Path | None = None) -> Settings:
         """Read the environment; `root` overrides the search for the checkout.
@@ -106,6 +123,7 @@ class Settings:
             run_id=found.run_id,
             token=found.token,
             checkpoints_url=found.checkpoints_url,
+            arrays_url=found.arrays_url,
             ray_address=found.ray_address,
             own_ray_address=found.own_ray_address,
             machine=found.machine,
@@ -153,6 +171,7 @@ def _environment() -> type[Any]:
         checkpoints_url: Annotated[
             str | None, BeforeValidator(lambda found: found.rstrip("/") or None)
         ] = of("TURBO_VAED_CHECKPOINTS")
+        arrays_url: Annotated[str | None, BeforeValidator(_arrays_url)] = of(_ARRAYS)
         ray_address: str | None = of("RAY_ADDRESS")
         own_ray_address: str | None = of("TURBO_VAED_OWN_RAY")
         machine: Annotated[dict[str, str], NoDecode, BeforeValidator(_labels)] = of(_MACHINE, {})
@@ -194,6 +213,51 @@ def _usd(found: str) -> Decimal:
     if not usd.is_finite() or usd < 0:
         raise UserError(f"{_OVERHEAD} is {found!r}; expected USD of 0 or more")
     return usd
+
+
+def _arrays_url(found: str) -> str | None:
+    scheme, is_url, rest = found.rstrip("/").partition("://")
+    if is_url and scheme == "file":
+        return rest
+    if is_url and not (scheme == "s3" and rest):
+        raise UserError(f"{_ARRAYS} is {found!r}; expected a folder or s3://BUCKET/PREFIX")
+    if not is_url and found.strip() and not Path(found).is_absolute():
+        raise UserError(f"{_ARRAYS} is {found!r}, which other machines read: give an absolute path")
+    return found.rstrip("/") or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayCache:
+    """Where a machine keeps what it has read from a bucket, and how much of it."""
+
+    folder: Path
+    size_bytes: int
+
+
+def array_cache() -> ArrayCache:
+    """This machine's.
+
+    Raises:
+        UserError: its size is none.
+    """
+    found = os.environ.get(_CACHE_GB) or "50"
+    try:
+        size_bytes = int(Decimal(found) * 10**9)
+    except (InvalidOperation, ValueError, OverflowError):
+        size_bytes = 0
+    if size_bytes <= 0:
+        raise UserError(f"{_CACHE_GB} is {found!r}; expected gigabytes above 0, such as 50")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get(_CACHE) or home / "turbo-vaed" / "arrays")
+    return ArrayCache(folder=folder, size_bytes=size_bytes)
+
+
+def for_workers() -> dict[str, str]:
+    """What of this environment holds for a cluster's workers as well: where S3 answers, and the
+    cache, where they are set here. Credentials are each machine's own."""
+    names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION",
+             _CACHE, _CACHE_GB)  # fmt: skip
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
 def find_root() -> Path:

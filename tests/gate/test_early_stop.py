@@ -19,6 +19,7 @@ from turbo_vaed.gate.evidence import LEAST_FLICKER, _quality
 from turbo_vaed.gate.output_quality import OutputQuality
 from turbo_vaed.models import PRESETS
 from turbo_vaed.planning.training_job import teacher_targets_spec
+from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
 
@@ -42,7 +43,9 @@ def target(workspace: Workspace, margin: float | None, usd: str = "1") -> Any:
     )
     return early_stop.early_stop_target(
         workspace,
-        teacher_targets_spec(workspace, PRESETS["tiny-ltx"]),
+        teacher_targets_spec(
+            workspace, PRESETS["tiny-ltx"], Settings.from_environment(workspace.root)
+        ),
         ray_address=None,
         spending=spending,
         report_progress=lambda *_: None,

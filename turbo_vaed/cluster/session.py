@@ -7,12 +7,14 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from turbo_vaed.errors import Fault, Unreachable
 from turbo_vaed.runtime.interrupts import keeping_handlers, shielded
+from turbo_vaed.settings import Settings, for_workers
 
 OBJECT_STORE_BYTES = 300_000_000
 CONNECT_SECONDS = 5.0
@@ -21,13 +23,19 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 @contextmanager
-def ray_session(address: str | None = None, *, cpus: int | None = None) -> Iterator[None]:
+def ray_session(
+    address: str | None = None,
+    *,
+    cpus: int | None = None,
+    runtime_env: dict[str, Any] | None = None,
+) -> Iterator[None]:
     """Connect to Ray for the block; afterwards leave or stop what this call joined or started.
 
     Args:
         address: a cluster (`host:port`, `ray://host:port`, `auto`); None or "local" starts a
             local Ray, unless this process is connected already.
         cpus: of a local Ray; as many as the machine has by default.
+        runtime_env: of the workers of a cluster.
 
     Raises:
         Unreachable: nothing answers at the address.
@@ -42,7 +50,7 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
         if address and address != "local":
             _knock(address)
             try:
-                ray.init(address=address, **QUIET)
+                ray.init(address=address, runtime_env=runtime_env, **QUIET)
             except ConnectionError as error:
                 raise Unreachable(f"no Ray answers at {address} (RAY_ADDRESS): {error}") from None
         else:
@@ -51,6 +59,24 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
         yield
     finally:
         ray.shutdown()
+
+
+def worker_session(settings: Settings) -> AbstractContextManager[None]:
+    """A `ray_session` for a stage's workers. With `TURBO_VAED_ARRAYS` those of a cluster get this
+    machine's package turbo_vaed, so that nodes need its dependencies alone, and what `for_workers`
+    finds in its environment.
+
+    Raises: as `ray_session`.
+    """
+    if settings.arrays_url is None or not settings.on_a_cluster:
+        return ray_session(settings.ray_address)
+    package = Path(__file__).resolve().parents[1]
+    shipped = {
+        "py_modules": [str(package)],
+        "excludes": ["**/__pycache__"],
+        "env_vars": for_workers(),
+    }
+    return ray_session(settings.ray_address, runtime_env=shipped)
 
 
 def _start(cpus: int) -> None:

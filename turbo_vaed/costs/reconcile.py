@@ -341,8 +341,13 @@ def _written(charge: Charge | None) -> dict[str, str] | None:
 
 def _billed_to(charge: Charge) -> tuple[str, str]:
     """The customer and run under whose tags AWS bills a charge. Buckets and the transfer of
-    checkpoints out of them are billed as a whole, under the project's tag alone."""
-    is_shared = charge.resource in (storage.BUCKET, transfer.resource(transfer.CHECKPOINTS))
+    what is in them are billed as a whole, under the project's tag alone."""
+    is_shared = charge.resource in (
+        storage.BUCKET,
+        storage.ARRAYS,
+        transfer.resource(transfer.CHECKPOINTS),
+        transfer.resource(transfer.LATENTS),
+    )
     return ("", "") if is_shared else (charge.customer, charge.run)
 
 

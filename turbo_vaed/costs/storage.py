@@ -12,6 +12,8 @@ from turbo_vaed.errors import UserError
 
 BUCKET = "bucket (checkpoints)"
 """What a charge for checkpoints in a bucket names."""
+ARRAYS = "bucket (arrays)"
+"""Likewise, for what a cluster's workers read and write there."""
 UNIT = "GB-month"
 """1e9 bytes for 30 days; of a machine's volume 2**30, as EBS counts them."""
 _MONTH = timedelta(days=30) // timedelta(microseconds=1)

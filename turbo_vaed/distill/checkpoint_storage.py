@@ -9,16 +9,17 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from turbo_vaed.errors import Unreachable, UserError
+from turbo_vaed.errors import UserError
 from turbo_vaed.runtime.files import atomic_file
+from turbo_vaed.storage.urls import s3_errors, s3_failures
 
 _PLAIN = (int, float, str, bool, type(None))
 _CLIENT = {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 2}}
@@ -109,7 +110,7 @@ class Bucket:
         )
 
     def names(self) -> list[str]:
-        with _s3_errors(self._path):
+        with s3_errors(self._path):
             try:
                 found = self._files.ls(self._path, detail=False)
             except FileNotFoundError as error:
@@ -119,7 +120,7 @@ class Bucket:
         return [path.rpartition("/")[2] for path in found]
 
     def write(self, name: str, serialise: Serialise) -> None:
-        with _s3_errors(self._path):
+        with s3_errors(self._path):
             # Without autocommit, a file that is closed by an error, or by the garbage collector,
             # is not taken for a complete one.
             file = self._files.open(f"{self._path}/{name}", "wb", autocommit=False)
@@ -129,57 +130,17 @@ class Bucket:
                 file.commit()
             except BaseException:
                 file.closed = True
-                with suppress(*_failures()):  # S3 keeps the parts, unseen, where this fails too
+                with suppress(*s3_failures()):  # S3 keeps the parts, unseen, where this fails too
                     file.discard()
                 raise
 
     def open(self, name: str) -> Reader:
-        with _s3_errors(self._path):
+        with s3_errors(self._path):
             return io.BytesIO(self._files.cat_file(f"{self._path}/{name}"))
 
     def remove(self, name: str) -> None:
-        with _s3_errors(self._path):
+        with s3_errors(self._path):
             self._files.rm_file(f"{self._path}/{name}")
-
-
-def _failures() -> tuple[type[BaseException], ...]:
-    """What s3fs raises of its own, of botocore and of the connection."""
-    from botocore.exceptions import BotoCoreError, ClientError
-    from s3fs.core import S3_RETRYABLE_ERRORS
-
-    return (OSError, BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS)
-
-
-@contextmanager
-def _s3_errors(path: str) -> Iterator[None]:
-    """Errors of S3 as the project's own; FileNotFoundError of an object passes."""
-    from botocore.exceptions import NoCredentialsError, ParamValidationError
-
-    bucket = path.partition("/")[0]
-    try:
-        yield
-    except FileNotFoundError as error:
-        if error.__cause__ is None or "NoSuchKey" in str(error.__cause__):
-            raise
-        raise UserError(
-            f"there is no bucket {bucket!r} at this endpoint: make it, or correct the URL of the "
-            "checkpoints or AWS_ENDPOINT_URL"
-        ) from error
-    except PermissionError as error:
-        raise UserError(
-            f"S3 does not let this machine at s3://{path} ({error}): its role or credentials need "
-            "s3:ListBucket on the bucket; s3:GetObject, s3:PutObject, s3:DeleteObject and "
-            "s3:AbortMultipartUpload on the objects"
-        ) from error
-    except NoCredentialsError as error:
-        raise UserError(
-            f"no credentials for s3://{path}: give this machine a role, or set AWS_PROFILE, or "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from error
-    except ParamValidationError as error:
-        raise UserError(f"s3://{path} is no S3 address: {error}") from error
-    except _failures() as error:
-        raise Unreachable(f"S3 failed at s3://{path}: {error or type(error).__name__}") from error
 
 
 class Digest:

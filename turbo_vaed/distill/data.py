@@ -19,7 +19,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import fsspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from torch import Tensor
 from turbo_vaed.dataset.clip_arrays import ClipArray, read_together
 from turbo_vaed.dataset.latents import CLIPS_REMEDY, LATENTS_REMEDY, to_network
 from turbo_vaed.errors import CorruptFile, DataRefused
+from turbo_vaed.storage.urls import filesystem, worker_errors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -316,8 +316,9 @@ def read_json(url: str, remedy: str) -> dict[str, Any]:
         CorruptFile: it is missing or not JSON.
     """
     try:
-        with fsspec.open(url, "rt", encoding="utf-8") as file:
-            document: dict[str, Any] = json.load(file)
+        files, root = filesystem(url)
+        with worker_errors(url):
+            document: dict[str, Any] = json.loads(files.cat_file(root))
     except (OSError, ValueError) as error:
         raise CorruptFile(f"{url} cannot be read ({error}); {remedy}") from error
     return document

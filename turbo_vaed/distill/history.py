@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from turbo_vaed.costs.money import plain
+from turbo_vaed.dataset.latents import LATENTS_REMEDY
 from turbo_vaed.distill.checkpoints import Checkpoint
+from turbo_vaed.distill.data import read_json
 from turbo_vaed.distill.events import read_events
 from turbo_vaed.distill.job import Job
-from turbo_vaed.runtime.files import atomic_file, read_json, write_text
+from turbo_vaed.runtime.files import atomic_file, write_text
 
 RECENT_STEPS = 64
 """Of a checkpoint, whatever they are: more than what a loss spike or the next step's time need."""
@@ -93,7 +95,7 @@ def write_student(
     decoder = TurboVaedDecoder(job.student)
     decoder.load_state_dict(state.best)
     save_decoder(decoder, folder / "student")
-    facts = read_json(Path(job.latents) / "latents.json")
+    facts = read_json(f"{job.latents}/latents.json", LATENTS_REMEDY)
     events = read_events(progress_file) if progress_file.is_file() else ()
     rows = logged_rows(events, job=job.name, steps=state.step)
     rows |= {row["step"]: row for row in state.history}

@@ -75,7 +75,7 @@ class Job:
     """The teacher's cached targets, where the plan says so."""
     plan: TeacherTargetsPlan
     teacher_family: str
-    teacher_weights: Path
+    teacher_weights: str | Path
     """For targets that are computed again in every step."""
     student: DecoderConfig
     params: DistillParams
@@ -85,6 +85,8 @@ class Job:
     """When the job was handed over."""
     quality_target: QualityTarget | None = None
     """None: no quality ends the run early."""
+    perceptual_weights: str | None = None
+    """Where workers read those that the params name; None: there."""
 
     @property
     def name(self) -> str:

@@ -33,6 +33,7 @@ from turbo_vaed.metrics.lpips import Lpips
 from turbo_vaed.metrics.ms_ssim import per_frame
 from turbo_vaed.metrics.ssim import check_side
 from turbo_vaed.models.alignment import match_resolution
+from turbo_vaed.storage.cache import local_copy
 
 NAMES = ("gradient", "ms-ssim", "lpips")
 HUB = "hub"
@@ -210,12 +211,14 @@ class LpipsLoss(nn.Module):
         return distances.mean()
 
 
-def perceptual_of(params: DistillParams, device: torch.device) -> nn.Module | None:
-    """The perceptual loss of a run; None where it has none. Raises: as `perceptual`."""
+def perceptual_of(
+    params: DistillParams, device: torch.device, weights: str | None = None
+) -> nn.Module | None:
+    """The perceptual loss of a run, with its weights from another place than the params name, if
+    one is given; None where it has none. Raises: as `perceptual`."""
     if params.perceptual == "none" or params.weight_perceptual == 0:
         return None
-    weights = params.perceptual_weights
-    return perceptual(params.perceptual, Path(weights) if weights else None).to(device)
+    return perceptual(params.perceptual, weights or params.perceptual_weights or None).to(device)
 
 
 def perceptual(name: str, weights: str | Path | None = None) -> nn.Module:
@@ -223,8 +226,8 @@ def perceptual(name: str, weights: str | Path | None = None) -> nn.Module:
 
     Args:
         name: one of `NAMES`.
-        weights: of `lpips`: a file for `turbo_vaed.metrics.lpips.Lpips.from_file`, or `hub` to
-            download the published ones, 530 MB.
+        weights: of `lpips`: a file for `turbo_vaed.metrics.lpips.Lpips.from_file`, its copy in a
+            bucket (s3://…), or `hub` to download the published ones, 530 MB.
 
     Raises:
         UserError: an unknown name, or `lpips` without weights or with weights of another network.
@@ -242,7 +245,10 @@ def perceptual(name: str, weights: str | Path | None = None) -> nn.Module:
             "perceptual loss lpips: found no weights, expected a file, or `hub` to fetch them; "
             "gradient and ms-ssim need none"
         )
-    return LpipsLoss(Lpips.from_hub() if str(weights) == HUB else Lpips.from_file(Path(weights)))
+    if str(weights) == HUB:
+        return LpipsLoss(Lpips.from_hub())
+    with local_copy(weights) as path:
+        return LpipsLoss(Lpips.from_file(path))
 
 
 def _frames(video: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class Training:
         self.is_compiled = is_to_compile(params, device)
         model: Any = torch.compile(self.student) if self.is_compiled else self.student
         self.model = averaged(model)
-        self.perceptual = perceptual_of(params, device)
+        self.perceptual = perceptual_of(params, device, job.perceptual_weights)
         self.weights = Weights(
             source=params.weight_source,
             teacher=params.weight_teacher,

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from torch import Tensor
@@ -38,6 +37,7 @@ from turbo_vaed.dataset.latents import CLIPS_REMEDY, LATENTS_REMEDY, assemble, c
 from turbo_vaed.distill.data import FEATURES, RECONSTRUCTION, TARGETS_REMEDY, read_json
 from turbo_vaed.errors import CorruptFile, Fault
 from turbo_vaed.runtime.files import sha256_json
+from turbo_vaed.storage.urls import filesystem
 
 _LAYOUT = 1
 """Raise it when the content of a cache changes: older caches are then made anew."""
@@ -138,7 +138,7 @@ def write_description(spec: TeacherTargetsSpec, measured: CacheMeasurement) -> N
         "reconstruction": spec.reconstruction,
         "measured": asdict(measured),
     }
-    files, root = url_to_fs(spec.targets)
+    files, root = filesystem(spec.targets)
     partial = f"{root}/targets.json.partial"
     files.pipe_file(partial, json.dumps(facts, indent=1).encode())
     files.mv(partial, f"{root}/targets.json")
@@ -146,7 +146,7 @@ def write_description(spec: TeacherTargetsSpec, measured: CacheMeasurement) -> N
 
 def delete_cache(spec: TeacherTargetsSpec) -> None:
     """Remove the cache at `spec.targets`, whatever it was for."""
-    files, root = url_to_fs(spec.targets)
+    files, root = filesystem(spec.targets)
     for name in ("targets.json", "targets.zarr"):
         if files.exists(f"{root}/{name}"):
             files.rm(f"{root}/{name}", recursive=True)
@@ -155,7 +155,7 @@ def delete_cache(spec: TeacherTargetsSpec) -> None:
 
 def free_bytes(spec: TeacherTargetsSpec) -> int | None:
     """Of the cache's disk; None for a bucket, which has no limit."""
-    files, root = url_to_fs(spec.targets)
+    files, root = filesystem(spec.targets)
     return shutil.disk_usage(root).free if isinstance(files, LocalFileSystem) else None
 
 
@@ -268,7 +268,10 @@ def measure_on_first_clips(
     if is_new:
         writer.create_arrays(targets)
     write_seconds, _ = _timed(lambda: writer.write(clips, targets))
-    arrays = {name: ClipArray(spec.store, name, remedy=TARGETS_REMEDY) for name in targets}
+    arrays = {
+        name: ClipArray(spec.store, name, remedy=TARGETS_REMEDY, is_cached=False)
+        for name in targets
+    }
     chunks = [(array, (clip,)) for array in arrays.values() for clip in clips]
     read_together(chunks)  # connects
     read_seconds, _ = _timed(lambda: [read_together(chunks) for _ in range(_READS)])

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.distributed as dist
-from fsspec.core import url_to_fs
 from torch import Tensor
 
 from turbo_vaed.dataset.clip_arrays import ClipArray, create_clip_array, open_for_writing
@@ -31,6 +30,7 @@ from turbo_vaed.distill.teacher_cache import CacheWriter, TeacherTargetsSpec
 from turbo_vaed.errors import CorruptFile, DataRefused
 from turbo_vaed.metrics import detail, flicker, ms_ssim, psnr, ssim, summarise_quality
 from turbo_vaed.models import DecoderConfig, TurboVaedDecoder
+from turbo_vaed.storage.urls import filesystem
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -273,7 +273,7 @@ def teacher_quality(
         TurboVaedError: as `pass_over_clips`, and what `check_budget` raises.
     """
     spec = replace(spec, blocks=(), reconstruction=True)
-    files, root = url_to_fs(spec.targets)
+    files, root = filesystem(spec.targets)
     try:
         known = read_json(f"{spec.targets}/{_FACTS}", TARGETS_REMEDY)
     except CorruptFile:
@@ -298,7 +298,8 @@ def teacher_quality(
     )
     means = {}
     for name in _metrics(_video(spec)):
-        found = ClipArray(f"{spec.targets}/{_STORE}", name, remedy=TARGETS_REMEDY)
+        store = f"{spec.targets}/{_STORE}"
+        found = ClipArray(store, name, remedy=TARGETS_REMEDY, is_cached=False)
         means[name] = float(np.mean([found[clip] for clip in clips]))
     quality = TeacherQuality(**means)
     facts = {"key": spec.key(), _QUALITY: asdict(quality), "clips": len(clips)}

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from turbo_vaed.cluster.nodes import nodes_of, own_node
-from turbo_vaed.cluster.session import ray_session
+from turbo_vaed.cluster.session import worker_session
 from turbo_vaed.cluster.watch import Watch
 from turbo_vaed.config import pipeline
 from turbo_vaed.config.stages import IDLE_STAGE, RAY_STAGES, STAGES, UP_TO_DISTILL
@@ -157,7 +157,7 @@ def _nodes(
         yield held
         return
     seen = workspace.work / idle_nodes.TRACKING_FILE
-    with ray_session(settings.ray_address):
+    with worker_session(settings):
         idle_nodes.charge_idle_nodes(
             ledger,
             held,

@@ -9,11 +9,14 @@ from decimal import Decimal
 
 from turbo_vaed.costs import Charge, Ledger, total_usd, transfer
 from turbo_vaed.costs.prices import Market
-from turbo_vaed.costs.storage import BUCKET, UNIT, storage_charge
-from turbo_vaed.costs.transfer import CHECKPOINTS, transfer_charge
+from turbo_vaed.costs.storage import ARRAYS, BUCKET, UNIT, storage_charge
+from turbo_vaed.costs.transfer import CHECKPOINTS, LATENTS, transfer_charge
 from turbo_vaed.distill.events import read_events
 from turbo_vaed.metering.stored_checkpoints import StoredCheckpoints, stored_checkpoints
+from turbo_vaed.planning.worker_files import shared_now
 from turbo_vaed.settings import Settings
+from turbo_vaed.storage.published import stored_files
+from turbo_vaed.storage.urls import is_remote
 from turbo_vaed.workspace import Workspace
 
 KEPT = {"clip": "clip", "encode": "encode", "targets": "distill"}
@@ -21,6 +24,7 @@ KEPT = {"clip": "clip", "encode": "encode", "targets": "distill"}
 them. Checkpoints are charged by the event log, since most are gone by the end."""
 SOURCE = "prices.storage_usd_per_gb_month"
 DISK = "disk (checkpoints)"
+ARRAYS_DISK = "disk (arrays)"
 BUCKET_SOURCE = "prices.bucket_usd_per_gb_month"
 Kept = tuple[int, datetime, datetime]
 """Bytes, and from when to when they were stored."""
@@ -45,10 +49,7 @@ def charge_storage(
         Unreachable: the ledger does not take it.
         CorruptFile: the progress file is none.
     """
-    until: dict[str, datetime] = {}
-    for charge in ledger.charges(run=run):
-        if charge.unit in (UNIT, transfer.UNIT):
-            until[charge.resource] = max(charge.ended_at, until.get(charge.resource, began))
+    until = _charged_until(ledger, run, began)
     found = list(_of_disks(workspace, run, began, ended, until))
     if workspace.progress_file.is_file():
         seen = stored_checkpoints(
@@ -61,6 +62,70 @@ def charge_storage(
         found += _of_checkpoints(workspace, run, seen, place, until.get(place, began), ended)
         if in_s3 and not settings.machine and not settings.on_a_cluster:
             found += _of_transfer(workspace, run, seen, began, until)
+    return _add(ledger, found)
+
+
+def charge_arrays(
+    workspace: Workspace,
+    ledger: Ledger,
+    settings: Settings,
+    *,
+    run: str,
+    began: datetime,
+    ended: datetime,
+) -> Decimal:
+    """Charge what lies in `TURBO_VAED_ARRAYS` at the end of a run, as `charge_storage` does, and
+    latents that were brought here if this machine is outside AWS; returns USD.
+
+    Raises:
+        Unreachable: the ledger does not take it, or S3 does not answer.
+        UserError: the bucket is not there, or not for this machine.
+    """
+    if settings.arrays_url is None:
+        return Decimal(0)
+    until, prices = _charged_until(ledger, run, began), workspace.params.prices
+    in_s3 = is_remote(settings.arrays_url)
+    place = ARRAYS if in_s3 else ARRAYS_DISK
+    market: Market = "on-demand" if in_s3 else "local"
+    usd, source = prices.storage_usd_per_gb_month, SOURCE
+    if in_s3:
+        usd, source = prices.bucket_usd_per_gb_month, BUCKET_SOURCE
+    kept = [
+        (one.size_bytes, _utc(one.changed_at), ended)
+        for one in stored_files(f"{settings.arrays_url}/{workspace.customer}")
+    ]
+    free_until = until.get(place, began)
+    found = list(_kept(workspace, run, "distill", place, market, kept, free_until, usd, source))
+    fetched = shared_now(workspace).get("fetched")
+    is_outside = not settings.machine and str(settings.ray_address).startswith("ray://")
+    if fetched and in_s3 and is_outside:
+        at, resource = _utc(fetched["at"]), transfer.resource(LATENTS)
+        if at > until.get(resource, began):
+            found.append(
+                transfer_charge(
+                    run=run,
+                    customer=workspace.customer,
+                    stage="encode",
+                    what=LATENTS,
+                    size_bytes=fetched["bytes"],
+                    began=at,
+                    ended=at,
+                    usd_per_gb=prices.transfer_out_usd_per_gb,
+                )
+            )
+    return _add(ledger, found)
+
+
+def _charged_until(ledger: Ledger, run: str, began: datetime) -> dict[str, datetime]:
+    """Up to when each resource of a run's storage and transfer is charged."""
+    until: dict[str, datetime] = {}
+    for charge in ledger.charges(run=run):
+        if charge.unit in (UNIT, transfer.UNIT):
+            until[charge.resource] = max(charge.ended_at, until.get(charge.resource, began))
+    return until
+
+
+def _add(ledger: Ledger, found: Iterable[Charge]) -> Decimal:
     charges = [charge for charge in found if charge.quantity > 0]
     ledger.add_all(charges)
     return total_usd(charge.amount_usd for charge in charges)

@@ -22,6 +22,14 @@ from turbo_vaed.models.alignment import aligned_config, block_name
 from turbo_vaed.models.teachers import load_teacher
 from turbo_vaed.planning.compatibility import student_config
 from turbo_vaed.planning.pricing import downstream_of, reserve_usd
+from turbo_vaed.planning.worker_files import (
+    CLIPS,
+    LATENTS,
+    PERCEPTUAL,
+    TEACHER,
+    for_workers,
+    targets_for_workers,
+)
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
 
@@ -43,19 +51,26 @@ def aligned_student(workspace: Workspace) -> DecoderConfig:
         raise UserError(f"distill.weight_feature is above 0, but {error}") from error
 
 
-def teacher_targets_spec(workspace: Workspace, student: DecoderConfig) -> TeacherTargetsSpec:
-    """The teacher's targets that the losses of a run need."""
+def teacher_targets_spec(
+    workspace: Workspace, student: DecoderConfig, settings: Settings
+) -> TeacherTargetsSpec:
+    """The teacher's targets that the losses of a run need, where its workers reach them.
+
+    Raises:
+        UserError, Unreachable: as `for_workers`.
+    """
     params = workspace.params.distill
     blocks = student.aligned_blks_indices if params.weight_feature > 0 else ()
-    return TeacherTargetsSpec(
+    spec = TeacherTargetsSpec(
         family=workspace.params.encode.teacher_family,
-        weights=str(workspace.teacher_weights()),
-        clips=str(workspace.folder("clip")),
-        latents=str(workspace.folder("encode")),
+        weights=for_workers(workspace, settings, TEACHER),
+        clips=for_workers(workspace, settings, CLIPS),
+        latents=for_workers(workspace, settings, LATENTS),
         targets=str(workspace.work / "targets"),
         blocks=tuple(block_name(i) for i in blocks),
         reconstruction=params.weight_teacher > 0,
     )
+    return targets_for_workers(workspace, settings, spec)
 
 
 def training_job(
@@ -65,11 +80,17 @@ def training_job(
     plan: TeacherTargetsPlan,
     quality_target: QualityTarget | None,
     spending: Spending,
+    settings: Settings,
 ) -> Job:
-    """The job for the workers, with the run's costs up to now."""
-    params = workspace.params.distill
+    """The job for the workers, with the run's costs up to now.
+
+    Raises:
+        UserError, Unreachable: as `for_workers`.
+    """
+    params, perceptual = workspace.params.distill, None
     if weights := workspace.perceptual_weights():
         params = replace(params, perceptual_weights=str(weights))
+        perceptual = for_workers(workspace, settings, PERCEPTUAL)
     costs = RunCosts(
         budget=spending.budget,
         spent_usd=spending.spent_usd(),
@@ -84,12 +105,13 @@ def training_job(
         targets=spec.targets if plan.mode == "cache" else None,
         plan=plan,
         teacher_family=spec.family,
-        teacher_weights=workspace.teacher_weights(),
+        teacher_weights=spec.weights,
         student=student,
         params=params,
         data_key=data_key(workspace.folder("clip"), workspace.folder("encode")),
         costs=costs,
         quality_target=quality_target,
+        perceptual_weights=perceptual,
     )
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from turbo_vaed.cluster.session import ray_session
+from turbo_vaed.cluster.session import worker_session
 from turbo_vaed.costs import check_start
 from turbo_vaed.distill import train
 from turbo_vaed.distill.checkpoints import Store
@@ -48,13 +48,13 @@ def run(workspace: Workspace) -> dict[str, object]:
     )
     print(start.reason, flush=True)
     student = aligned_student(workspace)
-    spec = teacher_targets_spec(workspace, student)
+    spec = teacher_targets_spec(workspace, student, settings)
     checkpoints = workspace.work / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     url = settings.checkpoints_url
     storage = f"{url}/{workspace.customer}" if url else str(checkpoints)
     jobs_before = recorded_jobs(workspace.progress_file)
-    with workspace.writing("distill") as folder, ray_session(settings.ray_address):
+    with workspace.writing("distill") as folder, worker_session(settings):
         with report_preparation(workspace.progress_file) as report_progress:
             plan = prepare_teacher_targets(
                 spec,
@@ -71,7 +71,7 @@ def run(workspace: Workspace) -> dict[str, object]:
                 spending=spending,
                 report_progress=report_progress,
             )
-        job = training_job(workspace, student, spec, plan, target, spending)
+        job = training_job(workspace, student, spec, plan, target, spending, settings)
         with ProgressRecorder(
             workspace.progress_file,
             job=job.name,

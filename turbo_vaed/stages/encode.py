@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import functools
 
+from turbo_vaed.cluster.session import worker_session
 from turbo_vaed.dataset.clip_store import read_description
 from turbo_vaed.dataset.latents import encode_clips
 from turbo_vaed.models.teachers import describe_teacher, load_teacher
 from turbo_vaed.planning.compatibility import check_clips, check_tile
 from turbo_vaed.planning.pricing import spending_of
+from turbo_vaed.planning.worker_files import (
+    CLIPS,
+    TEACHER,
+    bring_latents,
+    for_workers,
+    keep_latents,
+    new_latents,
+)
 from turbo_vaed.runtime.files import write_json
 from turbo_vaed.settings import Settings
 from turbo_vaed.workspace import Workspace
@@ -28,7 +37,7 @@ def run(workspace: Workspace) -> dict[str, object]:
         UserError: the teacher takes no clips of that many frames or that size.
         BudgetRefused: the price is unknown, or the budget does not hold the rest of the clips.
         CorruptFile: a file of the teacher or the clips' description is broken.
-        Unreachable, Fault: as `encode_clips`.
+        Unreachable, Fault: as `encode_clips`, and of a bucket for its workers.
     """
     params, settings = workspace.params.encode, Settings.from_environment(workspace.root)
     spending = spending_of(workspace, settings, "encode")
@@ -43,11 +52,14 @@ def run(workspace: Workspace) -> dict[str, object]:
     check_tile(spec, tile, size)
     tests = [clip["index"] for clip in description["clips"] if clip["split"] == "test"]
     shape = spec.latent_shape(frames, size, size)
-    with workspace.writing("encode") as folder:
+    clips = for_workers(workspace, settings, CLIPS)
+    teacher = for_workers(workspace, settings, TEACHER)
+    with workspace.writing("encode") as folder, worker_session(settings):
+        written = new_latents(workspace, settings, folder)
         encode_clips(
-            str(clip_folder / "clips.zarr"),
-            str(folder / "latents.zarr"),
-            make_codec=functools.partial(load_teacher, params.teacher_family, weights),
+            f"{clips}/clips.zarr",
+            f"{written}/latents.zarr",
+            make_codec=functools.partial(load_teacher, params.teacher_family, teacher),
             latent_shape=shape,
             reconstructed=tests,
             tiled=[clip["index"] for clip in description["clips"] if clip["split"] == "train"],
@@ -56,6 +68,7 @@ def run(workspace: Workspace) -> dict[str, object]:
             ray_address=settings.ray_address,
             check_budget=lambda seconds: spending.require(seconds, "encoding"),
         )
+        bring_latents(workspace, settings, written, folder)
         document = {
             "family": params.teacher_family,
             "channels": spec.channels,
@@ -69,6 +82,7 @@ def run(workspace: Workspace) -> dict[str, object]:
             "reconstructed": tests,
         }
         write_json(folder / "latents.json", document)
+        keep_latents(workspace, settings, written, folder)
     return {
         "clips": count,
         "latent_shape": list(shape),

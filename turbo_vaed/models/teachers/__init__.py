@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from turbo_vaed.models.teachers.families import FAMILIES
 from turbo_vaed.models.teachers.files import TeacherFiles
 from turbo_vaed.models.teachers.hub import download, locate
 from turbo_vaed.runtime.import_noise import quiet_imports
+from turbo_vaed.storage.cache import local_copy
+from turbo_vaed.storage.urls import is_remote
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +77,8 @@ def load_teacher(
 
     Args:
         family: one of `FAMILIES`.
-        weights: a folder with config.json and safetensors, or `ORG/NAME@COMMIT` or
-            `ORG/NAME/SUBFOLDER@COMMIT` on the hub.
+        weights: a folder with config.json and safetensors, its copy in a bucket (s3://…), or
+            `ORG/NAME@COMMIT` or `ORG/NAME/SUBFOLDER@COMMIT` on the hub.
         dtype: of the weights; float32 by default.
         device: where it runs.
 
@@ -87,9 +90,10 @@ def load_teacher(
     """
     import torch
 
-    files, spec = _read(family, weights)
-    facts = TeacherFacts(family=family, latent_spec=spec, sha256=files.sha256())
-    network = _module(family).build(family, files)
+    with local_copy(weights) if is_remote(weights) else nullcontext(weights) as place:
+        files, spec = _read(family, place)
+        facts = TeacherFacts(family=family, latent_spec=spec, sha256=files.sha256())
+        network = _module(family).build(family, files)
     with quiet_imports():
         network.module.to(device=device, dtype=dtype or torch.float32)
     return Teacher(network, facts)
