@@ -122,7 +122,7 @@ def stage(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Stage:
         workspace.folder(folder).mkdir(parents=True)
         (workspace.folder(folder) / name).write_text(json.dumps(facts))
     monkeypatch.setattr(train, "_fit", stage.fit)
-    monkeypatch.setattr(distill, "ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr(distill, "worker_session", lambda *_: nullcontext())
     return stage
 
 

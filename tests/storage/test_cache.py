@@ -1,4 +1,4 @@
-"""A machine's cache of a bucket: bounded, shared by processes, and never trusted over the bucket."""
+"""A machine's cache of a bucket: bounded, shared by processes, never trusted over the bucket."""
 
 from __future__ import annotations
 

@@ -70,10 +70,11 @@ def worker_session(settings: Settings) -> AbstractContextManager[None]:
     """
     if settings.arrays_url is None or not settings.on_a_cluster:
         return ray_session(settings.ray_address)
-    package = Path(__file__).resolve().parents[1]
+    # Before `py_modules` Ray puts this process's folder on the workers' path, where a node may have
+    # an older checkout.
     shipped = {
-        "py_modules": [str(package)],
-        "excludes": ["**/__pycache__"],
+        "working_dir": str(Path(__file__).resolve().parents[2]),
+        "excludes": ["/*", "!/.", "!/turbo_vaed", "__pycache__"],
         "env_vars": for_workers(),
     }
     return ray_session(settings.ray_address, runtime_env=shipped)

@@ -48,7 +48,7 @@ class PriceParams:
     storage_usd_per_gb_month: Price = Decimal("0.02")
     """USD for 1e9 bytes of disk for 30 days: of clips, latents, targets and checkpoints."""
     bucket_usd_per_gb_month: Price = Decimal("0.0245")
-    """USD for 1e9 bytes of a bucket for 30 days: of checkpoints in TURBO_VAED_CHECKPOINTS."""
+    """USD for 1e9 bytes of a bucket for 30 days: of checkpoints, and of TURBO_VAED_ARRAYS."""
     volume_usd_per_gb_month: Price = Decimal("0.0952")
     """USD for 2**30 bytes of a machine's volume for 30 days, as EBS counts them."""
     transfer_out_usd_per_gb: Price = Decimal("0.09")

@@ -122,7 +122,7 @@ def check_reach(workspace: Workspace, settings: Settings) -> None:
                 "machine; then checkpoints must not stay on them either: set "
                 "TURBO_VAED_CHECKPOINTS=s3://BUCKET/PREFIX"
             )
-        published.published_at(prefix, CLIPS, "none")  # asks for an object, to see the bucket
+        published.stored_files(f"{prefix}/{CLIPS}/none")  # to see the bucket
         return
     probe = workspace.work / f".seen-by-nodes-{uuid4().hex}"
     probe.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,11 @@ def _nodes_without(path: Path) -> list[str]:
 
 
 def _sees(path: str) -> bool:
-    return Path(path).is_file()
+    try:
+        open(path, "rb").close()
+    except OSError:
+        return False
+    return True
 
 
 def _place(workspace: Workspace, what: str) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 
-from turbo_vaed.cluster.session import worker_session
 from turbo_vaed.dataset.clip_store import read_description
 from turbo_vaed.dataset.latents import encode_clips
 from turbo_vaed.models.teachers import describe_teacher, load_teacher
@@ -54,7 +53,7 @@ def run(workspace: Workspace) -> dict[str, object]:
     shape = spec.latent_shape(frames, size, size)
     clips = for_workers(workspace, settings, CLIPS)
     teacher = for_workers(workspace, settings, TEACHER)
-    with workspace.writing("encode") as folder, worker_session(settings):
+    with workspace.writing("encode") as folder:
         written = new_latents(workspace, settings, folder)
         encode_clips(
             f"{clips}/clips.zarr",

@@ -32,7 +32,8 @@ _CHECKED = "checked"
 
 
 class LocalCache:
-    """Bytes by name. `size_bytes` bounds what is kept; what is being written comes on top."""
+    """Bytes by name. `size_bytes`, or half of the disk's free space with what is kept already,
+    bounds what is kept; what is being written comes on top."""
 
     def __init__(self, folder: Path, size_bytes: int) -> None:
         import diskcache
@@ -46,6 +47,9 @@ class LocalCache:
             disk_min_file_size=0,  # a file each
             timeout=_LOCK_SECONDS,
         )
+        room = (shutil.disk_usage(folder).free + self.bytes_kept()) // 2
+        if room < size_bytes:
+            self._objects.reset("size_limit", room)
         self._check()
 
     def read(self, name: str) -> bytes | None:
@@ -121,9 +125,7 @@ def local_cache() -> LocalCache:
 def _opened(found: ArrayCache, process: int) -> LocalCache:
     """One for each process: SQLite's connections do not survive a fork."""
     found.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    free = shutil.disk_usage(found.folder).free
-    kept = sum(f.stat().st_size for f in (found.folder / "objects").glob("*/*/*.val"))
-    return LocalCache(found.folder, min(found.size_bytes, (free + kept) // 2))
+    return LocalCache(found.folder, found.size_bytes)
 
 
 @contextmanager
