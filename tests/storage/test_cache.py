@@ -11,7 +11,8 @@ import pytest
 import zarr
 
 from turbo_vaed.dataset.clip_arrays import ClipArray, create_clip_array
-from turbo_vaed.errors import CorruptFile
+from turbo_vaed.errors import CorruptFile, UserError
+from turbo_vaed.settings import Settings, array_cache
 from turbo_vaed.storage import cache
 from turbo_vaed.storage.cache import LocalCache, local_cache, local_copy
 from turbo_vaed.storage.published import publish
@@ -104,6 +105,28 @@ def test_a_cache_that_cannot_be_written_is_passed_over(
     monkeypatch.setattr(kept._objects.disk, "store", full)
     kept.write("a", b"a")
     assert kept.read("a") is None
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "much", "inf", "nan"])
+def test_a_bound_that_is_none_is_refused(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURBO_VAED_ARRAY_CACHE_GB", size)
+    with pytest.raises(UserError, match="TURBO_VAED_ARRAY_CACHE_GB"):
+        array_cache()
+
+
+@pytest.mark.parametrize("place", ["s3://", "gs://bucket/x", "relative/folder"])
+def test_a_place_for_arrays_that_is_none_is_refused(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURBO_VAED_ARRAYS", place)
+    with pytest.raises(UserError, match="TURBO_VAED_ARRAYS"):
+        Settings.from_environment(tmp_path)
+    monkeypatch.setenv("TURBO_VAED_ARRAYS", f"file://{tmp_path}/")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    found = Settings.from_environment(tmp_path)
+    assert found.shared_prefix("demo") == f"{tmp_path}/demo"
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert Settings.from_environment(tmp_path).shared_prefix("demo") is None, "its own disk"
 
 
 @pytest.fixture

@@ -161,17 +161,20 @@ def test_nodes_that_do_not_see_a_file_are_found(on_ray: None, tmp_path: Path) ->
 BLINDFOLD = """
 import os, sys
 
-hidden = os.environ["HIDDEN_FROM_WORKERS"]
+data, code, hides_code = os.environ["HIDDEN_FROM_WORKERS"].split(":")
 
 def hide(event, arguments):
-    if event in ("open", "os.listdir", "os.scandir") and arguments:
-        path = arguments[0]
-        if isinstance(path, (str, bytes)) and os.fsdecode(path).startswith(hidden):
+    if event not in ("open", "os.listdir", "os.scandir") or not arguments:
+        return
+    if isinstance(arguments[0], (str, bytes)):
+        path = os.fsdecode(arguments[0])
+        if path.startswith(data) or (path.startswith(code) and os.path.exists(hides_code)):
             raise FileNotFoundError(2, "hidden from workers", path)
 
 sys.addaudithook(hide)
 """
-"""`sitecustomize` of whatever the cluster starts: a folder of the driver that is not there."""
+"""`sitecustomize` of what the cluster starts: a folder of the driver that is not there and, once
+a file says so, the package in its checkout neither."""
 
 
 @pytest.fixture
@@ -183,7 +186,9 @@ def blind_cluster(tmp_path: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "blindfold" / "sitecustomize.py").write_text(BLINDFOLD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path / "blindfold"))
-        patch.setenv("HIDDEN_FROM_WORKERS", f"{tmp_path}/a/")
+        code = Path(__file__).parents[2] / "turbo_vaed"
+        hidden = f"{tmp_path}/a/:{code}/:{tmp_path}/hides-code"
+        patch.setenv("HIDDEN_FROM_WORKERS", hidden)
         with ray_head(cpus=1) as cluster:
             started(lambda: cluster.add_node(num_cpus=1))
             monkeypatch.setenv("RAY_ADDRESS", cluster.address)
@@ -191,6 +196,7 @@ def blind_cluster(tmp_path: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1800)  # a minute for each start of workers where the machine is busy
 def test_encoding_and_distillation_on_nodes_that_see_no_file_of_the_driver(
     tmp_path: Path, tiny_teacher: Path, blind_cluster: str, s3_url: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -208,6 +214,7 @@ def test_encoding_and_distillation_on_nodes_that_see_no_file_of_the_driver(
     monkeypatch.setenv("TURBO_VAED_CHECKPOINTS", f"{s3_url}/checkpoints")
     settings = Settings.from_environment(blind.root)
     check_reach(blind, settings)
+    (tmp_path / "hides-code").touch()
     with worker_session(settings):
         home = ray.remote(lambda: importlib.import_module("turbo_vaed.errors").__file__)
         assert "/runtime_resources/" in ray.get(home.remote()), "this machine's, sent there"

@@ -73,8 +73,12 @@ class LocalCache:
         """Write an object to the file `into`: from the cache, or by `download`, and keep it."""
         file = self._opened(name)
         if file is not None:
-            with file, into.open("wb") as copy:
-                shutil.copyfileobj(file, copy, 2**22)
+            with file:
+                try:
+                    os.link(file.name, into)  # on one disk, and weights are large
+                except OSError:
+                    with into.open("wb") as copy:
+                        shutil.copyfileobj(file, copy, 2**22)
             return
         download(into)
         if into.stat().st_size < self._objects.size_limit:
