@@ -168,7 +168,7 @@ def fit_here(worker: Worker) -> Callable[..., None]:
             patch("ray.train.get_preemption_info", lambda: None),
             patch.object(train, "LatestCosts", NoNews),
         ):
-            worker({"job": job, "store": store.url, "channel": channel})
+            worker({"job": job, "store": store.url, "token": store.token, "channel": channel})
 
     return fit
 
