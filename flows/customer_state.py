@@ -18,10 +18,11 @@ from turbo_vaed.errors import Unreachable
 from turbo_vaed.metering.idle_nodes import TRACKING_FILE
 from turbo_vaed.planning.estimate import ESTIMATE_FILE
 from turbo_vaed.planning.history import PACE_FILE
+from turbo_vaed.planning.worker_files import RECORD_FILE
 from turbo_vaed.runtime.files import read_json, write_json, write_text
 from turbo_vaed.workspace import Workspace
 
-_IN_WORK = (RUN_FILE, BEGUN_FILE, ESTIMATE_FILE, PACE_FILE, TRACKING_FILE)
+_IN_WORK = (RUN_FILE, BEGUN_FILE, ESTIMATE_FILE, PACE_FILE, TRACKING_FILE, RECORD_FILE)
 _MARKER = "state.json"
 """In the customer's folder: the revision that the files there are of."""
 log = logging.getLogger(__name__)

@@ -21,6 +21,8 @@ from turbo_vaed.workspace import Workspace
 CLIPS, LATENTS, TEACHER, PERCEPTUAL, TARGETS = "clip", "encode", "teacher", "perceptual", "targets"
 PARTS = {CLIPS: ("clips.json", "clips.zarr"), LATENTS: ("latents.json", "latents.zarr")}
 """Of a stage's folder, what workers read."""
+RECORD_FILE = "shared.json"
+"""In the customer's folder: which copies its stages have given to workers."""
 _PROBE_SECONDS = 60.0
 
 
@@ -183,7 +185,7 @@ def _place(workspace: Workspace, what: str) -> Path:
 
 
 def _record(workspace: Workspace) -> Path:
-    return workspace.work / "shared.json"
+    return workspace.work / RECORD_FILE
 
 
 def _remember(workspace: Workspace, **facts: dict[str, Any]) -> None:
