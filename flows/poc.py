@@ -26,7 +26,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled
 from prefect.tasks import Task
 
-from flows import admission, customer_state, dvc, effects, late, open_run, outputs, runs, states
+from flows import admission, customer_state, dvc, effects, late, open_run, outputs, publish, runs, states
 from flows.effects import Outcome
 from flows.open_run import Heartbeat, Reached
 from flows.to_do import ToDo, to_do, to_do_now
@@ -172,6 +172,7 @@ def poc_flow(customer: str) -> State[Outcome]:
     try:
         with signals_interrupt():
             found = ended(customer, flow_run)
+            publish.after_run(customer, found)
             if found.is_cancelled() or not open_run.is_cancelled(flow_run):
                 return found
             # Cancelled when it had ended: Prefect takes no other state then.
@@ -376,7 +377,9 @@ def start(settings: Settings, customer: str) -> Outcome:
     """
     workspace = admission.preflight(settings, customer)  # reports mistakes before a server starts
     if not PREFECT_API_URL.value() and to_do_now(workspace, settings) is None:
-        return effects.unchanged(workspace)  # a temporary server takes half of such a run's time
+        found = effects.unchanged(workspace)  # a temporary server takes half of such a run's time
+        publish.after_run(customer, states.state_of(found))
+        return found
     print_failures_once()
     if not PREFECT_API_URL.value():
         start_server()

@@ -33,13 +33,12 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows.late import cron_of, next_due
 from flows.maintenance import CRON, maintenance_flow
+from flows.plans import DEPLOYMENT, FULL_NAME
 from flows.poc import poc_flow
 from turbo_vaed.config.load import load, read
 from turbo_vaed.errors import TurboVaedError, Unreachable, UserError
 from turbo_vaed.settings import Settings
 
-DEPLOYMENT = "customers"
-FULL_NAME = f"poc/{DEPLOYMENT}"
 POOL = "turbo-vaed"
 _PAGE = 200
 """Runs that Prefect gives at once."""

@@ -11,6 +11,9 @@
 | `TURBO_VAED_ARRAYS` | what a cluster's workers read: folder, s3://BUCKET/PREFIX | `work/` |
 | `TURBO_VAED_ARRAY_CACHE` | a machine's cache of what it has read from S3 | in `~/.cache` |
 | `TURBO_VAED_ARRAY_CACHE_GB` | its bound, in 1e9 bytes | 50, at most half of the free disk |
+| `TURBO_VAED_SITE` | where pages are published: folder or s3://BUCKET/PREFIX | `state/site` |
+| `TURBO_VAED_METRICS` | a file for Prometheus' textfile collector | none is written |
+| `TURBO_VAED_LOGS` | `json`: logs and progress as JSON, an object a line | `text` |
 | `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
 | `TURBO_VAED_MACHINE` | this machine's labels (`turbo-vaed node labels`): its price | a local one |
 | `TURBO_VAED_MACHINE_OVERHEAD_USD` | what the run's machine costs outside its stages | 0 |
@@ -37,6 +40,7 @@ _ARRAYS, _CACHE, _CACHE_GB = (
     "TURBO_VAED_ARRAY_CACHE",
     "TURBO_VAED_ARRAY_CACHE_GB",
 )
+_LOGS = "TURBO_VAED_LOGS"
 _METADATA = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -80,6 +84,9 @@ class Settings:
     """Without a slash at its end; None for the customer's own folder."""
     arrays_url: str | None
     """Likewise; None: workers read what a stage needs from this machine's disk."""
+    site_url: str
+    """Without a slash at its end."""
+    metrics_file: Path | None
     ray_address: str | None
     own_ray_address: str | None
     """Of a local Ray that the flow started for its stages."""
@@ -124,6 +131,8 @@ class Settings:
             token=found.token,
             checkpoints_url=found.checkpoints_url,
             arrays_url=found.arrays_url,
+            site_url=found.site_url or str(state / "site"),
+            metrics_file=found.metrics_file,
             ray_address=found.ray_address,
             own_ray_address=found.own_ray_address,
             machine=found.machine,
@@ -172,6 +181,10 @@ def _environment() -> type[Any]:
             str | None, BeforeValidator(lambda found: found.rstrip("/") or None)
         ] = of("TURBO_VAED_CHECKPOINTS")
         arrays_url: Annotated[str | None, BeforeValidator(_arrays_url)] = of(_ARRAYS)
+        site_url: Annotated[
+            str | None, BeforeValidator(lambda found: found.rstrip("/") or None)
+        ] = of("TURBO_VAED_SITE")
+        metrics_file: Path | None = of("TURBO_VAED_METRICS")
         ray_address: str | None = of("RAY_ADDRESS")
         own_ray_address: str | None = of("TURBO_VAED_OWN_RAY")
         machine: Annotated[dict[str, str], NoDecode, BeforeValidator(_labels)] = of(_MACHINE, {})
@@ -273,6 +286,18 @@ def find_root() -> Path:
         f"no params.yaml and dvc.yaml in {here} or above it; "
         "run inside the checkout or set TURBO_VAED_ROOT"
     )
+
+
+def logs_are_json() -> bool:
+    """Whether what a person would read of a run is wanted as JSON, an object a line.
+
+    Raises:
+        UserError: the variable says neither `text` nor `json`.
+    """
+    found = os.environ.get(_LOGS) or "text"
+    if found not in ("text", "json"):
+        raise UserError(f"{_LOGS} is {found!r}; expected text or json")
+    return found == "json"
 
 
 def litert_environment() -> Path:

@@ -20,6 +20,7 @@ from turbo_vaed.cli import (
     devices,
     distill,
     ec2,
+    fleet,
     gate,
     node,
     registry,
@@ -52,6 +53,7 @@ app.add_typer(gate.app, name="gate")
 app.add_typer(devices.app, name="devices")
 app.add_typer(report.app, name="report")
 app.add_typer(runs.app, name="runs")
+app.add_typer(fleet.app, name="fleet")
 app.add_typer(schedule.app, name="schedule")
 app.add_typer(teacher.app, name="teacher")
 

@@ -1,0 +1,1 @@
+"""What an operator looks at: all customers on one page of a static site, and their metrics."""
