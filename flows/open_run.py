@@ -27,6 +27,7 @@ from turbo_vaed.costs.open_runs import OpenRun, OpenRuns
 from turbo_vaed.errors import TurboVaedError
 from turbo_vaed.registry import client
 from turbo_vaed.report.context import Registration
+from turbo_vaed.runtime import logs
 from turbo_vaed.runtime.processes import Process
 from turbo_vaed.settings import Settings
 
@@ -169,7 +170,8 @@ def acquired(settings: Settings, customer: str, reached: Reached) -> Iterator[He
 
 
 def tag(reached: Reached, customer: str) -> None:
-    """Let the flow's run in Prefect be found by the customer and by the run's id."""
+    """Let the flow's run in Prefect, and its logs, be found by the customer and the run's id."""
+    logs.of_run(customer, reached.run)
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(UUID(str(prefect_run.id)))
         client.update_flow_run(flow_run.id, tags={*flow_run.tags, customer, reached.run})

@@ -35,6 +35,7 @@ from turbo_vaed.config.stages import RAY_STAGES, STAGES
 from turbo_vaed.errors import Busy, CorruptFile, Fault, Stopped, TimedOut, Unreachable
 from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure, Registration
+from turbo_vaed.runtime import logs
 from turbo_vaed.runtime.files import read_json
 from turbo_vaed.runtime.interrupts import shielded, signals_interrupt
 from turbo_vaed.settings import Settings, set_environment_defaults
@@ -168,6 +169,7 @@ def poc_flow(customer: str) -> State[Outcome]:
     Inconclusive, Refused, Fault; Stopped.
     """
     set_environment_defaults()  # a worker starts it without the command line
+    logs.of_run(customer)
     flow_run = str(prefect_run.id)
     try:
         with signals_interrupt():

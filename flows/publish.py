@@ -136,26 +136,24 @@ def publish(settings: Settings, site: Site, found: Publication) -> Fleet:
 
 
 def publish_all(
-    settings: Settings, report_done: Callable[[int, int], None] = lambda done, total: None
+    settings: Settings, report_done: Callable[[int], None] = lambda done: None
 ) -> tuple[Fleet, Site]:
     """Publish what is missing of every customer, and make the fleet's page again.
 
     Args:
-        report_done: called with how many customers are done, and of how many.
+        report_done: called with how many customers are done.
 
     Raises:
         UserError, Unreachable: of params.yaml or the site.
     """
     site = site_at(settings.site_url)
     names = [name for name in load.read(settings.root).customers if isinstance(name, str)]
-    for done, customer in enumerate(names):
-        report_done(done, len(names))
+    for done, customer in enumerate(names, 1):
         _publish_missing(settings, site, customer)
+        report_done(done)
     publish_costs(settings, site, None)
     _publish_champions(settings, site, names)
-    fleet = rebuild(settings, site)
-    report_done(len(names), len(names))
-    return fleet, site
+    return rebuild(settings, site), site
 
 
 def rebuild(settings: Settings, site: Site) -> Fleet:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import sys
 import traceback
 from typing import Annotated
@@ -31,10 +32,11 @@ from turbo_vaed.cli import (
 )
 from turbo_vaed.cli.tables import Customer, Format, show
 from turbo_vaed.errors import CorruptFile, TurboVaedError
-from turbo_vaed.runtime import garbage
+from turbo_vaed.runtime import garbage, logs
 from turbo_vaed.runtime.interrupts import signals_interrupt
-from turbo_vaed.settings import Settings, set_environment_defaults
+from turbo_vaed.settings import Settings, logs_are_json, set_environment_defaults
 
+_log = logging.getLogger("turbo_vaed.cli")
 app = typer.Typer(
     name="turbo-vaed",
     no_args_is_help=True,
@@ -64,6 +66,7 @@ def main() -> int:
     garbage.skip_last_collections()
     set_environment_defaults()
     try:
+        logs.of_command()
         # Typer returns the code of an `Exit` that a command raises.
         with signals_interrupt():
             returned = app(prog_name="turbo-vaed", standalone_mode=False)
@@ -71,17 +74,39 @@ def main() -> int:
             print("interrupted; run the same command again to resume", file=sys.stderr)
         return returned if isinstance(returned, int) else 0
     except TurboVaedError as error:
-        print(f"{_kind(error)}: {error}", file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):
-            print(note, file=sys.stderr)
+        _print_error(error)
         return error.exit_code
     except Exception as error:
         usage = getattr(error, "exit_code", None)
         if usage is None:
-            traceback.print_exc()
+            _print_defect(error)
             return 3
         getattr(error, "show", lambda: None)()
         return int(usage)
+    finally:
+        logs.finish()
+
+
+def _print_error(error: TurboVaedError) -> None:
+    lines = [f"{_kind(error)}: {error}", *getattr(error, "__notes__", ())]
+    if _has_json_logs():
+        _log.error("%s", "\n".join(lines))
+    else:
+        print(*lines, sep="\n", file=sys.stderr)
+
+
+def _print_defect(error: Exception) -> None:
+    if _has_json_logs():
+        _log.error("fault: %s", error, exc_info=error)
+    else:
+        traceback.print_exc()
+
+
+def _has_json_logs() -> bool:
+    try:
+        return logs_are_json()
+    except TurboVaedError:  # which is what is printed
+        return False
 
 
 def _kind(error: TurboVaedError) -> str:
@@ -113,6 +138,7 @@ def run_poc(customer: Customer) -> None:
     """Run the PoC of a customer: validate, distil, package, measure, judge, register, report."""
     from flows.poc import start
 
+    logs.of_run(customer)
     outcome = start(Settings.from_environment(), customer)
     print(outcome.sentence)
     if outcome.report is not None:
@@ -136,8 +162,10 @@ def run_stage(
     from turbo_vaed.metering.run_stage import run_metered
     from turbo_vaed.runtime.processes import ending_with_parent
 
+    settings = Settings.from_environment()
+    logs.of_run(customer, settings.run_id or "")
     with recorded() as figures, ending_with_parent():
-        figures |= run_metered(Settings.from_environment(), name, customer)
+        figures |= run_metered(settings, name, customer)
 
 
 @app.command("doctor")

@@ -47,12 +47,13 @@ def publish() -> None:
     TURBO_VAED_SITE is the place, a folder or s3://BUCKET/PREFIX; without it, state/site.
     """
     from flows.publish import INDEX, publish_all
+    from turbo_vaed.config.load import read
     from turbo_vaed.report.fleet.page import sentence
     from turbo_vaed.runtime.progress import progress
 
     settings = Settings.from_environment()
-    with progress("customers", 0) as update:
-        fleet, site = publish_all(settings, lambda done, total: update(done, f"of {total}"))
+    with progress("customers", len(read(settings.root).customers)) as update:
+        fleet, site = publish_all(settings, lambda done: update(done, ""))
     print(sentence(fleet))
     print(f"{site.address}/{INDEX}")
     if settings.metrics_file is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,10 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from turbo_vaed.settings import logs_are_json
+
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _LINE_EVERY_SECONDS = 10.0
 _BAR_WIDTH = 20
 
@@ -35,7 +39,8 @@ def progress(
     Args:
         has_own_estimate: the details show the time left, more accurately than the bar could.
     """
-    if sys.stdout.isatty():
+    is_json = logs_are_json()
+    if sys.stdout.isatty() and not is_json:
         columns: list[ProgressColumn] = [
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=_BAR_WIDTH),
@@ -55,7 +60,10 @@ def progress(
         text = f"{label} {done}/{total}  {detail}".rstrip()
         if text != shown and (now - last >= _LINE_EVERY_SECONDS or done >= total):
             last, shown = now, text
-            print(text, flush=True)
+            if is_json:
+                _log.info("%s", text)
+            else:
+                print(text, flush=True)
 
     yield line
 

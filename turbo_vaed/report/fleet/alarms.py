@@ -15,6 +15,7 @@ from typing import Literal
 from turbo_vaed.costs.money import format_usd
 from turbo_vaed.report import formatting
 from turbo_vaed.report.fleet.status import Status
+from turbo_vaed.report.wording import CHECK_LABELS
 
 Tone = Literal["bad", "warn"]
 
@@ -104,7 +105,10 @@ def _outcome(status: Status) -> Alarm | None:
     name = _BY_OUTCOME.get(status.outcome)
     if name is None or status.last is None:
         return None
-    return Alarm(name=name, text=status.last.sentence)
+    failed = [CHECK_LABELS.get(c.name, c.name) for c in status.last.checks if c.result != "passes"]
+    is_of_earlier = status.last.outcome == "Unchanged"  # its sentence says that nothing was done
+    text = f"not passed: {', '.join(failed)}" if is_of_earlier and failed else status.last.sentence
+    return Alarm(name=name, text=text)
 
 
 def _missed(status: Status) -> Alarm | None:
