@@ -53,8 +53,8 @@ class _Lines:
     """A text stream whose lines become JSON objects; it takes the place of sys.stdout or
     sys.stderr."""
 
-    def __init__(self, stream: TextIO, handler: JsonHandler, name: str, level: int) -> None:
-        self.stream, self._handler, self._name, self._level = stream, handler, name, level
+    def __init__(self, stream: TextIO, handler: JsonHandler, name: str) -> None:
+        self.stream, self._handler, self._name = stream, handler, name
         self._local = threading.local()  # `print` writes a text and its end one by one
 
     def write(self, text: str) -> int:
@@ -74,10 +74,8 @@ class _Lines:
         if is_ours(line):
             self.stream.write(f"{line}\n")
             return
-        record = logging.makeLogRecord(
-            {"name": self._name, "levelno": self._level,
-             "levelname": logging.getLevelName(self._level), "msg": line}
-        )  # fmt: skip
+        level = {"levelno": logging.INFO, "levelname": "INFO"}  # nobody has graded it
+        record = logging.makeLogRecord({"name": self._name, "msg": line, **level})
         self.stream.write(f"{self._handler.lines.format(record)}\n")
 
     def flush(self) -> None:
@@ -136,10 +134,10 @@ def _write_json(*, with_stdout: bool) -> JsonFormatter:
     for name in ("turbo_vaed", "flows"):
         logging.getLogger(name).setLevel(logging.INFO)
     if not isinstance(sys.stderr, _Lines):
-        stderr: Any = _Lines(sys.stderr, handler, "stderr", logging.WARNING)
+        stderr: Any = _Lines(sys.stderr, handler, "stderr")
         sys.stderr = stderr
     if with_stdout and not isinstance(sys.stdout, _Lines):
-        stdout: Any = _Lines(sys.stdout, handler, "stdout", logging.INFO)
+        stdout: Any = _Lines(sys.stdout, handler, "stdout")
         sys.stdout = stdout
     return handler.lines
 

@@ -104,10 +104,10 @@ class Folder:
 
     def write(self, name: str, content: bytes) -> bool:
         path = self._path / name
-        with suppress(FileNotFoundError):
-            if path.stat().st_size == len(content) and path.read_bytes() == content:
-                return False
         try:
+            with suppress(FileNotFoundError):
+                if path.stat().st_size == len(content) and path.read_bytes() == content:
+                    return False
             with atomic_file(path) as temporary:
                 temporary.write_bytes(content)
         except OSError as error:
