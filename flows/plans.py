@@ -104,4 +104,6 @@ async def _due(one: Scheduled, after: datetime) -> datetime:
         cron=cron_of(one.customer, one.params), timezone=one.params.timezone, day_or=True
     )
     dates = await cron.get_dates(n=1, start=after + timedelta(seconds=1))
-    return dates[0].astimezone(UTC)
+    return datetime.fromtimestamp(
+        dates[0].timestamp(), UTC
+    )  # Prefect's own type cannot be added to

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import configs
+from turbo_vaed.config.schema import ScheduleParams
 from turbo_vaed.costs import Charge, Ledger
 from turbo_vaed.costs.open_runs import OpenRuns
 from turbo_vaed.report.fleet import record
@@ -19,6 +20,7 @@ from turbo_vaed.report.fleet.site import Site
 from turbo_vaed.runtime.processes import Process
 
 NOW = datetime(2026, 11, 30, 6, 30, tzinfo=UTC)
+NIGHTLY = ScheduleParams(cron="30 2 * * *", timezone="Europe/Berlin")
 ELSEWHERE = Process(host="builder-2", machine="m", number=7041, began=1.0)
 NAMES = (
     "acme", "brightcast", "cinemaker", "dashcam-europe", "edulight", "fieldnotes", "globex",
