@@ -10,6 +10,7 @@ import json
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,27 @@ def test_a_run_ends_with_a_judged_registered_package_and_a_report(checkout, firs
     listed = turbo_vaed(checkout, "registry", "list", "tiny", "--format", "json")
     (version,) = json.loads(listed.stdout)
     assert version["aliases"] == "champion"
+
+
+def published(checkout: Path) -> dict[str, Any]:
+    """The customer's last run, as the site has it."""
+    path = checkout / "state/site/records/tiny.last.json"
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_a_run_is_on_the_fleets_page(checkout, first_run):
+    last, site = published(checkout), checkout / "state/site"
+    assert last["outcome"] == "Passed" and last["began"] < last["ended"]
+    assert (site / last["report"]).read_bytes() == (
+        checkout / "work/tiny/report/report.html"
+    ).read_bytes()
+    assert last["report"] in (site / "index.html").read_text()
+    assert last["run"] in (site / "customers/tiny/costs.html").read_text()
+    champion = json.loads((site / "records/tiny.champion.json").read_text())
+    assert champion["version"] == 1
+    (row,) = json.loads(turbo_vaed(checkout, "fleet", "--format", "json").stdout)
+    assert (row["customer"], row["outcome"], row["alarms"]) == ("tiny", "Passed", [])
     stages = {stage for _, stage in charges(checkout)}
     assert stages == {"validate", "clip", "encode", "distill", "evaluate", "export", "gate"}
     assert list((checkout / "state/dvc-remote").rglob("*.dir"))  # pushed
@@ -81,6 +103,8 @@ def test_a_second_run_computes_and_charges_nothing(checkout, first_run):
     assert charges(checkout) == before
     assert (checkout / "customers/tiny/dvc.lock").read_bytes() == lock
     assert "Running stage" not in again.stdout
+    last = published(checkout)
+    assert (last["outcome"], last["result"]) == ("Unchanged", "passes")
     listed = turbo_vaed(checkout, "registry", "list", "tiny", "--format", "json")
     assert len(json.loads(listed.stdout)) == 1
 
@@ -122,8 +146,11 @@ def test_a_budget_too_small_stops_distillation_and_the_rest_still_runs(checkout,
     # workers take longer to start.
     other = TINY["distill"] | {"seed": 12}
     override(checkout, budget={"run_usd": 0.0067}, use_case="critical", export=one, distill=other)
-    short = turbo_vaed(checkout, "poc", "tiny", **team)
+    short = turbo_vaed(checkout, "poc", "tiny", **team, TURBO_VAED_LOGS="json")
     assert short.returncode == 0, short.stdout[-3000:] + short.stderr[-3000:]
+    logged = [json.loads(line) for line in (short.stdout + short.stderr).splitlines()]
+    assert {one["customer"] for one in logged if one["logger"] == "prefect.task_runs"} == {"tiny"}
+    assert any(one["message"].startswith("distill: ") for one in logged), "by the stage itself"
     work = checkout / "work/tiny"
     history = json.loads((work / "distill/history.json").read_text())
     assert history["stopped"] == "budget"
@@ -156,6 +183,10 @@ def test_a_refused_run_leaves_the_page_of_the_last_one(checkout, team):
     assert refused.stderr.count(message.removeprefix("refused: ")) == 1, "printed once"
     assert f"report: {refusal}" in refused.stderr
     refused_page = refusal.read_text()
+    last, site = published(checkout), checkout / "state/site"
+    assert last["outcome"] == "Refused" and "customer_month_usd" in last["sentence"]
+    assert (site / last["page"]).read_text() == refused_page
+    assert (site / last["report"]).read_bytes() == before
     assert "budget.customer_month_usd" in refused_page
     assert page.read_bytes() == before
     flow_run = flow_runs(team["PREFECT_API_URL"])[0]
