@@ -59,6 +59,17 @@ def test_a_run_ends_with_a_judged_registered_package_and_a_report(checkout, firs
     listed = turbo_vaed(checkout, "registry", "list", "tiny", "--format", "json")
     (version,) = json.loads(listed.stdout)
     assert version["aliases"] == "champion"
+    stages = {stage for _, stage in charges(checkout)}
+    assert stages == {"validate", "clip", "encode", "distill", "evaluate", "export", "gate"}
+    assert list((checkout / "state/dvc-remote").rglob("*.dir"))  # pushed
+    for noise in ("core_worker", "Traceback", "prefect.client", "ERROR"):
+        assert noise not in first_run.stderr, first_run.stderr[-3000:]
+    assert not list(work.glob(".*.partial"))
+    left = sorted(p.name for p in (work / "checkpoints").iterdir())
+    assert left[0].startswith("distill-") and left[1:] == ["progress.jsonl", "samples"]
+    assert len(list((work / "checkpoints" / left[0]).glob("*.pt"))) == 1, "of the last step"
+    status = turbo_vaed(checkout, "distill", "status", "tiny", "--format", "json")
+    assert json.loads(status.stdout)["state"] == "finished"
 
 
 def published(checkout: Path) -> dict[str, Any]:
@@ -80,17 +91,6 @@ def test_a_run_is_on_the_fleets_page(checkout, first_run):
     assert champion["version"] == 1
     (row,) = json.loads(turbo_vaed(checkout, "fleet", "--format", "json").stdout)
     assert (row["customer"], row["outcome"], row["alarms"]) == ("tiny", "Passed", [])
-    stages = {stage for _, stage in charges(checkout)}
-    assert stages == {"validate", "clip", "encode", "distill", "evaluate", "export", "gate"}
-    assert list((checkout / "state/dvc-remote").rglob("*.dir"))  # pushed
-    for noise in ("core_worker", "Traceback", "prefect.client", "ERROR"):
-        assert noise not in first_run.stderr, first_run.stderr[-3000:]
-    assert not list(work.glob(".*.partial"))
-    left = sorted(p.name for p in (work / "checkpoints").iterdir())
-    assert left[0].startswith("distill-") and left[1:] == ["progress.jsonl", "samples"]
-    assert len(list((work / "checkpoints" / left[0]).glob("*.pt"))) == 1, "of the last step"
-    status = turbo_vaed(checkout, "distill", "status", "tiny", "--format", "json")
-    assert json.loads(status.stdout)["state"] == "finished"
 
 
 def test_a_second_run_computes_and_charges_nothing(checkout, first_run):
