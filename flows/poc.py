@@ -26,7 +26,18 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled
 from prefect.tasks import Task
 
-from flows import admission, customer_state, dvc, effects, late, open_run, outputs, publish, runs, states
+from flows import (
+    admission,
+    customer_state,
+    dvc,
+    effects,
+    late,
+    open_run,
+    outputs,
+    publish,
+    runs,
+    states,
+)
 from flows.effects import Outcome
 from flows.open_run import Heartbeat, Reached
 from flows.to_do import ToDo, to_do, to_do_now

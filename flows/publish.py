@@ -89,13 +89,15 @@ def publication(settings: Settings, customer: str, state: State[Any]) -> Publica
         return None
     work, last_run = settings.root / "work" / customer, runs.read(settings.root / "work" / customer)
     if isinstance(came_to, Ended):
-        sentence, files_ = came_to.outcome.sentence, [came_to.outcome.report]
+        sentence, run = came_to.outcome.sentence, came_to.outcome.run_id
+        written = [came_to.outcome.report]
     else:
-        sentence = str(came_to or state.message)
-        files_ = _written_since(work, mine)
-    page = files_[0] if files_ else None
+        sentence, run = str(came_to or state.message), "" if mine is None else mine.run
+        written = _written_since(work, mine)
+    page = next((path for path in written if path.is_file()), None)
     is_report = page is not None and page.name == "report.html"
-    run = last_run.run_id if is_report and last_run is not None else mine.run if mine else ""
+    if is_report and not run and last_run is not None:
+        run = last_run.run_id
     name = "" if page is None else _page_name(customer, run, page)
     last = LastRun(
         customer=customer,
