@@ -90,7 +90,8 @@ def publication(settings: Settings, customer: str, state: State[Any]) -> Publica
     work, last_run = settings.root / "work" / customer, runs.read(settings.root / "work" / customer)
     if isinstance(came_to, Ended):
         sentence, run = came_to.outcome.sentence, came_to.outcome.run_id
-        written = [came_to.outcome.report]
+        report = came_to.outcome.report
+        written = [] if report is None else [report]
     else:
         sentence, run = str(came_to or state.message), "" if mine is None else mine.run
         written = _written_since(work, mine)
