@@ -174,6 +174,15 @@ def test_a_refused_run_has_its_own_page_and_keeps_the_report(
     assert site.read(last.report) == b"<p>the report of demo-1"
 
 
+def test_a_page_of_an_earlier_run_is_not_this_ones(
+    settings: Settings, site: Site, begun: None
+) -> None:
+    old = write_text(settings.root / "work/demo/report/not-started.html", "<p>why, last night")
+    os.utime(old, (0, 0))
+    after_run("demo", states.state_of_failure(Fault("the report could not be written")))
+    assert last_run(site).page == ""
+
+
 def test_a_fault_before_the_run_has_the_customer_is_published(
     settings: Settings, site: Site
 ) -> None:
