@@ -131,6 +131,7 @@ def publish(settings: Settings, site: Site, found: Publication) -> Fleet:
         for name, path in found.pages.items():
             site.write(name, path.read_bytes())
         publish_costs(settings, site, customer)
+        publish_costs(settings, site, None)
         publish_champion(settings, site, customer)
     if last.run:
         site.write(f"{_folder(customer, last.run)}/run.json", record.encoded(last))

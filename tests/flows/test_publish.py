@@ -4,6 +4,7 @@ at once."""
 from __future__ import annotations
 
 import os
+import re
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -105,6 +106,7 @@ def test_a_run_publishes_its_report_record_costs_and_the_fleet(
     assert b"demo-1" in site.read("customers/demo/costs.html")
     index = site.read("index.html").decode()
     assert f'href="{last.report}"' in index and 'data-value="demo"' in index
+    assert all(site.read(link) for link in re.findall(r'href="([^"]*)"', index)), "none is dead"
     assert settings.metrics_file is not None
     text = settings.metrics_file.read_text()
     found = {f.name: f for f in text_string_to_metric_families(text)}

@@ -320,10 +320,12 @@ def _next(status: Status) -> str | None:
 
 def _pages(last: LastRun | None, customer: str) -> list[tuple[str, str]]:
     """What a customer's row links: text and address."""
+    if last is None:
+        return []
     found = []
-    if last is not None and last.page and last.page != last.report:
+    if last.page and last.page != last.report:
         found.append(("why not", last.page))
-    if last is not None and last.report:
+    if last.report:
         found.append(("report", last.report))
     return [*found, ("costs", f"customers/{customer}/costs.html")]
 
