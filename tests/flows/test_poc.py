@@ -149,10 +149,15 @@ def test_only_a_run_that_does_something_starts_a_temporary_server(monkeypatch, u
     monkeypatch.setattr(poc.effects, "unchanged", lambda _: "unchanged")
     monkeypatch.setattr(poc, "poc_flow", lambda *_, **__: "flow")
     monkeypatch.setattr(states, "outcome_of", lambda state: state)
+    monkeypatch.setattr(states, "state_of", lambda outcome: outcome)
     monkeypatch.setattr(poc, "print_failures_once", lambda: None)
     monkeypatch.setattr(poc, "start_server", lambda: None)
+    published = []
+    monkeypatch.setattr(poc.publish, "after_run", lambda *given: published.append(given))
     with temporary_settings({poc.PREFECT_API_URL: url}):
         assert poc.start(SimpleNamespace(), "tiny") == expected
+    is_by_the_flow = expected == "flow"
+    assert published == ([] if is_by_the_flow else [("tiny", "unchanged")])
 
 
 def outcome(result, **given):
