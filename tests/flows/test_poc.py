@@ -111,7 +111,7 @@ def test_a_runs_own_ray_stands_for_the_stages_that_need_it(
     workspace = SimpleNamespace(customer="tiny", params=None, work=tmp_path)
     todo = ToDo(run=runs.fresh("tiny"), stale=list(STAGES[STAGES.index(first) :]))
     reached = poc.Reached(step=first)
-    poc.run_stages(workspace, SimpleNamespace(), todo, reached, None)
+    poc.run_stages(workspace, SimpleNamespace(), todo, reached, SimpleNamespace(token=1))
     assert flow_without_stages == expected
     assert reached.is_begun and reached.step == "gate"
     assert runs.read(tmp_path) == todo.run
@@ -130,7 +130,9 @@ def test_a_refused_run_leaves_the_record_of_the_last_one(
     workspace = SimpleNamespace(customer="tiny", params=None, work=tmp_path)
     todo = ToDo(run=runs.fresh("tiny"), stale=["gate"])
     with pytest.raises(BudgetRefused):
-        poc.run_stages(workspace, SimpleNamespace(), todo, poc.Reached(step="gate"), None)
+        poc.run_stages(
+            workspace, SimpleNamespace(), todo, poc.Reached(step="gate"), SimpleNamespace(token=1)
+        )
     assert runs.read(tmp_path) == last and not flow_without_stages
 
 

@@ -22,7 +22,6 @@ def add_customer(
     use_case: Annotated[str, typer.Option(help="a use case of policy.yaml")],
 ) -> None:
     """Add a customer to params.yaml; its comments stay."""
-    from flows import remotes
     from turbo_vaed.config import pipeline
     from turbo_vaed.config.edit import add
     from turbo_vaed.config.load import load
@@ -30,7 +29,6 @@ def add_customer(
     settings = Settings.from_environment()
     add(settings.root, name, source=source, use_case=use_case)
     pipeline.write(settings.root, name, load(settings.root, name).source)
-    remotes.write(settings.root, name)
     print(f"added {name}; run its PoC with: turbo-vaed poc {name}")
     print(
         "its teacher is the demo's small one unless you name yours under "
