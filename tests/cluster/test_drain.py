@@ -11,7 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from turbo_vaed.cluster import drain as node
-from turbo_vaed.cluster.drain import Metadata, Notice, Watcher
+from turbo_vaed.cluster import metadata
+from turbo_vaed.cluster.drain import Watcher
+from turbo_vaed.cluster.metadata import Metadata, Notice
 from turbo_vaed.errors import Unreachable, UserError
 
 SPOT = "/latest/meta-data/spot/instance-action"
@@ -80,9 +82,35 @@ def printed():
     return []
 
 
+class Asked:
+    """The machines that were asked for in place of this one; `answer` is whether they joined."""
+
+    def __init__(self):
+        self.answer, self.count, self.cancelled = True, 0, 0
+
+    def __call__(self):
+        self.count += 1
+        return self
+
+    def has_joined(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def cancel(self):
+        self.cancelled += 1
+
+
 @pytest.fixture
-def watcher(service, drained, printed):
-    return Watcher(Metadata(service.url), drained.append, printed.append, rebalance_seconds=600)
+def asked():
+    return Asked()
+
+
+@pytest.fixture
+def watcher(service, drained, asked, printed):
+    return Watcher(
+        Metadata(service.url), drained.append, asked, printed.append, rebalance_seconds=600
+    )
 
 
 def test_without_a_notice_nothing_is_drained(watcher, service, drained, printed):
@@ -121,6 +149,42 @@ def test_a_rebalance_recommendation_drains_once_with_its_own_deadline(watcher, s
     ended, leave = datetime.now(UTC), timedelta(seconds=600)
     assert notice.kind == "rebalance"
     assert start + leave <= notice.deadline <= ended + leave
+
+
+def test_a_rebalance_recommendation_drains_when_its_replacement_has_joined(
+    watcher, service, drained, asked, printed
+):
+    service.answers[REBALANCE] = (200, RECOMMENDED)
+    asked.answer = False
+    for _ in range(3):
+        watcher.poll()
+    assert (asked.count, drained) == (1, []) and len(printed) == 1
+    asked.answer = True
+    watcher.poll()
+    assert [notice.kind for notice in drained] == ["rebalance"] and asked.cancelled == 1
+    watcher.poll()
+    assert asked.count == len(drained) == 1
+
+
+def test_an_interruption_does_not_wait_for_the_replacement(watcher, service, drained, asked):
+    service.answers[REBALANCE] = (200, RECOMMENDED)
+    asked.answer = False
+    watcher.poll()
+    service.answers[SPOT] = (200, INTERRUPTED)
+    watcher.poll()
+    assert [notice.kind for notice in drained] == ["interruption"] and asked.cancelled == 1
+
+
+def test_a_replacement_that_nobody_asks_for_any_more_is_asked_for_anew(
+    watcher, service, drained, asked, printed
+):
+    service.answers[REBALANCE] = (200, RECOMMENDED)
+    asked.answer = Unreachable("Ray is gone")
+    watcher.poll()
+    assert drained == [] and "Ray is gone" in printed[-1]
+    asked.answer = True
+    watcher.poll()
+    assert asked.count == 2 and len(drained) == 1
 
 
 def test_an_interruption_after_a_recommendation_drains_again_with_its_deadline(
@@ -208,7 +272,7 @@ def test_a_drain_that_fails_is_tried_again(service, printed):
         if failures:
             raise failures.pop()
 
-    watcher = Watcher(Metadata(service.url), drain, printed.append, rebalance_seconds=600)
+    watcher = Watcher(Metadata(service.url), drain, Asked(), printed.append, rebalance_seconds=600)
     service.answers[SPOT] = (200, INTERRUPTED)
     for _ in range(4):
         watcher.poll()
@@ -297,16 +361,16 @@ def test_labels_come_from_the_metadata_service(service, monkeypatch):
         "placement/availability-zone": "eu-central-1b",
     }
     service.answers |= {f"/latest/meta-data/{path}": (200, text) for path, text in machine.items()}
-    assert node.labels() == (
+    assert metadata.labels() == (
         "turbo-vaed.io/instance-type=g6.xlarge,ray.io/market-type=spot,"
         "ray.io/availability-region=eu-central-1,ray.io/availability-zone=eu-central-1b"
     )
     service.answers["/latest/meta-data/instance-type"] = (404, "")
     with pytest.raises(Unreachable, match="lacks instance-type"):
-        node.labels()
+        metadata.labels()
     service.answers["/latest/meta-data/instance-type"] = (500, "")
     with pytest.raises(Unreachable, match="instance metadata: 500"):
-        node.labels()
+        metadata.labels()
 
 
 def test_the_metadata_endpoint_is_that_of_all_aws_clients(monkeypatch):

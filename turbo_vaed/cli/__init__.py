@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from turbo_vaed.cli import (
+    cluster,
     completion,
     config,
     cost,
@@ -49,6 +50,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(distill.app, name="distill")
 app.add_typer(node.app, name="node")
 app.add_typer(cost.app, name="cost")
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(ec2.app, name="ec2")
 app.add_typer(registry.app, name="registry")
 app.add_typer(gate.app, name="gate")

@@ -15,7 +15,7 @@ def label_node() -> None:
 
     For the start of a node: ray start --labels "$(turbo-vaed node labels)" …
     """
-    from turbo_vaed.cluster.drain import labels
+    from turbo_vaed.cluster.metadata import labels
 
     print(labels())
 
@@ -34,3 +34,18 @@ def watch_node(
     from turbo_vaed.cluster.drain import watch
 
     watch(poll_seconds=poll_seconds, rebalance_seconds=rebalance_seconds, node_id=node_id)
+
+
+@app.command("join")
+def join_cluster(
+    head: Annotated[str, typer.Option(help="address of Ray's head, HOST:PORT")],
+    token_secret: Annotated[str, typer.Option(help="name of the secret with Ray's token")],
+    node_type: Annotated[str, typer.Option("--type", help="name of the autoscaler's node type")],
+) -> None:
+    """Join a cluster as a worker, and drain when EC2 takes this machine; ends with its Ray.
+
+    A worker's user data calls this at boot, and ends the machine afterwards.
+    """
+    from turbo_vaed.cluster.machines import join
+
+    raise typer.Exit(join(head, token_secret=token_secret, node_type=node_type))

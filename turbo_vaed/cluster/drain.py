@@ -1,35 +1,24 @@
 """Drains the Ray node of an EC2 machine before the machine is taken away.
 
-Read of the instance metadata (IMDSv2, a token first), every few seconds:
-
-- `spot/instance-action`: EC2 takes the machine at a given time, two minutes ahead
-- `events/recommendations/rebalance`: EC2 expects to do so soon, and gives no time
-
-https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
-https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/rebalance-recommendations.html
+At EC2's notice it is drained at once. At its recommendation to leave, the autoscaler is asked for
+another machine, and this one works until that has joined, or until the notice comes.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
-from typing import Literal
 
 import requests
 
-from turbo_vaed.cluster.nodes import INSTANCE_TYPE, MARKET, REGION, ZONE
+from turbo_vaed.cluster.metadata import Metadata, Notice
 from turbo_vaed.errors import Fault, Unreachable
 from turbo_vaed.settings import metadata_endpoint
 
-_TOKEN_LIFE_SECONDS = 21600
-_ANSWER_SECONDS = 2.0
-_FIRST_TRIES = 3
 _RAY_SECONDS = 30.0
 _COMMAND_SECONDS = 5.0
 _FIND_NODE = """
@@ -40,132 +29,63 @@ if wanted not in [node["NodeID"] for node in ray.nodes() if node["Alive"]]:
     sys.exit(f"no node {wanted} is alive")
 print(wanted)
 """
+_REPLACE_NODE = """
+import sys, time, ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
+ray.init("auto", log_to_driver=False, logging_level="ERROR")
+leaving = sys.argv[1] or ray.get_runtime_context().get_node_id()
+known = {node["NodeID"] for node in ray.nodes()}
+has = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}.get(leaving)
+if has is None:
+    sys.exit(f"no node {leaving} is alive")
+kind = "GPU" if has.get("GPU") else "CPU"
+bundle, coordinator = {kind: has.get(kind, 0)}, get_or_create_autoscaling_coordinator()
+requester = f"replacement of {leaving}"
+while True:  # asked again and again, so that the request ends with whoever asks
+    coordinator.request_resources.remote(
+        requester_id=requester, resources=[bundle], expire_after_s=60
+    )
+    if any(
+        node["Alive"] and node["NodeID"] not in known and node["Resources"].get(kind, 0) > 0
+        for node in ray.nodes()
+    ):
+        break
+    time.sleep(5)
+ray.get(coordinator.cancel_request.remote(requester))
+"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Notice:
-    """EC2's notice that it takes this machine, or may do so soon."""
+class Replacement:
+    """Another machine that the autoscaler is asked for, in place of a node. A child process asks:
+    through Ray Train's own coordinator, as each request of its kind replaces the one before."""
 
-    kind: Literal["interruption", "rebalance"]
-    text: str
-    deadline: datetime
-    """Until when the machine is to be given up."""
-
-
-class Metadata:
-    """The instance metadata service, version 2.
-
-    Not botocore's `IMDSFetcher`: its requests are private methods, it goes on with version 1 where
-    it gets no token, and it takes a token that has run out for an answer.
-    """
-
-    def __init__(self, endpoint: str) -> None:
-        self._base = f"{endpoint.rstrip('/')}/latest"
-        self._session = requests.Session()
-        self._session.trust_env = False  # link-local: a proxy would answer for another machine
-        self._token = ""
-
-    def check(self) -> None:
-        """Raises Unreachable where nothing answers, or no token is given to this process."""
-        found = ""
-        for _ in range(_FIRST_TRIES):
-            try:
-                status = self._ask_token().status_code
-            except requests.RequestException as error:
-                found = f"no instance metadata at {self._base} ({type(error).__name__})"
-                continue
-            if status < 400 or status >= 500:  # up; polling reports its server errors
-                return
-            found = f"{self._base}/api/token answers {status}: the metadata may be switched off"
-        raise Unreachable(
-            f"{found}; is this an EC2 machine? In a container the metadata's hop limit must be 2 "
-            "or more; elsewhere set AWS_EC2_METADATA_SERVICE_ENDPOINT"
+    def __init__(self, node_id: str | None = None) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", _REPLACE_NODE, node_id or ""],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
-    def interruption(self) -> Notice | None:
-        """The notice that EC2 takes this machine, if there is one.
+    def has_joined(self) -> bool:
+        """Whether a machine has joined since.
 
         Raises:
-            requests.RequestException: no answer, or an error.
-            ValueError: the answer is no notice.
+            Unreachable: nobody asks for it any more.
         """
-        text = self._read("meta-data/spot/instance-action")
-        if text is None:
-            return None
-        try:
-            found = json.loads(text)
-            action, deadline = str(found["action"]), _moment(found["time"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"spot/instance-action is no notice: {text[:200]!r}") from error
-        warning = f"EC2 will {action} this machine at {deadline:%H:%M:%S} UTC"
-        return Notice(kind="interruption", text=warning, deadline=deadline)
+        code = self._child.poll()
+        if code:
+            assert self._child.stderr is not None
+            lines = self._child.stderr.read().strip().splitlines() or [f"exit code {code}"]
+            raise Unreachable(f"no replacement is asked for; Ray says: {lines[-1]}")
+        return code == 0
 
-    def rebalance(self, seconds: float) -> Notice | None:
-        """The recommendation to leave this machine, if there is one: within `seconds` from now.
-
-        Raises:
-            requests.RequestException: no answer, or an error.
-            ValueError: the answer is no recommendation.
-        """
-        text = self._read("meta-data/events/recommendations/rebalance")
-        if text is None:
-            return None
-        try:
-            noticed = _moment(json.loads(text)["noticeTime"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"recommendations/rebalance is no notice: {text[:200]!r}") from error
-        advice = f"EC2 has recommended leaving this machine since {noticed:%H:%M:%S} UTC"
-        deadline = datetime.now(UTC) + timedelta(seconds=seconds)
-        return Notice(kind="rebalance", text=advice, deadline=deadline)
-
-    def machine(self) -> dict[str, str]:
-        """The labels by which this machine's price is found, from the metadata.
-
-        Raises:
-            Unreachable: it does not answer, or does not know.
-        """
-        asked = {
-            INSTANCE_TYPE: "instance-type",
-            MARKET: "instance-life-cycle",  # spot or on-demand
-            REGION: "placement/region",
-            ZONE: "placement/availability-zone",
-        }
-        try:
-            found = {label: self._read(f"meta-data/{path}") for label, path in asked.items()}
-        except requests.RequestException as error:
-            raise Unreachable(f"instance metadata: {error}") from error
-        missing = [asked[label] for label, value in found.items() if not value]
-        if missing:
-            raise Unreachable(f"the instance metadata at {self._base} lacks {', '.join(missing)}")
-        return {label: value.strip() for label, value in found.items() if value}
-
-    def _read(self, path: str) -> str | None:
-        """The text at a path; None where there is none (404)."""
-        if not self._token:
-            self._renew_token()
-        answer = self._get(path)
-        if answer.status_code == 401:  # the token has run out
-            self._renew_token()
-            answer = self._get(path)
-        if answer.status_code == 404:
-            return None
-        answer.raise_for_status()
-        return answer.text
-
-    def _get(self, path: str) -> requests.Response:
-        headers = {"X-aws-ec2-metadata-token": self._token}
-        return self._session.get(f"{self._base}/{path}", headers=headers, timeout=_ANSWER_SECONDS)
-
-    def _renew_token(self) -> None:
-        answer = self._ask_token()
-        answer.raise_for_status()
-        self._token = answer.text
-
-    def _ask_token(self) -> requests.Response:
-        headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_LIFE_SECONDS)}
-        return self._session.put(
-            f"{self._base}/api/token", headers=headers, timeout=_ANSWER_SECONDS
-        )
+    def cancel(self) -> None:
+        """Ask no longer; the request lapses within a minute."""
+        self._child.kill()
+        self._child.communicate()
 
 
 class Watcher:
@@ -174,19 +94,23 @@ class Watcher:
     Args:
         metadata: of this machine.
         drain: drains the node for a notice; raises Fault where it could not.
+        replace: asks for another machine; a rebalance recommendation drains when it has joined.
         say: called with a sentence for every notice, for its outcome, and for each new problem.
-        rebalance_seconds: what a rebalance recommendation leaves to finish.
+        rebalance_seconds: what a rebalance recommendation leaves to finish, once it drains.
     """
 
     def __init__(
         self,
         metadata: Metadata,
         drain: Callable[[Notice], None],
+        replace: Callable[[], Replacement],
         say: Callable[[str], None],
         *,
         rebalance_seconds: float,
     ) -> None:
         self._metadata, self._drain, self._say = metadata, drain, say
+        self._replace = replace
+        self._replacement: Replacement | None = None
         self._rebalance_seconds = rebalance_seconds
         self._drained: set[Notice] = set()
         self._trouble: dict[str, str] = {}
@@ -207,31 +131,37 @@ class Watcher:
             self._trouble.pop(kind, None)
             return
         try:
+            if notice.kind == "rebalance" and not self._is_replaced(notice):
+                return
             self._drain(notice)
         except Fault as error:
             self._say_once(kind, f"{notice.text}, and its node is NOT drained: {error}")
             return
+        self._end_request()
         self._drained.add(notice)
         self._trouble.pop(kind, None)
         left = max(0.0, (notice.deadline - datetime.now(UTC)).total_seconds())
         self._say(f"{notice.text}: its Ray node is drained, {left:.0f} s are left")
 
+    def _is_replaced(self, notice: Notice) -> bool:
+        if self._replacement is None:
+            self._replacement = self._replace()
+            self._say(f"{notice.text}: another one is asked for, and this one works until it joins")
+        try:
+            return self._replacement.has_joined()
+        except Fault:
+            self._end_request()  # at the next look it is asked for anew
+            raise
+
+    def _end_request(self) -> None:
+        if self._replacement is not None:
+            self._replacement.cancel()
+            self._replacement = None
+
     def _say_once(self, kind: str, text: str) -> None:
         if self._trouble.get(kind) != text:
             self._trouble[kind] = text
             self._say(text)
-
-
-def labels() -> str:
-    """Of this EC2 machine, as `ray start --labels` takes them.
-
-    Raises:
-        Unreachable: there is no metadata service, or it does not know.
-        UserError: its endpoint is no URL.
-    """
-    metadata = Metadata(metadata_endpoint())
-    metadata.check()
-    return ",".join(f"{label}={value}" for label, value in metadata.machine().items())
 
 
 def watch(
@@ -256,7 +186,11 @@ def watch(
     except Unreachable as error:
         say(f"watching for notices; {error}")
     watcher = Watcher(
-        metadata, partial(drain, node_id=node_id), say, rebalance_seconds=rebalance_seconds
+        metadata,
+        partial(drain, node_id=node_id),
+        partial(Replacement, node_id),
+        say,
+        rebalance_seconds=rebalance_seconds,
     )
     while True:
         watcher.poll()
@@ -315,11 +249,3 @@ def _ray(arguments: Sequence[str]) -> str:
             "RAY_ADDRESS or give --node-id"
         ) from error
     return done.stdout
-
-
-def _moment(text: str) -> datetime:
-    """A time of the metadata, such as 2026-11-22T10:00:00Z."""
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError(f"{text} has no time zone")
-    return moment.astimezone(UTC)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from turbo_vaed.cluster.session import ray_session
-from turbo_vaed.config.schema import Params
+from turbo_vaed.config.schema import Params, PriceParams
 from turbo_vaed.config.stages import RAY_STAGES
 from turbo_vaed.costs import Nodes, PartlyPriced, PriceBook, Rate, steady, total_usd
 from turbo_vaed.costs.aws_prices import Ec2Prices
@@ -49,12 +49,17 @@ def own_node(address: str) -> str:
 
 
 def price_book(params: Params, settings: Settings) -> PriceBook:
+    """As `book_of`, of a customer."""
+    return book_of(params.prices, settings)
+
+
+def book_of(prices: PriceParams, settings: Settings) -> PriceBook:
     """The configured prices and those of AWS, whose quotes are cached in `state/prices`."""
     return PriceBook(
-        local_usd_per_hour=params.prices.local_usd_per_hour,
+        local_usd_per_hour=prices.local_usd_per_hour,
         ec2=Ec2Prices(
             folder=settings.root / "state" / "prices",
-            max_age=timedelta(hours=params.prices.quote_hours),
+            max_age=timedelta(hours=prices.quote_hours),
         ),
     )
 

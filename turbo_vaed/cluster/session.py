@@ -48,7 +48,7 @@ def ray_session(
         return
     with keeping_handlers():
         if address and address != "local":
-            _knock(address)
+            knock(address)
             try:
                 ray.init(address=address, runtime_env=runtime_env, **QUIET)
             except ConnectionError as error:
@@ -107,7 +107,7 @@ def _start(cpus: int) -> None:
                 ) from error
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Check first whether anything listens, since Ray itself waits for minutes."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.hostname is None or parts.port is None:

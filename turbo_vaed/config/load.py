@@ -13,16 +13,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from turbo_vaed.config.devices import DeviceProfile, parse_profile
 from turbo_vaed.config.explain import explain, nearest
-from turbo_vaed.config.schema import GateParams, Params, check_customer_name
+from turbo_vaed.config.schema import GateParams, Params, PriceParams, check_customer_name
 from turbo_vaed.config.yaml_file import Keys, YamlFile, read_yaml_file
 from turbo_vaed.errors import UserError
 
+T = TypeVar("T")
 PARAMS, POLICY, DEVICES, FINANCE = FILES = (
     "params.yaml",
     "policy.yaml",
@@ -235,14 +236,25 @@ def team_gate(files: ConfigFiles) -> GateParams:
     Raises:
         UserError: it is not valid.
     """
+    return _team_section(files, "gate", GateParams)
+
+
+def team_prices(files: ConfigFiles) -> PriceParams:
+    """The prices of finance.yaml, which a customer may override.
+
+    Raises:
+        UserError: they are not valid.
+    """
+    return _team_section(files, "prices", PriceParams)
+
+
+def _team_section(files: ConfigFiles, name: str, kind: type[T]) -> T:
     layers = _team_layers(files)
     found = Resolved(customer="defaults", values=_merged(layers), layers=layers)
     try:
-        return TypeAdapter(GateParams).validate_python(found.values["gate"])
+        return TypeAdapter(kind).validate_python(found.values[name])
     except ValidationError as error:
-        raise UserError(
-            explain(error, GateParams, lambda keys: found.place(("gate", *keys)))
-        ) from None
+        raise UserError(explain(error, kind, lambda keys: found.place((name, *keys)))) from None
 
 
 def profile(files: ConfigFiles, name: object) -> DeviceProfile:
