@@ -67,7 +67,7 @@ def sync(settings: Settings) -> list[Row]:
         UserError: no Prefect server is named, or a customer's params are not valid.
         Unreachable: it does not answer.
     """
-    with _server() as client:
+    with server() as client:
         stored = _stored(client)
         paused = {one.slug for one in stored if not one.active}
         wanted = _schedules(settings, paused)
@@ -124,7 +124,7 @@ def rows() -> list[Row]:
         UserError: no Prefect server is named.
         Unreachable: it does not answer.
     """
-    with _server() as client:
+    with server() as client:
         stored = sorted(_stored(client), key=lambda one: str(one.slug))
         last = _last_states(client, {str(one.slug) for one in stored})
         return [_row(one, last.get(str(one.slug), "")) for one in stored]
@@ -138,7 +138,7 @@ def set_paused(customer: str, is_paused: bool) -> None:
         UserError: no Prefect server is named, or it has no schedule of the customer.
         Unreachable: it does not answer.
     """
-    with _server() as client:
+    with server() as client:
         deployment = _deployment(client)
         found = [one for one in _stored(client) if one.slug == customer]
         if deployment is None or not found:
@@ -153,25 +153,31 @@ def set_paused(customer: str, is_paused: bool) -> None:
                     client.delete_flow_run(run.id)
 
 
-def run_now(settings: Settings, customer: str) -> str:
-    """Ask for a run of a customer at once, by whichever worker is free; returns its name.
+def run_now(settings: Settings, customer: str) -> FlowRun:
+    """Ask for a run of a customer at once, by whichever worker is free.
 
     Raises:
         UserError: no such customer, no Prefect server is named, or nothing was synced to it.
         Unreachable: it does not answer.
     """
     load(settings.root, customer)
-    with _server():
+    with server():
         try:
             run = run_deployment(FULL_NAME, parameters={"customer": customer}, timeout=0)
         except ObjectNotFound:
             raise UserError("Prefect has no schedules; run: turbo-vaed schedule sync") from None
     assert isinstance(run, FlowRun)
-    return str(run.name)
+    return run
 
 
 @contextmanager
-def _server() -> Iterator[SyncPrefectClient]:
+def server() -> Iterator[SyncPrefectClient]:
+    """A client of the team's Prefect server.
+
+    Raises:
+        UserError: none is named.
+        Unreachable: it does not answer.
+    """
     url = PREFECT_API_URL.value()
     if not url:
         raise UserError(

@@ -18,10 +18,11 @@ SHAPES = {
     "c7i.2xlarge": Shape(cpus=8, gpus=0),
 }
 SPEEDS = {"g4dn.xlarge": 20, "g5.xlarge": 60, "c7i.2xlarge": 4}
+REGION = "eu-central-1"
 ZONES = ("eu-central-1a", "eu-central-1b", "eu-central-1c")
 
 
-def candidate(instance_type: str, region: str = "eu-central-1") -> CandidateParams:
+def candidate(instance_type: str, region: str = REGION) -> CandidateParams:
     return CandidateParams(
         instance_type=instance_type,
         region=region,
@@ -43,7 +44,7 @@ def environment(**given: Any) -> Environment:
     template = {"id": "lt-1", "version": "1"}
     usual: dict[str, Any] = {
         "name": "cluster",
-        "region": "eu-central-1",
+        "region": REGION,
         "launch_template": template,
         "subnets": {zone: f"subnet-{zone[-1]}" for zone in ZONES},
         "security_groups": ["sg-1"],

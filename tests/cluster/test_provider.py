@@ -19,8 +19,6 @@ import boto3
 import pytest
 import yaml
 from botocore.awsrequest import AWSResponse
-from ray.autoscaler._private.aws import node_provider
-from ray.autoscaler._private.aws.utils import resource_cache
 from ray.autoscaler.v2.autoscaler import Autoscaler
 from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 from ray.core.generated.autoscaler_pb2 import (
@@ -33,14 +31,13 @@ from ray.core.generated.autoscaler_pb2 import (
     ResourceRequestByCount,
 )
 
-from tests.cluster.environments import SHAPES, ZONES, candidate, environment, usd_per_hour
+from tests.cluster.environments import REGION, SHAPES, candidate, usd_per_hour
 from turbo_vaed.cluster.autoscaler import CLUSTER, HEAD, ROLE, node_types, render
 from turbo_vaed.cluster.controller import Machine, ensure
 from turbo_vaed.cluster.environment import Environment
 
 pytestmark = pytest.mark.slow
 
-REGION = "eu-central-1"
 NO_CAPACITY = (
     '<?xml version="1.0"?><Response><Errors><Error><Code>InsufficientInstanceCapacity</Code>'
     "<Message>no {type} in {subnet}</Message></Error></Errors><RequestID>1</RequestID></Response>"
@@ -167,34 +164,6 @@ def machines(name: str) -> list[dict[str, Any]]:
         ]
     )
     return [machine for each in found["Reservations"] for machine in each["Instances"]]
-
-
-@pytest.fixture
-def on_ec2(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Environment:
-    """A network in moto's EC2."""
-    resource_cache.cache_clear()
-    monkeypatch.setattr(node_provider, "BOTO_CREATE_MAX_RETRIES", 1)  # as on the controller
-    ec2 = boto3.client("ec2", region_name=REGION)
-    vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
-    subnets = {
-        zone: ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.0.{place}.0/24", AvailabilityZone=zone)[
-            "Subnet"
-        ]["SubnetId"]
-        for place, zone in enumerate(ZONES)
-    }
-    name = f"cluster-{uuid.uuid4().hex[:8]}"
-    group = ec2.create_security_group(GroupName=name, Description="a test", VpcId=vpc)["GroupId"]
-    template = ec2.create_launch_template(
-        LaunchTemplateName=name, LaunchTemplateData={"ImageId": "ami-12c6146b"}
-    )["LaunchTemplate"]["LaunchTemplateId"]
-    pinned = {"id": template, "version": "1"}
-    return environment(
-        name=name,
-        subnets=subnets,
-        security_groups=[group],
-        launch_template=pinned,
-        controller={"launch_template": pinned},
-    )
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def start() -> None:
 
     Its user data calls this at boot. Nothing is started on demand until a run's budget allows it.
     """
-    from flows.schedule import POOL
+    from flows import schedule
     from turbo_vaed.cluster import autoscaler, environment, machines
     from turbo_vaed.cluster.metadata import Metadata
     from turbo_vaed.cluster.nodes import book_of
@@ -102,5 +102,6 @@ def start() -> None:
     )
     path = cluster_config.write(settings.root, config)
     os.environ |= machines.start_head(environment.read(settings.root), path)
+    schedule.sync(settings)  # of this checkout, where the worker finds it
     prefect = shutil.which("prefect", path=os.path.dirname(sys.executable)) or "prefect"
-    os.execvp(prefect, [prefect, "worker", "start", "--pool", POOL, "--type", "process"])
+    os.execvp(prefect, [prefect, "worker", "start", "--pool", schedule.POOL, "--type", "process"])

@@ -52,8 +52,8 @@ def run_now(customer: Customer) -> None:
     """Have a worker run a customer at once."""
     from flows import schedule
 
-    name = schedule.run_now(Settings.from_environment(), customer)
-    print(f"{name} waits for a worker of the pool {schedule.POOL}")
+    run = schedule.run_now(Settings.from_environment(), customer)
+    print(f"{run.name} waits for a worker of the pool {schedule.POOL}")
 
 
 def _show(rows: list, form: str) -> None:  # type: ignore[type-arg]

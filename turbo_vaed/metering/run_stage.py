@@ -12,7 +12,9 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from turbo_vaed.cluster.nodes import nodes_of, own_node
+from turbo_vaed.cluster import autoscaler
+from turbo_vaed.cluster.nodes import nodes_of, own_node, price_book
+from turbo_vaed.cluster.scaling import wait_for_machines
 from turbo_vaed.cluster.session import worker_session
 from turbo_vaed.cluster.watch import Watch
 from turbo_vaed.config import pipeline
@@ -32,9 +34,10 @@ from turbo_vaed.costs.money import quantise_usd
 from turbo_vaed.costs.open_runs import OpenRuns
 from turbo_vaed.costs.run_context import RunContext, Usage
 from turbo_vaed.costs.tags import resource_tags
-from turbo_vaed.errors import UserError
+from turbo_vaed.errors import TurboVaedError, UserError
 from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.live_metrics import LiveRun
+from turbo_vaed.planning import cluster_config
 from turbo_vaed.planning.history import downstream
 from turbo_vaed.planning.pricing import limits_of
 from turbo_vaed.runtime import files
@@ -158,6 +161,9 @@ def _nodes(
         return
     seen = workspace.work / idle_nodes.TRACKING_FILE
     with worker_session(settings):
+        if (settings.root / autoscaler.CONFIG).is_file():
+            _bring_machines(workspace, settings, run, stage)
+        # The nodes that were idle meanwhile are charged for it.
         idle_nodes.charge_idle_nodes(
             ledger,
             held,
@@ -167,6 +173,30 @@ def _nodes(
             own_node=own_node(settings.ray_address or ""),
         )
         yield idle_nodes.tracked(held, seen, run=run)
+
+
+def _bring_machines(workspace: Workspace, settings: Settings, run: str, stage: str) -> None:
+    """Tell the autoscaler what machines cost now and which of them the run's budget allows, and
+    wait for the first ones.
+
+    Raises:
+        Unreachable: EC2 has none.
+    """
+    prices, book = workspace.params.prices, price_book(workspace.params, settings)
+    try:
+        config = cluster_config.plan(
+            settings.root,
+            prices,
+            settings.ray_address or "",
+            fits_on_demand=cluster_config.fits_on_demand(workspace, settings, book, run=run),
+            book=book,
+        )
+        cluster_config.write(settings.root, config)
+    except TurboVaedError as error:
+        _log.warning("machines are started as before: %s", error)
+    least = workspace.params.distill.min_workers if stage == "distill" else 1
+    say = partial(print, flush=True)
+    wait_for_machines(settings.root / autoscaler.CONFIG, least, say)
 
 
 @contextmanager

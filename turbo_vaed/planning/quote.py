@@ -31,7 +31,7 @@ from turbo_vaed.distill.events import (
     read_progress,
 )
 from turbo_vaed.errors import UserError
-from turbo_vaed.planning.ec2_costs import BEFORE_MINUTES, ENDS_ITSELF_MINUTES, overhead_usd
+from turbo_vaed.planning.ec2_costs import AFTER_MINUTES, BEFORE_MINUTES, overhead_usd
 from turbo_vaed.planning.flops import expected_pace
 from turbo_vaed.planning.history import PastRuns, past_runs
 from turbo_vaed.planning.pricing import devices_usd, limits_of, reserve_seconds
@@ -95,8 +95,7 @@ def quote(
         steps: all of `distill.steps` by default.
 
     Raises:
-        UserError: RAY_ADDRESS names a cluster; an invalid candidate; infra/ray/machine.yaml does
-            not give the size of a machine's volume.
+        UserError: RAY_ADDRESS names a cluster; an invalid candidate, or environment of a cluster.
         Unreachable: the ledger cannot be read.
     """
     if settings.on_a_cluster:
@@ -185,7 +184,7 @@ def _rest_usd(
     seconds = Decimal(str(reserve_seconds(workspace.params, after)))
     usd = after.usd + devices_usd(workspace.params) + seconds * per_second(machine.usd_per_hour)
     if machine.region:
-        up_minutes = (Decimal(steps_seconds) + seconds) / 60 + BEFORE_MINUTES + ENDS_ITSELF_MINUTES
+        up_minutes = (Decimal(steps_seconds) + seconds) / 60 + BEFORE_MINUTES + AFTER_MINUTES
         usd += overhead_usd(workspace, machine.usd_per_hour, up_minutes / 60)
     return quantise_usd(usd)
 

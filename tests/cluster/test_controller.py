@@ -1,0 +1,66 @@
+"""The controller of a cluster, in an EC2 by moto over HTTP."""
+
+from __future__ import annotations
+
+import boto3
+import pytest
+
+from tests.cluster.environments import REGION
+from turbo_vaed.cluster import controller, machines
+from turbo_vaed.cluster.autoscaler import CLUSTER
+from turbo_vaed.cluster.environment import Environment
+from turbo_vaed.errors import Fault, Unreachable, UserError
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_controller_is_started_once(on_ec2: Environment) -> None:
+    assert controller.find(on_ec2) is None
+    first, is_new = controller.ensure(on_ec2)
+    assert is_new and first.instance_type == on_ec2.controller.instance_type
+    again, is_new = controller.ensure(on_ec2)
+    assert not is_new and again.instance_id == first.instance_id
+    ec2 = boto3.client("ec2", region_name=REGION)
+    (reservation,) = ec2.describe_instances(InstanceIds=[first.instance_id])["Reservations"]
+    (machine,) = reservation["Instances"]
+    assert "InstanceLifecycle" not in machine, "on demand"
+    assert machine["MetadataOptions"]["HttpTokens"] == "required"
+    assert [group["GroupId"] for group in machine["SecurityGroups"]] == [*on_ec2.security_groups]
+    tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
+    assert tags[CLUSTER] == on_ec2.name and tags["turbo-vaed:project"] == "turbo-vaed"
+    assert tags["ray-node-type"] == "head", "the autoscaler knows it"
+    (mapping,) = machine["BlockDeviceMappings"]
+    (volume,) = ec2.describe_volumes(VolumeIds=[mapping["Ebs"]["VolumeId"]])["Volumes"]
+    assert volume["Encrypted"] and volume["Size"] == on_ec2.controller.volume_gib
+    user_data = ec2.describe_instance_attribute(InstanceId=first.instance_id, Attribute="userData")[
+        "UserData"
+    ]["Value"]
+    assert user_data
+
+    ec2.stop_instances(InstanceIds=[first.instance_id])
+    with pytest.raises(UserError, match=f"{first.instance_id}, is stop"):
+        controller.ensure(on_ec2)
+    ec2.terminate_instances(InstanceIds=[first.instance_id])
+    second, is_new = controller.ensure(on_ec2)
+    assert is_new and second.instance_id != first.instance_id
+
+
+def test_two_controllers_are_a_fault(on_ec2: Environment) -> None:
+    found, _ = controller.ensure(on_ec2)
+    ec2 = boto3.client("ec2", region_name=REGION)
+    tags = ec2.describe_tags(Filters=[{"Name": "resource-id", "Values": [found.instance_id]}])
+    other = ec2.run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)["Instances"][0]
+    ec2.create_tags(
+        Resources=[other["InstanceId"]],
+        Tags=[{"Key": tag["Key"], "Value": tag["Value"]} for tag in tags["Tags"]],
+    )
+    with pytest.raises(Fault, match="2 controllers"):
+        controller.find(on_ec2)
+
+
+def test_rays_token_is_read_from_its_secret(on_ec2: Environment) -> None:
+    secrets = boto3.client("secretsmanager", region_name=REGION)
+    with pytest.raises(Unreachable, match=on_ec2.name):
+        machines.read_token(REGION, on_ec2.name)
+    secrets.create_secret(Name=on_ec2.name, SecretString="a-token\n")
+    assert machines.read_token(REGION, on_ec2.name) == "a-token"
