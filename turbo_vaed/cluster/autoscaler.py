@@ -141,6 +141,7 @@ def render(
     *,
     head_address: str,
     affordable: Collection[str],
+    up: Mapping[str, int] | None = None,
     refusals: Path | None = None,
 ) -> dict[str, Any]:
     """The configuration for `ray start --head --autoscaling-config`.
@@ -148,8 +149,8 @@ def render(
     Args:
         types: as `node_types` orders them.
         head_address: of the controller, `host:port`.
-        affordable: names of the types that the budget allows; the others stay in the file, with
-            `max_workers: 0`.
+        affordable: names of the types that the budget allows; no machine is added to the others.
+        up: how many machines of each type there are: Ray would end those above `max_workers`.
         refusals: where the provider keeps why EC2 started no machine.
     """
     order = list(types)
@@ -166,7 +167,9 @@ def render(
             },
             "labels": {INSTANCE_TYPE: each.instance_type, MARKET: each.market},
             "min_workers": 0,
-            "max_workers": environment.max_workers if each.name in affordable else 0,
+            "max_workers": environment.max_workers
+            if each.name in affordable
+            else (up or {}).get(each.name, 0),
             "priority": len(order) - place,
             "node_config": _node_config(environment, each, head_address),
         }

@@ -6,6 +6,7 @@ them on EC2. They are Ray's own where it has them, so that a KubeRay cluster nee
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import timedelta
@@ -38,6 +39,14 @@ def ray_nodes() -> list[dict[str, Any]]:
 
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in found if node["Alive"]]
+
+
+def count_by_type() -> Counter[str]:
+    """How many machines of each of the autoscaler's node types there are. Ray must be connected."""
+    labels = [node.get("Labels") or {} for node in ray_nodes()]
+    return Counter(
+        f"{each[INSTANCE_TYPE]}-{each.get(MARKET)}" for each in labels if INSTANCE_TYPE in each
+    )
 
 
 def own_node(address: str) -> str:

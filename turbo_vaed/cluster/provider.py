@@ -32,12 +32,12 @@ _lock = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
-class Ec2Nodes(AWSNodeProvider):  # type: ignore[misc]
+class Ec2Nodes(AWSNodeProvider):
     """EC2's machines, as Ray's provider starts them; a type that EC2 refuses is set aside."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         _count_refusals()
-        super().__init__(provider_config, cluster_name)
+        super().__init__(provider_config, cluster_name)  # type: ignore[no-untyped-call]
 
     def create_node(
         self, node_config: dict[str, Any], tags: dict[str, str], count: int
@@ -79,7 +79,8 @@ def _keep(path: Path, node_type: str, error: Exception) -> None:
 def _count_refusals() -> None:
     """Have this process's autoscaler take a refusal for a machine that did not come up. Ray has no
     other way in: its event of a failed launch does not even name the type."""
-    own: Any = CloudResourceMonitor.get_recoverable_resource_availabilities
+    monitors: Any = CloudResourceMonitor
+    own = monitors.get_recoverable_resource_availabilities
     if getattr(own, "counts_refusals", False):
         return
 
@@ -91,4 +92,4 @@ def _count_refusals() -> None:
         return found
 
     counted.counts_refusals = True  # type: ignore[attr-defined]
-    CloudResourceMonitor.get_recoverable_resource_availabilities = counted
+    monitors.get_recoverable_resource_availabilities = counted

@@ -45,7 +45,7 @@ def wait_for_machines(
     kind = kind_of(config)
     if _room(kind) >= least:
         return
-    coordinator = get_or_create_autoscaling_coordinator()
+    coordinator = get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
     began = said = time.monotonic()
     say(f"waiting for machines with {least} {kind} in all; turbo-vaed cluster status shows them")
     try:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from turbo_vaed.cluster import autoscaler
-from turbo_vaed.cluster.nodes import nodes_of, own_node, price_book
+from turbo_vaed.cluster.nodes import count_by_type, nodes_of, own_node, price_book
 from turbo_vaed.cluster.scaling import wait_for_machines
 from turbo_vaed.cluster.session import worker_session
 from turbo_vaed.cluster.watch import Watch
@@ -189,6 +189,7 @@ def _bring_machines(workspace: Workspace, settings: Settings, run: str, stage: s
             prices,
             settings.ray_address or "",
             fits_on_demand=cluster_config.fits_on_demand(workspace, settings, book, run=run),
+            up=count_by_type(),
             book=book,
         )
         cluster_config.write(settings.root, config)

@@ -3,7 +3,7 @@ allows."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class ClusterConfig:
     types: list[NodeType]
     affordable: frozenset[str]
     left_out: list[str]
+    up: Mapping[str, int]
+    """How many machines of each type there were."""
     document: dict[str, Any]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -55,6 +57,7 @@ def plan(
     head_address: str,
     *,
     fits_on_demand: Collection[str] = (),
+    up: Mapping[str, int] | None = None,
     book: PriceBook,
     shapes: dict[str, Shape] | None = None,
 ) -> ClusterConfig:
@@ -64,6 +67,7 @@ def plan(
         head_address: of the controller, `host:port`.
         fits_on_demand: instance types on which a run fits its budget on demand; none of them is
             started on demand by default.
+        up: how many machines of each node type there are.
         shapes: of instance types; by default EC2 is asked.
 
     Raises:
@@ -81,10 +85,13 @@ def plan(
         types,
         head_address=head_address,
         affordable=affordable,
+        up=up,
         refusals=root / REFUSALS,
     )
     autoscaler.check(document)
-    return ClusterConfig(types=types, affordable=affordable, left_out=left_out, document=document)
+    return ClusterConfig(
+        types=types, affordable=affordable, left_out=left_out, up=up or {}, document=document
+    )
 
 
 def fits_on_demand(
@@ -109,18 +116,22 @@ def fits_on_demand(
 
 
 def write(root: Path, config: ClusterConfig) -> Path:
-    """Where the controller's autoscaler reads it, a few seconds later."""
+    """Where the controller's autoscaler reads it, a few seconds later. A type that was there before
+    stays, for Ray's autoscaler stops where it finds a machine of a type that it does not know; none
+    is added to it."""
     path = root / autoscaler.CONFIG
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, text(config))
+    before = yaml.safe_load(path.read_text())["available_node_types"] if path.is_file() else {}
+    now = config.document["available_node_types"]
+    gone = {
+        name: each | {"max_workers": config.up.get(name, 0)}
+        for name, each in before.items()
+        if name not in now
+    }
+    document = config.document | {"available_node_types": now | gone}
+    text = yaml.safe_dump(document, sort_keys=False, width=1000)
+    files.write_text(path, f"# Written by turbo-vaed; edits are lost.\n{text}")
     return path
-
-
-def text(config: ClusterConfig) -> str:
-    """As a file."""
-    return "# Written by turbo-vaed; edits are lost.\n" + yaml.safe_dump(
-        config.document, sort_keys=False, width=1000
-    )
 
 
 def describe(region: str, candidates: Iterable[CandidateParams]) -> dict[str, Shape]:
