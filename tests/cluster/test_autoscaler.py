@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import pytest
 import yaml
 
 from tests.cluster.environments import SHAPES, candidate, environment, usd_per_hour
+from tests.costs.listed import Listed
 from turbo_vaed.cluster import autoscaler
 from turbo_vaed.cluster.autoscaler import HEAD, node_types, render
 from turbo_vaed.cluster.environment import FILE, read, volume_gib
+from turbo_vaed.config.schema import PriceParams
+from turbo_vaed.costs import PriceBook
 from turbo_vaed.errors import UserError
+from turbo_vaed.planning import cluster_config
 
 EXAMPLE = Path(__file__).parents[2] / FILE.with_name("environment.example.yaml")
 
@@ -97,6 +102,37 @@ def test_what_the_budget_does_not_allow_is_never_started() -> None:
     config = rendered(order, affordable={"g6.xlarge-spot"})["available_node_types"]
     assert config["g6.xlarge-spot"]["max_workers"] == environment().max_workers
     assert config["g6.xlarge-on-demand"]["max_workers"] == 0
+
+
+def listed(folder: Path) -> PriceBook:
+    prices = Listed(folder=folder / "prices", max_age=timedelta(hours=1))
+    return PriceBook(local_usd_per_hour=None, ec2=prices)
+
+
+def test_machines_that_are_up_are_not_ended_by_a_budget_or_a_lost_price(tmp_path: Path) -> None:
+    """Ray ends what is above `max_workers`, and stops at a type that it does not know."""
+    prices = PriceParams(candidates=(candidate("g6.xlarge"), candidate("g5.xlarge")))
+    (tmp_path / FILE).parent.mkdir(parents=True)
+    (tmp_path / FILE).write_text(EXAMPLE.read_text())
+    up = {"g6.xlarge-on-demand": 1, "g5.xlarge-spot": 2}
+
+    def written(known: dict[str, autoscaler.Shape]) -> dict[str, Any]:
+        config = cluster_config.plan(
+            tmp_path, prices, "10.0.0.5:6379", up=up, book=listed(tmp_path), shapes=known
+        )
+        path = cluster_config.write(tmp_path, config)
+        found: dict[str, Any] = yaml.safe_load(path.read_text())["available_node_types"]
+        return {name: each["max_workers"] for name, each in found.items() if name != HEAD}
+
+    most = environment().max_workers
+    assert written(SHAPES) == {
+        "g6.xlarge-spot": most, "g5.xlarge-spot": most,
+        "g6.xlarge-on-demand": 1, "g5.xlarge-on-demand": 0,
+    }  # fmt: skip
+    assert written({"g6.xlarge": SHAPES["g6.xlarge"]}) == {
+        "g6.xlarge-spot": most, "g5.xlarge-spot": 2,
+        "g6.xlarge-on-demand": 1, "g5.xlarge-on-demand": 0,
+    }  # fmt: skip
 
 
 def test_ray_takes_it_from_its_file(tmp_path: Path) -> None:

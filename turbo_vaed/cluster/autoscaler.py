@@ -232,7 +232,7 @@ def machine_config(
         },
         "BlockDeviceMappings": [
             {
-                "DeviceName": "/dev/sda1",
+                "DeviceName": environment.root_device,
                 "Ebs": {
                     "VolumeSize": volume_gib,
                     "VolumeType": "gp3",

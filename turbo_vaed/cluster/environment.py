@@ -57,6 +57,8 @@ class Environment(_Strict):
     """Of workers and controller; without one Ray would make its own, with SSH open to the world."""
     token_secret: str
     """Name or ARN of the secret in AWS Secrets Manager that holds Ray's token."""
+    root_device: str = "/dev/sda1"
+    """Of both images: `/dev/xvda` of Amazon Linux."""
     archive: Archive | None = None
     """None: the image has everything (`/opt/turbo-vaed/.venv`)."""
     volume_gib: Annotated[int, Field(ge=20)] = VOLUME_GIB

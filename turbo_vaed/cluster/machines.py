@@ -66,7 +66,8 @@ def start_head(environment: Environment, config: Path) -> dict[str, str]:
     )
     if code != 0:
         raise Fault("Ray's head did not start; Ray says why above")
-    return variables | {"RAY_ADDRESS": f"{address}:{HEAD_PORT}", "TURBO_VAED_MACHINE": labels()}
+    joined_by = {name: variables[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
+    return joined_by | {"RAY_ADDRESS": f"{address}:{HEAD_PORT}", "TURBO_VAED_MACHINE": labels()}
 
 
 def join(head: str, *, token_secret: str, node_type: str) -> int:
