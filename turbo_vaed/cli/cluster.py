@@ -70,8 +70,8 @@ def show_status(form: Format = "table") -> None:
     settings = Settings.from_environment()
     if ":" not in (settings.ray_address or "") or "://" in (settings.ray_address or ""):
         raise UserError(
-            f"RAY_ADDRESS is {settings.ray_address}; expected the address of the cluster's head, "
-            "HOST:6379, which the controller has set for its Prefect worker"
+            f"RAY_ADDRESS is {settings.ray_address or 'not set'}; expected the address of the "
+            "cluster's head, HOST:6379, which the controller has set for its Prefect worker"
         )
     book = book_of(team_prices(read(settings.root)), settings)
     show(status.rows(settings.ray_address or "", book, settings.root / REFUSALS), form, "cluster")
