@@ -30,6 +30,7 @@ from turbo_vaed.cli import (
     runs,
     schedule,
     teacher,
+    upgrade,
 )
 from turbo_vaed.cli.tables import Customer, Format, show
 from turbo_vaed.errors import CorruptFile, TurboVaedError
@@ -60,6 +61,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(schedule.app, name="schedule")
 app.add_typer(teacher.app, name="teacher")
+app.add_typer(upgrade.app, name="upgrade")
 
 
 def main() -> int:

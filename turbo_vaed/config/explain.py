@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import ValidationError
 
+from turbo_vaed.config.past_keys import advice
 from turbo_vaed.config.yaml_file import Keys
 
 _MANY = 12
@@ -30,7 +31,10 @@ def explain(error: ValidationError, owner: Any, where: Callable[[Keys], str]) ->
 
 
 def nearest(key: str, allowed: Iterable[str]) -> str:
-    """`unknown key; did you mean X?`, and what is allowed where that is not too much."""
+    """`unknown key; did you mean X?`, and what is allowed where that is not too much; of a key of
+    an earlier version, what to write in its place."""
+    if now := advice(key):
+        return f"unknown key; {now}"
     names = sorted(allowed)
     close = difflib.get_close_matches(key, names, n=1)
     guess = f"; did you mean {close[0]}?" if close else ""

@@ -11,11 +11,10 @@ from typing import Any
 import yaml
 
 from turbo_vaed.config.load import DEVICES, FILES, FINANCE, OWN_KEYS, PARAMS, POLICY
+from turbo_vaed.config.past_keys import RENAMED
 from turbo_vaed.config.yaml_file import YamlFile, read_yaml_file
 from turbo_vaed.errors import UserError
 
-RENAMED = {"max_others_share": "max_background_cpu_share", "because": "rationale"}
-"""Keys of the past and their names now."""
 _HEADINGS = {
     PARAMS: "",
     POLICY: "# What each use case demands of a package before it is promoted, and why.\n",

@@ -31,14 +31,27 @@ def write(root: Path, customer: str, source: str) -> bool:
     Args:
         source: the customer's videos, relative to `root` or absolute.
     """
-    template = yaml.safe_load((root / TEMPLATE).read_text(encoding="utf-8"))
-    filled = _fill(template, {"${customer}": customer, "${source}": source})
+    filled = fill(template(root), customer, source)
     text = _HEADER + yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
     path = folder(root, customer) / "dvc.yaml"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     write_text(path, text)
     return True
+
+
+def template(root: Path) -> Any:
+    """The checkout's dvc.yaml, for any customer."""
+    return yaml.safe_load((root / TEMPLATE).read_text(encoding="utf-8"))
+
+
+def fill(template: Any, customer: str, source: str) -> Any:
+    """The pipeline of a customer, as its dvc.yaml will say.
+
+    Args:
+        source: as of `write`.
+    """
+    return _fill(template, {"${customer}": customer, "${source}": source})
 
 
 def _fill(node: Any, values: dict[str, str]) -> Any:

@@ -15,8 +15,12 @@ class DigestCache:
     Processes may share the file: what one of them forgets is computed again.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, keeps: bool = True) -> None:
+        """Args:
+        keeps: false to leave the file as it is, and to remember in this process only.
+        """
+        self._path, self._keeps = path, keeps
+        self._own: dict[str, list[object]] = {}
 
     def sha256(self, path: Path) -> str:
         """The digest of a file's content, in hex.
@@ -24,13 +28,16 @@ class DigestCache:
         Raises:
             FileNotFoundError: there is none.
         """
-        stat, known = path.stat(), self._read()
+        stat = path.stat()
         key, state = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
-        if known.get(key, [])[:2] == state:
-            return str(known[key][2])
-        digest = sha256_file(path)
-        write_json(self._path, self._read() | {key: [*state, digest]})
-        return digest
+        if self._own.get(key, [])[:2] != state:
+            known = self._read()
+            if known.get(key, [])[:2] != state:
+                known = {key: [*state, sha256_file(path)]}
+                if self._keeps:
+                    write_json(self._path, self._read() | known)
+            self._own[key] = known[key]
+        return str(self._own[key][2])
 
     def sha256_folder(self, folder: Path, patterns: Collection[str]) -> str:
         """One digest of all files of `folder` that match one of such patterns, by their names."""

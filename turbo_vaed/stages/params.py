@@ -6,7 +6,9 @@ it touches and nothing more. What else decides what a stage puts out stands in i
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from turbo_vaed.runtime.digests import DigestCache
 from turbo_vaed.runtime.files import sha256_json, write_text
 from turbo_vaed.workspace import Workspace
 
+DIGESTS = "state/digests.json"
+"""Of the checkout: digests of large files, remembered."""
 _TEACHER_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _HOST_RUNTIMES = ("executorch", "onnxruntime", "ai-edge-litert", "torch")
 """Distributions that measuring processes on this host compute with."""
@@ -34,19 +38,35 @@ def run(workspace: Workspace) -> dict[str, object]:
         UserError: no teacher, or no file of perceptual weights, where the params name one.
         Refused: a stage of the customer is running, and its section would change.
     """
-    found = sections(workspace.params)
-    for stage in STAGES:
-        found[stage]["stage_version"] = stage_version(stage)
-    for stage, digests in _digests(workspace).items():
-        found[stage] |= digests
     folder = workspace.folder("params")
-    texts = {name: yaml.safe_dump(section, sort_keys=True) for name, section in found.items()}
+    texts = section_texts(workspace, DigestCache(workspace.root / DIGESTS))
     changed = [name for name, text in texts.items() if _is_other(folder / f"{name}.yaml", text)]
     if changed:
         with workspace.writing_sections():
             for name in changed:
                 write_text(folder / f"{name}.yaml", texts[name])
     return {"changed": changed}
+
+
+def section_texts(workspace: Workspace, cache: DigestCache) -> dict[str, str]:
+    """The text of each file that this version writes, by its stage, and that of costs.yaml.
+
+    Raises:
+        UserError: as `run`.
+    """
+    found = sections(workspace.params)
+    for stage in STAGES:
+        found[stage]["stage_version"] = stage_version(stage)
+    for stage, digests in _digests(workspace, cache).items():
+        found[stage] |= digests
+    return {name: _as_yaml(json.dumps(section)) for name, section in found.items()}
+
+
+@functools.lru_cache(maxsize=1024)
+def _as_yaml(section: str) -> str:
+    """The text of a section that is given as JSON. Writing YAML takes longer than all else, and
+    most sections of most customers are the same."""
+    return yaml.safe_dump(json.loads(section), sort_keys=True)
 
 
 def _is_other(path: Path, text: str) -> bool:
@@ -60,10 +80,9 @@ def stage_version(stage: str) -> int:
     return int(version)
 
 
-def _digests(workspace: Workspace) -> dict[str, dict[str, str | None]]:
+def _digests(workspace: Workspace, cache: DigestCache) -> dict[str, dict[str, str | None]]:
     """What decides besides the values, by stage."""
     params = workspace.params
-    cache = DigestCache(workspace.root / "state" / "digests.json")
     teacher = cache.sha256_folder(workspace.teacher_weights(), _TEACHER_FILES)
     return {
         "encode": {"teacher_sha256": teacher},
@@ -100,6 +119,7 @@ def runner_sha256(profile: DeviceProfile, root: Path, cache: DigestCache) -> str
     return sha256_json(facts)
 
 
+@functools.cache
 def _version(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)

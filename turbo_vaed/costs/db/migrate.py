@@ -19,6 +19,7 @@ To change the tables, write a new revision; a released one is never edited:
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ from turbo_vaed.costs.db.engine import (
 from turbo_vaed.errors import UserError
 
 if TYPE_CHECKING:
+    from alembic.config import Config
     from alembic.script import ScriptDirectory
 
 REVISION = "0005"
@@ -50,6 +52,59 @@ _FIRST_COLUMNS = frozenset(
 _LOCK = 7_260_495_122_026
 """PostgreSQL's advisory lock for upgrades of a ledger: any number that nobody else takes."""
 _one_at_a_time = threading.Lock()  # Alembic's `op` is one per process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """Which revision a ledger's tables are at."""
+
+    found: str | None
+    """None: there are no tables yet."""
+    pending: tuple[str, ...] = ()
+    """What opening it with this version will do, in order: `0004: …`."""
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"the ledger has no tables yet; opening it makes those of revision {REVISION}"
+        if not self.pending:
+            return f"the ledger is at revision {self.found}, the newest that this version knows"
+        steps = "".join(f"\n  {step}" for step in self.pending)
+        return (
+            f"the ledger is at revision {self.found}; the next command that opens it brings it to "
+            f"{REVISION}, in one transaction and with no way back, so make a backup first:{steps}"
+        )
+
+
+def schema_of(url: str) -> Schema:
+    """The revision of the ledger at a URL; nothing is made or changed.
+
+    Raises: as `open_database`.
+    """
+    prefix, _, file = url.partition(":///")
+    if prefix.startswith("sqlite") and not Path(file).is_file():
+        return Schema(found=None)
+    engine = connect(url)
+    shown = engine.url.render_as_string(hide_password=True)
+    try:
+        with translated_errors(engine.url), engine.connect() as connection:
+            found = current_revision(connection)
+            if found is None and sa.inspect(connection).has_table("charges"):
+                _check_first(connection, shown)
+                found = _FIRST
+    finally:
+        engine.dispose()
+    if found in (None, REVISION):
+        return Schema(found=found)
+    scripts = _scripts()
+    _check_known(str(found), scripts, shown)
+    later = (one for one in scripts.walk_revisions() if one.revision > str(found))
+    return Schema(
+        found=found,
+        pending=tuple(
+            f"{one.revision}: {' '.join(one.doc.split())}"
+            for one in sorted(later, key=lambda one: one.revision)
+        ),
+    )
 
 
 def open_database(url: str) -> sa.Engine:
@@ -97,11 +152,8 @@ def upgrade(engine: sa.Engine) -> None:
         UserError: its revision is not one of ours, or a table `charges` is somebody else's.
     """
     from alembic import command  # takes a second to import
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
 
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config = _config()
     with _one_at_a_time, writing(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{UPGRADE_SECONDS:.0f}s'")
@@ -113,8 +165,22 @@ def upgrade(engine: sa.Engine) -> None:
             _check_first(connection, shown)
             command.stamp(config, _FIRST)
         elif found is not None:
-            _check_known(found, ScriptDirectory.from_config(config), shown)
+            _check_known(found, _scripts(), shown)
         command.upgrade(config, "head")
+
+
+def _config() -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(_config())
 
 
 def _check_first(connection: sa.Connection, shown: str) -> None:
