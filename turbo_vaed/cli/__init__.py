@@ -15,6 +15,7 @@ import typer
 
 from turbo_vaed.cli import (
     cluster,
+    backup,
     completion,
     config,
     cost,
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 app.add_typer(customer.app, name="customer")
 app.add_typer(config.app, name="config")
+app.add_typer(backup.app, name="backup")
 app.add_typer(distill.app, name="distill")
 app.add_typer(node.app, name="node")
 app.add_typer(cost.app, name="cost")
