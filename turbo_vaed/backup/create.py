@@ -17,7 +17,15 @@ from typing import Any
 
 from turbo_vaed.backup import databases
 from turbo_vaed.backup.places import ARTIFACTS, MLFLOW, REMOTE, Places, cache, files_of
-from turbo_vaed.backup.references import Entries, missing, objects_of, parts_of, path_of, versions
+from turbo_vaed.backup.references import (
+    Entries,
+    missing,
+    objects_held,
+    objects_of,
+    parts_of,
+    path_of,
+    versions,
+)
 from turbo_vaed.backup.store import Content, Store, Tree, content_of
 from turbo_vaed.errors import UserError
 
@@ -178,15 +186,18 @@ def _add_what_was_not_pushed(
     remotes = [t for name, t in trees.items() if name.startswith(REMOTE) and not t["left_out"]]
     if not remotes:
         return
-    local, held = Tree(cache(root)), {path for one in remotes for path in one["files"]}
+    local = Tree(cache(root))
+    held = {path_of(md5): entry for md5, entry in objects_held(trees).items()}
     for path, entry in files.items():
         if not path.endswith("/dvc.lock"):
             continue
         with store.local(entry["sha256"]) as lock:
-            wanted = set(objects_of(lock.read_text(encoding="utf-8")))
-        for md5 in sorted(wanted):
-            listing = Path(cache(root), path_of(md5))
-            if md5.endswith(".dir") and listing.is_file():
-                wanted.update(parts_of(listing))
-        lost = sorted({path_of(md5) for md5 in wanted} - held)
-        remotes[0]["files"].update(_keep(store, known, local, lost, {}))
+            wanted = {path_of(md5) for md5 in objects_of(lock.read_text(encoding="utf-8"))}
+        lists = sorted(one for one in wanted if one.endswith(".dir"))
+        added = _keep(store, known, local, [one for one in wanted if one not in held], {})
+        for one in lists:
+            if entry_of_list := held.get(one) or added.get(one):
+                with store.local(entry_of_list["sha256"]) as listing:
+                    wanted.update(map(path_of, parts_of(listing)))
+        lost = [one for one in wanted if one not in held and one not in added]
+        remotes[0]["files"].update(added | _keep(store, known, local, sorted(lost), {}))

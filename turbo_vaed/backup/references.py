@@ -81,14 +81,20 @@ def parts_of(listing: Path) -> list[str]:
     return [entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8"))]
 
 
+def objects_held(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The objects of DVC in the remotes among these trees, by their names."""
+    return {
+        path.rpartition(OBJECTS)[2].replace("/", ""): entry
+        for name, tree in trees.items()
+        if name.startswith(REMOTE)
+        for path, entry in tree["files"].items()
+        if OBJECTS in path
+    }
+
+
 def missing(store: Store, document: Mapping[str, Any]) -> list[str]:
     """What the backup refers to and does not have, or has with another digest."""
-    remotes = [tree for name, tree in document["trees"].items() if name.startswith(REMOTE)]
-    held: dict[str, Mapping[str, Any]] = {}
-    for tree in remotes:
-        for path, entry in tree["files"].items():
-            if OBJECTS in path:
-                held[path.rpartition(OBJECTS)[2].replace("/", "")] = entry
+    held = objects_held(document["trees"])
     problems = [
         f"object {name} of DVC has the MD5 {entry['md5']}"
         for name, entry in held.items()
