@@ -1,14 +1,17 @@
 """Carry out the fault drills and write docs/drills.md: `make drills`, or some by their names.
 
-`python -m scripts.drills [NAME …]` from the checkout, `stops` for all those that stop a run; a
-table is written when all of its drills have kept their promises.
+`python -m scripts.drills [NAME …]` from the checkout, `stops` for all those that stop a run,
+`restores` for a loss of everything; a table is written when all of its drills have kept their
+promises.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -20,8 +23,10 @@ import psutil
 import ray
 import torch
 
-from tests.drills import faults, whole_runs
+from tests.costs.conftest import Postgres
+from tests.drills import faults, restores, whole_runs
 from tests.drills.drills import DRILLS, Drill, Outcome, carry_out, undisturbed
+from tests.drills.restores import Restored
 from tests.drills.toy import CHECKPOINT_EVERY, STEPS, USD_PER_HOUR
 from tests.drills.whole_runs import WAYS, Ended, Way
 from turbo_vaed.costs import format_usd
@@ -30,6 +35,9 @@ from turbo_vaed.settings import ENVIRONMENT
 PAGE = Path("docs/drills.md")
 STOPS = "## Stopped runs"
 """The heading under which the page has them."""
+LOSSES = "## Lost and restored"
+"""The heading under which the page has the losses of everything."""
+RESTORES = "restores"
 MACHINES = 2
 BOUND = 1e-6
 """By which weights may differ that two workers computed, whose sums have no order."""
@@ -38,7 +46,7 @@ BOUND = 1e-6
 def main(names: list[str]) -> int:
     """Carry them out; returns how many broke a promise."""
     names = [way.name for way in WAYS] if names == ["stops"] else names
-    known = [one.name for one in (*DRILLS, *WAYS)]
+    known = [RESTORES, *(one.name for one in (*DRILLS, *WAYS))]
     if unknown := set(names) - set(known):
         print(f"no such drill: {', '.join(unknown)}; there are: {', '.join(known)}")
         return 2
@@ -46,15 +54,23 @@ def main(names: list[str]) -> int:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # the requests of the small S3
     drills = [drill for drill in DRILLS if not names or drill.name in names]
     ways = [way for way in WAYS if not names or way.name in names]
+    loses = not names or RESTORES in names
     with faults.environment(ENVIRONMENT):
         outcomes, ended = distil(drills), stop_runs(ways)
-    first, mark, second = PAGE.read_text().partition(STOPS)
+        restored = lose_everything() if loses else {}
+    rest, mark_of_losses, third = PAGE.read_text().partition(LOSSES)
+    first, mark, second = rest.partition(STOPS)
     if len(outcomes) == len(DRILLS):
         first = page(outcomes) + "\n"
     if len(ended) == len(WAYS):
         mark, second = STOPS, page_of_stops(ended)
-    PAGE.write_text(first + mark + second)
-    return len(drills) - len(outcomes) + len(ways) - len(ended)
+    if len(restored) == 2:
+        second = second.rstrip() + "\n\n"
+        mark_of_losses, third = LOSSES, page_of_losses(restored)
+    PAGE.write_text(first + mark + second + mark_of_losses + third)
+    return (
+        len(drills) - len(outcomes) + len(ways) - len(ended) + (2 - len(restored) if loses else 0)
+    )
 
 
 def distil(chosen: list[Drill]) -> dict[Drill, Outcome]:
@@ -106,6 +122,33 @@ def stop_runs(chosen: list[Way]) -> dict[Way, Ended]:
     return {}
 
 
+def lose_everything() -> dict[str, Restored]:
+    """Lose a customer's run on each kind of database, and restore it; what became of those that
+    came back whole."""
+    restored: dict[str, Restored] = {}
+    with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # PostgreSQL is another user's
+        root = folder / "checkout"
+        with reported("everything lost, SQLite and folders"):
+            restores.make(root)
+            restored["SQLite"] = restores.carry_out(root, folder / "kept", {}, lambda: None)
+        (folder / "server").mkdir(mode=0o755)
+        server = Postgres(folder / "server")
+        try:
+            with (
+                reported("everything lost, PostgreSQL"),
+                faults.environment({"PATH": f"{server.programs}{os.pathsep}{os.environ['PATH']}"}),
+            ):
+                moved = restores.move_to_postgres(root, server)
+                restored["PostgreSQL"] = restores.carry_out(
+                    root, folder / "kept-2", moved, lambda: server.empty(moved.values())
+                )
+        finally:
+            server.stop(signal.SIGQUIT)
+    return restored
+
+
 @contextlib.contextmanager
 def reported(name: str) -> Iterator[None]:
     """Print whether the block broke a promise, and how long it took."""
@@ -135,6 +178,28 @@ the other of two checkouts, which have a ledger, MLflow, DVC's remote and checkp
 Then it goes to its end, and its student differs from that of an undisturbed run by at most
 {BOUND:g}. But for `kill -9`, the run's process ends with 130 and one sentence, its reservation is
 released, and no run is open in the ledger, in MLflow or in Prefect.
+
+""" + "\n".join(rows) + "\n"  # fmt: skip
+
+
+def page_of_losses(restored: dict[str, Restored]) -> str:
+    """The table of the losses, in Markdown."""
+    heads = ("databases", "seconds to back up", "to restore", "MB kept", "charges", "spent")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows += [
+        f"| {kind} | {one.create_seconds:.0f} | {one.restore_seconds:.0f} "
+        f"| {one.stored_bytes / 1e6:.1f} | {one.facts.charges} "
+        f"| {format_usd(one.facts.charged_usd)} |"
+        for kind, one in restored.items()
+    ]
+    return """
+
+A small customer's run is backed up ([how](upgrades-and-backups.md)). Then state, stage outputs,
+locks, DVC's cache and remote, MLflow's artifacts and both databases are removed, and restored.
+The same as before are: what the ledger charged, to the last digit; the versions in the registry,
+and the champion, whose bytes and verdict an audit examines; every file that the stages made. An
+upgrade plan has nothing to run, and the next run finds nothing changed and charges nothing.
+On PostgreSQL are ledger and MLflow's database, to which the run's charges and package were moved.
 
 """ + "\n".join(rows) + "\n"  # fmt: skip
 

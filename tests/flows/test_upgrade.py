@@ -42,6 +42,11 @@ class EvaluateWithKey(EvaluateParams):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class DistillWithKey(DistillParams):
+    patience: Annotated[Count, LATER] = 3
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DistillOfOtherDefault(DistillParams):
     learning_rate: Positive = 7.0e-4
 
@@ -125,6 +130,9 @@ def test_a_neutral_new_key_runs_nothing_again(root: Path, install: Callable[...,
     assert workspace.params.evaluate.passes == 3  # type: ignore[attr-defined]
     assert plan_of(root) == upgrade.CustomerPlan(customer="demo")
     assert params.run(workspace) == {"changed": []}, "no section is written"
+    was, now = (pace_key(kind(), local(root)) for kind in (DistillParams, DistillWithKey))
+    assert was == now, "nor is a measured pace forgotten"
+    assert pace_key(DistillWithKey(patience=4), local(root)) != was
     configs.override(root, evaluate={"passes": 4})
     assert [str(one) for one in plan_of(root).again["evaluate"]] == ["evaluate.passes: absent -> 4"]
 

@@ -118,7 +118,7 @@ def _postgres(program: str, url: str, *arguments: str) -> None:
     """Run one of PostgreSQL's own programs; the password is not on its command line."""
     parsed = sa.make_url(url)
     password = {"PGPASSWORD": str(parsed.password)} if parsed.password is not None else {}
-    name = parsed.set(drivername="postgresql", password=None).render_as_string()
+    name = parsed.set(drivername="postgresql")._replace(password=None).render_as_string()
     command = [_program(program), *arguments[:-1], f"--dbname={name}", arguments[-1]]
     done = subprocess.run(
         command, env={**os.environ, **password}, capture_output=True, text=True, check=False

@@ -70,7 +70,7 @@ def _rows(one: CustomerPlan) -> list[dict[str, Any]]:
 
 
 def _row(customer: str, stages: str | None, why: str, cost: str | None) -> dict[str, Any]:
-    return {"customer": customer, "runs again": stages, "because": why, "cost": cost}
+    return {"customer": customer, "runs again": stages, "why": why, "cost": cost}
 
 
 def _summary(found: UpgradePlan) -> str:
@@ -79,7 +79,7 @@ def _summary(found: UpgradePlan) -> str:
 
     again = [one for one in found.customers if one.again]
     if not again:
-        return f"Nothing runs again, of {len(found.customers)} customers."
+        return f"No stage of {len(found.customers)} customers runs again."
     known = [one.cost for one in again if one.cost is not None]
     low, likely, high = map(format_usd, total_cost(known))
     which = f"{len(again)} of {len(found.customers)} customers"

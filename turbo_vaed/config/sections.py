@@ -117,7 +117,7 @@ def partial(kind: type[T], values: Mapping[str, Any]) -> T:
     """
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     owner: Any = kind
-    if names - _later(owner).keys() <= values.keys():
+    if names - later_fields(owner).keys() <= values.keys():
         return TypeAdapter(kind).validate_python(values)
     hints = get_type_hints(kind, include_extras=True)
     absent = {name: _Absent(kind.__name__, name) for name in names - values.keys()}
@@ -128,7 +128,7 @@ def partial(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 @functools.cache
-def _later(kind: Any) -> dict[str, Any]:
+def later_fields(kind: Any) -> dict[str, Any]:
     """Fields of a dataclass that are marked as `LATER`, and their defaults."""
     hints = get_type_hints(kind, include_extras=True)
     return {
@@ -142,7 +142,7 @@ def _without_later(value: Any) -> Any:
     """A dataclass as a mapping, without those of its later fields that have their defaults."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return plain(value)
-    later = _later(type(value))
+    later = later_fields(type(value))
     return {
         field.name: plain(found)
         for field in dataclasses.fields(value)

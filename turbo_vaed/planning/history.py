@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from turbo_vaed.config.schema import DistillParams
+from turbo_vaed.config.sections import later_fields
 from turbo_vaed.config.stages import AFTER_DISTILL, IDLE_STAGE
 from turbo_vaed.config.yaml_file import read_yaml
 from turbo_vaed.costs import ChargeGroup, Ledger, storage, total_usd, transfer
@@ -36,6 +37,9 @@ _WITHOUT_EFFECT_ON_PACE = frozenset(
     ("steps", "learning_rate", "betas", "weight_decay", "warmup_share", "ema_decay", "seed",
      "min_workers", "keep_checkpoints", "stop_psnr_margin_db", "stop_usd_per_tenth_db")
 )  # fmt: skip
+
+_IN_EVERY_KEY = frozenset(("student_fraction",))
+"""Keys that were added later and have been part of the key of a pace since, with their defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,12 @@ def pace(moments: Sequence[float]) -> Pace | None:
 def pace_key(params: DistillParams, settings: Settings) -> str:
     """Identifies what a pace was measured of, and where: a run with another key has another
     pace."""
-    how = {k: v for k, v in asdict(params).items() if k not in _WITHOUT_EFFECT_ON_PACE}
+    without = {
+        name
+        for name, default in later_fields(type(params)).items()
+        if name not in _IN_EVERY_KEY and getattr(params, name) == default
+    }
+    how = {k: v for k, v in asdict(params).items() if k not in _WITHOUT_EFFECT_ON_PACE | without}
     key = {"params": how, "on_a_cluster": settings.on_a_cluster, "machine": platform.node()}
     return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
