@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flows.open_run import Heartbeat
 from flows.runs import BEGUN_FILE, RUN_FILE
-from turbo_vaed.costs.open_runs import OpenRuns
+from turbo_vaed.costs.open_runs import CustomerState, OpenRuns
 from turbo_vaed.errors import Unreachable
 from turbo_vaed.metering.idle_nodes import TRACKING_FILE
 from turbo_vaed.planning.estimate import ESTIMATE_FILE
@@ -35,8 +35,8 @@ def bring(workspace: Workspace, open_runs: OpenRuns) -> bool:
     Raises:
         Unreachable: the database does not answer.
     """
-    found, marker = open_runs.state_of(workspace.customer), workspace.work / _MARKER
-    if found is None or (marker.is_file() and read_json(marker)["revision"] == found.revision):
+    found = of_another_checkout(workspace, open_runs)
+    if found is None:
         return False
     for name, path in _paths(workspace).items():
         if name in found.files:
@@ -44,8 +44,20 @@ def bring(workspace: Workspace, open_runs: OpenRuns) -> bool:
         else:
             path.unlink(missing_ok=True)
     shutil.rmtree(workspace.report.parent, ignore_errors=True)  # of an earlier run
-    write_json(marker, {"revision": found.revision})
+    write_json(workspace.work / _MARKER, {"revision": found.revision})
     return True
+
+
+def of_another_checkout(workspace: Workspace, open_runs: OpenRuns) -> CustomerState | None:
+    """What the customer's last run has left, where that ran in another checkout; else None.
+
+    Raises:
+        Unreachable: the database does not answer.
+    """
+    found, marker = open_runs.state_of(workspace.customer), workspace.work / _MARKER
+    if found is None or (marker.is_file() and read_json(marker)["revision"] == found.revision):
+        return None
+    return found
 
 
 def save(workspace: Workspace, heartbeat: Heartbeat) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 from flows import runs
 from flows.admission import gather_facts
+from flows.customer_state import of_another_checkout
 from flows.to_do import ToDo, has_begun, run_to_do
 from turbo_vaed.config import load, pipeline
 from turbo_vaed.config.stages import STAGES
 from turbo_vaed.costs import Ledger
 from turbo_vaed.costs.db.engine import connect
 from turbo_vaed.costs.db.migrate import Schema, schema_of
+from turbo_vaed.costs.open_runs import OpenRuns
 from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.errors import BudgetRefused, TurboVaedError, Unreachable
 from turbo_vaed.planning.estimate import CostRange, estimate_run
@@ -64,22 +66,39 @@ def plan(settings: Settings, names: Sequence[str] = ()) -> UpgradePlan:
     template = pipeline.template(settings.root)
     cache = DigestCache(settings.root / DIGESTS, keeps=False)
     schema = schema_of(settings.ledger_url)
-    with _read_only(settings, schema) as ledger:
+    with _read_only(settings, schema) as (ledger, open_runs):
         found = [
-            _customer(settings, files, template, cache, ledger, name)
+            _customer(settings, files, template, cache, ledger, open_runs, name)
             for name in names or sorted(map(str, files.customers))
         ]
     return UpgradePlan(customers=tuple(found), ledger=schema)
 
 
 @contextmanager
-def _read_only(settings: Settings, schema: Schema) -> Iterator[Ledger | None]:
-    """The ledger as it is, not brought to this version; None where there is none yet."""
+def _read_only(
+    settings: Settings, schema: Schema
+) -> Iterator[tuple[Ledger | None, OpenRuns | None]]:
+    """The ledger as it is, not brought to this version, and what runs have left in it; None where
+    its tables are not there yet."""
     if schema.found is None:
-        yield None
+        yield None, None
         return
-    with Ledger(connect(settings.ledger_url)) as ledger:
-        yield ledger
+    engine = connect(settings.ledger_url)
+    try:
+        yield Ledger(engine), None if schema.pending else OpenRuns(engine)
+    finally:
+        engine.dispose()
+
+
+def _recorded(workspace: Workspace, open_runs: OpenRuns | None) -> Mapping[str, Any]:
+    """DVC's record of the customer's last run, in whatever checkout that ran."""
+    lock = workspace.dvc_lock
+    found = of_another_checkout(workspace, open_runs) if open_runs else None
+    if found is not None:
+        text = found.files.get(lock.name, "")
+        return recorded_stages(text, f"what {workspace.customer}'s last run left in the ledger")
+    text = lock.read_text(encoding="utf-8", errors="replace") if lock.is_file() else ""
+    return recorded_stages(text, str(lock))
 
 
 def _customer(
@@ -88,6 +107,7 @@ def _customer(
     template: Any,
     cache: DigestCache,
     ledger: Ledger | None,
+    open_runs: OpenRuns | None,
     name: str,
 ) -> CustomerPlan:
     if name not in files.customers:
@@ -98,7 +118,7 @@ def _customer(
             customer=name, params=params, root=settings.root, run_context=RunContext()
         )
         sections = section_texts(workspace, cache)
-        recorded = recorded_stages(workspace.dvc_lock)
+        recorded = _recorded(workspace, open_runs)
     except TurboVaedError as error:
         return CustomerPlan(customer=name, error=str(error))
     if not set(recorded) & set(STAGES):

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 from typer.testing import CliRunner
 
-from flows import dvc, upgrade
+from flows import outputs, remotes, upgrade
 from tests import configs
 from tests.costs.listed import NOON
 from tests.planning.customer import charge, estimated, local
@@ -28,8 +28,11 @@ from turbo_vaed.config.schema import DistillParams, EvaluateParams, Params
 from turbo_vaed.config.stages import STAGES
 from turbo_vaed.config.types import LATER, STRICT, Count, Positive
 from turbo_vaed.costs import Ledger
+from turbo_vaed.costs.db.migrate import REVISION
+from turbo_vaed.costs.open_runs import OpenRuns
 from turbo_vaed.errors import UserError
 from turbo_vaed.planning.history import pace_key
+from turbo_vaed.runtime.processes import Process
 from turbo_vaed.stages import params
 from turbo_vaed.workspace import Workspace
 
@@ -185,6 +188,20 @@ def test_where_the_recorded_params_are_gone_their_digest_still_tells(
     assert list(plan_of(root).again) == ["distill"]
 
 
+def test_a_run_of_another_checkout_is_known_by_what_it_left(
+    root: Path, install: Callable[..., None]
+) -> None:
+    lock = root / "customers/demo/dvc.lock"
+    with OpenRuns.open(local(root).ledger_url) as open_runs:
+        held, _ = open_runs.acquire("demo", Process.this())
+        assert open_runs.save_state(held, {"dvc.lock": lock.read_text()})
+    shutil.rmtree(root / "work")
+    lock.unlink()
+    assert plan_of(root) == upgrade.CustomerPlan(customer="demo")
+    install(export=99)
+    assert list(plan_of(root).again) == ["export"]
+
+
 def test_the_cost_is_what_the_run_is_estimated_at(root: Path, install: Callable[..., None]) -> None:
     install(distill=99)
     settings, workspace = local(root), Workspace.load(root, "demo")
@@ -248,7 +265,8 @@ def test_an_older_ledger_is_read_and_not_migrated(root: Path, install: Callable[
     found = upgrade.plan(local(root))
     assert found.customers[0].cost is not None
     assert found.ledger.found == "0003"
-    assert [step.partition(":")[0] for step in found.ledger.pending] == ["0004"]
+    pending = [step.partition(":")[0] for step in found.ledger.pending]
+    assert pending[0] == "0004" and pending[-1] == REVISION
     with sqlite3.connect(file) as database:
         assert database.execute("select version_num from ledger_version").fetchone() == ("0003",)
         database.execute("update ledger_version set version_num='9999'")
@@ -282,6 +300,9 @@ def test_dvc_agrees(root: Path, install: Callable[..., None]) -> None:
     """With the outputs and the lock that DVC itself made, once the new version has written."""
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=root, check=True)
+    add = ["remote", "add", "--default", "--quiet", "local", "state/remote"]
+    subprocess.run([sys.executable, "-m", "dvc", *add], cwd=root, check=True)
+    remotes.write(root, "demo")
     work, lock = root / "work/demo", root / "customers/demo/dvc.lock"
     lock.unlink()
     for stage in STAGES:
@@ -299,5 +320,5 @@ def test_dvc_agrees(root: Path, install: Callable[..., None]) -> None:
     (root / "dvc.yaml").write_text(yaml.safe_dump(template))
     planned = list(plan_of(root).again)
     assert planned == ["clip", "distill", "evaluate", "export"]
-    assert dvc.stale_after_params(Workspace.load(root, "demo"), STAGES) == planned
+    assert outputs.stale_stages(Workspace.load(root, "demo")) == planned
     assert list(plan_of(root).again) == planned, "also when it is written"

@@ -19,6 +19,7 @@ from turbo_vaed.backup import databases
 from turbo_vaed.backup.places import ARTIFACTS, MLFLOW, REMOTE, Places, cache, files_of
 from turbo_vaed.backup.references import (
     Entries,
+    customer_of,
     missing,
     objects_held,
     objects_of,
@@ -186,18 +187,18 @@ def _add_what_was_not_pushed(
     remotes = [t for name, t in trees.items() if name.startswith(REMOTE) and not t["left_out"]]
     if not remotes:
         return
-    local = Tree(cache(root))
-    held = {path_of(md5): entry for md5, entry in objects_held(trees).items()}
+    local, held = Tree(cache(root)), objects_held(trees)
     for path, entry in files.items():
-        if not path.endswith("/dvc.lock"):
-            continue
-        with store.local(entry["sha256"]) as lock:
-            wanted = {path_of(md5) for md5 in objects_of(lock.read_text(encoding="utf-8"))}
-        lists = sorted(one for one in wanted if one.endswith(".dir"))
-        added = _keep(store, known, local, [one for one in wanted if one not in held], {})
-        for one in lists:
-            if entry_of_list := held.get(one) or added.get(one):
-                with store.local(entry_of_list["sha256"]) as listing:
-                    wanted.update(map(path_of, parts_of(listing)))
-        lost = [one for one in wanted if one not in held and one not in added]
-        remotes[0]["files"].update(added | _keep(store, known, local, sorted(lost), {}))
+        if path.endswith("/dvc.lock"):
+            with store.local(entry["sha256"]) as lock:
+                wanted = set(objects_of(lock.read_text(encoding="utf-8")))
+            top = f"{customer_of(path)}/"
+            lists = sorted(path_of(one) for one in wanted if one.endswith(".dir"))
+            added = _keep(store, known, local, (p for p in lists if top + p not in held), {})
+            for one in lists:
+                if found := held.get(top + one) or added.get(one):
+                    with store.local(found["sha256"]) as listing:
+                        wanted.update(parts_of(listing))
+            lost = {path_of(one) for one in wanted if top + path_of(one) not in held}
+            added |= _keep(store, known, local, sorted(lost - added.keys()), {})
+            remotes[0]["files"].update({top + one: kept for one, kept in added.items()})

@@ -93,11 +93,13 @@ def cache(root: Path) -> str:
 
 
 def _remotes(root: Path) -> dict[str, str]:
-    """Each remote that DVC is configured with: a folder or s3://BUCKET/PREFIX."""
+    """Each remote that DVC is configured with: a folder or s3://BUCKET/PREFIX. Those of customers
+    are prefixes of the default one, and so are in it."""
     from dvc.config import Config, ConfigError
 
     try:
         found = Config(dvc_dir=str(root / ".dvc"), validate=False)["remote"]
     except ConfigError as error:
         raise UserError(f"{root / '.dvc/config'} cannot be read: {error}") from None
-    return {name: str(remote["url"]) for name, remote in found.items()}
+    urls = {name: str(remote["url"]) for name, remote in found.items()}
+    return {name: url for name, url in urls.items() if not url.startswith("remote://")}

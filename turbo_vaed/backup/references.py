@@ -72,8 +72,13 @@ def objects_of(lock: str) -> Iterator[str]:
 
 
 def path_of(md5: str) -> str:
-    """Where DVC keeps an object below a remote or its cache."""
+    """Where DVC keeps an object in its cache, and below a customer's prefix of the remote."""
     return f"{OBJECTS}{md5[:2]}/{md5[2:]}"
+
+
+def customer_of(lock: str) -> str:
+    """Whose lock is at such a path."""
+    return lock.split("/")[-2]
 
 
 def parts_of(listing: Path) -> list[str]:
@@ -82,9 +87,10 @@ def parts_of(listing: Path) -> list[str]:
 
 
 def objects_held(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The objects of DVC in the remotes among these trees, by their names."""
+    """The objects of DVC in the remotes among these trees, by their paths there: each customer's
+    lie below its name."""
     return {
-        path.rpartition(OBJECTS)[2].replace("/", ""): entry
+        path: entry
         for name, tree in trees.items()
         if name.startswith(REMOTE)
         for path, entry in tree["files"].items()
@@ -96,9 +102,9 @@ def missing(store: Store, document: Mapping[str, Any]) -> list[str]:
     """What the backup refers to and does not have, or has with another digest."""
     held = objects_held(document["trees"])
     problems = [
-        f"object {name} of DVC has the MD5 {entry['md5']}"
-        for name, entry in held.items()
-        if name.removesuffix(".dir") != entry["md5"]
+        f"object {path} of DVC has the MD5 {entry['md5']}"
+        for path, entry in held.items()
+        if "".join(path.split("/")[-2:]).removesuffix(".dir") != entry["md5"]
     ]
     for path, entry in document["files"].items():
         if path.endswith("/dvc.lock"):
@@ -112,12 +118,15 @@ def missing(store: Store, document: Mapping[str, Any]) -> list[str]:
 def _missing_of_lock(store: Store, path: str, sha256: str, held: Entries) -> Iterator[str]:
     with store.local(sha256) as lock:
         wanted = list(objects_of(lock.read_text(encoding="utf-8")))
+    top = customer_of(path)
     for md5 in wanted:
-        if md5 not in held:
-            yield f"{path} names the object {md5}, which no remote has"
+        found = held.get(f"{top}/{path_of(md5)}")
+        if found is None:
+            yield f"{path} names the object {md5}, which the customer's remote does not have"
         elif md5.endswith(".dir"):
-            with store.local(held[md5]["sha256"]) as listing:
-                lost = [part for part in parts_of(listing) if part not in held]
+            with store.local(found["sha256"]) as listing:
+                parts = parts_of(listing)
+            lost = [part for part in parts if f"{top}/{path_of(part)}" not in held]
             if lost:
                 yield f"{path} names the folder {md5}, of which {len(lost)} files are missing"
 

@@ -3,20 +3,14 @@ databases that refer to them, and last the outputs of the stages, by DVC."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from turbo_vaed.backup import databases
 from turbo_vaed.backup.create import Report, verify
 from turbo_vaed.backup.places import ARTIFACTS, Places
 from turbo_vaed.backup.store import Store, Tree, content_of
-from turbo_vaed.config import pipeline
-from turbo_vaed.config.stages import STAGES
-from turbo_vaed.errors import CorruptFile, Fault, Refused, UserError
-from turbo_vaed.planning.upgrade import recorded_stages
+from turbo_vaed.errors import CorruptFile, Refused, UserError
 
 
 def restore(
@@ -24,12 +18,14 @@ def restore(
     store: Store,
     name: str | None = None,
     *,
+    fetch: Callable[[], int],
     replace: bool = False,
     report: Report = print,
 ) -> str:
     """Verify a backup, the newest by default, and put it back; its name.
 
     Args:
+        fetch: brings all customers' outputs, by DVC; of how many customers.
         replace: databases and files that are there and differ.
 
     Raises:
@@ -55,7 +51,7 @@ def restore(
         with store.local(dumped["sha256"]) as path:
             databases.restore(dumped["kind"], path, places.databases[one])
         report(f"{one}: {dumped['kind']}")
-    report(f"{_pull(places.root)} stages have their outputs")
+    report(f"{fetch()} customers have their outputs")
     return name
 
 
@@ -105,19 +101,3 @@ def _put_back(store: Store, tree: Tree, files: Mapping[str, Mapping[str, Any]]) 
                     continue
         with store.local(entry["sha256"]) as kept:
             tree.put(kept, path)
-
-
-def _pull(root: Path) -> int:
-    """Bring back the outputs that the locks name, from the remote; of how many stages."""
-    targets = [
-        f"{lock.parent.relative_to(root).as_posix()}/dvc.yaml:{stage}"
-        for lock in sorted((root / pipeline.FOLDER).glob("*/dvc.lock"))
-        for stage in STAGES
-        if stage in recorded_stages(lock)
-    ]
-    if targets:
-        command = [sys.executable, "-m", "dvc", "pull", "--force", *targets]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-        if done.returncode:
-            raise Fault(f"dvc pull failed: {done.stderr.strip()[-2000:]}")
-    return len(targets)

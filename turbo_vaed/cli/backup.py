@@ -108,8 +108,20 @@ def restore_backup(
     from turbo_vaed.backup.store import Store
 
     found = _places(mlflow_database, mlflow_artifacts)
-    name = restore(found, Store(target), name, replace=replace, report=_print)
+    store = Store(target)
+    name = restore(found, store, name, fetch=_fetch, replace=replace, report=_print)
     print(f"backup {name} is restored")
+
+
+def _fetch() -> int:
+    """Bring the outputs of every customer that has run."""
+    from flows import outputs
+    from turbo_vaed.config import load
+    from turbo_vaed.workspace import Workspace
+
+    settings = Settings.from_environment()
+    every = (Workspace.load(settings.root, name) for name in load.read(settings.root).customers)
+    return len([outputs.fetch(one, settings) for one in every if one.dvc_lock.is_file()])
 
 
 def _places(database: str | None, artifacts: str | None) -> Places:

@@ -76,9 +76,10 @@ def pace(moments: Sequence[float]) -> Pace | None:
 def pace_key(params: DistillParams, settings: Settings) -> str:
     """Identifies what a pace was measured of, and where: a run with another key has another
     pace."""
+    kind: Any = type(params)
     without = {
         name
-        for name, default in later_fields(type(params)).items()
+        for name, default in later_fields(kind).items()
         if name not in _IN_EVERY_KEY and getattr(params, name) == default
     }
     how = {k: v for k, v in asdict(params).items() if k not in _WITHOUT_EFFECT_ON_PACE | without}

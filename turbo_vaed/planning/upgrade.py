@@ -46,21 +46,23 @@ class Change:
         return f"{self.key}: {self.recorded} -> {self.now}"
 
 
-def recorded_stages(lock: Path) -> Mapping[str, Any]:
-    """What DVC has recorded of a customer's stages; nothing where there is no record.
+def recorded_stages(lock: str, where: str) -> Mapping[str, Any]:
+    """What DVC has recorded of a customer's stages.
+
+    Args:
+        lock: the text of its dvc.lock; empty where there is none.
+        where: names it for a message.
 
     Raises:
         CorruptFile: it is no lock of DVC.
     """
-    if not lock.is_file():
-        return {}
     try:
-        found = yaml.load(lock.read_text(encoding="utf-8"), Loader=_Loader) or {}
+        found = yaml.load(lock, Loader=_Loader) or {}
         stages = found.get("stages") or {}
         assert isinstance(stages, dict)
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, AssertionError):
+    except (yaml.YAMLError, AttributeError, AssertionError):
         raise CorruptFile(
-            f"{lock} is no lock of DVC; take it from Git, or remove it to run every stage"
+            f"{where} is no lock of DVC; take it from Git, or remove it to run every stage"
         ) from None
     return stages
 
