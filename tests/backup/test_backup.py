@@ -126,7 +126,6 @@ def test_a_second_backup_copies_only_what_has_changed(
     create(here, store, report=quiet)
     contents = store.contents()
     (root / "work/demo/run.json").write_text('{"run_id": "demo-2"}')
-    (root / "state/remote/files/md5" / "aa").mkdir()
     create(here, store, report=quiet)
     assert len(store.contents()) == len(contents) + 1
 
