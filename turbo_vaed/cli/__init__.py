@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from turbo_vaed.cli import (
-    cluster,
     backup,
+    cluster,
     completion,
     config,
     cost,
