@@ -16,7 +16,8 @@ unexport PYTHONDONTWRITEBYTECODE
 SAY_CODE = case $$code in 1) kind="refused";; 2) kind="a user's mistake";; 3) kind="a fault";; \
 	*) kind="stopped";; esac; echo "turbo-vaed exited with $$code ($$kind)" >&2
 
-.PHONY: help setup litert browser poc test test-fast test-nightly lint docs golden mutants drills teacher bench clean
+.PHONY: help setup litert browser poc test test-fast test-nightly lint docs golden mutants drills teacher bench team team-down team-clean \
+	team-test clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -79,8 +80,22 @@ drills: setup ## break things on purpose and see what a run makes of it; writes 
 teacher: setup ## train the small teacher of the demo again (an hour on one core)
 	$(BIN)/python scripts/train_teacher.py
 
+team: setup ## start a team's servers on this machine, write team.env, and run two customers through
+	@$(BIN)/python -m scripts.team up
+	@$(BIN)/python -m scripts.team run
+
+team-down: $(STAMP) ## stop the team's servers; the data stay
+	@$(BIN)/python -m scripts.team down
+
+team-clean: $(STAMP) ## stop the team's servers and remove their data
+	@$(BIN)/python -m scripts.team clean
+
+team-test: setup ## start a stack of its own, run customers on it, and check what each server has of them
+	$(BIN)/python -m pytest -m nightly tests/team
+
 bench: setup ## time set-up, PoC and its re-run in a fresh clone; writes bench/results
 	$(BIN)/python bench/first_light.py
 
 clean: ## remove what runs made, ledger and registry with it (not .venv, not the videos)
+	@if [ -e state/team/supervisord.pid ]; then echo "the team's servers run; first: make team-down" >&2; exit 1; fi
 	rm -rf work state site customers dvc.lock

@@ -15,6 +15,7 @@
 | `TURBO_VAED_METRICS` | a file for Prometheus' textfile collector | none is written |
 | `TURBO_VAED_LOGS` | `json`: logs and progress as JSON, an object a line | `text` |
 | `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
+| `RAY_AUTH_MODE`, `RAY_AUTH_TOKEN_PATH` | `token`, and a file with the cluster's | Ray's own |
 | `TURBO_VAED_MACHINE` | this machine's labels (`turbo-vaed node labels`): its price | a local one |
 | `TURBO_VAED_MACHINE_OVERHEAD_USD` | what the run's machine costs outside its stages | 0 |
 | `TURBO_VAED_LITERT` | the environment of LiteRT's converter | `.venv-litert` next to this code |
@@ -309,6 +310,12 @@ def litert_environment() -> Path:
 def android_serial() -> str | None:
     """The phone that `adb` takes where nobody names one, by its own variable; None: not set."""
     return os.environ.get("ANDROID_SERIAL") or None
+
+
+def ray_authentication() -> dict[str, str]:
+    """What Ray itself reads of the token that a cluster wants; what is not set is left out."""
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
 def metadata_endpoint() -> str:

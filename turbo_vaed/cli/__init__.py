@@ -25,6 +25,7 @@ from turbo_vaed.cli import (
     ec2,
     fleet,
     gate,
+    ledger,
     node,
     registry,
     report,
@@ -55,6 +56,7 @@ app.add_typer(node.app, name="node")
 app.add_typer(cost.app, name="cost")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(ec2.app, name="ec2")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(registry.app, name="registry")
 app.add_typer(gate.app, name="gate")
 app.add_typer(devices.app, name="devices")

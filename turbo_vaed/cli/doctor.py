@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+from turbo_vaed.cli import endpoints
 from turbo_vaed.errors import TurboVaedError, UserError
 from turbo_vaed.export.litert import converter_versions
 from turbo_vaed.planning.environment import check_environment
@@ -19,7 +21,11 @@ LIBRARIES = (
 
 
 def examine(settings: Settings) -> list[dict[str, Any]]:
-    """A row per thing: what, state (`ok`, `missing`, `optional`), found, what to do."""
+    """A row per thing: what, state, found, what to do.
+
+    The state is `ok`, `missing` (a run needs it), `warning` (it works, and should not stay so) or
+    `optional`.
+    """
     rows = []
     for name in LIBRARIES:
         try:
@@ -43,8 +49,8 @@ def examine(settings: Settings) -> list[dict[str, Any]]:
         if count
         else _row("demo videos", "missing", "none in data/demo", "make setup")
     )
-    rows.append(_reach("ledger", lambda: _open_ledger(settings)))
-    rows.append(_reach("MLflow's store", lambda: _open_mlflow(settings)))
+    with ThreadPoolExecutor() as pool:  # each waits for an answer
+        rows += pool.map(partial(_endpoint_row, settings=settings), endpoints.CHECKS)
     return rows
 
 
@@ -72,21 +78,10 @@ def _row(what: str, state: str, found: str | None, todo: str = "") -> dict[str, 
     return {"what": what, "state": state, "found": found, "to_do": todo}
 
 
-def _reach(what: str, call: Callable[[], None]) -> dict[str, Any]:
+def _endpoint_row(what: str, settings: Settings) -> dict[str, Any]:
     try:
-        call()
+        return _row(what, "ok", endpoints.CHECKS[what](settings))
+    except endpoints.Warned as warned:
+        return _row(what, "warning", "reachable", str(warned))
     except TurboVaedError as error:
-        return _row(what, "missing", "not reachable", str(error))
-    return _row(what, "ok", "reachable")
-
-
-def _open_ledger(settings: Settings) -> None:
-    from turbo_vaed.costs import Ledger
-
-    Ledger.open(settings.ledger_url).close()
-
-
-def _open_mlflow(settings: Settings) -> None:
-    from turbo_vaed.registry.client import open_tracking
-
-    open_tracking(settings.mlflow_tracking_uri)
+        return _row(what, "missing", "not usable", str(error))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from turbo_vaed.errors import Fault, Unreachable
+from turbo_vaed.cluster.probe import probe
+from turbo_vaed.errors import Fault, Unreachable, UserError
 from turbo_vaed.runtime.interrupts import keeping_handlers, shielded
 from turbo_vaed.settings import Settings, for_workers
 
@@ -32,12 +33,13 @@ def ray_session(
     """Connect to Ray for the block; afterwards leave or stop what this call joined or started.
 
     Args:
-        address: a cluster (`host:port`, `ray://host:port`, `auto`); None or "local" starts a
-            local Ray, unless this process is connected already.
+        address: a cluster (`host:port`, `auto`), of which this machine is a node; None or "local"
+            starts a local Ray, unless this process is connected already.
         cpus: of a local Ray; as many as the machine has by default.
         runtime_env: of the workers of a cluster.
 
     Raises:
+        UserError: the cluster wants another token, or the address is a Ray client's.
         Unreachable: nothing answers at the address.
         Fault: a local Ray does not start.
     """
@@ -48,11 +50,7 @@ def ray_session(
         return
     with keeping_handlers():
         if address and address != "local":
-            knock(address)
-            try:
-                ray.init(address=address, runtime_env=runtime_env, **QUIET)
-            except ConnectionError as error:
-                raise Unreachable(f"no Ray answers at {address} (RAY_ADDRESS): {error}") from None
+            _join(address, runtime_env)
         else:
             _start(cpus or os.cpu_count() or 1)
     try:
@@ -78,6 +76,32 @@ def worker_session(settings: Settings) -> AbstractContextManager[None]:
         "env_vars": for_workers(),
     }
     return ray_session(settings.ray_address, runtime_env=shipped)
+
+
+def refuse_client(address: str) -> None:
+    """Refuse `ray://`: Ray Data, which encodes, does not run through Ray's client.
+
+    Raises:
+        UserError: the address is of that form.
+    """
+    if address.startswith("ray://"):
+        raise UserError(
+            f"RAY_ADDRESS is {address}, the form of Ray's client, through which Ray Data does not "
+            "run; start the run on a node of the cluster and give its head as HOST:PORT"
+        )
+
+
+def _join(address: str, runtime_env: dict[str, Any] | None) -> None:
+    import ray
+
+    refuse_client(address)
+    knock(address)
+    try:
+        ray.init(address=address, runtime_env=runtime_env, **QUIET)
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        if address != "auto":
+            probe(address)  # says why, where that is the token
+        raise Unreachable(f"no Ray answers at {address} (RAY_ADDRESS): {error}") from None
 
 
 def _start(cpus: int) -> None:
@@ -108,7 +132,11 @@ def _start(cpus: int) -> None:
 
 
 def knock(address: str) -> None:
-    """Check first whether anything listens, since Ray itself waits for minutes."""
+    """Check first whether anything listens, since Ray itself waits for minutes.
+
+    Raises:
+        Unreachable: nothing does.
+    """
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.hostname is None or parts.port is None:
         return

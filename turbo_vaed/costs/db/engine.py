@@ -24,6 +24,7 @@ CONNECT_SECONDS = 10
 VERSION_TABLE = "ledger_version"
 """Not Alembic's own name: MLflow or Prefect may live in the same database."""
 _SETTING = "TURBO_VAED_LEDGER_URL"
+_MIGRATE = "the owner of its tables runs: turbo-vaed ledger migrate --role ROLE"
 _ADVICE = {
     "not a database": f"move the file away or set {_SETTING}",
     "malformed": f"put a copy of it in its place, or move it away, or set {_SETTING}",
@@ -32,6 +33,8 @@ _ADVICE = {
     "is locked": "another process has been writing for longer than we wait: end it, or try again",
     "readonly": f"let this user write the file and its folder, or set {_SETTING}",
     "authentication failed": f"correct the user or the password in {_SETTING}",
+    "permission denied": _MIGRATE,
+    "must be owner": _MIGRATE,
     'FATAL:  database "': f"correct the name in {_SETTING}, or create it on the server",
 }
 """What to do, by a part of the database's message."""
