@@ -127,7 +127,8 @@ class Settings:
         return cls(
             root=root,
             ledger_url=found.ledger_url or f"sqlite:///{state}/ledger.db",
-            mlflow_tracking_uri=found.mlflow_tracking_uri or f"sqlite:///{state}/mlflow.db",
+            mlflow_tracking_uri=_with_driver(found.mlflow_tracking_uri)
+            or f"sqlite:///{state}/mlflow.db",
             run_id=found.run_id,
             token=found.token,
             checkpoints_url=found.checkpoints_url,
@@ -207,6 +208,12 @@ def _read() -> Any:
     except ValidationError as error:  # pydantic wraps what a validator raises
         first = error.errors()[0]
         raise UserError(str(first.get("ctx", {}).get("error", first["msg"]))) from None
+
+
+def _with_driver(uri: str | None) -> str | None:
+    """A URI of PostgreSQL with the driver that we install: SQLAlchemy's own default is another."""
+    scheme, separator, rest = (uri or "").partition("://")
+    return f"postgresql+psycopg://{rest}" if separator and scheme == "postgresql" else uri
 
 
 def _labels(found: str) -> dict[str, str]:

@@ -9,10 +9,11 @@ import argparse
 import shutil
 import sys
 import time
+from functools import partial
 
 from scripts.team import customers
 from scripts.team.layout import ROOT, Layout, find, prepare
-from scripts.team.servers import STOP_ORDER, start_all
+from scripts.team.servers import STOP_ORDER, keep_objects, start_all
 from scripts.team.supervision import Supervisor
 from turbo_vaed.errors import TurboVaedError, UserError
 from turbo_vaed.settings import set_environment_defaults
@@ -71,7 +72,8 @@ def status(layout: Layout) -> int:
 def down(layout: Layout, *, remove: bool) -> int:
     """Stop everything; returns 3 where a process had to be killed."""
     supervisor = Supervisor(layout)
-    killed = supervisor.stop(STOP_ORDER) if supervisor.is_up() else []
+    keep = {} if remove else {"s3": partial(keep_objects, layout)}
+    killed = supervisor.stop(STOP_ORDER, keep) if supervisor.is_up() else []
     shutil.rmtree(layout.sockets, ignore_errors=True)
     if remove:
         shutil.rmtree(layout.home)

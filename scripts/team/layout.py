@@ -103,10 +103,7 @@ class Layout:
             f"database_uri = {self.database('mlflow', 'mlflow')}\nadmin_username = admin\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
         )
-        # A list in CSV: of one pair, which has a comma.
-        s3_keys = f'"{self.secrets["s3_key"]},{self.secrets["s3_secret"]}"'
         of_each = {
-            "s3": {"RCLONE_AUTH_KEY": s3_keys},
             "mlflow": {
                 "MLFLOW_BACKEND_STORE_URI": self.database("mlflow", "mlflow"),
                 "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",

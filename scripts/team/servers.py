@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,7 @@ def start_all(layout: Layout, supervisor: Supervisor, say: Callable[[str], None]
         _wait(layout, supervisor, name, is_ready, say)
     make_databases(layout)
     make_bucket(layout)
+    restore_objects(layout)
     for name in ("mlflow", "prefect"):  # side by side: each takes long
         supervisor.start_program(name)
     _wait(layout, supervisor, "mlflow", _mlflow_answers, say)
@@ -104,6 +106,34 @@ def make_bucket(layout: Layout) -> None:
     client = _s3(layout)
     if BUCKET not in {one["Name"] for one in client.list_buckets()["Buckets"]}:
         client.create_bucket(Bucket=BUCKET)
+
+
+def keep_objects(layout: Layout) -> None:
+    """Copy the bucket's objects to files: the local S3 has them in memory alone.
+
+    Raises:
+        Fault: some could not be copied; the S3 still has them.
+    """
+    _copy_objects(layout, f":s3:{BUCKET}", str(layout.home / "s3"))
+
+
+def restore_objects(layout: Layout) -> None:
+    """Copy the kept files to the bucket, where it has lost them."""
+    _copy_objects(layout, str(layout.home / "s3"), f":s3:{BUCKET}")
+
+
+def _copy_objects(layout: Layout, source: str, target: str) -> None:
+    program = Path(sys.executable).with_name("rclone")
+    options = {"PROVIDER": "Other", "ENV_AUTH": "true", "ENDPOINT": layout.url("s3")}
+    given = {**layout.s3_client(), **{f"RCLONE_S3_{k}": v for k, v in options.items()}}
+    done = subprocess.run(
+        [program, "copy", source, target, "--config", "", "--no-update-modtime", "--checksum"],
+        env={**os.environ, **given},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise Fault(f"objects were not copied from {source} to {target}: {done.stderr.strip()}")
 
 
 def make_mlflow_user(layout: Layout) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,11 @@ class Supervisor:
         found: list[dict[str, Any]] = self._rpc.supervisor.getAllProcessInfo()
         return found
 
-    def stop(self, order: list[str]) -> list[int]:
+    def stop(self, order: list[str], before: Mapping[str, Callable[[], None]]) -> list[int]:
         """Stop the programs in turn, then supervisord; returns the processes that had to be killed.
+
+        Args:
+            before: what is done right before a program is stopped, if it runs.
 
         What left its parent, such as a run that the worker had started, is below it no more and is
         found by having been so before.
@@ -84,6 +88,8 @@ class Supervisor:
         known: dict[int, psutil.Process] = {}
         for name in order:
             known |= {one.pid: one for one in above.children(recursive=True)}
+            if name in before and self.state(name) == "RUNNING":
+                before[name]()
             with contextlib.suppress(xmlrpc.client.Fault):  # it does not run
                 self._rpc.supervisor.stopProcess(name)
             if name == "worker":  # its runs need the servers to end in order
