@@ -19,7 +19,7 @@ from typer.main import get_command
 from tests import configs
 from tests.gate import made_up
 from turbo_vaed import cli
-from turbo_vaed.cli import doctor, registry
+from turbo_vaed.cli import endpoints, registry
 from turbo_vaed.config import load
 from turbo_vaed.gate import judge
 from turbo_vaed.stages import params
@@ -384,6 +384,8 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(call):
     rows = {row["what"]: row for row in json.loads(out)}
     assert rows["torch"]["state"] == "ok"
     assert rows["ledger"]["state"] == rows["mlflow"]["state"] == "ok"
+    embedded = {rows[what]["state"] for what in ("MLflow's store", "Ray cluster", "checkpoints")}
+    assert embedded == {"ok"}
     assert rows["checkout"]["state"] == "ok"
     videos = rows["demo videos"]
     assert (videos["state"], videos["to_do"]) == ("missing", "make setup")
@@ -393,7 +395,7 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(call):
 
 
 def test_doctor_names_a_checkout_in_which_no_run_can_begin(call, checkout, monkeypatch):
-    monkeypatch.setattr(doctor, "_open_mlflow", lambda settings: None)  # takes seconds
+    monkeypatch.setitem(endpoints.CHECKS, "MLflow's store", lambda _: "")  # takes seconds
     (checkout / "work").symlink_to("/proc")  # where root cannot make files either
     rows = {row["what"]: row for row in json.loads(call("doctor", "--format", "json")[1])}
     assert rows["checkout"]["state"] == "missing"

@@ -198,3 +198,9 @@ def test_a_ray_that_asks_for_no_token_or_is_not_there(settings, ray_cluster, nob
         endpoints.ray(dataclasses.replace(settings, ray_address=ray_cluster.address))
     with pytest.raises(Unreachable, match=nobody):
         endpoints.ray(dataclasses.replace(settings, ray_address=nobody))
+
+
+def test_postgresql_means_the_driver_that_we_install(settings, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ann:secret@host/mlflow")
+    found = Settings.from_environment(settings.root).mlflow_tracking_uri
+    assert found == "postgresql+psycopg://ann:secret@host/mlflow"

@@ -75,8 +75,9 @@ def mlflow(settings: Settings) -> str:
         return "a store without a server"
     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
+    artifacts = MlflowArtifactsRepository("mlflow-artifacts:/", tracking_uri=uri)
     try:
-        MlflowArtifactsRepository("mlflow-artifacts:/", tracking_uri=uri).list_artifacts()
+        artifacts.list_artifacts()  # type: ignore[no-untyped-call]
     except MlflowException as error:
         raise Fault(
             f"the MLflow server at {_shown(uri)} does not reach its artifacts: "
@@ -111,7 +112,12 @@ def prefect(settings: Settings) -> str:
     try:
         with temporary_settings(quick), get_client(sync_client=True) as client:
             client.read_work_pool(pool)
-            answer = client.request("POST", f"/work_pools/{pool}/workers/filter", json={})
+            answer = client.request(
+                "POST",
+                "/work_pools/{work_pool_name}/workers/filter",
+                path_params={"work_pool_name": pool},
+                json={},
+            )
             online = [one["name"] for one in answer.json() if one["status"] == "ONLINE"]
     except ObjectNotFound:
         raise Warned(

@@ -103,7 +103,7 @@ def _ask(address: str) -> int:
     from ray._private.authentication.authentication_token_setup import (
         maybe_enable_token_auth_if_token_available,
     )
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError
 
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as ray.init does
