@@ -19,6 +19,7 @@ import requests
 
 from scripts.team.layout import (
     BUCKET,
+    REGION,
     USER,
     Layout,
     postgres_programs,
@@ -221,7 +222,7 @@ def _s3(layout: Layout):  # type: ignore[no-untyped-def]
         endpoint_url=layout.url("s3"),
         aws_access_key_id=layout.secrets["s3_key"],
         aws_secret_access_key=layout.secrets["s3_secret"],
-        region_name="us-east-1",
+        region_name=REGION,
     )
 
 

@@ -150,6 +150,16 @@ def test_no_server_answers_a_stranger(stack, tmp_path):
         with pytest.raises(UserError, match="RAY_AUTH_TOKEN_PATH"):
             probe(address, given)
     assert probe(address, stack.ray_token()) == 1
+    join = (
+        f"from turbo_vaed.cluster.session import ray_session\nwith ray_session({address!r}): pass"
+    )
+    joined = subprocess.run(  # Ray reads a token once per process
+        [sys.executable, "-c", join],
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(wrong)},
+        capture_output=True,
+        text=True,
+    )
+    assert "UserError" in joined.stderr and str(wrong) in joined.stderr
 
 
 def test_no_program_has_another_ones_secrets(stack):
