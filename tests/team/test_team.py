@@ -130,7 +130,7 @@ def test_versions_are_in_mlflow_and_their_files_in_s3_through_the_server(stack, 
 
 def test_outputs_and_checkpoints_are_in_s3(stack, first):
     client = s3(stack)
-    for prefix in ("dvc/files/md5/", *(f"checkpoints/{customer}" for customer in CUSTOMERS)):
+    for prefix in (f"{kind}/{name}/" for kind in ("dvc", "checkpoints") for name in CUSTOMERS):
         assert client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["KeyCount"], prefix
 
 
