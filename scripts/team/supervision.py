@@ -88,12 +88,12 @@ class Supervisor:
         known: dict[int, psutil.Process] = {}
         for name in order:
             known |= {one.pid: one for one in above.children(recursive=True)}
+            if name == "worker":  # it kills its runs, which are to end in order
+                _end([one for one in known.values() if _is_run(one)])
             if name in before and self.state(name) == "RUNNING":
                 before[name]()
             with contextlib.suppress(xmlrpc.client.Fault):  # it does not run
                 self._rpc.supervisor.stopProcess(name)
-            if name == "worker":  # its runs need the servers to end in order
-                _end([one for one in known.values() if _is_run(one)])
         known |= {one.pid: one for one in above.children(recursive=True)} | {above.pid: above}
         self._rpc.supervisor.shutdown()
         psutil.wait_procs([above], timeout=_START_SECONDS)
