@@ -28,6 +28,7 @@ from prefect.tasks import Task
 
 from flows import (
     admission,
+    budget_alarm,
     customer_state,
     dvc,
     effects,
@@ -261,7 +262,8 @@ def complete(
             log.warning("%s begins, although the ledger does not answer: %s", step, error)
 
     try:
-        run_stages(workspace, settings, todo, reached, heartbeat)
+        with budget_alarm.watched(workspace, settings, run.run_id):
+            run_stages(workspace, settings, todo, reached, heartbeat)
         begin("register")
         reached.registered = register(workspace, settings, run)
         begin("promote")

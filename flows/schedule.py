@@ -21,7 +21,7 @@ from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import DeploymentSchedule, FlowRun
+from prefect.client.schemas.objects import DeploymentSchedule, FlowRun, State
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
@@ -29,8 +29,10 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron, Schedule
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed
 from prefect.types.entrypoint import EntrypointType
 
+from flows import alarms
 from flows.late import cron_of, next_due
 from flows.maintenance import CRON, maintenance_flow
 from flows.plans import DEPLOYMENT, FULL_NAME
@@ -80,15 +82,18 @@ def sync(settings: Settings) -> list[Row]:
             description="The PoC of each customer, when its schedule in params.yaml says.",
             schedules=list(wanted.values()),
         )
-        _schedule_maintenance(settings)
-        for one in stored:  # a server keeps those that an update leaves out
-            if one.slug not in wanted:
-                client.delete_deployment_schedule(made, one.id)
+        maintenance = _schedule_maintenance(settings)
+        gone = [one for one in stored if one.slug not in wanted]
+        if gone:  # Prefect deletes all runs that wait
+            _skip_late(client, why="the schedules were changed")
+        for one in gone:  # a server keeps those that an update leaves out
+            client.delete_deployment_schedule(made, one.id)
+        alarms.sync(client, settings, customers=made, maintenance=maintenance)
     return rows()
 
 
-def _schedule_maintenance(settings: Settings) -> None:
-    _deployed(
+def _schedule_maintenance(settings: Settings) -> UUID:
+    return _deployed(
         maintenance_flow,
         settings,
         name="all",
@@ -148,6 +153,7 @@ def set_paused(customer: str, is_paused: bool) -> None:
             )
         client.update_deployment_schedule(deployment.id, found[0].id, active=not is_paused)
         if is_paused:
+            _skip_late(client, why=f"{customer} was paused", customer=customer)
             for run in _runs(client, deployment, ["SCHEDULED"]):
                 if run.parameters.get("customer") == customer and run.auto_scheduled:
                     client.delete_flow_run(run.id)
@@ -246,6 +252,17 @@ def _runs(
         yield from found
         if len(found) < _PAGE:
             return
+
+
+def _skip_late(client: SyncPrefectClient, *, why: str, customer: str | None = None) -> None:
+    """End the runs that no worker has begun in time, of a customer or of all: one that were only
+    deleted would be an alarm, for it never ends."""
+    deployment = _deployment(client)
+    for run in [] if deployment is None else list(_runs(client, deployment, ["SCHEDULED"])):
+        is_its = customer is None or run.parameters.get("customer") == customer
+        if run.auto_scheduled and run.state_name == "Late" and is_its:
+            ended: State[Any] = Completed(name="Skipped", message=f"it had not begun when {why}")
+            client.set_flow_run_state(run.id, ended, force=True)
 
 
 def _last_states(client: SyncPrefectClient, customers: set[str]) -> dict[str, str]:

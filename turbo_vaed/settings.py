@@ -20,12 +20,15 @@
 | `TURBO_VAED_MACHINE_OVERHEAD_USD` | what the run's machine costs outside its stages | 0 |
 | `TURBO_VAED_LITERT` | the environment of LiteRT's converter | `.venv-litert` next to this code |
 | `ANDROID_SERIAL` | the phone of an `adb` profile without a serial | the only one |
+| `TURBO_VAED_ALARM_WEBHOOK` | the URL that alarms of scheduled runs are sent to, a secret | none |
+| `TURBO_VAED_ALARM_HOURS` | a run that has not ended so long after it was due is an alarm | 26 |
 | `AWS_EC2_METADATA_SERVICE_ENDPOINT` | where `node watch` reads notices | EC2's own address |
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import uuid
 from dataclasses import dataclass
@@ -42,6 +45,7 @@ _ARRAYS, _CACHE, _CACHE_GB = (
     "TURBO_VAED_ARRAY_CACHE_GB",
 )
 _LOGS = "TURBO_VAED_LOGS"
+_WEBHOOK, _HOURS = "TURBO_VAED_ALARM_WEBHOOK", "TURBO_VAED_ALARM_HOURS"
 _METADATA = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -96,6 +100,10 @@ class Settings:
     machine_overhead_usd: Decimal
     """The part of the run's budget reserved for what this machine costs outside its stages; whoever
     started the machine charges it."""
+    alarm_webhook: str | None
+    """Where alarms of scheduled runs are sent; None: nobody is notified."""
+    alarm_hours: float
+    """A scheduled run that has not ended so long after it was due is an alarm."""
 
     @property
     def outbox_folder(self) -> Path:
@@ -139,6 +147,8 @@ class Settings:
             own_ray_address=found.own_ray_address,
             machine=found.machine,
             machine_overhead_usd=found.machine_overhead_usd,
+            alarm_webhook=found.alarm_webhook,
+            alarm_hours=found.alarm_hours,
         )
 
     def origins(self) -> dict[str, tuple[object, str]]:
@@ -148,7 +158,7 @@ class Settings:
         } | {"root": "TURBO_VAED_ROOT"}
         return {
             name: (
-                value,
+                "…" if name == "alarm_webhook" and value else value,  # who has it may write there
                 f"environment {variables[name]}"
                 if os.environ.get(variables[name])
                 else "built-in default",
@@ -191,6 +201,8 @@ def _environment() -> type[Any]:
         own_ray_address: str | None = of("TURBO_VAED_OWN_RAY")
         machine: Annotated[dict[str, str], NoDecode, BeforeValidator(_labels)] = of(_MACHINE, {})
         machine_overhead_usd: Annotated[Decimal, BeforeValidator(_usd)] = of(_OVERHEAD, Decimal(0))
+        alarm_webhook: Annotated[str | None, BeforeValidator(_webhook)] = of(_WEBHOOK)
+        alarm_hours: Annotated[float, BeforeValidator(_hours)] = of(_HOURS, 26.0)
 
     return Environment
 
@@ -279,6 +291,20 @@ def for_workers() -> dict[str, str]:
     names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION",
              _CACHE, _CACHE_GB)  # fmt: skip
     return {name: os.environ[name] for name in names if os.environ.get(name)}
+def _webhook(found: str) -> str:
+    if not found.startswith(("http://", "https://")):
+        raise UserError(f"{_WEBHOOK} is no URL: expected https://…")  # it may be a secret
+    return found
+
+
+def _hours(found: str) -> float:
+    try:
+        hours = float(found)
+    except ValueError:
+        hours = math.nan
+    if not 0 < hours <= 8760:
+        raise UserError(f"{_HOURS} is {found!r}; expected hours above 0, for instance 26")
+    return hours
 
 
 def find_root() -> Path:

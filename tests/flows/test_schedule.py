@@ -3,19 +3,24 @@ of them."""
 
 from __future__ import annotations
 
+import json
+import queue
+import threading
 import uuid
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Completed, Failed, Running
 
-from flows import schedule
+from flows import budget_alarm, schedule
 from flows.late import cron_of, why_skipped
 from tests import configs
 from tests.e2e.checkout import prefect_server
@@ -112,7 +117,9 @@ def test_a_server_has_the_schedules_of_params_yaml_and_keeps_what_is_paused(tmp_
         name: demo | {"schedule": {"cron": "H 2 * * *", "timezone": "Europe/Berlin"}}
         for name in names
     } | {"by-hand": demo}
-    settings = SimpleNamespace(root=configs.write(tmp_path, document))
+    settings = SimpleNamespace(
+        root=configs.write(tmp_path, document), alarm_webhook=None, alarm_hours=26.0
+    )
 
     def synced():
         return {row.customer: row for row in schedule.sync(settings)}
@@ -150,6 +157,94 @@ def test_a_server_has_the_schedules_of_params_yaml_and_keeps_what_is_paused(tmp_
     document["customers"] = {"by-hand": demo}
     configs.write(tmp_path, document)
     assert synced() == {}
+
+
+@pytest.fixture
+def receiver():
+    """A webhook on loopback: its URL, and what it was sent."""
+    got = queue.Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            got.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{found.server_port}/hook", got
+        found.shutdown()
+
+
+RUN = "acme-9a575223daa2"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("server")
+def test_each_alarm_reaches_the_webhook_with_what_to_do(tmp_path, receiver):
+    url, got = receiver
+    document = configs.read()
+    document["customers"]["acme"] = document["customers"]["demo"] | {"schedule": {}}
+    root = configs.write(tmp_path, document)
+    settings = SimpleNamespace(root=root, alarm_webhook=url, alarm_hours=10 / 3600)
+    with get_client(sync_client=True) as client:
+
+        def stored():
+            found = client.request("POST", "/automations/filter", json={}).json()
+            return {one["name"]: (one["id"], one["updated"]) for one in found}
+
+        def run(*states, tags=("acme", RUN)):
+            parameters = {"customer": "acme"}
+            found = client.create_flow_run_from_deployment(
+                deployment, parameters=parameters, tags=tags
+            )
+            for state in states:
+                client.set_flow_run_state(found.id, state, force=True)
+            return str(found.id)
+
+        schedule.sync(settings)
+        made = stored()
+        schedule.sync(settings)
+        assert stored() == made and len(made) == 5, "one that is changed forgets open runs"
+        deployment = client.read_deployment_by_name(schedule.FULL_NAME).id
+        run(Running(), Completed(name="Passed"))
+        late = State(type=StateType.SCHEDULED, name="Late")
+        refused = Failed(name="Refused", message='no "budget" <left>\n')
+        expected = {
+            run(refused): ("refused", "Refused", RUN),
+            run(Failed(name="GateFailed")): ("failed", "GateFailed", RUN),
+            run(Failed(name="Fault"), tags=["acme"]): ("failed", "Fault", ""),
+            run(Running()): ("no-end", "Running", RUN),
+            run(late, tags=[]): ("no-end", "Late", ""),
+        }
+        warned = run(Running(), Completed(name="Passed"))
+        expected[warned] = ("warn-share", "Passed", RUN)
+        budget_alarm.emit(warned, str(deployment), "81 of 100 USD spent")
+        found = []
+        while len(found) < len(expected):
+            sent = got.get(timeout=120)
+            found += [sent] if sent["customer"] == "acme" else []  # not of the test before
+        assert {one["flow_run"]: [one[k] for k in ("alarm", "state", "run")] for one in found} == {
+            flow_run: list(facts) for flow_run, facts in expected.items()
+        }
+        for one in found:
+            assert one["to_do"] and one["to_do"] in one["text"] and "acme" in one["text"]
+            assert one["message"] in one["text"]
+        messages = {one["alarm"]: one["message"] for one in found}
+        assert messages["refused"] == 'no "budget" <left>\n'
+        assert messages["warn-share"] == "81 of 100 USD spent"
+        settings.alarm_hours = 26.0
+        schedule.sync(settings)
+        assert {name: id for name, (id, _) in stored().items()} == {
+            name: id for name, (id, _) in made.items()
+        }, "updated in place"
+        assert [n for n, at in stored().items() if at != made[n]] == ["turbo-vaed no-end"]
+        settings.alarm_webhook = None
+        schedule.sync(settings)
+        assert stored() == {}
 
 
 @pytest.mark.parametrize(

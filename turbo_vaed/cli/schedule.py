@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime
 
 import typer
@@ -17,7 +18,16 @@ def sync(form: Format = "table") -> None:
     """Bring Prefect's schedules to what params.yaml says; paused ones stay paused."""
     from flows import schedule
 
-    _show(schedule.sync(Settings.from_environment()), form)
+    settings = Settings.from_environment()
+    _show(schedule.sync(settings), form)
+    if settings.alarm_webhook:
+        print("alarms go to the webhook in TURBO_VAED_ALARM_WEBHOOK", file=sys.stderr)
+    else:
+        print(
+            "nobody is notified of a run that fails, is refused or does not end; set "
+            "TURBO_VAED_ALARM_WEBHOOK to a URL, and sync again",
+            file=sys.stderr,
+        )
 
 
 @app.command("list")
