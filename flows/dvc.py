@@ -7,6 +7,7 @@ directory of the process and so breaks in tasks.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import signal
@@ -14,11 +15,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
+from flows import stage_log
 from turbo_vaed.config import pipeline
 from turbo_vaed.costs.db.engine import BUSY_SECONDS
 from turbo_vaed.errors import Fault, Refused, TimedOut, TurboVaedError
@@ -64,6 +67,7 @@ _RAY_RESTARTS = "has constructor arguments in the object store and max_restarts 
 """Of a line that Ray's core worker prints as an error for every actor of Ray Data: its arguments
 live as long as the pass over the data, so that a lost actor is started again. Not printed."""
 _TAIL_LINES = 30
+_KEPT_LINES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,46 +263,53 @@ def _dvc(
         env={**os.environ, **environment, "PATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
         start_new_session=True,
     )
-    output: dict[str, list[str]] = {"out": [], "err": []}
+    assert process.stdout is not None and process.stderr is not None
+    most = _KEPT_LINES if stage else None  # a stage may print for days
+    output: dict[str, deque[str]] = {name: deque(maxlen=most) for name in ("out", "err")}
     clock = [time.monotonic()]  # and when DVC ran the stage
 
-    def drain(name: str) -> None:
-        pipe = process.stdout if name == "out" else process.stderr
-        assert pipe is not None
-        for line in pipe:
+    def drain(name: str, pipe: IO[bytes], record: Callable[[str], None]) -> None:
+        # A carriage return ends a line and stays, so that a bar drawn again is known by it.
+        for line in io.TextIOWrapper(pipe, encoding="utf-8", errors="replace", newline=""):
             output[name].append(line)
             if line.startswith(_RUNS):
                 clock.append(time.monotonic())
             is_noise = line.strip().startswith(_HIDDEN) or _RAY_RESTARTS in line
             if stage and line.strip() and not is_noise:
-                print(line, end="", flush=True, file=sys.stdout if name == "out" else sys.stderr)
+                stream = sys.stdout if name == "out" else sys.stderr
+                print(line.rstrip("\r\n"), flush=True, file=stream)
+                record(line)
 
-    readers = [threading.Thread(target=drain, args=(name,), daemon=True) for name in output]
-    for reader in readers:
-        reader.start()
-    try:
-        while (code := _ended_within(process, 1.0)) is None:
-            is_run = not stage or len(clock) > 1
-            limit = timeout_seconds
-            if not is_run or has_ended():
-                limit += _HASHING_SECONDS
-            if time.monotonic() - clock[-1] > limit:
-                what = stage or arguments[0]
-                raise TimedOut(f"{what} took more than {limit:.0f} s and was stopped")
-    finally:
-        _stop(process)
+    pipes = {"out": process.stdout, "err": process.stderr}
+    with stage_log.opened(stage) as record:
+        readers = [
+            threading.Thread(target=drain, args=(name, pipe, record), daemon=True)
+            for name, pipe in pipes.items()
+        ]
         for reader in readers:
-            reader.join(5)
+            reader.start()
+        try:
+            while (code := _ended_within(process, 1.0)) is None:
+                is_run = not stage or len(clock) > 1
+                limit = timeout_seconds
+                if not is_run or has_ended():
+                    limit += _HASHING_SECONDS
+                if time.monotonic() - clock[-1] > limit:
+                    what = stage or arguments[0]
+                    raise TimedOut(f"{what} took more than {limit:.0f} s and was stopped")
+        finally:
+            _stop(process)
+            for reader in readers:
+                reader.join(5)
     out, errors = "".join(output["out"]), "".join(output["err"])
     if code:
         raise _failure(stage or f"dvc {arguments[0]}", code, errors)
     return out, errors
 
 
-def _ended_within(process: subprocess.Popen[str], seconds: float) -> int | None:
+def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> int | None:
     """The exit code; None where it still runs after so many seconds."""
     try:
         return process.wait(seconds)
@@ -306,7 +317,7 @@ def _ended_within(process: subprocess.Popen[str], seconds: float) -> int | None:
         return None
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> None:
     """Interrupt a process group that still runs, so that it charges its waste; then kill it."""
     if process.poll() is not None:
         return

@@ -23,7 +23,6 @@ from prefect.states import Completed, Failed, Running
 from flows import budget_alarm, schedule
 from flows.late import cron_of, why_skipped
 from tests import configs
-from tests.e2e.checkout import prefect_server
 from turbo_vaed.config.schema import ScheduleParams
 from turbo_vaed.errors import Unreachable, UserError
 
@@ -96,15 +95,6 @@ def test_a_server_that_does_not_answer_is_unreachable():
         pytest.raises(Unreachable, match="PREFECT_API_URL"),
     ):  # fmt: skip
         schedule.rows()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with (
-        prefect_server(tmp_path_factory.mktemp("prefect")) as found,
-        temporary_settings({PREFECT_API_URL: found["PREFECT_API_URL"]}),
-    ):
-        yield
 
 
 @pytest.mark.slow
