@@ -22,7 +22,6 @@ from prefect.settings import (
     get_current_settings,
     temporary_settings,
 )
-from prefect.types._datetime import create_datetime_instance
 
 MOST_LINES = 10_000
 """Of a stage; of what it prints beyond, the last `LAST_LINES` are sent when it has ended."""
@@ -98,13 +97,15 @@ class StageLog:
 
     def _line(self, text: str) -> LogCreate:
         is_error = text.startswith(("error:", "ERROR", "Traceback "))
-        return LogCreate(
-            name=f"stage.{self._stage}",
-            level=logging.ERROR if is_error else logging.INFO,
-            message=text,
-            timestamp=create_datetime_instance(datetime.now(UTC)),
-            flow_run_id=self._flow_run,
-            task_run_id=self._task_run,
+        return LogCreate.model_validate(
+            {
+                "name": f"stage.{self._stage}",
+                "level": logging.ERROR if is_error else logging.INFO,
+                "message": text,
+                "timestamp": datetime.now(UTC),
+                "flow_run_id": self._flow_run,
+                "task_run_id": self._task_run,
+            }
         )
 
     def end(self) -> None:
