@@ -18,15 +18,16 @@ asks for nine hours, so that what is later than schedule.max_late_hours is skipp
 from __future__ import annotations
 
 import argparse
+import contextvars
 import json
 import os
 import platform
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -145,28 +146,28 @@ def wait_for_scheduler(client: SyncPrefectClient, until: datetime, count: int) -
 
 
 def take(
-    run: Any, params: ScheduleParams | None, at: datetime, taken: list[tuple[Any, str]]
+    run: Any,
+    params: ScheduleParams,
+    at: datetime,
+    workers: Sequence[SyncPrefectClient],
+    taken: list[tuple[Any, str]],
 ) -> None:
     """As two workers that have both been given a run: each proposes to begin it."""
-    answers: list[SetStateStatus] = []
-
-    def propose() -> None:
-        with get_client(sync_client=True) as client:
-            answers.append(client.set_flow_run_state(run.id, Pending()).status)
-
-    workers = [threading.Thread(target=propose) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(answers) == 2, "the server has answered both"
-    with get_client(sync_client=True) as client:
-        for _ in range(answers.count(SetStateStatus.ACCEPT)):
-            name = "Skipped" if why_skipped(params, run, name_of(run), at) else "Unchanged"
-            if name == "Unchanged":  # forced: by the server's clock it is not due
-                client.set_flow_run_state(run.id, Running(), force=True)
-            client.set_flow_run_state(run.id, Completed(name=name), force=True)
-            taken.append((run, name))
+    with ThreadPoolExecutor(len(workers)) as pool:
+        proposals = [
+            pool.submit(
+                contextvars.copy_context().run, worker.set_flow_run_state, run.id, Pending()
+            )
+            for worker in workers
+        ]
+    answers = [proposal.result().status for proposal in proposals]
+    assert SetStateStatus.ACCEPT in answers, "nobody may have it"
+    for _ in range(answers.count(SetStateStatus.ACCEPT)):
+        name = "Skipped" if why_skipped(params, run, name_of(run), at) else "Unchanged"
+        if name == "Unchanged":  # forced: by the server's clock it is not due
+            workers[0].set_flow_run_state(run.id, Running(), force=True)
+        workers[0].set_flow_run_state(run.id, Completed(name=name), force=True)
+        taken.append((run, name))
 
 
 def name_of(run: Any) -> str:
@@ -174,9 +175,9 @@ def name_of(run: Any) -> str:
     return str(run.parameters["customer"])
 
 
-def nights(team: Team, client: SyncPrefectClient) -> dict[str, Any]:
+def nights(team: Team, *workers: SyncPrefectClient) -> dict[str, Any]:
     """Walk through the nights; the facts, which must hold."""
-    begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
+    client, begin = workers[0], datetime.now(UTC)
     ends = [begin + timedelta(days=night + 1) for night in range(NIGHTS)]
     names = list(team.customers)
     paused_before = [names[:10], names[10:15], []]
@@ -206,7 +207,7 @@ def nights(team: Team, client: SyncPrefectClient) -> dict[str, Any]:
                 continue
             while runs := waiting(client, at):
                 for run in runs:
-                    take(run, params[name_of(run)], at, taken)
+                    take(run, params[name_of(run)], at, workers, taken)
         print(f"night {night + 1}: {len(taken)} runs were taken so far", flush=True)
     found = Counter((name_of(run), run.expected_start_time) for run, _ in taken)
     wanted = Counter(expected)
@@ -232,7 +233,7 @@ def main() -> None:
     arguments.add_argument("--customers", type=int, default=300)
     arguments.add_argument("--out", type=Path, default=ROOT / "bench/results/schedules.json")
     given = arguments.parse_args()
-    ahead = f"{(NIGHTS + 1) * 86_400}"  # otherwise three runs of each
+    ahead = f"P{NIGHTS + 1}D"  # otherwise three runs of each
     os.environ["PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME"] = ahead
     os.environ["TURBO_VAED_ALARM_WEBHOOK"] = "http://127.0.0.1:9/nobody"
     figures: dict[str, float] = {}
@@ -240,7 +241,8 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         prefect_server(Path(folder)) as server,
         temporary_settings({PREFECT_API_URL: server["PREFECT_API_URL"]}),
-        get_client(sync_client=True) as client,
+        get_client(sync_client=True) as worker,
+        get_client(sync_client=True) as other,
     ):
         (root := Path(folder) / "checkout").mkdir()
         team = Team.of(configs.write(root, configs.read()), given.customers)
@@ -251,7 +253,7 @@ def main() -> None:
         assert len(rows) == given.customers
         print(json.dumps(figures), flush=True)
         with measured(figures, "nights"):
-            facts = nights(team, client)
+            facts = nights(team, worker, other)
     result = {
         "customers": given.customers,
         **figures,

@@ -84,9 +84,9 @@ def sync(settings: Settings) -> list[Row]:
         )
         maintenance = _schedule_maintenance(settings)
         gone = [one for one in stored if one.slug not in wanted]
-        if gone:  # Prefect deletes all runs that wait
-            _skip_late(client, why="the schedules were changed")
-        for one in gone:  # a server keeps those that an update leaves out
+        for run in _late(client) if gone else ():
+            _skip(client, run, "a schedule was removed")
+        for one in gone:  # an update keeps those that it leaves out; all runs that wait go, too
             client.delete_deployment_schedule(made, one.id)
         alarms.sync(client, settings, customers=made, maintenance=maintenance)
     return rows()
@@ -153,9 +153,12 @@ def set_paused(customer: str, is_paused: bool) -> None:
             )
         client.update_deployment_schedule(deployment.id, found[0].id, active=not is_paused)
         if is_paused:
-            _skip_late(client, why=f"{customer} was paused", customer=customer)
-            for run in _runs(client, deployment, ["SCHEDULED"]):
-                if run.parameters.get("customer") == customer and run.auto_scheduled:
+            for run in list(_runs(client, deployment, ["SCHEDULED"])):
+                if run.parameters.get("customer") != customer or not run.auto_scheduled:
+                    continue
+                if run.state_name == "Late":
+                    _skip(client, run, f"{customer} was paused")
+                else:
                     client.delete_flow_run(run.id)
 
 
@@ -254,15 +257,17 @@ def _runs(
             return
 
 
-def _skip_late(client: SyncPrefectClient, *, why: str, customer: str | None = None) -> None:
-    """End the runs that no worker has begun in time, of a customer or of all: one that were only
-    deleted would be an alarm, for it never ends."""
+def _late(client: SyncPrefectClient) -> list[FlowRun]:
+    """The scheduled runs that no worker has begun in time."""
     deployment = _deployment(client)
-    for run in [] if deployment is None else list(_runs(client, deployment, ["SCHEDULED"])):
-        is_its = customer is None or run.parameters.get("customer") == customer
-        if run.auto_scheduled and run.state_name == "Late" and is_its:
-            ended: State[Any] = Completed(name="Skipped", message=f"it had not begun when {why}")
-            client.set_flow_run_state(run.id, ended, force=True)
+    found = [] if deployment is None else list(_runs(client, deployment, ["SCHEDULED"]))
+    return [run for run in found if run.auto_scheduled and run.state_name == "Late"]
+
+
+def _skip(client: SyncPrefectClient, run: FlowRun, why: str) -> None:
+    """End a late run, which an alarm waits for: one that were only deleted would never end."""
+    ended: State[Any] = Completed(name="Skipped", message=f"it had not begun when {why}")
+    client.set_flow_run_state(run.id, ended, force=True)
 
 
 def _last_states(client: SyncPrefectClient, customers: set[str]) -> dict[str, str]:
