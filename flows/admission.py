@@ -22,7 +22,6 @@ from turbo_vaed.gate.packages import check_device
 from turbo_vaed.planning.compatibility import check_params
 from turbo_vaed.planning.environment import check_environment
 from turbo_vaed.planning.estimate import RunFacts, estimate_run, require_fit, save_estimate
-from turbo_vaed.planning.flops import expected_timing
 from turbo_vaed.planning.history import past_runs
 from turbo_vaed.planning.pricing import limits_of, run_prices
 from turbo_vaed.planning.quote import cheapest_elsewhere
@@ -44,13 +43,32 @@ def preflight(settings: Settings, customer: str) -> Workspace:
         Unreachable: the ledger or MLflow does not answer.
         Fault: the disk is nearly full.
     """
+    workspace = opened(settings, customer)
+    require_ready(workspace, settings)
+    return workspace
+
+
+def opened(settings: Settings, customer: str) -> Workspace:
+    """The part of `preflight` that finding out what there is to do rests on: it takes neither
+    PyTorch nor MLflow, which need half of the time of a run that has nothing to do.
+
+    Raises: as `preflight`.
+    """
     workspace = Workspace.load(settings.root, customer)
-    check_configuration(workspace, settings)
+    check_source(workspace)
     check_environment(settings.root, workspace.work)
     with Ledger.open(settings.ledger_url) as ledger:
         outbox.post(ledger, settings.outbox_folder)
-    client.open_tracking(settings.mlflow_tracking_uri)
     return workspace
+
+
+def require_ready(workspace: Workspace, settings: Settings) -> None:
+    """The other part of `preflight`.
+
+    Raises: as `preflight`.
+    """
+    check_configuration(workspace, settings)
+    client.open_tracking(settings.mlflow_tracking_uri)
 
 
 def check_configuration(workspace: Workspace, settings: Settings) -> None:
@@ -61,15 +79,24 @@ def check_configuration(workspace: Workspace, settings: Settings) -> None:
             installed.
         BudgetRefused: this machine's price is unknown.
     """
+    check_source(workspace)
+    for target in check_params(workspace):
+        RUNTIMES[target.runtime].check()
+    check_device(workspace)
+    price_of(workspace.params, settings, "gate")
+
+
+def check_source(workspace: Workspace) -> None:
+    """Check that the customer has a folder of videos.
+
+    Raises:
+        UserError: it has none.
+    """
     if not workspace.source.is_dir():
         raise UserError(
             f"customers.{workspace.customer}.source: no folder {workspace.source}"
             + ("; make setup fetches the demo videos" if workspace.customer == "demo" else "")
         )
-    for target in check_params(workspace):
-        RUNTIMES[target.runtime].check()
-    check_device(workspace)
-    price_of(workspace.params, settings, "gate")
 
 
 def preview(settings: Settings, customer: str) -> str:
@@ -151,6 +178,8 @@ def gather_facts(workspace: Workspace, settings: Settings, ledger: Ledger, todo:
 
     Raises: as `estimate`.
     """
+    from turbo_vaed.planning.flops import expected_timing  # it takes PyTorch
+
     params, past = workspace.params, past_runs(workspace, settings, ledger)
     return RunFacts(
         stages=todo.stages,

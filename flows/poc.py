@@ -217,7 +217,7 @@ def run_poc(settings: Settings, customer: str) -> Outcome:
         Stopped: a person or a supervisor stopped it.
         TurboVaedError: as the step that failed; a report of the stages that ran is written.
     """
-    workspace = admission.preflight(settings, customer)
+    workspace = admission.opened(settings, customer)
     reached = Reached(step="its start")
     with (
         runs.customer_lock(workspace.work, customer),
@@ -229,6 +229,7 @@ def run_poc(settings: Settings, customer: str) -> Outcome:
             todo = to_do(workspace, settings, outputs.stale_stages(workspace))
             if todo is None:
                 return effects.unchanged(workspace)
+            admission.require_ready(workspace, settings)
             if todo.why:
                 get_run_logger().info("resuming run %s: %s", todo.run.run_id, todo.why)
             reached.run = todo.run.run_id

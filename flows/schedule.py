@@ -37,7 +37,7 @@ from flows.late import cron_of, next_due
 from flows.maintenance import CRON, maintenance_flow
 from flows.plans import DEPLOYMENT, FULL_NAME
 from flows.poc import poc_flow
-from turbo_vaed.config.load import load, read
+from turbo_vaed.config.load import load, read, resolve
 from turbo_vaed.errors import TurboVaedError, Unreachable, UserError
 from turbo_vaed.settings import Settings
 
@@ -205,10 +205,11 @@ def server() -> Iterator[SyncPrefectClient]:
 
 def _schedules(settings: Settings, paused: Collection[str | None]) -> dict[str, Schedule]:
     """Of the customers that have one; all of them are checked before anything is changed."""
+    files = read(settings.root)  # once: with 300 customers that takes a second
     found, wrong = {}, []
-    for customer in map(str, read(settings.root).customers):
+    for customer in map(str, files.customers):
         try:
-            params = load(settings.root, customer).schedule
+            params = resolve(files, customer).params().schedule
             if params is not None:
                 found[customer] = Cron(
                     cron_of(customer, params),

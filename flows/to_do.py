@@ -12,7 +12,6 @@ from turbo_vaed.costs import Ledger, spending_limit
 from turbo_vaed.costs.meter import UNIT
 from turbo_vaed.costs.open_runs import OpenRuns
 from turbo_vaed.dataset.manifest import files_in
-from turbo_vaed.distill.job import which_student
 from turbo_vaed.gate import VERDICT_NAME, read_verdict, reason_to_repeat
 from turbo_vaed.planning.pricing import limits_of
 from turbo_vaed.runtime.files import read_json, sha256_json, write_json
@@ -173,6 +172,8 @@ def _allowed(workspace: Workspace, run: runs.Run) -> list[tuple[str, str]]:
 
 def _student_key(workspace: Workspace) -> str:
     """Identifies a student and what it is made from."""
+    from turbo_vaed.distill.job import which_student  # it takes PyTorch, which most runs do not
+
     params = workspace.params
     return sha256_json(
         {

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from turbo_vaed.errors import UserError
 from turbo_vaed.planning.estimate import cost_range, steps_that_fit
-from turbo_vaed.planning.flops import Timing
-from turbo_vaed.planning.history import NO_TIME, Pace, pace
+from turbo_vaed.planning.history import NO_TIME, Pace, Timing, pace
 
 STEADY = Timing(pace=Pace(least=0.8, mean=1.0, most=1.5), once=NO_TIME)
 DEAR = Decimal(3600)

@@ -22,7 +22,7 @@ from tests.planning.customer import (
 from turbo_vaed.costs import Ledger, PriceBook
 from turbo_vaed.costs.run_context import RunContext
 from turbo_vaed.errors import BudgetRefused, UserError
-from turbo_vaed.planning import pricing
+from turbo_vaed.planning import flops, pricing
 from turbo_vaed.planning.estimate import (
     ESTIMATE_FILE,
     CostRange,
@@ -44,7 +44,7 @@ def test_a_first_run_is_estimated_with_its_teacher(
     """A teacher that takes five times as long as all steps."""
     pace, once = Pace(least=1, mean=2, most=4), Pace(least=5000, mean=10_000, most=20_000)
     timing = Timing(pace=pace, once=once)
-    monkeypatch.setattr(admission, "expected_timing", lambda *_: timing)
+    monkeypatch.setattr(flops, "expected_timing", lambda *_: timing)
     (workspace.folder("distill") / "history.json").unlink()
     found = estimated(workspace, settings, ledger, may_spend_usd=Decimal(95))
     assert "2:46:40" in found.basis

@@ -11,8 +11,7 @@ from pathlib import Path
 from turbo_vaed.costs import SpendingLimit, format_usd, total_usd
 from turbo_vaed.costs.money import plain, quantise_usd, seconds_usd, time_usd
 from turbo_vaed.errors import BudgetRefused, UserError
-from turbo_vaed.planning.flops import Timing
-from turbo_vaed.planning.history import NO_TIME, PastRuns
+from turbo_vaed.planning.history import NO_TIME, PastRuns, Timing
 from turbo_vaed.planning.pricing import RunPrices
 from turbo_vaed.runtime.files import write_json
 from turbo_vaed.runtime.progress import format_duration

@@ -22,7 +22,7 @@ from turbo_vaed.dataset.manifest import list_files
 from turbo_vaed.errors import Unreachable
 from turbo_vaed.models.teachers import teacher_flops
 from turbo_vaed.planning.compatibility import student_config
-from turbo_vaed.planning.history import Pace
+from turbo_vaed.planning.history import Pace, Timing
 from turbo_vaed.runtime import garbage
 from turbo_vaed.runtime.isolated import run_module
 from turbo_vaed.settings import Settings
@@ -36,16 +36,6 @@ _FORWARD_AND_BACKWARD = 3
 _PATIENCE_SECONDS = 60.0
 _TEACHER_PRECISION = "fp32"
 """Of the teacher's passes over the clips."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """How long a run takes on its workers."""
-
-    pace: Pace
-    """Seconds per step of the student."""
-    once: Pace
-    """Seconds of the teacher's work, which is done once: encoding, and the student's targets."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,16 @@ class Pace:
     """Of the fastest and the slowest tenth of the steps."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long a run takes on its workers."""
+
+    pace: Pace
+    """Seconds per step of the student."""
+    once: Pace
+    """Seconds of the teacher's work, which is done once: encoding, and the student's targets."""
+
+
 NO_TIME = Pace(least=0, mean=0, most=0)
 
 

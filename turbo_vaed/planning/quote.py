@@ -32,7 +32,6 @@ from turbo_vaed.distill.events import (
 )
 from turbo_vaed.errors import UserError
 from turbo_vaed.planning.ec2_costs import AFTER_MINUTES, BEFORE_MINUTES, overhead_usd
-from turbo_vaed.planning.flops import expected_pace
 from turbo_vaed.planning.history import PastRuns, past_runs
 from turbo_vaed.planning.pricing import devices_usd, limits_of, reserve_seconds
 from turbo_vaed.runtime.progress import format_duration
@@ -120,6 +119,8 @@ def quote(
         )
         spent_usd = ledger.total(run=run) if run else Decimal(0)
     measured, after, spot_type = past.pace, past.downstream, _spot_type(past)
+    from turbo_vaed.planning.flops import expected_pace  # it takes PyTorch
+
     pace = measured or expected_pace(workspace, settings)
     assert pace is not None, "this machine can be timed"
     machines = [
