@@ -43,8 +43,10 @@ def preflight(settings: Settings, customer: str) -> Workspace:
         Unreachable: the ledger or MLflow does not answer.
         Fault: the disk is nearly full.
     """
-    workspace = opened(settings, customer)
-    require_ready(workspace, settings)
+    workspace = Workspace.load(settings.root, customer)
+    check_configuration(workspace, settings)
+    _check_place(workspace, settings)
+    client.open_tracking(settings.mlflow_tracking_uri)
     return workspace
 
 
@@ -56,10 +58,14 @@ def opened(settings: Settings, customer: str) -> Workspace:
     """
     workspace = Workspace.load(settings.root, customer)
     check_source(workspace)
+    _check_place(workspace, settings)
+    return workspace
+
+
+def _check_place(workspace: Workspace, settings: Settings) -> None:
     check_environment(settings.root, workspace.work)
     with Ledger.open(settings.ledger_url) as ledger:
         outbox.post(ledger, settings.outbox_folder)
-    return workspace
 
 
 def require_ready(workspace: Workspace, settings: Settings) -> None:

@@ -10,7 +10,6 @@ from decimal import Decimal
 
 import pytest
 
-from flows import admission
 from tests.planning.customer import (
     book,
     charge,
