@@ -25,10 +25,10 @@ from prefect.client.schemas.objects import DeploymentSchedule, FlowRun, State
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
-from prefect.deployments.runner import RunnerDeployment
+from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron, Schedule
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, temporary_settings
 from prefect.states import Completed
 from prefect.types.entrypoint import EntrypointType
 
@@ -42,6 +42,7 @@ from turbo_vaed.errors import TurboVaedError, Unreachable, UserError
 from turbo_vaed.settings import Settings
 
 POOL = "turbo-vaed"
+_DEPLOY_SECONDS = 600.0
 _PAGE = 200
 """Runs that Prefect gives at once."""
 _MOST_RUNS = 2000
@@ -117,7 +118,14 @@ def _deployed(flow: Flow[Any, Any], settings: Settings, **given: Any) -> UUID:
         **given,
     )
     assert isinstance(deployment, RunnerDeployment), "not awaited"
-    made = deployment.apply()
+    try:
+        # All schedules are one request, which takes a server long where it is busy.
+        with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: _DEPLOY_SECONDS}):
+            made = deployment.apply()
+    except DeploymentApplyError as error:
+        raise Unreachable(
+            f"the Prefect server at {PREFECT_API_URL.value()} does not take the schedules: {error}"
+        ) from error
     assert isinstance(made, UUID), "not awaited"
     return made
 
