@@ -291,6 +291,8 @@ def for_workers() -> dict[str, str]:
     names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION",
              _CACHE, _CACHE_GB)  # fmt: skip
     return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
 def _webhook(found: str) -> str:
     if not found.startswith(("http://", "https://")):
         raise UserError(f"{_WEBHOOK} is no URL: expected https://…")  # it may be a secret
