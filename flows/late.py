@@ -58,9 +58,7 @@ def why_skipped(params: ScheduleParams | None, run: FlowRun, customer: str, now:
             f"it was due at {due:%Y-%m-%d %H:%M} UTC, {hours:.1f} h ago; "
             f"schedule.max_late_hours is {params.max_late_hours:g}"
         )
-    if late < timedelta(
-        minutes=1
-    ):  # no cron is due twice in one, and asking loads Prefect's server
+    if late < timedelta(minutes=1):  # no cron is due twice in one; asking loads Prefect's server
         return ""
     following = next_due(cron_of(customer, params), params.timezone, due)
     if following <= now:
