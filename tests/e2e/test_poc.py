@@ -89,8 +89,9 @@ def test_a_run_is_on_the_fleets_page(checkout, first_run):
     assert last["run"] in (site / "customers/tiny/costs.html").read_text()
     champion = json.loads((site / "records/tiny.champion.json").read_text())
     assert champion["version"] == 1
-    (row,) = json.loads(turbo_vaed(checkout, "fleet", "--format", "json").stdout)
-    assert (row["customer"], row["outcome"], row["alarms"]) == ("tiny", "Passed", [])
+    rows = json.loads(turbo_vaed(checkout, "fleet", "--format", "json").stdout)
+    (row,) = (row for row in rows if row["customer"] == "tiny")
+    assert (row["outcome"], row["alarms"]) == ("Passed", [])
 
 
 def test_a_second_run_computes_and_charges_nothing(checkout, first_run):

@@ -49,8 +49,11 @@ def examine(settings: Settings) -> list[dict[str, Any]]:
         if count
         else _row("demo videos", "missing", "none in data/demo", "make setup")
     )
+    ledger, *others = endpoints.CHECKS
+    ask = partial(_endpoint_row, settings=settings)
+    rows.append(ask(ledger))  # before MLflow: each may make its tables, and Alembic has no threads
     with ThreadPoolExecutor() as pool:  # each waits for an answer
-        rows += pool.map(partial(_endpoint_row, settings=settings), endpoints.CHECKS)
+        rows += pool.map(ask, others)
     return rows
 
 
