@@ -179,7 +179,9 @@ def tag(reached: Reached, customer: str) -> None:
 
 def is_cancelled(flow_run: str) -> bool:
     """Whether somebody has cancelled the flow in Prefect; false where Prefect does not answer
-    soon."""
+    soon, and outside of a flow."""
+    if not flow_run:  # a client would start a server of its own
+        return False
     try:
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),

@@ -171,3 +171,9 @@ def test_a_machine_elsewhere_may_still_cost_what_its_run_reserved(open_runs, url
     open_run.settle(settings, found)
     with Ledger.open(url) as ledger:
         assert [one.run for one in ledger.reservations(at=datetime.now(UTC))] == ["acme-1"]
+
+
+def test_outside_of_a_flow_nobody_asks_prefect(monkeypatch):
+    """Its client would start a server, which nobody ends."""
+    monkeypatch.setattr(open_run, "get_client", lambda **_: pytest.fail("asked"))
+    assert not open_run.is_cancelled("")
