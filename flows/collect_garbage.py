@@ -44,6 +44,11 @@ def collect(settings: Settings, customer: str, *, is_dry: bool) -> str:
             customer_state.bring(workspace, heartbeat.open_runs)
             if not workspace.dvc_lock.is_file():
                 return "nothing was made yet"
+            if not customer_state.is_saved(workspace, heartbeat.open_runs):
+                return (
+                    "left alone: this checkout has made something that its last run did not; run "
+                    f"turbo-vaed poc {customer} first"
+                )
             with tempfile.TemporaryDirectory() as root:
                 _make_checkout(Path(root), workspace)
                 if missing := dvc.missing_objects(Path(root), remotes.name_of(customer)):
@@ -53,6 +58,9 @@ def collect(settings: Settings, customer: str, *, is_dry: bool) -> str:
                         f"them from a checkout that has them: dvc push "
                         f"{pipeline.FOLDER}/{customer}/dvc.yaml"
                     )
+                heartbeat.poll()
+                if heartbeat.is_lost:
+                    return "left alone: a run has taken the customer meanwhile"
                 return dvc.collect_garbage(Path(root), remotes.name_of(customer), is_dry=is_dry)
     except Busy as error:
         return f"left alone: {error}"

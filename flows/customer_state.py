@@ -11,10 +11,12 @@ import logging
 import shutil
 from pathlib import Path
 
+import yaml
+
 from flows.open_run import Heartbeat
 from flows.runs import BEGUN_FILE, RUN_FILE
+from turbo_vaed.config.stages import STAGES
 from turbo_vaed.costs.open_runs import CustomerState, OpenRuns
-from turbo_vaed.errors import Unreachable
 from turbo_vaed.metering.idle_nodes import TRACKING_FILE
 from turbo_vaed.planning.estimate import ESTIMATE_FILE
 from turbo_vaed.planning.history import PACE_FILE
@@ -38,6 +40,12 @@ def bring(workspace: Workspace, open_runs: OpenRuns) -> bool:
     found = of_another_checkout(workspace, open_runs)
     if found is None:
         return False
+    lock = workspace.dvc_lock
+    before = _outputs(lock.read_text(encoding="utf-8") if lock.is_file() else "")
+    now = _outputs(found.files.get(lock.name, ""))
+    for stage in STAGES:
+        if stage not in now or now[stage] != before.get(stage):
+            shutil.rmtree(workspace.folder(stage), ignore_errors=True)  # in DVC's cache and remote
     for name, path in _paths(workspace).items():
         if name in found.files:
             write_text(path, found.files[name])
@@ -61,20 +69,38 @@ def of_another_checkout(workspace: Workspace, open_runs: OpenRuns) -> CustomerSt
 
 
 def save(workspace: Workspace, heartbeat: Heartbeat) -> None:
-    """Leave the files as they are now to whatever runs next. A database that does not answer gets
-    them the next time: another checkout would resume further back until then."""
-    contents = {
+    """Leave the files as they are now to whatever runs next. Where that fails, the next time does
+    it: another checkout would resume further back until then."""
+    try:
+        revision = heartbeat.save_state(_contents(workspace))
+        if revision is not None:
+            write_json(workspace.work / _MARKER, {"revision": revision})
+    except Exception as error:  # what the run has made is worth more
+        log.warning("other checkouts do not see how far %s is: %s", workspace.customer, error)
+
+
+def is_saved(workspace: Workspace, open_runs: OpenRuns) -> bool:
+    """Whether the database has the files as they are here.
+
+    Raises:
+        Unreachable: the database does not answer.
+    """
+    found = open_runs.state_of(workspace.customer)
+    return found is not None and dict(found.files) == _contents(workspace)
+
+
+def _contents(workspace: Workspace) -> dict[str, str]:
+    return {
         name: path.read_text(encoding="utf-8")
         for name, path in _paths(workspace).items()
         if path.is_file()
     }
-    try:
-        revision = heartbeat.save_state(contents)
-    except Unreachable as error:
-        log.warning("other checkouts do not see how far %s is: %s", workspace.customer, error)
-        return
-    if revision is not None:
-        write_json(workspace.work / _MARKER, {"revision": revision})
+
+
+def _outputs(lock: str) -> dict[str, list[str]]:
+    """Digests of each stage's outputs, by a dvc.lock."""
+    stages = (yaml.safe_load(lock) or {}).get("stages", {})
+    return {stage: [out.get("md5", "") for out in made["outs"]] for stage, made in stages.items()}
 
 
 def _paths(workspace: Workspace) -> dict[str, Path]:

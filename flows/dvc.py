@@ -105,8 +105,8 @@ def status(root: Path, customer: str, stages: tuple[str, ...]) -> Status:
 
 
 def _differences(root: Path, customer: str, found: list[Any]) -> Iterator[str]:
-    """For each difference of a stage, `changed`; or `missing` where an output is not here; or
-    `input missing`, where that is another stage's."""
+    """For each difference of a stage, `changed`; or `missing` where an output is not here. An input
+    that is not here is another stage's output."""
     for one in found:
         if not isinstance(one, dict):  # its command, or it always changes
             yield "changed"
@@ -115,8 +115,8 @@ def _differences(root: Path, customer: str, found: list[Any]) -> Iterator[str]:
             is_made = path.startswith(f"work/{customer}/")
             if not is_made or (root / path).exists():
                 yield "changed"
-            else:
-                yield "missing" if "changed outs" in one else "input missing"
+            elif "changed outs" in one:
+                yield "missing"
 
 
 def reproduce(

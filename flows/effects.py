@@ -13,7 +13,7 @@ from flows.to_do import inconclusive_reason
 from turbo_vaed.cluster.nodes import nodes_of, own_node
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.costs import Ledger, summarise
-from turbo_vaed.errors import BudgetRefused, Stopped, TurboVaedError
+from turbo_vaed.errors import BudgetRefused, Stopped
 from turbo_vaed.gate import repeat_advice
 from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.storage_charges import charge_arrays, charge_storage
@@ -213,7 +213,7 @@ def _settle_arrays(
     try:
         charge_arrays(workspace, ledger, settings, run=run.run_id, began=run.started_at, ended=now)
         remove_unused(workspace, settings)
-    except TurboVaedError as error:  # the report is worth more than this charge
+    except Exception as error:  # the report is worth more than this charge
         log.warning("what lies in TURBO_VAED_ARRAYS is not charged to this run: %s", error)
 
 

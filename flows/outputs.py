@@ -4,18 +4,22 @@ fresh checkout, and have to be brought."""
 from __future__ import annotations
 
 import logging
+import shutil
 
 from flows import customer_state, dvc, remotes, runs
 from turbo_vaed.config import pipeline
 from turbo_vaed.config.stages import STAGES
 from turbo_vaed.costs.open_runs import OpenRuns
 from turbo_vaed.errors import Fault
+from turbo_vaed.runtime.files import read_json, write_json
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import params
 from turbo_vaed.workspace import Workspace
 
 _LARGE = ("clip", "encode")
 """Whose outputs only other stages read."""
+_BRINGING = "bringing.json"
+"""In the customer's folder, while outputs are pulled: of which stages."""
 log = logging.getLogger(__name__)
 
 
@@ -34,6 +38,7 @@ def stale_stages(workspace: Workspace) -> list[str]:
     pipeline.write(workspace.root, workspace.customer, workspace.params.source)
     remotes.write(workspace.root, workspace.customer)
     params.run(workspace)
+    _remove_parts(workspace)
     found = dvc.status(workspace.root, workspace.customer, STAGES)
     if not found.missing:
         return found.changed
@@ -48,6 +53,13 @@ def stale_stages(workspace: Workspace) -> list[str]:
     is_here = _bring(workspace, wanted)
     if is_over and is_here:
         return []
+    if is_over:  # a remote that is another one, or not mounted, must not cost a run
+        raise Fault(
+            f"{workspace.customer}'s last run is over and nothing has changed, but DVC's remote "
+            f"lacks outputs of {', '.join(wanted)}: check that this checkout has the remote to "
+            "which that run pushed (dvc remote list); to have them made again, at a run's price, "
+            f"remove {workspace.work / runs.RUN_FILE}"
+        )
     now = dvc.status(workspace.root, workspace.customer, STAGES)
     return [stage for stage in STAGES if stage in {*now.changed, *now.missing}]
 
@@ -58,6 +70,7 @@ def bring_inputs(workspace: Workspace, stage: str) -> None:
     Raises:
         Fault: they are not there, or it does not answer.
     """
+    _remove_parts(workspace)
     missing = [
         one for one in STAGES if _comes_before(one, stage) and not workspace.folder(one).exists()
     ]
@@ -94,10 +107,22 @@ def _bring(workspace: Workspace, stages: list[str]) -> bool:
     if not stages:
         return True
     log.info("bringing the outputs of %s from DVC's remote", ", ".join(stages))
+    write_json(workspace.work / _BRINGING, {"stages": stages})
     is_whole = dvc.pull(workspace.root, workspace.customer, stages)
+    (workspace.work / _BRINGING).unlink()
     if not is_whole:
         log.warning("DVC's remote does not have all outputs of %s", ", ".join(stages))
     return is_whole
+
+
+def _remove_parts(workspace: Workspace) -> None:
+    """Remove what a pull that was cut off has left, which would count as changed."""
+    path = workspace.work / _BRINGING
+    if not path.is_file():
+        return
+    for stage in read_json(path)["stages"]:
+        shutil.rmtree(workspace.folder(stage), ignore_errors=True)
+    path.unlink()
 
 
 def _comes_before(stage: str, other: str) -> bool:

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -44,6 +44,7 @@ from flows.open_run import Heartbeat, Reached
 from flows.to_do import ToDo, to_do, to_do_now
 from turbo_vaed.config.schema import Params
 from turbo_vaed.config.stages import RAY_STAGES, STAGES
+from turbo_vaed.costs.open_runs import OpenRuns
 from turbo_vaed.errors import Busy, CorruptFile, Fault, Stopped, TimedOut, Unreachable
 from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure, Registration
@@ -186,7 +187,10 @@ def poc_flow(customer: str) -> State[Outcome]:
     try:
         with signals_interrupt():
             found = ended(customer, flow_run)
-            publish.after_run(customer, found)
+            try:
+                publish.after_run(customer, found)
+            except KeyboardInterrupt:  # what the run came to stays
+                get_run_logger().warning("%s was stopped while it was published", customer)
             if found.is_cancelled() or not open_run.is_cancelled(flow_run):
                 return found
             # Cancelled when it had ended: Prefect takes no other state then.
@@ -228,6 +232,7 @@ def run_poc(settings: Settings, customer: str) -> Outcome:
                 get_run_logger().info("%s last ran in another checkout", customer)
             todo = to_do(workspace, settings, outputs.stale_stages(workspace))
             if todo is None:
+                share(workspace, settings, heartbeat)
                 return effects.unchanged(workspace)
             admission.require_ready(workspace, settings)
             if todo.why:
@@ -272,6 +277,8 @@ def complete(
     except (Exception, KeyboardInterrupt) as error:
         heartbeat.end_interrupts()
         failed = stopped(reached, heartbeat) if is_stop(error) else error
+        with suppress(Unreachable):
+            heartbeat.poll()  # another run may have taken its place
         if not heartbeat.is_lost:
             report_failure(workspace, settings, run, reached, failed)
             customer_state.save(workspace, heartbeat)
@@ -343,8 +350,30 @@ def run_stages(
                     force=stage == todo.forced,
                 )
                 if stage in RAY_STAGES:
-                    push(settings, workspace.customer, STAGES[: STAGES.index(stage) + 1])
+                    push_early(settings, workspace.customer, stage)
                 customer_state.save(workspace, heartbeat)
+
+
+def push_early(settings: Settings, customer: str, stage: str) -> None:
+    """Push what is made up to a stage, so that another machine can go on from it; the push at the
+    end of the run makes up for one that fails."""
+    try:
+        push(settings, customer, STAGES[: STAGES.index(stage) + 1])
+    except Stopped:
+        raise
+    except Exception as error:
+        get_run_logger().warning("another machine could not go on from %s: %s", stage, error)
+
+
+def share(workspace: Workspace, settings: Settings, heartbeat: Heartbeat) -> None:
+    """Let other checkouts find what the last run here has made, where they cannot: it ran before
+    there was a place for that, or the ledger did not answer at its end."""
+    try:
+        if not customer_state.is_saved(workspace, heartbeat.open_runs):
+            dvc.push(settings.root, workspace.customer, STAGES)
+            customer_state.save(workspace, heartbeat)
+    except Exception as error:  # nothing has changed for this one
+        get_run_logger().warning("other checkouts do not find %s: %s", workspace.customer, error)
 
 
 @contextmanager
@@ -392,7 +421,7 @@ def start(settings: Settings, customer: str) -> Outcome:
         TurboVaedError: as the stage that failed; a report of the stages that ran is written.
     """
     workspace = admission.preflight(settings, customer)  # reports mistakes before a server starts
-    if not PREFECT_API_URL.value() and to_do_now(workspace, settings) is None:
+    if not PREFECT_API_URL.value() and is_unchanged(workspace, settings):
         found = effects.unchanged(workspace)  # a temporary server takes half of such a run's time
         publish.after_run(customer, states.state_of(found))
         return found
@@ -400,6 +429,17 @@ def start(settings: Settings, customer: str) -> Outcome:
     if not PREFECT_API_URL.value():
         start_server()
     return states.outcome_of(poc_flow(customer, return_state=True))
+
+
+def is_unchanged(workspace: Workspace, settings: Settings) -> bool:
+    """Whether there is nothing to do, and other checkouts know.
+
+    Raises: as `to_do_now`.
+    """
+    if to_do_now(workspace, settings) is not None:
+        return False
+    with OpenRuns.open(settings.ledger_url) as open_runs:
+        return customer_state.is_saved(workspace, open_runs)
 
 
 def start_server() -> None:

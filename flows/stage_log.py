@@ -23,6 +23,8 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from turbo_vaed.runtime import logs
+
 MOST_LINES = 10_000
 """Of a stage; of what it prints beyond, the last `LAST_LINES` are sent when it has ended."""
 LAST_LINES = 200
@@ -78,7 +80,7 @@ class StageLog:
 
     def add(self, line: str) -> None:
         """Take a line; one that a carriage return ends is a progress bar that is drawn again."""
-        text = _ESCAPES.sub("", line.rstrip())
+        text = _ESCAPES.sub("", logs.message_of(line.rstrip()))
         if line.endswith("\r") or not text:
             return
         if len(text) > MOST_CHARACTERS:
@@ -96,7 +98,7 @@ class StageLog:
             self._waiting.append(one)
 
     def _line(self, text: str) -> LogCreate:
-        is_error = text.startswith(("error:", "ERROR", "Traceback "))
+        is_error = text.startswith(("error:", "ERROR", "fault:", "refused:", "Traceback "))
         return LogCreate.model_validate(
             {
                 "name": f"stage.{self._stage}",

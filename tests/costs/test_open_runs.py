@@ -40,7 +40,7 @@ def make_unseen(url: str, customer: str, *, seconds: float) -> None:
 
 def test_a_customer_has_one_run_at_a_time(runs):
     mine, _ = runs.acquire("acme", Process.this())
-    assert (mine.state, mine.token) == ("running", 1)
+    assert mine.state == "running"
     with pytest.raises(Refused, match="runs abort acme"):
         runs.acquire("acme", ELSEWHERE)
     assert runs.acquire("other", ELSEWHERE)[0].state == "running"
@@ -49,7 +49,7 @@ def test_a_customer_has_one_run_at_a_time(runs):
     assert runs.end(mine)
     runs.require_free("acme")
     assert runs.of("acme").state == "ended"
-    assert runs.acquire("acme", ELSEWHERE)[0].token == 2
+    assert runs.acquire("acme", ELSEWHERE)[0].token > mine.token
 
 
 def test_a_run_with_heartbeats_keeps_its_customer_and_says_what_it_does(runs, url):
@@ -126,13 +126,14 @@ def test_all_runs_are_listed_by_customer(runs):
 
 
 def test_a_stage_works_for_the_run_that_holds_its_customer(runs):
-    assert runs.require_held("acme", None) == 0, "by hand, before any run"
+    by_hand = runs.require_held("acme", None)
+    assert by_hand > 1_000_000_000, "above all tokens of a ledger that was lost"
     first, _ = runs.acquire("acme", Process.this())
     assert runs.require_held("acme", first.token) == first.token
     with pytest.raises(Refused):
         runs.require_held("acme", None)
     runs.end(first)
-    assert runs.require_held("acme", None) == first.token, "by hand, after a run"
+    assert runs.require_held("acme", None) >= first.token >= by_hand
     runs.acquire("acme", ELSEWHERE)
     with pytest.raises(Refused):
         runs.require_held("acme", first.token)

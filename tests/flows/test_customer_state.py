@@ -27,7 +27,7 @@ def open_runs(tmp_path):
 
 def checkout(root: Path) -> SimpleNamespace:
     work = root / "work/acme"
-    (work / "report").mkdir(parents=True)
+    (work / "report").mkdir(parents=True, exist_ok=True)
     lock = pipeline.folder(root, "acme") / "dvc.lock"
     return SimpleNamespace(
         customer="acme", root=root, work=work, dvc_lock=lock, folder=work.joinpath,
@@ -143,6 +143,54 @@ def test_a_fresh_checkout_brings_what_it_needs(shared, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_checkout_with_an_earlier_runs_outputs_takes_the_newer_ones(shared, tmp_path):
+    """They would count as changed, and be made and paid again."""
+    other = checkout(tmp_path / "other")
+    shutil.copytree(tmp_path / "a", other.root, dirs_exist_ok=True)
+    with OpenRuns.open(f"sqlite:///{tmp_path}/ledger.db") as open_runs:
+        (other.work / "params/clip").write_text("2")
+        assert outputs.stale_stages(other) == ["clip"]
+        pipeline_file = str(other.dvc_lock.with_name("dvc.yaml"))
+        subprocess.run([sys.executable, "-m", "dvc", "repro", pipeline_file], cwd=other.root)
+        dvc.push(other.root, "acme", STAGES)
+        held = heartbeat_of(open_runs)
+        customer_state.save(other, held)
+        end(held)
+        here = checkout(tmp_path / "a")
+        (here.work / "params/clip").write_text("2")
+        assert (here.work / "gate/made").read_text() == "1111"
+        assert customer_state.bring(here, open_runs)
+        assert (here.work / "validate/made").exists(), "it is the same"
+        assert outputs.stale_stages(here) == []
+        assert (here.work / "gate/made").read_text() == "1121"
+        assert customer_state.is_saved(here, open_runs)
+
+
+@pytest.mark.slow
+def test_a_pull_that_was_cut_off_is_made_again_and_not_the_stage(shared, monkeypatch):
+    pull = dvc.pull
+
+    def cut_off(root, customer, stages):
+        assert pull(root, customer, stages)
+        (shared.work / "gate/made").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dvc, "pull", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        outputs.stale_stages(shared)
+    monkeypatch.setattr(dvc, "pull", pull)
+    assert outputs.stale_stages(shared) == []
+    assert (shared.work / "gate/made").exists()
+
+
+@pytest.mark.slow
+def test_another_remote_is_a_fault_and_not_a_paid_run(shared, tmp_path):
+    shutil.rmtree(tmp_path / "remote")
+    with pytest.raises(Fault, match="dvc remote list"):
+        outputs.stale_stages(shared)
+
+
+@pytest.mark.slow
 def test_what_an_unfinished_run_left_is_compared_in_full(shared, tmp_path):
     """Its first stage was run again and its second was not: DVC sees that from the files alone."""
     runs.write(shared.work, runs.fresh("acme"))
@@ -167,6 +215,11 @@ def test_garbage_is_what_the_customers_last_run_does_not_refer_to(shared, tmp_pa
     wanted = {path for path in objects.rglob("*") if path.is_file()}
     (objects / "00").mkdir()
     (objects / "00" / ("1" * 30)).write_text("of an earlier run")
+    with OpenRuns.open(url) as open_runs:
+        assert "run turbo-vaed poc" in collect_garbage.collect(settings, "acme", is_dry=True)
+        held = heartbeat_of(open_runs)
+        customer_state.save(shared, held)
+        end(held)
     assert collect_garbage.collect(settings, "acme", is_dry=True).startswith("1 ")
     with OpenRuns.open(url) as open_runs:
         mine, _ = open_runs.acquire("acme", Process.this())

@@ -151,7 +151,7 @@ def test_what_a_dead_run_left_is_settled_by_the_next(open_runs, url, store):
     }
     with open_run.acquired(settings, "acme", Reached()):
         found = open_runs.of("acme")
-        assert (found.state, found.holder, found.token) == ("running", this, dead.token + 1)
+        assert (found.state, found.holder) == ("running", this) and found.token > dead.token
     with Ledger.open(url) as ledger:
         assert [one.run for one in ledger.reservations(at=datetime.now(UTC))] == ["other-1"]
     status = {name: mlflow.get_run(made[name]).info.status for name in made}

@@ -147,7 +147,7 @@ def test_a_refused_run_leaves_the_record_of_the_last_one(
 def test_only_a_run_that_does_something_starts_a_temporary_server(monkeypatch, url, todo, expected):
     """A team's server sees unchanged customers, too."""
     monkeypatch.setattr(poc.admission, "preflight", lambda *_: "workspace")
-    monkeypatch.setattr(poc, "to_do_now", lambda *_: todo)
+    monkeypatch.setattr(poc, "is_unchanged", lambda *_: todo is None)
     monkeypatch.setattr(poc.effects, "unchanged", lambda _: "unchanged")
     monkeypatch.setattr(poc, "poc_flow", lambda *_, **__: "flow")
     monkeypatch.setattr(states, "outcome_of", lambda state: state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import dvc, stage_log
 from turbo_vaed.config import pipeline
+from turbo_vaed.runtime.logs import JsonFormatter
 
 PRINTS = """\
 import sys, time
@@ -153,3 +155,14 @@ def test_without_a_task_or_a_server_nothing_is_sent(api):
     with temporary_settings({PREFECT_API_URL: None}), stage_log.opened("clip") as record:
         record("a line\n")
     assert not api[0]
+
+
+@pytest.mark.usefixtures("in_a_task")
+def test_of_a_line_that_is_an_object_its_message_is_sent(api):
+    """Where logs are JSON, a stage prints objects."""
+    taken, is_up = api
+    record_of = logging.LogRecord("stderr", logging.ERROR, "", 0, "error: no videos", (), None)
+    with stage_log.opened("clip") as record:
+        record(JsonFormatter().format(record_of) + "\n")
+        assert is_up.wait(60)
+    assert taken == ["error: no videos"]

@@ -12,6 +12,7 @@ run it was and what it has made. Only who holds the customer can replace them.
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -118,10 +119,11 @@ class OpenRuns:
                 connection.execute(sa.text(f"LOCK TABLE {OPEN_RUNS.name} IN EXCLUSIVE MODE"))
             last = _read(connection, customer)
             if last is None:
-                connection.execute(OPEN_RUNS.insert().values(customer=customer, token=1, **fresh))
+                values = {"token": _new_token(0), **fresh}
+                connection.execute(OPEN_RUNS.insert().values(customer=customer, **values))
             else:
                 _require_over(last)
-                values = {"token": last.token + 1, **fresh}
+                values = {"token": _new_token(last.token), **fresh}
                 connection.execute(_of(customer).values(**values))
             mine = _read(connection, customer)
         assert mine is not None
@@ -143,23 +145,23 @@ class OpenRuns:
 
         Args:
             token: of that run; None for a stage by hand, which may where no run is going on, and
-                belongs to the last one.
+                comes after the last one.
 
         Raises:
             Busy: a run with another token has the customer.
             Unreachable: the database does not answer.
         """
         last = self.of(customer)
-        if last is None:
-            return 0
         if token is None:
-            _require_over(last)
-        elif last.token != token:
+            if last is not None:
+                _require_over(last)
+            return _new_token(0 if last is None else last.token - 1)
+        if last is None or last.token != token:
             raise Busy(
-                f"another run of {customer} has taken the place of this one ({last.holder}); "
-                "nothing of this one counts any more"
+                f"another run of {customer} has taken the place of this one; nothing of this one "
+                "counts any more"
             )
-        return last.token
+        return token
 
     def beat(self, mine: OpenRun, *, run: str, step: str) -> OpenRun | None:
         """Record that a run lives, and what it does; returns its row, by which somebody may have
@@ -247,6 +249,12 @@ class OpenRuns:
         """
         with translated_errors(self._engine.url), self._engine.connect() as connection:
             return _read(connection, customer)
+
+
+def _new_token(last: int) -> int:
+    """Larger than the last one, and than all of a ledger that was lost or left: checkpoints know
+    theirs."""
+    return max(last + 1, int(time.time()))
 
 
 def _columns(holder: Process) -> dict[str, Any]:

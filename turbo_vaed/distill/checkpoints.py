@@ -129,6 +129,10 @@ class Store:
                 found = int(file.read())
         except FileNotFoundError:
             return
+        except ValueError:
+            raise CorruptFile(
+                f"{self.url}/{_CLAIM} is not the token of a run; remove it, if no run is going on"
+            ) from None
         if found > self.token:
             raise Busy(
                 f"checkpoints at {self.url} belong to a run that has taken this one's place, since "

@@ -96,13 +96,25 @@ class _Lines:
 
 def is_ours(line: str) -> bool:
     """Whether a line is an object that `JsonFormatter` has made."""
+    return _parsed(line) is not None
+
+
+def message_of(line: str) -> str:
+    """What a line says: of an object of `JsonFormatter`, its message and exception."""
+    found = _parsed(line)
+    if found is None:
+        return line
+    return "\n".join(str(found[key]) for key in ("message", "exception") if key in found)
+
+
+def _parsed(line: str) -> dict[str, object] | None:
     if not line.startswith('{"time": '):
-        return False
+        return None
     try:
         found = json.loads(line)
     except ValueError:
-        return False
-    return isinstance(found, dict) and found.keys() >= _OWN_KEYS
+        return None
+    return found if isinstance(found, dict) and found.keys() >= _OWN_KEYS else None
 
 
 def of_command() -> None:

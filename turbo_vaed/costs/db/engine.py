@@ -20,6 +20,8 @@ BUSY_SECONDS = 30.0
 UPGRADE_SECONDS = 900.0
 """How long a process waits for another one that is changing the tables."""
 CONNECT_SECONDS = 10
+LOST_SECONDS = 60
+"""After which a connection that nothing comes through is given up."""
 """How long a PostgreSQL server may take to answer."""
 VERSION_TABLE = "ledger_version"
 """Not Alembic's own name: MLflow or Prefect may live in the same database."""
@@ -80,7 +82,12 @@ def _arguments(url: URL, busy_seconds: float) -> dict[str, Any]:
         raise ArgumentError(f"{backend} is neither sqlite nor postgresql")
     known = url.get_driver_name().startswith("psycopg")
     return {
-        "connect_args": {"connect_timeout": CONNECT_SECONDS} if known else {},
+        "connect_args": {
+            "connect_timeout": CONNECT_SECONDS,
+            "tcp_user_timeout": LOST_SECONDS * 1000,  # a network that went away, not the server
+        }
+        if known
+        else {},
         "isolation_level": "READ COMMITTED",  # an insert waits for the same one and finds its row
         "pool_pre_ping": True,  # a server that was restarted is no error
     }
