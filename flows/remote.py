@@ -15,6 +15,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import LogFilter
 from prefect.client.schemas.objects import State
 from prefect.client.schemas.sorting import LogSort
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
 
 from turbo_vaed.errors import UserError
 from turbo_vaed.settings import Settings
@@ -52,7 +54,11 @@ def follow(
     poll_seconds: float = POLL_SECONDS,
 ) -> State:
     """Report a flow's states and log until it ends; returns its last state. A server that does not
-    answer is asked again, for as long as it takes."""
+    answer is asked again, for as long as it takes.
+
+    Raises:
+        UserError: it has no such run, or does not show it to us.
+    """
     seen, shown = "", datetime.fromtimestamp(0, UTC)
     known: set[UUID] = set()
     is_away = False
@@ -66,7 +72,14 @@ def follow(
                 sort=LogSort.TIMESTAMP_ASC,
                 limit=_LOGS,
             )
+        except ObjectNotFound:
+            raise UserError(f"Prefect has no flow run {run}") from None
         except httpx.HTTPError as error:
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+                raise UserError(
+                    f"Prefect at {PREFECT_API_URL.value()} does not show flow run {run}: {error}; "
+                    "check PREFECT_API_AUTH_STRING. The run goes on"
+                ) from None
             if not is_away:
                 say(f"Prefect does not answer ({error or type(error).__name__}); the run goes on")
             is_away = True

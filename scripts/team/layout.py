@@ -168,6 +168,11 @@ def prepare() -> Layout:
     """
     found = find()
     if found is None:
+        if home().is_dir() and any(home().iterdir()):
+            raise UserError(
+                f"{home()} is neither empty nor a stack's, and make team-clean would remove it: "
+                "name another folder by TURBO_VAED_TEAM_HOME"
+            )
         for name in ("env", "logs", "s3"):
             (home() / name).mkdir(parents=True, exist_ok=True)
             (home() / name).chmod(0o700)

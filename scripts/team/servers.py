@@ -120,15 +120,25 @@ def keep_objects(layout: Layout) -> None:
 
 def restore_objects(layout: Layout) -> None:
     """Copy the kept files to the bucket, where it has lost them."""
-    _copy_objects(layout, str(layout.home / "s3"), f":s3:{BUCKET}")
+    _copy_objects(layout, str(layout.home / "s3"), f":s3:{BUCKET}", "--ignore-existing")
 
 
-def _copy_objects(layout: Layout, source: str, target: str) -> None:
+def _copy_objects(layout: Layout, source: str, target: str, *more: str) -> None:
     program = Path(sys.executable).with_name("rclone")
     options = {"PROVIDER": "Other", "ENV_AUTH": "true", "ENDPOINT": layout.url("s3")}
     given = {**layout.s3_client(), **{f"RCLONE_S3_{k}": v for k, v in options.items()}}
     done = subprocess.run(
-        [program, "copy", source, target, "--config", "", "--no-update-modtime", "--checksum"],
+        [
+            program,
+            "copy",
+            source,
+            target,
+            "--config",
+            "",
+            "--no-update-modtime",
+            "--checksum",
+            *more,
+        ],
         env={**os.environ, **given},
         capture_output=True,
         text=True,

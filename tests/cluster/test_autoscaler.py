@@ -203,7 +203,9 @@ def test_a_worker_ends_itself_whatever_its_set_up_comes_to(tmp_path: Path) -> No
         )
         path = {"PATH": f"{place}:{os.environ['PATH']}"}
         subprocess.run(["bash", "-c", script], env=path, check=False)
-        names = [line.split()[0] for line in calls.read_text().splitlines()]
+        first, *lines = calls.read_text().splitlines()
+        assert first == f"shutdown -h +{given.max_hours * 60:.0f}", "whatever follows"
+        names = [line.split()[0] for line in lines]
         is_pinned = pinned == hashlib.sha256(archive.read_bytes()).hexdigest()
         assert names == (["aws", "tar", "shutdown"] if is_pinned else ["aws", "shutdown"])
         assert "curl" not in script

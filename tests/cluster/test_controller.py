@@ -36,6 +36,24 @@ def test_a_controller_is_started_once(on_ec2: Environment) -> None:
         "UserData"
     ]["Value"]
     assert user_data
+    behaviour = ec2.describe_instance_attribute(
+        InstanceId=first.instance_id, Attribute="instanceInitiatedShutdownBehavior"
+    )
+    assert behaviour["InstanceInitiatedShutdownBehavior"]["Value"] == "stop"
+    tokens, call = [], controller._call
+
+    def recorded(environment, verb, **given):
+        if verb != "run_instances":
+            return call(environment, verb, **given)
+        tokens.append(given["ClientToken"])
+        return {"Instances": [machine]}
+
+    with pytest.MonkeyPatch.context() as patch:  # moto knows no tokens
+        patch.setattr(controller, "find", lambda _: None)  # both ask before either is there
+        patch.setattr(controller, "_call", recorded)
+        controller.ensure(on_ec2)
+        controller.ensure(on_ec2)
+    assert tokens[0] == tokens[1], "by which EC2 gives two who ask at once the same one"
 
     ec2.stop_instances(InstanceIds=[first.instance_id])
     with pytest.raises(UserError, match=f"{first.instance_id}, is stop"):

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, Log, State, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Failed, Running, Scheduled
 
 from flows import remote
@@ -86,3 +87,16 @@ def test_a_ledger_of_this_checkout_does_not_show_a_run_elsewhere(tmp_path: Any) 
                 embedded, ledger_url="sqlite:///x.db", mlflow_tracking_uri="sqlite:///y.db"
             )
         )
+
+
+@pytest.mark.parametrize("refusal", [401, 403, 404])
+def test_a_run_that_prefect_does_not_show_is_no_absence(refusal: int) -> None:
+    class Refusing(Server):
+        def read_flow_run(self, run: UUID) -> FlowRun:
+            request = httpx.Request("GET", "http://prefect/api")
+            answer = httpx.Response(refusal, request=request)
+            error = httpx.HTTPStatusError("refused", request=request, response=answer)
+            raise ObjectNotFound(error) if refusal == 404 else error
+
+    with pytest.raises(UserError, match=str(RUN)):
+        followed(Refusing(Running()))

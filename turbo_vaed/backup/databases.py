@@ -66,7 +66,8 @@ def check(kind: str, path: Path) -> str:
             found = str(error)
         return "" if found == "ok" else str(found)
     program = _program("pg_restore")
-    done = subprocess.run([program, "--list", path], capture_output=True, text=True)
+    command = [program, "--file", os.devnull, str(path)]  # reads all of it
+    done = subprocess.run(command, capture_output=True, text=True)
     return "" if done.returncode == 0 else done.stderr.strip()
 
 

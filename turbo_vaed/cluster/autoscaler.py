@@ -21,6 +21,7 @@ from turbo_vaed.costs.tags import PROJECT, PROJECT_VALUE, ec2_tags
 from turbo_vaed.errors import UserError
 
 HEAD = "controller"
+WORKER = "worker"
 CLUSTER = "turbo-vaed:cluster"
 ROLE = "turbo-vaed:role"
 """Tags of all machines of a cluster, and of what they are: `worker` or `controller`."""
@@ -223,7 +224,8 @@ def machine_config(
         "LaunchTemplate": dict(launch_template),
         "InstanceType": instance_type,
         "SecurityGroupIds": list(environment.security_groups),
-        "InstanceInitiatedShutdownBehavior": "terminate",
+        # The controller has what is not yet pushed or charged on its disk.
+        "InstanceInitiatedShutdownBehavior": "terminate" if role == WORKER else "stop",
         # A hop limit of 1: what runs in a container does not get at the machine's role.
         "MetadataOptions": {
             "HttpEndpoint": "enabled",
@@ -253,7 +255,7 @@ def _node_config(environment: Environment, each: NodeType, head_address: str) ->
     template = environment.launch_template
     config = machine_config(
         environment,
-        role="worker",
+        role=WORKER,
         launch_template={"LaunchTemplateId": template.id, "Version": template.version},
         instance_type=each.instance_type,
         volume_gib=environment.volume_gib,
@@ -287,8 +289,9 @@ def boot_script(environment: Environment, verb: str, *, ends_machine: bool) -> s
     `turbo-vaed`."""
     archive = environment.archive
     lines = ["#!/bin/bash", "exec >> /var/log/turbo-vaed.log 2>&1"]
-    if ends_machine:
-        lines.append("trap 'shutdown -h now' EXIT")  # a machine without work must not cost anything
+    if ends_machine:  # a machine without work must not cost anything
+        minutes = round(environment.max_hours * 60)
+        lines += [f"shutdown -h +{minutes}", "trap 'shutdown -h now' EXIT"]
     lines += ["set -euo pipefail", f"export AWS_DEFAULT_REGION={environment.region}"]
     if archive:
         lines += [

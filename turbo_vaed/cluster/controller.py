@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from turbo_vaed.cluster.autoscaler import CLUSTER, HEAD, ROLE, boot_script, machine_config
@@ -91,10 +91,12 @@ def _start(environment: Environment) -> Machine:
         {"Key": "ray-user-node-type", "Value": HEAD},
         {"Key": "Name", "Value": f"{environment.name}-{HEAD}"},
     ]
-    refused = ""
+    refused, hour = "", datetime.now(UTC).strftime("%Y-%m-%dT%H")
+    ended = _ended(environment)
     for subnet in environment.subnets.values():
-        # The same for who asks within the hour, so that two get one; another after its end.
-        token = hashlib.sha256(f"{environment.name}:{subnet}:{_ended(environment)}".encode())
+        # The same for who asks within the hour, so that two get one; another after its end. EC2
+        # refuses the token of a machine that has ended for a day, and lists it for an hour.
+        token = hashlib.sha256(f"{environment.name}:{subnet}:{hour}:{ended}".encode())
         try:
             found = _call(
                 environment,
@@ -118,6 +120,7 @@ def _ended(environment: Environment) -> str:
     filters = [
         {"Name": f"tag:{CLUSTER}", "Values": [environment.name]},
         {"Name": f"tag:{ROLE}", "Values": [HEAD]},
+        {"Name": "instance-state-name", "Values": ["shutting-down", "terminated"]},
     ]
     found = _call(environment, "describe_instances", Filters=filters)
     ids = [one["InstanceId"] for each in found["Reservations"] for one in each["Instances"]]

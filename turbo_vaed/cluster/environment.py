@@ -62,6 +62,8 @@ class Environment(_Strict):
     archive: Archive | None = None
     """None: the image has everything (`/opt/turbo-vaed/.venv`)."""
     volume_gib: Annotated[int, Field(ge=20)] = VOLUME_GIB
+    max_hours: Annotated[float, Field(gt=0)] = 72
+    """After which a worker ends itself, whatever has become of those who would end it."""
     """Of a worker: encrypted, gp3."""
     max_workers: Annotated[int, Field(ge=1, le=64)] = 4
     """At once, of all types together."""
