@@ -46,7 +46,7 @@ def dump(url: str, path: Path) -> bool:
         UserError: pg_dump is not installed.
     """
     if kind_of(url) == "postgresql":
-        _postgres("pg_dump", url, "--format=custom", "--no-owner", f"--file={path}")
+        _postgres("pg_dump", url, "--format=custom", "--no-owner", "--no-acl", f"--file={path}")
         return True
     source = Path(sa.make_url(url).database or "")
     if not source.is_file():

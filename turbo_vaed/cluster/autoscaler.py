@@ -150,7 +150,8 @@ def render(
     Args:
         types: as `node_types` orders them.
         head_address: of the controller, `host:port`.
-        affordable: names of the types that the budget allows; no machine is added to the others.
+        affordable: names of the types that the budget allows; the others keep as many machines as
+            they have now, of which one that is lost may come back.
         up: how many machines of each type there are: Ray would end those above `max_workers`.
         refusals: where the provider keeps why EC2 started no machine.
     """

@@ -39,7 +39,8 @@ def grant(engine: sa.Engine, role: str) -> None:
         for table, verbs in rights().items():
             connection.exec_driver_sql(f"REVOKE ALL ON {table} FROM {quoted}")
             connection.exec_driver_sql(f"GRANT {', '.join(verbs)} ON {table} TO {quoted}")
-        connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {quoted}")
+        sequences = "ALL SEQUENCES IN SCHEMA public"  # to be read by a dump
+        connection.exec_driver_sql(f"GRANT USAGE, SELECT ON {sequences} TO {quoted}")
 
 
 def role_faults(connection: sa.Connection) -> tuple[list[str], list[str]]:
