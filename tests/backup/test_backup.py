@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -193,6 +194,19 @@ def test_nothing_that_is_there_is_replaced_unasked(root: Path, here: Places, sto
     assert params.read_text() == before
     with Ledger.open(local(root).ledger_url) as ledger:
         assert len(ledger.charges()) == 1
+
+
+@pytest.mark.parametrize("databases_here", [{"ledger": "postgresql://other/ledger"}, {}])
+def test_a_database_of_another_kind_is_refused_before_anything_is_touched(
+    root: Path, here: Places, store: Store, databases_here: dict[str, str]
+) -> None:
+    create(here, store, report=quiet)
+    params = root / "params.yaml"
+    params.unlink()
+    elsewhere = dataclasses.replace(here, databases=databases_here)
+    with pytest.raises(UserError, match="--mlflow-database"):
+        restore.restore(elsewhere, store, fetch=fetch, replace=True, report=quiet)
+    assert not params.exists()
 
 
 def test_a_server_whose_places_are_not_known_is_refused(

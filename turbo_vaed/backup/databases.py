@@ -71,6 +71,19 @@ def check(kind: str, path: Path) -> str:
     return "" if done.returncode == 0 else done.stderr.strip()
 
 
+def require_kind(kind: str, url: str) -> None:
+    """Check that a dump of this kind can be restored into a database.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    if kind != kind_of(url):
+        raise UserError(
+            f"the dump is of {kind}, and {shown(url)} is not: set TURBO_VAED_LEDGER_URL and "
+            "MLFLOW_TRACKING_URI (or --mlflow-database) as they were when it was made"
+        )
+
+
 def is_empty(url: str) -> bool:
     """Whether there is nothing that a restore would replace.
 
@@ -99,11 +112,7 @@ def restore(kind: str, path: Path, url: str) -> None:
         UserError: the dump is of another kind of database.
         Unreachable: the database does not answer. Fault: it refuses the dump.
     """
-    if kind != kind_of(url):
-        raise UserError(
-            f"the dump is of {kind}, and {shown(url)} is not: set TURBO_VAED_LEDGER_URL and "
-            "MLFLOW_TRACKING_URI (or --mlflow-database) as they were when it was made"
-        )
+    require_kind(kind, url)
     if kind == "postgresql":
         options = ("--clean", "--if-exists", "--no-owner", "--single-transaction")
         _postgres("pg_restore", url, *options, str(path))

@@ -56,7 +56,8 @@ def restore(
 
 
 def _check_place(document: Mapping[str, Any], places: Places) -> None:
-    """A store of MLflow without a server keeps absolute paths of artifacts."""
+    """Check that all of a backup has a place here. Without a server, MLflow's store keeps absolute
+    paths of artifacts."""
     then, now = document["trees"][ARTIFACTS]["url"], places.trees[ARTIFACTS]
     if (
         then != now
@@ -67,6 +68,14 @@ def _check_place(document: Mapping[str, Any], places: Places) -> None:
             f"MLflow's store names its artifacts by their place, {then}, and here it is {now}: "
             f"restore in a checkout at {document['root']}, or give --mlflow-artifacts"
         )
+    for one, dumped in document["databases"].items():
+        if one not in places.databases:
+            raise UserError(
+                f"the backup has a database of its own for {one}, and here it has none: set "
+                "TURBO_VAED_LEDGER_URL and MLFLOW_TRACKING_URI (or --mlflow-database) as they were "
+                "when it was made"
+            )
+        databases.require_kind(dumped["kind"], places.databases[one])
     if absent := set(document["trees"]) - set(places.trees):
         raise UserError(
             f"the backup has {', '.join(sorted(absent))}, which is not configured here: take "
