@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
 import boto3
 import pytest
 
@@ -61,6 +65,60 @@ def test_a_controller_is_started_once(on_ec2: Environment) -> None:
     ec2.terminate_instances(InstanceIds=[first.instance_id])
     second, is_new = controller.ensure(on_ec2)
     assert is_new and second.instance_id != first.instance_id
+
+
+def test_a_token_of_a_controller_that_ended_is_not_used_again(
+    on_ec2: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EC2 refuses it for a day, and no longer lists the machine after an hour."""
+    tokens: list[str] = []
+    call = controller._call
+    hours = iter((9, 11))
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> Clock:
+            return cls(2026, 12, 1, next(hours), tzinfo=UTC)
+
+    def recorded(environment: Environment, verb: str, **given: Any) -> dict[str, Any]:
+        if verb == "run_instances":
+            tokens.append(given["ClientToken"])
+        return call(environment, verb, **given)
+
+    monkeypatch.setattr(controller, "_call", recorded)
+    monkeypatch.setattr(controller, "_ended", lambda _: "")  # the list is empty again
+    monkeypatch.setattr(controller, "datetime", Clock)
+    first, _ = controller.ensure(on_ec2)
+    ec2 = boto3.client("ec2", region_name=REGION)
+    ec2.terminate_instances(InstanceIds=[first.instance_id])
+    controller.ensure(on_ec2)
+    assert len(set(tokens)) == 2
+
+
+def test_two_started_as_the_hour_turns_are_a_fault_at_once(
+    on_ec2: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = controller._start
+
+    def twice(environment: Environment) -> controller.Machine:
+        start(environment)
+        return start(environment)  # moto knows no tokens
+
+    monkeypatch.setattr(controller, "_start", twice)
+    with pytest.raises(Fault, match="2 controllers"):
+        controller.ensure(on_ec2)
+
+
+def test_rays_token_is_the_owners_alone_even_in_a_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "auth_token"
+    file.touch()
+    file.chmod(0o644)
+    monkeypatch.setattr(machines, "TOKEN_FILE", file)
+    monkeypatch.setattr(machines, "read_token", lambda *_: "a-token")
+    machines._identity(REGION, "secret", "i-1", "worker")
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_two_controllers_are_a_fault(on_ec2: Environment) -> None:

@@ -59,6 +59,7 @@ def ensure(environment: Environment) -> tuple[Machine, bool]:
     Raises:
         UserError: it is stopped.
         Unreachable: EC2 does not answer, or refuses; in every subnet, where it has no capacity.
+        Fault: there are several.
     """
     known = find(environment)
     if known is not None and known.state not in _UP:
@@ -69,7 +70,9 @@ def ensure(environment: Environment) -> tuple[Machine, bool]:
     if known is not None:
         return known, False
     started = _start(environment)
-    return started, True
+    # Two who ask as the hour turns may start two: a fault now is better than one that is idle. EC2
+    # may not list a machine yet that it has just started.
+    return find(environment) or started, True
 
 
 def _start(environment: Environment) -> Machine:

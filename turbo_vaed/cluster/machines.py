@@ -100,6 +100,7 @@ def _identity(region: str, secret: str, instance_id: str, node_type: str) -> dic
     path = TOKEN_FILE.expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)
+    path.chmod(0o600)  # `touch` leaves the mode of a file that exists
     path.write_text(read_token(region, secret))
     return {
         "RAY_AUTH_MODE": "token",

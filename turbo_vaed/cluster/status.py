@@ -35,7 +35,7 @@ def rows(address: str, book: PriceBook, refusals: Path) -> list[dict[str, Any]]:
     except Exception as error:  # Ray's own, of whatever kind
         raise Unreachable(
             f"Ray's head at {address} reports no autoscaler: {error}; its log is monitor.log and "
-            "monitor.err in /tmp/ray/session_latest/logs"
+            "monitor.err in session_latest/logs of its --temp-dir (/tmp/ray by default)"
         ) from error
     return [
         *(_node(each, "working", book) for each in found.active_nodes),
@@ -63,7 +63,7 @@ def _row(node_type: str, state: str, why: str | None = None, **known: Any) -> di
 def _node(node: Any, state: str, book: PriceBook) -> dict[str, Any]:
     labels = node.labels or {}
     usd: Decimal | None = None
-    why = None
+    why: str | None = None
     try:
         usd = book.usd_per_hour(
             labels.get(INSTANCE_TYPE, "node"),
@@ -73,10 +73,12 @@ def _node(node: Any, state: str, book: PriceBook) -> dict[str, Any]:
         )
     except TurboVaedError as error:
         why = str(error)
+    if usd is None and not why:
+        why = "its price is not known"
     return _row(
         node.ray_node_type_name,
         state,
-        why if usd is None and why else (None if usd is not None else "its price is not known"),
+        why,
         zone=labels.get(ZONE),
         machine=node.instance_id,
         usd_per_hour=None if usd is None else plain(usd),
