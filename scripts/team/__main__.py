@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import time
 from functools import partial
+from pathlib import Path
+
+import psutil
 
 from scripts.team import customers
 from scripts.team.layout import ROOT, Layout, find, prepare
 from scripts.team.servers import STOP_ORDER, keep_objects, start_all
 from scripts.team.supervision import Supervisor
-from turbo_vaed.errors import TurboVaedError, UserError
+from turbo_vaed.errors import Fault, TurboVaedError, UserError
 from turbo_vaed.settings import set_environment_defaults
 
 
@@ -73,7 +77,14 @@ def down(layout: Layout, *, remove: bool) -> int:
     """Stop everything; returns 3 where a process had to be killed."""
     supervisor = Supervisor(layout)
     keep = {} if remove else {"s3": partial(keep_objects, layout)}
-    killed = supervisor.stop(STOP_ORDER, keep) if supervisor.is_up() else []
+    is_up = supervisor.is_up()
+    killed = supervisor.stop(STOP_ORDER, keep) if is_up else []
+    if not is_up and (left := processes_of(layout.home)):
+        raise Fault(
+            f"supervisord is gone, and processes that it started run on in {layout.home}: "
+            f"{', '.join(map(str, left))}; end them (kill), PostgreSQL's first, and run this again"
+        )
+    (layout.home / "supervisord.pid").unlink(missing_ok=True)
     shutil.rmtree(layout.sockets, ignore_errors=True)
     if remove:
         shutil.rmtree(layout.home)
@@ -81,6 +92,16 @@ def down(layout: Layout, *, remove: bool) -> int:
     if killed:
         print(f"processes that did not end and were killed: {killed}", file=sys.stderr)
     return 3 if killed else 0
+
+
+def processes_of(home: Path) -> list[int]:
+    """Processes that were started with a file of this folder, by their numbers."""
+    mine = f"{home}/"
+    return [
+        one.pid
+        for one in psutil.process_iter(["cmdline"])
+        if one.pid != os.getpid() and any(mine in word for word in one.info["cmdline"] or ())
+    ]
 
 
 def _shown(layout: Layout, name: str) -> str:

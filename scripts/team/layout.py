@@ -173,10 +173,11 @@ def prepare() -> Layout:
                 f"{home()} is neither empty nor a stack's, and make team-clean would remove it: "
                 "name another folder by TURBO_VAED_TEAM_HOME"
             )
-        for name in ("env", "logs", "s3"):
-            (home() / name).mkdir(parents=True, exist_ok=True)
-            (home() / name).chmod(0o700)
+        home().mkdir(parents=True, exist_ok=True)
         _check_reachable(home())
+        for name in ("env", "logs", "s3"):
+            (home() / name).mkdir(exist_ok=True)
+            (home() / name).chmod(0o700)
         made = {name: secrets.token_hex(20) for name in SECRETS}
         found = Layout(home=home(), ports=_choose_ports(), secrets=made)
         stored = {"ports": found.ports, "secrets": found.secrets}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from scripts.team import layout
-from turbo_vaed.errors import UserError
+from scripts.team.__main__ import down
+from turbo_vaed.errors import Fault, UserError
 
 
 @pytest.fixture
@@ -73,3 +75,25 @@ def test_a_folder_that_postgresql_cannot_enter_is_refused(tmp_path, monkeypatch)
     (tmp_path / "closed").chmod(0o700)
     with pytest.raises(UserError, match="TURBO_VAED_TEAM_HOME"):
         layout._check_reachable(tmp_path / "closed/team")
+
+
+def test_a_folder_of_something_else_is_not_taken_for_a_stacks(home):
+    """`clean` would remove it."""
+    home.mkdir()
+    (home / "thesis.txt").touch()
+    with pytest.raises(UserError, match="TURBO_VAED_TEAM_HOME"):
+        layout.prepare()
+    assert [path.name for path in home.iterdir()] == ["thesis.txt"]
+
+
+def test_what_runs_without_its_supervisor_keeps_its_data(home):
+    made = layout.prepare()
+    server = subprocess.Popen(["tail", "-f", home / "env/stack.json"], stdout=subprocess.DEVNULL)
+    try:
+        with pytest.raises(Fault, match=str(server.pid)):
+            down(made, remove=True)
+        assert (home / "env/stack.json").is_file()
+    finally:
+        server.kill()
+        server.wait()
+    assert down(made, remove=True) == 0 and not home.exists()
