@@ -261,7 +261,12 @@ def test_a_metadata_service_that_goes_away_is_reported_once_and_survived(watcher
     service.stop()
     for _ in range(3):
         watcher.poll()
-    assert ["503" in text for text in printed] == [True, True, False, False]  # once for each path
+    assert ["503 Server" in text for text in printed] == [
+        True,
+        True,
+        False,
+        False,
+    ]  # once for each path
     assert "Connection" in printed[-1]
 
 
