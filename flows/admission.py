@@ -197,16 +197,12 @@ def gather_facts(workspace: Workspace, settings: Settings, ledger: Ledger, todo:
         reserve_seconds=params.budget.reserve_seconds,
         device=params.device.name,
         packages=len(params.export.targets),
-        machine_overhead_usd=settings.machine_overhead_usd,
         spent_usd=ledger.total(run=todo.run.run_id),
     )
 
 
 def release(settings: Settings, run: str) -> None:
-    """End the reservation of a run that is over, or has ended for now. Whoever started its machine
-    does this for the machine's run, once all of it is charged."""
-    if settings.machine_overhead_usd:
-        return
+    """End the reservation of a run that is over, or has ended for now."""
     try:
         with Ledger.open(settings.ledger_url) as ledger:
             release_reservation(ledger, run)

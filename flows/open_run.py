@@ -217,7 +217,7 @@ def settle(settings: Settings, dead: OpenRun) -> None:
     """
     if dead.run:
         try:
-            if dead.holder.is_local and not settings.machine_overhead_usd:
+            if dead.holder.is_local:
                 with Ledger.open(settings.ledger_url) as ledger:
                     release_reservation(ledger, dead.run)
             client.end_runs(settings.mlflow_tracking_uri, dead.customer, dead.run)

@@ -17,7 +17,6 @@
 | `RAY_ADDRESS` | the Ray cluster to join | a local one is started |
 | `RAY_AUTH_MODE`, `RAY_AUTH_TOKEN_PATH` | `token`, and a file with the cluster's | Ray's own |
 | `TURBO_VAED_MACHINE` | this machine's labels (`turbo-vaed node labels`): its price | a local one |
-| `TURBO_VAED_MACHINE_OVERHEAD_USD` | what the run's machine costs outside its stages | 0 |
 | `TURBO_VAED_LITERT` | the environment of LiteRT's converter | `.venv-litert` next to this code |
 | `ANDROID_SERIAL` | the phone of an `adb` profile without a serial | the only one |
 | `TURBO_VAED_ALARM_WEBHOOK` | the URL that alarms of scheduled runs are sent to, a secret | none |
@@ -38,7 +37,7 @@ from typing import Annotated, Any
 
 from turbo_vaed.errors import UserError
 
-_MACHINE, _OVERHEAD = "TURBO_VAED_MACHINE", "TURBO_VAED_MACHINE_OVERHEAD_USD"
+_MACHINE = "TURBO_VAED_MACHINE"
 _ARRAYS, _CACHE, _CACHE_GB = (
     "TURBO_VAED_ARRAYS",
     "TURBO_VAED_ARRAY_CACHE",
@@ -97,9 +96,6 @@ class Settings:
     """Of a local Ray that the flow started for its stages."""
     machine: dict[str, str]
     """Labels of this machine where it is one of EC2: what it costs. Empty for a local one."""
-    machine_overhead_usd: Decimal
-    """The part of the run's budget reserved for what this machine costs outside its stages; whoever
-    started the machine charges it."""
     alarm_webhook: str | None
     """Where alarms of scheduled runs are sent; None: nobody is notified."""
     alarm_hours: float
@@ -127,8 +123,7 @@ class Settings:
         """Read the environment; `root` overrides the search for the checkout.
 
         Raises:
-            UserError: no params.yaml in this folder or any above it; labels or an amount that are
-                none.
+            UserError: no params.yaml in this folder or any above it; labels that are none.
         """
         root, found = root or find_root(), _read()
         state = root / "state"
@@ -146,7 +141,6 @@ class Settings:
             ray_address=found.ray_address,
             own_ray_address=found.own_ray_address,
             machine=found.machine,
-            machine_overhead_usd=found.machine_overhead_usd,
             alarm_webhook=found.alarm_webhook,
             alarm_hours=found.alarm_hours,
         )
@@ -200,7 +194,6 @@ def _environment() -> type[Any]:
         ray_address: str | None = of("RAY_ADDRESS")
         own_ray_address: str | None = of("TURBO_VAED_OWN_RAY")
         machine: Annotated[dict[str, str], NoDecode, BeforeValidator(_labels)] = of(_MACHINE, {})
-        machine_overhead_usd: Annotated[Decimal, BeforeValidator(_usd)] = of(_OVERHEAD, Decimal(0))
         alarm_webhook: Annotated[str | None, BeforeValidator(_webhook)] = of(_WEBHOOK)
         alarm_hours: Annotated[float, BeforeValidator(_hours)] = of(_HOURS, 26.0)
 
@@ -236,16 +229,6 @@ def _labels(found: str) -> dict[str, str]:
             f"{_MACHINE} is {found!r}; expected NAME=VALUE,… of `turbo-vaed node labels`"
         )
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _usd(found: str) -> Decimal:
-    try:
-        usd = Decimal(found.strip() or "0")
-    except InvalidOperation:
-        usd = Decimal("NaN")
-    if not usd.is_finite() or usd < 0:
-        raise UserError(f"{_OVERHEAD} is {found!r}; expected USD of 0 or more")
-    return usd
 
 
 def _arrays_url(found: str) -> str | None:

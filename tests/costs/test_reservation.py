@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.costs.charges import charge
 from turbo_vaed.costs import Budget, Ledger, Limits, RunReservation, decide, spending_limit
-from turbo_vaed.costs.reservation import EXPIRES_AFTER, FRESH_SECONDS, SpendingLimit
+from turbo_vaed.costs.reservation import EXPIRES_AFTER, FRESH_SECONDS
 from turbo_vaed.errors import Unreachable, UserError
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -135,20 +135,6 @@ def test_a_claim_that_does_not_fit_leaves_the_reservation_as_it_was(ledger: Ledg
     assert reserved(ledger)["demo-1"] == 30, "as much of it as fits"
     assert ours.claim(Decimal(50), least_usd=Decimal(40)).usd == 30
     assert reserved(ledger)["demo-1"] == 40, "what comes in any case"
-
-
-def test_an_overhead_is_reserved_and_not_to_be_spent(ledger: Ledger) -> None:
-    """Of the 100 that the run may spend, 30 go for what its machine costs outside its stages."""
-    written: list[Decimal] = []
-    ours = RunReservation(
-        read_limit=lambda: SpendingLimit(usd=Decimal(100), by="a", is_own_budget=True),
-        write=written.append,
-        overhead_usd=Decimal(30),
-    )
-    assert ours.spending_limit().usd == 70
-    assert ours.claim(Decimal(70)).usd == 70, "exactly what is left"
-    assert written == [Decimal(100)]
-    assert ours.claim(Decimal("70.01")).usd == 70 and written == [Decimal(100)]
 
 
 def test_the_later_of_two_concurrent_claims_sees_the_earlier(ledger: Ledger) -> None:

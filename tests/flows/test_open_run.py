@@ -130,9 +130,7 @@ def test_an_interrupt_that_ends_nothing_is_repeated(open_runs, monkeypatch):
 
 
 def test_what_a_dead_run_left_is_settled_by_the_next(open_runs, url, store):
-    settings = SimpleNamespace(
-        ledger_url=url, mlflow_tracking_uri=store, machine_overhead_usd=Decimal(0)
-    )
+    settings = SimpleNamespace(ledger_url=url, mlflow_tracking_uri=store)
     this = Process.this()
     dead, _ = open_runs.acquire("acme", replace(this, began=this.began - 1))
     open_runs.beat(dead, run="acme-1", step="distill")
@@ -160,9 +158,7 @@ def test_what_a_dead_run_left_is_settled_by_the_next(open_runs, url, store):
 
 
 def test_a_machine_elsewhere_may_still_cost_what_its_run_reserved(open_runs, url, store):
-    settings = SimpleNamespace(
-        ledger_url=url, mlflow_tracking_uri=store, machine_overhead_usd=Decimal(0)
-    )
+    settings = SimpleNamespace(ledger_url=url, mlflow_tracking_uri=store)
     elsewhere = Process(host="another machine", machine="m", number=1, began=0.0)
     mine, _ = open_runs.acquire("acme", elsewhere)
     found = open_runs.beat(mine, run="acme-1", step="distill")

@@ -43,17 +43,16 @@ def test_a_stage_has_a_tracker_of_its_run(
         ledger_url=f"sqlite:///{tmp_path}/ledger.db",
         mlflow_tracking_uri=store,
         ray_address=None,
-        machine_overhead_usd=Decimal(2),
     )
 
     def run(workspace: Workspace) -> dict[str, object]:
         run_context, start = workspace.run_context, datetime.now(UTC)
         assert run_context.log_metrics and run_context.log_picture and run_context.mark_wasted
         assert run_context.reservation
-        assert run_context.reservation.claim(Decimal(7)).usd == 95 - 2, "for its machine"
+        assert run_context.reservation.claim(Decimal(7)).usd == 95
         with Ledger.open(settings.ledger_url) as ledger:
             (held,) = ledger.reservations(at=datetime.now(UTC))
-        assert (held.run, held.customer, held.upto_usd) == ("demo-1", "demo", 7 + 2)
+        assert (held.run, held.customer, held.upto_usd) == ("demo-1", "demo", 7)
         run_context.log_metrics({"loss": 0.5}, 1)
         run_context.log_picture(b"png", "step-000001.png")
         time.sleep(0.02)

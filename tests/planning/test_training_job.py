@@ -65,11 +65,11 @@ def test_device_costs_are_reserved_from_the_first_step_to_the_last(
     assert reserved == pytest.approx([needed, needed + hour, needed + hour / 2]), (
         "reserved in the month's budget"
     )
-    assert shared_limit_usd(workspace, settings) == "20"
+    assert shared_limit_usd(workspace) == "20"
     left[0] = Decimal(6)  # others have used it up
     assert 0 < costs().budget.run_usd <= 1
     assert reserved[-1] == needed, "what must follow is spent in any case"
-    assert shared_limit_usd(workspace, settings) == "6"
+    assert shared_limit_usd(workspace) == "6"
     with pytest.raises(BudgetRefused, match=r"\$1\.00 .*a month's"):
         spending.require(1, "what fitted when the stage began")
     assert reserved[-1] == needed, "a refusal reserves nothing"

@@ -87,15 +87,8 @@ def require_budget_left(limit: SpendingLimit, *, spent_usd: Decimal = Decimal(0)
     raise BudgetRefused(f"no budget is left: {limit.by}{own}; {todo}")
 
 
-def reservation_of(
-    ledger: Ledger,
-    limits: Limits,
-    *,
-    run: str,
-    customer: str,
-    overhead_usd: Decimal = Decimal(0),
-) -> RunReservation:
-    """A run's reservation, recorded in the ledger; `overhead_usd` as of `RunReservation`."""
+def reservation_of(ledger: Ledger, limits: Limits, *, run: str, customer: str) -> RunReservation:
+    """A run's reservation, recorded in the ledger."""
 
     def write(upto_usd: Decimal) -> None:
         ledger.record_reservation(run, customer, upto_usd, at=datetime.now(UTC))
@@ -103,7 +96,7 @@ def reservation_of(
     def read_limit() -> SpendingLimit:
         return spending_limit(ledger, limits, run=run, customer=customer, at=datetime.now(UTC))
 
-    return RunReservation(read_limit=read_limit, write=write, overhead_usd=overhead_usd)
+    return RunReservation(read_limit=read_limit, write=write)
 
 
 def release_reservation(ledger: Ledger, run: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -65,8 +65,6 @@ class RunReservation:
     Args:
         read_limit: what the limits allow the run to spend in all, now.
         write: records the most that the run may spend in all.
-        overhead_usd: included in what `read_limit` returns and `write` gets, for costs outside of
-            what is reserved here.
         clock: seconds, never going back.
     """
 
@@ -75,24 +73,21 @@ class RunReservation:
         *,
         read_limit: Callable[[], SpendingLimit],
         write: Callable[[Decimal], None],
-        overhead_usd: Decimal = Decimal(0),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._read_limit, self._write = read_limit, write
-        self._overhead_usd, self._clock = overhead_usd, clock
+        self._read_limit, self._write, self._clock = read_limit, write, clock
         self._reserved_usd = Decimal(0)
         self._read_at = -FRESH_SECONDS
         self.last_limit: SpendingLimit | None = None
         """The limit as it was last read."""
 
     def spending_limit(self) -> SpendingLimit:
-        """What the limits allow now, less `overhead_usd`; reserves nothing.
+        """What the limits allow now; reserves nothing.
 
         Raises:
             Unreachable: the ledger cannot be read.
         """
-        found = self._read_limit()
-        self.last_limit = replace(found, usd=found.usd - self._overhead_usd)
+        self.last_limit = self._read_limit()
         self._read_at = self._clock()
         return self.last_limit
 
@@ -126,6 +121,6 @@ class RunReservation:
     def _record(self, upto_usd: Decimal) -> None:
         self._reserved_usd = upto_usd
         try:
-            self._write(max(Decimal(0), upto_usd) + self._overhead_usd)
+            self._write(max(Decimal(0), upto_usd))
         except Unreachable as error:  # a full disk ends no stage that is paid for
             _log.warning("this run's reservation is not recorded for other runs: %s", error)

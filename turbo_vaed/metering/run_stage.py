@@ -77,10 +77,7 @@ def run_metered(settings: Settings, name: str, customer: str) -> dict[str, Any]:
         workspace = Workspace.for_stage(settings.root, customer, name)  # as they are from here on
         outbox.post(ledger, settings.outbox_folder)
         limits = limits_of(workspace.params)
-        overhead_usd = settings.machine_overhead_usd  # charged by whoever started the machine
-        reservation = reservation_of(
-            ledger, limits, run=run, customer=customer, overhead_usd=overhead_usd
-        )
+        reservation = reservation_of(ledger, limits, run=run, customer=customer)
         if name in UP_TO_DISTILL:
             require_budget_left(reservation.spending_limit(), spent_usd=ledger.total(run=run))
 

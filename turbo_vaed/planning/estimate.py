@@ -62,8 +62,6 @@ class RunFacts:
     device: str
     packages: int
     """That are measured on it."""
-    machine_overhead_usd: Decimal
-    """What the run's machine costs outside its stages."""
     spent_usd: Decimal
     """By the run so far."""
 
@@ -103,11 +101,10 @@ def estimate_run(facts: RunFacts) -> RunEstimate:
     """
     if "distill" not in facts.stages:
         cost = _cost_of_later_stages(facts)
-        return RunEstimate(cost=cost, committed_usd=cost.high_usd + facts.machine_overhead_usd)
+        return RunEstimate(cost=cost, committed_usd=cost.high_usd)
     past, reserve_usd = facts.past, facts.prices.reserve_usd + facts.prices.devices_usd
-    committed_usd = reserve_usd + facts.machine_overhead_usd
     if facts.resumes:
-        return RunEstimate(cost=None, committed_usd=committed_usd, reserve_usd=reserve_usd)
+        return RunEstimate(cost=None, committed_usd=reserve_usd, reserve_usd=reserve_usd)
     measured = past.pace
     if measured is not None:
         other_usd, unmeasured_usd = past.other_usd(facts.stages, measured), Decimal(0)
@@ -118,7 +115,7 @@ def estimate_run(facts: RunFacts) -> RunEstimate:
     else:
         by_flops = facts.time_by_flops()
         if by_flops is None:
-            return RunEstimate(cost=None, committed_usd=committed_usd, reserve_usd=reserve_usd)
+            return RunEstimate(cost=None, committed_usd=reserve_usd, reserve_usd=reserve_usd)
         timing = by_flops
         other_usd = unmeasured_usd = quantise_usd(reserve_usd)
         spare_usd = Decimal(0)
@@ -151,7 +148,7 @@ def estimate_run(facts: RunFacts) -> RunEstimate:
 
     return RunEstimate(
         cost=cost,
-        committed_usd=committed_usd,
+        committed_usd=reserve_usd,
         reserve_usd=reserve_usd,
         unmeasured_usd=unmeasured_usd,
         spare_reserve_usd=spare_usd,
@@ -212,7 +209,7 @@ def require_fit(
     cost = estimate.cost
     if cost is None:
         return
-    left_usd = limit.usd - facts.spent_usd - facts.machine_overhead_usd
+    left_usd = limit.usd - facts.spent_usd
     for_steps_usd = left_usd - estimate.spare_reserve_usd
     trains = "distill" in facts.stages
     usable_usd = for_steps_usd - estimate.unmeasured_usd

@@ -152,14 +152,14 @@ def run_costs(
     return costs
 
 
-def shared_limit_usd(workspace: Workspace, settings: Settings) -> str | None:
+def shared_limit_usd(workspace: Workspace) -> str | None:
     """What a month's budget last left to the whole run, in USD; None where that was no less than
     the run's own budget."""
     reservation = workspace.run_context.reservation
     limit = reservation.last_limit if reservation else None
     if limit is None or limit.is_own_budget:
         return None
-    return plain(limit.usd + settings.machine_overhead_usd)
+    return plain(limit.usd)
 
 
 def _now_usd_per_hour(workspace: Workspace, otherwise: Decimal) -> Decimal:

@@ -88,7 +88,7 @@ def run(workspace: Workspace) -> dict[str, object]:
             )
         summary = recorder.summary() | {
             "pace_key": pace_key(workspace.params.distill, settings),
-            "limited_to_usd": shared_limit_usd(workspace, settings),
+            "limited_to_usd": shared_limit_usd(workspace),
         }
         history = write_student(
             done.checkpoint,
