@@ -200,7 +200,7 @@ def start_tracking_idle_nodes(workspace: Workspace, settings: Settings, run: run
     nodes = nodes_of(workspace.params, settings, "distill")
     seen = workspace.work / idle_nodes.TRACKING_FILE
     with ray_session(settings.ray_address), Ledger.open(settings.ledger_url) as ledger:
-        own = own_node(settings.ray_address or "")
+        own = own_node()
         idle_nodes.start_tracking(
             ledger, nodes, seen, run=run.run_id, customer=workspace.customer, own_node=own
         )
@@ -227,7 +227,7 @@ def _charge_idle_nodes(
     nodes = nodes_of(workspace.params, settings, "distill")
     try:
         with ray_session(settings.ray_address):
-            own = own_node(settings.ray_address or "")
+            own = own_node()
             idle_nodes.charge_idle_nodes(
                 ledger, nodes, seen, run=run.run_id, customer=workspace.customer, own_node=own
             )

@@ -49,12 +49,11 @@ def count_by_type() -> Counter[str]:
     )
 
 
-def own_node(address: str) -> str:
-    """Ray's id of the node that this process runs on; empty for a client from outside the cluster.
-    Ray must be connected."""
+def own_node() -> str:
+    """Ray's id of the node that this process runs on. Ray must be connected."""
     import ray
 
-    return "" if address.startswith("ray://") else ray.get_runtime_context().get_node_id()
+    return ray.get_runtime_context().get_node_id()
 
 
 def price_book(params: Params, settings: Settings) -> PriceBook:

@@ -37,7 +37,7 @@ class Watch:
         self._seen: list[dict[str, Any]] = []
         self._seen_at = 0.0
         self.own_node = ""
-        """Ray's id of this machine; empty where it is none of the nodes."""
+        """Ray's id of this machine."""
 
     def __enter__(self) -> Self:
         self._stderr = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill
@@ -105,7 +105,7 @@ class Watch:
 def main(address: str, seconds: float) -> None:
     """Print the nodes, a line of JSON each time, until nobody reads."""
     with ray_session(address):
-        own = own_node(address)
+        own = own_node()
         while True:
             nodes = [{key: node.get(key) for key in ("NodeID", "Labels")} for node in ray_nodes()]
             print(json.dumps({"own": own, "nodes": nodes}), flush=True)

@@ -346,7 +346,6 @@ def _billed_to(charge: Charge) -> tuple[str, str]:
         storage.BUCKET,
         storage.ARRAYS,
         transfer.resource(transfer.CHECKPOINTS),
-        transfer.resource(transfer.LATENTS),
     )
     return ("", "") if is_shared else (charge.customer, charge.run)
 

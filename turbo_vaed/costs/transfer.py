@@ -9,7 +9,7 @@ from turbo_vaed.costs.ledger import Charge
 from turbo_vaed.costs.money import PRICE_QUANTUM, quantise_usd, share
 from turbo_vaed.errors import UserError
 
-CHECKPOINTS, LATENTS = "checkpoints", "latents"
+CHECKPOINTS = "checkpoints"
 """What is carried out of a bucket."""
 UNIT = "GB"
 """1e9 bytes."""

@@ -167,7 +167,7 @@ def _nodes(
             seen,
             run=run,
             customer=workspace.customer,
-            own_node=own_node(settings.ray_address or ""),
+            own_node=own_node(),
         )
         yield idle_nodes.tracked(held, seen, run=run)
 

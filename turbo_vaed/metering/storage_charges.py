@@ -10,10 +10,9 @@ from decimal import Decimal
 from turbo_vaed.costs import Charge, Ledger, total_usd, transfer
 from turbo_vaed.costs.prices import Market
 from turbo_vaed.costs.storage import ARRAYS, BUCKET, UNIT, storage_charge
-from turbo_vaed.costs.transfer import CHECKPOINTS, LATENTS, transfer_charge
+from turbo_vaed.costs.transfer import CHECKPOINTS, transfer_charge
 from turbo_vaed.distill.events import read_events
 from turbo_vaed.metering.stored_checkpoints import StoredCheckpoints, stored_checkpoints
-from turbo_vaed.planning.worker_files import shared_now
 from turbo_vaed.settings import Settings
 from turbo_vaed.storage.published import stored_files
 from turbo_vaed.storage.urls import is_remote
@@ -74,8 +73,7 @@ def charge_arrays(
     began: datetime,
     ended: datetime,
 ) -> Decimal:
-    """Charge what lies in `TURBO_VAED_ARRAYS` at the end of a run, as `charge_storage` does, and
-    latents that were brought here if this machine is outside AWS; returns USD.
+    """Charge what lies in `TURBO_VAED_ARRAYS` when a run ends, as `charge_storage` does; its USD.
 
     Raises:
         Unreachable: the ledger does not take it, or S3 does not answer.
@@ -95,24 +93,7 @@ def charge_arrays(
         for one in stored_files(f"{settings.arrays_url}/{workspace.customer}")
     ]
     free_until = until.get(place, began)
-    found = list(_kept(workspace, run, "distill", place, market, kept, free_until, usd, source))
-    fetched = shared_now(workspace).get("fetched")
-    is_outside = not settings.machine and str(settings.ray_address).startswith("ray://")
-    if fetched and in_s3 and is_outside:
-        at, resource = _utc(fetched["at"]), transfer.resource(LATENTS)
-        if at > until.get(resource, began):
-            found.append(
-                transfer_charge(
-                    run=run,
-                    customer=workspace.customer,
-                    stage="encode",
-                    what=LATENTS,
-                    size_bytes=fetched["bytes"],
-                    began=at,
-                    ended=at,
-                    usd_per_gb=prices.transfer_out_usd_per_gb,
-                )
-            )
+    found = _kept(workspace, run, "distill", place, market, kept, free_until, usd, source)
     return _add(ledger, found)
 
 

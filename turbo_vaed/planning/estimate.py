@@ -163,7 +163,6 @@ def _cost_of_later_stages(facts: RunFacts) -> CostRange:
     took = [past.node_seconds(stage) for stage in facts.stages]
     known, reserved = sum(took, Decimal(0)), Decimal(str(facts.reserve_seconds))
     seconds = known if all(took) else max(known, reserved)
-    usd_per_hour = prices.usd_per_hour + prices.own_usd_per_hour
     devices_usd = prices.devices_usd if "gate" in facts.stages else Decimal(0)
     unforeseen, notes = UNFORESEEN, []
     changed = [stage for stage in facts.stages if stage in past.changed_stages]
@@ -180,10 +179,10 @@ def _cost_of_later_stages(facts: RunFacts) -> CostRange:
         )
     if devices_usd:
         notes.append(f"at most {format_usd(devices_usd)} for measuring on {facts.device}")
-    time_usd = seconds_usd(seconds, usd_per_hour)
+    time_usd = seconds_usd(seconds, prices.usd_per_hour)
     took_last = f"{', '.join(facts.stages)} took {format_duration(float(known))} in the last run"
     return CostRange(
-        low_usd=seconds_usd(known, usd_per_hour) + devices_usd,  # at least this was reserved
+        low_usd=seconds_usd(known, prices.usd_per_hour) + devices_usd,  # at least this was reserved
         likely_usd=time_usd + devices_usd,
         high_usd=quantise_usd(time_usd * unforeseen) + devices_usd,
         seconds=0.0,

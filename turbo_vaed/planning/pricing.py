@@ -11,7 +11,6 @@ from turbo_vaed.config.schema import Params
 from turbo_vaed.costs import (
     Budget,
     Limits,
-    PriceBook,
     Spending,
     format_usd,
     per_second,
@@ -46,8 +45,6 @@ class RunPrices:
     """Of all nodes of `distill` together, now."""
     most_usd_per_hour: Decimal
     """The most that they can cost while it runs."""
-    own_usd_per_hour: Decimal
-    """The most that this machine can cost, where it is none of those nodes; else 0."""
     reserve_usd: Decimal
     """Reserved for the stages after distillation, without devices."""
     devices_usd: Decimal
@@ -65,16 +62,12 @@ def run_prices(params: Params, settings: Settings, past: DownstreamCost) -> RunP
         Unreachable: no Ray answers.
     """
     price_of(params, settings, "gate")  # unknown, it refuses the run
-    now, own = price_of(params, settings, "distill"), Decimal(0)
+    now = price_of(params, settings, "distill")
     most = most_usd_per_hour(params, settings, "distill")
-    if _is_outside(settings):
-        own = most_usd_per_hour(params, settings, "gate")
-    seconds = Decimal(str(reserve_seconds(params, past)))
     return RunPrices(
         usd_per_hour=now,
         most_usd_per_hour=most,
-        own_usd_per_hour=own,
-        reserve_usd=seconds * per_second(most + own) + past.usd,
+        reserve_usd=reserve_usd(params, past, nodes_usd_per_hour=most),
         devices_usd=devices_usd(params),
     )
 
@@ -96,43 +89,16 @@ def reserve_seconds(params: Params, downstream: DownstreamCost) -> float:
 
 
 def reserve_usd(
-    params: Params,
-    settings: Settings,
-    downstream: DownstreamCost,
-    *,
-    nodes_usd_per_hour: Decimal,
-    book: PriceBook | None = None,
+    params: Params, downstream: DownstreamCost, *, nodes_usd_per_hour: Decimal
 ) -> Decimal:
-    """USD reserved for the stages after distillation: their time at `downstream_usd_per_hour`, and
-    disk, buckets and transfer.
+    """USD reserved for the stages after distillation: their time, and disk, buckets and transfer.
 
     Args:
-        nodes_usd_per_hour: the most that the nodes of `distill` can cost together.
-        book: as of `most_usd_per_hour`.
-
-    Raises: as `price_of`.
+        nodes_usd_per_hour: the most that the nodes of `distill` can cost together. This machine is
+            one of them; the others are idle by then.
     """
-    usd_per_hour = downstream_usd_per_hour(params, settings, nodes_usd_per_hour, book)
     seconds = Decimal(str(reserve_seconds(params, downstream)))
-    return seconds * per_second(usd_per_hour) + downstream.usd
-
-
-def downstream_usd_per_hour(
-    params: Params, settings: Settings, nodes_usd_per_hour: Decimal, book: PriceBook | None = None
-) -> Decimal:
-    """USD per hour while the stages after distillation run on this machine: of the nodes of
-    `distill`, which are idle by then, and of this machine where it is none of them.
-
-    Raises: as `price_of`.
-    """
-    if not _is_outside(settings):
-        return nodes_usd_per_hour
-    return nodes_usd_per_hour + most_usd_per_hour(params, settings, "gate", book)
-
-
-def _is_outside(settings: Settings) -> bool:
-    """Whether this machine is a client of the cluster and none of its nodes."""
-    return settings.on_a_cluster and str(settings.ray_address).startswith("ray://")
+    return seconds * per_second(nodes_usd_per_hour) + downstream.usd
 
 
 def downstream_of(workspace: Workspace) -> DownstreamCost:
@@ -158,7 +124,7 @@ def spending_of(workspace: Workspace, settings: Settings, stage: str) -> Spendin
     spent_usd, reservation = workspace.run_context.spent_usd, workspace.run_context.reservation
     device_usd = devices_usd(workspace.params)
     reserve = reserve_usd(
-        workspace.params, settings, downstream_of(workspace), nodes_usd_per_hour=usd_per_hour
+        workspace.params, downstream_of(workspace), nodes_usd_per_hour=usd_per_hour
     )
     run_usd, by = limits.run_usd, f"budget.run_usd of {format_usd(limits.run_usd)}"
     if spent_usd is not None and reservation is not None:

@@ -123,7 +123,7 @@ def run_costs(
     if workspace.run_context.spent_usd is None:
         return None
     book = price_book(workspace.params, settings)
-    reserve = partial(reserve_usd, workspace.params, settings, downstream_of(workspace), book=book)
+    reserve = partial(reserve_usd, workspace.params, downstream_of(workspace))
     usd_per_hour = most_usd_per_hour(workspace.params, settings, "distill", book)
     reserved_usd = reserve(nodes_usd_per_hour=usd_per_hour)
 

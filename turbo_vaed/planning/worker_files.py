@@ -4,7 +4,6 @@ too, or on a cluster with `TURBO_VAED_ARRAYS` copies by content and new places, 
 from __future__ import annotations
 
 import socket
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +65,7 @@ def bring_latents(workspace: Workspace, settings: Settings, url: str, folder: Pa
     """
     if settings.shared_prefix(workspace.customer) is None:
         return
-    size = published.fetch(url, folder, "fetching latents")
-    _remember(workspace, fetched={"bytes": size, "at": time.time()})
+    published.fetch(url, folder, "fetching latents")
 
 
 def keep_latents(workspace: Workspace, settings: Settings, url: str, folder: Path) -> None:
@@ -83,8 +81,7 @@ def keep_latents(workspace: Workspace, settings: Settings, url: str, folder: Pat
 
 
 def shared_now(workspace: Workspace) -> dict[str, Any]:
-    """`urls` of what stages last gave to workers, by kind; `fetched`, the bytes that were last
-    brought here, and when; neither where nothing was."""
+    """`urls` of what stages last gave to workers, by kind; empty where nothing was."""
     try:
         return read_json(_record(workspace))
     except (FileNotFoundError, CorruptFile):
