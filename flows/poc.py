@@ -6,10 +6,6 @@ this flow are the same thing. Stages over unchanged inputs are not run, and cost
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -22,7 +18,6 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run as prefect_run
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled
 from prefect.tasks import Task
 
@@ -41,28 +36,18 @@ from flows import (
 )
 from flows.effects import Outcome
 from flows.open_run import Heartbeat, Reached
-from flows.to_do import ToDo, to_do, to_do_now
+from flows.to_do import ToDo, to_do
 from turbo_vaed.config.schema import Params
 from turbo_vaed.config.stages import RAY_STAGES, STAGES
-from turbo_vaed.costs.open_runs import OpenRuns
 from turbo_vaed.errors import Busy, CorruptFile, Fault, Stopped, TimedOut, Unreachable
 from turbo_vaed.planning.pricing import devices_usd
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.runtime import logs
 from turbo_vaed.runtime.files import read_json
-from turbo_vaed.runtime.interrupts import shielded, signals_interrupt
+from turbo_vaed.runtime.interrupts import signals_interrupt
 from turbo_vaed.settings import Settings, set_environment_defaults
 from turbo_vaed.workspace import Workspace
 
-_OF_A_FAILURE = (
-    "Encountered exception during execution",
-    "Task run failed with",
-    *(
-        f"Finished in state {name}("
-        for name in ("Failed", "GateFailed", "Inconclusive", "Refused", "Fault", "Stopped")
-    ),
-)
-"""How Prefect's log begins what it has of a failure."""
 TIMEOUT_SECONDS = {
     "validate": 3600,
     "clip": 3600,
@@ -412,62 +397,3 @@ def report_failure(
     ended = "was stopped" if failure.by_person else "failed"
     what = f"{ended} at {reached.step}" if reached.is_begun else "was not started"
     log.error("run %s %s", run.run_id, what)
-
-
-def start(settings: Settings, customer: str) -> Outcome:
-    """Run the flow for one customer and return what it came to.
-
-    Raises:
-        TurboVaedError: as the stage that failed; a report of the stages that ran is written.
-    """
-    workspace = admission.preflight(settings, customer)  # reports mistakes before a server starts
-    if not PREFECT_API_URL.value() and is_unchanged(workspace, settings):
-        found = effects.unchanged(workspace)  # a temporary server takes half of such a run's time
-        publish.after_run(customer, states.state_of(found))
-        return found
-    print_failures_once()
-    if not PREFECT_API_URL.value():
-        start_server()
-    return states.outcome_of(poc_flow(customer, return_state=True))
-
-
-def is_unchanged(workspace: Workspace, settings: Settings) -> bool:
-    """Whether there is nothing to do, and other checkouts know.
-
-    Raises: as `to_do_now`.
-    """
-    if to_do_now(workspace, settings) is not None:
-        return False
-    with OpenRuns.open(settings.ledger_url) as open_runs:
-        return customer_state.is_saved(workspace, open_runs)
-
-
-def start_server() -> None:
-    """Start Prefect's temporary server, as Prefect itself would, but so that a terminal's Ctrl-C
-    leaves it running: it has the end of the flow to record. It ends with this process, also where
-    that is killed."""
-    from prefect.server.api.server import SubprocessASGIServer
-
-    server = SubprocessASGIServer()
-    with shielded(signal.SIGINT, signal.SIGHUP):
-        server.start()
-        assert server.server_process is not None
-        reader, _open_until_we_end = os.pipe()
-        guard = f"read _; kill {server.server_process.pid} 2>/dev/null"
-        subprocess.Popen(["sh", "-c", guard], stdin=reader, start_new_session=True)
-        os.close(reader)
-
-
-def print_failures_once() -> None:
-    """Keep Prefect's accounts of a failure, up to three, off the console, where the command prints
-    the error. A Prefect server gets them."""
-    for handler in logging.getLogger().handlers:
-        if is_no_repeated_failure not in handler.filters:
-            handler.addFilter(is_no_repeated_failure)
-
-
-def is_no_repeated_failure(record: logging.LogRecord) -> bool:
-    """False for Prefect's own record of a failure; true where it announces another try."""
-    text = record.getMessage()
-    is_account = record.name.startswith("prefect.") and text.startswith(_OF_A_FAILURE)
-    return not is_account or " - Retry " in text

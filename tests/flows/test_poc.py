@@ -1,4 +1,4 @@
-"""What the flow tries again, what it prints of a failure, and for which stages it has a Ray."""
+"""What the flow tries again, and for which stages it has a Ray."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from prefect.logging.handlers import PrefectConsoleHandler
-from prefect.settings import temporary_settings
 
 from flows import poc, runs, states
 from flows.effects import Outcome
@@ -40,29 +38,6 @@ class State:
 )
 def test_only_errors_that_may_pass_are_retried(error, again):
     assert poc.is_worth_retrying(None, None, State(error)) is again
-
-
-@pytest.mark.parametrize(
-    ("name", "message", "is_printed"),
-    [
-        ("prefect.flow_runs", "Encountered exception during execution: Fault('x')", False),
-        ("prefect.task_runs", "Task run failed with exception: Fault('x')", False),
-        ("prefect.task_runs", "Task run failed with exception: Fault('x') - Retry 1/1 will", True),
-        ("prefect.flow_runs", "Finished in state Failed('Flow run encountered x')", False),
-        ("prefect.flow_runs", "Finished in state GateFailed('x')", False),
-        ("prefect.flow_runs", "Finished in state Completed()", True),
-        ("flows.effects", "Finished in state Failed( is nothing of Prefect's", True),
-    ],
-)
-def test_a_failure_is_printed_by_the_command_only(name, message, is_printed):
-    (console,) = [h for h in logging.getLogger().handlers if isinstance(h, PrefectConsoleHandler)]
-    before = list(console.filters)
-    try:
-        poc.print_failures_once()
-        record = logging.makeLogRecord({"name": name, "msg": message})
-        assert bool(console.filter(record)) == is_printed
-    finally:
-        console.filters[:] = before
 
 
 @pytest.fixture
@@ -134,32 +109,6 @@ def test_a_refused_run_leaves_the_record_of_the_last_one(
             workspace, SimpleNamespace(), todo, poc.Reached(step="gate"), SimpleNamespace(token=1)
         )
     assert runs.read(tmp_path) == last and not flow_without_stages
-
-
-@pytest.mark.parametrize(
-    ("url", "todo", "expected"),
-    [
-        (None, None, "unchanged"),
-        (None, "a stage", "flow"),
-        ("http://127.0.0.1:4200/api", None, "flow"),
-    ],
-)
-def test_only_a_run_that_does_something_starts_a_temporary_server(monkeypatch, url, todo, expected):
-    """A team's server sees unchanged customers, too."""
-    monkeypatch.setattr(poc.admission, "preflight", lambda *_: "workspace")
-    monkeypatch.setattr(poc, "is_unchanged", lambda *_: todo is None)
-    monkeypatch.setattr(poc.effects, "unchanged", lambda _: "unchanged")
-    monkeypatch.setattr(poc, "poc_flow", lambda *_, **__: "flow")
-    monkeypatch.setattr(states, "outcome_of", lambda state: state)
-    monkeypatch.setattr(states, "state_of", lambda outcome: outcome)
-    monkeypatch.setattr(poc, "print_failures_once", lambda: None)
-    monkeypatch.setattr(poc, "start_server", lambda: None)
-    published = []
-    monkeypatch.setattr(poc.publish, "after_run", lambda *given: published.append(given))
-    with temporary_settings({poc.PREFECT_API_URL: url}):
-        assert poc.start(SimpleNamespace(), "tiny") == expected
-    is_by_the_flow = expected == "flow"
-    assert published == ([] if is_by_the_flow else [("tiny", "unchanged")])
 
 
 def outcome(result, **given):

@@ -144,7 +144,7 @@ def options(
 @app.command("poc")
 def run_poc(customer: Customer) -> None:
     """Run the PoC of a customer: validate, distil, package, measure, judge, register, report."""
-    from flows.poc import start
+    from flows.start import start
 
     logs.of_run(customer)
     outcome = start(Settings.from_environment(), customer)
