@@ -20,6 +20,8 @@ from turbo_vaed.workspace import Workspace
 
 EVENT = "turbo-vaed.budget.warned"
 LOOK_SECONDS = 60.0
+END_SECONDS = 5.0
+"""How long a run that ends waits for a look at a ledger that does not answer."""
 log = logging.getLogger(__name__)
 
 
@@ -56,8 +58,8 @@ def watched(workspace: Workspace, settings: Settings, run: str) -> Iterator[None
         yield
     finally:
         over.set()
-        thread.join(LOOK_SECONDS)
-        if not is_warned.is_set():
+        thread.join(END_SECONDS)
+        if not (is_warned.is_set() or thread.is_alive()):
             look()
 
 
