@@ -41,7 +41,7 @@ def collect(settings: Settings, customer: str, *, is_dry: bool) -> str:
             runs.customer_lock(workspace.work, customer),
             open_run.acquired(settings, customer, Reached(step="gc")) as heartbeat,
         ):
-            customer_state.bring(workspace, heartbeat.open_runs)
+            customer_state.fetch(workspace, heartbeat.open_runs)
             if not workspace.dvc_lock.is_file():
                 return "nothing was made yet"
             if not customer_state.is_saved(workspace, heartbeat.open_runs):

@@ -30,7 +30,7 @@ _MARKER = "state.json"
 log = logging.getLogger(__name__)
 
 
-def bring(workspace: Workspace, open_runs: OpenRuns) -> bool:
+def fetch(workspace: Workspace, open_runs: OpenRuns) -> bool:
     """Take the files of the customer's last run, if that ran in another checkout; returns whether
     it did. Only for whoever holds the customer, or while nobody does.
 

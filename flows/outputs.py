@@ -1,5 +1,5 @@
 """The outputs of a customer's stages: which are stale, and which lie in DVC's remote only, as in a
-fresh checkout, and have to be brought."""
+fresh checkout, and have to be pulled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from turbo_vaed.workspace import Workspace
 
 _LARGE = ("clip", "encode")
 """Whose outputs only other stages read."""
-_BRINGING = "bringing.json"
+_PULLING = "pulling.json"
 """In the customer's folder, while outputs are pulled: of which stages."""
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def stale_stages(workspace: Workspace) -> list[str]:
     of its params are written first, which takes no time and so needs no DVC. The customer's lock
     must be held: a run that goes on must not be given others.
 
-    Outputs that are not here are brought as far as that is needed to tell. After a run that is
+    Outputs that are not here are pulled as far as that is needed to tell. After a run that is
     over, those of clip and encode are not: it has made whatever was stale.
 
     Raises:
@@ -50,7 +50,7 @@ def stale_stages(workspace: Workspace) -> list[str]:
         wanted = [stage for stage in found.missing if stage not in _LARGE]
     else:
         wanted = found.missing
-    is_here = _bring(workspace, wanted)
+    is_here = _pull(workspace, wanted)
     if is_over and is_here:
         return []
     if is_over:  # a remote that is another one, or not mounted, must not cost a run
@@ -64,8 +64,8 @@ def stale_stages(workspace: Workspace) -> list[str]:
     return [stage for stage in STAGES if stage in {*now.changed, *now.missing}]
 
 
-def bring_inputs(workspace: Workspace, stage: str) -> None:
-    """Bring what lies in DVC's remote of the outputs of all stages before this one.
+def pull_inputs(workspace: Workspace, stage: str) -> None:
+    """Pull the outputs of all stages before this one from DVC's remote.
 
     Raises:
         Fault: they are not there, or it does not answer.
@@ -74,7 +74,7 @@ def bring_inputs(workspace: Workspace, stage: str) -> None:
     missing = [
         one for one in STAGES if _comes_before(one, stage) and not workspace.folder(one).exists()
     ]
-    if not _bring(workspace, missing):
+    if not _pull(workspace, missing):
         raise Fault(
             f"{stage} needs the outputs of {', '.join(missing)}, which are neither here nor in "
             "DVC's remote: dvc repro them, or push them from the checkout that has them"
@@ -82,7 +82,7 @@ def bring_inputs(workspace: Workspace, stage: str) -> None:
 
 
 def fetch(workspace: Workspace, settings: Settings) -> list[str]:
-    """Bring all that the customer's last run has made, wherever it ran; returns the stages.
+    """Pull all that the customer's last run has made, wherever it ran; returns the stages.
 
     Raises:
         Busy: a run of the customer is going on.
@@ -96,20 +96,20 @@ def fetch(workspace: Workspace, settings: Settings) -> list[str]:
         OpenRuns.open(settings.ledger_url) as open_runs,
     ):
         open_runs.require_free(workspace.customer)
-        customer_state.bring(workspace, open_runs)
-        if workspace.dvc_lock.is_file() and not _bring(workspace, list(STAGES)):
+        customer_state.fetch(workspace, open_runs)
+        if workspace.dvc_lock.is_file() and not _pull(workspace, list(STAGES)):
             raise Fault(f"DVC's remote lacks outputs of {workspace.customer}'s last run")
     return [stage for stage in STAGES if workspace.folder(stage).exists()]
 
 
-def _bring(workspace: Workspace, stages: list[str]) -> bool:
+def _pull(workspace: Workspace, stages: list[str]) -> bool:
     """`dvc pull` of the outputs of stages; false where they are not all in the remote."""
     if not stages:
         return True
-    log.info("bringing the outputs of %s from DVC's remote", ", ".join(stages))
-    write_json(workspace.work / _BRINGING, {"stages": stages})
+    log.info("pulling the outputs of %s from DVC's remote", ", ".join(stages))
+    write_json(workspace.work / _PULLING, {"stages": stages})
     is_whole = dvc.pull(workspace.root, workspace.customer, stages)
-    (workspace.work / _BRINGING).unlink()
+    (workspace.work / _PULLING).unlink()
     if not is_whole:
         log.warning("DVC's remote does not have all outputs of %s", ", ".join(stages))
     return is_whole
@@ -117,7 +117,7 @@ def _bring(workspace: Workspace, stages: list[str]) -> bool:
 
 def _remove_parts(workspace: Workspace) -> None:
     """Remove what a pull that was cut off has left, which would count as changed."""
-    path = workspace.work / _BRINGING
+    path = workspace.work / _PULLING
     if not path.is_file():
         return
     for stage in read_json(path)["stages"]:

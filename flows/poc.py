@@ -213,7 +213,7 @@ def run_poc(settings: Settings, customer: str) -> Outcome:
         open_run.acquired(settings, customer, reached) as heartbeat,
     ):
         try:
-            if customer_state.bring(workspace, heartbeat.open_runs):
+            if customer_state.fetch(workspace, heartbeat.open_runs):
                 get_run_logger().info("%s last ran in another checkout", customer)
             todo = to_do(workspace, settings, outputs.stale_stages(workspace))
             if todo is None:
@@ -315,7 +315,7 @@ def run_stages(
     runs.write(workspace.work, todo.run)  # a run that was refused leaves the last one as it is
     customer_state.save(workspace, heartbeat)
     if todo.stages:
-        outputs.bring_inputs(workspace, todo.stages[0])
+        outputs.pull_inputs(workspace, todo.stages[0])
     for on_ray, stages in groupby(todo.stages, lambda stage: stage in RAY_STAGES):
         ray: AbstractContextManager[dict[str, str]]
         ray = own_ray(settings) if on_ray else nullcontext({})

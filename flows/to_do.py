@@ -54,7 +54,7 @@ def to_do_now(workspace: Workspace, settings: Settings) -> ToDo | None:
         OpenRuns.open(settings.ledger_url) as open_runs,
     ):
         open_runs.require_free(workspace.customer)
-        customer_state.bring(workspace, open_runs)
+        customer_state.fetch(workspace, open_runs)
         return to_do(workspace, settings, outputs.stale_stages(workspace))
 
 

@@ -55,23 +55,23 @@ def test_another_checkout_takes_what_the_last_run_left(tmp_path, open_runs):
     runs.write(there.work, runs.fresh("acme"))
     (there.work / "begun.json").write_text("{}")
     there.report.touch()
-    assert customer_state.bring(there, open_runs)
+    assert customer_state.fetch(there, open_runs)
     assert runs.read(there.work) == first
     assert there.dvc_lock.read_text() == "stages: {}\n"
     assert not (there.work / "begun.json").exists(), "of a run that was over"
     assert not there.report.exists(), "of that run, too"
-    assert not customer_state.bring(there, open_runs) and not customer_state.bring(here, open_runs)
+    assert not customer_state.fetch(there, open_runs) and not customer_state.fetch(here, open_runs)
 
 
 def test_a_stage_by_hand_stays_where_no_other_checkout_has_run_since(tmp_path, open_runs):
     here = checkout(tmp_path / "a")
     runs.write(here.work, runs.fresh("acme"))
-    assert not customer_state.bring(here, open_runs), "nobody has left anything"
+    assert not customer_state.fetch(here, open_runs), "nobody has left anything"
     held = heartbeat_of(open_runs)
     customer_state.save(here, held)
     here.dvc_lock.parent.mkdir(parents=True)
     here.dvc_lock.write_text("by hand")
-    assert not customer_state.bring(here, open_runs)
+    assert not customer_state.fetch(here, open_runs)
     assert here.dvc_lock.read_text() == "by hand"
 
 
@@ -86,7 +86,7 @@ def test_a_run_that_has_lost_its_customer_leaves_nothing(tmp_path, open_runs):
     customer_state.save(here, late)
     assert late.is_lost
     assert runs.RUN_FILE in open_runs.state_of("acme").files
-    assert customer_state.bring(here, open_runs) and runs.read(here.work) == theirs
+    assert customer_state.fetch(here, open_runs) and runs.read(here.work) == theirs
 
 
 STAGES = ("validate", "clip", "gate")
@@ -135,7 +135,7 @@ def test_a_fresh_checkout_brings_what_it_needs(shared, tmp_path):
     assert (shared.work / "gate/made").read_text() == "1111"
     with pytest.raises(Fault, match="neither here nor"):
         shutil.move(tmp_path / "remote", tmp_path / "lost")
-        outputs.bring_inputs(shared, "gate")
+        outputs.pull_inputs(shared, "gate")
     shutil.move(tmp_path / "lost", tmp_path / "remote")
     (shared.work / "params/gate").write_text("2")
     assert outputs.stale_stages(shared) == ["gate"]
@@ -159,7 +159,7 @@ def test_a_checkout_with_an_earlier_runs_outputs_takes_the_newer_ones(shared, tm
         here = checkout(tmp_path / "a")
         (here.work / "params/clip").write_text("2")
         assert (here.work / "gate/made").read_text() == "1111"
-        assert customer_state.bring(here, open_runs)
+        assert customer_state.fetch(here, open_runs)
         assert (here.work / "validate/made").exists(), "it is the same"
         assert outputs.stale_stages(here) == []
         assert (here.work / "gate/made").read_text() == "1121"

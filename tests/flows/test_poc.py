@@ -65,7 +65,7 @@ def flow_without_stages(monkeypatch):
     monkeypatch.setattr(poc.effects, "start_tracking_idle_nodes", lambda *_: None)
     monkeypatch.setattr(poc, "push", lambda _, __, stages: seen.append(f"push to {stages[-1]}"))
     monkeypatch.setattr(poc.customer_state, "save", lambda *_: None)
-    monkeypatch.setattr(poc.outputs, "bring_inputs", lambda *_: None)
+    monkeypatch.setattr(poc.outputs, "pull_inputs", lambda *_: None)
     return seen
 
 

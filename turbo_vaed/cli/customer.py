@@ -62,7 +62,7 @@ def collect_garbage(
 
 @app.command("fetch")
 def fetch_outputs(customer: Customer) -> None:
-    """Bring to this checkout what a customer's last run has made, wherever it ran."""
+    """Pull what a customer's last run has made into this checkout, wherever it ran."""
     from flows.outputs import fetch
     from turbo_vaed.workspace import Workspace
 

@@ -57,8 +57,8 @@ def new_latents(workspace: Workspace, settings: Settings, folder: Path) -> str:
     return str(folder) if prefix is None else published.new_prefix(prefix, LATENTS)
 
 
-def bring_latents(workspace: Workspace, settings: Settings, url: str, folder: Path) -> None:
-    """Bring what workers wrote at a URL of `new_latents` into the stage's folder.
+def fetch_latents(workspace: Workspace, settings: Settings, url: str, folder: Path) -> None:
+    """Fetch what workers wrote at a URL of `new_latents` into the stage's folder.
 
     Raises:
         CorruptFile, UserError, Unreachable: as `published.fetch`.

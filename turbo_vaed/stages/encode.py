@@ -16,7 +16,7 @@ from turbo_vaed.planning.pricing import spending_of
 from turbo_vaed.planning.worker_files import (
     CLIPS,
     TEACHER,
-    bring_latents,
+    fetch_latents,
     for_workers,
     keep_latents,
     new_latents,
@@ -67,7 +67,7 @@ def run(workspace: Workspace) -> dict[str, object]:
             ray_address=settings.ray_address,
             check_budget=lambda seconds: spending.require(seconds, "encoding"),
         )
-        bring_latents(workspace, settings, written, folder)
+        fetch_latents(workspace, settings, written, folder)
         document = {
             "family": params.teacher_family,
             "channels": spec.channels,
