@@ -58,16 +58,16 @@ def main(names: list[str]) -> int:
     with faults.environment(ENVIRONMENT):
         outcomes, ended = distil(drills), stop_runs(ways)
         restored = lose_everything() if loses else {}
-    rest, mark_of_losses, third = PAGE.read_text().partition(LOSSES)
-    first, mark, second = rest.partition(STOPS)
+    rest, _, third = PAGE.read_text().partition(LOSSES)
+    first, _, second = rest.partition(STOPS)
+    third, second = LOSSES + third, STOPS + second
     if len(outcomes) == len(DRILLS):
-        first = page(outcomes) + "\n"
+        first = page(outcomes)
     if len(ended) == len(WAYS):
-        mark, second = STOPS, page_of_stops(ended)
+        second = STOPS + page_of_stops(ended)
     if len(restored) == 2:
-        second = second.rstrip() + "\n\n"
-        mark_of_losses, third = LOSSES, page_of_losses(restored)
-    PAGE.write_text(first + mark + second + mark_of_losses + third)
+        third = LOSSES + page_of_losses(restored)
+    PAGE.write_text("\n\n".join(part.strip() for part in (first, second, third)) + "\n")
     return (
         len(drills) - len(outcomes) + len(ways) - len(ended) + (2 - len(restored) if loses else 0)
     )
