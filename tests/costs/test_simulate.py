@@ -115,7 +115,7 @@ ON_THE_MINUTE = calm(is_up=without(range(5, 6)), step_seconds=60.0)
 @pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @example(ON_THE_MINUTE)
-@given(adversarial())
+@given(adversarial().map(lambda trace: replace(trace, step_seconds=10 + trace.step_seconds)))
 def test_deciding_on_many_steps_at_once_equals_deciding_before_each(trace: Trace) -> None:
     many, one = _Run(trace, decide), OneByOne(trace, decide)
     many.train()
