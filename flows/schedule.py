@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import DeploymentSchedule, FlowRun, State
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
@@ -43,6 +45,8 @@ from turbo_vaed.settings import Settings
 
 POOL = "turbo-vaed"
 _DEPLOY_SECONDS = 600.0
+_SENT = ("version", "description", "tags", "entrypoint", "work_pool_name", "job_variables")
+"""Of a deployment, beside its schedules."""
 _PAGE = 200
 """Runs that Prefect gives at once."""
 _MOST_RUNS = 2000
@@ -71,21 +75,23 @@ def sync(settings: Settings) -> list[Row]:
         Unreachable: it does not answer.
     """
     with server() as client:
-        stored = _stored(client)
+        deployment = _deployment(client)
+        stored = deployment.schedules if deployment else []
         paused = {one.slug for one in stored if not one.active}
         wanted = _schedules(settings, paused)
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
         made = _deployed(
+            deployment,
             poc_flow,
             settings,
             name=DEPLOYMENT,
             description="The PoC of each customer, when its schedule in params.yaml says.",
             schedules=list(wanted.values()),
         )
-        maintenance = _schedule_maintenance(settings)
+        maintenance = _schedule_maintenance(client, settings)
         gone = [one for one in stored if one.slug not in wanted]
-        for run in _late(client) if gone else ():
+        for run in _late(client, deployment) if deployment and gone else ():
             _skip(client, run, "a schedule was removed")
         for one in gone:  # an update keeps those that it leaves out; all runs that wait go, too
             client.delete_deployment_schedule(made, one.id)
@@ -93,19 +99,36 @@ def sync(settings: Settings) -> list[Row]:
     return rows()
 
 
-def _schedule_maintenance(settings: Settings) -> UUID:
+def _schedule_maintenance(client: SyncPrefectClient, settings: Settings) -> UUID:
+    name = "all"
     return _deployed(
+        _deployment(client, f"{maintenance_flow.name}/{name}"),
         maintenance_flow,
         settings,
-        name="all",
+        name=name,
         description="Dead runs are settled.",
         schedules=[Cron(CRON, slug="all")],
     )
 
 
-def _deployed(flow: Flow[Any, Any], settings: Settings, **given: Any) -> UUID:
-    """Deploy a flow into the pool, for the checkout; returns the deployment's id."""
+def _deployed(
+    found: DeploymentResponse | None,
+    flow: Flow[Any, Any],
+    settings: Settings,
+    *,
+    name: str,
+    description: str,
+    schedules: list[Schedule],
+) -> UUID:
+    """Have a flow deployed into the pool, for the checkout, with these schedules among others;
+    returns the deployment's id. Nothing is sent where `found`, as Prefect has it, is the same: at
+    each update Prefect removes the runs that wait, and makes them again seconds later.
+    """
+    changed = _changed(schedules, [] if found is None else found.schedules)
     deployment = flow.to_deployment(
+        name=name,
+        description=description,
+        schedules=changed,
         work_pool_name=POOL,
         job_variables={
             # A stop then reaches the run's process alone, which ends what is below it in order.
@@ -115,9 +138,11 @@ def _deployed(flow: Flow[Any, Any], settings: Settings, **given: Any) -> UUID:
         },
         entrypoint_type=EntrypointType.MODULE_PATH,
         tags=["turbo-vaed"],
-        **given,
     )
     assert isinstance(deployment, RunnerDeployment), "not awaited"
+    is_sent = found and all(getattr(found, key) == getattr(deployment, key) for key in _SENT)
+    if found is not None and is_sent and not changed:
+        return found.id
     try:
         # All schedules are one request, which takes a server long where it is busy.
         with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: _DEPLOY_SECONDS}):
@@ -130,6 +155,18 @@ def _deployed(flow: Flow[Any, Any], settings: Settings, **given: Any) -> UUID:
     return made
 
 
+def _changed(wanted: list[Schedule], stored: list[DeploymentSchedule]) -> list[Schedule]:
+    """Those that Prefect lacks or has otherwise; an update keeps the ones that it leaves out."""
+    known = {
+        one.slug: (one.schedule.cron, one.schedule.timezone, one.parameters)
+        for one in stored
+        if isinstance(one.schedule, CronSchedule)
+    }
+    return [
+        one for one in wanted if known.get(one.slug) != (one.cron, one.timezone, one.parameters)
+    ]
+
+
 def rows() -> list[Row]:
     """The schedules as Prefect has them, by customer.
 
@@ -138,8 +175,11 @@ def rows() -> list[Row]:
         Unreachable: it does not answer.
     """
     with server() as client:
-        stored = sorted(_stored(client), key=lambda one: str(one.slug))
-        last = _last_states(client, {str(one.slug) for one in stored})
+        deployment = _deployment(client)
+        if deployment is None:
+            return []
+        stored = sorted(deployment.schedules, key=lambda one: str(one.slug))
+        last = _last_states(client, deployment, {str(one.slug) for one in stored})
         return [_row(one, last.get(str(one.slug), "")) for one in stored]
 
 
@@ -153,7 +193,7 @@ def set_paused(customer: str, is_paused: bool) -> None:
     """
     with server() as client:
         deployment = _deployment(client)
-        found = [one for one in _stored(client) if one.slug == customer]
+        found = [one for one in deployment.schedules if one.slug == customer] if deployment else []
         if deployment is None or not found:
             raise UserError(
                 f"Prefect has no schedule of {customer}; write customers.{customer}.schedule in "
@@ -170,21 +210,31 @@ def set_paused(customer: str, is_paused: bool) -> None:
                     client.delete_flow_run(run.id)
 
 
-def run_now(settings: Settings, customer: str) -> FlowRun:
+def run_now(
+    settings: Settings, customer: str, *, patience_seconds: float = 0.0, poll_seconds: float = 5.0
+) -> FlowRun:
     """Ask for a run of a customer at once, by whichever worker is free.
+
+    Args:
+        patience_seconds: how long to wait for the first sync, which a controller does at boot.
 
     Raises:
         UserError: no such customer, no Prefect server is named, or nothing was synced to it.
         Unreachable: it does not answer.
     """
     load(settings.root, customer)
+    deadline = time.monotonic() + patience_seconds
     with server():
-        try:
-            run = run_deployment(FULL_NAME, parameters={"customer": customer}, timeout=0)
-        except ObjectNotFound:
-            raise UserError("Prefect has no schedules; run: turbo-vaed schedule sync") from None
-    assert isinstance(run, FlowRun)
-    return run
+        while True:
+            try:
+                run = run_deployment(FULL_NAME, parameters={"customer": customer}, timeout=0)
+            except ObjectNotFound:
+                if time.monotonic() < deadline:
+                    time.sleep(poll_seconds)
+                    continue
+                raise UserError("Prefect has no schedules; run: turbo-vaed schedule sync") from None
+            assert isinstance(run, FlowRun)
+            return run
 
 
 @contextmanager
@@ -235,16 +285,11 @@ def _schedules(settings: Settings, paused: Collection[str | None]) -> dict[str, 
     return found
 
 
-def _deployment(client: SyncPrefectClient) -> DeploymentResponse | None:
+def _deployment(client: SyncPrefectClient, name: str = FULL_NAME) -> DeploymentResponse | None:
     try:
-        return client.read_deployment_by_name(FULL_NAME)
+        return client.read_deployment_by_name(name)
     except ObjectNotFound:
         return None
-
-
-def _stored(client: SyncPrefectClient) -> list[DeploymentSchedule]:
-    found = _deployment(client)
-    return [] if found is None else list(client.read_deployment_schedules(found.id))
 
 
 def _runs(
@@ -266,10 +311,9 @@ def _runs(
             return
 
 
-def _late(client: SyncPrefectClient) -> list[FlowRun]:
+def _late(client: SyncPrefectClient, deployment: DeploymentResponse) -> list[FlowRun]:
     """The scheduled runs that no worker has begun in time."""
-    deployment = _deployment(client)
-    found = [] if deployment is None else list(_runs(client, deployment, ["SCHEDULED"]))
+    found = list(_runs(client, deployment, ["SCHEDULED"]))
     return [run for run in found if run.auto_scheduled and run.state_name == "Late"]
 
 
@@ -279,11 +323,11 @@ def _skip(client: SyncPrefectClient, run: FlowRun, why: str) -> None:
     client.set_flow_run_state(run.id, ended, force=True)
 
 
-def _last_states(client: SyncPrefectClient, customers: set[str]) -> dict[str, str]:
+def _last_states(
+    client: SyncPrefectClient, deployment: DeploymentResponse, customers: set[str]
+) -> dict[str, str]:
     """The name of the state of the last run of each customer that had one lately."""
-    deployment, found = _deployment(client), dict[str, str]()
-    if deployment is None:
-        return found
+    found: dict[str, str] = {}
     begun = ["RUNNING", "COMPLETED", "FAILED", "CANCELLED", "CRASHED", "CANCELLING", "PENDING"]
     for run in itertools.islice(_runs(client, deployment, begun), _MOST_RUNS):
         found.setdefault(str(run.parameters.get("customer")), str(run.state_name))

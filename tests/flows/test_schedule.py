@@ -116,7 +116,10 @@ def test_a_server_has_the_schedules_of_params_yaml_and_keeps_what_is_paused(tmp_
 
     assert list(synced()) == names, "a customer without a schedule has none"
     with get_client(sync_client=True) as client:
-        before = {s.slug: s.id for s in schedule._stored(client)}
+        first = schedule._deployment(client)
+        before = {s.slug: s.id for s in first.schedules}
+        synced()
+        assert schedule._deployment(client).updated == first.updated, "runs that wait stay"
     schedule.set_paused("c-1", True)
     document["customers"]["c-2"]["schedule"]["cron"] = "7 4 * * *"
     del document["customers"]["c-3"]["schedule"]
@@ -126,8 +129,9 @@ def test_a_server_has_the_schedules_of_params_yaml_and_keeps_what_is_paused(tmp_
     assert [name for name, row in rows.items() if row.is_paused] == ["c-1"]
     assert rows["c-2"].cron == "7 4 * * *" and rows["c-2"].timezone == "Europe/Berlin"
     with get_client(sync_client=True) as client:
-        after = {s.slug: s.id for s in schedule._stored(client)}
-        parameters = {s.slug: s.parameters for s in schedule._stored(client)}
+        stored = schedule._deployment(client).schedules
+        after = {s.slug: s.id for s in stored}
+        parameters = {s.slug: s.parameters for s in stored}
         (also,) = client.read_deployment_by_name("maintenance/all").schedules
         assert also.active
     assert after["c-0"] == before["c-0"], "an unchanged schedule is not made anew"
