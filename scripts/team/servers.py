@@ -35,6 +35,8 @@ STOP_ORDER = ["worker", "ray", "mlflow", "prefect", "s3", "postgres"]
 _READY_SECONDS = 240.0
 _DATABASES = {"ledger": "ledger_owner", "mlflow": "mlflow", "prefect": "prefect"}
 """Each with the role that owns it."""
+_WHOLE = {"Key": "turbo-vaed", "Value": "whole"}
+"""A tag of the bucket, which its server forgets with the objects."""
 
 
 def start_all(layout: Layout, supervisor: Supervisor, say: Callable[[str], None]) -> None:
@@ -110,35 +112,43 @@ def make_bucket(layout: Layout) -> None:
 
 
 def keep_objects(layout: Layout) -> None:
-    """Copy the bucket's objects to files: the local S3 has them in memory alone.
+    """Copy the bucket's objects to files: the local S3 has them in memory alone. What was removed
+    from the bucket goes from the files too, unless the S3 was restarted since `restore_objects`
+    and has lost what it had.
 
     Raises:
         Fault: some could not be copied; the S3 still has them.
     """
-    _copy_objects(layout, f":s3:{BUCKET}", str(layout.home / "s3"))
+    make_bucket(layout)
+    verb = "sync" if _is_whole(layout) else "copy"
+    _rclone(layout, verb, f":s3:{BUCKET}", str(layout.home / "s3"))
 
 
 def restore_objects(layout: Layout) -> None:
     """Copy the kept files to the bucket, where it has lost them."""
-    _copy_objects(layout, str(layout.home / "s3"), f":s3:{BUCKET}", "--ignore-existing")
+    if _is_whole(layout):
+        return
+    kept = layout.home / "s3"
+    kept.mkdir(exist_ok=True)
+    _rclone(layout, "copy", str(kept), f":s3:{BUCKET}", "--ignore-existing")
+    _s3(layout).put_bucket_tagging(Bucket=BUCKET, Tagging={"TagSet": [_WHOLE]})
 
 
-def _copy_objects(layout: Layout, source: str, target: str, *more: str) -> None:
+def _is_whole(layout: Layout) -> bool:
+    """Whether the bucket has had the kept files back since its server was started."""
+    try:
+        return _WHOLE in _s3(layout).get_bucket_tagging(Bucket=BUCKET)["TagSet"]
+    except botocore.exceptions.ClientError:  # no tags, or no bucket
+        return False
+
+
+def _rclone(layout: Layout, verb: str, source: str, target: str, *more: str) -> None:
     program = Path(sys.executable).with_name("rclone")
     options = {"PROVIDER": "Other", "ENV_AUTH": "true", "ENDPOINT": layout.url("s3")}
     given = {**layout.s3_client(), **{f"RCLONE_S3_{k}": v for k, v in options.items()}}
+    unchanged = ["--config", "", "--no-update-modtime", "--checksum"]
     done = subprocess.run(
-        [
-            program,
-            "copy",
-            source,
-            target,
-            "--config",
-            "",
-            "--no-update-modtime",
-            "--checksum",
-            *more,
-        ],
+        [program, verb, source, target, *unchanged, *more],
         env={**os.environ, **given},
         capture_output=True,
         text=True,

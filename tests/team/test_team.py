@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import botocore.exceptions
 import psutil
 import psycopg
 import pytest
@@ -93,6 +94,13 @@ def s3(stack: Layout):
         aws_secret_access_key=stack.secrets["s3_secret"],
         region_name="us-east-1",
     )
+
+
+def buckets(stack: Layout) -> list[str] | None:
+    try:
+        return [one["Name"] for one in s3(stack).list_buckets()["Buckets"]]
+    except botocore.exceptions.EndpointConnectionError:
+        return None
 
 
 def mlflow(stack: Layout, path: str, **given: object) -> requests.Response:
@@ -230,6 +238,27 @@ def test_down_leaves_the_data_and_no_process(stack, first):
     assert (stack.home / "postgres/PG_VERSION").is_file()
     assert any((stack.home / "s3/mlflow").rglob("package.json")), "kept, to be restored"
     assert not stack.sockets.exists()
+
+
+def test_objects_come_back_but_for_those_that_were_removed(stack, first):
+    assert verb("up").returncode == 0
+
+    def keys() -> set[str]:
+        listed = s3(stack).get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+        return {one["Key"] for page in listed for one in page.get("Contents", ())}
+
+    (removed, *_), before = sorted(keys()), keys()
+    s3(stack).delete_object(Bucket=BUCKET, Key=removed)
+    assert verb("down").returncode == 0
+    assert verb("up").returncode == 0
+    assert keys() == before - {removed}
+    dead = next(p["pid"] for p in Supervisor(stack).programs() if p["name"] == "s3")
+    os.kill(dead, signal.SIGKILL)
+    while buckets(stack) != []:
+        time.sleep(0.2)
+    assert verb("down").returncode == 0
+    assert verb("up").returncode == 0
+    assert keys() == before - {removed}, "an S3 that lost its memory takes nothing from the files"
 
 
 def _command_of(process: psutil.Process) -> str:

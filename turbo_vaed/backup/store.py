@@ -132,7 +132,7 @@ class Store:
         """
         content = content_of(source)
         if known.get(content.sha256) != content.size:
-            self._tree.put(source, _place(content.sha256))
+            self._put(source, _place(content.sha256))
             if (kept := self._tree.size(_place(content.sha256))) != content.size:
                 raise CorruptFile(f"{source} changed while it was copied: {kept} bytes are kept")
             known[content.sha256] = content.size
@@ -154,7 +154,12 @@ class Store:
             path = Path(folder, "document")
             signed = {**document, "document_sha256": sha256_json(document)}
             path.write_text(json.dumps(signed, indent=1), encoding="utf-8")
-            self._tree.put(path, f"backups/{name}.json")
+            self._put(path, f"backups/{name}.json")
+
+    def _put(self, source: Path, path: str) -> None:
+        if self._tree.is_local:  # dumps of databases: nobody else reads them
+            Path(self.url).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._tree.put(source, path)
 
     def read(self, name: str | None = None) -> tuple[str, dict[str, Any]]:
         """The name and the document of a backup, of the newest one by default.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from turbo_vaed.config.money import BudgetParams
 from turbo_vaed.costs.money import format_usd
 from turbo_vaed.costs.open_runs import OpenRun
 from turbo_vaed.report import formatting
@@ -212,7 +213,7 @@ def _month_meter(fleet: Fleet) -> dict[str, Any] | None:
         return None
     spend = Spend(usd=fleet.month_usd, limit_usd=fleet.month_limit_usd, is_month=True)
     return {
-        **_bar(spend, warn=0.8),
+        **_bar(spend, warn=BudgetParams().warn_share),
         "spent": f"{format_usd(spend.usd)} spent in {fleet.month.label}",
         "limit": f"limit for all customers: {format_usd(spend.limit_usd)}",
     }
