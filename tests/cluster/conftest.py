@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from tests.cluster.environments import REGION, ZONES, environment
+from tests.costs.conftest import postgres as postgres
 from turbo_vaed.cluster.environment import Environment
 
 

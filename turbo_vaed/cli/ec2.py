@@ -12,6 +12,8 @@ from turbo_vaed.cli.tables import Customer
 from turbo_vaed.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Run a PoC on a team's cluster on EC2.")
+_BOOT_SECONDS = 1800.0
+"""Within which a controller that is booting has synced its schedules."""
 
 
 @app.command("run")
@@ -44,7 +46,7 @@ def run_on_ec2(
         f"controller {machine.instance_id} ({machine.instance_type} in {machine.zone}) "
         + ("is started, and needs some minutes" if is_new else "is up")
     )
-    run = schedule.run_now(settings, customer)
+    run = schedule.run_now(settings, customer, patience_seconds=_BOOT_SECONDS)
     print(f"submitted as {run.name} ({run.id})", flush=True)
     if is_followed:
         _follow(run.id, customer)

@@ -179,13 +179,14 @@ def _bring_machines(workspace: Workspace, settings: Settings, run: str, stage: s
     Raises:
         Unreachable: EC2 has none.
     """
-    prices, book = workspace.params.prices, price_book(workspace.params, settings)
     try:
+        whole = Workspace.load(settings.root, workspace.customer)  # what money decides, no output
+        book = price_book(whole.params, settings)
         config = cluster_config.plan(
             settings.root,
-            prices,
+            whole.params.prices,
             settings.ray_address or "",
-            fits_on_demand=cluster_config.fits_on_demand(workspace, settings, book, run=run),
+            fits_on_demand=cluster_config.fits_on_demand(whole, settings, book, run=run),
             up=count_by_type(),
             book=book,
         )
