@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -11,13 +12,20 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from tests import configs
+from tests.cluster.environments import SHAPES
+from tests.e2e.checkout import ROOT
+from tests.planning.customer import book
+from turbo_vaed.cluster import autoscaler
+from turbo_vaed.cluster.environment import FILE
 from turbo_vaed.costs import Ledger
 from turbo_vaed.errors import Fault
 from turbo_vaed.metering import run_stage
 from turbo_vaed.metering.run_stage import run_metered
+from turbo_vaed.planning import cluster_config
 from turbo_vaed.registry.client import experiment_id
 from turbo_vaed.settings import Settings
 from turbo_vaed.stages import params
@@ -111,3 +119,29 @@ def test_a_stage_run_by_hand_leaves_no_reservation(
         run_metered(settings, "gate", "demo")
     with Ledger.open(settings.ledger_url) as ledger:
         assert ledger.reservations(at=datetime.now(UTC)) == () and ledger.total() > 0
+
+
+def test_machines_are_asked_for_by_what_the_whole_run_may_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`encode` has a section without steps; what a run of them costs decides on demand."""
+    resolved(tmp_path)
+    (tmp_path / FILE).parent.mkdir(parents=True)
+    (tmp_path / FILE).write_text((ROOT / FILE).with_name("environment.example.yaml").read_text())
+    settings = dataclasses.replace(
+        Settings.from_environment(tmp_path),
+        ledger_url=f"sqlite:///{tmp_path}/ledger.db",
+        ray_address="10.0.0.5:6379",
+    )
+    waited: list[int] = []
+    monkeypatch.setattr(run_stage, "price_book", lambda *_: book(tmp_path))
+    monkeypatch.setattr(run_stage, "count_by_type", Counter)
+    monkeypatch.setattr(
+        run_stage, "wait_for_machines", lambda path, least, say: waited.append(least)
+    )
+    monkeypatch.setattr(cluster_config, "describe", lambda region, candidates: SHAPES)
+    stage = Workspace.for_stage(tmp_path, "demo", "encode")
+    run_stage._bring_machines(stage, settings, "demo-1", "encode")
+    written = yaml.safe_load((tmp_path / autoscaler.CONFIG).read_text())["available_node_types"]
+    assert written["g6.xlarge-on-demand"]["max_workers"], "what the demo costs there is cents"
+    assert waited == [1]
