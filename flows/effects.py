@@ -13,7 +13,7 @@ from flows.to_do import inconclusive_reason
 from turbo_vaed.cluster.nodes import nodes_of, own_node
 from turbo_vaed.cluster.session import ray_session
 from turbo_vaed.costs import Ledger, summarise
-from turbo_vaed.errors import BudgetRefused, Stopped
+from turbo_vaed.errors import BudgetRefused, Stopped, TurboVaedError
 from turbo_vaed.gate import repeat_advice
 from turbo_vaed.metering import idle_nodes
 from turbo_vaed.metering.storage_charges import charge_arrays, charge_storage
@@ -160,6 +160,7 @@ def report(
     params = workspace.params
     with Ledger.open(settings.ledger_url) as ledger:
         now = datetime.now(UTC)
+        _fetch_event_log(workspace, settings)
         charge_storage(workspace, ledger, settings, run=run.run_id, began=run.started_at, ended=now)
         _settle_arrays(workspace, settings, ledger, run, now)
         _charge_idle_nodes(workspace, settings, ledger, run)
@@ -204,6 +205,21 @@ def start_tracking_idle_nodes(workspace: Workspace, settings: Settings, run: run
         idle_nodes.start_tracking(
             ledger, nodes, seen, run=run.run_id, customer=workspace.customer, own_node=own
         )
+
+
+def _fetch_event_log(workspace: Workspace, settings: Settings) -> None:
+    """Have the event log, by which checkpoints are charged, as it was left by the checkout in which
+    this run has trained: it may have gone on here after that."""
+    url = settings.shared_checkpoints(workspace.customer)
+    if url is None:
+        return
+    from turbo_vaed.distill.checkpoints import Store  # takes PyTorch
+    from turbo_vaed.distill.shared_log import fetch_log
+
+    try:
+        fetch_log(workspace.progress_file, Store(url), patience_seconds=0.0)
+    except (TurboVaedError, OSError) as error:  # the report is worth more than this charge
+        log.warning("checkpoints are charged as far as this checkout knows them: %s", error)
 
 
 def _settle_arrays(

@@ -113,11 +113,13 @@ def stop_runs(chosen: list[Way]) -> dict[Way, Ended]:
                 ended[way] = whole_runs.carry_out(way, root, shared, after_step=after_step)
         with reported("the student that came of it"):
             undisturbed_root = whole_runs.make(Path(folder, "undisturbed"), alone)
+            last_root = roots[(len(chosen) + 1) % 2]
             difference = whole_runs.difference(
-                whole_runs.finish(roots[(len(chosen) + 1) % 2], shared),
-                whole_runs.finish(undisturbed_root, alone),
+                whole_runs.finish(last_root, shared), whole_runs.finish(undisturbed_root, alone)
             )
             assert difference <= BOUND, f"weights differ by {difference:g}"
+            saved = [one.at for one in ended.values() if one.saved_step]
+            whole_runs.check_is_one_run(last_root, shared, saved_before=min(saved, default=None))
             return ended
     return {}
 
@@ -176,7 +178,8 @@ def page_of_stops(ended: dict[Way, Ended]) -> str:
 that an end asks for) is ended in each of these ways, one after the other, and resumed each time in
 the other of two checkouts, which have a ledger, MLflow, DVC's remote and checkpoints in common.
 Then it goes to its end, and its student differs from that of an undisturbed run by at most
-{BOUND:g}. But for `kill -9`, the run's process ends with 130 and one sentence, its reservation is
+{BOUND:g}; its history has every step, and its checkpoints are charged from the first one on.
+But for `kill -9`, the run's process ends with 130 and one sentence, its reservation is
 released, and no run is open in the ledger, in MLflow or in Prefect.
 
 """ + "\n".join(rows) + "\n"  # fmt: skip

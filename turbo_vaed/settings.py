@@ -118,6 +118,11 @@ class Settings:
             return None
         return f"{self.arrays_url}/{customer}"
 
+    def shared_checkpoints(self, customer: str) -> str | None:
+        """Where a customer's checkpoints lie for every checkout; None where they lie in the
+        customer's own folder."""
+        return None if self.checkpoints_url is None else f"{self.checkpoints_url}/{customer}"
+
     @classmethod
     def from_environment(cls, root: Path | None = None) -> Settings:
         """Read the environment; `root` overrides the search for the checkout.

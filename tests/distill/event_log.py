@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -72,9 +73,20 @@ class Clock:
 
 
 def make_recorder(
-    path: Path, run_context: RunContext, job: str = "distill-a", steps: int = 60
+    path: Path,
+    run_context: RunContext,
+    job: str = "distill-a",
+    steps: int = 60,
+    on_checkpoint: Callable[[], None] = lambda: None,
 ) -> ProgressRecorder:
-    return ProgressRecorder(path, job=job, steps=steps, usd_per_hour=PRICE, run_context=run_context)
+    return ProgressRecorder(
+        path,
+        job=job,
+        steps=steps,
+        usd_per_hour=PRICE,
+        run_context=run_context,
+        on_checkpoint=on_checkpoint,
+    )
 
 
 def lines(path: Path, *kinds: str) -> list[dict[str, Any]]:

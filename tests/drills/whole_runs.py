@@ -7,6 +7,7 @@ end: its student must be that of a run which nobody stopped.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,11 +17,15 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 
 from tests.e2e import checkout
+from turbo_vaed.costs import Ledger
+from turbo_vaed.distill.events import read_events
+from turbo_vaed.metering.storage_charges import DISK
 from turbo_vaed.models import load_decoder
 
 STEPS = 400
@@ -59,9 +64,12 @@ class Ended:
     """Until its process had ended."""
     seconds_to_last: float
     """Until the last process below it had."""
+    at: float
+    """Unix seconds, when the last process had."""
     at_step: int
     """The last one before it was stopped."""
     saved_step: int
+    """0 where none was ever saved."""
 
 
 def _signal_group(number: signal.Signals) -> Callable[[Running], None]:
@@ -156,14 +164,31 @@ def difference(one: Path, other: Path) -> float:
     return max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
 
 
+def check_is_one_run(root: Path, shared: Path, *, saved_before: float | None) -> None:
+    """The history of the last run has every step, and checkpoints are charged without a gap from
+    the first one on, in whichever checkout that was.
+
+    Args:
+        saved_before: Unix seconds at which a checkpoint was there; None: no stop left one.
+    """
+    history = json.loads((root / "work/tiny/distill/history.json").read_text())
+    missing = {*range(1, STEPS + 1)} - {row["step"] for row in history["steps"]}
+    assert not missing, f"{len(missing)} steps are not in the history: {min(missing)} …"
+    with Ledger.open(environment(shared)["TURBO_VAED_LEDGER_URL"]) as ledger:
+        stored = sorted((c.started_at, c.ended_at) for c in ledger.charges() if c.resource == DISK)
+    is_late = saved_before is not None and stored[0][0].timestamp() > saved_before
+    assert not is_late, f"checkpoints are charged from {stored[0][0]} only"
+    for (_, until), (since, _) in pairwise(stored):
+        assert since <= until, f"checkpoints are not charged from {until} to {since}"
+
+
 def carry_out(way: Way, root: Path, shared: Path, *, after_step: int) -> Ended:
     """Run until it has done `after_step`, and end it.
 
     Raises:
         AssertionError: it ended in another way, too late, or left something open.
     """
-    events = root / "work/tiny/checkpoints/progress.jsonl"
-    before = events.stat().st_size if events.is_file() else 0
+    events, run_began = root / "work/tiny/checkpoints/progress.jsonl", time.time()
     with checkout.prefect_server(root) if way.needs_server else nullcontext({}) as server:
         log = root / "state" / "drill.log"
         log.parent.mkdir(exist_ok=True)
@@ -179,7 +204,7 @@ def carry_out(way: Way, root: Path, shared: Path, *, after_step: int) -> Ended:
             )
         below: list[psutil.Process] = []
         try:
-            while (step := _last_step(events, before)) < after_step:
+            while (step := _last_step(events, run_began)) < after_step:
                 assert process.poll() is None, log.read_text()[-2000:]
                 time.sleep(0.1)
             below = psutil.Process(process.pid).children(recursive=True)
@@ -190,7 +215,7 @@ def carry_out(way: Way, root: Path, shared: Path, *, after_step: int) -> Ended:
             code = process.wait(10 * SECONDS_TO_END)
             seconds = time.monotonic() - began
             _, alive = psutil.wait_procs(below, timeout=10 * SECONDS_TO_END)
-            seconds_to_last = time.monotonic() - began
+            seconds_to_last, at = time.monotonic() - began, time.time()
         finally:
             for one in (process, *below):
                 with suppress(psutil.NoSuchProcess):
@@ -205,6 +230,7 @@ def carry_out(way: Way, root: Path, shared: Path, *, after_step: int) -> Ended:
     return Ended(
         seconds=seconds,
         seconds_to_last=seconds_to_last,
+        at=at,
         at_step=step,
         saved_step=saved_step,
     )
@@ -229,16 +255,12 @@ def _check_nothing_is_open(run: Running, output: str) -> None:
         assert (last["state_type"], last["state_name"]) == ("CANCELLED", "Stopped")
 
 
-def _last_step(events: Path, before: int) -> int:
-    """The last step in an event log behind its first `before` bytes; -1 where none is."""
-    try:
-        found = events.read_bytes()[before:].decode()
-    except FileNotFoundError:
-        return -1
-    steps = re.findall(r'"event": "step", "step": (\d+)', found)
-    return int(steps[-1]) if steps else -1
+def _last_step(path: Path, since: float) -> int:
+    """The last step in an event log since that moment; -1 where none is."""
+    events = read_events(path) if path.is_file() else ()
+    return max((e["step"] for e in events if e["event"] == "step" and e["at"] > since), default=-1)
 
 
 def _saved_step(shared: Path) -> int:
     names = (shared / "checkpoints/tiny").glob("distill-*/*.pt")
-    return max(int(path.name.split("-")[0]) for path in names)
+    return max((int(path.name.split("-")[0]) for path in names), default=0)

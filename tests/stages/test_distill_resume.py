@@ -191,6 +191,25 @@ def test_another_student_starts_over_and_replaces_the_last_ones_checkpoints(
     assert known == {job: [2]}
 
 
+@pytest.mark.parametrize("end", ["finished", "budget"])
+def test_another_students_checkpoints_are_replaced_from_another_checkout_too(
+    stage: Stage,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+) -> None:
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(tmp_path, other, dirs_exist_ok=True)
+    shared = tmp_path / "shared"
+    monkeypatch.setenv("TURBO_VAED_CHECKPOINTS", str(shared))
+    stage.run(end)
+    stage.workspace = dataclasses.replace(stage.workspace, root=other)
+    stage.run(seed=5)
+    (_, (job, _)) = stage.started
+    assert stage.kept(shared / "demo") == {job: [2]}
+
+
 def test_checkpoints_that_cannot_be_removed_do_not_fail_the_stage(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

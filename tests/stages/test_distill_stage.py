@@ -6,7 +6,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,16 @@ import torch
 
 from tests import encoded
 from tests.drills.stage import fit_here
+from turbo_vaed.costs import Ledger
 from turbo_vaed.distill import train
 from turbo_vaed.distill.checkpoints import Store
 from turbo_vaed.distill.events import read_events
+from turbo_vaed.distill.shared_log import COPY
 from turbo_vaed.distill.validation import TeacherQuality
 from turbo_vaed.gate import early_stop
+from turbo_vaed.metering.storage_charges import charge_storage
 from turbo_vaed.models import load_decoder
+from turbo_vaed.settings import Settings
 from turbo_vaed.stages import distill
 from turbo_vaed.workspace import Workspace
 
@@ -89,6 +95,52 @@ def test_a_run_stopped_by_its_budget_leaves_a_student_and_resumes_with_a_larger_
     assert (history["stopped"], history["steps_done"]) == ("finished", STEPS)
     assert starts(workspace) == [None, 0]
     assert any(not torch.equal(w, started[name]) for name, w in weights(workspace).items())
+
+
+def test_a_run_that_was_stopped_goes_on_in_another_checkout_with_all_that_came_before(
+    workspace: Workspace,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The steps before, what the stop wasted, and since when checkpoints have been stored."""
+
+    def stopped(job: Any, store: Store, storage: str, on_event: Any, *rest: Any) -> None:
+        def listen(event: dict[str, Any]) -> None:
+            on_event(event)
+            if event["event"] == "step" and event["step"] == 5:
+                give_up = time.monotonic() + 30
+                saved = b'{"event": "checkpoint", "step": 4'
+                while not (copy.is_file() and saved in copy.read_bytes()):
+                    assert time.monotonic() < give_up, "a checkpoint is not in the copy"
+                    time.sleep(0.01)
+                raise KeyboardInterrupt
+
+        fit(job, store, storage, listen, *rest)
+
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(tmp_path, other, dirs_exist_ok=True)
+    monkeypatch.setenv("TURBO_VAED_CHECKPOINTS", str(tmp_path / "shared"))
+    copy = tmp_path / "shared/demo" / COPY
+    fit, began = train._fit, datetime.now(UTC)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train, "_fit", stopped)
+        run(workspace)
+    before = [*read_events(workspace.progress_file)]
+
+    resumed = dataclasses.replace(workspace, root=other)
+    history = run(resumed)
+    assert (history["stopped"], history["steps_done"]) == ("finished", STEPS)
+    log = [*read_events(resumed.progress_file)]
+    assert log[: len(before)] == before
+    assert starts(resumed) == [None, 4]
+    assert [(r["step"], r["lost_steps"]) for r in history["restarts"]] == [(5, 1)]
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        settings, ended = Settings.from_environment(other), datetime.now(UTC)
+        charge_storage(resumed, ledger, settings, run="r", began=began, ended=ended)
+        (stored,) = [c for c in ledger.charges(run="r") if c.resource == "disk (checkpoints)"]
+    first = next(event for event in before if event["event"] == "checkpoint")
+    assert stored.started_at == datetime.fromtimestamp(first["at"], UTC)
 
 
 def test_a_good_enough_run_stops_and_without_its_limit_ends_like_an_unlimited_one(

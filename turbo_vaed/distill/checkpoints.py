@@ -170,6 +170,32 @@ class Store:
         self._prune(name, state)
         return Saved(name=name, bytes=digest.size, seconds=time.perf_counter() - began)
 
+    def put(self, name: str, data: bytes) -> None:
+        """Add an object that is no checkpoint, or replace it.
+
+        Raises:
+            Busy: another run has claimed the store.
+            UserError, Unreachable: as `write`, of S3.
+            OSError: of a disk.
+        """
+        self._require_claim()
+        self._storage.write(name, lambda file: file.write(data))
+
+    def get(self, name: str, *, patience_seconds: float = 0.0) -> bytes:
+        """An object that is no checkpoint; S3 is tried again for so long.
+
+        Raises:
+            FileNotFoundError: there is none of this name.
+            UserError, Unreachable: as `write`, of S3.
+            OSError: of a disk.
+        """
+
+        def read() -> bytes:
+            with self._storage.open(name) as file:
+                return file.read()
+
+        return _retrying(read, lambda text: None, time.monotonic() + patience_seconds)
+
     def names(self) -> list[str]:
         """The checkpoints, newest first; objects with another kind of name are none.
 

@@ -301,7 +301,12 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         CorruptFile: another line is no event.
     """
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    return events_in(path.read_bytes(), path)
+
+
+def events_in(log: bytes, name: object) -> Iterator[dict[str, Any]]:
+    """As `read_events`, of the bytes of a log that `name` is the place of."""
+    for number, line in enumerate(log.split(b"\n")[:-1], 1):
         try:
             event = json.loads(line)
             is_event = isinstance(event["event"], str) and isinstance(event["at"], int | float)
@@ -309,7 +314,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
             is_event = False
         if not is_event:
             raise CorruptFile(
-                f"{path}, line {number}: found {line[:60]!r}, expected an event of a "
+                f"{name}, line {number}: found {line[:60]!r}, expected an event of a "
                 "distillation. Delete the file: only the record of earlier tries is lost"
             )
         yield event

@@ -51,7 +51,14 @@ class ProgressRecorder:
     """
 
     def __init__(
-        self, path: Path, *, job: str, steps: int, usd_per_hour: Decimal, run_context: RunContext
+        self,
+        path: Path,
+        *,
+        job: str,
+        steps: int,
+        usd_per_hour: Decimal,
+        run_context: RunContext,
+        on_checkpoint: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -60,11 +67,13 @@ class ProgressRecorder:
             steps: planned.
             usd_per_hour: of all nodes of the run together.
             run_context: takes metrics, pictures and waste.
+            on_checkpoint: called when one was written and logged.
 
         Raises:
             CorruptFile: what is at `path` is no event log.
         """
         self._run_context, self._samples = run_context, path.parent / SAMPLES
+        self._on_checkpoint = on_checkpoint
         self._steps = steps
         self._opening = {"job": job, "steps": steps, "usd_per_hour": plain(usd_per_hour)}
         self._printed: set[str] = set()
@@ -135,6 +144,7 @@ class ProgressRecorder:
                 self._printed.discard("checkpoint")
                 self._book_waste()
                 self._mark_useful(self.run.reached.get(event["step"], float(event["at"])))
+                self._on_checkpoint()
             case "checkpoint_failed":
                 text = f"the checkpoint of step {event['step']} is retried: {event['text']}"
                 self._print_once("checkpoint", text)

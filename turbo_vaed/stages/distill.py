@@ -13,6 +13,7 @@ from turbo_vaed.distill.checkpoints import Store
 from turbo_vaed.distill.events import recorded_jobs
 from turbo_vaed.distill.history import write_curves, write_student
 from turbo_vaed.distill.progress import ProgressRecorder, report_preparation
+from turbo_vaed.distill.shared_log import shared_log
 from turbo_vaed.distill.teacher_targets import prepare_teacher_targets
 from turbo_vaed.errors import TurboVaedError
 from turbo_vaed.gate.early_stop import early_stop_target
@@ -51,10 +52,14 @@ def run(workspace: Workspace) -> dict[str, object]:
     spec = teacher_targets_spec(workspace, student, settings)
     checkpoints = workspace.work / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    url = settings.checkpoints_url
-    storage = f"{url}/{workspace.customer}" if url else str(checkpoints)
-    jobs_before = recorded_jobs(workspace.progress_file)
-    with workspace.writing("distill") as folder, worker_session(settings):
+    shared = settings.shared_checkpoints(workspace.customer)
+    storage, token = shared or str(checkpoints), workspace.run_context.token
+    with (
+        workspace.writing("distill") as folder,
+        worker_session(settings),
+        shared_log(workspace.progress_file, shared, token=token) as copy_log_soon,
+    ):
+        jobs_before = recorded_jobs(workspace.progress_file)
         with report_preparation(workspace.progress_file) as report_progress:
             plan = prepare_teacher_targets(
                 spec,
@@ -78,13 +83,14 @@ def run(workspace: Workspace) -> dict[str, object]:
             steps=job.params.steps,
             usd_per_hour=job.costs.now_usd_per_hour,
             run_context=workspace.run_context,
+            on_checkpoint=copy_log_soon,
         ) as recorder:
             done = train.distill(
                 job,
                 storage=storage,
                 on_event=recorder.on_event,
                 costs=run_costs(workspace, settings, spending, recorder),
-                token=workspace.run_context.token,
+                token=token,
             )
         summary = recorder.summary() | {
             "pace_key": pace_key(workspace.params.distill, settings),
