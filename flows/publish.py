@@ -127,16 +127,16 @@ def publish(settings: Settings, site: Site, found: Publication) -> Fleet:
         last = replace(last, report=before.report)
     files.write_text(_kept(settings, customer), record.encoded(last).decode())
     is_known = before is not None and before.report == last.report
-    if last.outcome != "Unchanged" or not is_known:
+    is_new = last.outcome != "Unchanged" or not is_known
+    if is_new:
         for name, path in found.pages.items():
             site.write(name, path.read_bytes())
         publish_costs(settings, site, customer)
-        publish_costs(settings, site, None)
         publish_champion(settings, site, customer)
     if last.run:
         site.write(f"{_folder(customer, last.run)}/run.json", record.encoded(last))
     site.write(record.name_of(LastRun, customer), record.encoded(last))
-    return rebuild(settings, site)
+    return rebuild(settings, site, with_costs=is_new)
 
 
 def publish_all(
@@ -155,13 +155,15 @@ def publish_all(
     for done, customer in enumerate(names, 1):
         _publish_missing(settings, site, customer)
         report_done(done)
-    publish_costs(settings, site, None)
     _publish_champions(settings, site, names)
-    return rebuild(settings, site), site
+    return rebuild(settings, site, with_costs=True), site
 
 
-def rebuild(settings: Settings, site: Site) -> Fleet:
+def rebuild(settings: Settings, site: Site, *, with_costs: bool = False) -> Fleet:
     """Make the fleet's page and the metrics again, from all records.
+
+    Args:
+        with_costs: also the page of all customers' costs.
 
     Raises:
         UserError, Unreachable: of params.yaml, the site or the file of the metrics.
@@ -176,6 +178,8 @@ def rebuild(settings: Settings, site: Site) -> Fleet:
         contents = {n: contents[n] for n in contents if names.get(n) == known.get(n)}
         contents |= read_all(site, names.keys() - contents.keys())
         fleet = _gathered(settings, contents)
+        if with_costs:
+            publish_costs(settings, site, None)
         site.write(INDEX, fleet_page(fleet).encode())
         if settings.metrics_file is not None:
             _write_metrics(settings.metrics_file, fleet)

@@ -102,6 +102,7 @@ class Layout:
             "[mlflow]\ndefault_permission = READ\n"
             f"database_uri = {self.database('mlflow', 'mlflow')}\nadmin_username = admin\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+            "auth_cache_ttl_seconds = 60\n"  # else each of a run's 70 requests hashes a password
         )
         of_each = {
             "mlflow": {

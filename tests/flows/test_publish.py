@@ -308,6 +308,33 @@ def test_runs_that_end_at_once_are_all_on_the_page(settings: Settings, site: Sit
     assert [name for name in customers if f'data-value="{name}"' not in index] == []
 
 
+class Slow(Folder):
+    """A site on which another run ends while this one writes the page of all costs."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        super().__init__(folder)
+        self._settings, self._is_over = settings, False
+
+    def write(self, name: str, content: bytes) -> bool:
+        if name == "costs.html" and not self._is_over:
+            self._is_over = True
+            with Ledger.open(self._settings.ledger_url) as ledger:
+                charge(ledger, "late", "late-1", USD, at=datetime.now(UTC))
+            last = LastRun(customer="late", outcome="Passed", ended=datetime.now(UTC))
+            super().write(record.name_of(LastRun, "late"), record.encoded(last))
+        return super().write(name, content)
+
+
+def test_a_run_that_ends_meanwhile_is_on_the_page_of_all_costs(
+    settings: Settings, begun: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Slow(Path(settings.site_url), settings)
+    monkeypatch.setattr(publish, "site_at", lambda _: site)
+    after_run("demo", states.state_of(ran(settings)))
+    page = site.read("costs.html")
+    assert b"demo-1" in page and b"late-1" in page
+
+
 def test_runs_publish_to_a_bucket(
     settings: Settings, begun: None, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

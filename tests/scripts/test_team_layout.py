@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,15 @@ def test_what_runs_without_its_supervisor_keeps_its_data(home):
         server.kill()
         server.wait()
     assert down(made, remove=True) == 0 and not home.exists()
+
+
+@pytest.mark.slow
+def test_mlflow_hashes_a_password_once_a_minute_and_not_for_each_request(home, monkeypatch):
+    layout.prepare()
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(home / "env/mlflow-auth.ini"))
+    code = (
+        "from mlflow.server.auth.config import read_auth_config\n"
+        "assert read_auth_config().auth_cache_ttl_seconds == 60"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

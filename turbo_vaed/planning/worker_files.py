@@ -6,16 +6,18 @@ from __future__ import annotations
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from turbo_vaed.cluster.session import ray_session
-from turbo_vaed.distill.teacher_cache import TeacherTargetsSpec
 from turbo_vaed.errors import CorruptFile, UserError
 from turbo_vaed.runtime.files import read_json, write_json
 from turbo_vaed.settings import Settings
 from turbo_vaed.storage import published
 from turbo_vaed.workspace import Workspace
+
+if TYPE_CHECKING:  # it takes PyTorch, which a run that has nothing to do does not
+    from turbo_vaed.distill.teacher_cache import TeacherTargetsSpec
 
 CLIPS, LATENTS, TEACHER, PERCEPTUAL, TARGETS = "clip", "encode", "teacher", "perceptual", "targets"
 PARTS = {CLIPS: ("clips.json", "clips.zarr"), LATENTS: ("latents.json", "latents.zarr")}
