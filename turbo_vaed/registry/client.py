@@ -105,8 +105,9 @@ def find_or_create_run(
     return str(found[0].info.run_id)
 
 
-def end_runs(uri: str, customer: str, run_id: str) -> None:
-    """End as killed what is still running of a PoC run whose process has died.
+def end_runs(uri: str, customer: str, run_id: str, *, status: str = "KILLED") -> None:
+    """End what is still running of a PoC run: its process has died, or a stage did not wait for a
+    slow server to end its own.
 
     Raises:
         Unreachable: MLflow does not answer.
@@ -117,7 +118,7 @@ def end_runs(uri: str, customer: str, run_id: str) -> None:
         for tag in ("turbo_vaed.run_id", "turbo_vaed_run_id"):  # of live metrics; of registration
             wanted = f"tags.`{tag}` = '{run_id}' and attributes.status = 'RUNNING'"
             for found in client.search_runs([experiment], wanted):
-                client.set_terminated(found.info.run_id, "KILLED")
+                client.set_terminated(found.info.run_id, status)
 
 
 def log_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
