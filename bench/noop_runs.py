@@ -84,6 +84,7 @@ def measure(root: Path, names: list[str]) -> dict[str, Any]:
             while True:
                 time.sleep(1)
                 runs = flow_runs(given["PREFECT_API_URL"])
+                runs = [run for run in runs if run["parameters"].get("customer") in names]
                 ended = [run for run in runs if run["state"]["type"] in ("COMPLETED", "FAILED")]
                 assert worker.poll() is None, (root / "state/worker.log").read_text()
                 if len(ended) == len(names):
