@@ -20,7 +20,6 @@ from turbo_vaed.metering.storage_charges import charge_arrays, charge_storage
 from turbo_vaed.planning.pricing import price_text
 from turbo_vaed.planning.worker_files import remove_unused
 from turbo_vaed.registry import promotion
-from turbo_vaed.registry.client import end_runs
 from turbo_vaed.report.collect import collect
 from turbo_vaed.report.context import Failure, Registration
 from turbo_vaed.report.page import write_report
@@ -128,7 +127,6 @@ def register(workspace: Workspace, settings: Settings, run: runs.Run) -> Registr
         ],
     )
     uri = settings.mlflow_tracking_uri
-    end_runs(uri, workspace.customer, run.run_id, status="FINISHED")  # its stages have ended well
     return Registration(
         name=found.name,
         version=found.version,

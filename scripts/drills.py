@@ -1,16 +1,18 @@
 """Carry out the fault drills and write docs/drills.md: `make drills`, or some by their names.
 
 `python -m scripts.drills [NAME …]` from the checkout, `stops` for all those that stop a run,
-`restores` for a loss of everything; a table is written when all of its drills have kept their
-promises.
+`restores` for a loss of everything, `kills` for a run that is killed at random; a table is written
+when all of its drills have kept their promises.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import os
 import platform
+import random
 import signal
 import sys
 import tempfile
@@ -24,8 +26,9 @@ import ray
 import torch
 
 from tests.costs.conftest import Postgres
-from tests.drills import faults, restores, whole_runs
+from tests.drills import faults, kills, paid, restores, servers, whole_runs
 from tests.drills.drills import DRILLS, Drill, Outcome, carry_out, undisturbed
+from tests.drills.kills import Survived
 from tests.drills.restores import Restored
 from tests.drills.toy import CHECKPOINT_EVERY, STEPS, USD_PER_HOUR
 from tests.drills.whole_runs import WAYS, Ended, Way
@@ -37,16 +40,23 @@ STOPS = "## Stopped runs"
 """The heading under which the page has them."""
 LOSSES = "## Lost and restored"
 """The heading under which the page has the losses of everything."""
-RESTORES = "restores"
+KILLED = "## Killed at random"
+"""The heading under which the page has the run that is."""
+RESTORES, KILLS = "restores", "kills"
 MACHINES = 2
 BOUND = 1e-6
 """By which weights may differ that two workers computed, whose sums have no order."""
 
 
-def main(names: list[str]) -> int:
-    """Carry them out; returns how many broke a promise."""
+def main(names: list[str], *, count: int = kills.KILLS, seed: int | None = None) -> int:
+    """Carry them out; returns how many broke a promise.
+
+    Args:
+        count: of random kills; with fewer than `kills.KILLS` the page stays as it is.
+        seed: of what is killed when; None for any.
+    """
     names = [way.name for way in WAYS] if names == ["stops"] else names
-    known = [RESTORES, *(one.name for one in (*DRILLS, *WAYS))]
+    known = [RESTORES, KILLS, *(one.name for one in (*DRILLS, *WAYS))]
     if unknown := set(names) - set(known):
         print(f"no such drill: {', '.join(unknown)}; there are: {', '.join(known)}")
         return 2
@@ -54,23 +64,27 @@ def main(names: list[str]) -> int:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # the requests of the small S3
     drills = [drill for drill in DRILLS if not names or drill.name in names]
     ways = [way for way in WAYS if not names or way.name in names]
-    loses = not names or RESTORES in names
+    loses, kills_it = not names or RESTORES in names, not names or KILLS in names
     with faults.environment(ENVIRONMENT):
         outcomes, ended = distil(drills), stop_runs(ways)
         restored = lose_everything() if loses else {}
-    rest, _, third = PAGE.read_text().partition(LOSSES)
+        survived = kill_at_random(count, seed) if kills_it else None
+    rest, _, fourth = PAGE.read_text().partition(KILLED)
+    rest, _, third = rest.partition(LOSSES)
     first, _, second = rest.partition(STOPS)
-    third, second = LOSSES + third, STOPS + second
+    fourth, third, second = KILLED + fourth, LOSSES + third, STOPS + second
     if len(outcomes) == len(DRILLS):
         first = page(outcomes)
     if len(ended) == len(WAYS):
         second = STOPS + page_of_stops(ended)
     if len(restored) == 2:
         third = LOSSES + page_of_losses(restored)
-    PAGE.write_text("\n\n".join(part.strip() for part in (first, second, third)) + "\n")
-    return (
-        len(drills) - len(outcomes) + len(ways) - len(ended) + (2 - len(restored) if loses else 0)
-    )
+    if survived is not None and count >= kills.KILLS:
+        fourth = KILLED + page_of_kills(survived)
+    parts = (first, second, third, fourth)
+    PAGE.write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    broken = len(drills) - len(outcomes) + len(ways) - len(ended)
+    return broken + (2 - len(restored)) * loses + (survived is None) * kills_it
 
 
 def distil(chosen: list[Drill]) -> dict[Drill, Outcome]:
@@ -151,6 +165,17 @@ def lose_everything() -> dict[str, Restored]:
     return restored
 
 
+def kill_at_random(count: int, seed: int | None) -> Survived | None:
+    """Kill a run and what it stands on so often; what became of it, where it broke no promise."""
+    seed = random.randrange(10**6) if seed is None else seed
+    print(f"{KILLS}: {count} with the seed {seed} (--seed {seed} draws the same again)", flush=True)
+    with tempfile.TemporaryDirectory(prefix="turbo-vaed-") as name, reported(KILLS):
+        folder = Path(name)
+        folder.chmod(0o755)  # PostgreSQL is another user's
+        return kills.carry_out(folder, seed=seed, kills=count)
+    return None
+
+
 @contextlib.contextmanager
 def reported(name: str) -> Iterator[None]:
     """Print whether the block broke a promise, and how long it took."""
@@ -207,6 +232,58 @@ On PostgreSQL are ledger and MLflow's database, to which the run's charges and p
 """ + "\n".join(rows) + "\n"  # fmt: skip
 
 
+def page_of_kills(survived: Survived) -> str:
+    """What a run came through that was killed at random, in Markdown."""
+    rows = ["| killed | what that is | times |", "|---|---|---|"]
+    rows += [
+        f"| {name} | {about} | {survived.kills[name]} |" for name, about in kills.ABOUT.items()
+    ]
+    stages = [f"{name or 'between stages'} {n}" for name, n in survived.at.most_common()]
+    wasted_usd = format_usd(survived.wasted_usd)
+    share = survived.wasted_seconds / survived.charged_seconds
+    return f"""
+
+`turbo-vaed poc` of a small customer ({kills.STEPS} steps on {servers.MACHINES} workers, a
+checkpoint every {kills.TRAINING["checkpoint_every"]}) runs on a team's servers: PostgreSQL, an
+MLflow server, S3, Prefect, and a Ray cluster of a head and {servers.MACHINES} machines, all of them
+processes. At random moments before, in and after the training something of it gets SIGKILL, what
+was killed least first. A server comes back within seconds at its address, a machine after 15 to 25
+seconds; a run that ends is started again at once, each time in the other of two checkouts. After
+the last kill it goes to its end.
+
+Then the gate has passed; the student differs from that of an undisturbed run on one machine by at
+most {BOUND:g}, and so does every weight after the last step; the registry has one version, the
+champion, and an audit finds nothing wrong; nothing is reserved, and no run is open in the ledger,
+in MLflow or in Prefect; the other checkout finds nothing changed; of all that was started no
+process is left. In the ledger, no moment has more machines than there are, but for
+{2 * paid.CHANGE_SECONDS:.0f} seconds around one that was lost or came; and every process of a stage
+that was seen from outside is charged, but for its start and what a killed one had not yet written,
+a slice at most.
+
+moto's S3 has its objects in memory: what is killed is the process that answers at its address,
+which passes whole requests on to it. PostgreSQL does not wait for its disk (`fsync=off`): a process
+was killed, not the machine.
+
+""" + "\n".join(rows) + f"""
+
+| | |
+|---|---|
+| kills, by the stage that ran | {', '.join(stages)} |
+| seed | {survived.seed} |
+| starts of `turbo-vaed poc` | {survived.starts} |
+| minutes from the first start to the end | {survived.seconds / 60:.0f} |
+| charged | {survived.charged_seconds:.0f} machine-seconds, {format_usd(survived.charged_usd)} |
+| wasted | {survived.wasted_seconds:.0f} machine-seconds ({share:.0%}), {wasted_usd} |
+| lived and not charged | {survived.lost_seconds:.1f} s of processes, all of them killed |
+| charged twice | {survived.doubled_seconds:.1f} machine-seconds |
+| difference of the student's weights | {survived.difference:.1e} |
+| of all that was trained, after the last step | {survived.last_difference:.1e} |
+
+Measured {datetime.now(UTC):%Y-%m-%d} on {psutil.cpu_count()} CPU cores. The seed draws the same
+again, but processes take their time.
+"""  # fmt: skip
+
+
 def page(outcomes: dict[Drill, Outcome]) -> str:
     """The table of the drills, in Markdown."""
     memory = psutil.virtual_memory().total / 2**30
@@ -244,4 +321,9 @@ after {" ".join(f"{k}={v}" for k, v in faults.CLUSTER.items() if "health" in k)}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--kills", type=int, default=kills.KILLS, help="how many, at random")
+    parser.add_argument("--seed", type=int, help="of the random kills")
+    given = parser.parse_args()
+    sys.exit(main(given.names, count=given.kills, seed=given.seed))

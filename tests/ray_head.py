@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import psutil
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
@@ -31,15 +32,19 @@ T = TypeVar("T")
 
 
 @contextmanager
-def ray_head(*, cpus: int = 2, labels: dict[str, str] = SPOT) -> Iterator[Cluster]:
+def ray_head(*, cpus: int = 2, labels: dict[str, str] = SPOT, port: int = 0) -> Iterator[Cluster]:
     """A Ray of one node, to be joined at its `address`, until the block ends.
 
     Without the autoscaler, the monitor of its logs and the dashboard, which Ray starts, and waits
     for, even where it is to serve nothing.
+
+    Args:
+        port: at which it answers; 0 for any.
     """
     settings: dict[str, Any] = {
         "num_cpus": cpus,
         "labels": labels,
+        "gcs_server_port": port or None,
         "include_dashboard": False,
         "include_log_monitor": False,
         "no_monitor": True,
@@ -57,8 +62,14 @@ def ray_head(*, cpus: int = 2, labels: dict[str, str] = SPOT) -> Iterator[Cluste
 
 
 def started(start: Callable[[], T]) -> T:
-    """What `start` returns: Ray gives a node 30 s to start, and a busy machine needs more."""
+    """What `start` returns: Ray gives a node 30 s to start, and a busy machine needs more. What an
+    attempt leaves behind would hold its port."""
     for _ in range(2):
+        before = psutil.Process().children()
         with contextlib.suppress(Exception):  # a plain Exception
             return start()
+        for left in psutil.Process().children():
+            if left not in before:
+                left.kill()
+                left.wait()
     return start()

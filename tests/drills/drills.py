@@ -100,7 +100,20 @@ def carry_out(
     reported = total_usd(restart.usd for restart in progress.restarts)
     assert bool(wasted) == bool(reported), f"{wasted} USD wasted, {progress.restarts}"
     assert wasted <= reported + _CLOSING_USD, f"{wasted} USD wasted, {progress.restarts}"
-    difference = max(
+    found = difference(state, reference)
+    assert found <= drill.bound, f"weights differ by {found:g}"
+    return Outcome(
+        seconds_lost=sum(restart.seconds for restart in progress.restarts) + waited_seconds,
+        steps_lost=steps_lost,
+        wasted_usd=wasted,
+        difference=found,
+        starts=", ".join(f"{world} from {step}" for world, step in starts),
+    )
+
+
+def difference(state: Checkpoint, reference: Checkpoint) -> float:
+    """The largest of any weight, EMA weight or best weight of two states."""
+    return max(
         (ours[name] - theirs[name]).abs().max().item()
         for ours, theirs in (
             (state.student, reference.student),
@@ -108,14 +121,6 @@ def carry_out(
             (state.best, reference.best),
         )
         for name in theirs
-    )
-    assert difference <= drill.bound, f"weights differ by {difference:g}"
-    return Outcome(
-        seconds_lost=sum(restart.seconds for restart in progress.restarts) + waited_seconds,
-        steps_lost=steps_lost,
-        wasted_usd=wasted,
-        difference=difference,
-        starts=", ".join(f"{world} from {step}" for world, step in starts),
     )
 
 

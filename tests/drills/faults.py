@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import http.client
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 import psutil
 
 from tests import ray_head
+from tests.drills import endpoint
 
 CLUSTER = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -35,9 +35,11 @@ not in half a minute."""
 class Machines:
     """A Ray cluster of processes: a head, and machines of one CPU each; or a head alone."""
 
-    def __init__(self, cluster: Any, count: int = 0) -> None:
+    def __init__(
+        self, cluster: Any, count: int = 0, labels: Mapping[str, str] | None = None
+    ) -> None:
         """Add `count` machines to a running cluster; without any, its head is the machine."""
-        self._cluster = cluster
+        self._cluster, self._labels = cluster, dict(labels or {})
         self.address: str = cluster.address
         self.nodes: list[Any] = [] if count else [cluster.head_node]
         self._count = len(self.nodes) + count
@@ -45,15 +47,39 @@ class Machines:
 
     @classmethod
     @contextmanager
-    def started(cls, count: int) -> Iterator[Machines]:
-        """A cluster of a head without a CPU and `count` machines, until the block ends."""
-        with environment(CLUSTER), ray_head.ray_head(cpus=0, labels={}) as cluster:
-            yield cls(cluster, count)
+    def started(
+        cls,
+        count: int,
+        labels: Mapping[str, str] | None = None,
+        port: int = 0,
+        settings: Mapping[str, str] = CLUSTER,
+    ) -> Iterator[Machines]:
+        """A cluster of a head without a CPU and `count` machines, until the block ends.
+
+        Args:
+            labels: of each of them.
+            port: at which the head answers; 0 for any.
+            settings: in its environment.
+        """
+        head = ray_head.ray_head(cpus=0, labels=dict(labels or {}), port=port)
+        with environment(settings), head as cluster:
+            yield cls(cluster, count, labels)
 
     def mend(self) -> None:
         """Replace the machines that were lost."""
+        given = {"num_cpus": 1, "labels": self._labels}
         while len(self.nodes) < self._count:
-            self.nodes.append(ray_head.started(lambda: self._cluster.add_node(num_cpus=1)))
+            self.nodes.append(ray_head.started(lambda: self._cluster.add_node(**given)))
+
+    def forget_lost(self) -> int:
+        """Machines whose raylet has ended are none any more; how many."""
+        lost = [
+            node
+            for node in self.nodes
+            if node.all_processes["raylet"][0].process.poll() is not None
+        ]
+        self.nodes = [node for node in self.nodes if node not in lost]
+        return len(lost)
 
     def in_use(self) -> Any:
         """A machine that has a worker of Ray Train, not that of rank 0 if there are several."""
@@ -65,6 +91,28 @@ class Machines:
         """The processes of Ray Train's workers on a machine."""
         below = psutil.Process(_raylet(node)).children(recursive=True)
         return [process for process in below if "RayTrainWorker" in " ".join(_command(process))]
+
+    def at_work(self) -> list[psutil.Process]:
+        """The processes of tasks and actors on all machines, without idle ones."""
+        below = [
+            process
+            for node in self.nodes
+            if psutil.pid_exists(_raylet(node))
+            for process in psutil.Process(_raylet(node)).children(recursive=True)
+        ]
+        names = [(process, " ".join(_command(process))) for process in below]
+        return [one for one, name in names if name.startswith("ray::") and "IDLE" not in name]
+
+    def kill_raylet(self, node: Any) -> None:
+        """SIGKILL to a machine's raylet alone: what runs below it is to end by itself."""
+        self.nodes.remove(node)
+        kill(_raylet(node))
+
+    def kill_head(self) -> None:
+        """SIGKILL to the processes of the head alone."""
+        for processes in self._cluster.head_node.all_processes.values():
+            for one in processes:
+                kill(one.process.pid)
 
     def lose(self, node: Any) -> None:
         """SIGKILL to a machine's raylet and to all that runs below it."""
@@ -126,28 +174,12 @@ def _served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         thread.join()
 
 
-class _Quiet(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
-
-    def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-
 @contextmanager
 def node_watcher(machines: Machines, node: Any, deadline: datetime) -> Iterator[None]:
     """`turbo-vaed node watch` on a machine whose metadata say that EC2 takes it at `deadline`."""
     notice = f'{{"action": "terminate", "time": "{deadline.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"}}'
 
-    class Metadata(_Quiet):
+    class Metadata(endpoint.Quiet):
         def do_PUT(self) -> None:
             self.answer(200, b"token")
 
@@ -186,26 +218,14 @@ class FlakyS3:
 
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
-        host, port = server.get_host_and_port()
+        _, port = server.get_host_and_port()
         found: list[FlakyS3] = []
 
-        class Proxy(_Quiet):
-            def forward(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                if found[0].is_down:
-                    found[0].refused += 1
-                    self.answer(500, b"")
-                    return
-                behind = http.client.HTTPConnection(host, port, timeout=60)
-                behind.request(self.command, self.path, body, dict(self.headers))
-                reply = behind.getresponse()
-                kept = {k: v for k, v in reply.getheaders() if k.lower() not in _OF_THE_HOP}
-                self.answer(reply.status, reply.read(), kept)
-                behind.close()
+        def refuses() -> bool:
+            found[0].refused += found[0].is_down
+            return found[0].is_down
 
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
-
-        with _served(Proxy) as url:
+        with _served(endpoint.passing_on(port, refuses)) as url:
             found.append(cls(url))
             given = {
                 "AWS_ENDPOINT_URL": url,
@@ -219,9 +239,6 @@ class FlakyS3:
                     yield found[0]
             finally:
                 server.stop()
-
-
-_OF_THE_HOP = ("connection", "transfer-encoding", "content-length", "server", "date")
 
 
 @contextmanager

@@ -125,11 +125,12 @@ WAYS = (
 )
 
 
-def make(root: Path, shared: Path) -> Path:
+def make(root: Path, shared: Path, **changes: object) -> Path:
     """A checkout whose customer distils for a minute; returns it.
 
     Args:
         shared: what it has in common with others.
+        changes: other params of the distillation.
     """
     checkout.make(root, remote=shared / "remote")
     added = checkout.turbo_vaed(
@@ -137,7 +138,7 @@ def make(root: Path, shared: Path) -> Path:
     )
     assert added.returncode == 0, added.stderr
     longer = {"steps": STEPS, "checkpoint_every": 10 * STEPS, "validate_every": STEPS // 4}
-    distill = checkout.TINY["distill"] | longer
+    distill = checkout.TINY["distill"] | longer | changes
     checkout.override(root, **checkout.TINY | {"distill": distill})
     return root
 

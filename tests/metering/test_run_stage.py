@@ -85,7 +85,8 @@ def test_a_stage_has_a_tracker_of_its_run(
 def test_a_stage_run_by_hand_leaves_no_reservation(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    """While a stage runs on this machine, the nodes of its cluster are metered, too."""
+    """While a stage runs on this machine, the nodes of its cluster are metered, too: from when all
+    of them were charged for their idle time, this machine with them, so that it is paid once."""
     resolved(tmp_path)
     settings = dataclasses.replace(
         Settings.from_environment(tmp_path),
@@ -96,10 +97,13 @@ def test_a_stage_run_by_hand_leaves_no_reservation(
         ray_address="10.0.0.1:6379",
     )
     idle_meters: list[str] = []
+    idle_until: list[datetime] = []
 
     @contextmanager
     def others(workspace: Workspace, *given: object) -> Iterator[None]:
         idle_meters.append(str(given[-1]))
+        time.sleep(0.05)
+        idle_until.append(datetime.now(UTC))
         yield
         idle_meters.append("over")
 
@@ -119,6 +123,7 @@ def test_a_stage_run_by_hand_leaves_no_reservation(
         run_metered(settings, "gate", "demo")
     with Ledger.open(settings.ledger_url) as ledger:
         assert ledger.reservations(at=datetime.now(UTC)) == () and ledger.total() > 0
+        assert all(charge.started_at >= idle_until[0] for charge in ledger.charges())
 
 
 def test_machines_are_asked_for_by_what_the_whole_run_may_cost(

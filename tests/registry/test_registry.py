@@ -72,6 +72,27 @@ def test_the_same_package_and_verdict_is_registered_once(store: str, make: Make)
     assert len(runs) == 1
 
 
+def test_what_mlflow_still_takes_for_running_of_the_run_is_ended(store: str, make: Make) -> None:
+    """It was away when they ended."""
+    client = open_tracking(store)
+    experiment = experiment_id(client, store, "demo")
+    made = {
+        name: client.create_run(experiment, tags={tag: run}).info.run_id
+        for name, tag, run in (
+            ("a stage", "turbo_vaed.run_id", "demo-1"),
+            ("a try to register", "turbo_vaed_run_id", "demo-1"),
+            ("of another run", "turbo_vaed.run_id", "demo-2"),
+        )
+    }
+    put(store, make())
+    status = {name: client.get_run(run).info.status for name, run in made.items()}
+    assert status == {
+        "a stage": "FINISHED",
+        "a try to register": "KILLED",
+        "of another run": "RUNNING",
+    }
+
+
 def test_another_verdict_or_package_is_another_version(store: str, make: Make) -> None:
     put(store, make())
     assert put(store, make(psnr_db=29.9)).version == 2

@@ -114,7 +114,8 @@ def run_metered(settings: Settings, name: str, customer: str) -> dict[str, Any]:
                 charge=charge,
             )
             try:
-                with live, meter, _metering_idle_nodes(workspace, settings, ledger, run, name):
+                # The stage's own meter last: idle time up to now is charged for this machine, too.
+                with live, _metering_idle_nodes(workspace, settings, ledger, run, name), meter:
                     workspace = dataclasses.replace(workspace, run_context=run_context)
                     stage = importlib.import_module(f"turbo_vaed.stages.{name}")
                     figures: dict[str, Any] = stage.run(workspace)

@@ -105,9 +105,12 @@ def find_or_create_run(
     return str(found[0].info.run_id)
 
 
-def end_runs(uri: str, customer: str, run_id: str, *, status: str = "KILLED") -> None:
-    """End what is still running of a PoC run: its process has died, or a stage did not wait for a
-    slow server to end its own.
+def end_runs(uri: str, customer: str, run_id: str, *, stages: str = "KILLED") -> None:
+    """End what is still running of a PoC run: its process has died, or MLflow was away when a stage
+    or a registration ended.
+
+    Args:
+        stages: the status of its stages; a registration that did not end was killed.
 
     Raises:
         Unreachable: MLflow does not answer.
@@ -115,7 +118,7 @@ def end_runs(uri: str, customer: str, run_id: str, *, status: str = "KILLED") ->
     with translated_errors(uri):
         client = open_tracking(uri)
         experiment = experiment_id(client, uri, customer)
-        for tag in ("turbo_vaed.run_id", "turbo_vaed_run_id"):  # of live metrics; of registration
+        for tag, status in (("turbo_vaed.run_id", stages), ("turbo_vaed_run_id", "KILLED")):
             wanted = f"tags.`{tag}` = '{run_id}' and attributes.status = 'RUNNING'"
             for found in client.search_runs([experiment], wanted):
                 client.set_terminated(found.info.run_id, status)

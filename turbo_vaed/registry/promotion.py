@@ -20,6 +20,7 @@ from turbo_vaed.errors import CorruptFile, GateRefused, UserError
 from turbo_vaed.gate import VERDICT_NAME, Result, Verdict, read_verdict
 from turbo_vaed.registry.approval import Approval, approve, is_approved, rationale_of
 from turbo_vaed.registry.client import (
+    end_runs,
     experiment_id,
     ignoring_existing,
     log_values,
@@ -141,6 +142,8 @@ def register(
         raise GateRefused(f"cannot register {package_folder}: {'; '.join(mismatch)}")
     identity = {"package_sha256": package.sha256, "verdict_sha256": sha256_file(verdict_path)}
     client = open_tracking(tracking_uri)
+    # Its stages have ended, and so has a try to register it: MLflow was away then.
+    end_runs(tracking_uri, customer, run_id, stages="FINISHED")
     with translated_errors(tracking_uri):
         found = _find(client, name, identity)
         created = found is None
