@@ -1,4 +1,4 @@
-"""Twenty runs that begin at the same moment on a team's servers: whether ledger, MLflow, DVC's
+"""Runs that begin at the same moment on a team's servers: whether ledger, MLflow, DVC's
 remote, Prefect and the site have all of each afterwards, and how long that takes.
 
 Run: python bench/runs_at_once.py [--help]. Its last line is JSON, also written to bench/results.

@@ -208,8 +208,7 @@ def start_tracking_idle_nodes(workspace: Workspace, settings: Settings, run: run
 
 
 def _fetch_event_log(workspace: Workspace, settings: Settings) -> None:
-    """Have the event log, by which checkpoints are charged, as it was left by the checkout in which
-    this run has trained: it may have gone on here after that."""
+    """Fetch the event log if another checkout trained this run: checkpoints are charged by it."""
     url = settings.shared_checkpoints(workspace.customer)
     if url is None:
         return

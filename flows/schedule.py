@@ -11,7 +11,7 @@ import itertools
 import sys
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -44,9 +44,10 @@ from turbo_vaed.errors import TurboVaedError, Unreachable, UserError
 from turbo_vaed.settings import Settings
 
 POOL = "turbo-vaed"
-_DEPLOY_SECONDS = 600.0
-_SENT = ("version", "description", "tags", "entrypoint", "work_pool_name", "job_variables")
-"""Of a deployment, beside its schedules."""
+_REQUEST_SECONDS = 600.0
+_COMPARED = ("version", "description", "tags", "entrypoint", "work_pool_name", "job_variables")
+"""Fields by which a deployment has changed; its schedules are compared one by one."""
+_POLL_SECONDS = 5.0
 _PAGE = 200
 """Runs that Prefect gives at once."""
 _MOST_RUNS = 2000
@@ -74,14 +75,14 @@ def sync(settings: Settings) -> list[Row]:
         UserError: no Prefect server is named, or a customer's params are not valid.
         Unreachable: it does not answer.
     """
-    with server() as client:
+    with _patience(), server() as client:
         deployment = _deployment(client)
         stored = deployment.schedules if deployment else []
         paused = {one.slug for one in stored if not one.active}
         wanted = _schedules(settings, paused)
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        made = _deployed(
+        made, is_changed = _deployed(
             deployment,
             poc_flow,
             settings,
@@ -94,14 +95,15 @@ def sync(settings: Settings) -> list[Row]:
         for run in _late(client, deployment) if deployment and gone else ():
             _skip(client, run, "a schedule was removed")
         for one in gone:  # an update keeps those that it leaves out; all runs that wait go, too
-            client.delete_deployment_schedule(made, one.id)
+            with suppress(ObjectNotFound):  # an update that replaced all has removed it
+                client.delete_deployment_schedule(made, one.id)
         alarms.sync(client, settings, customers=made, maintenance=maintenance)
-    return rows()
+        return _rows(client, _deployment(client) if gone or is_changed else deployment)
 
 
 def _schedule_maintenance(client: SyncPrefectClient, settings: Settings) -> UUID:
     name = "all"
-    return _deployed(
+    made, _ = _deployed(
         _deployment(client, f"{maintenance_flow.name}/{name}"),
         maintenance_flow,
         settings,
@@ -109,6 +111,7 @@ def _schedule_maintenance(client: SyncPrefectClient, settings: Settings) -> UUID
         description="Dead runs are settled.",
         schedules=[Cron(CRON, slug="all")],
     )
+    return made
 
 
 def _deployed(
@@ -119,10 +122,11 @@ def _deployed(
     name: str,
     description: str,
     schedules: list[Schedule],
-) -> UUID:
+) -> tuple[UUID, bool]:
     """Have a flow deployed into the pool, for the checkout, with these schedules among others;
-    returns the deployment's id. Nothing is sent where `found`, as Prefect has it, is the same: at
-    each update Prefect removes the runs that wait, and makes them again seconds later.
+    returns the deployment's id, and whether it was changed. Nothing is sent where `found`, as
+    Prefect has it, is the same: at each update Prefect removes the runs that wait, and makes them
+    again seconds later.
     """
     changed = _changed(schedules, [] if found is None else found.schedules)
     deployment = flow.to_deployment(
@@ -140,23 +144,25 @@ def _deployed(
         tags=["turbo-vaed"],
     )
     assert isinstance(deployment, RunnerDeployment), "not awaited"
-    is_sent = found and all(getattr(found, key) == getattr(deployment, key) for key in _SENT)
-    if found is not None and is_sent and not changed:
-        return found.id
+    if found is not None and not changed:
+        differing = [k for k in _COMPARED if getattr(found, k) != getattr(deployment, k)]
+        if not differing:
+            return found.id, False
     try:
-        # All schedules are one request, which takes a server long where it is busy.
-        with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: _DEPLOY_SECONDS}):
-            made = deployment.apply()
+        made = deployment.apply()
     except DeploymentApplyError as error:
         raise Unreachable(
             f"the Prefect server at {PREFECT_API_URL.value()} does not take the schedules: {error}"
         ) from error
     assert isinstance(made, UUID), "not awaited"
-    return made
+    return made, True
 
 
 def _changed(wanted: list[Schedule], stored: list[DeploymentSchedule]) -> list[Schedule]:
-    """Those that Prefect lacks or has otherwise; an update keeps the ones that it leaves out."""
+    """Those that Prefect lacks or has otherwise: an update keeps the ones that it leaves out. All,
+    where one was made without a slug, as by hand in Prefect: an update then replaces all."""
+    if any(one.slug is None for one in stored):
+        return wanted
     known = {
         one.slug: (one.schedule.cron, one.schedule.timezone, one.parameters)
         for one in stored
@@ -174,13 +180,8 @@ def rows() -> list[Row]:
         UserError: no Prefect server is named.
         Unreachable: it does not answer.
     """
-    with server() as client:
-        deployment = _deployment(client)
-        if deployment is None:
-            return []
-        stored = sorted(deployment.schedules, key=lambda one: str(one.slug))
-        last = _last_states(client, deployment, {str(one.slug) for one in stored})
-        return [_row(one, last.get(str(one.slug), "")) for one in stored]
+    with _patience(), server() as client:
+        return _rows(client, _deployment(client))
 
 
 def set_paused(customer: str, is_paused: bool) -> None:
@@ -199,7 +200,10 @@ def set_paused(customer: str, is_paused: bool) -> None:
                 f"Prefect has no schedule of {customer}; write customers.{customer}.schedule in "
                 "params.yaml, then run: turbo-vaed schedule sync"
             )
-        client.update_deployment_schedule(deployment.id, found[0].id, active=not is_paused)
+        # Prefect's server empties the parameters of an update that leaves them out.
+        client.update_deployment_schedule(
+            deployment.id, found[0].id, active=not is_paused, parameters={"customer": customer}
+        )
         if is_paused:
             for run in list(_runs(client, deployment, ["SCHEDULED"])):
                 if run.parameters.get("customer") != customer or not run.auto_scheduled:
@@ -210,9 +214,7 @@ def set_paused(customer: str, is_paused: bool) -> None:
                     client.delete_flow_run(run.id)
 
 
-def run_now(
-    settings: Settings, customer: str, *, patience_seconds: float = 0.0, poll_seconds: float = 5.0
-) -> FlowRun:
+def run_now(settings: Settings, customer: str, *, patience_seconds: float = 0.0) -> FlowRun:
     """Ask for a run of a customer at once, by whichever worker is free.
 
     Args:
@@ -230,11 +232,16 @@ def run_now(
                 run = run_deployment(FULL_NAME, parameters={"customer": customer}, timeout=0)
             except ObjectNotFound:
                 if time.monotonic() < deadline:
-                    time.sleep(poll_seconds)
+                    time.sleep(_POLL_SECONDS)
                     continue
                 raise UserError("Prefect has no schedules; run: turbo-vaed schedule sync") from None
             assert isinstance(run, FlowRun)
             return run
+
+
+def _patience() -> AbstractContextManager[Any]:
+    """All schedules are one request, which takes a server long where it is busy."""
+    return temporary_settings({PREFECT_API_REQUEST_TIMEOUT: _REQUEST_SECONDS})
 
 
 @contextmanager
@@ -334,6 +341,14 @@ def _last_states(
         if customers <= found.keys():
             break
     return found
+
+
+def _rows(client: SyncPrefectClient, deployment: DeploymentResponse | None) -> list[Row]:
+    if deployment is None:
+        return []
+    stored = sorted(deployment.schedules, key=lambda one: str(one.slug))
+    last = _last_states(client, deployment, {str(one.slug) for one in stored})
+    return [_row(one, last.get(str(one.slug), "")) for one in stored]
 
 
 def _row(schedule: DeploymentSchedule, last: str) -> Row:

@@ -119,8 +119,13 @@ def keep_objects(layout: Layout) -> None:
     Raises:
         Fault: some could not be copied; the S3 still has them.
     """
-    make_bucket(layout)
-    verb = "sync" if _is_whole(layout) else "copy"
+    try:
+        make_bucket(layout)
+        verb = "sync" if _is_whole(layout) else "copy"
+    except botocore.exceptions.BotoCoreError as error:
+        raise Fault(
+            f"the local S3 does not answer, so that its objects are not kept: {error}"
+        ) from error
     _rclone(layout, verb, f":s3:{BUCKET}", str(layout.home / "s3"))
 
 
@@ -135,7 +140,7 @@ def restore_objects(layout: Layout) -> None:
 
 
 def _is_whole(layout: Layout) -> bool:
-    """Whether the bucket has had the kept files back since its server was started."""
+    """Whether the kept files were restored to the bucket since its server started."""
     try:
         return _WHOLE in _s3(layout).get_bucket_tagging(Bucket=BUCKET)["TagSet"]
     except botocore.exceptions.ClientError:  # no tags, or no bucket

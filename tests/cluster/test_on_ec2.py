@@ -49,6 +49,7 @@ class Ec2:
     def __init__(self, where: Environment, root: Path, folder: Path, given: dict[str, str]) -> None:
         self.where, self.root, self.folder = where, root, folder
         self.address = ray.util.get_node_ip_address()
+        self.failure = ""
         self.machines: dict[str, dict[str, Any]] = {}
         self.booted: dict[str, subprocess.Popen[bytes]] = {}
         self.client = boto3.client("ec2", region_name=where.region)
@@ -76,11 +77,20 @@ class Ec2:
         self.metadata.shutdown()
         for process in self.booted.values():
             self._end(process)
+        assert not self.failure
 
     def log(self) -> str:
-        return "\n".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("*.log")))
+        return self.failure + "\n".join(
+            path.read_text()[-3000:] for path in sorted(self.folder.glob("*.log"))
+        )
 
     def _watch(self) -> None:
+        try:
+            self._boot_all()
+        except Exception as error:  # of this thread, which nobody would hear
+            self.failure = repr(error)
+
+    def _boot_all(self) -> None:
         wanted = [{"Name": f"tag:{CLUSTER}", "Values": [self.where.name]}]
         while not self._over.wait(1):
             found = self.client.describe_instances(Filters=wanted)["Reservations"]

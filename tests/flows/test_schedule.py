@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Failed, Running
 
@@ -138,6 +139,19 @@ def test_a_server_has_the_schedules_of_params_yaml_and_keeps_what_is_paused(tmp_
     assert parameters["c-4"] == {"customer": "c-4"}
     schedule.set_paused("c-1", False)
     assert not any(row.is_paused for row in schedule.rows())
+    with get_client(sync_client=True) as client:
+        stored = schedule._deployment(client).schedules
+        assert {s.slug: s.parameters for s in stored} == parameters, "a pause keeps them"
+        client.create_deployment_schedules(
+            schedule._deployment(client).id, [(CronSchedule(cron="0 0 * * *"), False)]
+        )
+    schedule.set_paused("c-4", True)
+    document["customers"]["c-0"]["schedule"]["cron"] = "8 4 * * *"
+    configs.write(tmp_path, document)
+    rows = synced()
+    assert set(rows) == {"c-0", "c-1", "c-2", "c-4"}, "with one that somebody made by hand"
+    assert [name for name, row in rows.items() if row.is_paused] == ["c-4"]
+    schedule.set_paused("c-4", False)
     with pytest.raises(UserError, match="no schedule of by-hand"):
         schedule.set_paused("by-hand", True)
     assert schedule.run_now(settings, "c-0")

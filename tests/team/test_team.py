@@ -258,7 +258,7 @@ def test_objects_come_back_but_for_those_that_were_removed(stack, first):
         time.sleep(0.2)
     assert verb("down").returncode == 0
     assert verb("up").returncode == 0
-    assert keys() == before - {removed}, "an S3 that lost its memory takes nothing from the files"
+    assert keys() == before - {removed}, "a restarted S3 deletes no kept file"
 
 
 def _command_of(process: psutil.Process) -> str:

@@ -157,9 +157,9 @@ class Store:
             self._put(path, f"backups/{name}.json")
 
     def _put(self, source: Path, path: str) -> None:
-        if self._tree.is_local:  # dumps of databases: nobody else reads them
-            Path(self.url).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._tree.put(source, path)
+        if self._tree.is_local:  # dumps of databases: nobody else reads them
+            Path(self.url, path).chmod(0o600)
 
     def read(self, name: str | None = None) -> tuple[str, dict[str, Any]]:
         """The name and the document of a backup, of the newest one by default.

@@ -12,8 +12,9 @@ from turbo_vaed.cli.tables import Customer
 from turbo_vaed.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Run a PoC on a team's cluster on EC2.")
-_BOOT_SECONDS = 1800.0
-"""Within which a controller that is booting has synced its schedules."""
+_BOOT_SECONDS, _SYNC_SECONDS = 1800.0, 300.0
+"""How long to wait for a controller's first `schedule sync`: of one that boots, and of one that is
+up, for somebody may have started it just now."""
 
 
 @app.command("run")
@@ -44,9 +45,11 @@ def run_on_ec2(
     machine, is_new = controller.ensure(where)
     print(
         f"controller {machine.instance_id} ({machine.instance_type} in {machine.zone}) "
-        + ("is started, and needs some minutes" if is_new else "is up")
+        + ("is started; the run is submitted when it is up, in minutes" if is_new else "is up"),
+        flush=True,
     )
-    run = schedule.run_now(settings, customer, patience_seconds=_BOOT_SECONDS)
+    patience = _BOOT_SECONDS if is_new else _SYNC_SECONDS
+    run = schedule.run_now(settings, customer, patience_seconds=patience)
     print(f"submitted as {run.name} ({run.id})", flush=True)
     if is_followed:
         _follow(run.id, customer)

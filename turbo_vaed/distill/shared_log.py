@@ -16,16 +16,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from turbo_vaed.distill.checkpoints import Store
+from turbo_vaed.distill.checkpoints import Store, backoff_seconds
 from turbo_vaed.distill.events import events_in
-from turbo_vaed.errors import CorruptFile
+from turbo_vaed.errors import Busy, CorruptFile
 from turbo_vaed.runtime.files import atomic_file
 
 COPY = "progress.jsonl"
 """Its name, beside the folders of the customer's jobs."""
 EVERY_SECONDS = 60.0
-"""Between two copies at most, while anything is logged: not only with checkpoints, for the next
-driver books the time since the last one as wasted up to where the log ends."""
+"""Between two copies at most, while anything is logged. The next driver books time as wasted up to
+where the log ends, so it is not copied with checkpoints alone."""
 _PAUSES = 9.0
 """After each copy, so many times as long as it took: after 100,000 steps a log has 38 MB."""
 _LAST_SECONDS, _LAST_SECONDS_AFTER_ERROR = 60.0, 15.0
@@ -59,8 +59,8 @@ def shared_log(path: Path, url: str | None, *, token: int | None) -> Iterator[Ca
 
 
 def fetch_log(path: Path, store: Store, *, patience_seconds: float = 120.0) -> bool:
-    """Put a store's copy in the place of the event log at `path`, if it is newer by its last event;
-    returns whether it was. A copy that is damaged is none.
+    """Put a store's copy in the place of the event log at `path`, if it goes on from it or its last
+    event is newer; returns whether it was. A copy that is damaged is none.
 
     Args:
         patience_seconds: how long S3 is tried again.
@@ -73,12 +73,16 @@ def fetch_log(path: Path, store: Store, *, patience_seconds: float = 120.0) -> b
         copy = store.get(COPY, patience_seconds=patience_seconds)
     except FileNotFoundError:
         return False
-    known_at = _last_at(path.read_bytes(), path) if path.is_file() else 0.0
+    known = path.read_bytes() if path.is_file() else b""
+    known_at = _last_at(known, path)
     try:
-        if _last_at(copy, f"{store.url}/{COPY}") <= known_at:
-            return False
+        copied_at = _last_at(copy, f"{store.url}/{COPY}")
     except CorruptFile as error:
         print(f"the progress of other checkouts is not known: {error}", flush=True)
+        return False
+    # A log that begins with all of the other one goes on from it, whatever the machines' clocks.
+    goes_on = copy.startswith(known) and copy != known
+    if not goes_on and (known.startswith(copy) or copied_at <= known_at):
         return False
     with atomic_file(path) as temporary:
         temporary.write_bytes(copy)
@@ -97,7 +101,9 @@ class _Copier:
         self._path, self._store = path, store
         self._copied = (0, 0)  # size and time of the log at the last copy
         self._is_due, self._is_over = threading.Event(), threading.Event()
-        self._failure = ""
+        self._failure = ""  # of the last try
+        self._is_final = False
+        self._give_up = 0.0
         self._thread = threading.Thread(target=self._work, name="log-copier", daemon=True)
 
     def copy_soon(self) -> None:
@@ -113,11 +119,15 @@ class _Copier:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        patience = _LAST_SECONDS if error is None else _LAST_SECONDS_AFTER_ERROR
+        self._give_up = time.monotonic() + patience
         self._is_over.set()
         self._is_due.set()
-        self._thread.join(_LAST_SECONDS if error is None else _LAST_SECONDS_AFTER_ERROR)
+        self._thread.join(patience)
         if self._thread.is_alive():
-            self._print_once("writing it takes too long")
+            self._failure = "writing it takes too long"
+        if self._failure:
+            print(f"other checkouts do not see the end of its log: {self._failure}", flush=True)
 
     def _work(self) -> None:
         is_last = False
@@ -126,11 +136,27 @@ class _Copier:
             self._is_due.clear()
             is_last = self._is_over.is_set()
             began = time.monotonic()
-            try:
-                self._copy()
-                self._is_over.wait(_PAUSES * (time.monotonic() - began))
-            except Exception as error:  # whatever it is, the training goes on
-                self._print_once(str(error) or type(error).__name__)
+            self._try_copy()
+            self._is_over.wait(_PAUSES * (time.monotonic() - began))
+        failures = 0
+        while self._failure and not self._is_final:
+            delay = backoff_seconds(failures)
+            if time.monotonic() + delay > self._give_up:
+                return
+            time.sleep(delay)
+            self._try_copy()
+            failures += 1
+
+    def _try_copy(self) -> None:
+        """Copy, and keep why it failed; whatever that is, the training goes on."""
+        try:
+            self._copy()
+            self._failure = ""
+        except Exception as error:
+            if not self._failure and not self._is_over.is_set():
+                print(f"other checkouts do not see its newest steps yet: {error}", flush=True)
+            self._failure = str(error) or type(error).__name__
+            self._is_final = isinstance(error, Busy)  # another run has taken this one's place
 
     def _copy(self) -> None:
         if not self._path.is_file():
@@ -142,8 +168,3 @@ class _Copier:
         if log and state != self._copied:
             self._store.put(COPY, log)
             self._copied = state
-
-    def _print_once(self, failure: str) -> None:
-        if not self._failure:
-            self._failure = failure
-            print(f"other checkouts do not see all progress of the training: {failure}", flush=True)

@@ -181,7 +181,8 @@ def _bring_machines(workspace: Workspace, settings: Settings, run: str, stage: s
         Unreachable: EC2 has none.
     """
     try:
-        whole = Workspace.load(settings.root, workspace.customer)  # what money decides, no output
+        # All params, not the stage's section: they decide what is paid, never a stage's output.
+        whole = Workspace.load(settings.root, workspace.customer)
         book = price_book(whole.params, settings)
         config = cluster_config.plan(
             settings.root,
