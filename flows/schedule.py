@@ -45,8 +45,9 @@ from turbo_vaed.settings import Settings
 
 POOL = "turbo-vaed"
 _REQUEST_SECONDS = 600.0
-_COMPARED = ("version", "description", "tags", "entrypoint", "work_pool_name", "job_variables")
-"""Fields by which a deployment has changed; its schedules are compared one by one."""
+_COMPARED = ("description", "tags", "entrypoint", "work_pool_name", "job_variables")
+"""Fields by which a deployment has changed, beside its schedules; not its version, which Prefect
+takes from git where the checkout has a remote."""
 _POLL_SECONDS = 5.0
 _PAGE = 200
 """Runs that Prefect gives at once."""
