@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import subprocess
+from functools import partial
+from types import SimpleNamespace
 
 from prefect.settings import PREFECT_API_URL
 
@@ -58,20 +60,26 @@ def is_unchanged(workspace: Workspace, settings: Settings) -> bool:
         return customer_state.is_saved(workspace, open_runs)
 
 
-def start_server() -> None:
-    """Start Prefect's temporary server, as Prefect itself would, but so that a terminal's Ctrl-C
-    leaves it running: it has the end of the flow to record. It ends with this process, also where
-    that is killed."""
-    from prefect.server.api.server import SubprocessASGIServer
+def start_server() -> int:
+    """Start Prefect's temporary server, as Prefect itself would, but in a process group of its own:
+    what ends this one (Ctrl-C, a closed terminal, `timeout`, systemd's stop) leaves it running, for
+    it has the end of the flow to record. It ends with this process, also where that is killed.
+    Returns its process id.
+    """
+    from prefect.server.api import server as prefect
 
-    server = SubprocessASGIServer()
+    in_own_group = partial(subprocess.Popen, process_group=0)
+    prefect.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": in_own_group})  # type: ignore[attr-defined,assignment]
+    server = prefect.SubprocessASGIServer()
     with shielded(signal.SIGINT, signal.SIGHUP):
         server.start()
         assert server.server_process is not None
+        pid = server.server_process.pid
         reader, _open_until_we_end = os.pipe()
-        guard = f"read _; kill {server.server_process.pid} 2>/dev/null"
+        guard = f"read _; kill {pid} 2>/dev/null"
         subprocess.Popen(["sh", "-c", guard], stdin=reader, start_new_session=True)
         os.close(reader)
+    return pid
 
 
 def print_failures_once() -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -59,3 +63,27 @@ def test_only_a_run_that_does_something_starts_a_temporary_server(monkeypatch, u
         assert start.start(SimpleNamespace(), "tiny") == expected
     is_by_the_flow = expected == "flow"
     assert published == ([] if is_by_the_flow else [("tiny", "unchanged")])
+
+
+@pytest.mark.slow
+def test_the_temporary_server_outlives_what_ends_the_runs_group_and_not_the_run(tmp_path):
+    """It has the end of the flow to record."""
+    code = """
+import os, signal, sys, time
+from flows.start import start_server
+signal.signal(signal.SIGTERM, lambda *_: None)
+server = start_server()
+os.killpg(0, signal.SIGTERM)  # as `timeout` and systemd end a run
+time.sleep(1)
+print(server, open(f"/proc/{server}/stat").read().split()[2])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_LOGGING_LEVEL": "ERROR"},
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    pid, state = done.stdout.split()
+    assert state in "RSD", done.stderr
+    assert not psutil.pid_exists(int(pid))
