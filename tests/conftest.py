@@ -69,8 +69,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, at in enumerate(LONGEST) if item.nodeid.startswith(at)), len(LONGEST))
 
     for item in items:
-        is_on_postgres = item.name.endswith("[postgresql]") or "postgresql-" in item.name
-        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) or is_on_postgres:
+        variants = item.name.partition("[")[2].rstrip("]").split("-")
+        is_on_a_server = {"postgresql", "bucket"} & set(variants)
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) or is_on_a_server:
             item.add_marker(pytest.mark.slow)
     items.sort(key=rank)
     gc.collect()

@@ -20,6 +20,7 @@ from turbo_vaed.config.stages import STAGES
 from turbo_vaed.errors import BudgetRefused, Busy, CorruptFile, Fault, Stopped, TimedOut, UserError
 
 
+@pytest.mark.slow
 def test_the_flow_is_imported_without_what_only_a_run_with_something_to_do_needs():
     """A run that finds nothing changed takes half the time and a third of the memory so."""
     heavy = "{'torch', 'mlflow', 'ray', 'pandas', 'great_expectations'}"

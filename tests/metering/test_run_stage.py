@@ -126,6 +126,7 @@ def test_a_stage_run_by_hand_leaves_no_reservation(
         assert all(charge.started_at >= idle_until[0] for charge in ledger.charges())
 
 
+@pytest.mark.slow
 def test_machines_are_asked_for_by_what_the_whole_run_may_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
