@@ -50,7 +50,7 @@ poc: setup ## run the PoC of CUSTOMER (demo): from videos to a judged package an
 test: setup litert browser lint docs ## run every check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-fast: $(STAMP) ## the checks of two minutes: no Ray, servers, browsers or exporters
+test-fast: $(STAMP) ## the checks of a minute and a half: no Ray, servers, browsers or exporters
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not nightly"
 
