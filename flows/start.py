@@ -66,11 +66,11 @@ def start_server() -> int:
     it has the end of the flow to record. It ends with this process, also where that is killed.
     Returns its process id.
     """
-    from prefect.server.api import server as prefect
+    from prefect.server.api import server as prefect_server
 
     in_own_group = partial(subprocess.Popen, process_group=0)
-    prefect.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": in_own_group})  # type: ignore[attr-defined,assignment]
-    server = prefect.SubprocessASGIServer()
+    prefect_server.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": in_own_group})  # type: ignore[attr-defined,assignment]
+    server = prefect_server.SubprocessASGIServer()
     with shielded(signal.SIGINT, signal.SIGHUP):
         server.start()
         assert server.server_process is not None

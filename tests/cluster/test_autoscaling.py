@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 
 from tests.cluster.environments import candidate, environment, usd_per_hour
 from tests.cluster.fake_machines import GONE
+from tests.loopback import free_port
 from tests.ray_head import ENVIRONMENT
 from turbo_vaed.cluster import status
 from turbo_vaed.cluster.autoscaler import HEAD, Shape, node_types, render
@@ -104,9 +104,7 @@ def kill(nodes: list[dict[str, Any]]) -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="tv"))  # a socket's path is short
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
+    port = free_port("")
     address = f"{ray.util.get_node_ip_address()}:{port}"
     found = Cluster(folder, address)
     variables = {

@@ -1,5 +1,6 @@
-"""`turbo-vaed ec2 run` to its end. This test is EC2: it boots each machine that moto is asked for,
-the controller and the workers of its autoscaler, by the machine's own user data, as processes here.
+"""`turbo-vaed ec2 run` from submission to a passed gate. The test takes EC2's part: it boots each
+machine that moto is asked to start, the controller and its autoscaler's workers, by the machine's
+own user data, as processes here.
 
 Real are PostgreSQL, MLflow, Prefect, S3 and Secrets Manager (moto's, by HTTP), Ray's head with its
 autoscaler, its raylets and the run. Paths of the image lie in a folder of the test.
@@ -13,12 +14,10 @@ import itertools
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +32,7 @@ import yaml
 
 from tests.costs.conftest import Postgres
 from tests.e2e import checkout
+from tests.loopback import mlflow_server
 from tests.ray_head import ENVIRONMENT
 from turbo_vaed.cluster.autoscaler import CLUSTER, PYTHON_ROOT, VARIABLES
 from turbo_vaed.cluster.environment import FILE, Environment
@@ -163,25 +163,6 @@ class Ec2:
                 pass
 
         return Handler
-
-
-@contextlib.contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=folder, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
 
 
 def test_a_laptop_submits_and_the_cluster_does_the_rest(

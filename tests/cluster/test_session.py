@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import socket
-
 import pytest
 import ray
 
+from tests.loopback import free_port
 from turbo_vaed.cluster.session import START_ATTEMPTS, ray_session
 from turbo_vaed.errors import Fault, Unreachable
 
@@ -12,9 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_an_address_where_nothing_listens_is_unreachable() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     assert not ray.is_initialized()
     with (
         pytest.raises(Unreachable, match=rf"127\.0\.0\.1:{port}\b"),

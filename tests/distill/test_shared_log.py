@@ -207,8 +207,8 @@ def test_a_storage_that_is_down_is_reported_once_and_gets_the_log_later(
             s3.is_down = False
             log = write(here, 1.0, 2.0)
         assert copy_at(url) == log
-        said = capsys.readouterr().out
-        assert said.count("do not see its newest steps yet") == 1 and "the end" not in said
+        printed = capsys.readouterr().out
+        assert printed.count("do not see its newest steps yet") == 1 and "the end" not in printed
         s3.is_down = True
         with pytest.raises(Unreachable):
             fetch_log(here, Store(url), patience_seconds=0)

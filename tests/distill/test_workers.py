@@ -9,7 +9,6 @@ import json
 import math
 import multiprocessing as mp
 import os
-import socket
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from datetime import timedelta
@@ -19,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.loopback import free_port
 from turbo_vaed.distill.data import Clips
 from turbo_vaed.distill.job import QualityTarget
 from turbo_vaed.distill.loop import Loop
@@ -76,9 +76,7 @@ def work(do, job, rank: int) -> bytes | None:
 def on_two():
     """`on_two(job, do=trained)`: what `do` finds on two workers, of which rank 0 alone returns
     anything. They are the same two for all tests: each imports PyTorch."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     spawn = mp.get_context("spawn")
     with ExitStack() as stack:
         workers = [

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from tests import configs
+from tests.loopback import free_port
 from tests.videos import make_video
 
 ROOT = Path(__file__).parents[2]
@@ -112,9 +112,7 @@ def flow_runs(url: str) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def prefect_server(checkout: Path) -> Iterator[Mapping[str, str]]:
     """A Prefect server that stays, as a team has one; the environment by which runs find it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     (checkout / "state").mkdir(exist_ok=True)
     url = f"http://127.0.0.1:{port}/api"
     server = subprocess.Popen(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from tests.loopback import free_port
 from tests.registry.stored import Make, aliases, artifact, edit, put
 from turbo_vaed.errors import Fault, GateRefused, Unreachable, UserError
 from turbo_vaed.export.package import load_package
@@ -207,9 +208,7 @@ def test_a_store_that_is_not_a_database_is_a_fault(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_server_is_refused_at_once() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     start = time.monotonic()
     with pytest.raises(Unreachable) as caught:
         promote(tracking_uri=f"http://ann:secret@127.0.0.1:{port}", customer="demo", version=1)
