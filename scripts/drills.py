@@ -26,7 +26,7 @@ import ray
 import torch
 
 from tests.costs.conftest import Postgres
-from tests.drills import faults, kills, paid, restores, servers, whole_runs
+from tests.drills import disturbed, faults, kills, paid, restores, servers, whole_runs
 from tests.drills.drills import DRILLS, Drill, Outcome, carry_out, undisturbed
 from tests.drills.kills import Survived
 from tests.drills.restores import Restored
@@ -236,7 +236,7 @@ def page_of_kills(survived: Survived) -> str:
     """What a run came through that was killed at random, in Markdown."""
     rows = ["| killed | what that is | times |", "|---|---|---|"]
     rows += [
-        f"| {name} | {about} | {survived.kills[name]} |" for name, about in kills.ABOUT.items()
+        f"| {name} | {about} | {survived.kills[name]} |" for name, about in disturbed.ABOUT.items()
     ]
     stages = [f"{name or 'between stages'} {n}" for name, n in survived.at.most_common()]
     wasted_usd = format_usd(survived.wasted_usd)
